@@ -1,0 +1,50 @@
+"""JAX backend: loops that stay loops under tracing, and JAX's own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subquad._blocks import loop_blocks, rows, take_rows
+from subquad._dispatch import Override
+from subquad_jax import _attention
+
+KERNELS = {"softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),)}
+
+
+def synchronize(*arrays: Any) -> None:
+    """Wait for the arrays."""
+    jax.block_until_ready(arrays)
+
+
+def concrete(*arrays: Any) -> bool:
+    """Can values be read, i.e. is none of the arrays a tracer?"""
+    return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+
+def scan_blocks(
+    step: Callable[..., tuple[Any, Any]], carry: Any, arrays: Sequence[Any], size: int
+) -> tuple[Any, Any]:
+    """`lax.scan` over blocks while tracing, so that compile time does not grow with n; the Python loop otherwise."""
+    n = rows(arrays)
+    if n <= size or concrete(*arrays, *jax.tree.leaves(carry)):
+        return loop_blocks(step, carry, arrays, size, xp=jnp)
+    whole = n // size
+
+    def body(carry: Any, block: Any) -> tuple[Any, Any]:
+        cut = [
+            None if x is None else jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=x.ndim - 2) for x in arrays
+        ]
+        return step(carry, *cut)
+
+    carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
+    if out is not None:
+        out = jnp.moveaxis(out, 0, -3)
+        out = out.reshape(*out.shape[:-3], whole * size, out.shape[-1])
+    if whole * size < n:
+        carry, rest = step(carry, *take_rows(arrays, whole * size, n))
+        out = rest if out is None else jnp.concatenate([out, rest], axis=-2)
+    return carry, out

@@ -1,0 +1,50 @@
+"""Softmax attention by jax.nn.dot_product_attention."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# It forms all logits at once: beyond this many the blocked form is better.
+LOGITS = 2**24
+
+
+def declines(q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None) -> str | None:  # noqa: ARG001
+    """Why JAX's attention cannot take the call."""
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        return "an axis is empty"
+    if q.shape[-1] != v.shape[-1]:
+        return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
+    if causal:
+        return "it multiplies hidden values by 0, so one that is not finite would reach rows that do not see it"
+    logits = math.prod(q.shape[:-1]) * k.shape[-2]
+    if logits > LOGITS:
+        return f"it would hold {logits} logits at once"
+    return None
+
+
+def softmax_attention(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None  # noqa: ARG001
+) -> Array:
+    """The kernel `softmax_attention` for calls that are not causal."""
+    mask = seen = None
+    if key_mask is not None:
+        v = jnp.where(key_mask[..., None], v, 0.0)
+        seen = jnp.any(key_mask, axis=-1)[..., None, None]
+        mask = key_mask[..., None, :] | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
+    batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2])
+    heads = math.prod(batch)
+
+    def rows_first(x: Array) -> Array:  # (..., n, d) → (1, n, heads, d)
+        x = jnp.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(heads, *x.shape[-2:])
+        return jnp.moveaxis(x, 0, 1)[None]
+
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*batch, *mask.shape[-2:])).reshape(1, heads, *mask.shape[-2:])
+        mask = jnp.broadcast_to(mask, (1, heads, q.shape[-2], k.shape[-2]))
+    out = jax.nn.dot_product_attention(rows_first(q), rows_first(k), rows_first(v), mask=mask, scale=scale)
+    out = jnp.moveaxis(out[0], 1, 0).reshape(*batch, q.shape[-2], v.shape[-1])
+    return out if seen is None else jnp.where(seen, out, 0.0)

@@ -1,0 +1,3 @@
+"""NumPy backend: arrays that are computed at once and may be filled in place."""
+
+IN_PLACE = True

@@ -1,0 +1,47 @@
+"""PyTorch backend: what tracing needs, and PyTorch's own fused attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+
+from subquad._blocks import loop_blocks, rows
+from subquad._dispatch import Override
+from subquad_torch import _attention
+
+KERNELS = {"softmax_attention": (Override("sdpa", _attention.softmax_attention, _attention.declines),)}
+
+TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory
+
+
+def synchronize(*arrays: Any) -> None:
+    """Wait for the devices of the tensors."""
+    for array in arrays:
+        if array.is_cuda:
+            torch.cuda.synchronize(array.device)
+
+
+def concrete(*arrays: Any) -> bool:
+    """Can values be read? Not in a compiled function, under a functional transform, or on the meta device."""
+    if torch.compiler.is_compiling():
+        return False
+    tensors = [x for x in arrays if isinstance(x, torch.Tensor)]
+    return not any(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def host(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of Python values while compiling; its result is a constant of the graph."""
+    return function(*args)
+
+
+def scan_blocks(
+    step: Callable[..., tuple[Any, Any]], carry: Any, arrays: Sequence[Any], size: int
+) -> tuple[Any, Any]:
+    """The Python loop; with fewer and larger blocks where it gets unrolled into a graph."""
+    if torch.compiler.is_compiling():
+        size = max(size, -(-rows(arrays) // TRACED_BLOCKS))
+    return loop_blocks(step, carry, arrays, size, xp=xp)

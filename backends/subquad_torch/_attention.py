@@ -1,0 +1,68 @@
+"""Softmax attention by torch.nn.functional.scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+# A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
+MASK_ENTRIES = 2**24
+
+
+def declines(q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None) -> str | None:  # noqa: ARG001
+    """Why the fused attention cannot take the call."""
+    n, n_kv = q.shape[-2], k.shape[-2]
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        return "an axis is empty"
+    if causal and (n != n_kv or key_mask is not None) and n * n_kv > MASK_ENTRIES:
+        return f"it would need a mask of n × n_kv = {n} × {n_kv} entries"
+    return None
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
+) -> Tensor:
+    """The kernel `softmax_attention`: causal is aligned at the end, hidden keys and values are not even read."""
+    n, n_kv = q.shape[-2], k.shape[-2]
+    is_causal = causal and n == n_kv and key_mask is None
+    mask = seen = poison = None
+    if key_mask is not None:
+        keep = key_mask[..., None]
+        k, v = torch.where(keep, k, 0.0), torch.where(keep, v, 0.0)  # 0 · NaN is NaN: hide the values as well
+        mask = key_mask[..., None, :]
+    if causal:
+        # the fused kernels multiply hidden values by 0: one that is not finite is taken out and put back by hand
+        bad = ~(torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(v).all(-1, keepdim=True))
+        k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
+        poison = _reached(bad, n)
+        if not is_causal:
+            position = torch.arange(n_kv, device=q.device)
+            visible = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
+            mask = visible if mask is None else mask & visible
+    if mask is not None:
+        seen = mask.any(-1, keepdim=True)
+        mask = mask | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
+    batch = torch.broadcast_shapes(
+        q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2]
+    )
+    # the fused kernels take exactly four axes
+    flat = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *x.shape[-2:]) for x in (q, k, v)]
+    if mask is not None:
+        mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
+        mask = mask.expand(-1, -1, n, n_kv)
+    out = scaled_dot_product_attention(*flat, attn_mask=mask, is_causal=is_causal, scale=scale)
+    out = out.reshape(*batch, n, v.shape[-1])
+    if seen is not None:
+        out = torch.where(seen, out, 0.0)
+    return out if poison is None else torch.where(poison, torch.nan, out)
+
+
+def _reached(bad: Tensor, n: int) -> Tensor:
+    """Which of n rows see a key that is `bad`: (..., n_kv, 1) → (..., n, 1)."""
+    n_kv = bad.shape[-2]
+    reached = bad.to(torch.int32).cumsum(-2) > 0
+    if n <= n_kv:
+        return reached[..., n_kv - n :, :]
+    early = torch.zeros((*bad.shape[:-2], n - n_kv, 1), dtype=torch.bool, device=bad.device)
+    return torch.cat([early, reached], dim=-2)

@@ -1,0 +1,153 @@
+"""What may come in: array library, device, dtype and shape, checked once at the door."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from subquad._dispatch import Array, library_of
+
+
+def check_arrays(**arrays: Array | None) -> ModuleType:
+    """The namespace common to the arrays that are not None; TypeError or ValueError where they do not belong together."""
+    given = {name: x for name, x in arrays.items() if x is not None}
+    spaces = {name: _namespace(name, x) for name, x in given.items()}
+    first, xp = next(iter(spaces.items()))
+    for name, other in spaces.items():
+        if other is not xp:
+            msg = (
+                f"{first} is an array of {library_of(xp)} but {name} is an array of {library_of(other)}; "
+                f"convert one of them, nothing is moved between libraries silently"
+            )
+            raise TypeError(msg)
+    where = device(given[first])
+    for name, x in given.items():
+        there = device(x)
+        if where is not None and there is not None and there != where:  # traced arrays have no device
+            msg = f"{first} is on device {where} but {name} is on {there}; move them to one device"
+            raise ValueError(msg)
+    return xp
+
+
+def _namespace(name: str, x: Array) -> ModuleType:
+    if isinstance(x, np.ma.MaskedArray | np.matrix):
+        msg = (
+            f"{name} is a numpy {type(x).__name__}, which is not supported; "
+            f"pass a plain array (numpy.asarray) and hidden keys as key_mask"
+        )
+        raise TypeError(msg)
+    if isinstance(x, bool | int | float | complex | str | list | tuple):
+        xp = None  # asked before array_namespace, which skips Python scalars
+    else:
+        try:
+            xp = array_namespace(x)
+        except TypeError:
+            xp = None
+    if xp is None:
+        msg = (
+            f"{name} is a {type(x).__name__}, not an array; "
+            f"convert it first, for example with numpy.asarray({name}, dtype=float)"
+        )
+        raise TypeError(msg)
+    return xp
+
+
+def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array | None) -> None:
+    """TypeError unless every array that is not None has a real floating dtype (or complex, where allowed)."""
+    kinds = ("real floating", "complex floating") if complex_too else ("real floating",)
+    for name, x in arrays.items():
+        if x is not None and not is_dtype(xp, x, kinds):
+            expected = "a real or complex floating dtype" if complex_too else "a real floating dtype"
+            msg = f"{name} has dtype {x.dtype}, expected {expected}; convert it, for example to float32"
+            raise TypeError(msg)
+
+
+def is_dtype(xp: ModuleType, x: Array, kinds: str | tuple[str, ...]) -> bool:
+    """`isdtype` of the standard, False for the dtypes that it does not know."""
+    try:
+        return bool(xp.isdtype(x.dtype, kinds))
+    except TypeError:
+        return False
+
+
+def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
+    """The dtype to compute in: the common one, but at least float32."""
+    dtype = xp.result_type(*[x for x in arrays if x is not None])
+    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32:
+        return xp.float32
+    return dtype
+
+
+def cast(xp: ModuleType, x: Array | None, dtype: Any) -> Array | None:
+    """`x` in `dtype`, the same object where it has it already."""
+    return x if x is None or x.dtype == dtype else xp.astype(x, dtype)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{name} must be True or False, got {value!r} of type {type(value).__name__}"
+        raise TypeError(msg)
+    return bool(value)
+
+
+def check_count(name: str, value: Any) -> int:
+    """A Python integer ≥ 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        msg = f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{name} must be at least 1, got {value}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def check_seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        msg = (
+            f"seed must be a Python integer, got {type(value).__name__}; draws are made on the host, "
+            f"so that they are the same for every library: pass an integer, or the random array itself"
+        )
+        raise TypeError(msg)
+    if value < 0:
+        msg = f"seed must not be negative, got {value}"
+        raise ValueError(msg)
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
+        raise ValueError(msg)
+    return str(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        msg = f"{name} must be a number, got {value!r} of type {type(value).__name__}"
+        raise TypeError(msg)
+    if not value > 0 or math.isinf(value):
+        msg = f"{name} must be positive and finite, got {value}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The common batch shape by the standard's rules; ValueError names the arguments that do not fit."""
+    result: list[int] = []
+    for shape in shapes.values():
+        if shape is None:
+            continue
+        for axis in range(1, len(shape) + 1):
+            if axis > len(result):
+                result.insert(0, shape[-axis])
+            elif result[-axis] == 1:
+                result[-axis] = shape[-axis]
+            elif shape[-axis] not in (1, result[-axis]):
+                listed = ", ".join(f"{name} {list(s)}" for name, s in shapes.items() if s is not None)
+                msg = f"batch shapes do not broadcast: {listed}; they must be equal or 1 axis by axis"
+                raise ValueError(msg)
+    return tuple(result)

@@ -1,0 +1,113 @@
+"""Attention: the front door, and one file per method."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from subquad._dispatch import Array
+from subquad.attention._method import Method
+from subquad.attention.exact import Exact
+from subquad.attention.favor import Favor
+from subquad.attention.linear import Linear
+from subquad.attention.nystrom import Nystrom
+
+METHODS: dict[str, type[Method]] = {"exact": Exact, "favor": Favor, "linear": Linear, "nystrom": Nystrom}
+ALIASES = {"performer": "favor", "nystromformer": "nystrom"}
+
+__all__ = ["ALIASES", "METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    /,
+    method: str | Method,
+    *,
+    causal: bool = False,
+    key_mask: Array | None = None,
+    scale: float | None = None,
+    **options: Any,
+) -> Array:
+    """Attention of queries to keys by any method, on any array library.
+
+        out[i] ≈ Σ_j exp(scale q[i]·k[j]) v[j] / Σ_j exp(scale q[i]·k[j])
+
+    Parameters
+    ----------
+    q : array, shape (..., n, d)
+        Queries; real floating dtype. The axes before the last two are batch axes, heads included.
+    k, v : array, shape (..., n_kv, d) and (..., n_kv, d_v)
+        Keys and values, of the library and on the device of `q`. Batch axes broadcast; axis −3 may also divide
+        that of `q` (grouped queries).
+    method : str or method object
+        "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), or an instance such as
+        ``subquad.Favor(num_features=512)``.
+    causal : bool, default False
+        Query i sees keys up to i + (n_kv − n): aligned at the end. A method without an honest causal form raises.
+    key_mask : array of bool, broadcastable to (..., n_kv), optional
+        True = keep. A masked key has no influence at all. A row that sees no key is 0.
+    scale : float, optional
+        Factor of the logits q·k. Default: d ** -0.5 (1 for "linear").
+    **options
+        Fields of the method, such as ``num_features=512``; see its class.
+
+    Returns
+    -------
+    array, shape (..., n, d_v)
+        Of the library, device and dtype of the inputs (their common dtype if they differ). float16 and bfloat16
+        are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        For inputs that are not arrays of one library with a real floating dtype, or an option that does not exist.
+    ValueError
+        For shapes, devices or option values that do not fit; the message names the argument and what was expected.
+    NotImplementedError
+        For what a method cannot do, such as causal Nyström attention.
+
+    See Also
+    --------
+    subquad.explain : Which implementation a call uses.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 8, 1000, 64), dtype=np.float32)
+    >>> subquad.attention(q, k, v, "nystrom", num_landmarks=32).shape
+    (8, 1000, 64)
+    >>> subquad.attention(q, k, v, subquad.Favor(num_features=128), causal=True).dtype
+    dtype('float32')
+    """
+    return find_method(method, options)(q, k, v, causal=causal, key_mask=key_mask, scale=scale)
+
+
+def find_method(method: str | Method, options: dict[str, Any]) -> Method:
+    """The method object for a name and its options."""
+    if isinstance(method, Method):
+        if options:
+            msg = f"options {sorted(options)} were given with a {type(method).__name__} object; put them into it"
+            raise TypeError(msg)
+        return method
+    if not isinstance(method, str):
+        msg = f"method must be a name or a method object, got {type(method).__name__}; names: {', '.join(METHODS)}"
+        raise TypeError(msg)
+    cls = METHODS.get(ALIASES.get(method, method))
+    if cls is None:
+        msg = f"unknown method {method!r}; {_nearest(method, [*METHODS, *ALIASES])}"
+        raise ValueError(msg)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in options:
+        if name not in known:
+            msg = f"method {method!r} has no option {name!r}; {_nearest(name, known)}"
+            raise TypeError(msg)
+    return cls(**options)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}"

@@ -1,0 +1,100 @@
+"""Landmarks: m rows that stand for all rows of a sequence, of any length and with any mask.
+
+Segments and strata are cut by the *rank* of a row among the visible ones, so that padding changes nothing:
+rank t of c visible rows lies in segment s where the first c mod m segments have ⌈c/m⌉ rows and the others ⌊c/m⌋.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import device
+
+from subquad._arrays import broadcast_batch
+from subquad._blocks import rows_per_block, scan_blocks
+from subquad._dispatch import Array, backend_of
+from subquad._draw import generator
+
+OFFSET_BITS = 12  # random offsets within a stratum, as integers: the same on every library
+
+
+def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple[Array, Array | None]:
+    """Means of m consecutive segments, (..., m, d), and which of them hold a row, (..., m); None: all do."""
+    if mask is None:
+        length, longer = divmod(x.shape[-2], m)
+        parts = [
+            _mean_of_equal(xp, x[..., : longer * (length + 1), :], longer),
+            _mean_of_equal(xp, x[..., longer * (length + 1) :, :], m - longer),
+        ]
+        return (parts[1] if longer == 0 else xp.concat(parts, axis=-2)), None
+    rank, count = _ranks(xp, mask)
+    length, longer = count // m, count % m
+    first = longer * (length + 1)
+    one = xp.ones_like(length)
+    segment = xp.where(
+        rank < first, rank // (length + 1), longer + (rank - first) // xp.where(length == 0, one, length)
+    )
+    segment = xp.where(mask, segment, -1)
+    names = xp.arange(m, dtype=segment.dtype, device=device(x))
+
+    def add(total: Array, rows: Array, keep: Array, segment: Array) -> tuple[Array, None]:
+        members = xp.astype(segment == names, rows.dtype)
+        return total + xp.matrix_transpose(members) @ xp.where(keep, rows, 0.0), None
+
+    batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
+    total = xp.zeros((*batch, m, x.shape[-1]), dtype=x.dtype, device=device(x))
+    size = rows_per_block(math.prod(batch) * m)
+    total, _ = scan_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
+    rows = xp.where(names < longer, length + 1, length)
+    return total / xp.astype(xp.where(rows == 0, 1, rows), x.dtype)[..., None], rows > 0
+
+
+def uniform_rows(
+    xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int
+) -> tuple[Array, Array | None]:
+    """One random row from each of m equal strata, (..., m, d), and which strata hold a row, (..., m)."""
+    host = backend_of(xp).host(_offsets, m, seed)
+    if mask is None:
+        edges = _strata(np.arange(m + 1), x.shape[-2], m)
+        index = edges[:-1] + (host * np.diff(edges) >> OFFSET_BITS)
+        return xp.take(x, xp.asarray(index, device=device(x)), axis=-2), None
+    _, count = _ranks(xp, mask)
+    order = xp.argsort(xp.astype(~mask, xp.int8), axis=-1, stable=True)  # rank → position
+    names = xp.arange(m + 1, dtype=count.dtype, device=device(x))
+    edges = _strata(names, count, m)
+    width = edges[..., 1:] - edges[..., :-1]
+    offset = (xp.asarray(host, dtype=count.dtype, device=device(x)) * width) // (1 << OFFSET_BITS)
+    rank = edges[..., :-1] + xp.clip(offset, min=0)
+    last = xp.asarray(mask.shape[-1] - 1, dtype=count.dtype, device=device(x))
+    index = xp.take_along_axis(order, xp.astype(xp.minimum(rank, last), order.dtype), axis=-1)[..., None]
+    batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
+    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    index = xp.broadcast_to(index, (*batch, m, x.shape[-1]))
+    return xp.take_along_axis(x, index, axis=-2), width > 0
+
+
+def count_visible(xp: ModuleType, mask: Array) -> Array:
+    """Visible rows, (..., 1)."""
+    return xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)
+
+
+def _ranks(xp: ModuleType, mask: Array) -> tuple[Array, Array]:
+    rank = xp.cumulative_sum(xp.astype(mask, xp.int32), axis=-1) - 1
+    return rank, xp.astype(count_visible(xp, mask), rank.dtype)
+
+
+def _mean_of_equal(xp: ModuleType, x: Array, segments: int) -> Array:
+    shape = (*x.shape[:-2], segments, x.shape[-2] // max(segments, 1), x.shape[-1])
+    return xp.mean(xp.reshape(x, shape), axis=-2) if segments else x
+
+
+def _strata(names: Any, count: Any, m: int) -> Any:
+    """⌊i c / m⌋ without the product i · c, which overflows int32."""
+    return names * (count // m) + (names * (count % m)) // m
+
+
+def _offsets(m: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return generator(seed).integers(0, 1 << OFFSET_BITS, size=m, dtype=np.int64)

@@ -1,0 +1,23 @@
+"""Rows that count: which queries and keys enter a mean or a landmark."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from subquad._dispatch import Array
+from subquad.attention._door import Inputs
+
+
+def self_attention_mask(inputs: Inputs) -> Array | None:
+    """The mask of the queries: in self-attention (n = n_kv) a hidden key's query is padding too."""
+    return inputs.key_mask if inputs.q.shape[-2] == inputs.k.shape[-2] else None
+
+
+def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
+    """Mean over the rows that the mask keeps and that are finite, shape (..., 1, d); 0 where there are none."""
+    keep = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
+    if mask is not None:
+        keep = keep & mask[..., None]
+    count = xp.sum(xp.astype(keep, x.dtype), axis=-2, keepdims=True)
+    total = xp.sum(xp.where(keep, x, 0.0), axis=-2, keepdims=True)
+    return total / xp.where(count == 0, xp.ones_like(count), count)

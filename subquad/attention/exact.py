@@ -1,0 +1,59 @@
+"""Exact softmax attention.
+
+    out = softmax(s q kᵀ) v
+
+O(n n_kv (d + d_v)) time; O(n d_v) extra memory, in blocks with an online softmax, or by the library's own fused kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from subquad._dispatch import Array
+from subquad.attention._door import Inputs
+from subquad.attention._method import Method
+from subquad.kernels.softmax_attention import softmax_attention
+
+
+@dataclass(frozen=True)
+class Exact(Method):
+    """Exact softmax attention, out = softmax(s q kᵀ) v.
+
+    Parameters
+    ----------
+    implementation : str, default "auto"
+        "auto" takes the library's own fused attention where it can, "generic" the blocked online softmax;
+        or the name of an override, which then raises where it cannot take the call.
+
+    Notes
+    -----
+    Costs O(n n_kv (d + d_v)) operations and, generic, O(n d_v) extra memory. Kernel: `softmax_attention`.
+
+    References
+    ----------
+    .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, eq. (1).
+    .. [2] T. Dao et al., "FlashAttention", 2022, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q = k = np.zeros((3, 2))
+    >>> subquad.attention(q, k, np.array([[1.0], [2.0], [6.0]]), "exact")[:, 0]
+    array([3., 3., 3.])
+    """
+
+    implementation: str = "auto"
+
+    def evaluate(self, inputs: Inputs) -> Array:
+        return softmax_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            scale=inputs.scale,
+            causal=inputs.causal,
+            key_mask=inputs.key_mask,
+            implementation=self.implementation,
+        )
+
+    def uses_kernels(self) -> bool:
+        return True

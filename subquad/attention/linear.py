@@ -1,0 +1,86 @@
+"""Linear attention (Katharopoulos et al., "Transformers are RNNs", 2020).
+
+    out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j]),    φ(x) = elu(x) + 1
+
+O(n m d_v) time for m features, O(m d_v) extra memory. It does not approximate softmax attention: it is another layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from array_api_compat import device
+
+from subquad._dispatch import Array
+from subquad.attention._features import FeatureMap, FeatureMethod, Features
+
+
+@dataclass(frozen=True)
+class Linear(FeatureMethod):
+    """Linear attention with the feature map elu(x) + 1, or any other.
+
+        out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j])
+
+    Parameters
+    ----------
+    feature_map : "elu" or callable, default "elu"
+        φ: "elu" is elu(x) + 1; a callable takes rows (..., n, d) and returns features (..., n, m), m as it likes,
+        each row from its own row alone.
+
+    Notes
+    -----
+    `scale` is 1 unless given, as in the paper: φ sees √scale q and √scale k. With a map that is not positive
+    the denominator can vanish or change its sign; where it is exactly zero the row is 0.
+
+    References
+    ----------
+    .. [1] A. Katharopoulos et al., "Transformers are RNNs", 2020, eqs. (4)–(7).
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q = k = np.zeros((3, 2))
+    >>> subquad.attention(q, k, np.array([[1.0], [2.0], [6.0]]), "linear", causal=True)[:, 0]
+    array([1. , 1.5, 3. ])
+    """
+
+    feature_map: str | Callable[[Array], Array] = "elu"
+
+    def __post_init__(self) -> None:
+        if self.feature_map != "elu" and not callable(self.feature_map):
+            msg = f'feature_map must be "elu" or a function of an array, got {self.feature_map!r}'
+            raise ValueError(msg)
+
+    def default_scale(self, scale: float | None) -> float | None:
+        return 1.0 if scale is None else scale
+
+    def widths(self, xp: ModuleType, k: Array) -> tuple[int, int]:
+        if self.feature_map == "elu":
+            return k.shape[-1], k.shape[-1]
+        row = xp.zeros((1, k.shape[-1]), dtype=k.dtype, device=device(k))
+        return self._call(row).shape[-1], 1
+
+    def map_rows(
+        self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None  # noqa: ARG002
+    ) -> FeatureMap:
+        root = abs(scale) ** 0.5
+
+        def phi(x: Array, is_key: bool) -> Features:
+            factor = root if is_key or scale > 0 else -root
+            x = x if factor == 1 else x * factor
+            if self.feature_map != "elu":
+                return self._call(x), None
+            positive = x > 0
+            return None, xp.where(positive, xp.log1p(xp.where(positive, x, 0.0)), x)
+
+        return phi
+
+    def _call(self, x: Array) -> Array:
+        features = self.feature_map(x)  # type: ignore[operator]
+        if getattr(features, "shape", ())[:-1] != x.shape[:-1]:
+            got = getattr(features, "shape", type(features).__name__)
+            msg = f"feature_map must return one row per row: given shape {tuple(x.shape)}, it returned {got}"
+            raise ValueError(msg)
+        return features

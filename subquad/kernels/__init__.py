@@ -1,0 +1,6 @@
+"""The closed list of operations that a backend may replace, each complete in plain Array API."""
+
+from subquad.kernels.selective_scan import selective_scan
+from subquad.kernels.softmax_attention import softmax_attention
+
+__all__ = ["selective_scan", "softmax_attention"]
