@@ -28,16 +28,16 @@ def rows_per_block(width: int, *, least: int = 64, most: int = 1024) -> int:
 
 
 def scan_blocks(
-    step: Step, carry: Any, arrays: Sequence[Array | None], size: int, *, xp: ModuleType
+    step: Step, carry: Any, arrays: Sequence[Array | None], size: int, *, xp: ModuleType, exact: bool = False
 ) -> tuple[Any, Array | None]:
     """Fold `step` over blocks of `size` rows (axis −2, last block ragged) of `arrays`; None passes as None.
 
-    Returns the last carry and the outputs joined along axis −2 (None where the step gives none). `size` is advice:
-    a backend that unrolls loops takes larger blocks.
+    Returns the last carry and the outputs joined along axis −2 (None where the step gives none). `size` is advice
+    unless `exact`: a backend that unrolls loops takes larger blocks.
     """
     backend = backend_of(xp)
     if backend.scan_blocks is not None:
-        return backend.scan_blocks(step, carry, arrays, size)
+        return backend.scan_blocks(step, carry, arrays, size, exact=exact)
     return loop_blocks(step, carry, arrays, size, xp=xp, in_place=backend.in_place)
 
 

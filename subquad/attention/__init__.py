@@ -14,6 +14,7 @@ from subquad.attention.linear import Linear
 from subquad.attention.nystrom import Nystrom
 
 METHODS: dict[str, type[Method]] = {"exact": Exact, "favor": Favor, "linear": Linear, "nystrom": Nystrom}
+OPTIONS = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in METHODS.values()}
 ALIASES = {"performer": "favor", "nystromformer": "nystrom"}
 
 __all__ = ["ALIASES", "METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
@@ -99,10 +100,9 @@ def find_method(method: str | Method, options: dict[str, Any]) -> Method:
     if cls is None:
         msg = f"unknown method {method!r}; {_nearest(method, [*METHODS, *ALIASES])}"
         raise ValueError(msg)
-    known = [f.name for f in dataclasses.fields(cls)]
     for name in options:
-        if name not in known:
-            msg = f"method {method!r} has no option {name!r}; {_nearest(name, known)}"
+        if name not in OPTIONS[cls]:
+            msg = f"method {method!r} has no option {name!r}; {_nearest(name, list(OPTIONS[cls]))}"
             raise TypeError(msg)
     return cls(**options)
 

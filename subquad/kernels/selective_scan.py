@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from subquad._blocks import BLOCK_ELEMENTS, scan_blocks
+from subquad._blocks import scan_blocks
 from subquad._dispatch import Array, kernel
 
-RUN = 32  # steps of a run: the length of the unrolled loop, twice per span
+RUN = 32  # steps of a run: the length of the loop over steps, twice per span
+STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
 
 
 @kernel
@@ -52,10 +52,10 @@ def selective_scan(
     if reverse:
         rows = [None if x is None else xp.flip(x, axis=-2) for x in rows]
 
-    def advance(state: Array, u: Array, delta: Array, B_rows: Array, C_rows: Array) -> tuple[Array, Array]:
-        return _span(xp, state, u, delta, A, _Maps(xp, B, B_rows, d), _Maps(xp, C, C_rows, d))
+    def advance(state: Array, *span: Array) -> tuple[Array, Array]:
+        return _span(xp, state, A, B, C, span)
 
-    columns = max(1, min(64, BLOCK_ELEMENTS // (batch * d * A.shape[-1])))
+    columns = max(1, min(64, STEP_ELEMENTS // max(1, batch * d * A.shape[-1])))
     state, y = scan_blocks(advance, state, rows, RUN * columns, xp=xp)
     if reverse:
         y = xp.flip(y, axis=-2)
@@ -90,23 +90,6 @@ def read_out(xp: ModuleType, h: Array, C: Array, is_complex: bool) -> Array:
     return 2 * xp.real(xp.sum(h * C, axis=-1))
 
 
-class _Maps:
-    """B or C of a span by position: (columns of one step) → (batch or 1, columns, d or 1, d_state)."""
-
-    def __init__(self, xp: ModuleType, full: Array, rows: Array | None, d: int) -> None:
-        self.xp, self.rows, self.d = xp, rows, d
-        self.constant = full if rows is None else None
-        self.groups = None if rows is None else full.shape[-2]
-
-    def at(self, columns: list[Any]) -> Array:
-        """The maps of one step of every run; `columns` selects its rows."""
-        if self.constant is not None:
-            return self.constant
-        x = self.rows[tuple(columns)]
-        shape = (*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
-        return spread_groups(self.xp, self.xp.reshape(x, shape), self.d)
-
-
 def spread_groups(xp: ModuleType, x: Array, d: int) -> Array:
     """(..., groups, d_state) → (..., d or 1, d_state): channel c reads group c // (d / groups)."""
     groups = x.shape[-2]
@@ -118,46 +101,47 @@ def _as_rows(xp: ModuleType, x: Array) -> Array | None:
     return None if x.ndim == 2 else xp.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))
 
 
+def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Array:
+    """B or C of one step of every run, (batch or 1, columns, d or 1, d_state), from its rows; or the constant."""
+    if rows is None:
+        return maps
+    return spread_groups(xp, xp.reshape(rows, (*rows.shape[:2], *maps.shape[-2:])), d)
+
+
 def _span(
-    xp: ModuleType, state: Array, u: Array, delta: Array, A: Array, B: _Maps, C: _Maps
+    xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Array | None, ...]
 ) -> tuple[Array, Array]:
-    """Output of a span of rows and the state after it."""
-    batch, n, d = u.shape
-    columns = -(-n // RUN) if n > RUN else 1
+    """Output of a span of rows (u, delta, B, C) and the state after it."""
+    batch, n, d = span[0].shape
+    columns = -(-n // RUN)
     steps = -(-n // columns)
     columns = -(-n // steps)
-    ragged = columns * steps - n
     # a padded step has Δ = 0: the state passes through it unchanged
-    u, delta = (_runs(xp, x, columns, steps, ragged) for x in (u, delta))
-    for maps in (B, C):
-        if maps.rows is not None:
-            maps.rows = _runs(xp, maps.rows, columns, steps, ragged)
+    runs = [None if x is None else _runs(xp, x, columns, steps) for x in span]
     is_complex = xp.isdtype(A.dtype, "complex floating")
 
-    def step(h: Array | None, t: int) -> Array:
-        at = [slice(None), slice(None), t, slice(None)]
-        size = xp.expand_dims(delta[:, :, t, :], axis=-1)
-        drive = B.at(at) * (size * xp.expand_dims(u[:, :, t, :], axis=-1))
-        return drive if h is None else xp.exp(size * A) * h + drive
+    def learn(h: Array, u: Array, delta: Array, B_rows: Array | None, C_rows: Array | None = None) -> tuple[Array, None]:  # noqa: ARG001
+        size = xp.matrix_transpose(delta)
+        return xp.exp(size * A) * h + _maps_of_step(xp, B, B_rows, d) * (size * xp.matrix_transpose(u)), None
 
+    def emit(h: Array, u: Array, delta: Array, B_rows: Array | None, C_rows: Array | None) -> tuple[Array, Array]:
+        h, _ = learn(h, u, delta, B_rows)
+        y = read_out(xp, h, _maps_of_step(xp, C, C_rows, d), is_complex)
+        return h, xp.expand_dims(y, axis=-2)
+
+    before = xp.expand_dims(state, axis=1)
     if columns > 1:
-        h = None
-        for t in range(steps):
-            h = step(h, t)
-        total = xp.expand_dims(xp.sum(delta, axis=-2), axis=-1)
-        state = _join(xp, xp.exp(total * A), h, state)  # the state before every run
-    else:
-        state = xp.expand_dims(state, axis=1)
-    h, ys = state, []
-    for t in range(steps):
-        h = step(h, t)
-        ys.append(read_out(xp, h, C.at([slice(None), slice(None), t, slice(None)]), is_complex))
-    y = xp.reshape(xp.stack(ys, axis=2), (batch, columns * steps, d))
-    return h[:, -1, ...], y[:, :n, :]
+        zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=device(state))
+        left, _ = scan_blocks(learn, zero, runs, 1, xp=xp, exact=True)
+        total = xp.matrix_transpose(xp.sum(runs[1], axis=-2, keepdims=True))
+        before = _join(xp, xp.exp(total * A), left, before)
+    h, y = scan_blocks(emit, before, runs, 1, xp=xp, exact=True)
+    return h[:, -1, ...], xp.reshape(y, (batch, columns * steps, d))[:, :n, :]
 
 
-def _runs(xp: ModuleType, x: Array, columns: int, steps: int, ragged: int) -> Array:
+def _runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
     """(batch, n, ·) → (batch, columns, steps, ·), zeros behind the end."""
+    ragged = columns * steps - x.shape[1]
     if ragged:
         zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=device(x))
         x = xp.concat([x, zeros], axis=1)
@@ -166,7 +150,6 @@ def _runs(xp: ModuleType, x: Array, columns: int, steps: int, ragged: int) -> Ar
 
 def _join(xp: ModuleType, decay: Array, left: Array, initial: Array) -> Array:
     """The state before each run from what every run does: h ← decay h + left. Log-depth; no division."""
-    initial = xp.expand_dims(initial, axis=1)
     a, b = decay[:, :-1, ...], left[:, :-1, ...]
     b = xp.concat([initial, b], axis=1)  # the initial state acts as a run before the first
     a = xp.concat([xp.zeros_like(initial), a], axis=1)
