@@ -13,7 +13,7 @@ from subquad._dispatch import Array, library_of
 
 
 def check_arrays(**arrays: Array | None) -> ModuleType:
-    """The namespace common to the arrays that are not None; TypeError or ValueError where they do not belong together."""
+    """The namespace common to the arrays that are not None; TypeError or ValueError where there is none."""
     given = {name: x for name, x in arrays.items() if x is not None}
     spaces = {name: _namespace(name, x) for name, x in given.items()}
     first, xp = next(iter(spaces.items()))

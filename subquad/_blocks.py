@@ -15,8 +15,8 @@ from subquad._dispatch import Array, backend_of
 
 Step = Callable[..., tuple[Any, Array | None]]
 
-# Elements of the largest temporary of one block. 2**19 float32 are 2 MB: it stays in a core's cache.
-BLOCK_ELEMENTS = 2**19
+# Elements of the largest temporary of one block: 2**17 float32 are half a megabyte, a few of them fit a core's cache.
+BLOCK_ELEMENTS = 2**17
 
 
 def rows_per_block(width: int, *, least: int = 64, most: int = 1024) -> int:

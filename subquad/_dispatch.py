@@ -36,7 +36,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def _always(*arrays: Array) -> bool:  # noqa: ARG001 - the signature is the contract
+def _always(*arrays: Array) -> bool:
     return True
 
 
@@ -107,7 +107,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-class Explained(Exception):  # noqa: N818 - it is an answer, not an error
+class Explained(Exception):
     """Carries the explanation from the kernel that was reached to `explain`."""
 
     def __init__(self, explanation: Explanation) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 IN_PLACE = True
 
 
-def synchronize(*arrays: Any) -> None:  # noqa: ARG001 - a stream is waited for, not an array
+def synchronize(*arrays: Any) -> None:
     """Wait for the current stream."""
     import cupy
 

@@ -26,7 +26,12 @@ def concrete(*arrays: Any) -> bool:
 
 
 def scan_blocks(
-    step: Callable[..., tuple[Any, Any]], carry: Any, arrays: Sequence[Any], size: int, *, exact: bool = False  # noqa: ARG001
+    step: Callable[..., tuple[Any, Any]],
+    carry: Any,
+    arrays: Sequence[Any],
+    size: int,
+    *,
+    exact: bool = False,
 ) -> tuple[Any, Any]:
     """`lax.scan` over blocks while tracing, so that compile time does not grow with n; the Python loop otherwise."""
     n = rows(arrays)

@@ -12,7 +12,9 @@ from jax import Array
 LOGITS = 2**24
 
 
-def declines(q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None) -> str | None:  # noqa: ARG001
+def declines(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+) -> str | None:
     """Why JAX's attention cannot take the call."""
     if 0 in (*q.shape, *k.shape, *v.shape):
         return "an axis is empty"
@@ -27,7 +29,14 @@ def declines(q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = Fa
 
 
 def softmax_attention(
-    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None  # noqa: ARG001
+    q: Array,
+    k: Array,
+    v: Array,
+    /,
+    *,
+    scale: float,
+    causal: bool = False,
+    key_mask: Array | None = None,
 ) -> Array:
     """The kernel `softmax_attention` for calls that are not causal."""
     mask = seen = None

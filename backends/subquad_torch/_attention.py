@@ -10,7 +10,9 @@ from torch.nn.functional import scaled_dot_product_attention
 MASK_ENTRIES = 2**24
 
 
-def declines(q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None) -> str | None:  # noqa: ARG001
+def declines(
+    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
+) -> str | None:
     """Why the fused attention cannot take the call."""
     n, n_kv = q.shape[-2], k.shape[-2]
     if 0 in (*q.shape, *k.shape, *v.shape):
@@ -43,15 +45,15 @@ def softmax_attention(
     if mask is not None:
         seen = mask.any(-1, keepdim=True)
         mask = mask | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
-    batch = torch.broadcast_shapes(
-        q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2]
-    )
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2])
     # the fused kernels take exactly four axes
-    flat = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *x.shape[-2:]) for x in (q, k, v)]
+    queries, keys, values = (
+        x.expand(*batch, *x.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *x.shape[-2:]) for x in (q, k, v)
+    )
     if mask is not None:
         mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
         mask = mask.expand(-1, -1, n, n_kv)
-    out = scaled_dot_product_attention(*flat, attn_mask=mask, is_causal=is_causal, scale=scale)
+    out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
     out = out.reshape(*batch, n, v.shape[-1])
     if seen is not None:
         out = torch.where(seen, out, 0.0)

@@ -1,6 +1,6 @@
 """Depth-wise convolution along the sequence, as products with a banded matrix.
 
-    out[i] = Σ_s w[s] v[i + s − (taps − 1)/2],    v = 0 outside
+out[i] = Σ_s w[s] v[i + s − (taps − 1)/2],    v = 0 outside
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Inputs:
 
     def fold_mask(self, mask: Array) -> Array:
         """A (..., heads, n) array of the caller's in the grouped layout, (..., h_kv, g, n)."""
-        return _group_mask(self.xp, mask, self.heads, self.groups) if self.groups > 1 else mask
+        return group_mask(self.xp, mask, self.heads, self.groups) if self.groups > 1 else mask
 
     def fold_rows(self, x: Array) -> Array:
         """A (..., heads, rows, d) array of the caller's in the grouped layout."""
@@ -56,12 +56,12 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
     check_keys(k, v, key_mask, xp)
     if key_mask is not None and key_mask.shape[-1] != k.shape[-2]:
         key_mask = xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
-    groups = _groups(q, k, v)
+    groups = query_groups(q, k, v)
     heads = max(k.shape[-3], v.shape[-3]) if groups > 1 else 1
     if groups > 1:
         q = split_heads(xp, q, heads)
         k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
-        key_mask = _group_mask(xp, key_mask, heads, groups)
+        key_mask = group_mask(xp, key_mask, heads, groups)
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = _arrays.broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
     dtype = xp.result_type(q, k, v)
@@ -130,7 +130,7 @@ def _check_rank(name: str, x: Array) -> None:
         raise ValueError(msg)
 
 
-def _groups(q: Array, k: Array, v: Array) -> int:
+def query_groups(q: Array, k: Array, v: Array) -> int:
     """Query heads per key head, 1 where plain broadcasting does."""
     if min(q.ndim, k.ndim, v.ndim) < 3:
         return 1
@@ -154,7 +154,8 @@ def merge_heads(xp: ModuleType, x: Array) -> Array:
     return xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
 
 
-def _group_mask(xp: ModuleType, mask: Array | None, heads: int, groups: int) -> Array | None:
+def group_mask(xp: ModuleType, mask: Array | None, heads: int, groups: int) -> Array | None:
+    """A mask (..., heads · groups or heads or 1, n) in the grouped layout."""
     if mask is None or mask.ndim < 2:
         return mask
     if mask.shape[-2] == heads * groups:

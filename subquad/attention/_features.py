@@ -23,8 +23,17 @@ from subquad._dispatch import Array
 from subquad.attention import _door
 from subquad.attention._method import State, Streaming
 
-Features = tuple[Array | None, Array | None]
-FeatureMap = Callable[[Array, bool], Features]  # (x, is it a key?) → (value, log)
+Features = tuple[Array | None, Array | None]  # (value, log)
+RowMap = Callable[[Array], Features]
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """φ of keys, and of queries with a shift (..., 1, m) added to `log`, where a factor of a row may be left out."""
+
+    keys: RowMap
+    queries: Callable[[Array], RowMap]
+
 
 CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
 
@@ -33,9 +42,7 @@ CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
 class FeatureMethod(Streaming):
     """A method defined by a feature map. A subclass gives `map_rows` and `widths`."""
 
-    def map_rows(
-        self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None
-    ) -> FeatureMap:
+    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None) -> FeatureMap:
         """The map of rows to features, for arrays of the dtype and device of `like`."""
         raise NotImplementedError
 
@@ -43,11 +50,11 @@ class FeatureMethod(Streaming):
         """Number of features m of keys like `k`, and the width of `log` (m, or 1 where all features share it)."""
         raise NotImplementedError
 
-    def choose_center(self, inputs: _door.Inputs) -> tuple[Array, Array] | None:  # noqa: ARG002
+    def choose_center(self, inputs: _door.Inputs) -> tuple[Array, Array] | None:
         """Points (q̄, k̄) to subtract from queries and keys, each (..., 1, d)."""
         return None
 
-    def given_center(self, xp: ModuleType, like: Array) -> tuple[Array, Array] | None:  # noqa: ARG002
+    def given_center(self, xp: ModuleType, like: Array) -> tuple[Array, Array] | None:
         """The same where no queries are at hand: only what the caller gave."""
         return None
 
@@ -99,9 +106,7 @@ class FeatureMethod(Streaming):
             held = {name: x[..., 0, :, :] for name, x in held.items()}
         return inputs.leave(out), held
 
-    def summarize_keys(
-        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float
-    ) -> State:
+    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
         phi = self.map_rows(xp, k, scale=scale, center=self.given_center(xp, k))
         return self._absorb_all(xp, phi, self._no_keys(xp, k, v, key_mask), k, v, key_mask)
 
@@ -133,10 +138,10 @@ class FeatureMethod(Streaming):
         size = rows_per_block(math.prod(state["k"].shape[:-1]))
 
         def absorb(state: State, k: Array, v: Array, mask: Array | None) -> tuple[State, None]:
-            value, log = _hide(xp, phi(k, True), mask)
+            value, log = _hide(xp, phi.keys(k), mask)
             if mask is not None:
                 v = xp.where(mask, v, 0.0)
-            return _add(xp, state, k, v, value, log), None
+            return _add(xp, state, v, value, log), None
 
         if k.shape[-2] == 0:
             return state
@@ -144,11 +149,11 @@ class FeatureMethod(Streaming):
         return state
 
     def _read_all(self, xp: ModuleType, phi: FeatureMap, q: Array, state: Mapping[str, Any]) -> Array:
-        shift = _finite(xp, state["shift"])
+        queries = phi.queries(_finite(xp, state["shift"]))
         kv, k_sum = state["kv"], state["k"]
 
         def read(_: None, q: Array) -> tuple[None, Array]:
-            phi_q = _query_features(xp, phi(q, False), shift)
+            phi_q = _query_features(xp, queries(q))
             return None, _divide(xp, phi_q @ kv, phi_q @ k_sum)
 
         batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2])
@@ -167,9 +172,7 @@ class FeatureMethod(Streaming):
     ) -> tuple[State, Array]:
         mask = None if key_mask is None else key_mask[..., None]
 
-        def advance(
-            state: State, q: Array, k: Array, v: Array, mask: Array | None
-        ) -> tuple[State, Array]:
+        def advance(state: State, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[State, Array]:
             return _causal_block(xp, phi, state, q, k, v, mask)
 
         batch = broadcast_batch(q=q.shape[:-2], state=state["k"].shape[:-2])
@@ -187,7 +190,7 @@ def _causal_block(
     exp(−R[i]), R[i] half the largest a[j] that it sees: half, so that neither the state nor the new keys underflow
     before a[j] passes 160 in float32. (R[i] is `divisor` in the code, exp(−R[i]) `held`.)
     """
-    value, log = _hide(xp, phi(k, True), mask)
+    value, log = _hide(xp, phi.keys(k), mask)
     if mask is not None:
         v = xp.where(mask, v, 0.0)
     where = device(q)
@@ -200,12 +203,12 @@ def _causal_block(
     safe_v = xp.where(bad, 0.0, v)
 
     if log is None:
-        phi_q, phi_k = phi(q, False)[0], value
+        phi_q, phi_k = phi.queries(state["shift"])(q)[0], value
         held = xp.ones_like(q[..., :1])
         weights = phi_q @ xp.matrix_transpose(phi_k)
     else:
         reference = _finite(xp, xp.where(state["shift"] == -math.inf, log[..., :1, :], state["shift"]))
-        phi_q = _query_features(xp, phi(q, False), reference)
+        phi_q = _query_features(xp, phi.queries(reference)(q))
         relative = log - reference
         largest = xp.max(relative, axis=-1, keepdims=True)
         phi_k = xp.exp(relative - _finite(xp, largest))
@@ -224,12 +227,10 @@ def _causal_block(
     denominator = xp.sum(weights, axis=-1, keepdims=True) + held * (phi_q @ state["k"])
     out = _divide(xp, numerator, denominator)
     poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
-    return _add(xp, state, k, v, value, log), xp.where(poisoned, math.nan, out)
+    return _add(xp, state, v, value, log), xp.where(poisoned, math.nan, out)
 
 
-def _add(
-    xp: ModuleType, state: State, k: Array, v: Array, value: Array | None, log: Array | None
-) -> State:
+def _add(xp: ModuleType, state: State, v: Array, value: Array | None, log: Array | None) -> State:
     """The state with the keys of a block added; the shift grows to the block's largest exponents."""
     if log is None:
         shift, phi_k, fade = xp.zeros_like(state["shift"]), value, 1.0
@@ -254,12 +255,11 @@ def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
     return hidden, None if log is None else xp.where(mask, log, -math.inf)
 
 
-def _query_features(xp: ModuleType, features: Features, shift: Array) -> Array:
-    """φ(q) · exp(shift), up to a factor of each row."""
+def _query_features(xp: ModuleType, features: Features) -> Array:
+    """φ(q) · exp(shift), up to a factor of each row; `log` None stands for such a factor."""
     value, log = features
-    if log is None or log.shape[-1] == 1:
-        return value  # a factor of the row, and a shift common to all features, cancel
-    log = log + shift
+    if log is None:
+        return value
     phi = xp.exp(log - xp.max(log, axis=-1, keepdims=True))
     return phi if value is None else phi * value
 

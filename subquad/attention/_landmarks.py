@@ -52,9 +52,7 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
     return total / xp.astype(xp.where(rows == 0, 1, rows), x.dtype)[..., None], rows > 0
 
 
-def uniform_rows(
-    xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int
-) -> tuple[Array, Array | None]:
+def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int) -> tuple[Array, Array | None]:
     """One random row from each of m equal strata, (..., m, d), and which strata hold a row, (..., m)."""
     host = backend_of(xp).host(_offsets, m, seed)
     if mask is None:

@@ -52,9 +52,7 @@ class Streaming(Method):
     identity. `attend(q, merge(summarize(k₁, v₁), summarize(k₂, v₂)))` is the method on the joined keys.
     """
 
-    def summarize(
-        self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None
-    ) -> State:
+    def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """What a chunk of keys (..., n, d) and values (..., n, d_v) leaves behind: a dict of small arrays."""
         xp = _arrays.check_arrays(k=k, v=v, key_mask=key_mask)
         _arrays.check_floating(xp, k=k, v=v)
@@ -90,9 +88,7 @@ class Streaming(Method):
         out = _arrays.cast(xp, out, ungrouped.dtype)
         return _door.merge_heads(xp, out) if grouped else out
 
-    def summarize_keys(
-        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float
-    ) -> State:
+    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
         raise NotImplementedError
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:

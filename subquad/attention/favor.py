@@ -26,7 +26,7 @@ from subquad import _arrays
 from subquad._dispatch import Array, backend_of
 from subquad._draw import PROJECTIONS, draw_omega
 from subquad.attention._door import Inputs
-from subquad.attention._features import FeatureMap, FeatureMethod, Features
+from subquad.attention._features import FeatureMap, FeatureMethod, Features, RowMap
 from subquad.attention._rows import mean_row, self_attention_mask
 
 SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric")
@@ -119,7 +119,7 @@ class Favor(FeatureMethod):
         """ω for d channels, as drawn: shape (m, d), NumPy, float64."""
         return draw_omega(self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0)
 
-    def widths(self, xp: ModuleType, k: Array) -> tuple[int, int]:  # noqa: ARG002
+    def widths(self, xp: ModuleType, k: Array) -> tuple[int, int]:
         m = (self.num_features or 256) if self.omega is None else self.omega.shape[0]
         if self.features == "hyperbolic":
             return 2 * m, 2 * m
@@ -151,33 +151,56 @@ class Favor(FeatureMethod):
             pair.append(xp.expand_dims(x, axis=-2))
         return pair[0], pair[1]
 
-    def map_rows(
-        self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None
-    ) -> FeatureMap:
-        root = abs(scale) ** 0.5
-        sign = -1.0 if scale < 0 else 1.0
-        directions = xp.matrix_transpose(self._omega(xp, like)) * root  # ω (root x) = (root ω) x
+    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None) -> FeatureMap:
+        # ω (root x) = (root ω) x; a negative scale turns the queries round
+        directions = xp.matrix_transpose(self._omega(xp, like)) * abs(scale) ** 0.5
+        if self.features == "hyperbolic":
+            directions = xp.concat([directions, -directions], axis=-1)
+        turned = -directions if scale < 0 else directions
+        q_mean, k_mean = center or (None, None)
 
-        def phi(x: Array, is_key: bool) -> Features:
-            shift = 0.0
-            if center is not None:
-                q_mean, k_mean = center
-                x = x - (k_mean if is_key else q_mean)
-                if is_key:  # q·(k − k̄) = (q − q̄)·(k − k̄) + q̄·(k − k̄); the last term is the key's own
-                    shift = scale * xp.sum(q_mean * x, axis=-1, keepdims=True)
-            projected = x @ directions
-            if not is_key and sign < 0:
-                projected = -projected
-            if self.features not in SOFTMAX_FEATURES:
-                return self._elementwise(xp, projected), None
-            half_norm = xp.sum(x * x, axis=-1, keepdims=True) * (abs(scale) / 2)
-            if self.features == "positive":
-                return None, projected - (half_norm - shift)
-            if self.features == "hyperbolic":
-                return None, xp.concat([projected, -projected], axis=-1) - (half_norm - shift)
-            return xp.concat([xp.cos(projected), xp.sin(projected)], axis=-1), half_norm + shift
+        def exponent(k: Array) -> tuple[Array, Array]:
+            """The centred keys, and the part of log φ that all features share, without its sign."""
+            if center is None:
+                return k, xp.sum(k * k, axis=-1, keepdims=True) * (abs(scale) / 2)
+            k = k - k_mean  # q·(k − k̄) = (q − q̄)·(k − k̄) + q̄·(k − k̄); the last term is the key's own
+            own = xp.sum(q_mean * k, axis=-1, keepdims=True) * scale
+            half_norm = xp.sum(k * k, axis=-1, keepdims=True) * (abs(scale) / 2)
+            return k, half_norm + own if self.features == "trigonometric" else half_norm - own
 
-        return phi
+        def positive_keys(k: Array) -> Features:
+            k, shared = exponent(k)  # one product gives ω k − shared: no pass of its own over n × m
+            return None, xp.concat([k, -shared], axis=-1) @ xp.concat([directions, ones], axis=0)
+
+        def positive_queries(shift: Array) -> RowMap:
+            weights = xp.broadcast_to(turned, (*shift.shape[:-2], *turned.shape))
+            weights = xp.concat([weights, shift], axis=-2)
+
+            def rows(q: Array) -> Features:
+                q = q if center is None else q - q_mean
+                return None, xp.concat([q, xp.ones_like(q[..., :1])], axis=-1) @ weights
+
+            return rows
+
+        def trigonometric_keys(k: Array) -> Features:
+            k, shared = exponent(k)
+            return waves(k @ directions), shared
+
+        def trigonometric_queries(_: Array) -> RowMap:
+            return lambda q: (waves((q if center is None else q - q_mean) @ turned), None)
+
+        def waves(projected: Array) -> Array:
+            return xp.concat([xp.cos(projected), xp.sin(projected)], axis=-1)
+
+        if self.features in ("positive", "hyperbolic"):
+            ones = xp.ones_like(directions[:1, :])
+            return FeatureMap(positive_keys, positive_queries)
+        if self.features == "trigonometric":
+            return FeatureMap(trigonometric_keys, trigonometric_queries)
+        return FeatureMap(
+            lambda k: (self._elementwise(xp, k @ directions), None),
+            lambda _: lambda q: (self._elementwise(xp, q @ turned), None),
+        )
 
     def _elementwise(self, xp: ModuleType, projected: Array) -> Array:
         if self.features == "relu":

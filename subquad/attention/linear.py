@@ -14,7 +14,7 @@ from types import ModuleType
 from array_api_compat import device
 
 from subquad._dispatch import Array
-from subquad.attention._features import FeatureMap, FeatureMethod, Features
+from subquad.attention._features import FeatureMap, FeatureMethod, Features, RowMap
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,30 @@ class Linear(FeatureMethod):
         return self._call(row).shape[-1], 1
 
     def map_rows(
-        self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None  # noqa: ARG002
+        self,
+        xp: ModuleType,
+        like: Array,
+        *,
+        scale: float,
+        center: tuple[Array, Array] | None,
     ) -> FeatureMap:
         root = abs(scale) ** 0.5
 
-        def phi(x: Array, is_key: bool) -> Features:
-            factor = root if is_key or scale > 0 else -root
+        def phi(x: Array, factor: float) -> Features:
             x = x if factor == 1 else x * factor
             if self.feature_map != "elu":
                 return self._call(x), None
             positive = x > 0
             return None, xp.where(positive, xp.log1p(xp.where(positive, x, 0.0)), x)
 
-        return phi
+        def queries(shift: Array) -> RowMap:
+            def rows(q: Array) -> Features:
+                value, log = phi(q, -root if scale < 0 else root)
+                return value, None if log is None else log + shift
+
+            return rows
+
+        return FeatureMap(lambda k: phi(k, root), queries)
 
     def _call(self, x: Array) -> Array:
         features = self.feature_map(x)  # type: ignore[operator]

@@ -96,7 +96,9 @@ class Nystrom(Streaming):
         if isinstance(self.landmarks, str):
             _arrays.check_choice("landmarks", self.landmarks, LANDMARKS)
         elif not isinstance(self.landmarks, tuple) or len(self.landmarks) != 2:
-            msg = f"landmarks must be one of {LANDMARKS} or a pair (q, k) of arrays, got {type(self.landmarks).__name__}"
+            msg = (
+                f"landmarks must be one of {LANDMARKS} or a pair (q, k) of arrays, got {type(self.landmarks).__name__}"
+            )
             raise TypeError(msg)
         if self.num_landmarks is not None:
             _arrays.check_count("num_landmarks", self.num_landmarks)
@@ -122,8 +124,8 @@ class Nystrom(Streaming):
         inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
         q_land, _, k_land, _ = self._landmarks(inputs)
         if inputs.groups > 1:
-            q_land = _door.merge_heads(inputs.xp, q_land)
-            k_land = k_land[..., 0, :, :]
+            k_land = inputs.xp.broadcast_to(k_land, (*q_land.shape[:-2], *k_land.shape[-2:]))
+            q_land, k_land = (_door.merge_heads(inputs.xp, x) for x in (q_land, k_land))
         return replace(self, landmarks=(q_land, k_land), num_landmarks=None, seed=None, query_mask=None)
 
     def uses_kernels(self) -> bool:
@@ -150,13 +152,19 @@ class Nystrom(Streaming):
         out = softmax_attention(inputs.q, k_land, values, scale=scale, key_mask=k_valid)
         return self._add_convolution(inputs, out)
 
-    def summarize_keys(
-        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float
-    ) -> State:
+    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
         q_land = self._given_landmarks(xp, k)[0] * scale
+        groups = _door.query_groups(q_land, k, v)
+        if groups > 1:
+            q_land = _door.split_heads(xp, q_land, q_land.shape[-3] // groups)
+            k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
+            key_mask = _door.group_mask(xp, key_mask, k.shape[-4], groups)
         mask = None if key_mask is None else key_mask[..., None]
         batch = _arrays.broadcast_batch(
-            landmarks=q_land.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=None if mask is None else mask.shape[:-2]
+            landmarks=q_land.shape[:-2],
+            k=k.shape[:-2],
+            v=v.shape[:-2],
+            key_mask=None if mask is None else mask.shape[:-2],
         )
         carry = no_keys(xp, q_land, (*batch, q_land.shape[-2]), v.shape[-1])
 
@@ -166,6 +174,8 @@ class Nystrom(Streaming):
         if k.shape[-2]:
             size = rows_per_block(math.prod(batch) * q_land.shape[-2])
             carry, _ = scan_blocks(absorb, carry, [k, v, mask], size, xp=xp)
+        if groups > 1:
+            carry = tuple(_door.merge_heads(xp, x) for x in carry)
         return dict(zip(("max", "sum", "acc"), carry, strict=True))
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
@@ -225,7 +235,7 @@ class Nystrom(Streaming):
         return _arrays.cast(xp, q_land, like.dtype), _arrays.cast(xp, k_land, like.dtype)
 
     def _check_query_mask(self, inputs: _door.Inputs) -> Array:
-        mask = self.query_mask
+        mask: Any = self.query_mask
         _arrays.check_arrays(q=inputs.q, query_mask=mask)
         n = inputs.q.shape[-2]
         if not _arrays.is_dtype(inputs.xp, mask, "bool") or mask.ndim == 0 or mask.shape[-1] != n:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 from array_api_compat import array_namespace, device
 
@@ -37,8 +38,10 @@ def selective_scan(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Array, Array]:
-    """(y, last state) of checked arrays: u, delta, z (batch, n, d); B, C (batch or 1, n, groups, d_state) or (d, d_state);
-    initial_state (batch, d, d_state). y is real, the state has the dtype of A.
+    """(y, last state) of checked arrays.
+
+    u, delta, z are (batch, n, d); B, C (batch or 1, n, groups, d_state) or (d, d_state); initial_state
+    (batch, d, d_state). y is real, the state has the dtype of A.
     """
     xp = array_namespace(u)
     batch, n, d = u.shape
@@ -108,9 +111,7 @@ def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Ar
     return spread_groups(xp, xp.reshape(rows, (*rows.shape[:2], *maps.shape[-2:])), d)
 
 
-def _span(
-    xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Array | None, ...]
-) -> tuple[Array, Array]:
+def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Any, ...]) -> tuple[Array, Array]:
     """Output of a span of rows (u, delta, B, C) and the state after it."""
     batch, n, d = span[0].shape
     columns = -(-n // RUN)
@@ -120,7 +121,7 @@ def _span(
     runs = [None if x is None else _runs(xp, x, columns, steps) for x in span]
     is_complex = xp.isdtype(A.dtype, "complex floating")
 
-    def learn(h: Array, u: Array, delta: Array, B_rows: Array | None, C_rows: Array | None = None) -> tuple[Array, None]:  # noqa: ARG001
+    def learn(h: Array, u: Array, delta: Array, B_rows: Array | None, *_: Any) -> tuple[Array, None]:
         size = xp.matrix_transpose(delta)
         return xp.exp(size * A) * h + _maps_of_step(xp, B, B_rows, d) * (size * xp.matrix_transpose(u)), None
 

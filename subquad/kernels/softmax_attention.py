@@ -54,11 +54,12 @@ def softmax_attention(
         if seen:
             carry, _ = scan_blocks(absorb, carry, take_rows([k, v, mask], 0, seen), size_kv, xp=xp)
         if seen_by_some > seen:
-            block = take_rows([k, v, mask], seen, seen_by_some)
+            some_k, some_v, some_mask = take_rows([k, v, mask], seen, seen_by_some)
             # row r of the block sees key c of `block` where c < (r + first + n_kv − n + 1) − seen
             where = device(rows)
             limit = xp.arange(count, device=where)[:, None] + (first + n_kv - n + 1 - seen)
-            carry = absorb_keys(xp, carry, rows, *block, visible=xp.arange(seen_by_some - seen, device=where) < limit)
+            visible = xp.arange(seen_by_some - seen, device=where) < limit
+            carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, visible)
         _, total, acc = carry
         return divide(xp, acc, total)
 

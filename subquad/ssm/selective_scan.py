@@ -1,6 +1,6 @@
 """The selective state-space scan (S6) of Mamba (Gu & Dao, 2023), and one step of it.
 
-    h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
+h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def selective_scan(
     >>> subquad.selective_scan(one, one, np.zeros((1, 1)), one, one)[:, 0]
     array([1., 2., 3.])
     """
-    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
+    arrays: dict[str, Any] = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
     arrays |= {"delta_bias": delta_bias, "initial_state": initial_state}
     xp = _arrays.check_arrays(**arrays)
     softplus = _arrays.check_flag("delta_softplus", delta_softplus)
@@ -243,7 +243,7 @@ def selective_scan_step(
     return y[..., 0, :], state
 
 
-def _check_shapes(xp: ModuleType, arrays: dict[str, Array | None]) -> tuple[int, int, int]:
+def _check_shapes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[int, int, int]:
     u, A = arrays["u"], arrays["A"]
     if u.ndim < 2:
         msg = f"u has shape {tuple(u.shape)}, expected (..., n, d) with at least two axes"
@@ -253,8 +253,7 @@ def _check_shapes(xp: ModuleType, arrays: dict[str, Array | None]) -> tuple[int,
         msg = f"A has shape {tuple(A.shape)}, expected ({d}, d_state): one row per channel of u {tuple(u.shape)}"
         raise ValueError(msg)
     d_state = A.shape[1]
-    expected = {"delta": (n, d), "z": (n, d), "initial_state": (d, d_state)}
-    for name, tail in expected.items():
+    for name, tail in {"delta": (n, d), "z": (n, d), "initial_state": (d, d_state)}.items():
         x = arrays[name]
         if x is not None and tuple(x.shape[-2:]) != tail:
             msg = f"{name} has shape {tuple(x.shape)}, expected (..., {tail[0]}, {tail[1]})"
@@ -273,7 +272,8 @@ def _check_shapes(xp: ModuleType, arrays: dict[str, Array | None]) -> tuple[int,
     for name in ("B", "C"):
         if arrays[name].ndim < 2 or arrays[name].shape[-1] != d_state:
             got = tuple(arrays[name].shape)
-            msg = f"{name} has shape {got}, expected (..., {n}, {d_state}), (..., {n}, groups, {d_state}) or ({d}, {d_state})"
+            expected = f"(..., {n}, {d_state}), (..., {n}, groups, {d_state}) or ({d}, {d_state})"
+            msg = f"{name} has shape {got}, expected {expected}"
             raise ValueError(msg)
     return n, d, d_state
 
@@ -306,7 +306,7 @@ def _is_constant(name: str, x: Array, rows: int, d: int, axis: str) -> bool:
     return x.shape[0] not in (rows, 1) or (x.shape[0] == 1 and rows != 1 and d == 1)
 
 
-def _dtypes(xp: ModuleType, arrays: dict[str, Array | None]) -> tuple[Any, Any]:
+def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64."""
     common = xp.result_type(*[x for x in arrays.values() if x is not None])
     is_complex = xp.isdtype(arrays["A"].dtype, "complex floating")
