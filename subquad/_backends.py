@@ -1,4 +1,4 @@
-"""The table of backends: `_backends.<library>` is the `Backend` of that array library, loaded when first asked for.
+"""The table of backends: `_backends.of_<library>` is the `Backend` of that array library, loaded when first asked for.
 
 A backend is a package named by an entry point of the group `subquad.backends` (its name is the library's), or,
 in a source tree that is not installed, the package `subquad_<library>`. A library without one gets the generic
@@ -20,11 +20,12 @@ GROUP = "subquad.backends"
 PREFIX = "subquad_"
 
 
-def __getattr__(library: str) -> Backend:
-    if library.startswith("_"):
-        raise AttributeError(library)
+def __getattr__(name: str) -> Backend:
+    library = name.removeprefix("of_")
+    if library == name:
+        raise AttributeError(name)
     backend = Backend.from_package(library, load(library))
-    globals()[library] = backend
+    globals()[name] = backend
     return backend
 
 

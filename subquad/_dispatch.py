@@ -76,7 +76,7 @@ def backend_of(xp: ModuleType) -> Backend:
     """The backend of a namespace; its package is imported at the first call."""
     from subquad import _backends
 
-    return getattr(_backends, library_of(xp))
+    return getattr(_backends, "of_" + library_of(xp))
 
 
 @dataclass(frozen=True)
