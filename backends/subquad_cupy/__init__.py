@@ -1,8 +1,11 @@
-"""CuPy backend. Importing it needs no device."""
+"""CuPy backend: arrays that are filled in place, and the CUDA scan. Importing it needs no device."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from subquad._dispatch import Override
+from subquad_cupy import _scan
 
 IN_PLACE = True
 
@@ -12,3 +15,11 @@ def synchronize(*arrays: Any) -> None:
     import cupy
 
     cupy.cuda.get_current_stream().synchronize()
+
+
+def _selective_scan(*arrays: Any, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
+    y, state, _ = _scan.scan_forward(*arrays, delta_softplus=delta_softplus, reverse=reverse)
+    return y, state
+
+
+KERNELS = {"selective_scan": (Override("rawkernel", _selective_scan, _scan.declines),)}

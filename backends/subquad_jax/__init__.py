@@ -10,9 +10,12 @@ import jax.numpy as jnp
 
 from subquad._blocks import loop_blocks, rows, take_rows
 from subquad._dispatch import Override
-from subquad_jax import _attention
+from subquad_jax import _attention, _scan
 
-KERNELS = {"softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),)}
+KERNELS = {
+    "softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),),
+    "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
+}
 
 
 def synchronize(*arrays: Any) -> None:

@@ -10,9 +10,12 @@ import torch
 
 from subquad._blocks import loop_blocks, rows
 from subquad._dispatch import Override
-from subquad_torch import _attention
+from subquad_torch import _attention, _scan
 
-KERNELS = {"softmax_attention": (Override("sdpa", _attention.softmax_attention, _attention.declines),)}
+KERNELS = {
+    "softmax_attention": (Override("sdpa", _attention.softmax_attention, _attention.declines),),
+    "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
+}
 
 TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory
 

@@ -1,0 +1,294 @@
+"""One run on a CUDA device: ``python -m asv_benchmarks.gpu [--output docs/gpu.md]``, in less than 8 minutes.
+
+Measures what the device can do (copy, exp2), times the kernels beside their floors and beside what else there
+is, and checks them against float64. Every section stands alone: one that cannot run says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to the others
+
+BUDGET = 440.0  # seconds; sections that would begin later are left out
+SHAPES = [(8, 2048, 2048), (1, 4096, 2048), (1, 65536, 1024), (1, 524288, 64), (1, 524288, 1024)]
+STATES = 16
+EXP_SOURCE = r"""
+extern "C" __global__ void ceiling(float* out, int rounds) {
+    float x[8];
+    for (int i = 0; i < 8; ++i) x[i] = -1e-3f * (threadIdx.x + i);
+    for (int k = 0; k < rounds; ++k)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(x[i]));
+    float sum = 0;
+    for (int i = 0; i < 8; ++i) sum += x[i];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+"""
+
+
+def milliseconds(run: Callable[[], Any], seconds: float = 0.4) -> float:
+    """Median time of `run` on the current stream, between events, after warming up."""
+    import cupy
+
+    run()
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, stop))
+    return statistics.median(times)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes and exponentials per second."""
+    import cupy
+
+    source = cupy.ones(2**29, dtype="float32")
+    target = cupy.empty_like(source)
+    copied = 2 * source.nbytes / milliseconds(lambda: cupy.copyto(target, source)) * 1e3
+    blocks, threads, rounds = 132 * 32, 256, 4096
+    kernel = cupy.RawKernel(EXP_SOURCE, "ceiling")
+    taken = milliseconds(lambda: kernel((blocks,), (threads,), (target, cupy.int32(rounds))))
+    return copied, blocks * threads * rounds * 8 / taken * 1e3
+
+
+def inputs(batch: int, n: int, d: int, d_state: int, dtype: str, *, full: bool = True) -> list[Any]:
+    """A Mamba layer's arrays: steps around 0.05, A from -1 to -d_state, with D, z and a bias if `full`."""
+    import cupy
+    import ml_dtypes
+
+    storage = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    wide = "float64" if dtype == "float64" else "float32"
+    rng = cupy.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape, dtype="float32").astype(storage)
+
+    A = -cupy.tile(cupy.arange(1, d_state + 1, dtype=wide), (d, 1))
+    u, maps = draw(batch, n, d), [draw(batch, n, 1, d_state) for _ in range(2)]
+    bias = cupy.full(d, -3, dtype=wide)
+    skip, z = (cupy.ones(d, dtype=wide), draw(batch, n, d)) if full else (None, None)
+    return [u, draw(batch, n, d), A, *maps, skip, z, bias, None]
+
+
+def correctness() -> Iterator[str]:
+    """Every number of states and data type against the float64 kernel, itself checked by the tests."""
+    import cupy
+
+    from subquad_cupy._scan import scan_backward, scan_forward
+
+    options = {"delta_softplus": True, "reverse": False}
+    yield "| data type | states | worst error of y | worst error of a gradient |"
+    yield "|---|---|---|---|"
+    for dtype in ("float32", "bfloat16", "float16"):
+        for d_state in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            arrays = inputs(2, 333, 70, d_state, dtype)
+            exact = [None if x is None else x.astype("float64") for x in arrays]
+            results = []
+            for x in (arrays, exact):
+                dy = cupy.ones_like(x[0])
+                y = scan_forward(*x, **options)[0]
+                results.append([y, *(g for g in scan_backward(dy, None, *x, **options) if g is not None)])
+            errors = [
+                float(abs(got.astype("float64") - want).max() / abs(want).max())
+                for got, want in zip(*results, strict=True)
+            ]
+            yield f"| {dtype} | {d_state} | {errors[0]:.1e} | {max(errors[1:]):.1e} |"
+
+
+def kernels(copied: float, exps: float) -> Iterator[str]:
+    """Forward and backward beside the larger of two floors: exponentials, and bytes of u, delta, z and y."""
+    import cupy
+
+    from subquad_cupy._scan import scan_backward, scan_forward
+
+    options = {"delta_softplus": True, "reverse": False}
+    yield "| batch, n, d, states | data type | floor, ms | forward, ms | / floor | backward / forward |"
+    yield "|---|---|---|---|---|---|"
+    for dtype in ("bfloat16", "float32"):
+        for batch, n, d in SHAPES:
+            arrays = inputs(batch, n, d, STATES, dtype)
+            values = batch * n * d
+            floor = 1e3 * max(values * (STATES + 4) / exps, 4 * values * arrays[0].itemsize / copied)
+
+            def forward(arrays: list[Any] = arrays) -> Any:
+                return scan_forward(*arrays, **options)
+
+            taken = milliseconds(forward)
+            ratio = "not run"
+            if values < 2**28:
+                *_, saved = scan_forward(*arrays, **options, save=True)
+                dy = cupy.ones_like(arrays[0])
+
+                def backward(arrays: list[Any] = arrays, dy: Any = dy, saved: Any = saved) -> Any:
+                    return scan_backward(dy, None, *arrays, **options, checkpoints=saved)
+
+                ratio = f"{milliseconds(backward) / taken:.2f}"
+            shape = f"{batch}, {n}, {d}, {STATES}"
+            yield f"| {shape} | {dtype} | {floor:.3f} | {taken:.3f} | {taken / floor:.2f} | {ratio} |"
+
+
+def baselines() -> Iterator[str]:
+    """The same scan, without skip and gate, in other hands: (8, 2048, 2048, 16), float32."""
+    from subquad_cupy._scan import scan_forward
+
+    arrays = inputs(8, 2048, 2048, STATES, "float32", full=False)
+    ours = milliseconds(lambda: scan_forward(*arrays, delta_softplus=True, reverse=False))
+    yield "| implementation | forward, ms | times ours |"
+    yield "|---|---|---|"
+    yield f"| this kernel | {ours:.3f} | 1 |"
+    for name, prepare in (
+        ("PyTorch loop over time", _torch_loop),
+        ("torch associative_scan, compiled", _torch_associative),
+        ("jax.lax.associative_scan, jit", _jax_associative),
+    ):
+        try:
+            run = prepare([arrays[i] for i in (0, 1, 2, 3, 4, 7)])
+            run()
+            run()
+            start = time.perf_counter()
+            run()
+            taken = (time.perf_counter() - start) * 1e3
+            yield f"| {name} | {taken:.2f} | {taken / ours:.1f} |"
+        except Exception as problem:  # a baseline that fails is reported, not fatal
+            yield f"| {name} | {type(problem).__name__}: {str(problem).splitlines()[0][:80]} | |"
+
+
+def _torch_loop(arrays: list[Any]) -> Callable[[], Any]:
+    import torch
+
+    u, delta, A, B, C, bias = (torch.from_dlpack(x) for x in arrays)
+
+    def run() -> None:
+        steps = torch.nn.functional.softplus(delta + bias)
+        h, out = torch.zeros((*u.shape[::2], A.shape[1]), device=u.device), []
+        for t in range(u.shape[1]):
+            a = torch.exp(steps[:, t, :, None] * A)
+            h = a * h + (steps[:, t] * u[:, t])[..., None] * B[:, t]
+            out.append((h * C[:, t]).sum(-1))
+        torch.stack(out, 1)
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _torch_associative(arrays: list[Any]) -> Callable[[], Any]:
+    import torch
+    from torch._higher_order_ops.associative_scan import associative_scan
+
+    u, delta, A, B, C, bias = (torch.from_dlpack(x) for x in arrays)
+
+    def combine(left: Any, right: Any) -> Any:
+        return left[0] * right[0], left[1] * right[0] + right[1]
+
+    @torch.compile
+    def scan() -> Any:
+        steps = torch.nn.functional.softplus(delta + bias)
+        a, b = torch.exp(steps[..., None] * A), (steps * u)[..., None] * B
+        return (associative_scan(combine, (a, b), dim=1)[1] * C).sum(-1)
+
+    def run() -> None:
+        scan()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def _jax_associative(arrays: list[Any]) -> Callable[[], Any]:
+    import jax
+
+    jnp = jax.numpy
+    u, delta, A, B, C, bias = (jnp.from_dlpack(x) for x in arrays)
+
+    @jax.jit
+    def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, bias: Any) -> Any:
+        steps = jax.nn.softplus(delta + bias)
+        a, b = jnp.exp(steps[..., None] * A), (steps * u)[..., None] * B
+        h = jax.lax.associative_scan(lambda x, y: (x[0] * y[0], x[1] * y[0] + y[1]), (a, b), axis=1)[1]
+        return (h * C).sum(-1)
+
+    return lambda: scan(u, delta, A, B, C, bias).block_until_ready()
+
+
+def crossover() -> Iterator[str]:
+    """The scan beside causal softmax attention of equal width, bfloat16: where attention falls behind."""
+    import torch
+
+    from subquad_cupy._scan import scan_forward
+
+    yield "| n | scan (1, n, 1024, 16), ms | attention (1, 16 heads, n, 64), ms |"
+    yield "|---|---|---|"
+    for n in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
+        arrays = inputs(1, n, 1024, STATES, "bfloat16")
+        ours = milliseconds(lambda arrays=arrays: scan_forward(*arrays, delta_softplus=True, reverse=False), 0.2)
+        qkv = torch.randn(3, 1, 16, n, 64, device="cuda", dtype=torch.bfloat16)
+        attention = torch.nn.functional.scaled_dot_product_attention  # on the default stream, as CuPy
+        theirs = milliseconds(lambda qkv=qkv, run=attention: run(*qkv, is_causal=True), 0.2)
+        yield f"| {n} | {ours:.3f} | {theirs:.3f} |"
+
+
+def report() -> Iterator[str]:
+    """The whole table, line by line."""
+    import cupy
+
+    begin = time.perf_counter()
+    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    copied, exps = ceilings()
+    yield f"# Measured on one {device}"
+    yield ""
+    yield f"CuPy {cupy.__version__}. Copy: {copied / 1e12:.2f} TB/s; exp2: {exps / 1e12:.2f}e12 per second."
+    sections = {
+        "Kernels and their floors": lambda: kernels(copied, exps),
+        "Other implementations": baselines,
+        "Attention of equal width": crossover,
+        "Errors against float64": correctness,
+    }
+    for title, section in sections.items():
+        yield from ("", f"## {title}", "")
+        if time.perf_counter() - begin > BUDGET:
+            yield "Left out: the time was up."
+            continue
+        try:
+            yield from section()
+        except Exception as problem:  # the other sections still run
+            yield from ("", f"Stopped by {type(problem).__name__}: {problem}")
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def main() -> int:
+    """Print the report, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="a Markdown file, such as docs/gpu.md")
+    path = parser.parse_args().output
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as problem:
+        sys.stderr.write(f"no CUDA device to measure: {problem}\n")
+        return 1
+    lines = []
+    for line in report():
+        lines.append(line)
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    if path is not None:
+        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,92 @@
+"""Launch geometry of the scan: a pure function of shapes, data type and the number of multiprocessors.
+
+A block of 128 threads covers `128 / lanes * channels` channels of one group and one chunk of the sequence;
+each channel's states are spread over `lanes` lanes, `states` to a lane. Few channels leave the device empty:
+the sequence is then split into chunks, at the price of a first pass over the chunks' tails.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+THREADS = 128
+MAX_BLOCKS = 2**31 - 1  # gridDim.x
+THREADS_PER_MULTIPROCESSOR = 384  # below this many in flight, latency shows: split the sequence
+MIN_CHUNK = 256  # steps; shorter chunks cost more in first passes than they gain
+MAX_CHUNK = 2**30  # steps; the kernel counts them in 32 bits
+CHUNK_MULTIPLE = 16  # the longest tile, so that tiles and checkpoints never straddle two chunks
+MAX_STATES = 256
+
+# d_state rounded up to a power of two -> (states per lane, lanes per channel)
+_FORWARD = {
+    1: (1, 1),
+    2: (2, 1),
+    4: (4, 1),
+    8: (4, 2),
+    16: (4, 4),
+    32: (8, 4),
+    64: (8, 8),
+    128: (8, 16),
+    256: (8, 32),
+}
+_BACKWARD = {
+    **_FORWARD,
+    32: (4, 8),
+    64: (4, 16),
+    128: (4, 32),
+}  # keeps a tile of states in registers: fewer per lane
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one pass over the sequence is launched."""
+
+    states: int  # per lane and channel
+    lanes: int  # per channel
+    channels: int  # per lane
+    blocks: int  # per batch item and chunk
+    chunk: int  # steps
+    chunks: int
+    grid: int
+
+    def kernel(self, name: str, storage: str, *flags: bool) -> str:
+        """C++ name of the instantiation, say ``scan_forward<float, 4, 4, 2, false, false>``."""
+        sizes = [self.states, self.lanes] + [self.channels] * (name != "scan_backward")
+        arguments = [storage, *map(str, sizes), *(str(flag).lower() for flag in flags)]
+        return f"{name}<{', '.join(arguments)}>"
+
+
+def padded_states(d_state: int) -> int:
+    """The power of two that the kernel computes with."""
+    return 1 << (d_state - 1).bit_length()
+
+
+def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int) -> Plan:
+    """Geometry of `scan_forward` and of the first pass before it; `itemsize` is the accumulator's, 4 or 8."""
+    states, lanes = _FORWARD[padded_states(d_state)]
+    channels = 2 if itemsize == 4 else 1  # two share each read of B and C; float64 has no registers for it
+    return _plan(batch, n, d, groups, states, lanes, channels, multiprocessors)
+
+
+def plan_backward(batch: int, n: int, d: int, d_state: int, *, groups: int, multiprocessors: int) -> Plan:
+    """Geometry of `scan_backward` and of the first pass before it."""
+    states, lanes = _BACKWARD[padded_states(d_state)]
+    return _plan(batch, n, d, groups, states, lanes, 1, multiprocessors)
+
+
+def checkpoint_interval(d_state: int, itemsize: int) -> int:
+    """Steps between the states that `scan_backward` restarts from: its tile, `backward_steps` in CUDA."""
+    return {(4, False): 8, (4, True): 4, (8, False): 4, (8, True): 1}[itemsize, d_state > 128]
+
+
+def _plan(
+    batch: int, n: int, d: int, groups: int, states: int, lanes: int, channels: int, multiprocessors: int
+) -> Plan:
+    blocks = groups * -(-(d // groups) // (THREADS // lanes * channels))
+    wanted = THREADS_PER_MULTIPROCESSOR * multiprocessors
+    running = batch * min(blocks * THREADS, -(-d * lanes // channels))
+    chunks = max(1, min(-(-wanted // running), n // MIN_CHUNK)) if 2 * running <= wanted else 1
+    chunks = max(chunks, -(-n // MAX_CHUNK))
+    chunk = -(-n // (chunks * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE
+    chunks = -(-n // chunk)
+    return Plan(states, lanes, channels, blocks, chunk, chunks, batch * chunks * blocks)

@@ -1,0 +1,72 @@
+"""What a comparison or a benchmark asks of CuPy: arrays, time and memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import numpy as np
+
+
+def describe() -> dict[str, Any]:
+    """Version and devices; `available` says whether arrays can be made here, `reason` why not.
+
+    CuPy imports on machines that have no GPU: only asking the driver tells.
+    """
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        reason = None if count else "the CUDA driver reports no device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        count, reason = 0, f"no CUDA device: {error}"
+    devices = [f"cuda:{index}" for index in range(count)]
+    return {"version": cupy.__version__, "devices": devices, "available": bool(count), "reason": reason}
+
+
+def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> cupy.ndarray:
+    """Copy a host array to `device` (default: the current one)."""
+    with cupy.cuda.Device(None if device is None else int(device.removeprefix("cuda:"))):
+        return cupy.array(host, dtype=dtype)
+
+
+def to_numpy(x: cupy.ndarray) -> np.ndarray:
+    """Copy to the host."""
+    return cupy.asnumpy(x)
+
+
+def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
+    """Return the function itself: CuPy compiles kernels at their first call."""
+    return function
+
+
+def synchronize(*arrays: cupy.ndarray) -> None:
+    """Wait until the current stream of every array's device has finished."""
+    for index in {x.device.id for x in arrays}:
+        with cupy.cuda.Device(index):
+            cupy.cuda.get_current_stream().synchronize()
+
+
+def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
+    """Bytes of the pool in use at the worst moment of `function(*args)`, less those of the array it returns."""
+    function(*args)  # caches and compiled code belong to the first call
+    with _PeakOfPool() as pool:
+        out = function(*args)
+    return max(0, pool.peak - out.nbytes)
+
+
+class _PeakOfPool(cupy.cuda.MemoryHook):  # type: ignore[misc]
+    """Highest sum of live allocations made while it listens; the pool itself records no peak."""
+
+    name = "subquad: peak of the pool"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def malloc_postprocess(self, **allocation: int) -> None:
+        """Count an allocation."""
+        self.live[allocation["pmem_id"]] = allocation["mem_size"]
+        self.peak = max(self.peak, sum(self.live.values()))
+
+    def free_postprocess(self, **allocation: int) -> None:
+        """Forget it again; memory that was allocated before we listened is not ours."""
+        self.live.pop(allocation["pmem_id"], None)

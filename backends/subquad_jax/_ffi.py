@@ -1,0 +1,173 @@
+"""Compiled NumPy kernels as XLA FFI targets, without a compiler: the handler itself is compiled by Numba.
+
+A kernel is `kernel(first, last, frame)` with a frame of 64-bit sizes and addresses. XLA hands over buffers; the last
+operand is a *plan* that says what each word of the frame is:
+
+    (LITERAL, low, high)        a number
+    (OPERAND, k, 0)             the address of operand k
+    (RESULT, k, 0)              the address of result k, which is filled with zeros first
+    (SUMMED, k, rows, wide)     scratch of `rows` times the size of result k, zeros, that is added up into it in the end
+
+Offsets into the call frame are those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import numba
+import numpy as np
+from numba import carray, cfunc, types
+
+from subquad_numpy._simd import pointer
+
+LITERAL, OPERAND, RESULT, SUMMED = range(4)
+HEAD = 2  # rows of the plan before the frame: number of tasks, number of threads
+
+EXTENSION, OPERANDS, RESULTS = 1, 9, 14  # of the call frame
+DATA = 3  # of a buffer
+METADATA_TYPE, METADATA = 1, 3  # of an extension, the type in the low half of its word
+API_VERSION, TRAITS = 3, 4  # of the metadata: major and minor in one word
+
+_libc = ctypes.CDLL(None)
+_create, _join = _libc.pthread_create, _libc.pthread_join
+_create.argtypes, _create.restype = (ctypes.c_void_p,) * 4, ctypes.c_int
+_join.argtypes, _join.restype = (ctypes.c_void_p,) * 2, ctypes.c_int
+
+
+def literal(value: int) -> tuple[int, int, int, int]:
+    """A plan row for a number."""
+    low = np.array(value & 0xFFFFFFFF, np.uint32).view(np.int32)
+    return LITERAL, int(low), value >> 32, 0
+
+
+def call(
+    target: str, operands: Sequence[Any], results: Sequence[jax.ShapeDtypeStruct], plan: Sequence[tuple[int, ...]]
+) -> Any:
+    """Call a registered target; batches are run one after the other under vmap."""
+    run = jax.ffi.ffi_call(target, list(results), vmap_method="sequential")
+    return run(*operands, np.array(plan, np.int32).reshape(-1))
+
+
+@cache
+def register(target: str, make: Callable[..., Any], *kind: Any) -> str:
+    """Compile the kernel `make(*kind)` and its handler, and register it; the name to call it by."""
+    name = "_".join(("subquad", target, *map(str, kind)))
+    handler = _handler(make(*kind), np.dtype(kind[0]))
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    jax.ffi.register_ffi_target(name, new_capsule(handler.address, None, None), platform="cpu", api_version=1)
+    _alive.append(handler)
+    return name
+
+
+_alive: list[Any] = []  # XLA keeps addresses: the code behind them must not go
+
+
+def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
+    zero = np.int64(0)
+    number, double = real.type(0), np.float64(0)
+
+    @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
+    def task(words: Any) -> Any:
+        """Body of a thread: (first, last, frame …)."""
+        count = words[2]
+        own = carray(words, 3 + count)
+        kernel(own[0], own[1], own[3:])
+        return 0
+
+    task_address = task.address
+
+    @numba.njit(error_model="numpy")
+    def count_reals(buffer: Any) -> int:
+        """Real numbers in a buffer: a complex one, of type C64 or C128, holds two each."""
+        count = 1
+        for axis in range(buffer[4]):
+            count *= pointer(buffer[5], zero)[axis]
+        kind = buffer[2] & 0xFFFFFFFF
+        return 2 * count if kind in (15, 18) else count
+
+    @numba.njit(error_model="numpy")
+    def sum_rows(rows: Any, out: Any) -> None:
+        for c in range(len(out)):
+            total = 0.0
+            for r in range(len(rows) // max(len(out), 1)):
+                total += rows[r * len(out) + c]
+            out[c] = total
+
+    @numba.njit(error_model="numpy")
+    def run_tasks(tasks: int, threads: int, words: Any) -> None:
+        threads = min(threads, tasks)
+        if threads <= 1:
+            kernel(0, tasks, words)
+            return
+        own = np.empty((threads, 3 + len(words)), np.int64)
+        ids = np.zeros(threads, np.int64)
+        failed = np.zeros(threads, np.int64)
+        for t in range(threads):
+            own[t, 0], own[t, 1], own[t, 2] = tasks * t // threads, tasks * (t + 1) // threads, len(words)
+            own[t, 3:] = words
+        for t in range(1, threads):
+            failed[t] = _create(ids.ctypes.data + 8 * t, 0, task_address, own[t].ctypes.data)
+        kernel(own[0, 0], own[0, 1], words)
+        for t in range(1, threads):
+            if failed[t] != 0:
+                kernel(own[t, 0], own[t, 1], words)
+            else:
+                _join(ids[t], 0)
+
+    @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
+    def handler(call: Any) -> int:
+        if call[EXTENSION] != 0:
+            extension = pointer(call[EXTENSION], zero)
+            if extension[1] & 0xFFFFFFFF == METADATA_TYPE:
+                metadata = pointer(extension[METADATA], zero)
+                metadata[API_VERSION] = 3 << 32  # major 0, minor 3
+                metadata[TRAITS] = 0
+                return 0
+        operands, results = pointer(call[OPERANDS], zero), pointer(call[RESULTS], zero)
+        last = pointer(operands[call[OPERANDS - 2] - 1], zero)
+        rows = pointer(last[5], zero)[0] // 4
+        plan = carray(pointer(last[DATA], np.int32(0)), rows * 4)
+        words = np.zeros(rows - HEAD, np.int64)
+        scratch_size = 0
+        for i in range(HEAD, rows):
+            what, k = plan[4 * i], plan[4 * i + 1]
+            if what == SUMMED:
+                scratch_size += plan[4 * i + 2] * count_reals(pointer(results[k], zero)) + 8
+        scratch = np.zeros(scratch_size, np.float64)
+        used = 0
+        for i in range(HEAD, rows):
+            what, k, more = plan[4 * i], plan[4 * i + 1], plan[4 * i + 2]
+            if what == LITERAL:
+                words[i - HEAD] = (np.int64(more) << 32) | (np.int64(k) & 0xFFFFFFFF)
+            elif what == OPERAND:
+                words[i - HEAD] = pointer(operands[k], zero)[DATA]
+            elif what == RESULT:
+                result = pointer(results[k], zero)
+                words[i - HEAD] = result[DATA]
+                carray(pointer(result[DATA], number), count_reals(result))[:] = 0
+            else:
+                words[i - HEAD] = scratch.ctypes.data + 8 * used
+                used += more * count_reals(pointer(results[k], zero)) + 8
+        run_tasks(np.int64(plan[1]), np.int64(plan[5]), words)
+        used = 0
+        for i in range(HEAD, rows):
+            what, k, more, wide = plan[4 * i], plan[4 * i + 1], plan[4 * i + 2], plan[4 * i + 3]
+            if what == SUMMED:
+                result = pointer(results[k], zero)
+                count = count_reals(result)
+                out = carray(pointer(result[DATA], number), count)
+                address = scratch.ctypes.data + 8 * used
+                used += more * count + 8
+                if wide:
+                    sum_rows(carray(pointer(address, double), more * count), out)
+                else:
+                    sum_rows(carray(pointer(address, number), more * count), out)
+        return 0
+
+    return handler

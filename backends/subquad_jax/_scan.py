@@ -1,0 +1,173 @@
+"""The compiled selective scan under JAX: XLA calls the CPU kernel, and its gradient, without leaving the program."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, ShapeDtypeStruct
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+Inputs = tuple[Array | None, ...]  # in this order
+
+
+def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
+    """Why the compiled kernel cannot take the call."""
+    if importlib.util.find_spec("numba") is None:
+        return 'numba is not installed (pip install "subquad[numba]")'
+    for x in arrays:
+        if isinstance(x, jax.core.Tracer):
+            continue
+        if x is not None and any(device.platform != "cpu" for device in x.devices()):
+            return f"it runs on the CPU, the arrays are on {x.devices()}"
+    if jax.default_backend() != "cpu":
+        return f"it runs on the CPU, JAX's default is {jax.default_backend()}"
+    if 0 in arrays[0].shape:  # type: ignore[union-attr]
+        return "an axis is empty"
+    return _self_check()
+
+
+def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
+    """The kernel `selective_scan`."""
+    inputs = list(arrays)
+    groups = [x.shape[2] for x in inputs[3:5] if x is not None and x.ndim == 4]
+    state = inputs[2].dtype  # type: ignore[union-attr]
+    for i in (3, 4):
+        x = inputs[i]
+        assert x is not None
+        x = x.astype(state)
+        inputs[i] = jnp.repeat(x, np.lcm.reduce(groups) // x.shape[2], axis=2) if x.ndim == 4 else x
+    return _scan(delta_softplus, reverse, tuple(inputs))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, Array]:
+    from subquad_jax import _ffi
+    from subquad_numpy import _scan as kernels
+    from subquad_numpy import scan
+
+    u, A = inputs[0], inputs[2]
+    assert u is not None
+    assert A is not None
+    batch, _, d = u.shape
+    threads = 1 if u.size * A.shape[1] < scan.SMALL else scan.thread_count()
+    block, tasks = scan.cut_channels(batch, _groups(inputs), d, threads, scan.lanes_of(np.dtype(u.dtype)))
+    results = {"y": ShapeDtypeStruct(u.shape, u.dtype), "state": ShapeDtypeStruct((batch, *A.shape), A.dtype)}
+    sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=u.shape[1])
+    target = _ffi.register("selective_scan", kernels.forward_kernel, *_kind(inputs))
+    return tuple(_call(target, kernels.FRAME, dict(zip(NAMES, inputs, strict=True)), results, sizes, tasks, threads))
+
+
+def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple[Array, Array], Inputs]:
+    return _scan(delta_softplus, reverse, inputs), inputs
+
+
+def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[Array, Array]) -> tuple[Inputs]:
+    from subquad_jax import _ffi
+    from subquad_numpy import _scan_backward as kernels
+    from subquad_numpy import scan
+
+    u, A = inputs[0], inputs[2]
+    assert u is not None
+    assert A is not None
+    batch, n, d = u.shape
+    groups, width = _groups(inputs), d // _groups(inputs)
+    block, blocks = scan.cut_gradient(batch, groups, width, scan.lanes_of(np.dtype(u.dtype)))
+    given = {name: x for name, x in zip(NAMES, inputs, strict=True) if x is not None}
+    results = {f"grad_{name}": ShapeDtypeStruct(x.shape, x.dtype) for name, x in given.items()}
+    results.setdefault("grad_initial_state", ShapeDtypeStruct((batch, *A.shape), A.dtype))
+    # sums over batch and time, in float64; those over blocks of channels in the precision of the maps
+    for name in ("D", "delta_bias"):
+        results.setdefault(f"grad_{name}", ShapeDtypeStruct((d,), u.dtype))
+    sums = {f"grad_{name}": (batch, 1) for name in ("A", "D", "delta_bias")}
+    for name in ("B", "C"):
+        x = given[name]
+        sums[f"grad_{name}"] = (batch, 1) if x.ndim == 2 else (blocks * batch // x.shape[0], 0)
+    grad_y, grad_state = grads
+    operands: dict[str, Any] = {**given, "grad_y": grad_y, "grad_state": jnp.conj(grad_state)}
+    sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan.TILE, n))
+    target = _ffi.register("selective_scan_backward", kernels.backward_kernel, *_kind(inputs))
+    tasks = batch * groups * blocks
+    found = _call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, scan.thread_count(), sums)
+    by_name = dict(zip(results, found, strict=True))
+    # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
+    return (
+        tuple(None if x is None else jnp.conj(by_name[f"grad_{name}"]) for name, x in zip(NAMES, inputs, strict=True)),
+    )
+
+
+_scan.defvjp(_forward, _backward)
+
+
+def _call(
+    target: str,
+    order: Sequence[str],
+    operands: dict[str, Array | None],
+    results: dict[str, ShapeDtypeStruct],
+    sizes: dict[str, int],
+    tasks: int,
+    threads: int,
+    sums: dict[str, tuple[int, int]] | None = None,
+) -> Any:
+    """Call a target whose frame has the fields `order`, each an operand, a result, a sum into one, or a size."""
+    from subquad_jax import _ffi
+
+    given = {name: x for name, x in operands.items() if x is not None}
+    places, outputs = list(given), list(results)
+    plan = [_ffi.literal(tasks), _ffi.literal(threads)]
+    for name in order:
+        if name in given:
+            plan.append((_ffi.OPERAND, places.index(name), 0, 0))
+        elif sums and name in sums:
+            plan.append((_ffi.SUMMED, outputs.index(name), *sums[name]))
+        elif name in results:
+            plan.append((_ffi.RESULT, outputs.index(name), 0, 0))
+        else:
+            plan.append(_ffi.literal(sizes.get(name, 0)))
+    return _ffi.call(target, list(given.values()), list(results.values()), plan)
+
+
+def _sizes(inputs: Inputs, delta_softplus: bool, reverse: bool, **more: int) -> dict[str, int]:
+    u, A, B, C = inputs[0], inputs[2], inputs[3], inputs[4]
+    assert u is not None
+    assert A is not None
+    batch, n, d = u.shape
+    sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(inputs), "d_state": A.shape[1], **more}
+    for name, x in (("B_step", B), ("C_step", C)):
+        assert x is not None
+        own = x.ndim == 4 and x.shape[0] > 1
+        sizes[name] = int(np.prod(x.shape[1:])) * (2 if jnp.iscomplexobj(x) else 1) if own else 0
+    return {**sizes, "delta_softplus": int(delta_softplus), "reverse": int(reverse)}
+
+
+def _groups(inputs: Inputs) -> int:
+    return max(x.shape[2] if x is not None and x.ndim == 4 else 1 for x in inputs[3:5])
+
+
+def _kind(inputs: Inputs) -> tuple[str, bool, bool, bool]:
+    u, A, B, C = inputs[0], inputs[2], inputs[3], inputs[4]
+    assert u is not None
+    return np.dtype(u.dtype).name, bool(jnp.iscomplexobj(A)), *(x is not None and x.ndim == 2 for x in (B, C))  # type: ignore[return-value]
+
+
+@functools.cache
+def _self_check() -> str | None:
+    """Does a round trip through XLA give the right numbers? The call frame is an interface of bytes."""
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"its threads are not supported on {platform.system()}"
+    try:
+        with jax.ensure_compile_time_eval():
+            one = jnp.ones((1, 3, 1), jnp.float32)
+            zero = jnp.zeros((1, 1), jnp.float32)
+            maps = one[..., None]
+            y, state = _scan(False, False, (one, one, zero, maps, maps, None, None, None, None))
+            right = np.array_equal(np.asarray(y)[0, :, 0], [1, 2, 3]) and float(state[0, 0, 0]) == 3
+    except Exception as error:  # whatever went wrong, the generic form is there
+        return f"its self-check failed: {error}"
+    return None if right else "its self-check gave wrong numbers"

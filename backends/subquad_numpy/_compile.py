@@ -1,0 +1,39 @@
+"""Compilation of the kernels: one specialisation at a time, on first use, kept on disk."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INLINED = ("_compile", "_math", "_simd", "_tile", "_scan", "_scan_backward", "_linear_scan")
+compile_seconds: dict[str, float] = {}
+"""Time each kernel took to become callable in this process: compiled, or read from the disk."""
+
+
+@cache
+def fingerprint() -> str:
+    """Hash of the sources of the kernels.
+
+    Numba keys its cache on disk by the file of the kernel alone and would not see a change in what it
+    inlines. Kernels close over this value, which Numba does add to the key.
+    """
+    sources = (Path(__file__).with_name(f"{name}.py") for name in INLINED)
+    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def compiled(name: str, signature: str) -> Callable[[F], F]:
+    """Compile a kernel for one `signature`, without the interpreter lock; note the time as `name`."""
+
+    def decorate(function: F) -> F:
+        start = time.perf_counter()
+        kernel: F = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        compile_seconds[name] = time.perf_counter() - start
+        return kernel
+
+    return decorate

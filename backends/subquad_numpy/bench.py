@@ -1,0 +1,48 @@
+"""What a comparison or a benchmark asks of NumPy: arrays, time and memory."""
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def describe() -> dict[str, Any]:
+    """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
+    return {"version": np.__version__, "devices": ["cpu"], "available": True, "reason": None}
+
+
+def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> np.ndarray:
+    """Copy a host array, so that no two libraries work on the same memory."""
+    if device not in (None, "cpu"):
+        msg = f"NumPy has one device, 'cpu'; got device={device!r}"
+        raise ValueError(msg)
+    return np.array(host, dtype=dtype)
+
+
+def to_numpy(x: np.ndarray) -> np.ndarray:
+    """Return the array itself."""
+    return x
+
+
+def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
+    """Return the function itself: NumPy compiles nothing."""
+    return function
+
+
+def synchronize(*arrays: np.ndarray) -> None:
+    """Return at once: NumPy has finished when its call returns."""
+
+
+def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
+    """Bytes allocated at the worst moment of `function(*args)`, less those of the array it returns."""
+    function(*args)  # caches and compiled code belong to the first call
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        out = function(*args)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return max(0, peak - before - out.nbytes)

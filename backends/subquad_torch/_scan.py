@@ -1,0 +1,180 @@
+"""The compiled selective scan under PyTorch: a raw operator on CPU and CUDA, zero copy, and its gradient.
+
+Layout: `autograd.Function` over `torch.library` operators that have no autograd formula of their own. That is the one
+arrangement in which eager mode, double backward, `torch.compile(fullgraph=True)` forward and backward, and
+`torch.export` all work. Functional transforms (`torch.func`) take the generic form, which they can see through.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.selective_scan import selective_scan as dispatched_scan
+
+generic_scan = dispatched_scan.__wrapped__  # type: ignore[attr-defined]
+ENGINES = {"cpu": "numba", "cuda": "cupy"}  # what compiles and launches the kernel of a device
+MAPS = 9  # tensor inputs of the scan: u, delta, A, B, C, D, z, delta_bias, initial_state
+
+
+def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:
+    """Why the compiled kernel cannot take the call."""
+    given = [x for x in tensors if x is not None]
+    where = given[0].device.type
+    if where not in ENGINES and where != "meta":
+        return f"it runs on {' and '.join(ENGINES)}, the tensors are on {where}"
+    engine = ENGINES.get(where, "numba")
+    if not _has(engine):
+        return f"{engine} is not installed"
+    if where == "cuda" and not torch.compiler.is_compiling():
+        from subquad_cupy import _scan as cuda
+
+        reason = cuda.declines(*tensors, delta_softplus=delta_softplus, reverse=reverse)  # type: ignore[arg-type]
+        if reason is not None:
+            return reason
+    if torch.compiler.is_compiling():
+        return None  # the operator is a node of the graph
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in given):
+        return "functional transforms see through the generic form only"
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
+        return f"it takes plain tensors, got {[type(x).__name__ for x in given]}"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def selective_scan(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The kernel `selective_scan`."""
+    return Scan.apply(delta_softplus, reverse, *tensors)  # type: ignore[no-untyped-call]
+
+
+class Scan(torch.autograd.Function):
+    """Scan whose backward is one operator too; differentiated once more, it takes the generic form."""
+
+    @staticmethod
+    def forward(delta_softplus: bool, reverse: bool, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        return scan_forward(*tensors, delta_softplus, reverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.delta_softplus, ctx.reverse, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        flags = {"delta_softplus": ctx.delta_softplus, "reverse": ctx.reverse}
+        wanted = [x is not None and need for x, need in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            given = [x for x, want in zip(tensors, wanted, strict=True) if want]
+            grads = iter(
+                torch.autograd.grad(generic_scan(*tensors, **flags), given, (grad_y, grad_state), create_graph=True)
+            )
+            return (None, None, *(next(grads) if want else None for want in wanted))
+        found = scan_backward(*tensors, ctx.delta_softplus, ctx.reverse, grad_y, grad_state)
+        return (None, None, *(grad if want else None for grad, want in zip(found, wanted, strict=True)))
+
+
+@torch.library.custom_op("subquad::selective_scan", mutates_args=(), device_types="cpu")
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    from subquad_numpy import scan
+
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    y, state = scan.scan_forward(*map(_numpy, tensors), delta_softplus, reverse, threads=torch.get_num_threads())
+    return torch.from_numpy(y), torch.from_numpy(state)
+
+
+@scan_forward.register_kernel("cuda")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    from subquad_cupy import _scan as cuda
+
+    *tensors, delta_softplus, reverse = args
+    flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
+    y, state, _ = cuda.scan_forward(*map(_contiguous, tensors), **flags)
+    return y, state
+
+
+@scan_forward.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape))
+
+
+@torch.library.custom_op("subquad::selective_scan_backward", mutates_args=(), device_types="cpu")
+def scan_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    grad_y: Tensor,
+    grad_state: Tensor,
+) -> list[Tensor]:
+    """Gradients by the nine tensors; an empty tensor where there was none."""
+    from subquad_numpy import scan
+
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    grads = scan.scan_backward(
+        *map(_numpy, tensors),
+        delta_softplus,
+        reverse,
+        _numpy(grad_y),
+        _numpy(grad_state),
+        threads=torch.get_num_threads(),
+    )
+    return [u.new_empty(0) if grad is None else torch.from_numpy(grad) for grad in grads]
+
+
+@scan_backward.register_kernel("cuda")
+def _(*args: Any) -> list[Tensor]:
+    from subquad_cupy import _scan as cuda
+
+    *tensors, delta_softplus, reverse, grad_y, grad_state = args
+    flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
+    grads = cuda.scan_backward(_contiguous(grad_y), _contiguous(grad_state), *map(_contiguous, tensors), **flags)
+    return [args[0].new_empty(0) if grad is None else grad for grad in grads]
+
+
+@scan_backward.register_fake
+def _(*args: Any) -> list[Tensor]:
+    return [args[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in args[:MAPS]]
+
+
+def _cuda_device(like: Tensor) -> Any:
+    """The launcher on torch's current stream and allocator."""
+    from subquad_cupy._launch import TorchDevice
+
+    index = like.device.index
+    return TorchDevice(index, torch.cuda.current_stream(index).cuda_stream)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().contiguous()
+
+
+def _numpy(x: Tensor | None) -> Any:
+    """The tensor's memory as a NumPy array."""
+    return None if x is None else x.detach().contiguous().resolve_conj().resolve_neg().numpy()

@@ -1,0 +1,177 @@
+"""Inputs for the CUDA kernels, and the definition of the scan in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from subquad_cupy import _plan, _scan
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes and options of one call; `constant` names which of B and C do not depend on time."""
+
+    batch: int
+    n: int
+    d: int
+    d_state: int
+    groups: int = 1
+    constant: str = ""
+    full: bool = True  # with D, z, delta_bias, initial_state, softplus and a gradient of the state
+    reverse: bool = False
+    shared: bool = False  # B and C with a batch axis of 1
+    dtype: str = "float32"
+    decay: float = 1.0
+
+    def __str__(self) -> str:
+        words = [f"{self.batch}x{self.n}x{self.d}x{self.d_state}", self.dtype]
+        words += [f"groups{self.groups}"] * (self.groups > 1) + [f"constant{self.constant}"] * bool(self.constant)
+        words += [name for name in ("reverse", "shared") if getattr(self, name)] + ["bare"] * (not self.full)
+        return "-".join(words)
+
+    @property
+    def options(self) -> dict[str, bool]:
+        return {"delta_softplus": self.full, "reverse": self.reverse}
+
+    def inputs(self) -> tuple[dict[str, Any], np.ndarray, np.ndarray | None]:
+        """Inputs by name, and the gradients of both outputs, in float64 but rounded to the storage type."""
+        rng = np.random.default_rng(self.n * 1000 + self.d_state)
+
+        def draw(*shape: int) -> np.ndarray:
+            return _rounded(rng.standard_normal(shape), self.dtype)
+
+        rows, states = (self.batch, self.n, self.d), (self.batch, self.d, self.d_state)
+        maps = (1 if self.shared else self.batch, self.n, self.groups, self.d_state)
+        arrays: dict[str, Any] = dict.fromkeys(NAMES)
+        arrays["u"] = draw(*rows)
+        arrays["delta"] = _rounded(draw(*rows) - 1, self.dtype) if self.full else abs(draw(*rows)) / 4
+        arrays["A"] = _rounded(-np.exp(rng.standard_normal((self.d, self.d_state))) * self.decay, "float32")
+        for name in "BC":
+            arrays[name] = draw(self.d, self.d_state) if name in self.constant else draw(*maps)
+        if self.full:
+            arrays |= {"D": draw(self.d), "z": draw(*rows), "delta_bias": draw(self.d) / 4}
+            arrays["initial_state"] = draw(*states)
+        return arrays, draw(*rows), draw(*states) if self.full else None
+
+
+def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "float64":
+        return x
+    bits = {"float32": 22, "float16": 9, "bfloat16": 6}[dtype]
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 2**bits), exponent - bits)
+
+
+def reference(arrays: dict[str, Any], *, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
+    """The definition, one step at a time, in torch float64 so that its gradients are torch's."""
+    import torch
+
+    u, delta, A, B, C, D, z, bias, state = (arrays[name] for name in NAMES)
+    batch, n, d = u.shape
+    delta = delta if bias is None else delta + bias
+    if delta_softplus:
+        delta = torch.nn.functional.softplus(delta, threshold=1000)
+
+    def per_channel(x: Any) -> Any:
+        if x.ndim == 2:
+            return x.expand(batch, n, *x.shape)
+        return x.repeat_interleave(d // x.shape[2], dim=2).expand(batch, n, d, -1)
+
+    B, C = per_channel(B), per_channel(C)
+    h = torch.zeros((batch, *A.shape), dtype=A.dtype) if state is None else state
+    y: list[Any] = [None] * n
+    for t in reversed(range(n)) if reverse else range(n):
+        h = torch.exp(delta[:, t, :, None] * A) * h + (delta[:, t] * u[:, t])[..., None] * B[:, t]
+        y[t] = (C[:, t] * h).sum(-1)
+    out = torch.stack(y, 1)
+    if D is not None:
+        out = out + D * u
+    return out if z is None else out * torch.nn.functional.silu(z), h
+
+
+@functools.cache
+def expected(case: Case) -> dict[str, np.ndarray]:
+    """Outputs and gradients in float64, by name: y, state, and d<input>."""
+    import torch
+
+    arrays, dy, dstate = case.inputs()
+    leaves = {name: None if x is None else torch.from_numpy(x).requires_grad_() for name, x in arrays.items()}
+    y, state = reference(leaves, **case.options)
+    loss = (y * torch.from_numpy(dy)).sum()
+    if dstate is not None:
+        loss = loss + (state * torch.from_numpy(dstate)).sum()
+    loss.backward()
+    found = {"y": y.detach().numpy(), "state": state.detach().numpy()}
+    return found | {f"d{name}": leaf.grad.numpy() for name, leaf in leaves.items() if leaf is not None}
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest error relative to the largest value; NaN counts as infinite."""
+    assert got.shape == want.shape
+    worst = np.max(np.abs(np.asarray(got, dtype=np.float64) - want)) / (np.max(np.abs(want)) or 1)
+    return float("inf") if np.isnan(worst) else float(worst)
+
+
+def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
+    """What the kernels make of a case: the names of `expected`."""
+    wide = "float64" if case.dtype == "float64" else "float32"
+
+    def in_numpy(name: str, x: np.ndarray) -> np.ndarray:
+        return x.astype(case.dtype if name in ("u", "delta", "z", "dy", "B", "C") else wide)
+
+    cast = cast or in_numpy
+    arrays, dy, dstate = case.inputs()
+    inputs = [None if x is None else cast(name, x) for name, x in arrays.items()]
+    assert _scan.declines(*inputs, **case.options) is None
+    y, state, _ = _scan.scan_forward(*inputs, **case.options, device=device)
+    dy = cast("dy", dy)
+    dstate = None if dstate is None else cast("dstate", dstate)
+    gradients = _scan.scan_backward(dy, dstate, *inputs, **case.options, device=device)
+    found = {"y": y, "state": state}
+    return found | {f"d{name}": getattr(gradients, name) for name in NAMES if arrays[name] is not None}
+
+
+@contextmanager
+def small_chunks(steps: int) -> Iterator[None]:
+    """Let the sequence be split at `steps`, so that a short one already is."""
+    before, _plan.MIN_CHUNK = _plan.MIN_CHUNK, steps
+    try:
+        yield
+    finally:
+        _plan.MIN_CHUNK = before
+
+
+# One of each number of states per lane and of lanes, ragged and aligned, with every option somewhere.
+CASES = [
+    Case(2, 45, 41, 16),
+    Case(1, 1, 3, 1, full=False),
+    Case(2, 17, 130, 2, reverse=True),
+    Case(2, 33, 10, 3, groups=2, reverse=True),
+    Case(2, 21, 12, 7, constant="BC"),
+    Case(1, 40, 64, 16, full=False),
+    Case(2, 19, 10, 16, constant="B"),
+    Case(2, 19, 10, 16, constant="C", reverse=True),
+    Case(3, 37, 16, 20, groups=2, shared=True),
+    Case(1, 9, 9, 50),
+    Case(1, 18, 9, 100),
+    Case(1, 11, 12, 256),
+    Case(2, 20, 5, 16, dtype="float64"),
+    Case(1, 9, 8, 129, dtype="float64"),
+]
+# Longer than the chunks, whose first passes stop early where decay is fast and do not where it is slow.
+SPLIT = [
+    Case(2, 150, 9, 16, decay=20),
+    Case(2, 150, 9, 16, decay=0.01, reverse=True),
+    Case(1, 131, 8, 16, constant="BC", decay=3, full=False),
+    Case(2, 131, 8, 16, dtype="float64"),
+]
+LOW_PRECISION = [Case(2, 45, 12, 16, dtype="float16"), Case(2, 45, 12, 16, dtype="bfloat16")]
+SANITIZED = [CASES[0], CASES[2], CASES[4], SPLIT[0]]

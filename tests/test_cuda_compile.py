@@ -1,0 +1,90 @@
+"""What ptxas makes of the kernels: no spills, and registers that leave room for enough blocks."""
+
+import itertools
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from subquad_cupy import _launch, _plan
+
+NVCC = shutil.which("nvcc")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+
+STATES = [2**k for k in range(9)]
+# (kernel, float64?, many states per lane?) -> registers. An SM holds 65536 / (128 registers) blocks: 6 at 80,
+# 4 at 128, 3 at 168, 2 at 255. float64 is for checking gradients and may be slow.
+CEILINGS = {
+    ("scan_forward", False, False): 80,
+    ("scan_forward", False, True): 128,
+    ("scan_forward", True, False): 168,
+    ("scan_forward", True, True): 168,
+    ("scan_tail", False, False): 96,
+    ("scan_tail", False, True): 168,
+    ("scan_tail", True, False): 168,
+    ("scan_tail", True, True): 168,
+    ("scan_backward", False, False): 232,
+    ("scan_backward", False, True): 232,
+    ("scan_backward", True, False): 255,
+    ("scan_backward", True, True): 255,
+    ("scan_carry", False, False): 48,
+    ("scan_carry", True, False): 48,
+}
+
+
+def instantiations(storage, states, constant=(False, True)):
+    """C++ names of all kernels that the launcher may ask for."""
+    itemsize = 8 if storage == "double" else 4
+    sizes = {"groups": 1, "multiprocessors": 1}
+    for d_state in states:
+        forward = _plan.plan_forward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
+        backward = _plan.plan_backward(1, 1, 1, d_state, **sizes)
+        for constant_B, constant_C in itertools.product(constant, constant):
+            yield forward.kernel("scan_forward", storage, constant_B, constant_C)
+            yield backward.kernel("scan_backward", storage, constant_B, constant_C)
+        for flag in constant:
+            yield forward.kernel("scan_tail", storage, flag, False)
+            yield backward.kernel("scan_tail", storage, flag, True)
+    if storage in ("float", "double"):
+        yield from (f"scan_carry<{storage}, {adjoint}>" for adjoint in ("false", "true"))
+
+
+def compile_report(kernels, architecture, folder):
+    """Registers and bytes spilled, by mangled name."""
+    source = folder / "instantiations.cu"
+    lines = [f"template __global__ void {kernel}(const Scan);" for kernel in kernels]
+    source.write_text("\n".join([_launch.source(), *lines, ""]), encoding="utf-8")
+    command = [NVCC, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", str(source)]
+    result = subprocess.run([*command, "-o", str(folder / "out.cubin")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr, result.stderr
+    found = re.findall(
+        r"Function properties for (\S+)\s+\d+ bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers",
+        result.stderr,
+    )
+    return {name: (int(registers), int(stores) + int(loads)) for name, stores, loads, registers in found}
+
+
+def check(kernels, architecture, folder):
+    report = compile_report(kernels, architecture, folder)
+    assert len(report) == len(kernels)
+    for name, (registers, spilled) in report.items():
+        kernel, storage, states = re.match(r"_Z\d+(scan_[a-z]+)I(\w)(?:\w*?Li(\d+))?", name).groups()
+        ceiling = CEILINGS[kernel, storage == "d", int(states or 0) > 4]
+        assert (spilled, registers) <= (0, ceiling), f"{architecture} {name}: {registers} registers, {spilled} B"
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_usual_kernels_do_not_spill(architecture, tmp_path):
+    kernels = list(instantiations("float", [16, 256], constant=(False,)))
+    kernels += ["scan_forward<bf16, 4, 4, 2, false, false>", "scan_backward<bf16, 4, 4, false, false>"]
+    check(kernels, architecture, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("storage", _launch.STORAGE.values())
+def test_no_instantiation_spills(storage, architecture, tmp_path):
+    check(sorted(set(instantiations(storage, STATES))), architecture, tmp_path)

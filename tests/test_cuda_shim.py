@@ -1,0 +1,298 @@
+"""The CUDA scan on the CPU: the same source and the same launch code, against the definition in float64."""
+
+import functools
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")  # gradients of the reference
+from cuda_shim import COMPILER, SOURCE, Library, NumpyDevice, TorchHost, build  # noqa: E402
+from cuda_shim.cases import (  # noqa: E402
+    CASES,
+    LOW_PRECISION,
+    SANITIZED,
+    SPLIT,
+    Case,
+    error,
+    expected,
+    small_chunks,
+    solve,
+)
+
+from subquad_cupy import _passes, _plan, _scan  # noqa: E402
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
+
+SINGLE = 5e-7  # 8 units in the last place of float32: sums of 32-bit products, in the order of the kernel
+DOUBLE = 1e-14
+LOW = {"float16": 2e-3, "bfloat16": 2e-2}  # 2-3 units in the last place of the outputs
+BARRIERS = [
+    number for number, line in enumerate(SOURCE.read_text(encoding="utf-8").splitlines(), 1) if "__syncthreads" in line
+]
+
+
+def kernels_of(cases):
+    """What a run of the cases launches, from a dry run."""
+    names = set()
+    device = NumpyDevice(lambda *launch: names.add(launch[0]))
+    for case in cases:
+        for steps in (32, 256):
+            with small_chunks(steps):
+                solve(case, device, cast=None if case.dtype != "bfloat16" else as_bfloat16)
+    return names
+
+
+def as_bfloat16(name, x):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    return x.astype(ml_dtypes.bfloat16 if name in ("u", "delta", "z", "dy", "B", "C") else "float32")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return Library(build(kernels_of(CASES + SPLIT + LOW_PRECISION), tmp_path_factory.mktemp("shim")))
+
+
+@pytest.fixture
+def device(library):
+    return NumpyDevice(library.run)
+
+
+def assert_close(got, case, tolerance):
+    want = expected(case)
+    assert got.keys() == want.keys()
+    worst = {name: error(got[name], want[name]) for name in want}
+    assert max(worst.values()) <= tolerance, worst
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_equal_the_definition(device, case):
+    assert_close(solve(case, device), case, DOUBLE if case.dtype == "float64" else SINGLE)
+
+
+@pytest.mark.parametrize("case", SPLIT, ids=str)
+def test_a_split_sequence_equals_the_definition(library, case):
+    launched = []
+
+    def run(kernel, blocks, arguments):
+        launched.append(kernel.partition("<")[0])
+        library.run(kernel, blocks, arguments)
+
+    with small_chunks(32):
+        got = solve(case, NumpyDevice(run))
+    assert launched.count("scan_tail") == launched.count("scan_carry") == 3  # forward, its repetition, backward
+    assert_close(got, case, 2 * DOUBLE if case.dtype == "float64" else SINGLE)
+
+
+@pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
+def test_half_precision_rounds_only_the_outputs(device, case):
+    cast = as_bfloat16 if case.dtype == "bfloat16" else None
+    got = solve(case, device, cast)
+    assert_close(got, case, LOW[case.dtype])
+    want = expected(case)
+    assert all(error(got[name], want[name]) < SINGLE for name in ("state", "dA", "dD", "ddelta_bias"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_tensors_take_the_same_path(library, dtype):
+    case = next(case for case in CASES[:1] + LOW_PRECISION if case.dtype == dtype)
+
+    def cast(name, x):
+        low = name in ("u", "delta", "z", "dy", "B", "C")
+        return torch.from_numpy(x).to(getattr(torch, dtype) if low else torch.float32)
+
+    got = solve(case, TorchHost(library.run), cast)
+    assert got["y"].dtype == getattr(torch, dtype)
+    assert_close({name: x.double().numpy() for name, x in got.items()}, case, LOW.get(dtype, SINGLE))
+
+
+@pytest.mark.parametrize("case", [CASES[0], SPLIT[0]], ids=str)
+def test_the_order_of_threads_changes_no_bit(library, case):
+    with small_chunks(32):
+        first, *others = (solve(case, NumpyDevice(functools.partial(library.run, seed=seed))) for seed in (0, 1, 2, 3))
+    for other in others:
+        for name, x in first.items():
+            np.testing.assert_array_equal(x, other[name], strict=True)
+
+
+@pytest.mark.parametrize("line", BARRIERS)
+def test_every_barrier_is_needed(library, line):
+    """Leaving one out must show in some case and order: a wrong number, or threads that never meet."""
+
+    def survives(case, seed):
+        run = functools.partial(library.run, seed=seed, skipped_line=line)
+        try:
+            got = solve(case, NumpyDevice(run))
+        except RuntimeError:
+            return False
+        want = expected(case)
+        return max(error(got[name], want[name]) for name in want) < SINGLE
+
+    with small_chunks(32):
+        assert not all(survives(case, seed) for case in (CASES[0], SPLIT[0]) for seed in (1, 2, 3))
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")  # -O1 compiles for 10 s
+    try:
+        binary = build(kernels_of(SANITIZED), tmp_path, flags)
+        runtime = subprocess.run(
+            [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except subprocess.CalledProcessError:
+        pytest.skip("g++ has no sanitizers here")
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "PYTHONPATH": path,
+    }
+    command = [sys.executable, "-m", "cuda_shim.sanitized", str(binary)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert f"{len(SANITIZED)} cases clean" in result.stdout
+
+
+def test_slices_are_read_in_place(library):
+    """The halves of one projection, as Mamba has them: no copy, whatever the alignment."""
+    rng = np.random.default_rng(0)
+    both = rng.standard_normal((2, 45, 2 * 12 + 1)).astype("float32")
+    delta = abs(rng.standard_normal((2, 45, 12)).astype("float32"))
+    maps = rng.standard_normal((2, 45, 40)).astype("float32")
+    A = -np.ones((12, 16), dtype="float32")
+    inputs = [
+        both[..., :12],
+        delta,
+        A,
+        maps[..., None, :16],
+        maps[..., None, 20:36],
+        None,
+        both[..., 13:],
+        None,
+        None,
+    ]
+    addresses = []
+
+    def run(kernel, blocks, arguments):
+        addresses.append(arguments["rows"]["data"][0, :5].tolist())
+        library.run(kernel, blocks, arguments)
+
+    def solve_in_place(inputs):
+        y, state, _ = _scan.scan_forward(*inputs, delta_softplus=False, reverse=False, device=NumpyDevice(run))
+        return y, state
+
+    got = solve_in_place(inputs)
+    assert addresses[0] == [inputs[i].ctypes.data for i in (0, 1, 6, 3, 4)]
+    want = solve_in_place([None if x is None else x.copy() for x in inputs])
+    for x, copied in zip(got, want, strict=True):
+        np.testing.assert_array_equal(x, copied, strict=True)
+
+
+def test_offsets_are_64_bit(device):
+    """Rows 1 GiB and batch items 8 GiB apart, in memory that is reserved but hardly touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        memory = mmap.mmap(-1, 2**34, flags=flags)
+    except (OSError, ValueError):
+        pytest.skip("16 GiB of address space are not to be had")
+    u = np.ndarray((2, 8, 41), np.float32, memory, strides=(2**33, 2**30, 4))
+    rng = np.random.default_rng(0)
+    u[...] = rng.standard_normal(u.shape)
+    delta, maps = np.abs(u), rng.standard_normal((2, 8, 1, 16)).astype("float32")
+    A = -np.ones((41, 16), dtype="float32")
+    options = {"delta_softplus": False, "reverse": False, "device": device}
+    got = _scan.scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
+    want = _scan.scan_forward(u.copy(), delta, A, maps, maps, None, None, None, None, **options)
+    np.testing.assert_array_equal(got[0], want[0], strict=True)
+
+
+def test_bounded_scratch_changes_nothing_but_the_passes(library, monkeypatch):
+    """Past `CHECKPOINT_BYTES` the backward pass walks windows of the sequence."""
+    case = Case(1, 600, 5, 16, reverse=True)
+    launched = []
+
+    def run(kernel, blocks, arguments):
+        launched.append((kernel.partition("<")[0], int(arguments["n"][0])))
+        library.run(kernel, blocks, arguments)
+
+    monkeypatch.setattr(_passes, "CHECKPOINT_BYTES", 1)
+    got = solve(case, NumpyDevice(run, multiprocessors=1))
+    assert [steps for kernel, steps in launched if kernel == "scan_backward"] == [88, 256, 256]
+    assert_close(got, case, SINGLE)
+
+
+def test_saved_checkpoints_spare_the_second_forward_pass(library):
+    launched = []
+
+    def run(kernel, blocks, arguments):
+        launched.append(kernel.partition("<")[0])
+        library.run(kernel, blocks, arguments)
+
+    device, case = NumpyDevice(run), CASES[5]
+    arrays, dy, _ = case.inputs()
+    inputs = [None if x is None else x.astype("float32") for x in arrays.values()]
+    options = case.options | {"device": device}
+    *_, checkpoints = _scan.scan_forward(*inputs, **options, save=True)
+    got = _scan.scan_backward(dy.astype("float32"), None, *inputs, **options, checkpoints=checkpoints)
+    assert launched == ["scan_forward", "scan_backward"]
+    assert error(got.A, expected(case)["dA"]) < SINGLE
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_nothing_to_do_launches_nothing(shape):
+    def run(*launch):
+        raise AssertionError(launch)
+
+    batch, n, d = shape
+    x, A, maps = np.ones(shape, "float32"), -np.ones((d, 4), "float32"), np.ones((batch, n, 1, 4), "float32")
+    state = np.full((batch, d, 4), 3, dtype="float32")
+    options = {"delta_softplus": True, "reverse": False, "device": NumpyDevice(run)}
+    y, last, _ = _scan.scan_forward(x, x, A, maps, maps, None, None, None, state, **options)
+    assert y.shape == shape
+    np.testing.assert_array_equal(last, state)
+    gradients = _scan.scan_backward(x, state, x, x, A, maps, maps, None, None, None, state, **options)
+    np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
+    np.testing.assert_array_equal(gradients.initial_state, state)
+
+
+def test_it_declines_what_it_cannot_do():
+    x, A, maps = np.ones((1, 2, 4), "float32"), -np.ones((4, 8), "float32"), np.ones((1, 2, 2, 8), "float32")
+    options = {"delta_softplus": False, "reverse": False}
+
+    def reason(u=x, delta=x, A=A, B=maps, C=maps):
+        return _scan.declines(u, delta, A, B, C, None, None, None, None, **options)
+
+    assert reason() is None
+    assert "complex" in reason(A=A.astype(complex))
+    assert "float64" in reason(u=x.astype(float))
+    assert "float64" in reason(A=A.astype(float))
+    assert "256" in reason(A=np.ones((4, 257), "float32"))
+    assert "groups" in reason(C=np.ones((1, 2, 4, 8), "float32"))
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 2048, 2048, 16), (1, 524288, 64, 16), (3, 1000, 770, 200)])
+def test_geometry_covers_every_channel_and_step_once(shape, multiprocessors):
+    batch, n, d, d_state = shape
+    forward = _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
+    backward = _plan.plan_backward(*shape, groups=1, multiprocessors=multiprocessors)
+    for plan in (forward, backward):
+        width = _plan.THREADS // plan.lanes * plan.channels
+        assert (plan.blocks - 1) * width < d <= plan.blocks * width
+        assert (plan.chunks - 1) * plan.chunk < n <= plan.chunks * plan.chunk
+        assert plan.chunk % _plan.CHUNK_MULTIPLE == 0
+        assert plan.states * plan.lanes >= d_state
+        assert plan.grid == batch * plan.blocks * plan.chunks <= _plan.MAX_BLOCKS
+
+
+def test_only_a_long_narrow_sequence_is_split():
+    def chunks(*shape):
+        return _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=132).chunks
+
+    assert chunks(8, 2048, 2048, 16) == 1
+    assert chunks(1, 200, 64, 16) == 1
+    assert chunks(1, 524288, 64, 16) > 132

@@ -1,0 +1,120 @@
+"""The CUDA scan on a device: ``pytest -m gpu``. The same cases run without one in test_cuda_shim.py."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+APPROXIMATE = 4e-6  # ex2.approx is good to 2 units in the last place, and a state multiplies a dozen of them
+LOW = {"float16": 2e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    """CuPy, if it finds a device."""
+    module = pytest.importorskip("cupy")
+    try:
+        count = module.cuda.runtime.getDeviceCount()
+    except module.cuda.runtime.CUDARuntimeError as problem:
+        pytest.skip(f"no CUDA device: {problem}")
+    if not count:
+        pytest.skip("no CUDA device: the driver lists none")
+    return module
+
+
+@pytest.fixture(scope="module")
+def cases():
+    pytest.importorskip("torch")  # gradients of the reference
+    from cuda_shim import cases
+
+    return cases
+
+
+def on_device(cupy, case):
+    low = case.dtype
+    if low == "bfloat16":
+        low = pytest.importorskip("ml_dtypes").bfloat16
+    wide = "float64" if case.dtype == "float64" else "float32"
+    return lambda name, x: cupy.asarray(x.astype(low if name in ("u", "delta", "z", "dy", "B", "C") else wide))
+
+
+def solve(cupy, cases, case):
+    from subquad_cupy._launch import CupyDevice
+
+    found = cases.solve(case, CupyDevice(), on_device(cupy, case))
+    return {name: cupy.asnumpy(x) for name, x in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["CASES", "SPLIT", "LOW_PRECISION"])
+def test_kernels_equal_the_definition(cupy, cases, kind):
+    failures = {}
+    for case in getattr(cases, kind):
+        with cases.small_chunks(32 if kind == "SPLIT" else 256):
+            got = solve(cupy, cases, case)
+        tolerance = 1e-13 if case.dtype == "float64" else LOW.get(case.dtype, APPROXIMATE)
+        worst = {name: cases.error(got[name], want) for name, want in cases.expected(case).items()}
+        if max(worst.values()) > tolerance:
+            failures[str(case)] = worst
+    assert not failures
+
+
+def test_two_runs_agree_in_every_bit(cupy, cases):
+    case = cases.Case(4, 3000, 130, 16)
+    first, second = (solve(cupy, cases, case) for _ in range(2))
+    for name, x in first.items():
+        np.testing.assert_array_equal(x, second[name], strict=True)
+
+
+def test_a_long_narrow_sequence_equals_its_chunks(cupy):
+    """Split over blocks, 2^17 steps agree with the same steps in calls too short to be split."""
+    from subquad_cupy._scan import scan_forward
+
+    rng = cupy.random.default_rng(0)
+    n, d, short = 2**17, 64, 500
+    u, delta = (rng.standard_normal((1, n, d), dtype="float32") for _ in range(2))
+    maps = rng.standard_normal((1, n, 1, 16), dtype="float32")
+    A = -cupy.tile(cupy.arange(1, 17, dtype="float32"), (d, 1)) / 64
+    options = {"delta_softplus": True, "reverse": False}
+    y, state, _ = scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
+    pieces, carried = [], None
+    for start in range(0, n, short):
+        part = (x[:, start : start + short] for x in (u, delta))
+        B = maps[:, start : start + short]
+        piece, carried, _ = scan_forward(*part, A, B, B, None, None, None, carried, **options)
+        pieces.append(piece)
+    scale = float(abs(y).max())
+    assert float(abs(y - cupy.concatenate(pieces, axis=1)).max()) <= APPROXIMATE * scale
+    assert float(abs(state - carried).max()) <= APPROXIMATE * float(abs(state).max())
+
+
+def test_it_runs_on_the_current_stream(cupy, cases):
+    """Inputs that are still being written on the same stream are waited for."""
+    from subquad_cupy._launch import CupyDevice
+
+    case = cases.CASES[0]
+    with cupy.cuda.Stream(non_blocking=True):
+        got = cases.solve(case, CupyDevice(), on_device(cupy, case))
+        got = {name: x.get() for name, x in got.items()}
+    assert max(cases.error(got[name], want) for name, want in cases.expected(case).items()) <= APPROXIMATE
+
+
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_tensors_on_a_side_stream(cases, dtype):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    from subquad_cupy._launch import TorchDevice
+
+    case = next(case for case in cases.CASES[:1] + cases.LOW_PRECISION if case.dtype == dtype)
+
+    def cast(name, x):
+        low = name in ("u", "delta", "z", "dy", "B", "C")
+        return torch.from_numpy(x).cuda().to(getattr(torch, dtype) if low else torch.float32)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        got = cases.solve(case, TorchDevice(0, stream.cuda_stream), cast)
+        got = {name: x.double().cpu().numpy() for name, x in got.items()}
+    worst = {name: cases.error(got[name], want) for name, want in cases.expected(case).items()}
+    assert max(worst.values()) <= LOW.get(dtype, APPROXIMATE), worst
