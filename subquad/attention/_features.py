@@ -60,8 +60,9 @@ class FeatureMethod(Streaming):
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         xp, q, k, v, key_mask = inputs.xp, inputs.q, inputs.k, inputs.v, inputs.key_mask
-        phi = self.map_rows(xp, q, scale=inputs.scale, center=self.choose_center(inputs))
-        state = self._no_keys(xp, k, v, key_mask)
+        center = self.choose_center(inputs)
+        phi = self.map_rows(xp, q, scale=inputs.scale, center=center)
+        state = self._no_keys(xp, k, v, key_mask, center)
         if not inputs.causal:
             state = self._absorb_all(xp, phi, state, k, v, key_mask)
             return self._read_all(xp, phi, q, state)
@@ -95,9 +96,10 @@ class FeatureMethod(Streaming):
             raise ValueError(msg)
         inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
         xp = inputs.xp
-        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.given_center(xp, inputs.q))
+        center = self.given_center(xp, inputs.q)
+        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=center)
         grouped = inputs.k.ndim > k.ndim
-        held = self._no_keys(xp, inputs.k, inputs.v, inputs.key_mask)
+        held = self._no_keys(xp, inputs.k, inputs.v, inputs.key_mask, center)
         if state is not None:
             check_arrays(q=q, **state)
             held = {name: xp.expand_dims(x, axis=-3) if grouped else x for name, x in state.items()}
@@ -107,8 +109,9 @@ class FeatureMethod(Streaming):
         return inputs.leave(out), held
 
     def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
-        phi = self.map_rows(xp, k, scale=scale, center=self.given_center(xp, k))
-        return self._absorb_all(xp, phi, self._no_keys(xp, k, v, key_mask), k, v, key_mask)
+        center = self.given_center(xp, k)
+        phi = self.map_rows(xp, k, scale=scale, center=center)
+        return self._absorb_all(xp, phi, self._no_keys(xp, k, v, key_mask, center), k, v, key_mask)
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         shift = xp.maximum(left["shift"], right["shift"])
@@ -120,9 +123,13 @@ class FeatureMethod(Streaming):
         phi = self.map_rows(xp, cast(xp, q, dtype), scale=scale, center=self.given_center(xp, q))
         return self._read_all(xp, phi, q, state)
 
-    def _no_keys(self, xp: ModuleType, k: Array, v: Array, key_mask: Array | None) -> State:
+    def _no_keys(
+        self, xp: ModuleType, k: Array, v: Array, key_mask: Array | None, center: tuple[Array, Array] | None
+    ) -> State:
         mask_batch = None if key_mask is None else key_mask.shape[:-1]
-        batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
+        means = () if center is None else (x.shape[:-2] for x in center)  # the mean of q weighs the keys
+        centers = dict(zip(("q_mean", "k_mean"), means, strict=False))
+        batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch, **centers)
         m, width = self.widths(xp, k)
         where = device(k)
         return {
@@ -157,6 +164,8 @@ class FeatureMethod(Streaming):
             return None, _divide(xp, phi_q @ kv, phi_q @ k_sum)
 
         batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2])
+        if q.shape[-2] == 0:
+            return xp.zeros((*batch, 0, kv.shape[-1]), dtype=q.dtype, device=device(q))
         _, out = scan_blocks(read, None, [q], rows_per_block(math.prod(batch) * k_sum.shape[-2]), xp=xp)
         return out
 
@@ -176,6 +185,8 @@ class FeatureMethod(Streaming):
             return _causal_block(xp, phi, state, q, k, v, mask)
 
         batch = broadcast_batch(q=q.shape[:-2], state=state["k"].shape[:-2])
+        if q.shape[-2] == 0:
+            return state, xp.zeros((*batch, 0, v.shape[-1]), dtype=q.dtype, device=device(q))
         size = rows_per_block(math.prod(batch) * state["k"].shape[-2], most=CAUSAL_ROWS)
         return scan_blocks(advance, state, [q, k, v, mask], size, xp=xp)
 

@@ -170,6 +170,7 @@ class Favor(FeatureMethod):
 
         def positive_keys(k: Array) -> Features:
             k, shared = exponent(k)  # one product gives ω k − shared: no pass of its own over n × m
+            k = xp.broadcast_to(k, (*shared.shape[:-1], k.shape[-1]))
             return None, xp.concat([k, -shared], axis=-1) @ xp.concat([directions, ones], axis=0)
 
         def positive_queries(shift: Array) -> RowMap:

@@ -1,0 +1,54 @@
+"""The command `subquad`: `subquad compare` and `subquad info`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from subquad.cli import compare, info
+from subquad.cli.errors import CommandError
+
+USAGE = 2
+COMPARE = (
+    "Run exact attention, its approximations and a selective scan on real queries, keys and values with every array "
+    "library on this machine, and show error, time and memory side by side: as a table here, in compare.json, and "
+    "as a picture in compare.png."
+)
+INFO = "List the array libraries, devices and kernels on this machine, and say why others are absent."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Faults in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name. Default: those of the process.
+
+    Returns
+    -------
+    int
+        0 when all went well, 1 when a measurement failed, 2 for a wrong request, 130 when interrupted.
+    """
+    parser = _Parser(prog="subquad", description="Sub-quadratic sequence operators for every array library.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    compare.add_arguments(
+        commands.add_parser("compare", help="error, time and memory side by side", description=COMPARE)
+    )
+    commands.add_parser("info", help="what this machine has", description=INFO)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "info":
+            print(info.text())
+            return 0
+        return compare.run(args)
+    except CommandError as error:
+        print(f"subquad {args.command}: {error}", file=sys.stderr)
+        return USAGE

@@ -1,0 +1,35 @@
+"""`subquad info`: which array libraries, devices and kernels this machine has, and why others are absent."""
+
+import platform
+
+from subquad.cli.libraries import Library, find
+from subquad.cli.report import versions
+
+
+def text() -> str:
+    """Everything `subquad info` prints; needs nothing but the package itself."""
+    have = versions()
+    lines = [
+        f"subquad {have['subquad']}, Python {have['python']}, NumPy {have['numpy']}, {platform.platform()}",
+        "",
+    ]
+    libraries = find()
+    width = max(map(len, libraries), default=0)
+    for library in libraries.values():
+        for first, rest in zip([library.name, *[""] * 99], _facts(library), strict=False):
+            lines.append(f"{first:{width}}  {rest}")
+    if not libraries:
+        lines.append("no backend package was found: the generic code runs on any Array API library")
+    return "\n".join(lines)
+
+
+def _facts(library: Library) -> list[str]:
+    if library.reason is not None:
+        version = f"{library.version}, " if library.version else ""
+        return [f"absent   {version}{library.reason}"]
+    facts = [f"usable   {library.version} on {', '.join(library.devices)}"]
+    for kernel, overrides in library.kernels.items():
+        facts.append(f"         {kernel}: {', then '.join([*overrides, 'generic'])}")
+    if not library.kernels:
+        facts.append("         no kernels of its own: generic code")
+    return facts

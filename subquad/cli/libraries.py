@@ -1,0 +1,122 @@
+"""The array libraries on this machine: which can be used, which cannot, and why."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from subquad import _backends
+from subquad.cli.errors import CommandError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A backend package and what it says of its array library; `reason` is None where it can be used."""
+
+    name: str
+    reason: str | None
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    kernels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    bench: ModuleType | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A library on one of its devices; `label` is how tables call it."""
+
+    library: str
+    device: str
+    label: str
+    version: str | None
+    bench: Any
+
+
+def find() -> dict[str, Library]:
+    """Ask every backend package that can be found; a broken one becomes a reason, never an exception."""
+    packages = _backends.names()
+    host_first = sorted(packages, key=lambda name: name != np.__name__)
+    return {name: _ask(name, packages[name]) for name in host_first}
+
+
+def _ask(name: str, package: str) -> Library:
+    try:
+        module = importlib.import_module(package)
+        bench = importlib.import_module(f"{package}.bench")
+        about = bench.describe()
+        kernels = {
+            kernel: tuple(override.name for override in overrides)
+            for kernel, overrides in getattr(module, "KERNELS", {}).items()
+        }
+        return Library(name, about["reason"], about["version"], tuple(about["devices"]), kernels, bench)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == package.partition(".")[0]:
+            return Library(name, f"there is no module {error.name}: it cannot be measured")
+        return Library(name, f"{error.name} is not installed{_remedy(name)}")
+    except Exception as error:
+        return Library(name, f"fails when imported: {type(error).__name__}: {_one_line(error)}")
+
+
+def _remedy(name: str) -> str:
+    """The extras of this distribution that install a library, read from its own metadata."""
+    try:
+        extras = importlib.metadata.metadata("subquad").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    fitting = [f'pip install "subquad[{x}]"' for x in extras if x == name or x.startswith(f"{name}-")]
+    return f"; install it with {' or '.join(fitting)}" if fitting else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def targets(text: str | None) -> tuple[list[Target], list[str]]:
+    """Targets of `--backends`, and notes on the libraries left out of the default ones.
+
+    `text` is "library[:device],…" in the names of `subquad info`; None asks for every library that can be used,
+    on the first of each kind of its devices.
+    """
+    found = find()
+    notes = [] if text is not None else [f"{x.name} left out: {x.reason}" for x in found.values() if x.reason]
+    wanted = [_resolve(item.strip(), found) for item in (_default(found) if text is None else text.split(","))]
+    wanted = list(dict.fromkeys(wanted))
+    if not wanted:
+        msg = f"--backends: no array library can be used here: {'; '.join(notes) or 'none was found'}"
+        raise CommandError(msg)
+    chosen = []
+    for name, device in wanted:
+        library = found[name]
+        several = [name for name, _ in wanted].count(name) > 1 or device != library.devices[0]
+        label = f"{name} {device}" if several else name
+        chosen.append(Target(name, device, label, library.version, library.bench))
+    return chosen, notes
+
+
+def _resolve(item: str, found: dict[str, Library]) -> tuple[str, str]:
+    """Library and device of one item of `--backends`."""
+    name, _, device = item.partition(":")
+    if name not in found:
+        msg = f"--backends: {unknown('backend', name, found)}"
+        raise CommandError(msg)
+    library = found[name]
+    if library.reason is not None:
+        msg = f"--backends: {name} cannot be used on this machine: {library.reason}"
+        raise CommandError(msg)
+    if device and device not in library.devices:
+        msg = f"--backends: {name} has no device {device!r} here; it has {', '.join(library.devices)}"
+        raise CommandError(msg)
+    return name, device or library.devices[0]
+
+
+def _default(found: dict[str, Library]) -> list[str]:
+    chosen = []
+    for library in found.values():
+        kinds = {device.partition(":")[0]: device for device in reversed(library.devices)}
+        if library.reason is None:
+            chosen += [f"{library.name}:{device}" for device in sorted(kinds.values())]
+    return chosen
