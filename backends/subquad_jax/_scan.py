@@ -50,14 +50,14 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
 def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, Array]:
     from subquad_jax import _ffi
     from subquad_numpy import _scan as kernels
-    from subquad_numpy import scan
+    from subquad_numpy import _simd, _threads, scan
 
     u, A = inputs[0], inputs[2]
     assert u is not None
     assert A is not None
     batch, _, d = u.shape
-    threads = 1 if u.size * A.shape[1] < scan.SMALL else scan.thread_count()
-    block, tasks = scan.cut_channels(batch, _groups(inputs), d, threads, scan.lanes_of(np.dtype(u.dtype)))
+    threads = 1 if u.size * A.shape[1] < scan.SMALL else _threads.thread_count()
+    block, tasks = scan.cut_channels(batch, _groups(inputs), d, threads, _simd.lanes_of(np.dtype(u.dtype)))
     results = {"y": ShapeDtypeStruct(u.shape, u.dtype), "state": ShapeDtypeStruct((batch, *A.shape), A.dtype)}
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=u.shape[1])
     target = _ffi.register("selective_scan", kernels.forward_kernel, *_kind(inputs))
@@ -71,14 +71,14 @@ def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple
 def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[Array, Array]) -> tuple[Inputs]:
     from subquad_jax import _ffi
     from subquad_numpy import _scan_backward as kernels
-    from subquad_numpy import scan
+    from subquad_numpy import _simd, _threads, scan
 
     u, A = inputs[0], inputs[2]
     assert u is not None
     assert A is not None
     batch, n, d = u.shape
     groups, width = _groups(inputs), d // _groups(inputs)
-    block, blocks = scan.cut_gradient(batch, groups, width, scan.lanes_of(np.dtype(u.dtype)))
+    block, blocks = scan.cut_gradient(batch, groups, width, _simd.lanes_of(np.dtype(u.dtype)))
     given = {name: x for name, x in zip(NAMES, inputs, strict=True) if x is not None}
     results = {f"grad_{name}": ShapeDtypeStruct(x.shape, x.dtype) for name, x in given.items()}
     results.setdefault("grad_initial_state", ShapeDtypeStruct((batch, *A.shape), A.dtype))
@@ -94,7 +94,7 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan.TILE, n))
     target = _ffi.register("selective_scan_backward", kernels.backward_kernel, *_kind(inputs))
     tasks = batch * groups * blocks
-    found = _call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, scan.thread_count(), sums)
+    found = _call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)
     by_name = dict(zip(results, found, strict=True))
     # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
     return (

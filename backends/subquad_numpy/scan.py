@@ -12,9 +12,8 @@ from subquad_numpy._simd import lanes_of
 from subquad_numpy._threads import run_tasks, thread_count
 
 Array = np.ndarray
-BLOCK = (
-    512  # channels; states and A of a block then take 64 kB at 16 states, an eighth of a second-level cache
-)
+# channels of a block: its states and A then take 64 kB at 16 states, an eighth of a second-level cache
+BLOCK = 512
 GRADIENT_BLOCK, TILE = 128, 32  # states and decays of a tile then take 512 kB
 SHORT_CHUNK = 1024  # steps; chunks of time are not shorter, for each costs a pass over its matrices
 SMALL = 1 << 16  # state updates, some 30 µs: less than handing work to a thread is worth
@@ -58,9 +57,7 @@ class _Problem:
             name: None if array is None else np.ascontiguousarray(array, state if name in of_state else real)
             for name, array in arrays.items()
         }
-        groups = lcm(
-            *[array.shape[2] for name in ("B", "C") if (array := kept[name]) is not None and array.ndim == 4]
-        )
+        groups = lcm(*[array.shape[2] for name in ("B", "C") if (array := kept[name]) is not None and array.ndim == 4])
         for name in ("B", "C"):
             array = kept[name]
             if array is not None and array.ndim == 4 and array.shape[2] < groups:
@@ -177,11 +174,7 @@ def cut_channels(batch: int, groups: int, d: int, threads: int, lanes: int) -> t
     """Channels of a block, in whole vectors, and number of tasks: if it can be a multiple of `threads`."""
     width = d // groups
     blocks = -(-width // BLOCK)
-    while (
-        (batch * groups * blocks) % threads
-        and batch * groups * blocks < 4 * threads
-        and blocks * lanes < width
-    ):
+    while (batch * groups * blocks) % threads and batch * groups * blocks < 4 * threads and blocks * lanes < width:
         blocks += 1
     block = -(-width // (blocks * lanes)) * lanes
     return block, batch * groups * -(-width // block)
@@ -254,9 +247,7 @@ def scan_step(
     """
     B, C = (array if array.ndim == 2 else array[:, None] for array in (B, C))
     gate = None if z is None else z[:, None]
-    y, state = scan_forward(
-        u[:, None], delta[:, None], A, B, C, D, gate, delta_bias, state, delta_softplus, threads=1
-    )
+    y, state = scan_forward(u[:, None], delta[:, None], A, B, C, D, gate, delta_bias, state, delta_softplus, threads=1)
     return y[:, 0], state
 
 

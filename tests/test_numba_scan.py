@@ -1,0 +1,461 @@
+"""The compiled scan against its definition, in float64; against another implementation; and under threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+torch = pytest.importorskip("torch")
+
+from subquad_numpy.linear_scan import linear_scan_backward, linear_scan_forward  # noqa: E402
+from subquad_numpy.scan import scan_backward, scan_forward, scan_step  # noqa: E402
+
+Arrays = dict[str, Any]
+torch.set_num_threads(1)  # the loops of the definition are too small for more
+
+ORACLE = Path(__file__).parent / "data" / "oracle"
+
+# The promise is 1e-6 relative to the largest entry. Phases of complex rates reach tens of radians, and
+# rounding the step alone, 6e-8 of the phase, then costs as many times more.
+TOLERANCE = {"float32": 1e-6, "complex64": 4e-6, "float64": 1e-14, "complex128": 4e-14}
+
+KINDS: dict[str, Any] = {
+    "plain": {"options": ""},
+    "all options": {},
+    "groups": {"groups": 3},
+    "a group per channel": {"groups": 0},
+    "constant B": {"constant": "B", "options": "D"},
+    "constant C": {"constant": "C", "options": "z"},
+    "constant B and C": {"constant": "BC"},
+    "B and C shared by the batch": {"shared": True},
+    "complex": {"is_complex": True},
+    "complex, constant B and C": {"is_complex": True, "constant": "BC", "options": "zb"},
+}
+# compiling takes most of the time, and float64 differs in coefficients alone: three kinds do
+CASES = [("float32", kind) for kind in KINDS] + [("float64", kind) for kind in ("all options", "groups", "complex")]
+SIZES = [(2, 63, 64, 16), (1, 257, 300, 3), (3, 2, 3, 5), (1, 1, 1, 1), (2, 33, 12, 4)]
+
+
+def draw(
+    batch: int,
+    n: int,
+    d: int,
+    d_state: int,
+    *,
+    dtype: str = "float32",
+    groups: int = 1,
+    constant: str = "",
+    shared: bool = False,
+    is_complex: bool = False,
+    options: str = "Dzbi",
+) -> Arrays:
+    """Inputs of a scan; steps from 0.01 to 3, rates from -0.3 to -5."""
+    rng = np.random.default_rng(5)
+    groups = groups if groups and d % groups == 0 else d if groups == 0 else 1
+    kind = np.result_type(dtype, np.complex64) if is_complex else np.dtype(dtype)
+
+    def real(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def either(*shape: int) -> Any:
+        imaginary = 1j * rng.standard_normal(shape) if is_complex else 0
+        return (rng.standard_normal(shape) + imaginary).astype(kind)
+
+    def mapping(name: str) -> Any:
+        return either(d, d_state) if name in constant else either(1 if shared else batch, n, groups, d_state)
+
+    turning = 5j * rng.standard_normal((d, d_state)) if is_complex else 0
+    return {
+        "u": real(batch, n, d),
+        "delta": (real(batch, n, d) - 2).astype(dtype),
+        "A": (-np.exp(rng.uniform(-1, 1.6, (d, d_state))) + turning).astype(kind),
+        "B": mapping("B"),
+        "C": mapping("C"),
+        "D": real(d) if "D" in options else None,
+        "z": real(batch, n, d) if "z" in options else None,
+        "delta_bias": real(d) if "b" in options else None,
+        "initial_state": either(batch, d, d_state) if "i" in options else None,
+    }
+
+
+def by_definition(given: Arrays, softplus: bool, reverse: bool) -> tuple[Arrays, Any, Any]:
+    """Inputs as float64 tensors that ask for gradients, y and the last state: one line per formula."""
+    t = {
+        name: None
+        if array is None
+        else torch.tensor(array, dtype=torch.complex128 if np.iscomplexobj(array) else torch.float64)
+        for name, array in given.items()
+    }
+    for tensor in t.values():
+        if tensor is not None:
+            tensor.requires_grad_()
+    u, A = t["u"], t["A"]
+    batch, n, d = u.shape
+    delta = t["delta"] if t["delta_bias"] is None else t["delta"] + t["delta_bias"]
+    if softplus:
+        delta = torch.logaddexp(delta, torch.zeros_like(delta))
+
+    def of_channels(x: Any) -> Any:
+        x = x if x.ndim == 2 else x.repeat_interleave(d // x.shape[2], dim=2)
+        return x.expand(batch, n, d, A.shape[1]).unbind(1)
+
+    B, C = of_channels(t["B"]), of_channels(t["C"])
+    h = torch.zeros(batch, d, A.shape[1], dtype=A.dtype) if t["initial_state"] is None else t["initial_state"]
+    y: list[Any] = [None] * n
+    for i in reversed(range(n)) if reverse else range(n):
+        step = delta[:, i, :, None]
+        h = torch.exp(step * A) * h + step * B[i] * u[:, i, :, None]
+        read = (C[i] * h).sum(-1)
+        y[i] = 2 * read.real if A.is_complex() else read
+    out = torch.stack(y, 1)
+    out = out if t["D"] is None else out + t["D"] * u
+    return t, out if t["z"] is None else out * torch.nn.functional.silu(t["z"]), h
+
+
+def error(got: Any, expected: Any) -> float:
+    """Largest difference as a part of the largest expected entry."""
+    expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
+    assert got.shape == expected.shape
+    return float(np.max(np.abs(got - expected)) / max(np.max(np.abs(expected)), 1e-30))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("dtype", "kind"), CASES)
+def test_scan_and_gradient_are_those_of_the_definition(
+    dtype: str, kind: str, size: tuple[int, int, int, int], reverse: bool
+) -> None:
+    given = draw(*size, dtype=dtype, **KINDS[kind])
+    t, y, h = by_definition(given, True, reverse)
+    got_y, got_h = scan_forward(**given, delta_softplus=True, reverse=reverse)
+    assert (got_y.dtype, got_h.dtype) == (given["u"].dtype, given["A"].dtype)
+    tolerance = TOLERANCE[got_h.dtype.name]
+    assert error(got_y, y) < tolerance
+    assert error(got_h, h) < tolerance
+
+    rng = np.random.default_rng(6)
+    grad_y = rng.standard_normal(got_y.shape).astype(got_y.dtype)
+    grad_h = (rng.standard_normal(got_h.shape) + 1j * rng.standard_normal(got_h.shape)).astype(np.complex64)
+    grad_h = (grad_h if np.iscomplexobj(got_h) else grad_h.real).astype(got_h.dtype)
+    names = [name for name, tensor in t.items() if tensor is not None]
+    loss_by = [torch.tensor(grad_y, dtype=y.dtype), torch.tensor(grad_h, dtype=h.dtype)]
+    expected = torch.autograd.grad([y, h], [t[name] for name in names], loss_by)
+    got = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h)
+    for name, gradient in zip(names, expected, strict=True):
+        value = getattr(got, name)
+        assert value.dtype == given[name].dtype
+        assert error(value, gradient) < tolerance, name
+    assert all(getattr(got, name) is None for name in t if name not in names)
+
+
+def test_steps_without_softplus_are_taken_as_they_are() -> None:
+    given = draw(2, 40, 20, 4, options="Db")
+    given["delta"] = np.abs(given["delta"])
+    given["delta_bias"] = np.abs(given["delta_bias"])
+    t, y, _ = by_definition(given, False, False)
+    got, _ = scan_forward(**given)
+    assert error(got, y) < 1e-6
+    grad_y = np.ones_like(got)
+    (expected,) = torch.autograd.grad(y.sum(), [t["delta"]])
+    assert error(scan_backward(**given, delta_softplus=False, reverse=False, grad_y=grad_y).delta, expected) < 1e-6
+
+
+def test_groups_of_B_and_C_may_differ() -> None:
+    given = draw(2, 9, 12, 3, groups=3)
+    given["C"] = given["C"][:, :, :1]
+    t, y, _ = by_definition(given, True, False)
+    got, _ = scan_forward(**given, delta_softplus=True)
+    assert error(got, y) < 1e-6
+    (expected,) = torch.autograd.grad(y.sum(), [t["C"]])
+    gradients = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=np.ones_like(got))
+    assert error(gradients.C, expected) < 1e-6
+
+
+@pytest.mark.parametrize("path", sorted(ORACLE.glob("selective_scan_*.npz")), ids=lambda path: path.stem)
+def test_scan_agrees_with_another_implementation(path: Path) -> None:
+    """Channels are on its second axis and time on its last; its float32 gives 1e-5."""
+    stored = dict(np.load(path))
+    is_complex = np.iscomplexobj(stored["A"])
+
+    def turned(name: str) -> Any:
+        array = stored.get(name)
+        if array is None or array.ndim < 3:
+            return array
+        if name.removeprefix("grad_") not in ("B", "C"):
+            return np.moveaxis(array, 1, 2)
+        array = array if array.ndim == 4 else array[:, None]
+        if is_complex:
+            array = array[..., 0::2] + 1j * array[..., 1::2]
+        return np.ascontiguousarray(np.transpose(array, (0, 3, 1, 2)))
+
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    given = {name: turned(name) for name in names} | {"initial_state": None}
+    softplus = bool(stored["delta_softplus"])
+    y, state = scan_forward(**given, delta_softplus=softplus)
+    assert error(y, turned("out")) < 1e-5
+    assert error(state, stored["last_state"]) < 1e-5
+    got = scan_backward(**given, delta_softplus=softplus, reverse=False, grad_y=turned("grad_out"))
+    for name in names:
+        if given[name] is not None:
+            assert error(getattr(got, name), turned(f"grad_{name}")) < 3e-5, name
+
+
+@pytest.mark.parametrize("path", sorted(ORACLE.glob("selective_state_update_*.npz")), ids=lambda path: path.stem)
+def test_step_agrees_with_another_implementation(path: Path) -> None:
+    stored = dict(np.load(path))
+    batch, d_state = stored["state_in"].shape[0], stored["A"].shape[-1]
+
+    def flat(name: str) -> Any:
+        return stored[name].reshape(batch, -1) if name in stored else None
+
+    def row(name: str) -> Any:
+        return stored[name].reshape(-1) if name in stored else None
+
+    B, C = (stored[name].reshape(batch, -1, d_state) for name in ("B", "C"))
+    rates = stored["A"].reshape(-1, d_state)
+    before = stored["state_in"].reshape(batch, -1, d_state)
+    softplus = bool(stored["dt_softplus"])
+    y, state = scan_step(before, flat("x"), flat("dt"), rates, B, C, row("D"), flat("z"), row("dt_bias"), softplus)
+    assert error(y, flat("out")) < 1e-5
+    assert error(state, stored["state_out"].reshape(state.shape)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["all options", "groups", "complex", "constant B and C"])
+def test_scan_is_its_steps_and_its_parts_to_the_bit(kind: str) -> None:
+    given = draw(2, 21, 36, 4, **KINDS[kind])
+    y, last = scan_forward(**given, delta_softplus=True)
+
+    def part(rows: slice) -> Arrays:
+        return {
+            name: array[:, rows] if array is not None and array.ndim > 2 and name != "initial_state" else array
+            for name, array in given.items()
+        }
+
+    y1, middle = scan_forward(**part(slice(0, 8)), delta_softplus=True)
+    y2, end = scan_forward(**{**part(slice(8, None)), "initial_state": middle}, delta_softplus=True)
+    np.testing.assert_array_equal(np.concatenate([y1, y2], axis=1), y)
+    np.testing.assert_array_equal(end, last)
+
+    state = given["initial_state"]
+    if state is None:
+        state = np.zeros_like(last)
+    for i in range(y.shape[1]):
+        now = {name: array for name, array in part(slice(i, i + 1)).items() if name != "initial_state"}
+        now = {name: array[:, 0] if array is not None and array.ndim > 2 else array for name, array in now.items()}
+        token, state = scan_step(state, **now, delta_softplus=True)
+        np.testing.assert_array_equal(token, y[:, i])
+    np.testing.assert_array_equal(state, last)
+
+
+@pytest.mark.parametrize("kind", ["all options", "groups", "complex"])
+def test_number_of_threads_does_not_change_a_bit(kind: str) -> None:
+    given = draw(2, 300, 90, 4, **KINDS[kind])
+    y, state = scan_forward(**given, delta_softplus=True, threads=1)
+    grad_y = np.ones_like(y)
+    one = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, threads=1)
+    for threads in (2, 3, 5):
+        more_y, more_state = scan_forward(**given, delta_softplus=True, threads=threads)
+        np.testing.assert_array_equal(more_y, y)
+        np.testing.assert_array_equal(more_state, state)
+        more = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, threads=threads)
+        for got, expected in zip(more, one, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("options", ["", "Dzbi"])
+def test_chunks_of_time_give_the_scan(options: str, is_complex: bool, reverse: bool) -> None:
+    """Few channels, many steps and threads: two passes over chunks, the last one ragged. Decays are slow."""
+    given = draw(1, 5001, 7, 4, options=options, is_complex=is_complex)
+    given["A"] = (given["A"] / 200).astype(given["A"].dtype)
+    y, state = scan_forward(**given, delta_softplus=True, reverse=reverse, threads=1)
+    chunked_y, chunked_state = scan_forward(**given, delta_softplus=True, reverse=reverse, threads=4)
+    assert not np.array_equal(chunked_y, y), "chunks were not used"
+    assert error(chunked_y, y) < 2e-6
+    assert error(chunked_state, state) < 2e-6
+
+
+def test_threads_may_call_at_once() -> None:
+    given = draw(2, 400, 96, 8)
+    y, state = scan_forward(**given, delta_softplus=True, threads=1)
+    gradient = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=y, threads=1)
+
+    def call(_: int) -> None:
+        got_y, got_state = scan_forward(**given, delta_softplus=True, threads=3)
+        np.testing.assert_array_equal(got_y, y)
+        np.testing.assert_array_equal(got_state, state)
+        got = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=y, threads=3)
+        np.testing.assert_array_equal(got.B, gradient.B)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(call, range(24)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steep_decays_and_long_steps_stay_finite(dtype: str) -> None:
+    given = draw(1, 200, 40, 8, dtype=dtype, options="Dz")
+    rng = np.random.default_rng(0)
+    given["delta"] = rng.uniform(0, 50, given["delta"].shape).astype(dtype)
+    given["A"] = (-np.exp(rng.uniform(np.log(1e-4), np.log(200), given["A"].shape))).astype(dtype)
+    t, y, h = by_definition(given, False, False)
+    got, state = scan_forward(**given)
+    assert error(got, y) < TOLERANCE[dtype]
+    assert error(state, h) < TOLERANCE[dtype]
+    names = ["u", "delta", "A", "B", "C", "D", "z"]
+    expected = torch.autograd.grad(y.sum(), [t[name] for name in names])
+    gradients = scan_backward(**given, delta_softplus=False, reverse=False, grad_y=np.ones_like(got))
+    for name, gradient in zip(names, expected, strict=True):
+        assert error(getattr(gradients, name), gradient) < TOLERANCE[dtype], name
+
+
+def test_slow_decays_keep_their_digits() -> None:
+    """A factor next to 1, rounded, would be wrong the same way at each of 4096 steps: 1e-4 at the end."""
+    given = draw(1, 4096, 32, 4, options="i")
+    given["delta"] = np.full_like(given["delta"], 1.1e-3)
+    given["A"] = (given["A"] / 10).astype(np.float32)
+    exact = {name: None if array is None else array.astype(np.float64) for name, array in given.items()}
+    for got, expected in zip(scan_forward(**given), scan_forward(**exact), strict=True):
+        assert error(got, expected) < 5e-6  # that of rounding h itself, 6e-8, on a walk over 4096 steps
+
+
+def test_angles_of_thousands_of_turns_keep_their_digits() -> None:
+    """Up to 1e4 radians a step: reduced in float32 they would be wrong by 1e-3."""
+    given = draw(1, 6, 40, 4, is_complex=True, options="i")
+    rng = np.random.default_rng(0)
+    given["delta"] = rng.uniform(1, 30, given["delta"].shape).astype(np.float32)
+    given["A"] = (-0.01 + 1j * rng.uniform(-300, 300, given["A"].shape)).astype(np.complex64)
+    _, y, h = by_definition(given, False, False)
+    got, state = scan_forward(**given)
+    assert error(got, y) < 1e-6
+    assert error(state, h) < 1e-6
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"])
+def test_bad_numbers_show_where_they_should_and_nowhere_else(name: str, bad: float) -> None:
+    given = draw(2, 12, 40, 4)
+    clean, _ = scan_forward(**given, delta_softplus=True)
+    place = {1: (3,), 2: (3, 1), 3: (0, 5, 3), 4: (0, 5, 0, 1)}[given[name].ndim]
+    place = (0, 3, 1) if name == "initial_state" else place
+    given[name] = given[name].copy()
+    given[name][place] = bad
+    _, expected, _ = by_definition(given, True, False)
+    got, _ = scan_forward(**given, delta_softplus=True)
+    wrong = ~np.isfinite(expected.detach().numpy())
+    assert wrong.any() or (name, bad) == ("delta_bias", np.inf)
+    np.testing.assert_array_equal(~np.isfinite(got), wrong)  # an infinite state may become NaN
+    np.testing.assert_array_equal(got[1:] if given[name].ndim > 2 else 0, clean[1:] if given[name].ndim > 2 else 0)
+
+
+def test_layout_of_inputs_does_not_matter_and_they_are_not_written() -> None:
+    given = draw(2, 30, 33, 4)
+    y, state = scan_forward(**given, delta_softplus=True)
+    strided = {}
+    for name, array in given.items():
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+        wide[..., ::2] = array
+        strided[name] = wide[..., ::2]
+        strided[name].flags.writeable = False
+    other_y, other_state = scan_forward(**strided, delta_softplus=True)
+    np.testing.assert_array_equal(other_y, y)
+    np.testing.assert_array_equal(other_state, state)
+
+
+@pytest.mark.parametrize("size", [(0, 5, 3, 2), (2, 0, 3, 2), (2, 5, 3, 0)], ids=str)
+def test_empty_inputs_leave_the_state_alone(size: tuple[int, int, int, int]) -> None:
+    given = draw(*size)
+    y, state = scan_forward(**given, delta_softplus=True)
+    assert y.shape == size[:3]
+    assert state.shape == (size[0], *size[2:])
+    if size[1] == 0:
+        np.testing.assert_array_equal(state, given["initial_state"])
+    gradients = scan_backward(
+        **given, delta_softplus=True, reverse=False, grad_y=np.ones_like(y), grad_state=np.ones_like(state)
+    )
+    np.testing.assert_array_equal(gradients.initial_state.size and gradients.initial_state, 1 if size[1] == 0 else 0)
+    if size[3] == 0:
+        _, expected, _ = by_definition(given, True, False)
+        assert error(y, expected) < 1e-6
+
+
+def test_complex_maps_need_complex_rates() -> None:
+    given = draw(1, 4, 3, 2)
+    with pytest.raises(TypeError, match="B is complex but A is real"):
+        scan_forward(**{**given, "B": given["B"] + 1j})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("size", [(2, 63, 70), (1, 1, 3), (1, 257, 300), (3, 2, 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_linear_scan_and_gradient_are_those_of_the_definition(
+    dtype: str, size: tuple[int, int, int], start: bool, reverse: bool, threads: int
+) -> None:
+    rng = np.random.default_rng(1)
+    batch, n, d = size
+
+    def numbers(*shape: int) -> Any:
+        imaginary = 1j * rng.standard_normal(shape) if np.dtype(dtype).kind == "c" else 0
+        return (rng.standard_normal(shape) + imaginary).astype(dtype)
+
+    a, b, initial, grad_h = numbers(*size) / 3, numbers(*size), numbers(batch, d), numbers(*size)
+    state = initial if start else None
+    wide = torch.complex128 if np.dtype(dtype).kind == "c" else torch.float64
+    tensors = [torch.tensor(x, dtype=wide, requires_grad=True) for x in (a, b, initial)]
+    h = tensors[2] if start else torch.zeros(batch, d, dtype=wide)
+    rows: list[Any] = [None] * n
+    for t in reversed(range(n)) if reverse else range(n):
+        rows[t] = h = tensors[0][:, t] * h + tensors[1][:, t]
+    expected = torch.stack(rows, 1)
+    gradients = torch.autograd.grad(
+        expected, tensors[: 3 if start else 2], torch.tensor(grad_h, dtype=wide), materialize_grads=True
+    )
+    got = linear_scan_forward(a, b, state, reverse, threads=threads)
+    by_input = linear_scan_backward(a, got, state, reverse, grad_h, threads=threads)
+    tolerance = 8 * np.finfo(dtype).eps
+    assert error(got, expected) < tolerance
+    for value, gradient in zip(by_input, gradients, strict=start):
+        assert error(value, gradient) < tolerance
+    assert start or by_input[2] is None
+
+
+def test_polynomials_keep_their_promise() -> None:
+    """Units in the last place, against float64 or extended precision."""
+    numba = pytest.importorskip("numba")
+    from subquad_numpy._math import ONE, sigmoid, softplus, split_exp2
+    from subquad_numpy._simd import add_where_zero, inline, load, store
+
+    @inline
+    def exp2(x: Any) -> Any:
+        factor, whole = split_exp2(x)
+        return add_where_zero(whole, factor, ONE(x))
+
+    def over(function: Any) -> Any:
+        @numba.njit
+        def loop(x: Any, y: Any) -> None:
+            for i in range(0, x.size, 8 if x.itemsize == 8 else 16):
+                store(y, i, function(load(x, i)))
+
+        return loop
+
+    rng = np.random.default_rng(0)
+    for dtype, wide in (("float32", np.float64), ("float64", np.longdouble)):
+        largest = -np.finfo(dtype).minexp
+        for function, exact, low, high, bound in (
+            (exp2, np.exp2, -largest, largest, 2),
+            (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
+            (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),
+        ):
+            x = np.concatenate([rng.uniform(low, high, 1 << 15), rng.uniform(-1, 1, 1 << 15)]).astype(dtype)
+            y = np.empty_like(x)
+            over(function)(x, y)
+            expected = exact(x.astype(wide))
+            units = np.abs(y - expected) / np.spacing(expected.astype(dtype))
+            assert units.max() <= bound, function
