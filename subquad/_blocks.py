@@ -15,8 +15,8 @@ from subquad._dispatch import Array, backend_of
 
 Step = Callable[..., tuple[Any, Array | None]]
 
-# Elements of the largest temporary of one block: 2**17 float32 are half a megabyte, a few of them fit a core's cache.
-BLOCK_ELEMENTS = 2**17
+# Elements of the largest temporary of one block: 2**18 float32 are a megabyte, about what a core's cache holds.
+BLOCK_ELEMENTS = 2**18
 
 
 def rows_per_block(width: int, *, least: int = 64, most: int = 1024) -> int:

@@ -98,8 +98,10 @@ def scan_forward(
     from subquad_numpy import scan
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    y, state = scan.scan_forward(*map(_numpy, tensors), delta_softplus, reverse, threads=torch.get_num_threads())
-    return torch.from_numpy(y), torch.from_numpy(state)
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)  # torch's memory, so that torch accounts for it
+    flags = {"threads": torch.get_num_threads(), "out": y.numpy()}
+    _, state = scan.scan_forward(*map(_numpy, tensors), delta_softplus, reverse, **flags)
+    return y, torch.from_numpy(state)
 
 
 @scan_forward.register_kernel("cuda")

@@ -26,8 +26,9 @@ from subquad import _arrays
 from subquad._dispatch import Array, backend_of
 from subquad._draw import PROJECTIONS, draw_omega
 from subquad.attention._door import Inputs
-from subquad.attention._features import FeatureMap, FeatureMethod, Features, RowMap
+from subquad.attention._features import Center, FeatureMethod
 from subquad.attention._rows import mean_row, self_attention_mask
+from subquad.kernels.feature_product import Exponential, FeatureMap, Features, RowMap
 
 SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric")
 FEATURES = (*SOFTMAX_FEATURES, "relu")
@@ -119,15 +120,7 @@ class Favor(FeatureMethod):
         """ω for d channels, as drawn: shape (m, d), NumPy, float64."""
         return draw_omega(self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0)
 
-    def widths(self, xp: ModuleType, k: Array) -> tuple[int, int]:
-        m = (self.num_features or 256) if self.omega is None else self.omega.shape[0]
-        if self.features == "hyperbolic":
-            return 2 * m, 2 * m
-        if self.features == "trigonometric":
-            return 2 * m, 1
-        return m, m if self.features == "positive" else 1
-
-    def choose_center(self, inputs: Inputs) -> tuple[Array, Array] | None:
+    def choose_center(self, inputs: Inputs) -> Center:
         if self.center is not True:
             return self.given_center(inputs.xp, inputs.q)
         if inputs.causal:
@@ -136,7 +129,7 @@ class Favor(FeatureMethod):
         q_mask = self_attention_mask(inputs)
         return mean_row(inputs.xp, inputs.q, q_mask), mean_row(inputs.xp, inputs.k, inputs.key_mask)
 
-    def given_center(self, xp: ModuleType, like: Array) -> tuple[Array, Array] | None:
+    def given_center(self, xp: ModuleType, like: Array) -> Center:
         if self.center is False:
             return None
         if self.center is True:
@@ -151,13 +144,16 @@ class Favor(FeatureMethod):
             pair.append(xp.expand_dims(x, axis=-2))
         return pair[0], pair[1]
 
-    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: tuple[Array, Array] | None) -> FeatureMap:
+    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
         # ω (root x) = (root ω) x; a negative scale turns the queries round
         directions = xp.matrix_transpose(self._omega(xp, like)) * abs(scale) ** 0.5
         if self.features == "hyperbolic":
             directions = xp.concat([directions, -directions], axis=-1)
         turned = -directions if scale < 0 else directions
+        m = directions.shape[-1]
         q_mean, k_mean = center or (None, None)
+        means = {} if center is None else {"q_mean": center[0].shape[:-2], "k_mean": center[1].shape[:-2]}
+        batch = _arrays.broadcast_batch(**means)
 
         def exponent(k: Array) -> tuple[Array, Array]:
             """The centred keys, and the part of log φ that all features share, without its sign."""
@@ -195,12 +191,15 @@ class Favor(FeatureMethod):
 
         if self.features in ("positive", "hyperbolic"):
             ones = xp.ones_like(directions[:1, :])
-            return FeatureMap(positive_keys, positive_queries)
+            plain = Exponential(directions, turned, abs(scale) / 2) if center is None else None
+            return FeatureMap(positive_keys, positive_queries, m, m, batch, plain)
         if self.features == "trigonometric":
-            return FeatureMap(trigonometric_keys, trigonometric_queries)
+            return FeatureMap(trigonometric_keys, trigonometric_queries, 2 * m, 1, batch)
         return FeatureMap(
             lambda k: (self._elementwise(xp, k @ directions), None),
             lambda _: lambda q: (self._elementwise(xp, q @ turned), None),
+            m,
+            1,
         )
 
     def _elementwise(self, xp: ModuleType, projected: Array) -> Array:

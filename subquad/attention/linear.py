@@ -14,7 +14,8 @@ from types import ModuleType
 from array_api_compat import device
 
 from subquad._dispatch import Array
-from subquad.attention._features import FeatureMap, FeatureMethod, Features, RowMap
+from subquad.attention._features import Center, FeatureMethod
+from subquad.kernels.feature_product import FeatureMap, Features, RowMap
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,7 @@ class Linear(FeatureMethod):
     def default_scale(self, scale: float | None) -> float | None:
         return 1.0 if scale is None else scale
 
-    def widths(self, xp: ModuleType, k: Array) -> tuple[int, int]:
-        if self.feature_map == "elu":
-            return k.shape[-1], k.shape[-1]
-        row = xp.zeros((1, k.shape[-1]), dtype=k.dtype, device=device(k))
-        return self._call(row).shape[-1], 1
-
-    def map_rows(
-        self,
-        xp: ModuleType,
-        like: Array,
-        *,
-        scale: float,
-        center: tuple[Array, Array] | None,
-    ) -> FeatureMap:
+    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
         root = abs(scale) ** 0.5
 
         def phi(x: Array, factor: float) -> Features:
@@ -86,7 +74,11 @@ class Linear(FeatureMethod):
 
             return rows
 
-        return FeatureMap(lambda k: phi(k, root), queries)
+        if self.feature_map == "elu":
+            m = width = like.shape[-1]
+        else:  # one row shows how many features the map has
+            m, width = self._call(xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))).shape[-1], 1
+        return FeatureMap(lambda k: phi(k, root), queries, m, width)
 
     def _call(self, x: Array) -> Array:
         features = self.feature_map(x)  # type: ignore[operator]
