@@ -1,8 +1,12 @@
-"""NumPy backend: arrays that are computed at once and may be filled in place, and compiled scans."""
+"""NumPy backend: arrays that are computed at once and may be filled in place; compiled scans, attention in place."""
 
 from subquad._dispatch import Override
-from subquad_numpy import _kernels
+from subquad_numpy import _attention, _kernels
 
 IN_PLACE = True
 
-KERNELS = {"selective_scan": (Override("numba", _kernels.selective_scan, _kernels.declines),)}
+KERNELS = {
+    "feature_product": (Override("in-place", _attention.feature_product, _attention.feature_product_declines),),
+    "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.declines),),
+    "softmax_attention": (Override("in-place", _attention.softmax_attention, _attention.softmax_attention_declines),),
+}

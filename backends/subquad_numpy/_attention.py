@@ -1,0 +1,173 @@
+"""Attention on NumPy with reused memory: one head after the other, in blocks that stay in a core's cache.
+
+The same blocked sums as the generic kernels. What is gained: scratch is written again and again in place of fresh
+temporaries, whose page faults cost more than the arithmetic, and matrix products are large and two-dimensional.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from subquad.kernels.feature_product import FeatureMap
+
+Array = np.ndarray[Any, Any]
+
+ELEMENTS = 2**17  # of the scratch of a block: half a megabyte of float32
+ROWS, FEW_KEYS = 2048, 512
+
+
+def feature_product_declines(
+    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
+) -> str | None:
+    """Why the product with reused memory cannot take the call."""
+    if phi.exponential is None:
+        return "the features are not plain exponentials"
+    return "it has no causal form" if causal else None
+
+
+def feature_product(
+    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
+) -> Array:
+    """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
+    assert phi.exponential is not None
+    keys, queries, half_scale = phi.exponential.keys, phi.exponential.queries, phi.exponential.half_scale
+    d, m = keys.shape
+    size = max(64, min(ROWS, ELEMENTS // m))
+    rows, log = np.empty((size, d + 1), q.dtype), np.empty((size, m), q.dtype)
+    weights, weights_q = np.vstack([keys, np.ones_like(keys[:1])]), np.vstack([queries, np.ones_like(queries[:1])])
+    batch_kv, k, v, key_mask = _common_batch(k, v, mask=key_mask)
+    shifts = np.empty((*batch_kv, m), q.dtype)
+    kvs, sums = np.empty((*batch_kv, m, v.shape[-1]), q.dtype), np.empty((*batch_kv, m), q.dtype)
+    for item in np.ndindex(batch_kv):
+        mask = None if key_mask is None else key_mask[item]
+        shifts[item], kvs[item], sums[item] = _summarize(k[item], v[item], mask, weights, half_scale, rows, log)
+    batch, q, kvs, shifts, sums, _ = _common_batch(q, kvs, shifts[..., None, :], sums[..., None, :])
+    out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
+    for item in np.ndindex(batch):
+        weights_q[d] = shifts[item][0]
+        _read(q[item], weights_q, kvs[item], sums[item][0], rows, log, out[item])
+    return out
+
+
+def _summarize(
+    k: Array, v: Array, mask: Array | None, weights: Array, half_scale: float, rows: Array, log: Array
+) -> tuple[Array, Array, Array]:
+    """(shift, Σ φ(k) vᵀ, Σ φ(k)) of one head, relative to exp(shift)."""
+    d, m = k.shape[-1], weights.shape[-1]
+    shift = np.full(m, -math.inf, k.dtype)
+    kv, k_sum = np.zeros((m, v.shape[-1]), k.dtype), np.zeros(m, k.dtype)
+    part = np.empty_like(kv)
+    ones = np.ones(len(rows), k.dtype)
+    for start in range(0, len(k), len(rows)):
+        block, values = k[start : start + len(rows)], v[start : start + len(rows)]
+        count = len(block)
+        augmented, exponents = rows[:count], log[:count]
+        augmented[:, :d] = block
+        np.multiply(np.einsum("ij,ij->i", block, block), -half_scale, out=augmented[:, d])
+        np.matmul(augmented, weights, out=exponents)
+        if mask is not None:
+            keep = mask[start : start + count]
+            exponents[~keep] = -math.inf
+            values = np.where(keep[:, None], values, 0)
+        new = np.maximum(shift, exponents.max(axis=0))
+        finite = np.where(new == -math.inf, 0, new)
+        np.subtract(exponents, finite, out=exponents)
+        np.exp(exponents, out=exponents)
+        fade = np.exp(shift - finite)
+        kv *= fade[:, None]
+        kv += np.matmul(exponents.T, values, out=part)
+        k_sum *= fade
+        k_sum += ones[:count] @ exponents
+        shift = new
+    return np.where(shift == -math.inf, 0, shift), kv, k_sum
+
+
+def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: Array, out: Array) -> None:
+    """Output of the queries of one head, into `out`."""
+    d = q.shape[-1]
+    for start in range(0, len(q), len(rows)):
+        block = q[start : start + len(rows)]
+        count = len(block)
+        augmented, exponents, result = rows[:count], log[:count], out[start : start + count]
+        augmented[:, :d], augmented[:, d] = block, 1
+        np.matmul(augmented, weights, out=exponents)
+        np.subtract(exponents, exponents.max(axis=1, keepdims=True), out=exponents)
+        np.exp(exponents, out=exponents)
+        np.matmul(exponents, kv, out=result)
+        _divide(result, exponents @ k_sum)
+
+
+def softmax_attention_declines(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+) -> str | None:
+    """Why softmax attention with reused memory cannot take the call."""
+    if causal:
+        return "it has no causal form"
+    return "there is no key" if k.shape[-2] == 0 else None
+
+
+def softmax_attention(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+) -> Array:
+    """The kernel `softmax_attention`, not causal."""
+    n, n_kv = q.shape[-2], k.shape[-2]
+    batch, q, k, v, key_mask = _common_batch(q, k, v, mask=key_mask)
+    size_kv = n_kv if n_kv <= FEW_KEYS else max(FEW_KEYS, min(ROWS, ELEMENTS // max(1, min(n, FEW_KEYS))))
+    size = max(64, min(ROWS, ELEMENTS // size_kv))
+    memory = np.empty((size, size_kv), q.dtype)
+    out = np.empty((*batch, n, v.shape[-1]), q.dtype)
+    for item in np.ndindex(batch):
+        mask = None if key_mask is None else key_mask[item]
+        values = v[item] if mask is None else np.where(mask[:, None], v[item], 0)
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            _attend(q[item][rows] * scale, k[item], values, mask, size_kv, memory, out[item][rows])
+    return out
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory: Array, out: Array) -> None:
+    """Online softmax of a block of rows of one head over blocks of `size` keys, into `out`."""
+    count, n_kv = len(q), len(k)
+    maximum = np.full((count, 1), -math.inf, q.dtype)
+    total = np.zeros(count, q.dtype)
+    part = out if n_kv <= size else np.empty_like(out)
+    for start in range(0, n_kv, size):
+        block = k[start : start + size]
+        logits = memory.reshape(-1)[: count * len(block)].reshape(count, len(block))
+        np.matmul(q, block.T, out=logits)
+        if mask is not None:
+            logits[:, ~mask[start : start + size]] = -math.inf
+        new = np.maximum(maximum, logits.max(axis=1, keepdims=True))
+        finite = np.where(new == -math.inf, 0, new)
+        np.subtract(logits, finite, out=logits)
+        np.exp(logits, out=logits)
+        np.matmul(logits, v[start : start + size], out=part)
+        sums = logits @ np.ones(len(block), q.dtype)
+        if n_kv <= size:
+            total = sums
+            break
+        fade = np.exp(maximum - finite)
+        total = total * fade[:, 0] + sums
+        if start == 0:
+            out[...] = part
+        else:
+            out *= fade
+            out += part
+        maximum = new
+    _divide(out, total)
+
+
+def _divide(out: Array, total: Array) -> None:
+    """Divide rows in place; a row that saw nothing is 0 already."""
+    out /= np.where(total == 0, 1, total)[:, None]
+
+
+def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
+    """The batch shape, every array as a view of that batch, and the mask likewise."""
+    shapes = [x.shape[:-2] for x in arrays] + ([] if mask is None else [mask.shape[:-1]])
+    batch = np.broadcast_shapes(*shapes)
+    views = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
+    return batch, *views, None if mask is None else np.broadcast_to(mask, (*batch, mask.shape[-1]))
