@@ -2,8 +2,8 @@
 
 The floor of an operator is the time of its matrix products and exponentials alone, at the rates that the same library
 reaches in the same run, one after the other on blocks that fit the cache. Products of `rows × d` by `d × m` and the
-exponentials of `rows × m` are what FAVOR+ and Nyström attention are made of: per head and direction (queries, keys) two products
-and one exponential of n × m each.
+exponentials of `rows × m` are what FAVOR+ and Nyström attention are made of: per head and direction (queries, keys)
+two products and one exponential of n × m each.
 """
 
 from __future__ import annotations

@@ -56,6 +56,14 @@ def _namespace(name: str, x: Array) -> ModuleType:
     return xp
 
 
+def check_given(**arrays: Array | None) -> None:
+    """TypeError for an argument that must be an array and is None."""
+    for name, x in arrays.items():
+        if x is None:
+            msg = f"{name} is a NoneType, not an array"
+            raise TypeError(msg)
+
+
 def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array | None) -> None:
     """TypeError unless every array that is not None has a real floating dtype (or complex, where allowed)."""
     kinds = ("real floating", "complex floating") if complex_too else ("real floating",)

@@ -13,18 +13,50 @@ import math
 
 import numpy as np
 
+from subquad._arrays import check_choice, check_count, check_seed
+
 Host = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 PROJECTIONS = ("orthogonal", "hadamard", "givens", "iid")
 
 
-@functools.lru_cache(maxsize=128)
 def draw_omega(projection: str, m: int, d: int, seed: int) -> Host:
-    """ω, shape (m, d), float64: rows of Gaussian length, and orthogonal in blocks of d unless `projection` is "iid".
+    """Random directions ω: rows of Gaussian length, orthogonal in blocks of d unless `projection` is "iid".
 
-    "orthogonal": Haar, from the QR decomposition of a Gaussian matrix, signs corrected. "hadamard": H D₁ H D₂ H D₃
-    with random signs, cut to d columns. "givens": d ⌈2 log₂ d⌉ / 2 random plane rotations. "iid": Gaussian rows.
+    Parameters
+    ----------
+    projection : {"orthogonal", "hadamard", "givens", "iid"}
+        "orthogonal": Haar, from the QR decomposition of a Gaussian matrix, signs corrected. "hadamard": H D₁ H D₂ H D₃
+        with random signs, cut to d columns. "givens": d ⌈2 log₂ d⌉ / 2 random plane rotations. "iid": Gaussian rows.
+    m, d : int
+        Number of directions, and of channels.
+    seed : int
+        Not negative. The first rows do not change when m grows.
+
+    Returns
+    -------
+    numpy.ndarray, shape (m, d), float64
+        Read-only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unknown projection, sizes below 1, or a seed that is not an integer ≥ 0.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> omega = subquad.draw_omega("orthogonal", 3, 3, seed=0)
+    >>> lengths = np.linalg.norm(omega, axis=1)
+    >>> bool(np.allclose(omega @ omega.T, np.diag(lengths**2)))
+    True
     """
+    check_choice("projection", projection, PROJECTIONS)
+    return _draw(projection, check_count("m", m), check_count("d", d), check_seed(seed))
+
+
+@functools.lru_cache(maxsize=128)
+def _draw(projection: str, m: int, d: int, seed: int) -> Host:
     draw_block = {"orthogonal": _haar, "hadamard": _hadamard, "givens": _givens, "iid": _gaussian}[projection]
     blocks: list[Host] = []
     while sum(map(len, blocks)) < m:

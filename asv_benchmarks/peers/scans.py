@@ -1,7 +1,7 @@
 """The selective scan's peers: what runs Mamba where there is no CUDA.
 
-Each peer makes a call of no arguments from a `Problem`; with `gradient`, the call returns the gradients of Σ y · weight by
-all inputs. Peers keep their own layout, prepared outside the timed call.
+Each peer makes a call of no arguments from a `Problem`; with `gradient`, the call returns the gradients of
+Σ y · weight by all inputs. Peers keep their own layout, prepared outside the timed call.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def ours_torch(p: Problem, gradient: bool) -> Run:
 
 
 def reference_loop(p: Problem, gradient: bool) -> Run:
-    """mamba-ssm's formula as its reference writes it: (batch, d, n, d_state) tensors, a slice and an einsum per step."""
+    """mamba-ssm's formula as its reference writes it: (batch, d, n, d_state) tensors, slices and einsum per step."""
     import torch
 
     def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:

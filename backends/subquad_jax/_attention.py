@@ -41,7 +41,7 @@ def softmax_attention(
     """The kernel `softmax_attention` for calls that are not causal."""
     mask = seen = None
     if key_mask is not None:
-        v = jnp.where(key_mask[..., None], v, 0.0)
+        k, v = (jnp.where(key_mask[..., None], x, 0.0) for x in (k, v))
         seen = jnp.any(key_mask, axis=-1)[..., None, None]
         mask = key_mask[..., None, :] | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2])

@@ -61,7 +61,6 @@ def register(target: str, make: Callable[..., Any], *kind: Any) -> str:
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     jax.ffi.register_ffi_target(name, new_capsule(handler.address, None, None), platform="cpu", api_version=1)
-    _alive.append(handler)
     return name
 
 
@@ -72,13 +71,21 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
     zero = np.int64(0)
     number, double = real.type(0), np.float64(0)
 
+    @cfunc(types.int64(types.int64, types.int64, types.CPointer(types.int64), types.int64), error_model="numpy")
+    def entry(first: int, last: int, words: Any, count: int) -> int:
+        kernel(first, last, carray(words, count))
+        return 0
+
+    # called by its address: a direct call would make LLVM optimise the kernel again in every caller
+    enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(
+        entry.address
+    )
+
     @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
     def task(words: Any) -> Any:
         """Body of a thread: (first, last, frame …)."""
-        count = words[2]
-        own = carray(words, 3 + count)
-        kernel(own[0], own[1], own[3:])
-        return 0
+        own = carray(words, 3)
+        return enter(own[0], own[1], own.ctypes.data + 24, own[2])
 
     task_address = task.address
 
@@ -103,7 +110,7 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
     def run_tasks(tasks: int, threads: int, words: Any) -> None:
         threads = min(threads, tasks)
         if threads <= 1:
-            kernel(0, tasks, words)
+            enter(0, tasks, words.ctypes.data, len(words))
             return
         own = np.empty((threads, 3 + len(words)), np.int64)
         ids = np.zeros(threads, np.int64)
@@ -113,10 +120,10 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             own[t, 3:] = words
         for t in range(1, threads):
             failed[t] = _create(ids.ctypes.data + 8 * t, 0, task_address, own[t].ctypes.data)
-        kernel(own[0, 0], own[0, 1], words)
+        enter(own[0, 0], own[0, 1], words.ctypes.data, len(words))
         for t in range(1, threads):
             if failed[t] != 0:
-                kernel(own[t, 0], own[t, 1], words)
+                enter(own[t, 0], own[t, 1], words.ctypes.data, len(words))
             else:
                 _join(ids[t], 0)
 
@@ -170,4 +177,5 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
                     sum_rows(carray(pointer(address, number), more * count), out)
         return 0
 
+    _alive.extend((entry, enter, task, handler))
     return handler

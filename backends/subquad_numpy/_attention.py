@@ -65,13 +65,14 @@ def _summarize(
         block, values = k[start : start + len(rows)], v[start : start + len(rows)]
         count = len(block)
         augmented, exponents = rows[:count], log[:count]
+        if mask is not None:
+            keep = mask[start : start + count]
+            block, values = (np.where(keep[:, None], x, 0) for x in (block, values))
         augmented[:, :d] = block
         np.multiply(np.einsum("ij,ij->i", block, block), -half_scale, out=augmented[:, d])
         np.matmul(augmented, weights, out=exponents)
         if mask is not None:
-            keep = mask[start : start + count]
             exponents[~keep] = -math.inf
-            values = np.where(keep[:, None], values, 0)
         new = np.maximum(shift, exponents.max(axis=0))
         finite = np.where(new == -math.inf, 0, new)
         np.subtract(exponents, finite, out=exponents)
@@ -121,10 +122,12 @@ def softmax_attention(
     out = np.empty((*batch, n, v.shape[-1]), q.dtype)
     for item in np.ndindex(batch):
         mask = None if key_mask is None else key_mask[item]
-        values = v[item] if mask is None else np.where(mask[:, None], v[item], 0)
+        keys, values = k[item], v[item]
+        if mask is not None:
+            keys, values = (np.where(mask[:, None], x, 0) for x in (keys, values))
         for start in range(0, n, size):
             rows = slice(start, start + size)
-            _attend(q[item][rows] * scale, k[item], values, mask, size_kv, memory, out[item][rows])
+            _attend(q[item][rows] * scale, keys, values, mask, size_kv, memory, out[item][rows])
     return out
 
 

@@ -1,5 +1,6 @@
 """Compilation of the kernels: one specialisation at a time, on first use, kept on disk."""
 
+import re
 import time
 from collections.abc import Callable
 from functools import cache
@@ -32,6 +33,9 @@ def compiled(name: str, signature: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         start = time.perf_counter()
+        # a file of its own on disk for each kernel: in a shared one, two processes that compile different
+        # kernels at once can leave the code of one under the name of the other
+        function.__qualname__ = re.sub(r"\W+", "_", f"{function.__name__} {name}")
         kernel: F = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
         compile_seconds[name] = time.perf_counter() - start
         return kernel

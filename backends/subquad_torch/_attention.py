@@ -27,6 +27,8 @@ def softmax_attention(
 ) -> Tensor:
     """The kernel `softmax_attention`: causal is aligned at the end, hidden keys and values are not even read."""
     n, n_kv = q.shape[-2], k.shape[-2]
+    if scale <= 0:  # the fused kernels take −∞ times the scale for a hidden key
+        q, scale = q * scale, 1.0
     is_causal = causal and n == n_kv and key_mask is None
     mask = seen = poison = None
     if key_mask is not None:

@@ -51,6 +51,8 @@ def _has(package: str) -> bool:
 
 def selective_scan(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
     """The kernel `selective_scan`."""
+    if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in tensors):
+        return scan_forward(*tensors, delta_softplus, reverse)
     return Scan.apply(delta_softplus, reverse, *tensors)  # type: ignore[no-untyped-call]
 
 

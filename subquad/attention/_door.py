@@ -46,6 +46,7 @@ class Inputs:
 
 
 def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None, scale: float | None) -> Inputs:
+    _arrays.check_given(q=q, k=k, v=v)
     xp = _arrays.check_arrays(q=q, k=k, v=v, key_mask=key_mask)
     _arrays.check_floating(xp, q=q, k=k, v=v)
     causal = _arrays.check_flag("causal", causal)

@@ -28,12 +28,13 @@ class FeatureMethod(Streaming):
         """Points to subtract from queries and keys."""
         return None
 
+    def folded_center(self, inputs: _door.Inputs) -> Center:
+        """What the caller gave, heads grouped like the inputs."""
+        return None
+
     def given_center(self, xp: ModuleType, like: Array) -> Center:
         """The same where no queries are at hand: only what the caller gave."""
         return None
-
-    def uses_kernels(self) -> bool:
-        return True
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         phi = self.map_rows(inputs.xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
@@ -56,7 +57,7 @@ class FeatureMethod(Streaming):
             raise ValueError(msg)
         inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
         xp = inputs.xp
-        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.given_center(xp, inputs.q))
+        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.folded_center(inputs))
         grouped = inputs.k.ndim > k.ndim
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)

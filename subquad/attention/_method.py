@@ -16,7 +16,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """Base of the methods. A method implements `evaluate`, and `kernels` where it uses replaceable ones."""
+    """Base of the methods. A method implements `evaluate`."""
 
     def __call__(
         self,
@@ -39,10 +39,6 @@ class Method:
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         raise NotImplementedError
-
-    def uses_kernels(self) -> bool:
-        """Does a call reach a kernel of `subquad.kernels`?"""
-        return False
 
 
 class Streaming(Method):
@@ -67,7 +63,9 @@ class Streaming(Method):
         """The state of both chunks together; None stands for no keys."""
         if left is None or right is None:
             return right if left is None else left
-        xp = _arrays.check_arrays(**left)
+        xp = _arrays.check_arrays(
+            **{f"left[{name!r}]": x for name, x in left.items()}, **{f"right[{name!r}]": x for name, x in right.items()}
+        )
         return self.merge_states(xp, left, right)
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:

@@ -54,6 +54,3 @@ class Exact(Method):
             key_mask=inputs.key_mask,
             implementation=self.implementation,
         )
-
-    def uses_kernels(self) -> bool:
-        return True

@@ -128,9 +128,6 @@ class Nystrom(Streaming):
             q_land, k_land = (_door.merge_heads(inputs.xp, x) for x in (q_land, k_land))
         return replace(self, landmarks=(q_land, k_land), num_landmarks=None, seed=None, query_mask=None)
 
-    def uses_kernels(self) -> bool:
-        return True
-
     def evaluate(self, inputs: _door.Inputs) -> Array:
         if inputs.causal:
             msg = (
@@ -138,6 +135,8 @@ class Nystrom(Streaming):
                 "tokens would reach earlier rows; use 'favor', 'linear' or 'exact'"
             )
             raise NotImplementedError(msg)
+        if self.query_mask is not None:
+            self._check_query_mask(inputs)
         xp, k, v, key_mask, scale = inputs.xp, inputs.k, inputs.v, inputs.key_mask, inputs.scale
         if isinstance(self.landmarks, str) and min(inputs.q.shape[-2], k.shape[-2]) <= self._m():
             out = softmax_attention(inputs.q, k, v, scale=scale, key_mask=key_mask)
@@ -262,6 +261,8 @@ class Nystrom(Streaming):
         a = divide(xp, weights, xp.sum(weights, axis=-1, keepdims=True))
         if q_valid is not None:
             a = xp.where(q_valid[..., :, None], a, 0.0)
+        # what is not finite comes back with B v; decompositions would raise or never end
+        a = xp.where(xp.isfinite(a), a, 0.0)
         a_t = xp.matrix_transpose(a)
         if self.pinv == "ridge":
             gram = a_t @ a + (self.ridge or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))

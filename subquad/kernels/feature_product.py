@@ -96,9 +96,8 @@ def absorb(xp: ModuleType, phi: FeatureMap, state: State, k: Array, v: Array, ke
         return state
 
     def add(state: State, k: Array, v: Array, mask: Array | None) -> tuple[State, None]:
+        k, v = _visible(xp, k, v, mask)
         value, log = _hide(xp, phi.keys(k), mask)
-        if mask is not None:
-            v = xp.where(mask, v, 0.0)
         return _add(xp, state, v, value, log), None
 
     mask = None if key_mask is None else key_mask[..., None]
@@ -155,9 +154,8 @@ def _causal_block(
     exp(−R[i]), R[i] half the largest a[j] that it sees: half, so that neither the state nor the new keys underflow
     before a[j] passes 160 in float32. (R[i] is `divisor` in the code, exp(−R[i]) `held`.)
     """
+    k, v = _visible(xp, k, v, mask)
     value, log = _hide(xp, phi.keys(k), mask)
-    if mask is not None:
-        v = xp.where(mask, v, 0.0)
     where = device(q)
     position = xp.arange(q.shape[-2], device=where)
     visible = position[:, None] >= position
@@ -209,6 +207,11 @@ def _add(xp: ModuleType, state: State, v: Array, value: Array | None, log: Array
         "kv": state["kv"] * fade + xp.matrix_transpose(phi_k) @ v,
         "k": state["k"] * fade + xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)),
     }
+
+
+def _visible(xp: ModuleType, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Zeros in place of hidden rows: 0 · NaN is NaN, in products and in their gradients."""
+    return (k, v) if mask is None else (xp.where(mask, k, 0.0), xp.where(mask, v, 0.0))
 
 
 def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:

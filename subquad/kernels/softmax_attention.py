@@ -93,11 +93,12 @@ def absorb_keys(
 ) -> Carry:
     """(m, l, acc) after the keys k; `mask` (..., n_kv, 1) hides keys, `visible` (n, n_kv) hides them from rows."""
     maximum, total, acc = carry
-    logits = q @ xp.matrix_transpose(k)
     poison = None
+    if mask is not None:  # 0 · NaN is NaN, in products and in their gradients: a hidden key enters none
+        k, v = xp.where(mask, k, 0.0), xp.where(mask, v, 0.0)
+    logits = q @ xp.matrix_transpose(k)
     if mask is not None:
         logits = xp.where(xp.matrix_transpose(mask), logits, -math.inf)
-        v = xp.where(mask, v, 0.0)
     if visible is not None:
         logits = xp.where(visible, logits, -math.inf)
         # 0 · NaN is NaN: a value that is not finite must reach the rows that see it and no others

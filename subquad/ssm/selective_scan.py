@@ -104,6 +104,7 @@ def selective_scan(
     """
     arrays: dict[str, Any] = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
     arrays |= {"delta_bias": delta_bias, "initial_state": initial_state}
+    _arrays.check_given(u=u, delta=delta, A=A, B=B, C=C)
     xp = _arrays.check_arrays(**arrays)
     softplus = _arrays.check_flag("delta_softplus", delta_softplus)
     reverse = _arrays.check_flag("reverse", reverse)
@@ -179,8 +180,8 @@ def selective_scan_step(
         Diagonal state matrix, real or complex.
     B, C : array, shape (..., d_state) or (..., groups, d_state) or (d, d_state)
         Input and output maps.
-    D, delta_bias : array, shape (d,), optional
-        Skip connection, and what is added to `delta` first.
+    D : array, shape (d,), optional
+        Skip connection.
     z : array, shape (..., d), optional
         Gate.
     delta_bias : array, shape (d,), optional
@@ -211,6 +212,7 @@ def selective_scan_step(
     >>> y
     array([3.])
     """
+    _arrays.check_given(u=u, delta=delta, A=A, B=B, C=C)
     xp = _arrays.check_arrays(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state)
     if u.ndim == 0:
         msg = f"u has shape {tuple(u.shape)}, expected (..., d)"

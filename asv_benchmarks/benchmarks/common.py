@@ -1,0 +1,83 @@
+"""What all benchmarks share: the array libraries, and a call that is ready to be measured."""
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from subquad import _backends
+
+# "library" or "library:device"; by default every backend that can be found, on its default device
+BACKENDS = os.environ.get("SUBQUAD_BENCH_BACKENDS", ",".join(_backends.names())).split(",")
+LENGTHS = [1024, 4096]
+HEADS, D, D_STATE = 4, 64, 16
+
+
+class Operator(ABC):  # asv passes over abstract classes
+    """Time and extra memory of one call. A subclass gives `function` and `arrays` for its parameters.
+
+    The first parameter is the backend; one that cannot be used here gives n/a.
+    """
+
+    timeout = 120.0
+    number = 1  # calls between two looks at the clock; they take milliseconds
+    repeat = (3, 20, 2.0)  # at least, at most, seconds
+    rounds = 1
+    warmup_time = 0.1
+
+    @abstractmethod
+    def function(self, *params: Any) -> Callable[..., Any]:
+        """What is measured, a function of the arrays alone."""
+
+    @abstractmethod
+    def arrays(self, *params: Any) -> tuple[np.ndarray, ...]:
+        """Its arguments, on the host."""
+
+    def setup(self, backend: str, *params: Any) -> None:
+        """Make the arrays on their device, compile, and run once: none of this is measured."""
+        self.bench, device = find(backend)
+        self.args = tuple(self.bench.asarray(x, device=device) for x in self.arrays(*params))
+        self.call = self.bench.compile(self.function(*params))
+        self.bench.synchronize(*self.args, self.call(*self.args))
+
+    def time_forward(self, *_params: Any) -> None:
+        """From idle device to finished result."""
+        self.bench.synchronize(self.call(*self.args))
+
+    def track_extra_memory(self, *_params: Any) -> float:
+        """The most that a call allocates at one moment, beyond its inputs and its output."""
+        peak = self.bench.peak_extra_memory(self.call, *self.args)
+        return float("nan") if peak is None else peak
+
+    track_extra_memory.unit = "bytes"  # type: ignore[attr-defined]
+
+
+def find(backend: str) -> tuple[Any, str | None]:
+    """The `bench` module of "library" or "library:device", and the device; asv shows n/a where it is absent."""
+    library, _, device = backend.partition(":")
+    package = _backends.names().get(library)
+    if package is None:
+        msg = f"SUBQUAD_BENCH_BACKENDS names {library!r}; there are {', '.join(_backends.names())}"
+        raise ValueError(msg)
+    try:
+        bench = importlib.import_module(f"{package}.bench")
+    except ImportError as error:
+        msg = f"{library} cannot be imported: {error}"
+        raise NotImplementedError(msg) from error
+    about = bench.describe()
+    if not about["available"]:
+        msg = f"{library} cannot be used: {about['reason']}"
+        raise NotImplementedError(msg)
+    if device and device not in about["devices"]:
+        msg = f"{library} has no device {device!r}; it has {', '.join(about['devices'])}"
+        raise NotImplementedError(msg)
+    return bench, device or None
+
+
+def draw_normal(*shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Normal float32 arrays, always the same; none of the operators is faster or slower for other values."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in shapes)

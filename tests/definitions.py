@@ -1,0 +1,249 @@
+"""The methods as their formulas say: explicit matrices and loops in NumPy, float64, one head at a time.
+
+Nothing here is shared with the library, except that ω is given. A definition takes q (n, d), k (n_kv, d), v (n_kv, d_v)
+and `keep` (n_kv,), the keys that are not masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def over_heads(
+    definition: Callable[..., Array], q: Array, k: Array, v: Array, key_mask: Array | None, **options: Any
+) -> Array:
+    """`definition` for each item of the batch: key heads repeated for grouped queries, then axes broadcast.
+
+    Options that are arrays belong to heads when they have batch axes: see PER_HEAD for the axes of one head.
+    """
+    if min(q.ndim, k.ndim, v.ndim) >= 3:
+        heads = q.shape[-3]
+        k, v = (np.repeat(x, heads // x.shape[-3], axis=-3) if 1 < x.shape[-3] < heads else x for x in (k, v))
+        if key_mask is not None and key_mask.ndim >= 2 and 1 < key_mask.shape[-2] < heads:
+            key_mask = np.repeat(key_mask, heads // key_mask.shape[-2], axis=-2)
+    if key_mask is None:
+        key_mask = np.ones(k.shape[-2], dtype=bool)
+    key_mask = np.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
+    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], key_mask.shape[:-1])
+    q, k, v = (np.broadcast_to(x.astype(np.float64), (*batch, *x.shape[-2:])) for x in (q, k, v))
+    keep = np.broadcast_to(key_mask, (*batch, k.shape[-2]))
+
+    def of_head(name: str, x: Any, index: tuple[int, ...]) -> Any:
+        if name not in PER_HEAD or x is None or isinstance(x, bool | str):
+            return x
+        if isinstance(x, tuple):
+            return tuple(of_head(name, part, index) for part in x)
+        tail = x.shape[x.ndim - PER_HEAD[name] :]
+        if x.ndim - len(tail) >= 1 and batch and 1 < x.shape[-len(tail) - 1] < batch[-1]:
+            x = np.repeat(x, batch[-1] // x.shape[-len(tail) - 1], axis=-len(tail) - 1)
+        return np.broadcast_to(x, (*batch, *tail))[index]
+
+    out = np.zeros((*batch, q.shape[-2], v.shape[-1]))
+    for index in np.ndindex(batch):
+        mine = {name: of_head(name, x, index) for name, x in options.items()}
+        out[index] = definition(q[index], k[index], v[index], keep[index], **mine)
+    return out
+
+
+PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "query_mask": 1}
+
+
+def visible(n: int, keep: Array, causal: bool) -> Array:
+    """Which key each query sees, (n, n_kv): causal is aligned at the end."""
+    n_kv = len(keep)
+    i, j = np.arange(n)[:, None], np.arange(n_kv)[None, :]
+    return keep & ((j <= i + n_kv - n) | (not causal))
+
+
+def normalised(weights: Array, v: Array) -> Array:
+    """Σ_j w[i, j] v[j] / Σ_j w[i, j]; 0 for a row without weight."""
+    total = weights.sum(axis=1, keepdims=True)
+    return weights @ v / np.where(total == 0, 1, total)
+
+
+def softmax(logits: Array, seen: Array) -> Array:
+    """Rows of weights over the keys seen; a row that sees none is 0."""
+    weights = np.where(seen, np.exp(logits - logits.max(initial=0)), 0)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total == 0, 1, total)
+
+
+def exact(q: Array, k: Array, v: Array, keep: Array, *, causal: bool, scale: float | None = None) -> Array:
+    scale = q.shape[1] ** -0.5 if scale is None else scale
+    return softmax(scale * q @ k.T, visible(len(q), keep, causal)) @ np.where(keep[:, None], v, 0)
+
+
+def favor(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    omega: Array,
+    features: str | Callable[[Array], Array] = "positive",
+    scale: float | None = None,
+    center: bool | tuple[Array, Array] = False,
+    kernel_epsilon: float = 0.0,
+) -> Array:
+    """exp(s q·k) ≈ φ(q)·φ(k) with ω given."""
+    scale = q.shape[1] ** -0.5 if scale is None else scale
+    extra = np.zeros(len(k))
+    if center is not False:
+        rows = keep if len(q) == len(k) else np.ones(len(q), dtype=bool)
+        q_mean, k_mean = (q[rows].mean(axis=0), k[keep].mean(axis=0)) if center is True else center
+        q, k = q - q_mean, k - k_mean
+        extra = scale * k @ q_mean  # what centring takes out of q·k, beyond terms of the query alone
+    root = abs(scale) ** 0.5
+    q, k = np.sign(scale) * root * q, root * k
+
+    def phi(x: Array) -> Array:
+        projected, half = x @ omega.T, (x * x).sum(axis=1, keepdims=True) / 2
+        if features == "positive":
+            return np.exp(projected - half)
+        if features == "hyperbolic":
+            return np.concatenate([np.exp(projected - half), np.exp(-projected - half)], axis=1)
+        if features == "trigonometric":
+            return np.concatenate([np.cos(projected) * np.exp(half), np.sin(projected) * np.exp(half)], axis=1)
+        f = (lambda x: np.maximum(x, 0)) if features == "relu" else features
+        return f(projected) + kernel_epsilon
+
+    weights = phi(q) @ phi(k).T * np.exp(extra)
+    return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
+
+
+def linear(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    feature_map: str | Callable[[Array], Array] = "elu",
+) -> Array:
+    root = (1.0 if scale is None else scale) ** 0.5
+    phi = (lambda x: np.where(x > 0, x + 1, np.exp(x))) if feature_map == "elu" else feature_map
+    weights = phi(root * q) @ phi(root * k).T
+    return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
+
+
+def segment_means(x: Array, rows: Array, m: int) -> Array:
+    """Means of m consecutive segments of the rows kept; the first ones are longer by one where m does not divide."""
+    x = x[rows]
+    means, start = [], 0
+    for segment in range(min(m, len(x))):
+        length = len(x) // m + (segment < len(x) % m)
+        means.append(x[start : start + length].mean(axis=0))
+        start += length
+    return np.array(means)
+
+
+def uniform_rows(x: Array, rows: Array, m: int, seed: int) -> Array:
+    """One row of each of m strata ⌊i c / m⌋ … ⌊(i+1) c / m⌋, at a fraction that is a random 12-bit number."""
+    x = x[rows]
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    fractions = rng.integers(0, 4096, size=m)
+    edges = [i * len(x) // m for i in range(m + 1)]
+    chosen = [a + int(f) * (b - a) // 4096 for a, b, f in zip(edges, edges[1:], fractions, strict=False) if b > a]
+    return x[chosen]
+
+
+def nystrom(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    num_landmarks: int = 64,
+    landmarks: str | tuple[Array, Array] = "segment-means",
+    seed: int = 0,
+    pinv: str = "iterative",
+    iterations: int = 6,
+    rcond: float = 1e-3,
+    ridge: float = 1e-2,
+    conv_weights: Array | None = None,
+    query_mask: Array | None = None,
+) -> Array:
+    """F A⁺ B v, with landmarks of the visible rows; exact attention where there are no more rows than landmarks."""
+    assert not causal
+    m, scale = num_landmarks, q.shape[1] ** -0.5 if scale is None else scale
+    everything = np.ones(len(q), dtype=bool)
+    rows = query_mask if query_mask is not None else keep if len(q) == len(k) else everything
+    v = np.where(keep[:, None], v, 0)
+    residual = 0 if conv_weights is None else convolution(v, conv_weights)
+    if isinstance(landmarks, str):
+        if min(len(q), len(k), keep.sum()) <= m:
+            return exact(q, k, v, keep, causal=False, scale=scale) + residual
+        if landmarks == "segment-means":
+            q_land, k_land = segment_means(q, rows, m), segment_means(k, keep, m)
+        else:
+            q_land, k_land = uniform_rows(q, rows, m, seed), uniform_rows(k, keep, m, seed)
+    else:
+        q_land, k_land = landmarks
+    every = np.ones((1, len(k_land)), dtype=bool)
+    F = softmax(scale * q @ k_land.T, every)
+    A = softmax(scale * q_land @ k_land.T, every)
+    B = softmax(scale * q_land @ k.T, keep[None, :])
+    return F @ (pseudo_inverse(A, pinv, iterations, rcond, ridge) @ (B @ v)) + residual
+
+
+def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float) -> Array:
+    if pinv == "ridge":
+        return np.linalg.inv(A.T @ A + ridge * np.eye(A.shape[1])) @ A.T
+    if pinv == "exact":
+        U, s, Vt = np.linalg.svd(A, full_matrices=False)
+        return Vt.T @ np.diag([1 / x if x > rcond * s[0] else 0 for x in s]) @ U.T
+    Z = A.T / (np.abs(A).sum(axis=0).max() * np.abs(A).sum(axis=1).max())
+    eye = np.eye(len(A))
+    for _ in range(iterations):
+        Z = Z @ (13 * eye - A @ Z @ (15 * eye - A @ Z @ (7 * eye - A @ Z))) / 4
+    return Z
+
+
+def convolution(v: Array, weights: Array) -> Array:
+    """out[i] = Σ_s w[s] v[i + s − (taps − 1)/2], 0 outside."""
+    out, half = np.zeros_like(v), (len(weights) - 1) // 2
+    for i in range(len(v)):
+        for s, w in enumerate(weights):
+            if 0 <= i + s - half < len(v):
+                out[i] += w * v[i + s - half]
+    return out
+
+
+def selective_scan(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    initial_state: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """(y, state) of one sequence: u, delta, z (n, d); B, C (n, d_state), (n, groups, d_state) or (d, d_state)."""
+    n, d = u.shape
+    h = np.zeros(A.shape, dtype=A.dtype) if initial_state is None else initial_state
+    y = np.zeros((n, d))
+    for t in reversed(range(n)) if reverse else range(n):
+        step = delta[t] + (0 if delta_bias is None else delta_bias)
+        step = np.logaddexp(0, step) if delta_softplus else step
+        b, c = (x if x.shape == A.shape and x.ndim == 2 and n != d else x[t] for x in (B, C))
+        b, c = (np.repeat(np.atleast_2d(x), d // len(np.atleast_2d(x)), axis=0) for x in (b, c))
+        h = np.exp(step[:, None] * A) * h + (step * u[t])[:, None] * b
+        dot = (c * h).sum(axis=1)
+        y[t] = 2 * dot.real if np.iscomplexobj(A) else dot
+        y[t] += 0 if D is None else D * u[t]
+        y[t] *= 1 if z is None else z[t] / (1 + np.exp(-z[t]))
+    return y, h

@@ -1,0 +1,110 @@
+"""An item of a batch is computed as if it were alone; heads and groups are items."""
+
+from __future__ import annotations
+
+import numpy as np
+from libraries import Library, relative_error
+from methods import MAIN, METHODS, Case, D, Row, rows
+from scans import SCANS, Scan, is_shared, scans
+
+N = 45
+CASE = Case((3, 4, N, D), (3, 4, N, D), (3, 4, N, 5), mask="random")
+
+
+def kinds(row: Row) -> tuple[bool, ...]:
+    return (False, True) if row.causal else (False,)
+
+
+@rows(METHODS)
+def test_item_alone_equals_item_in_batch(row: Row) -> None:
+    """With an item that would change any maximum, mean or start value taken over the batch.
+
+    Short vectors: the matrix of landmarks is nearly singular, and its iteration has not forgotten where it started.
+    """
+    inputs, arrays = CASE.draw(), row.arrays(CASE)
+    for name in ("q", "k"):
+        inputs[name] *= 0.3
+    large = {name: inputs[name].copy() for name in ("q", "k", "v")}
+    for x in large.values():
+        x[1:] *= 3
+    for causal in kinds(row):
+        attend = row.call(causal=causal)
+        alone = attend(*(inputs[name][:1] for name in ("q", "k", "v", "key_mask")), arrays)
+        beside = attend(large["q"], large["k"], large["v"], inputs["key_mask"], arrays)[:1]
+        assert relative_error(beside, alone) < 1e-12
+
+
+@rows(MAIN)
+def test_nan_in_one_item_stays_there(eager: Library, row: Row) -> None:
+    inputs, arrays = CASE.draw(), row.arrays(CASE)
+    broken = {name: inputs[name].copy() for name in ("q", "k", "v")}
+    for x in broken.values():
+        x[1] = np.nan
+    attend = row.call(causal=row.causal)
+
+    def both(*given: object) -> object:
+        return attend(*given[:3], *given[6:]), attend(*given[3:])
+
+    given = [*(inputs[name] for name in ("q", "k", "v")), *broken.values(), inputs["key_mask"], arrays]
+    clean, dirty = (eager.numpy(x) for x in eager.call(both, *given, dtype="float64"))
+    assert relative_error(dirty[::2], clean[::2]) < 1e-12
+
+
+@rows(MAIN)
+def test_permuted_heads_give_permuted_outputs(row: Row) -> None:
+    case = Case((2, 4, N, D), (2, 4, N, D), (2, 4, N, 5))
+    inputs, order = case.draw(), [2, 0, 3, 1]
+    for causal in kinds(row):
+        out, permuted = (
+            row.call(causal=causal)(*(x[:, heads] for x in (inputs["q"], inputs["k"], inputs["v"])), None, {})
+            for heads in (slice(None), order)
+        )
+        assert relative_error(permuted, out[:, order]) < 1e-12
+
+
+@rows(METHODS)
+def test_grouped_queries_equal_repeated_heads(row: Row) -> None:
+    """Six query heads share two key heads; a mask per key head or per query head."""
+    case = Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads")
+    inputs, arrays = case.draw(), row.arrays(case)
+    k, v = (np.repeat(inputs[name], 3, axis=1) for name in ("k", "v"))
+    mask = np.repeat(inputs["key_mask"], 3, axis=1)
+    repeated = dict(arrays)
+    if "center" in arrays:  # one for each query head and one for each key head
+        repeated["center"] = (arrays["center"][0], np.repeat(arrays["center"][1], 3, axis=0))
+    for causal in kinds(row):
+        attend = row.call(causal=causal)
+        expected = attend(inputs["q"], k, v, mask, repeated)
+        for key_mask in (inputs["key_mask"], mask):
+            assert relative_error(attend(inputs["q"], inputs["k"], inputs["v"], key_mask, arrays), expected) < 1e-12
+
+
+@rows(MAIN)
+def test_batch_axes_broadcast(row: Row) -> None:
+    """One query for all keys, one set of keys for all queries, values with an axis of their own."""
+    inputs = Case((4, 1, N, D), (3, N, D), (1, 3, N, 5)).draw()
+    q, k, v = (inputs[name] for name in ("q", "k", "v"))
+    whole = [np.broadcast_to(x, (4, 3, *x.shape[-2:])).copy() for x in (q, k, v)]
+    for causal in kinds(row):
+        attend = row.call(causal=causal)
+        assert relative_error(attend(q, k, v, None, {}), attend(*whole, None, {})) < 1e-12
+
+
+@rows(MAIN)
+def test_mask_with_more_batch_axes_than_the_arrays(row: Row) -> None:
+    """One sequence under four masks."""
+    inputs = Case((N, D), (N, D), (N, 5)).draw()
+    masks = np.random.default_rng(1).random((4, N)) < 0.7
+    q, k, v = (inputs[name] for name in ("q", "k", "v"))
+    for causal in kinds(row):
+        together = row.call(causal=causal)(q, k, v, masks, {})
+        alone = np.stack([row.call(causal=causal)(q, k, v, mask, {}) for mask in masks])
+        assert relative_error(together, alone) < 1e-12
+
+
+@scans(*(scan.name for scan in SCANS if scan.batch))
+def test_scan_item_alone_equals_item_in_batch(scan: Scan) -> None:
+    drawn = scan.draw(70)
+    alone = {name: x if is_shared(name, x) else x[:1] for name, x in drawn.items()}
+    for whole, part in zip(scan.call()(drawn), scan.call()(alone), strict=True):
+        assert relative_error(whole[:1], part) < 1e-12

@@ -1,0 +1,100 @@
+"""Causal: nothing of a later key is in an earlier row, not even its rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from libraries import Library, relative_error
+from methods import CAUSAL, MAIN_CAUSAL, METHODS, Case, D, Row, rows
+
+N = 150  # with small blocks: two blocks and a ragged one
+CASE = Case((2, N, D), (2, N, D), (2, N, 3))
+
+
+@pytest.mark.parametrize("later", ["other", "huge", "nan", "inf"])
+@pytest.mark.parametrize("cut", [1, 64, 100])
+@rows(CAUSAL)
+def test_future_leaves_the_past_bit_equal(row: Row, cut: int, later: str, small_blocks: None) -> None:
+    check_past(Library(), row, cut, later)
+
+
+@pytest.mark.parametrize("later", ["huge", "nan"])
+@rows(MAIN_CAUSAL)
+def test_future_leaves_the_past_bit_equal_elsewhere(
+    eager: Library,
+    row: Row,
+    later: str,
+    small_blocks: None,
+) -> None:
+    check_past(eager, row, 100, later)
+
+
+def check_past(library: Library, row: Row, cut: int, later: str) -> None:
+    inputs, arrays = CASE.draw(), row.arrays(CASE)
+    changed = {name: x if x is None else x.copy() for name, x in inputs.items()}
+    for name in ("k", "v"):
+        future = changed[name][:, cut:]
+        if later == "other":
+            future[...] = future[:, ::-1] * 1.5
+        else:
+            future[...] = {"huge": 1e3 * future, "nan": np.nan, "inf": np.inf}[later]
+    attend = row.call(causal=True)
+
+    def both(q: object, k: object, v: object, k_changed: object, v_changed: object, arrays: dict) -> object:
+        return attend(q, k, v, None, arrays), attend(q, k_changed, v_changed, None, arrays)
+
+    with np.errstate(all="ignore"):  # what is behind the cut may overflow
+        given = [*(inputs[name] for name in ("q", "k", "v")), changed["k"], changed["v"], arrays]
+        before, after = (library.numpy(x) for x in library.call(both, *given, dtype="float64"))
+    assert np.all(np.isfinite(before))
+    assert np.array_equal(before[:, :cut], after[:, :cut])
+    assert not np.array_equal(before[:, cut:], after[:, cut:])  # the change was seen at all
+    if later == "nan":
+        assert np.all(np.isnan(after[:, cut:]))
+
+
+@rows(CAUSAL)
+def test_aligned_at_the_end(row: Row) -> None:
+    """The last queries alone, against all keys, give the last rows."""
+    inputs = CASE.draw()
+    arrays = row.arrays(CASE)
+    q, k, v = (inputs[name] for name in ("q", "k", "v"))
+    full = row.call(causal=True)(q, k, v, None, arrays)
+    for last in (1, 40):
+        assert relative_error(row.call(causal=True)(q[:, -last:], k, v, None, arrays), full[:, -last:]) < 1e-12
+    # more queries than keys: the first rows see nothing
+    short = row.call(causal=True)(q, k[:, :40], v[:, :40], None, arrays)
+    assert np.all(short[:, : N - 40] == 0)
+    assert (
+        relative_error(short[:, N - 40 :], row.call(causal=True)(q[:, N - 40 :], k[:, :40], v[:, :40], None, arrays))
+        < 1e-12
+    )
+
+
+@rows(CAUSAL)
+def test_one_hot_values_read_the_attention_matrix(row: Row, small_blocks: None) -> None:
+    """v = 1 finds a wrong denominator; one-hot v finds a wrong key."""
+    case = Case((N, D), (N, D), (N, N))
+    inputs, arrays = case.draw(), row.arrays(case)
+    weights = row.call(causal=True)(inputs["q"], inputs["k"], np.eye(N), None, arrays)
+    assert np.all(weights[np.triu_indices(N, 1)] == 0)
+    assert np.all(np.diagonal(weights) != 0)
+    assert np.max(np.abs(weights.sum(axis=1) - 1)) < 1e-12 * np.abs(weights).sum(axis=1).max()
+
+
+@rows([row for row in METHODS if row.method != "nystrom"])
+def test_rows_of_weights_sum_to_one(row: Row) -> None:
+    case = Case((N, D), (N, D), (N, N), mask="random")
+    inputs, arrays = case.draw(), row.arrays(case)
+    weights = row.call()(inputs["q"], inputs["k"], np.eye(N), inputs["key_mask"], arrays)
+    assert np.all(weights[:, ~inputs["key_mask"]] == 0)
+    assert np.max(np.abs(weights.sum(axis=1) - 1)) < 1e-12 * np.abs(weights).sum(axis=1).max()
+
+
+def test_causal_differs_from_bidirectional() -> None:
+    for row in MAIN_CAUSAL:
+        inputs, arrays = CASE.draw(), row.arrays(CASE)
+        call = [inputs[name] for name in ("q", "k", "v")]
+        both, past = (row.call(causal=causal)(*call, None, arrays) for causal in (False, True))
+        assert relative_error(both[:, -1], past[:, -1]) < 1e-12
+        assert relative_error(both[:, 0], past[:, 0]) > 1e-3

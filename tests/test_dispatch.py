@@ -1,0 +1,391 @@
+"""Nothing is imported before its array arrives, imports point one way, overrides run and equal the generic form."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+from libraries import LIBRARIES, TOLERANCE, Jax, Library, NumPy, Strict, Torch, relative_error
+from methods import CASES, Case
+from scans import Scan, scans
+
+import subquad
+from subquad import kernels
+from subquad._dispatch import Override, backend_of
+
+PACKAGE = Path(subquad.__file__).parent
+FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy", "numba", "dask", "tensorflow")
+
+
+def python(code: str, *path: Path) -> str:
+    """What a fresh interpreter prints."""
+    search = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": search},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_import_loads_no_framework_and_starts_no_thread() -> None:
+    code = f"""
+import sys, threading, subquad
+print([name for name in {FRAMEWORKS!r} + ("matplotlib", "rich") if name in sys.modules], threading.active_count(),
+      [name for name in sys.modules if name.startswith("subquad_")])
+"""
+    assert python(code) == "[] 1 []"
+
+
+def test_numpy_arrays_load_no_other_framework() -> None:
+    """A call on NumPy arrays may load Numba, and nothing of the other libraries."""
+    code = """
+import sys, numpy, subquad
+q = numpy.ones((2, 5, 4))
+for method in subquad.METHODS: subquad.attention(q, q, q, method)
+subquad.selective_scan(q, q, -numpy.ones((4, 2)), q[..., :2], q[..., :2])
+names = ["torch", "jax", "cupy"]
+print([name for name in names + ["subquad_" + name for name in names] if name in sys.modules])
+"""
+    assert python(code) == "[]"
+
+
+THIRD_PARTY = """
+from subquad._dispatch import Override
+calls = []
+def run(q, k, v, /, *, scale, causal=False, key_mask=None):
+    calls.append(scale)
+    return q * 0 + 7
+def declines(q, k, v, /, *, scale, causal=False, key_mask=None):
+    return "it cannot look back" if causal else None
+KERNELS = {"softmax_attention": (Override("seven", run, declines),)}
+"""
+USE = """
+import array_api_strict as xp, subquad
+q = xp.ones((5, 4))
+chosen, out = subquad.explain("attention", q, q, q, "exact").implementation, subquad.attention(q, q, q, "exact")
+print(chosen, float(out[0, 0]))
+print(subquad.explain(subquad.attention, q, q, q, "exact", causal=True))
+"""
+EXPECTED = "seven 7.0\nsoftmax_attention on array_api_strict: generic\n  seven declined: it cannot look back"
+
+
+def test_backend_of_a_third_party_by_name(tmp_path: Path) -> None:
+    """A package `subquad_<library>` on the path is a backend."""
+    pytest.importorskip("array_api_strict")
+    (tmp_path / "subquad_array_api_strict").mkdir()
+    (tmp_path / "subquad_array_api_strict" / "__init__.py").write_text(THIRD_PARTY, encoding="utf-8")
+    assert python(USE, tmp_path) == EXPECTED
+
+
+def test_backend_of_a_third_party_by_entry_point(tmp_path: Path) -> None:
+    """Any module is a backend if its distribution has the entry point, whatever its name."""
+    pytest.importorskip("array_api_strict")
+    (tmp_path / "someone_elses.py").write_text(THIRD_PARTY, encoding="utf-8")
+    information = tmp_path / "someone_elses-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: someone_elses\nVersion: 1.0\n", encoding="utf-8"
+    )
+    (information / "entry_points.txt").write_text(
+        "[subquad.backends]\narray_api_strict = someone_elses\n", encoding="utf-8"
+    )
+    assert python(USE, tmp_path) == EXPECTED
+
+
+# imports point from later rooms to earlier ones; names of one room may know each other
+ROOMS = [
+    {"_dispatch", "_arrays", "_blocks", "_backends", "_draw"},
+    {"kernels"},
+    {"attention", "ssm"},
+    {"explain"},
+    {"__init__"},
+    {"cli", "__main__"},
+]
+
+
+def imported(tree: ast.AST) -> list[str]:
+    """Names of all modules that a file imports, also inside functions; relative ones begin with a dot."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+    return names
+
+
+def modules(root: Path) -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(root.rglob("*.py"))]
+
+
+def room_of(name: str) -> int:
+    return next(i for i, room in enumerate(ROOMS) if name in room)
+
+
+def test_imports_point_one_way() -> None:
+    for path, tree in modules(PACKAGE):
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imported(tree):
+            parts = name.split(".")
+            assert parts[0], f"{path} imports {name}: in this package imports are absolute"
+            if parts[0] != "subquad":
+                continue
+            there = parts[1] if len(parts) > 1 and any(parts[1] in room for room in ROOMS) else "__init__"
+            assert room_of(there) <= room_of(here), f"{path} imports {name}"
+            if room_of(there) == room_of(here) == 2:
+                assert there == here, f"{path} imports {name}: attention and ssm do not know each other"
+
+
+def code_strings(tree: ast.AST) -> list[str]:
+    """String constants that are not docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {id(node.body[0].value) for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+    return [
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs
+    ]
+
+
+def test_no_framework_is_named_in_the_algorithms() -> None:
+    """In `subquad/`: not imported, not asked for by name, not even in a message."""
+    for path, tree in modules(PACKAGE):
+        for name in imported(tree):
+            assert name.split(".")[0] not in FRAMEWORKS, path
+        for text in code_strings(tree):
+            assert not any(framework in text.lower() for framework in FRAMEWORKS), f"{path}: {text!r}"
+
+
+ENGINES = ("subquad_numpy", "subquad_cupy")  # whose compiled kernels other libraries share
+
+
+def test_backends_know_their_own_library_and_the_lower_rooms() -> None:
+    """A backend may use the kernels of an engine, and names no other library."""
+    backends = Path(sys.modules["subquad._dispatch"].__file__ or "").parents[1] / "backends"
+    if not backends.is_dir():
+        pytest.skip("installed without its source tree")
+    others = {"torch", "jax", "cupy"}
+    for path, tree in modules(backends):
+        own = path.relative_to(backends).parts[0].removeprefix("subquad_")
+        for name in imported(tree):
+            first, *rest = name.split(".")
+            assert first not in others - {own}, f"{path} imports {name}"
+            assert not (first.startswith("subquad_") and first not in (f"subquad_{own}", *ENGINES)), f"{path}: {name}"
+            if first == "subquad":
+                assert rest, f"{path} imports all of subquad"
+                assert rest[0] in ROOMS[0] | ROOMS[1], f"{path} imports {name}"
+
+
+def overrides(kernel: str) -> list[Any]:
+    """(library, override) for every override of a kernel that an installed library has."""
+    found = []
+    for param in LIBRARIES:
+        library = param.values[0]
+        if type(library) not in (NumPy, Torch, Jax):
+            continue
+        try:
+            x = library.array(np.zeros((2, 2)), "float32")
+        except pytest.skip.Exception:
+            continue
+        found += [pytest.param(library, override.name, id=f"{library}-{override.name}")
+                  for override in backend_of(array_namespace(x)).kernels.get(kernel, ())]  # fmt: skip
+    return found
+
+
+ATTENTION_OVERRIDES, SCAN_OVERRIDES, FEATURE_OVERRIDES = map(
+    overrides, ("softmax_attention", "selective_scan", "feature_product")
+)
+
+
+def test_the_list_of_kernels_is_closed() -> None:
+    """Each has its test of overrides below; a backend replaces nothing else."""
+    assert set(kernels.__all__) == {"softmax_attention", "selective_scan", "feature_product"}
+    for library in (Library(), Torch(), Jax()):
+        try:
+            backend = backend_of(array_namespace(library.array(np.zeros(1), "float32")))
+        except pytest.skip.Exception:
+            continue
+        assert set(backend.kernels) <= set(kernels.__all__)
+    names = {param.id for param in ATTENTION_OVERRIDES}
+    assert {"torch-sdpa", "jax-dot_product_attention"} & names or not names
+
+
+@pytest.mark.parametrize("case", ["n=63", "n<n_kv", "n>n_kv", "grouped", "shared"])
+@pytest.mark.parametrize(("library", "name"), ATTENTION_OVERRIDES)
+def test_attention_override_runs_and_equals_generic(library: Library, name: str, case: str) -> None:
+    """Asked for by name; where it declines it says why, and "auto" takes the generic form."""
+    drawn = CASES[case].draw()
+    ran = 0
+    with library.context("float32"):
+        given = library.arrays(list(drawn.values()), "float32")
+        for causal in (False, True):
+
+            def attend(*x: Any, implementation: str, causal: bool = causal) -> Any:
+                *qkv, mask = x
+                return subquad.attention(*qkv, "exact", causal=causal, key_mask=mask, implementation=implementation)
+
+            *qkv, mask = given
+            explanation = subquad.explain(subquad.attention, *qkv, "exact", causal=causal, key_mask=mask)
+            if explanation.implementation != name:
+                assert name in dict(explanation.declined)
+                with pytest.raises(ValueError, match=f"{name}.* cannot take this call: .*Use 'auto' or 'generic'"):
+                    attend(*given, implementation=name)
+                continue
+            ran += 1
+            fast, generic = (library.numpy(attend(*given, implementation=choice)) for choice in (name, "generic"))
+            assert relative_error(fast, generic) <= TOLERANCE["float32"]
+    assert ran or (isinstance(library, Jax) and drawn["v"].shape[-1] != drawn["q"].shape[-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_features": 12, "center": True}, {"features": "hyperbolic"}])
+@pytest.mark.parametrize("n", [63, 2100])
+@pytest.mark.parametrize(("library", "name"), FEATURE_OVERRIDES)
+def test_feature_override_runs_and_equals_generic(
+    library: Library, name: str, n: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Favor has no choice of implementation: the generic form is what runs when the override is taken away."""
+    case = Case((2, n, 8), (1, n, 8), (1, n, 3), mask="random")
+    with library.context("float32"):
+        q, k, v, mask = library.arrays(list(case.draw().values()), "float32")
+        explanation = subquad.explain(subquad.attention, q, k, v, "favor", key_mask=mask, **options)
+        assert name == explanation.implementation or name in dict(explanation.declined)
+        fast = subquad.attention(q, k, v, "favor", key_mask=mask, **options)
+        backend = backend_of(array_namespace(q))
+        kernels = {kernel: found for kernel, found in backend.kernels.items() if kernel != "feature_product"}
+        replace_kernels(monkeypatch, backend, kernels)
+        assert subquad.explain(subquad.attention, q, k, v, "favor").implementation == "generic"
+        generic = subquad.attention(q, k, v, "favor", key_mask=mask, **options)
+    assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("library", "name"), ATTENTION_OVERRIDES)
+def test_attention_override_on_many_keys(library: Library, name: str, masked: bool) -> None:
+    """Longer than any block."""
+    case = Case((2, 100, 8), (2, 2100, 8), (2, 2100, 8), mask="random")
+    with library.context("float32"):
+        q, k, v, mask = library.arrays(list(case.draw().values()), "float32")
+        fast, generic = (
+            subquad.attention(q, k, v, "exact", key_mask=mask if masked else None, implementation=choice)
+            for choice in (name, "generic")
+        )
+    assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+
+
+def replace_kernels(monkeypatch: pytest.MonkeyPatch, backend: Any, kernels: dict[str, Any]) -> None:
+    """Other overrides for a backend, which is frozen, until the test ends."""
+    monkeypatch.setitem(vars(backend), "kernels", kernels)
+
+
+def test_jax_override_runs(jax_library: Jax) -> None:
+    """It wants d_v = d, which the table of cases avoids."""
+    q, k, v = (jax_library.array(x, "float32") for x in np.random.default_rng(0).standard_normal((3, 2, 9, 4)))
+    mask = jax_library.array(np.arange(9) % 3 > 0, "float32")
+    explanation = subquad.explain("attention", q, k, v, method="exact", key_mask=mask)
+    assert explanation.implementation == "dot_product_attention"
+    fast, generic = (subquad.attention(q, k, v, "exact", key_mask=mask, implementation=choice)
+                     for choice in ("dot_product_attention", "generic"))  # fmt: skip
+    assert relative_error(np.asarray(fast), np.asarray(generic)) <= TOLERANCE["float32"]
+
+
+@scans("gated", "groups", "complex", "reverse", "constant")
+@pytest.mark.parametrize(("library", "name"), SCAN_OVERRIDES)
+def test_scan_override_runs_and_equals_generic(library: Library, name: str, scan: Scan) -> None:
+    with library.context("float32"):
+        given = library.arrays(scan.draw(63), "float32")
+        explained = subquad.explain(
+            subquad.selective_scan,
+            *(given.get(key) for key in ("u", "delta", "A", "B", "C", "D")),
+            **{key: given.get(key) for key in ("z", "delta_bias", "initial_state")},
+            delta_softplus=scan.softplus,
+            reverse=scan.reverse,
+        )
+        if explained.implementation != name:
+            assert name in dict(explained.declined)
+            pytest.skip(f"{name} declined: {dict(explained.declined)[name]}")
+        for fast, generic in zip(
+            *(scan.call(implementation=choice)(given) for choice in (name, "generic")), strict=True
+        ):
+            assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+
+
+def test_override_is_what_a_call_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`explain` does not only say so: the function of the override runs."""
+    torch = pytest.importorskip("torch")
+    q, called = torch.randn(5, 4), []
+    backend = backend_of(array_namespace(q))
+    override = backend.kernels["softmax_attention"][0]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        called.append(kwargs)
+        return override.run(*args, **kwargs)
+
+    changed = (Override(override.name, run, override.declines),)
+    replace_kernels(monkeypatch, backend, {**backend.kernels, "softmax_attention": changed})
+    subquad.attention(q, q, q, "exact")
+    assert len(called) == 1
+    subquad.attention(q, q, q, "exact", implementation="generic")
+    assert len(called) == 1
+    subquad.attention(q, q, q, "nystrom", num_landmarks=2)
+    assert len(called) > 1
+
+
+def test_explain() -> None:
+    strict = Strict()
+    q = strict.array(np.ones((5, 4)), "float64")
+    plain = subquad.explain(subquad.attention, q, q, q, "exact")
+    assert (plain.library, plain.kernel, plain.implementation) == ("array_api_strict", "softmax_attention", "generic")
+    assert plain.declined == ()
+    assert str(plain) == "softmax_attention on array_api_strict: generic"
+    favor = subquad.explain("attention", q, q, q, method="performer", num_features=3, causal=True)
+    assert favor.kernel == "feature_product"
+    x = np.ones((5, 4))
+    scan = subquad.explain(subquad.selective_scan, x, x, -np.ones((4, 2)), np.ones((5, 2)), np.ones((5, 2)))
+    assert (scan.library, scan.kernel) == ("numpy", "selective_scan")
+    step = subquad.explain(subquad.selective_scan_step, None, x[0], x[0], -np.ones((4, 2)), np.ones(2), np.ones(2))
+    assert step.kernel == "selective_scan"
+
+
+@pytest.mark.parametrize("method", sorted(subquad.METHODS))
+def test_explain_checks_as_the_call_does(method: str) -> None:
+    q = np.ones((5, 4))
+    with pytest.raises(TypeError, match="key_mask has dtype float64"):
+        subquad.explain(subquad.attention, q, q, q, method, key_mask=np.ones(5))
+    with pytest.raises(TypeError, match="has no option 'nonsense'"):
+        subquad.explain(subquad.attention, q, q, q, method, nonsense=1)
+    if method == "nystrom":
+        with pytest.raises(NotImplementedError, match="no causal form"):
+            subquad.explain(subquad.attention, q, q, q, method, causal=True)
+
+
+def test_explain_leaves_nothing_behind() -> None:
+    """After a failed explanation calls work as before."""
+    q = np.ones((5, 4))
+    with pytest.raises(ValueError, match="q has 4 channels"):
+        subquad.explain(subquad.attention, q, q[:, :3], q, "exact")
+    assert subquad.attention(q, q, q, "exact").shape == (5, 4)
+
+
+@pytest.mark.parametrize("alias", ["performer", "nystromformer"])
+def test_aliases_are_the_methods(alias: str) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 70, 4))
+    name = {"performer": "favor", "nystromformer": "nystrom"}[alias]
+    assert np.array_equal(subquad.attention(q, k, v, alias), subquad.attention(q, k, v, name))
+
+
+@pytest.mark.parametrize("name", sorted(subquad.METHODS))
+def test_name_and_object_are_the_same_method(name: str) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 70, 4))
+    assert np.array_equal(subquad.attention(q, k, v, subquad.METHODS[name]()), subquad.attention(q, k, v, name))

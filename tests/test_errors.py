@@ -1,0 +1,324 @@
+"""What does not fit is refused at the door, with a message that names the argument, what came and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import Library, Torch
+from methods import METHODS, Case, D, Row, named, rows
+from scans import Scan
+
+import subquad
+
+x = np.zeros((6, 4))
+wrong: dict[str, Any] = {
+    "list": x.tolist(),
+    "scalar": 1.0,
+    "integers": x.astype(np.int64),
+    "booleans": x.astype(bool),
+    "objects": x.astype(object),
+    "complex": x.astype(complex),
+    "masked": np.ma.masked_array(x),
+    "matrix": np.matrix(x),
+}
+
+
+def attention(*args: Any, **kwargs: Any) -> Any:
+    return subquad.attention(*args, **kwargs)
+
+
+# id → (error, parts of the message, call)
+ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: attention(x, wrong["list"], x, "exact")),
+    "scalar": (TypeError, "v is a float, not an array", lambda: attention(x, x, 1.0, "exact")),
+    "none": (TypeError, "q is a NoneType", lambda: attention(None, x, x, "exact")),
+    "integers": (TypeError, "q has dtype int64, expected a real floating", lambda: attention(wrong["integers"], x, x, "exact")),
+    "booleans": (TypeError, "q has dtype bool", lambda: attention(wrong["booleans"], x, x, "exact")),
+    "objects": (TypeError, "v has dtype object", lambda: attention(x, x, wrong["objects"], "exact")),
+    "complex": (TypeError, "k has dtype complex128", lambda: attention(x, wrong["complex"], x, "exact")),
+    "masked": (TypeError, "q is a numpy MaskedArray.*key_mask", lambda: attention(wrong["masked"], x, x, "exact")),
+    "matrix": (TypeError, "v is a numpy matrix", lambda: attention(x, x, wrong["matrix"], "exact")),
+    "one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: attention(x[0], x, x, "exact")),
+    "widths": (ValueError, "q has 4 channels.*k has 3", lambda: attention(x, x[:, :3], x, "exact")),
+    "no-channels": (ValueError, "q has no channels", lambda: attention(x[:, :0], x[:, :0], x, "exact")),
+    "keys-and-values": (ValueError, "k has 6 rows.*v has 5", lambda: attention(x, x, x[:5], "exact")),
+    "batch": (ValueError, r"do not broadcast: q \[2, 1\], k \[3, 1\]", lambda: attention(
+        np.zeros((2, 1, 6, 4)), np.zeros((3, 1, 6, 4)), np.zeros((3, 1, 6, 4)), "exact")),
+    "heads": (ValueError, "q has 5 heads.*k, v have 2.*must divide", lambda: attention(
+        np.zeros((1, 5, 6, 4)), np.zeros((1, 2, 6, 4)), np.zeros((1, 2, 6, 4)), "exact")),
+    "mask-dtype": (TypeError, "key_mask has dtype float64, expected bool.*mask == 0",
+                   lambda: attention(x, x, x, "exact", key_mask=np.zeros(6))),
+    "mask-integers": (TypeError, "key_mask has dtype int64, expected bool.*mask == 1",
+                      lambda: attention(x, x, x, "exact", key_mask=np.ones(6, dtype=int))),
+    "mask-length": (ValueError, r"key_mask has shape \(5,\), expected \(\.\.\., 6\)",
+                    lambda: attention(x, x, x, "exact", key_mask=np.ones(5, dtype=bool))),
+    "mask-scalar": (ValueError, r"key_mask has shape \(\)", lambda: attention(x, x, x, "exact", key_mask=np.array(True))),
+    "mask-list": (TypeError, "key_mask is a list", lambda: attention(x, x, x, "exact", key_mask=[True] * 6)),
+    "mask-batch": (ValueError, r"do not broadcast.*key_mask \[3\]", lambda: attention(
+        np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), "exact", key_mask=np.ones((3, 6), dtype=bool))),
+    "causal-integer": (TypeError, "causal must be True or False, got 1", lambda: attention(x, x, x, "exact", causal=1)),
+    "scale-array": (TypeError, "scale must be a number.*multiply q", lambda: attention(x, x, x, "exact", scale=np.ones(6))),
+    "scale-inf": (ValueError, "scale must be finite, got inf", lambda: attention(x, x, x, "exact", scale=np.inf)),
+    "scale-text": (TypeError, "scale must be a number, got str", lambda: attention(x, x, x, "exact", scale="1")),
+    "method-unknown": (ValueError, "unknown method 'nystrm'; did you mean 'nystrom'", lambda: attention(x, x, x, "nystrm")),
+    "method-alias": (ValueError, "did you mean 'performer'", lambda: attention(x, x, x, "perfomer")),
+    "method-far": (ValueError, "unknown method 'zzz'; Known: exact, favor, linear, nystrom", lambda: attention(x, x, x, "zzz")),
+    "method-type": (TypeError, "method must be a name or a method object, got int", lambda: attention(x, x, x, 3)),
+    "method-class": (TypeError, "method must be a name or a method object", lambda: attention(x, x, x, subquad.Favor)),
+    "option-unknown": (TypeError, "'favor' has no option 'num_feature'; did you mean 'num_features'",
+                       lambda: attention(x, x, x, "favor", num_feature=3)),
+    "option-elsewhere": (TypeError, "'exact' has no option 'num_features'", lambda: attention(x, x, x, "exact", num_features=3)),
+    "option-with-object": (TypeError, r"options \['seed'\] were given with a Favor object",
+                           lambda: attention(x, x, x, subquad.Favor(), seed=3)),
+    "implementation": (ValueError, "implementation is 'fast'.*generic", lambda: attention(x, x, x, "exact", implementation="fast")),
+    "nystrom-causal": (NotImplementedError, "no causal form: a landmark.*use 'favor'",
+                       lambda: attention(x, x, x, "nystrom", num_landmarks=2, causal=True)),
+    "nystrom-causal-short": (NotImplementedError, "no causal form", lambda: attention(x, x, x, "nystrom", causal=True)),
+    "center-causal": (NotImplementedError, "center=True.*pass center=", lambda: attention(x, x, x, "favor", center=True, causal=True)),
+    "conv-cross": (ValueError, "conv_weights needs one value per query, got n = 3 and n_kv = 6",
+                   lambda: attention(x[:3], x, x, "nystrom", conv_weights=np.ones(3))),
+    "conv-even": (ValueError, r"conv_weights has shape \(4,\).*odd", lambda: attention(x, x, x, "nystrom", conv_weights=np.ones(4))),
+    "conv-integers": (TypeError, "conv_weights has dtype int64", lambda: attention(x, x, x, "nystrom", conv_weights=np.ones(3, int))),
+    "landmarks-shape": (ValueError, r"landmarks for k have shape \(3, 5\), expected \(\.\.\., m, 4\)",
+                        lambda: attention(x, x, x, "nystrom", landmarks=(np.ones((3, 4)), np.ones((3, 5))))),
+    "landmarks-count": (ValueError, r"expected \(\.\.\., 4, 4\)",
+                        lambda: attention(x, x, x, "nystrom", num_landmarks=4, landmarks=(x[:3], x[:3]))),
+    "query-mask-shape": (ValueError, r"query_mask has dtype bool, shape \(5,\), expected bool, \(\.\.\., 6\)",
+                         lambda: attention(x, x, x, "nystrom", num_landmarks=2, query_mask=np.ones(5, bool))),
+    "query-mask-dtype": (ValueError, "query_mask has dtype float64",
+                         lambda: attention(x, x, x, "nystrom", num_landmarks=2, query_mask=np.ones(6))),
+    "query-mask-unused": (ValueError, "query_mask has dtype float64", lambda: attention(x, x, x, "nystrom", query_mask=np.ones(6))),
+    "omega-nan": (ValueError, "omega holds NaN", lambda: attention(x, x, x, "favor", omega=np.full((3, 4), np.nan))),
+    "omega-inf": (ValueError, "omega holds NaN or infinite", lambda: attention(x, x, x, "favor", omega=np.full((3, 4), np.inf))),
+    "omega-shape": (ValueError, r"omega has shape \(3, 5\), expected \(m, 4\)", lambda: attention(x, x, x, "favor", omega=np.ones((3, 5)))),
+    "omega-empty": (ValueError, r"omega has shape \(0, 4\)", lambda: attention(x, x, x, "favor", omega=np.ones((0, 4)))),
+    "omega-integers": (TypeError, "omega has dtype int64", lambda: attention(x, x, x, "favor", omega=np.ones((3, 4), int))),
+    "omega-list": (TypeError, "omega is a list", lambda: attention(x, x, x, "favor", omega=[[1.0] * 4])),
+    "center-shape": (ValueError, r"q_mean has shape \(3,\)", lambda: attention(x, x, x, "favor", center=(np.ones(3), np.ones(4)))),
+    "features-shape": (ValueError, "features must map elementwise",
+                       lambda: attention(x, x, x, "favor", features=lambda y: y[..., :1])),
+    "feature-map-shape": (ValueError, "feature_map must return one row per row",
+                          lambda: attention(x, x, x, "linear", feature_map=lambda y: y[..., 0])),
+}  # fmt: skip
+
+OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "num-features-zero": (ValueError, "num_features must be at least 1, got 0", lambda: subquad.Favor(num_features=0)),
+    "num-features-negative": (ValueError, "num_features must be at least 1, got -3", lambda: subquad.Favor(num_features=-3)),
+    "num-features-float": (TypeError, "num_features must be an integer, got 2.0", lambda: subquad.Favor(num_features=2.0)),
+    "num-features-bool": (TypeError, "num_features must be an integer, got True", lambda: subquad.Favor(num_features=True)),
+    "seed-none-array": (TypeError, "seed must be a Python integer.*every library", lambda: subquad.Favor(seed=np.arange(2))),
+    "seed-generator": (TypeError, "seed must be a Python integer, got Generator",
+                       lambda: subquad.Favor(seed=np.random.default_rng(0))),
+    "seed-negative": (ValueError, "seed must not be negative, got -1", lambda: subquad.Favor(seed=-1)),
+    "features": (ValueError, "features is 'exp', expected one of 'positive'", lambda: subquad.Favor(features="exp")),
+    "projection": (ValueError, "projection is 'qr', expected one of 'orthogonal'", lambda: subquad.Favor(projection="qr")),
+    "omega-and-seed": (ValueError, "omega is given, so seed=1 would have no effect", lambda: subquad.Favor(omega=x, seed=1)),
+    "omega-and-count": (ValueError, "num_features=6 would have no effect", lambda: subquad.Favor(omega=x, num_features=6)),
+    "omega-and-projection": (ValueError, "projection='iid' would have no effect", lambda: subquad.Favor(omega=x, projection="iid")),
+    "center-type": (TypeError, "center must be True, False or a pair", lambda: subquad.Favor(center=x)),
+    "center-triple": (TypeError, "center must be True, False or a pair", lambda: subquad.Favor(center=(x, x, x))),
+    "center-kernel": (ValueError, "center leaves only the softmax kernel unchanged", lambda: subquad.Favor(center=True, features="relu")),
+    "epsilon-softmax": (ValueError, "kernel_epsilon belongs to generalised kernels", lambda: subquad.Favor(kernel_epsilon=0.1)),
+    "epsilon-negative": (ValueError, "kernel_epsilon must be positive", lambda: subquad.Favor(features="relu", kernel_epsilon=-1.0)),
+    "feature-map": (ValueError, 'feature_map must be "elu" or a function', lambda: subquad.Linear(feature_map="relu")),
+    "num-landmarks": (ValueError, "num_landmarks must be at least 1, got 0", lambda: subquad.Nystrom(num_landmarks=0)),
+    "landmarks": (ValueError, "landmarks is 'kmeans', expected one of 'segment-means'", lambda: subquad.Nystrom(landmarks="kmeans")),
+    "landmarks-array": (TypeError, "landmarks must be one of .* or a pair", lambda: subquad.Nystrom(landmarks=x)),
+    "pinv": (ValueError, "pinv is 'svd', expected one of 'iterative', 'exact', 'ridge'", lambda: subquad.Nystrom(pinv="svd")),
+    "iterations-zero": (ValueError, "iterations must be at least 1", lambda: subquad.Nystrom(iterations=0)),
+    "iterations-unused": (ValueError, "iterations=3 would have no effect with pinv='exact'",
+                          lambda: subquad.Nystrom(iterations=3, pinv="exact")),
+    "rcond-unused": (ValueError, "rcond=0.1 would have no effect.*pinv='exact'", lambda: subquad.Nystrom(rcond=0.1)),
+    "ridge-negative": (ValueError, "ridge must be positive and finite, got -1", lambda: subquad.Nystrom(ridge=-1.0, pinv="ridge")),
+    "seed-unused": (ValueError, "seed=3 would have no effect: only landmarks", lambda: subquad.Nystrom(seed=3)),
+    "query-mask-and-landmarks": (ValueError, "query_mask chooses the rows of landmarks, which are given",
+                                 lambda: subquad.Nystrom(landmarks=(x, x), query_mask=np.ones(6, bool))),
+    "state-without-landmarks": (ValueError, "with_landmarks", lambda: subquad.Nystrom().summarize(x, x)),
+    "state-with-center": (ValueError, "same center for every chunk", lambda: subquad.Favor(center=True).summarize(x, x)),
+    "state-convolution": (NotImplementedError, "convolution of conv_weights", lambda: read_with_convolution()),
+    "step-lengths": (ValueError, "one key per query, got 5 queries and 6 keys", lambda: subquad.Favor().step(x[:5], x, x)),
+    "explain": (ValueError, "explain knows attention, selective_scan", lambda: subquad.explain("softmax", x)),
+    "draw-omega": (ValueError, "projection", lambda: subquad.draw_omega("qr", 3, 4, 0)),
+}  # fmt: skip
+
+
+def read_with_convolution() -> Any:
+    method = subquad.Nystrom(landmarks=(x[:3], x[:3]), conv_weights=np.ones(3))
+    return method.attend(x, method.summarize(x, x))
+
+
+def scan(**changes: Any) -> Callable[[], Any]:
+    """A scan of three channels and two states over five steps, with some inputs replaced."""
+    given = {"u": np.ones((2, 5, 3)), "delta": np.ones((2, 5, 3)), "A": -np.ones((3, 2)), "B": np.ones((2, 5, 2)),
+             "C": np.ones((2, 5, 2)), "D": None}  # fmt: skip
+    positional = [changes.pop(name, value) for name, value in given.items()]
+    return lambda: subquad.selective_scan(*positional, **changes)
+
+
+ones = np.ones
+SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "list": (TypeError, "u is a list, not an array", scan(u=[[1.0]])),
+    "integers": (TypeError, "delta has dtype int64", scan(delta=ones((2, 5, 3), int))),
+    "masked": (TypeError, "u is a numpy MaskedArray", scan(u=np.ma.masked_array(ones((2, 5, 3))))),
+    "complex-u": (TypeError, "u has dtype complex128, expected a real floating", scan(u=ones((2, 5, 3), complex))),
+    "complex-B": (TypeError, "B is complex .* but A is real", scan(B=ones((2, 5, 2), complex))),
+    "complex-state": (TypeError, "initial_state is complex", scan(initial_state=ones((2, 3, 2), complex))),
+    "one-axis": (ValueError, r"u has shape \(3,\).*at least two axes", scan(u=ones(3))),
+    "delta": (ValueError, r"delta has shape \(2, 4, 3\), expected \(\.\.\., 5, 3\)", scan(delta=ones((2, 4, 3)))),
+    "A": (ValueError, r"A has shape \(4, 2\), expected \(3, d_state\)", scan(A=ones((4, 2)))),
+    "A-axes": (ValueError, r"A has shape \(3,\)", scan(A=ones(3))),
+    "B-states": (ValueError, r"B has shape \(2, 5, 4\), expected .*5, 2", scan(B=ones((2, 5, 4)))),
+    "C-length": (ValueError, r"C has shape \(2, 4, 2\)", scan(C=ones((2, 4, 2)))),
+    "groups": (ValueError, "groups must divide d = 3", scan(B=ones((2, 5, 2, 2)))),
+    "constant": (ValueError, r"B has shape \(4, 2\), expected", scan(B=ones((4, 2)))),
+    "ambiguous": (ValueError, r"B of shape \(3, 2\) could be \(d, d_state\) or \(n, d_state\)",
+                  lambda: subquad.selective_scan(*2 * [ones((3, 3))], ones((3, 2)), ones((3, 2)), ones((3, 2)))),
+    "D": (ValueError, r"D has shape \(2,\), expected \(3,\)", scan(D=ones(2))),
+    "delta-bias": (ValueError, r"delta_bias has shape \(5, 3\)", scan(delta_bias=ones((5, 3)))),
+    "z": (ValueError, r"z has shape \(2, 5, 2\)", scan(z=ones((2, 5, 2)))),
+    "state": (ValueError, r"initial_state has shape \(2, 2, 3\), expected \(\.\.\., 3, 2\)", scan(initial_state=ones((2, 2, 3)))),
+    "batch": (ValueError, r"do not broadcast: u \[2\].*initial_state \[3\]", scan(initial_state=ones((3, 3, 2)))),
+    "softplus": (TypeError, "delta_softplus must be True or False, got 1", scan(delta_softplus=1)),
+    "reverse": (TypeError, "reverse must be True or False", scan(reverse="yes")),
+    "return-state": (TypeError, "return_state must be True or False", scan(return_state=None)),
+    "implementation": (ValueError, "implementation is 'cuda'; selective_scan on numpy has", scan(implementation="cuda")),
+    "step-scalar": (ValueError, r"u has shape \(\), expected \(\.\.\., d\)",
+                    lambda: subquad.selective_scan_step(None, np.array(1.0), np.array(1.0), ones((1, 1)), ones(1), ones(1))),
+    "step-list": (TypeError, "state is a list", lambda: subquad.selective_scan_step([0.0], *2 * [ones(1)], ones((1, 1)), *2 * [ones(1)])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        pytest.param(*case, id=f"{group}-{name}")
+        for group, table in (("attention", ATTENTION), ("options", OPTIONS), ("scan", SCAN))
+        for name, case in table.items()
+    ],
+)
+def test_error_names_what_came_and_what_to_do(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+
+
+@pytest.mark.parametrize("method", sorted(subquad.METHODS))
+def test_mixed_libraries(method: str) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"q is an array of numpy but v is an array of torch; convert one"):
+        subquad.attention(x, x, torch.zeros(6, 4), method)
+    t = torch.zeros(6, 4)
+    with pytest.raises(TypeError, match=r"q is an array of torch but key_mask is an array of numpy"):
+        subquad.attention(t, t, t, method, key_mask=np.ones(6, dtype=bool))
+
+
+def test_mixed_libraries_elsewhere() -> None:
+    torch = pytest.importorskip("torch")
+    t = torch.zeros(6, 4, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"u is an array of numpy but A is an array of torch"):
+        subquad.selective_scan(x, x, torch.ones(4, 2), x[:, :2], x[:, :2])
+    with pytest.raises(TypeError, match=r"numpy.*torch"):
+        subquad.Favor(omega=torch.ones(3, 4))(x, x, x)
+    state = subquad.Favor().summarize(t, t)
+    with pytest.raises(TypeError, match=r"q is an array of numpy but .* is an array of torch"):
+        subquad.Favor().attend(x, state)
+    with pytest.raises(TypeError, match=r"numpy.*torch|torch.*numpy"):
+        subquad.Favor().merge(subquad.Favor().summarize(x, x), state)
+
+
+@pytest.mark.parametrize("method", sorted(subquad.METHODS))
+def test_mixed_devices(method: str) -> None:
+    strict = pytest.importorskip("array_api_strict")
+    here, there = (strict.asarray(x, device=strict.Device(name)) for name in ("CPU_DEVICE", "device1"))
+    with pytest.raises(
+        ValueError, match=r"q is on device .*CPU_DEVICE.* but k is on .*device1.*move them to one device"
+    ):
+        subquad.attention(here, there, there, method)
+
+
+def test_mixed_devices_torch() -> None:
+    torch = pytest.importorskip("torch")
+    t = torch.zeros(6, 4)
+    with pytest.raises(ValueError, match=r"q is on device cpu but v is on meta"):
+        subquad.attention(t, t, t.to("meta"), "exact")
+    with pytest.raises(ValueError, match=r"u is on device cpu but delta is on meta"):
+        subquad.selective_scan(t, t.to("meta"), -torch.ones(4, 2), t[:, :2], t[:, :2])
+    with pytest.raises(ValueError, match=r"cpu.*meta"):
+        subquad.Favor(omega=torch.ones(3, 4, device="meta"))(t, t, t)
+
+
+def test_traced_seed_is_explained(jax_library: Library) -> None:
+    import jax
+
+    q = jax.numpy.ones((4, 2))
+    with pytest.raises(TypeError, match=r"seed must be a Python integer.*on the host"):
+        jax.jit(lambda seed: subquad.attention(q, q, q, "favor", seed=seed))(3)
+
+
+N = 20
+SEEN = Case((2, N, D), (2, N, D), (2, N, 3))
+# the pseudo-inverse of a matrix with a NaN is a NaN, whatever LAPACK says
+REACHED = [row for row in METHODS if row.name not in ("nystrom-default",)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("causal", [False, True])
+@rows(REACHED)
+def test_query_that_is_not_finite_spoils_its_row_alone(row: Row, causal: bool, value: float) -> None:
+    if causal and not row.causal:
+        return
+    check_reach(Library(), row, causal, "q", value)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("name", "value"), [("k", np.nan), ("v", np.nan), ("v", np.inf)])
+@rows(REACHED)
+def test_key_that_is_not_finite_reaches_the_rows_that_see_it(row: Row, name: str, value: float, causal: bool) -> None:
+    if causal and not row.causal:
+        return
+    check_reach(Library(), row, causal, name, value)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@rows(named("exact", "favor-seed", "favor-relu", "linear", "nystrom", "nystrom-exact", "nystrom-ridge"))
+def test_reach_elsewhere(row: Row, name: str) -> None:
+    pytest.importorskip("torch")
+    check_reach(Torch(), row, row.causal, name, np.nan)
+
+
+def check_reach(library: Library, row: Row, causal: bool, name: str, value: float) -> None:
+    """One entry of item 0, row 7 is not finite: rows that see it are not finite, all others are as before."""
+    inputs, arrays = SEEN.draw(), row.arrays(SEEN)
+    attend = row.call(causal=causal)
+    given = [inputs[key] for key in ("q", "k", "v")]
+    clean = library.numpy(library.call(attend, *given, None, arrays, dtype="float64"))
+    inputs[name][0, 7, 1] = value
+    with np.errstate(all="ignore"):
+        dirty = library.numpy(library.call(attend, *given, None, arrays, dtype="float64"))
+    reached = np.zeros((2, N), dtype=bool)
+    if name == "q":
+        reached[0, 7] = True
+    else:
+        reached[0, 7 if causal else 0 :] = True
+    finite = np.all(np.isfinite(dirty), axis=-1)
+    assert np.array_equal(~finite, reached)
+    if name != "q" or not (row.method == "nystrom" or row.name == "favor-center"):  # a mean forgets the query
+        assert np.max(np.abs(dirty - clean)[finite], initial=0) <= 1e-12 * np.max(np.abs(clean))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_input_that_is_not_finite_reaches_later_steps_of_its_channel(reverse: bool) -> None:
+    form = Scan("plain", extras=("D",), reverse=reverse)
+    drawn = form.draw(70)
+    clean = form.call(return_state=False)(drawn)
+    drawn["u"][0, 40, 2] = np.nan
+    dirty = form.call(return_state=False)(drawn)
+    reached = np.zeros(clean.shape, dtype=bool)
+    reached[0, slice(None, 41) if reverse else slice(40, None), 2] = True
+    assert np.array_equal(np.isnan(dirty), reached)
+    assert np.array_equal(dirty[~reached], clean[~reached])

@@ -1,0 +1,171 @@
+"""Gradients equal finite differences, in double precision, for every method and the scan."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import Jax, Torch
+from methods import METHODS, Case, D, Row, named, rows
+from scans import Scan, scans
+
+# small: finite differences cost one call per number
+N = 5
+CASE = Case((1, 2, N, D), (1, 1, N, D), (1, 1, N, 2))
+MASK = np.array([True, False, True, True, True])
+
+
+def small_options(row: Row) -> dict[str, Any]:
+    """Fewer landmarks than rows, or the method would be exact; fewer features, or it takes long."""
+    options = dict(row.options)
+    if "num_landmarks" in options:
+        options["num_landmarks"] = 3
+    if "num_features" in options:
+        options["num_features"] = min(options["num_features"], 8)
+    return options
+
+
+# relu has no derivative at 0, where finite differences and gradients disagree by right: its data stay away from it
+SMOOTH = [row for row in METHODS if row.name not in ("favor", "nystrom-default", "nystrom-query-mask")]
+
+
+@rows(SMOOTH)
+def test_torch_gradcheck(row: Row) -> None:
+    torch = pytest.importorskip("torch")
+    library = Torch()
+    small = Row(row.name, row.method, small_options(row), causal=row.causal)
+    inputs = [library.array(x / 2, "float64").requires_grad_() for x in list(CASE.draw().values())[:3]]
+    arrays = library.arrays(row.arrays(CASE), "float64")
+    mask = torch.from_numpy(MASK)
+    names = [name for name in arrays if not isinstance(arrays[name], tuple)]
+    for causal in (False, True) if row.causal else (False,):
+
+        def attend(q: Any, k: Any, v: Any, *given: Any, causal: bool = causal) -> Any:
+            mine = {**arrays, **dict(zip(names, given, strict=True))}
+            return small.call(causal=causal)(q, k, v, None if causal else mask, mine)
+
+        given = [arrays[name].requires_grad_(arrays[name].is_floating_point()) for name in names]
+        assert torch.autograd.gradcheck(attend, (*inputs, *given), fast_mode=True)
+
+
+@rows(named("exact", "exact-generic", "favor-seed", "favor-relu", "linear", "nystrom", "nystrom-ridge"))
+def test_jax_check_grads(jax_library: Jax, row: Row) -> None:
+    """Reverse mode against finite differences along a random direction."""
+    from jax.test_util import check_grads
+
+    small = Row(row.name, row.method, small_options(row), causal=row.causal)
+    with jax_library.context("float64"):
+        import jax
+
+        inputs = [jax_library.array(x / 2, "float64") for x in list(CASE.draw().values())[:3]]
+        mask = jax_library.array(MASK, "float64")
+        attend = jax.jit(lambda q, k, v: small.call(causal=row.causal)(q, k, v, mask, {}))
+        check_grads(attend, tuple(inputs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@scans()
+def test_scan_torch_gradcheck(scan: Scan) -> None:
+    """Of every input, the initial state included, through the output and the last state."""
+    torch = pytest.importorskip("torch")
+    drawn = scan.draw(4)
+    names = list(drawn)
+    tensors = [torch.from_numpy(drawn[name].copy()).requires_grad_() for name in names]
+
+    def call(*given: Any) -> Any:
+        return scan.call()(dict(zip(names, given, strict=True)))
+
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+    for i, out in enumerate(call(*tensors)):
+        reached = torch.autograd.grad(out.abs().sum(), tensors, allow_unused=True, retain_graph=True)
+        for name, gradient in zip(names, reached, strict=True):
+            # the state knows nothing of what only the output reads
+            silent = i == 1 and name in ("C", "D", "z")
+            assert silent or (gradient is not None and bool((gradient != 0).any())), f"{name} has no gradient"
+
+
+@scans("gated", "groups", "reverse")
+def test_scan_jax_check_grads(jax_library: Jax, scan: Scan) -> None:
+    from jax.test_util import check_grads
+
+    with jax_library.context("float64"):
+        import jax
+
+        drawn = {name: jax_library.array(x, "float64") for name, x in scan.draw(4).items()}
+        check_grads(jax.jit(scan.call()), (drawn,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@scans("complex", "complex-groups", "reverse-complex")
+def test_scan_gradient_is_the_same_on_jax_and_torch(jax_library: Jax, scan: Scan) -> None:
+    """Complex inputs, where conventions differ by a conjugate."""
+    torch = pytest.importorskip("torch")
+    drawn = scan.draw(9)
+    tensors = {name: torch.from_numpy(x.copy()).requires_grad_() for name, x in drawn.items()}
+    scan.call(return_state=False)(tensors).square().sum().backward()
+    with jax_library.context("float64"):
+        import jax
+
+        loss = jax.jit(jax.grad(lambda given: (scan.call(return_state=False)(given) ** 2).sum()))
+        gradients = loss({name: jax_library.array(x, "float64") for name, x in drawn.items()})
+        for name, tensor in tensors.items():
+            ours, theirs = np.conj(np.asarray(gradients[name])), tensor.grad.resolve_conj().numpy()
+            assert np.max(np.abs(ours - theirs)) <= 1e-12 * np.max(np.abs(theirs)), name
+
+
+def test_gradient_through_chunks_is_the_gradient_of_the_whole() -> None:
+    """Through the state from chunk to chunk, for the scan and for streaming attention."""
+    torch = pytest.importorskip("torch")
+    scan = Scan("gated", extras=("D", "z", "delta_bias"), softplus=True)
+    from test_scan import cut
+
+    drawn = scan.draw(20)
+    results = []
+    for edges in ((0, 20), (0, 7, 14, 20)):
+        tensors = {name: torch.from_numpy(x.copy()).requires_grad_() for name, x in drawn.items()}
+        state, outs = None, []
+        for a, b in itertools.pairwise(edges):
+            y, state = scan.call()(cut(tensors, a, b, state))
+            outs.append(y)
+        (torch.cat(outs, -2).square().sum() + state.sum()).backward()
+        results.append([x.grad.numpy() for x in tensors.values()])
+    for whole, parts in zip(*results, strict=True):
+        assert np.max(np.abs(whole - parts)) <= 1e-12 * np.max(np.abs(whole))
+
+
+@rows(named("favor-seed", "favor-hyperbolic", "linear"))
+def test_gradient_through_steps_is_the_gradient_of_the_causal_form(row: Row) -> None:
+    torch = pytest.importorskip("torch")
+    method = row.object()
+    results = []
+    for size in (20, 6):
+        q, k, v = (
+            torch.from_numpy(x.copy()).requires_grad_()
+            for x in list(Case((20, D), (20, D), (20, 3)).draw().values())[:3]
+        )
+        state, outs = None, []
+        for i in range(0, 20, size):
+            out, state = method.step(q[i : i + size], k[i : i + size], v[i : i + size], state)
+            outs.append(out)
+        torch.cat(outs).square().sum().backward()
+        results.append([x.grad.numpy() for x in (q, k, v)])
+    for whole, parts in zip(*results, strict=True):
+        assert np.max(np.abs(whole - parts)) <= 1e-11 * np.max(np.abs(whole))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@rows(named("favor-seed", "linear"))
+def test_gradient_of_the_first_row(row: Row, causal: bool) -> None:
+    """Row 0 of the causal form reads key 0 alone: out[0] = v[0], so ∂out[0]/∂v[0] = 1 and nothing else moves it."""
+    torch = pytest.importorskip("torch")
+    q, k, v = (
+        torch.from_numpy(x.copy()).requires_grad_() for x in list(Case((6, D), (6, D), (6, 1)).draw().values())[:3]
+    )
+    row.call(causal=causal)(q, k, v, None, {})[0].sum().backward()
+    if causal:
+        assert torch.allclose(v.grad[:, 0], torch.eye(6, dtype=torch.float64)[0], atol=1e-14)
+        assert float(k.grad.abs().max()) < 1e-14
+        assert float(q.grad.abs().max()) < 1e-14
+    else:
+        assert bool((v.grad[:, 0] > 0).all())
+        assert float(k.grad[1:].abs().min()) > 0

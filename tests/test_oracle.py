@@ -1,0 +1,130 @@
+"""The scan against the arrays that the reference implementation of Mamba computed: outputs, states, gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import Jax, Library, Torch, relative_error
+
+import subquad
+
+DATA = Path(__file__).parent / "data" / "oracle"
+# the reference itself computes in float32
+TOLERANCE = 2e-5
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+SCANS = sorted(path.stem for path in DATA.glob("selective_scan_*.npz"))
+UPDATES = sorted(path.stem for path in DATA.glob("selective_state_update_*.npz"))
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def channels_last(name: str, x: np.ndarray, given: dict[str, np.ndarray]) -> np.ndarray:
+    """(batch, …, length) → (batch, length, …); interleaved complex maps become complex."""
+    if name in ("B", "C") and x.ndim == 3 and np.iscomplexobj(given["A"]):
+        x = x[..., 0::2] + 1j * x[..., 1::2]
+    return np.moveaxis(x, -1, 1) if x.ndim > 2 else x
+
+
+def inputs_of(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: channels_last(name, given[name], given) for name in NAMES if name in given}
+
+
+def scan(inputs: dict[str, Any], *, softplus: bool) -> Any:
+    return subquad.selective_scan(
+        *(inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D")),
+        z=inputs.get("z"),
+        delta_bias=inputs.get("delta_bias"),
+        delta_softplus=softplus,
+        return_state=True,
+    )
+
+
+def test_the_arrays_are_there() -> None:
+    assert len(SCANS) == 10
+    assert len(UPDATES) == 3
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_scan_equals_the_reference(eager: Library, name: str) -> None:
+    if isinstance(eager, Jax) and "L257" not in name:
+        pytest.skip("compiling the long ones is enough")
+    given = load(name)
+    call = lambda inputs: scan(inputs, softplus=bool(given["delta_softplus"]))  # noqa: E731
+    y, state = eager.call(call, inputs_of(given), dtype="float32")
+    assert relative_error(eager.numpy(y), channels_last("out", given["out"], given)) <= TOLERANCE
+    assert relative_error(eager.numpy(state), given["last_state"]) <= TOLERANCE
+
+
+def expected_gradients(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: channels_last(name, given[f"grad_{name}"], given) for name in NAMES if name in given}
+
+
+@pytest.mark.parametrize("name", [name for name in SCANS if not name.endswith("L7")])
+def test_torch_gradient_equals_the_reference(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    given = load(name)
+    inputs = {key: Torch().array(x, "float32").requires_grad_() for key, x in inputs_of(given).items()}
+    y, _ = scan(inputs, softplus=bool(given["delta_softplus"]))
+    y.backward(torch.from_numpy(channels_last("out", given["grad_out"], given).copy()))
+    for key, expected in expected_gradients(given).items():
+        assert relative_error(inputs[key].grad.resolve_conj().numpy(), expected) <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("name", [name for name in SCANS if name.endswith("L257")])
+def test_jax_gradient_equals_the_reference(jax_library: Jax, name: str) -> None:
+    import jax
+
+    given = load(name)
+    weights = jax_library.array(channels_last("out", given["grad_out"], given), "float32")
+
+    def loss(inputs: dict[str, Any]) -> Any:
+        return (scan(inputs, softplus=bool(given["delta_softplus"]))[0] * weights).sum()
+
+    gradients = jax.jit(jax.grad(loss))(jax_library.arrays(inputs_of(given), "float32"))
+    for key, expected in expected_gradients(given).items():
+        # of a complex input, JAX gives the conjugate of torch's
+        assert relative_error(np.conj(np.asarray(gradients[key])), expected) <= TOLERANCE, key
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_step_equals_the_reference(eager: Library, name: str) -> None:
+    """With heads (batch, heads, channels), heads × channels are our channels and the groups are the same."""
+    given = load(name)
+    heads = given["x"].ndim == 3
+
+    def flat(x: np.ndarray, axes: int) -> np.ndarray:
+        return x.reshape(*x.shape[:axes], -1, *x.shape[axes + 2 :]) if heads else x
+
+    tree = {
+        "state": flat(given["state_in"], 1), "u": flat(given["x"], 1), "delta": flat(given["dt"], 1),
+        "A": flat(given["A"], 0), "B": given["B"], "C": given["C"],
+        "D": flat(given["D"], 0) if "D" in given else None, "z": flat(given["z"], 1) if "z" in given else None,
+        "delta_bias": flat(given["dt_bias"], 0) if "dt_bias" in given else None,
+    }  # fmt: skip
+
+    def step(t: dict[str, Any]) -> Any:
+        positional = [t[key] for key in ("state", "u", "delta", "A", "B", "C", "D")]
+        softplus = bool(given["dt_softplus"])
+        return subquad.selective_scan_step(*positional, z=t["z"], delta_bias=t["delta_bias"], delta_softplus=softplus)
+
+    y, state = eager.call(step, tree, dtype="float32")
+    assert relative_error(eager.numpy(y), flat(given["out"], 1)) <= TOLERANCE
+    assert relative_error(eager.numpy(state), flat(given["state_out"], 1)) <= TOLERANCE
+
+
+def test_scan_equals_state_space_duality() -> None:
+    """Mamba-2's algorithm, in float64: one rate per head, so A = −1, Δ = −(Δ A) and u = X / Δ on its channels."""
+    given = load("ssd_L64_block16")
+    batch, n, heads, width = given["X"].shape
+    delta = np.repeat(-given["A"], width, axis=-1)
+    u = given["X"].reshape(batch, n, heads * width) / delta
+    rates = np.full((heads * width, given["B"].shape[-1]), -1.0)
+    y, state = subquad.selective_scan(u, delta, rates, given["B"], given["C"], return_state=True)
+    assert relative_error(y, given["out"].reshape(batch, n, -1)) < 1e-12
+    assert relative_error(state, given["final_state"].reshape(state.shape)) < 1e-12

@@ -1,0 +1,184 @@
+"""Live against other packages: the same inputs and the same random directions give the same output."""
+
+from __future__ import annotations
+
+import importlib.resources
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import Library, NumPy, Torch, relative_error
+from methods import Case, D
+
+import subquad
+
+torch = pytest.importorskip("torch")
+N = 96
+
+
+def drawn(heads: int = 3, batch: int = 2) -> list[Any]:
+    shape = (batch, heads, N, D)
+    inputs = Case(shape, shape, shape).draw()
+    return [torch.from_numpy(inputs[name]) for name in ("q", "k", "v")]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_favor_equals_performer_pytorch(causal: bool) -> None:
+    """Its ε is set to 0: it changes the answer."""
+    peer = pytest.importorskip("performer_pytorch.performer_pytorch")
+    q, k, v = drawn()
+    omega = torch.from_numpy(subquad.draw_omega("orthogonal", 20, D, 0).copy())
+    phi_q, phi_k = (
+        peer.softmax_kernel(x, projection_matrix=omega, is_query=is_query, eps=0.0)
+        for x, is_query in ((q, True), (k, False))
+    )
+    theirs = (
+        peer.causal_linear_attention_noncuda(phi_q, phi_k, v, eps=0.0)
+        if causal
+        else peer.linear_attention(phi_q, phi_k, v)
+    )
+    ours = subquad.attention(q, k, v, "favor", omega=omega, causal=causal)
+    assert relative_error(ours.numpy(), theirs.numpy()) < 1e-12
+
+
+def test_generalised_favor_equals_performer_pytorch() -> None:
+    peer = pytest.importorskip("performer_pytorch.performer_pytorch")
+    q, k, v = drawn()
+    omega = torch.from_numpy(subquad.draw_omega("orthogonal", 20, D, 0).copy())
+    phi_q, phi_k = (peer.generalized_kernel(x, projection_matrix=omega) for x in (q, k))
+    ours = subquad.attention(q, k, v, "favor", omega=omega, features="relu", kernel_epsilon=1e-3)
+    assert relative_error(ours.numpy(), peer.linear_attention(phi_q, phi_k, v).numpy()) < 1e-12
+
+
+def test_nystrom_equals_nystrom_attention() -> None:
+    """One head and one item, since its start value is shared by the batch. Its masks differ: it lets landmarks of
+    nothing but padding into the pseudo-inverse."""
+    peer = pytest.importorskip("nystrom_attention")
+    q, k, v = (x[:1, :1] for x in drawn())
+    module = peer.NystromAttention(
+        3 * D, dim_head=D, heads=1, num_landmarks=12, residual_conv_kernel=5, eps=0.0
+    ).double()
+    module.to_qkv, module.to_out = torch.nn.Identity(), torch.nn.Identity()
+    weights = torch.linspace(-0.5, 0.5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        module.res_conv.weight.copy_(weights[None, None, :, None])
+        theirs = module(torch.cat([q, k, v], -1)[0])
+    ours = subquad.attention(q, k, v, "nystrom", num_landmarks=12, conv_weights=weights)
+    # its identity matrix is float32, exactly 1 and 0
+    assert relative_error(ours[0, 0].numpy(), theirs[0].numpy()) < 1e-12
+
+
+def test_nystrom_equals_transformers() -> None:
+    """With segment_means_seq_len = num_landmarks, its default, it would be exact attention."""
+    transformers = pytest.importorskip("transformers")
+    modeling = pytest.importorskip("transformers.models.nystromformer.modeling_nystromformer")
+    heads = 3
+    config = transformers.NystromformerConfig(
+        hidden_size=heads * D, num_attention_heads=heads, num_landmarks=12, segment_means_seq_len=N, conv_kernel_size=7,
+        attention_probs_dropout_prob=0.0, inv_coeff_init_option=False,
+    )  # fmt: skip
+    module = modeling.NystromformerSelfAttention(config).double().eval()
+    module.init_option = "exact"  # a start value for each matrix; "original" takes one for the batch
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, N, heads * D)))
+    with torch.no_grad():
+        theirs = module(x)[0]
+
+        def split(y: Any) -> Any:
+            return y.reshape(2, N, heads, D).transpose(1, 2)
+
+        q, k, v = (split(linear(x)) for linear in (module.query, module.key, module.value))
+        weights = module.conv.weight[:, 0, :, 0]
+        ours = subquad.attention(q, k, v, "nystrom", num_landmarks=12, conv_weights=weights)
+    assert relative_error(ours.transpose(1, 2).reshape(2, N, -1).numpy(), theirs.numpy()) < 1e-12
+
+
+def test_exact_equals_torch() -> None:
+    q, k, v = drawn()
+    for causal in (False, True):
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        for implementation in ("auto", "generic"):
+            ours = subquad.attention(q, k, v, "exact", causal=causal, implementation=implementation)
+            assert relative_error(ours.numpy(), theirs.numpy()) < 1e-12
+
+
+def test_scan_equals_mambapy() -> None:
+    pscan = pytest.importorskip("mambapy.pscan")
+    rng = np.random.default_rng(0)
+    n, d, d_state = 40, 6, 4
+    u, delta = rng.standard_normal((2, n, d)), rng.uniform(0.1, 1, (2, n, d))
+    A, B, C = -rng.uniform(0.5, 2, (d, d_state)), *rng.standard_normal((2, 2, n, d_state))
+    decay = torch.from_numpy(np.exp(delta[..., None] * A))
+    added = torch.from_numpy((delta * u)[..., None] * B[:, :, None, :])
+    h = pscan.pscan(decay, added)
+    theirs = (h * torch.from_numpy(C)[:, :, None, :]).sum(-1)
+    assert relative_error(subquad.selective_scan(u, delta, A, B, C), theirs.numpy()) < 1e-12
+
+
+def real_activations() -> list[np.ndarray]:
+    file = importlib.resources.files("subquad") / "data" / "sample.npz"
+    if not file.is_file():
+        pytest.skip("no sample data in this installation")
+    with np.load(file) as stored:
+        return [stored[name].astype(np.float32) for name in ("q", "k", "v")]
+
+
+def stretched(n: int, stretch: float) -> list[np.ndarray]:
+    """Real queries and keys; longer than they are, for heads with larger logits than this one."""
+    q, k, v = (x[:, :n] for x in real_activations())
+    return [q * stretch**0.5, k * stretch, v]
+
+
+@pytest.mark.parametrize(("order", "stretch"), [("told", 1), ("told", 4), ("shuffled", 3)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("features", ["positive", "hyperbolic"])
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)  # an override, and the generic form
+def test_favor_on_real_keys_keeps_float32(
+    library: Library, features: str, causal: bool, order: str, stretch: float
+) -> None:
+    """Trained keys differ so much in length that a maximum over all of them underflows to 0/0, as the peer's below.
+
+    Exponents of size E carry a rounding error of E 2⁻²⁴ into every weight: E reaches 450 here, so 3·10⁻⁵, and room.
+    """
+    q, k, v = stretched(300, stretch)
+    if order == "shuffled":  # the longest key, the first token's, no longer comes first
+        q, k, v = (x[:, np.random.default_rng(0).permutation(300)] for x in (q, k, v))
+    omega = subquad.draw_omega("orthogonal", 64, 64, 0)
+    method = subquad.Favor(num_features=64, features=features)
+    out = library.numpy(library.call(lambda *x: method(*x, causal=causal), q, k, v, dtype="float32"))
+    assert relative_error(out, in_logarithms(q, k, v, omega, features, causal)) < 1e-4
+
+
+def in_logarithms(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, omega: np.ndarray, features: str, causal: bool
+) -> np.ndarray:
+    """The definition in float64 for long vectors: the logarithm of every weight is a log-sum-exp over the features."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    root = q.shape[-1] ** -0.25
+
+    def log_phi(x: np.ndarray) -> np.ndarray:
+        projected, half = root * x @ omega.T, (root * x) ** 2 / 2
+        projected = np.concatenate([projected, -projected], -1) if features == "hyperbolic" else projected
+        return projected - half.sum(-1, keepdims=True)
+
+    outs = []
+    for head in q:
+        log_q, log_k = log_phi(head), log_phi(k[0])
+        log_weights = np.stack([np.logaddexp.reduce(row + log_k, axis=-1) for row in log_q])
+        if causal:
+            log_weights[np.triu_indices(len(head), 1)] = -np.inf
+        weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
+        outs.append(weights / weights.sum(axis=1, keepdims=True) @ v[0])
+    return np.stack(outs)
+
+
+def test_a_peers_maximum_fails_on_real_keys() -> None:
+    """Why the sums are stabilised per feature: without its ε, the peer's maximum over all keys leaves rows of 0/0."""
+    peer = pytest.importorskip("performer_pytorch.performer_pytorch")
+    q, k, v = (torch.from_numpy(x)[None] for x in stretched(300, 4))
+    omega = torch.from_numpy(subquad.draw_omega("orthogonal", 64, 64, 0).astype(np.float32))
+    phi_q, phi_k = (
+        peer.softmax_kernel(x, projection_matrix=omega, is_query=is_query, eps=0.0)
+        for x, is_query in ((q, True), (k.expand_as(q), False))
+    )
+    assert not bool(torch.isfinite(peer.linear_attention(phi_q, phi_k, v.expand_as(q))).all())
+    assert bool(torch.isfinite(subquad.attention(q, k, v, "favor", omega=omega)).all())

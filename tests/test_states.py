@@ -1,0 +1,188 @@
+"""What a chunk of keys leaves behind is a small dict of arrays that merges, pickles and continues."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import Library, relative_error
+from methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
+
+import subquad
+
+N = 70
+CASE = Case((2, N, D), (2, N, D), (2, N, 5), mask="random")
+STREAMING = [row for row in METHODS if row.method in ("favor", "linear") and row.name != "favor-center"]
+STREAMING += named("nystrom-arrays")
+STEPPING = [row for row in STREAMING if row.causal]
+
+
+def state_method(row: Row, case: Case = CASE) -> tuple[Any, dict[str, Any]]:
+    """The method object and the keywords of its calls."""
+    scale = row.options.get("scale")
+    return row.object(**row.arrays(case)), {} if scale is None else {"scale": scale}
+
+
+def chunks(drawn: dict[str, Any], edges: tuple[int, ...]) -> list[dict[str, Any]]:
+    """k, v and key_mask between the edges."""
+    return [
+        {
+            name: drawn[name][..., a:b] if name == "key_mask" else drawn[name][..., a:b, :]
+            for name in ("k", "v", "key_mask")
+        }
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+def summarize(method: Any, part: dict[str, Any], keywords: dict[str, Any]) -> Any:
+    return method.summarize(part["k"], part["v"], key_mask=part["key_mask"], **keywords)
+
+
+@rows(STREAMING)
+def test_summarize_merge_attend_is_the_method(row: Row) -> None:
+    drawn = CASE.draw()
+    method, keywords = state_method(row)
+    full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
+    state = None
+    for part in chunks(drawn, (0, 1, 30, N)):
+        state = method.merge(state, summarize(method, part, keywords))
+    assert relative_error(method.attend(drawn["q"], state, **keywords), full) < 1e-12
+
+
+@rows(STREAMING)
+def test_merge_is_associative_and_none_is_its_identity(row: Row) -> None:
+    """In either order and from either side; one chunk has keys three times as long, so that every maximum moves."""
+    drawn = CASE.draw()
+    method, keywords = state_method(row)
+    drawn["k"][:, 20:50] *= 3
+    a, b, c = (summarize(method, part, keywords) for part in chunks(drawn, (0, 20, 50, N)))
+    assert method.merge(None, None) is None
+    left, right = method.merge(method.merge(a, b), c), method.merge(a, method.merge(b, c))
+    swapped = method.merge(c, method.merge(b, a))
+    for other in (right, swapped, method.merge(None, left), method.merge(left, None)):
+        assert other.keys() == left.keys()
+        for name in left:
+            # a shift of −inf, before the first key, stays
+            assert np.array_equal(np.isinf(other[name]), np.isinf(left[name]))
+            finite = np.isfinite(left[name])
+            assert relative_error(other[name][finite], left[name][finite]) < 1e-12
+    full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
+    assert relative_error(method.attend(drawn["q"], left, **keywords), full) < 1e-12
+
+
+@rows(STREAMING)
+def test_chunk_without_visible_keys_adds_nothing(row: Row) -> None:
+    drawn = CASE.draw()
+    method, keywords = state_method(row)
+    state = summarize(method, drawn, keywords)
+    hidden = method.summarize(drawn["k"], drawn["v"], key_mask=np.zeros(N, dtype=bool), **keywords)
+    none = method.summarize(drawn["k"][:, :0], drawn["v"][:, :0], **keywords)
+    for nothing in (hidden, none):
+        for merged in (method.merge(state, nothing), method.merge(nothing, state)):
+            assert all(np.array_equal(merged[name], state[name]) for name in state)
+        assert np.all(method.attend(drawn["q"], nothing, **keywords) == 0)
+
+
+@rows(STREAMING)
+def test_states_are_small_and_picklable(row: Row) -> None:
+    drawn = CASES["n=257"].draw()
+    method, keywords = state_method(row, CASES["n=257"])
+    small, large = (method.summarize(drawn["k"][:n], drawn["v"][:n], **keywords) for n in (10, 257))
+    assert isinstance(large, dict)
+    assert {name: x.shape for name, x in small.items()} == {name: x.shape for name, x in large.items()}
+    copy = pickle.loads(pickle.dumps(large))
+    assert np.array_equal(method.attend(drawn["q"], copy, **keywords), method.attend(drawn["q"], large, **keywords))
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 200])
+@rows(STEPPING)
+def test_steps_of_any_size_are_the_causal_method(row: Row, size: int) -> None:
+    n = 3 if size == 1 else 129
+    case = Case((2, n, D), (2, n, D), (2, n, 5), mask="random")
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
+    full = method(drawn["q"], drawn["k"], drawn["v"], causal=True, key_mask=drawn["key_mask"], **keywords)
+    state, outs = None, []
+    for start in range(0, n, size):
+        part = {name: drawn[name][:, start : start + size] for name in ("q", "k", "v", "key_mask")}
+        out, state = method.step(part["q"], part["k"], part["v"], state, key_mask=part["key_mask"], **keywords)
+        outs.append(out)
+    assert relative_error(np.concatenate(outs, axis=-2), full) < 1e-12
+    # the state after the last step is that of all keys
+    whole = method.summarize(drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
+    assert (
+        relative_error(method.attend(drawn["q"], state, **keywords), method.attend(drawn["q"], whole, **keywords))
+        < 1e-12
+    )
+
+
+@rows(named("favor-seed", "favor-trigonometric", "linear", "nystrom-arrays"))
+def test_states_elsewhere(eager: Library, row: Row) -> None:
+    """On every library: two chunks, with grouped queries."""
+    case = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5))
+    drawn, arrays = case.draw(), row.arrays(Case((N, D), (N, D), (N, 5)))
+    keywords = {name: x for name, x in row.options.items() if name == "scale"}
+
+    def streamed(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
+        method = row.object(**arrays)
+        left, right = (
+            method.summarize(k[..., part, :], v[..., part, :], **keywords) for part in (slice(0, 30), slice(30, N))
+        )
+        out = method.attend(q, method.merge(left, right), **keywords)
+        if not row.causal:
+            return (out,)
+        first, state = method.step(q[..., :30, :], k[..., :30, :], v[..., :30, :], **keywords)
+        second, _ = method.step(q[..., 30:, :], k[..., 30:, :], v[..., 30:, :], state, **keywords)
+        return out, first, second
+
+    given = [drawn[name] for name in ("q", "k", "v")]
+    got = [eager.numpy(x) for x in eager.call(streamed, *given, arrays, dtype="float64")]
+    method = row.object(**arrays)
+    assert relative_error(got[0], method(*given, **keywords)) < 1e-12
+    if row.causal:
+        assert relative_error(np.concatenate(got[1:], axis=-2), method(*given, causal=True, **keywords)) < 1e-12
+
+
+@rows(named("favor-seed", "linear"))
+def test_prefill_then_decode(row: Row) -> None:
+    """A prompt is summarized, tokens follow one by one: the rows of the causal form on all."""
+    drawn = Case((2, 20, D), (2, 20, D), (2, 20, 5)).draw()
+    method = row.object()
+    full = method(drawn["q"], drawn["k"], drawn["v"], causal=True)
+    state = method.summarize(drawn["k"][:, :17], drawn["v"][:, :17])
+    for t in range(17, 20):
+        token = [drawn[name][:, t : t + 1] for name in ("q", "k", "v")]
+        out, state = method.step(*token, state)
+        assert relative_error(out[:, 0], full[:, t]) < 1e-12
+
+
+def test_with_landmarks_is_the_method_it_came_from() -> None:
+    """Landmarks of all rows, fixed; then the keys may come in chunks."""
+    drawn = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="right").draw()
+    q, k, v, mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
+    for options in ({"num_landmarks": 8}, {"num_landmarks": 8, "landmarks": "uniform", "pinv": "ridge"}):
+        method = subquad.Nystrom(**options)
+        fixed = method.with_landmarks(q[:1], k[:1], key_mask=mask[:1])
+        expected = method(q[:1], k[:1], v[:1], key_mask=mask[:1])
+        assert relative_error(fixed(q[:1], k[:1], v[:1], key_mask=mask[:1]), expected) < 1e-12
+        parts = [
+            fixed.summarize(k[:1, :, a:b], v[:1, :, a:b], key_mask=mask[:1, :, a:b]) for a, b in ((0, 33), (33, N))
+        ]
+        assert relative_error(fixed.attend(q[:1], fixed.merge(*parts)), expected) < 1e-12
+
+
+@rows(CAUSAL)
+def test_inputs_of_half_precision_are_kept_in_float32(row: Row) -> None:
+    """float16 sums of thousands of features would lose all digits: compute and states are float32."""
+    drawn = CASE.draw()
+    half = [drawn[name].astype(np.float16) for name in ("q", "k", "v")]
+    single = [x.astype(np.float32) for x in half]
+    arrays = {name: x if isinstance(x, tuple) else x.astype(np.float32) for name, x in row.arrays(CASE).items()}
+    out = row.call(causal=True)(*half, None, arrays)
+    assert out.dtype == np.float16
+    assert np.array_equal(out, row.call(causal=True)(*single, None, arrays).astype(np.float16))
+    if row in STEPPING:
+        assert all(x.dtype == np.float32 for x in row.object(**arrays).summarize(*half[1:]).values())

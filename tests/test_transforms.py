@@ -1,0 +1,178 @@
+"""Public functions go through torch.compile, torch.func and the transforms of JAX, and give the same numbers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import TOLERANCE, Jax, relative_error
+from methods import Case, D, Row, named, rows
+from scans import Scan, scans
+
+import subquad
+
+N = 70
+CASE = Case((2, N, D), (2, N, D), (2, N, 3), mask="right")
+ROUTES = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "linear", "nystrom", "nystrom-uniform")
+SOME = named("exact", "favor-seed", "linear", "nystrom")
+
+
+@pytest.fixture
+def torch() -> Iterator[Any]:
+    """torch, with nothing compiled before and nothing left behind."""
+    module = pytest.importorskip("torch")
+    module._dynamo.reset()
+    yield module
+    module._dynamo.reset()
+
+
+def inputs(torch: Any) -> list[Any]:
+    drawn = CASE.draw()
+    return [torch.from_numpy(drawn[name]) for name in ("q", "k", "v", "key_mask")]
+
+
+@rows(ROUTES)
+def test_torch_compile_full_graph(torch: Any, row: Row) -> None:
+    """No graph break, forward and backward; warm: after an eager call, and again with other values."""
+    q, k, v, mask = inputs(torch)
+    function = row.call(causal=row.causal)
+    expected = function(q, k, v, mask, {})
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(q, k, v, mask, {}).numpy(), expected.numpy()) < TOLERANCE["float64"]
+    q.requires_grad_()
+    compiled(q, k, v, mask, {}).square().sum().backward()
+    got, q.grad = q.grad, None
+    function(q, k, v, mask, {}).square().sum().backward()
+    assert relative_error(got.numpy(), q.grad.numpy()) < 1e-11
+
+
+@scans("gated", "groups")
+def test_torch_compile_scan(torch: Any, scan: Scan) -> None:
+    drawn = {name: torch.from_numpy(x) for name, x in scan.draw(40).items()}
+    compiled = torch.compile(scan.call(), fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(drawn), scan.call()(drawn), strict=True):
+        assert relative_error(got.numpy(), expected.numpy()) < TOLERANCE["float64"]
+
+
+def test_torch_compile_step_and_state(torch: Any) -> None:
+    method = subquad.Favor(num_features=8)
+
+    def decode(q: Any, k: Any, v: Any) -> Any:
+        _, state = method.step(q[:, :20], k[:, :20], v[:, :20])
+        out, _ = method.step(q[:, 20:], k[:, 20:], v[:, 20:], state)
+        return out
+
+    q, k, v, _ = inputs(torch)
+    compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(q, k, v).numpy(), decode(q, k, v).numpy()) < TOLERANCE["float64"]
+
+
+COLD = """
+import torch, subquad
+q, k, v = torch.randn(3, 1, 20, 8, dtype=torch.float64)
+cases = [("exact", {}), ("favor", {"num_features": 8, "causal": True}), ("nystrom", {"num_landmarks": 4})]
+for method, options in cases:
+    call = lambda q, k, v: subquad.attention(q, k, v, method, **options)
+    out = torch.compile(call, fullgraph=True, backend="aot_eager")(q, k, v)
+    assert torch.allclose(out, call(q, k, v), rtol=1e-11, atol=1e-11), method
+"""
+
+
+def test_torch_compile_cold() -> None:
+    """The first call of the process is compiled: the backend loads and ω is drawn inside."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@rows(ROUTES)
+def test_torch_vmap(torch: Any, row: Row) -> None:
+    q, k, v, mask = inputs(torch)
+    function = row.call(causal=row.causal)
+    expected = function(q, k, v, mask, {})
+    mapped = torch.func.vmap(lambda q, k, v, mask: function(q, k, v, mask, {}))(q, k, v, mask)
+    assert relative_error(mapped.numpy(), expected.numpy()) < TOLERANCE["float64"]
+
+
+@rows(ROUTES)
+def test_torch_func_grad(torch: Any, row: Row) -> None:
+    q, k, v, mask = inputs(torch)
+    function = row.call(causal=row.causal)
+    gradient = torch.func.grad(lambda q: function(q, k, v, mask, {}).square().sum())(q)
+    q.requires_grad_()
+    function(q, k, v, mask, {}).square().sum().backward()
+    assert relative_error(gradient.numpy(), q.grad.numpy()) < 1e-12
+
+
+@scans("gated", "state")
+def test_torch_func_of_the_scan(torch: Any, scan: Scan) -> None:
+    drawn = {name: torch.from_numpy(x) for name, x in scan.draw(20).items()}
+    axes = {name: 0 if x.ndim == drawn["u"].ndim else None for name, x in drawn.items()}
+    axes["A"] = None
+    mapped = torch.func.vmap(scan.call(), in_dims=(axes,))(drawn)
+    for got, expected in zip(mapped, scan.call()(drawn), strict=True):
+        assert relative_error(got.numpy(), expected.numpy()) < TOLERANCE["float64"]
+    gradient = torch.func.grad(lambda given: scan.call(return_state=False)(given).square().sum())(drawn)
+    leaf = drawn["u"].requires_grad_()
+    scan.call(return_state=False)(drawn).square().sum().backward()
+    assert relative_error(gradient["u"].detach().numpy(), leaf.grad.numpy()) < 1e-12
+
+
+@rows(SOME)
+def test_jax_transforms(jax_library: Jax, row: Row) -> None:
+    """vmap of jit equals the batch; vmap(grad) equals the gradient of the batch."""
+    import jax
+
+    drawn = CASE.draw()
+    function = row.call(causal=row.causal)
+    with jax_library.context("float64"):
+        q, k, v, mask = (jax_library.array(drawn[name], "float64") for name in ("q", "k", "v", "key_mask"))
+        expected = jax.jit(lambda q, k, v, mask: function(q, k, v, mask, {}))
+        mapped = jax.vmap(expected)(q, k, v, mask)
+        assert relative_error(np.asarray(mapped), np.asarray(expected(q, k, v, mask))) < TOLERANCE["float64"]
+        loss = jax.grad(lambda q, k, v, mask: (function(q, k, v, mask, {}) ** 2).sum())
+        one, all_ = jax.jit(jax.vmap(loss))(q, k, v, mask), jax.jit(loss)(q, k, v, mask)
+        assert relative_error(np.asarray(one), np.asarray(all_)) < 1e-11
+
+
+@scans("gated")
+def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
+    import jax
+
+    with jax_library.context("float64"):
+        drawn = {name: jax_library.array(x, "float64") for name, x in scan.draw(20).items()}
+        axes = {name: 0 if x.ndim == 3 else None for name, x in drawn.items()}
+        mapped = jax.jit(jax.vmap(scan.call(), in_axes=(axes,)))(drawn)
+        for got, expected in zip(mapped, scan.call()(drawn), strict=True):
+            assert relative_error(np.asarray(got), np.asarray(expected)) < TOLERANCE["float64"]
+
+
+def test_jax_eager_equals_jit(jax_library: Jax) -> None:
+    """Eager calls take Python loops where traced ones take `lax.scan`."""
+    import jax
+
+    drawn = CASE.draw()
+    q, k, v = (jax_library.array(drawn[name], "float32") for name in ("q", "k", "v"))
+    for row in named("exact-generic", "favor-seed"):
+        function = row.call(causal=True)
+        eager, traced = function(q, k, v, None, {}), jax.jit(lambda q, f=function: f(q, k, v, None, {}))(q)
+        assert relative_error(np.asarray(traced), np.asarray(eager)) < TOLERANCE["float32"]
+
+
+def test_jax_methods_and_states_inside_jit(jax_library: Jax) -> None:
+    """A state is a pytree: it goes in and out of compiled functions."""
+    import jax
+
+    drawn = CASE.draw()
+    method = subquad.Favor(num_features=8)
+    q, k, v = (jax_library.array(drawn[name], "float32") for name in ("q", "k", "v"))
+    step = jax.jit(method.step)
+    out, state = step(q[:, :35], k[:, :35], v[:, :35])
+    out_later, state = step(q[:, 35:], k[:, 35:], v[:, 35:], state)
+    full = jax.jit(lambda q, k, v: method(q, k, v, causal=True))(q, k, v)
+    assert relative_error(np.concatenate([out, out_later], axis=1), np.asarray(full)) < TOLERANCE["float32"]
+    assert jax.tree.structure(state).num_leaves == len(state)
