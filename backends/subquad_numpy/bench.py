@@ -1,5 +1,6 @@
 """What a comparison or a benchmark asks of NumPy: arrays, time and memory."""
 
+import importlib.util
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,19 @@ import numpy as np
 def describe() -> dict[str, Any]:
     """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
     return {"version": np.__version__, "devices": ["cpu"], "available": True, "reason": None}
+
+
+def kernel_notes() -> list[str]:
+    """How long the scan's kernels take to become callable: compiled once, then read from the disk."""
+    if importlib.util.find_spec("numba") is None:
+        return ['numba is not installed: scans run by the generic code (pip install "subquad[numba]")']
+    from subquad_numpy._compile import compile_seconds
+    from subquad_numpy._scan import forward_kernel
+    from subquad_numpy._scan_backward import backward_kernel
+
+    for make in (forward_kernel, backward_kernel):
+        make("float32", False, False, False)
+    return [f"selective_scan, {name}: callable after {seconds:.1f} s" for name, seconds in compile_seconds.items()]
 
 
 def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> np.ndarray:

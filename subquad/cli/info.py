@@ -30,6 +30,15 @@ def _facts(library: Library) -> list[str]:
     facts = [f"usable   {library.version} on {', '.join(library.devices)}"]
     for kernel, overrides in library.kernels.items():
         facts.append(f"         {kernel}: {', then '.join([*overrides, 'generic'])}")
+    facts += [f"         {note}" for note in _notes(library)]
     if not library.kernels:
         facts.append("         no kernels of its own: generic code")
     return facts
+
+
+def _notes(library: Library) -> list[str]:
+    """What the backend adds about its kernels; a fault becomes a note."""
+    try:
+        return list(getattr(library.bench, "kernel_notes", list)())
+    except Exception as error:
+        return [f"its kernels cannot be made: {type(error).__name__}: {error}"]
