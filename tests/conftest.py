@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# programs here run once: what XLA saves by optimising them is less than what it spends
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 import contextlib
 
 import numpy as np

@@ -68,13 +68,23 @@ def test_jax_check_grads(jax_library: Jax, row: Row) -> None:
 @scans()
 def test_scan_torch_gradcheck(scan: Scan) -> None:
     """Of every input, the initial state included, through the output and the last state."""
+    check_scan(scan, "generic")
+
+
+@scans("gated", "groups", "complex")
+def test_scan_torch_gradcheck_of_the_override(scan: Scan) -> None:
+    """What "auto" takes; compiling every form of it would take minutes, and its own tests do."""
+    check_scan(scan, "auto")
+
+
+def check_scan(scan: Scan, implementation: str) -> None:
     torch = pytest.importorskip("torch")
     drawn = scan.draw(4)
     names = list(drawn)
     tensors = [torch.from_numpy(drawn[name].copy()).requires_grad_() for name in names]
 
     def call(*given: Any) -> Any:
-        return scan.call()(dict(zip(names, given, strict=True)))
+        return scan.call(implementation=implementation)(dict(zip(names, given, strict=True)))
 
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
     for i, out in enumerate(call(*tensors)):

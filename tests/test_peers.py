@@ -148,6 +148,24 @@ def test_favor_on_real_keys_keeps_float32(
     assert relative_error(out, in_logarithms(q, k, v, omega, features, causal)) < 1e-4
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_favor_with_a_common_offset_keeps_float32(library: Library, causal: bool) -> None:
+    """Keys around c and queries around −c: what a query weighs most is where every key is smallest.
+
+    One maximum for all features would lose just those: ω·c goes from −80 to 80, and exp(−104) is 0 in float32. The
+    exponents reach |c|²/2 ≈ 480, a rounding error of 480 · 2⁻²⁴ = 3·10⁻⁵.
+    """
+    rng = np.random.default_rng(0)
+    offset = 12 * rng.standard_normal(64)
+    q, k, v = rng.standard_normal((3, 1, 100, 64))
+    q, k, v = (x.astype(np.float32) for x in (q - offset, k + offset, v))
+    method = subquad.Favor(num_features=64)
+    out = library.numpy(library.call(lambda *x: method(*x, causal=causal), q, k, v, dtype="float32"))
+    expected = in_logarithms(q, k, v, subquad.draw_omega("orthogonal", 64, 64, 0), "positive", causal)
+    assert relative_error(out, expected) < 1e-4
+
+
 def in_logarithms(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, omega: np.ndarray, features: str, causal: bool
 ) -> np.ndarray:

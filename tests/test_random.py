@@ -123,12 +123,11 @@ def test_orthogonal_blocks_are_haar() -> None:
 def test_global_generators_are_untouched() -> None:
     torch = pytest.importorskip("torch")
     before_numpy, before_torch = np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    subquad.draw_omega.cache_clear()
     q = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
     for projection in PROJECTIONS:
-        subquad.attention(q, q, q, "favor", num_features=30, seed=77, projection=projection)
-        subquad.attention(q.numpy(), q.numpy(), q.numpy(), "favor", num_features=31, seed=77, projection=projection)
-    subquad.attention(q, q, q, "nystrom", num_landmarks=4, landmarks="uniform", seed=77)
+        subquad.attention(q, q, q, "favor", num_features=30, seed=7701, projection=projection)
+        subquad.attention(q.numpy(), q.numpy(), q.numpy(), "favor", num_features=31, seed=7701, projection=projection)
+    subquad.attention(q, q, q, "nystrom", num_landmarks=4, landmarks="uniform", seed=7701)
     after = np.random.get_state()  # noqa: NPY002
     assert before_numpy[2:] == after[2:]
     assert np.array_equal(before_numpy[1], after[1])
