@@ -8,10 +8,6 @@ two products and one exponential of n × m each.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import statistics
 import time

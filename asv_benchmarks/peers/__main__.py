@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads would spin on the cores of what is timed next
-
 import argparse
 from collections.abc import Callable
 

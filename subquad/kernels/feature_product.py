@@ -180,8 +180,8 @@ def _causal_block(
         a = xp.where(visible & xp.matrix_transpose(~bad), a, -math.inf)
         most = _finite(xp, xp.max(a, axis=-1, keepdims=True))
         empty = xp.all(state["shift"] == -math.inf, axis=-1, keepdims=True)
-        # what is at exponent 0 is seen too: the state, or the first key; only hidden first keys leave nothing there
-        divisor = xp.where(most > 0, most / 2, xp.where(empty, most, 0.0))
+        # the state, at exponent 0, is one of the things seen; where it is empty, the keys have the range to themselves
+        divisor = xp.where(empty, most, xp.where(most > 0, most / 2, 0.0))
         held = xp.exp(-xp.where(empty, 0.0, divisor))
         weights = (phi_q @ xp.matrix_transpose(phi_k)) * xp.exp(a - divisor)
     weights = xp.where(visible, weights, 0.0)
