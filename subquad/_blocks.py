@@ -15,8 +15,8 @@ from subquad._dispatch import Array, backend_of
 
 Step = Callable[..., tuple[Any, Array | None]]
 
-# Elements of the largest temporary of one block: 2**18 float32 are a megabyte, about what a core's cache holds.
-BLOCK_ELEMENTS = 2**18
+# Elements of the largest temporary of one block, 2 MB in float32: cache and the cost of starting threads balance here.
+BLOCK_ELEMENTS = 2**19
 
 
 def rows_per_block(width: int, *, least: int = 64, most: int = 1024) -> int:
