@@ -55,13 +55,15 @@ class Backend:
     host: Callable[..., Any] = _call
     # can the values of these arrays be read, i.e. is nothing being traced?
     concrete: Callable[..., bool] = _always
+    # exp(x − y) where x is a temporary that may be overwritten; None: by two operations
+    exp_minus: Callable[..., Any] | None = None
     # may an output be filled in place, block by block?
     in_place: bool = False
     kernels: Mapping[str, tuple[Override, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_package(cls, library: str, package: ModuleType | None) -> Backend:
-        names = ("synchronize", "scan_blocks", "host", "concrete")
+        names = ("synchronize", "scan_blocks", "host", "concrete", "exp_minus")
         given = {name: getattr(package, name) for name in names if hasattr(package, name)}
         kernels = getattr(package, "KERNELS", {})
         return cls(library, **given, in_place=getattr(package, "IN_PLACE", False), kernels=kernels)

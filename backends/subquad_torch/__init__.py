@@ -35,6 +35,14 @@ def concrete(*arrays: Any) -> bool:
     return not any(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
 
 
+def exp_minus(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """exp(x − y), over x where nothing is recorded or traced."""
+    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if recorded or not concrete(x, y) or torch.broadcast_shapes(x.shape, y.shape) != x.shape:
+        return torch.exp(x - y)
+    return x.sub_(y).exp_()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def host(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function of Python values while compiling; its result is a constant of the graph."""

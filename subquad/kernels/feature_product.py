@@ -21,7 +21,7 @@ from array_api_compat import array_namespace, device
 
 from subquad._arrays import broadcast_batch
 from subquad._blocks import rows_per_block, scan_blocks
-from subquad._dispatch import Array, kernel
+from subquad._dispatch import Array, backend_of, kernel
 
 State = dict[str, Any]
 Features = tuple[Array | None, Array | None]  # (value, log)
@@ -174,7 +174,7 @@ def _causal_block(
         phi_q = _query_features(xp, phi.queries(reference)(q))
         relative = log - reference
         largest = xp.max(relative, axis=-1, keepdims=True)
-        phi_k = xp.exp(relative - _finite(xp, largest))
+        phi_k = _exp_minus(xp, relative, _finite(xp, largest))
         phi_k = phi_k if value is None else phi_k * value
         a = xp.matrix_transpose(largest)
         a = xp.where(visible & xp.matrix_transpose(~bad), a, -math.inf)
@@ -199,7 +199,7 @@ def _add(xp: ModuleType, state: State, v: Array, value: Array | None, log: Array
         shift, phi_k, fade = xp.zeros_like(state["shift"]), value, 1.0
     else:
         shift = xp.maximum(state["shift"], xp.max(log, axis=-2, keepdims=True))
-        phi_k = xp.exp(log - _finite(xp, shift))
+        phi_k = _exp_minus(xp, log, _finite(xp, shift))
         phi_k = phi_k if value is None else phi_k * value
         fade = _fade(xp, state["shift"], shift)
     return {
@@ -228,8 +228,14 @@ def _query_features(xp: ModuleType, features: Features) -> Array:
     value, log = features
     if log is None:
         return value
-    phi = xp.exp(log - xp.max(log, axis=-1, keepdims=True))
+    phi = _exp_minus(xp, log, xp.max(log, axis=-1, keepdims=True))
     return phi if value is None else phi * value
+
+
+def _exp_minus(xp: ModuleType, x: Array, y: Array) -> Array:
+    """exp(x − y); x is not used again."""
+    in_place = backend_of(xp).exp_minus
+    return xp.exp(x - y) if in_place is None else in_place(x, y)
 
 
 def _finite(xp: ModuleType, shift: Array) -> Array:
