@@ -1,4 +1,4 @@
-"""NumPy backend: arrays that are computed at once and may be filled in place; compiled scans, attention in place."""
+"""NumPy backend: arrays that are computed at once and may be filled in place; compiled kernels, attention in place."""
 
 from subquad._dispatch import Override
 from subquad_numpy import _attention, _kernels
@@ -6,7 +6,13 @@ from subquad_numpy import _attention, _kernels
 IN_PLACE = True
 
 KERNELS = {
-    "feature_product": (Override("in-place", _attention.feature_product, _attention.feature_product_declines),),
-    "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.declines),),
-    "softmax_attention": (Override("in-place", _attention.softmax_attention, _attention.softmax_attention_declines),),
+    "feature_product": (
+        Override("numba", _kernels.feature_product, _kernels.feature_product_declines),
+        Override("in-place", _attention.feature_product, _attention.feature_product_declines),
+    ),
+    "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.scan_declines),),
+    "softmax_attention": (
+        Override("numba", _kernels.softmax_attention, _kernels.softmax_attention_declines),
+        Override("in-place", _attention.softmax_attention, _attention.softmax_attention_declines),
+    ),
 }

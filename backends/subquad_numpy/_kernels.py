@@ -1,4 +1,4 @@
-"""The compiled scans as overrides of the kernels; Numba is imported at the first call."""
+"""The compiled kernels as overrides; Numba is imported at the first call."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from subquad.kernels.feature_product import FeatureMap
+from subquad_numpy import _attention
+
 Array = np.ndarray[Any, Any]
 
 
-def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
-    """Why the compiled kernel cannot take the call."""
-    if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed (pip install "subquad[numba]")'
-    return None
+def numba_missing() -> str | None:
+    """Why nothing can be compiled."""
+    found = importlib.util.find_spec("numba") is not None
+    return None if found else 'numba is not installed (pip install "subquad[numba]")'
+
+
+def scan_declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
+    """Why the compiled scan cannot take the call."""
+    return numba_missing()
 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
@@ -22,3 +29,38 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
     from subquad_numpy.scan import scan_forward
 
     return scan_forward(*arrays, delta_softplus, reverse)
+
+
+def feature_product_declines(
+    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
+) -> str | None:
+    """Why the compiled product cannot take the call."""
+    reason = _attention.feature_product_declines(q, k, v, phi=phi, causal=causal, key_mask=key_mask)
+    return reason or numba_missing()
+
+
+def feature_product(
+    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
+) -> Array:
+    """The kernel `feature_product`, not causal."""
+    from subquad_numpy import features
+
+    assert phi.exponential is not None
+    return features.feature_product(q, k, v, exponential=phi.exponential, key_mask=key_mask)
+
+
+def softmax_attention_declines(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+) -> str | None:
+    """Why the compiled softmax attention cannot take the call."""
+    reason = _attention.softmax_attention_declines(q, k, v, scale=scale, causal=causal, key_mask=key_mask)
+    return reason or numba_missing()
+
+
+def softmax_attention(
+    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+) -> Array:
+    """The kernel `softmax_attention`, not causal."""
+    from subquad_numpy import features
+
+    return features.softmax_attention(q, k, v, scale=scale, key_mask=key_mask)

@@ -337,3 +337,17 @@ def total(typingctx: Any, x: Vector) -> Any:
         return builder.call(function, [ir.Constant(wide.element, -0.0), args[0]], fastmath=("reassoc",))
 
     return x.element(x), codegen
+
+
+@intrinsic
+def largest(typingctx: Any, x: Vector) -> Any:
+    """Largest of the lanes that are not NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = args[0].type
+        letter = "f32" if x.element == types.float32 else "f64"
+        kind = ir.FunctionType(wide.element, [wide])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{x.lanes}{letter}")
+        return builder.call(function, args)
+
+    return x.element(x), codegen

@@ -4,16 +4,23 @@ Kernels run without the interpreter lock, so plain Python threads suffice. No th
 involved: two threads may call at once, next to the pools of other libraries, and after a fork.
 """
 
+import ctypes
 import os
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
-from typing import Any
 
 import numba
 import numpy as np
 
+SHARES = 8  # of the tasks, for each thread
+
 _pools: list[ThreadPoolExecutor] = []
+_members: list[int] = []  # threads of the pool, as the system knows them
 
 
 def thread_count(threads: int | None = None) -> int:
@@ -30,35 +37,63 @@ def thread_count(threads: int | None = None) -> int:
 
 
 def run_tasks(kernel: Callable[..., None], tasks: int, frame: np.ndarray, threads: int) -> None:
-    """Run `kernel(first, last, frame)` over all tasks, in equal shares.
+    """Run `kernel(first, last, frame)` over all tasks.
 
-    The caller takes the first share and then whatever the pool has not begun: a busy pool delays nobody, and
-    no thread of the pool ever waits.
+    Each thread takes the next few tasks when it has finished the last: one that another library's waiting threads
+    hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits.
     """
     threads = min(threads, tasks)
     if threads <= 1:
         kernel(0, tasks, frame)
         return
-    bounds = [tasks * i // threads for i in range(threads + 1)]
-    waiting: list[tuple[Future[Any] | None, int, int]] = []
-    for first, last in pairwise(bounds[1:]):
-        try:
-            waiting.append((_pool().submit(kernel, first, last, frame), first, last))
-        except RuntimeError:  # the interpreter is shutting down
-            waiting.append((None, first, last))
-    kernel(0, bounds[1], frame)
-    for future, first, last in reversed(waiting):
-        if future is None or future.cancel():
+    shares = min(tasks, SHARES * threads)
+    waiting = deque(pairwise([tasks * i // shares for i in range(shares + 1)]))
+
+    def work() -> None:
+        while True:
+            try:
+                first, last = waiting.popleft()
+            except IndexError:
+                return
             kernel(first, last, frame)
-        else:
-            future.result()
+
+    if sys.platform == "linux":
+        _part_from_caller()
+    helpers = []
+    with suppress(RuntimeError):  # the interpreter is shutting down: the caller does it all
+        for _ in range(threads - 1):
+            helpers.append(_pool().submit(work))
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
 
 
 def _pool() -> ThreadPoolExecutor:
     if not _pools:
-        _pools.append(ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="subquad"))
+        count = max(1, (os.cpu_count() or 2) - 1)
+        _pools.append(ThreadPoolExecutor(count, "subquad", lambda: _members.append(threading.get_native_id())))
     return _pools[-1]
 
 
+def _part_from_caller() -> None:
+    """Keep the pool's threads off the core of the caller.
+
+    The system wakes a thread where its waker runs, and moves it away once another core is idle. But the threads of
+    other libraries wait for work by spinning, for as long as a whole call of ours lasts: no core is ever idle then.
+    """
+    others = os.sched_getaffinity(0) - {_current_core()}
+    with suppress(OSError):  # it may be forbidden, or the pool be ending: no harm
+        for member in _members if others else ():
+            os.sched_setaffinity(member, others)
+
+
+def _forget() -> None:
+    _pools.clear()
+    _members.clear()
+
+
+if sys.platform == "linux":
+    _current_core = ctypes.CDLL(None).sched_getcpu
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork

@@ -14,16 +14,19 @@ def describe() -> dict[str, Any]:
 
 
 def kernel_notes() -> list[str]:
-    """How long the scan's kernels take to become callable: compiled once, then read from the disk."""
+    """How long the kernels take to become callable: compiled once, then read from the disk."""
     if importlib.util.find_spec("numba") is None:
-        return ['numba is not installed: scans run by the generic code (pip install "subquad[numba]")']
+        return ['numba is not installed: scans and attention run by plain NumPy (pip install "subquad[numba]")']
     from subquad_numpy._compile import compile_seconds
+    from subquad_numpy._features import reading_kernel, summary_kernel
     from subquad_numpy._scan import forward_kernel
     from subquad_numpy._scan_backward import backward_kernel
 
     for make in (forward_kernel, backward_kernel):
         make("float32", False, False, False)
-    return [f"selective_scan, {name}: callable after {seconds:.1f} s" for name, seconds in compile_seconds.items()]
+    for make_features in (summary_kernel, reading_kernel):
+        make_features("float32")
+    return [f"{name}: callable after {seconds:.1f} s" for name, seconds in compile_seconds.items()]
 
 
 def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> np.ndarray:

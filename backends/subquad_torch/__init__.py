@@ -10,9 +10,10 @@ import torch
 
 from subquad._blocks import loop_blocks, rows
 from subquad._dispatch import Override
-from subquad_torch import _attention, _scan
+from subquad_torch import _attention, _features, _scan
 
 KERNELS = {
+    "feature_product": (Override("numba", _features.feature_product, _features.declines),),
     "softmax_attention": (Override("sdpa", _attention.softmax_attention, _attention.declines),),
     "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
 }

@@ -27,7 +27,7 @@ def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> st
     if where not in ENGINES and where != "meta":
         return f"it runs on {' and '.join(ENGINES)}, the tensors are on {where}"
     engine = ENGINES.get(where, "numba")
-    if not _has(engine):
+    if not has(engine):
         return f"{engine} is not installed"
     if where == "cuda" and not torch.compiler.is_compiling():
         from subquad_cupy import _scan as cuda
@@ -45,7 +45,7 @@ def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> st
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has(package: str) -> bool:
+def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 

@@ -1,0 +1,253 @@
+"""Attention through exponential features, fused: no exponent ever leaves the cache of its core.
+
+    summary:  S = Σ_j exp(x[j]) v[j]ᵀ,  s = Σ_j exp(x[j]),     x[j] = k[j] W − h |k[j]|²,   both over exp(shift)
+    reading:  out[i] = exp(y[i])ᵀ S / exp(y[i])ᵀ s,            y[i] = q[i] W + start
+
+With random directions W these are the two halves of FAVOR+. With W = q̃ᵀ the summary is softmax attention of a few
+queries q̃, and with W = k̃ᵀ, S = ṽ, s = 1 the reading is softmax attention to a few keys: the two halves of Nyström
+attention. A task is one chunk of rows of one item; it goes block by block: product, exponential, product.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._math import exp_negative
+from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
+from subquad_numpy._simd import aligned, at_least, lanes_of, largest, load, shifted, spread, store, total, zeros
+from subquad_numpy._tile import clear, field, load_part, store_part
+
+SUMMARY_ROWS, READING_ROWS = 16 * TILE_ROWS, 8 * TILE_ROWS  # of a block: exponents of 256 features take 128 and 64 kB
+
+SUMMARY_FRAME = (
+    # a task is `chunk` of n rows of an item; m is the most features of an item; out_rows the rows of one chunk's result
+    *("n", "d", "m", "d_v", "chunks", "chunk", "out_rows"),
+    # elements from row to row, of W also from column to column; columns of k, v are adjacent
+    *("k_row", "v_row", "W_row", "W_step"),
+    # addresses; mask is of bytes, or 0; numbers are (h, factor of W)
+    *("k", "v", "W", "mask", "numbers"),
+    # table of int64: a row (k, v, W, mask, out, m) for each item: elements to its first, row of its result, features
+    "table",
+    # (chunks, out_rows), (chunks, out_rows, d_v), (chunks, out_rows)
+    *("shift", "kv", "k_sum"),
+)
+READING_FRAME = (
+    *("n", "d", "m", "d_v", "chunks", "chunk"),
+    *("q_row", "W_row", "W_step", "kv_row"),
+    # start, k_sum: (…, m), or 0 for zeros and ones; numbers are (factor of W,)
+    *("q", "W", "start", "kv", "k_sum", "numbers"),
+    # table: a row (q, W, start, kv, k_sum, out) for each item
+    "table",
+    # (…, n, d_v)
+    "out",
+)
+
+
+@cache
+def summary_kernel(dtype: str) -> Any:
+    """Compile `summarize(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
+    lanes = lanes_of(np.dtype(dtype))
+    kind = numba.from_dtype(np.dtype(dtype))
+    zero, lowest, least = np.dtype(dtype).type(0), np.dtype(dtype).type(-np.inf), np.finfo(dtype).min
+    stamp = fingerprint()
+
+    @compiled(f"summary of keys {dtype}", "void(int64, int64, int64[::1])")
+    def summarize(first: int, last: int, frame: Any) -> None:
+        stamp  # noqa: B018  part of the key of the cache on disk
+        n, d, most, d_v, chunks, chunk, out_rows = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
+        k_row, v_row, W_row, W_step = frame[7], frame[8], frame[9], frame[10]
+        all_k, all_v, all_W = field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero)
+        has_mask, all_masks = frame[14] != 0, field(frame, 14, np.uint8(0))
+        numbers, table = field(frame, 15, zero), field(frame, 16, np.int64(0))
+        out_shift, out_kv, out_sum = field(frame, 17, zero), field(frame, 18, zero), field(frame, 19, zero)
+        half_scale = numbers[0]
+
+        depth = d + 1  # the last column of a key holds −h|k|², against a row of ones
+        width = -(-most // lanes) * lanes
+        height = -(-width // TILE_ROWS) * TILE_ROWS  # features are the rows of Eᵀ v: whole tiles
+        stride = -(-height // lanes) * lanes
+        d_out = -(-d_v // lanes) * lanes
+        scratch = SUMMARY_ROWS * (d_out + stride + depth) + depth * width + 2 * stride * d_out
+        buffer = np.empty(scratch + 4 * stride + max(stride, d_out) + 2 * lanes, kind)
+        edge = aligned(buffer)
+        shift = shifted(edge, lanes)
+        new = shifted(shift, stride)
+        k_sum = shifted(new, stride)
+        block_sum = shifted(k_sum, stride)
+        nothing = shifted(block_sum, stride)
+        kv = shifted(nothing, max(stride, d_out))
+        block_kv = shifted(kv, stride * d_out)
+        packed = shifted(block_kv, stride * d_out)
+        values = shifted(packed, depth * width)
+        exponents = shifted(values, SUMMARY_ROWS * d_out)
+        rows = shifted(exponents, SUMMARY_ROWS * stride)
+        finite = zeros(edge) + least  # in place of −∞, which cannot be subtracted from itself
+        clear(nothing, max(stride, d_out))
+        clear(exponents, SUMMARY_ROWS * stride)
+
+        packed_from = -1
+        for task in range(first, last):
+            item = task // chunks * 6
+            k, v = shifted(all_k, table[item]), shifted(all_v, table[item + 1])
+            mask = shifted(all_masks, table[item + 3])
+            m = table[item + 5]
+            if packed_from != table[item + 2]:
+                packed_from = table[item + 2]
+                pack(shifted(all_W, packed_from), W_row, W_step, d, most, numbers[1], lanes, packed, depth)
+                for i in range(width):
+                    before, columns = panel_at(i, width, lanes)
+                    packed[before * depth + d * columns + i - before] = 1
+            for i in range(stride):
+                shift[i] = lowest
+                k_sum[i] = 0
+            clear(kv, stride * d_out)
+
+            row = task % chunks * chunk
+            stop = min(n, row + chunk)
+            while row < stop:
+                count = 0
+                while row < stop and count < SUMMARY_ROWS:
+                    if not has_mask or mask[row] != 0:
+                        square = zeros(rows)
+                        for p in range(0, d, lanes):
+                            x = load_part(k, row * k_row + p, d - p, lanes, edge)
+                            square = square + x * x
+                            store_part(rows, count * depth + p, x, d - p, lanes, edge)
+                        rows[count * depth + d] = -half_scale * total(square)
+                        for j in range(0, d_v, lanes):
+                            before, columns = panel_at(j, d_out, lanes)
+                            place = before * SUMMARY_ROWS + count * columns + j - before
+                            store(values, place, load_part(v, row * v_row + j, d_v - j, lanes, edge))
+                        count += 1
+                    row += 1
+                if count == 0:
+                    break
+                whole = -(-count // TILE_ROWS) * TILE_ROWS
+                for i in range(count * depth, whole * depth):
+                    rows[i] = 0
+                multiply(
+                    rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, exponents, stride
+                )  # fmt: skip
+                for i in range(0, width, lanes):
+                    store(new, i, load(shift, i))
+                for r in range(count):
+                    for i in range(0, width, lanes):
+                        store(new, i, at_least(load(exponents, r * stride + i), load(new, i)))
+                for i in range(0, width, lanes):
+                    store(block_sum, i, zeros(rows))
+                for r in range(count):
+                    for i in range(0, width, lanes):
+                        e = exp_negative(load(exponents, r * stride + i) - at_least(load(new, i), finite))
+                        store(exponents, r * stride + i, e)
+                        store(block_sum, i, load(block_sum, i) + e)
+                multiply(
+                    exponents, 1, stride, height, values, SUMMARY_ROWS, count, d_out, lanes, nothing, 0, block_kv, d_out
+                )  # fmt: skip
+                for i in range(0, width, lanes):
+                    fade = exp_negative(load(shift, i) - at_least(load(new, i), finite))
+                    store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
+                    store(shift, i, fade)
+                for i in range(m):
+                    fade = spread(shift, i)
+                    for j in range(0, d_out, lanes):
+                        store(kv, i * d_out + j, load(kv, i * d_out + j) * fade + load(block_kv, i * d_out + j))
+                for i in range(0, width, lanes):
+                    store(shift, i, load(new, i))
+
+            place = task % chunks * out_rows + table[item + 4]
+            for i in range(m):
+                out_shift[place + i] = shift[i]
+                out_sum[place + i] = k_sum[i]
+                for j in range(0, d_v, lanes):
+                    value = load(kv, i * d_out + j)
+                    store_part(out_kv, (place + i) * d_v + j, value, d_v - j, lanes, edge)
+        buffer[0] = 0  # see `aligned`
+
+    return summarize
+
+
+@cache
+def reading_kernel(dtype: str) -> Any:
+    """Compile `read(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
+    lanes = lanes_of(np.dtype(dtype))
+    kind = numba.from_dtype(np.dtype(dtype))
+    zero, lowest = np.dtype(dtype).type(0), np.dtype(dtype).type(-np.inf)
+    stamp = fingerprint()
+
+    @compiled(f"reading by queries {dtype}", "void(int64, int64, int64[::1])")
+    def read(first: int, last: int, frame: Any) -> None:
+        stamp  # noqa: B018  part of the key of the cache on disk
+        n, d, m, d_v, chunks, chunk = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]
+        q_row, W_row, W_step, kv_row = frame[6], frame[7], frame[8], frame[9]
+        all_q, all_W, starts = field(frame, 10, zero), field(frame, 11, zero), field(frame, 12, zero)
+        all_kv, sums = field(frame, 13, zero), field(frame, 14, zero)
+        has_start, has_sum = frame[12] != 0, frame[14] != 0
+        numbers, table, all_out = field(frame, 15, zero), field(frame, 16, np.int64(0)), field(frame, 17, zero)
+
+        width = -(-m // lanes) * lanes
+        d_out = -(-d_v // lanes) * lanes
+        scratch = READING_ROWS * (width + d_out + d) + (d + d_out) * width
+        buffer = np.empty(scratch + 2 * width + d_out + 2 * lanes, kind)
+        edge = aligned(buffer)
+        start = shifted(edge, lanes)
+        k_sum = shifted(start, width)
+        nothing = shifted(k_sum, width)
+        packed = shifted(nothing, d_out)
+        kv = shifted(packed, d * width)
+        exponents = shifted(kv, width * d_out)
+        result = shifted(exponents, READING_ROWS * width)
+        rows = shifted(result, READING_ROWS * d_out)
+        clear(nothing, d_out)
+
+        packed_for = -1
+        for task in range(first, last):
+            item = task // chunks * 6
+            q, out = shifted(all_q, table[item]), shifted(all_out, table[item + 5])
+            if packed_for != item:
+                packed_for = item
+                pack(shifted(all_W, table[item + 1]), W_row, W_step, d, m, numbers[0], lanes, packed, d)
+                pack(shifted(all_kv, table[item + 3]), kv_row, 1, m, d_v, 1, lanes, kv, m)
+                for i in range(width):
+                    start[i] = lowest
+                    k_sum[i] = 1
+                    if i < m:
+                        start[i] = starts[table[item + 2] + i] if has_start else 0
+                        k_sum[i] = sums[table[item + 4] + i] if has_sum else 1
+
+            stop = min(n, (task % chunks + 1) * chunk)
+            for row in range(task % chunks * chunk, stop, READING_ROWS):
+                count = min(READING_ROWS, stop - row)
+                whole = -(-count // TILE_ROWS) * TILE_ROWS
+                for r in range(count):
+                    for p in range(0, d, lanes):
+                        x = load_part(q, (row + r) * q_row + p, d - p, lanes, edge)
+                        store_part(rows, r * d + p, x, d - p, lanes, edge)
+                for i in range(count * d, whole * d):
+                    rows[i] = 0
+                multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, width)
+                for r in range(count):
+                    top = load(exponents, r * width)
+                    for i in range(lanes, width, lanes):
+                        top = at_least(load(exponents, r * width + i), top)
+                    highest = largest(top)
+                    if highest == lowest:  # the row sees nothing
+                        highest = zero
+                    seen = zeros(rows)
+                    for i in range(0, width, lanes):
+                        e = exp_negative(load(exponents, r * width + i) - highest)
+                        store(exponents, r * width + i, e)
+                        seen = seen + e * load(k_sum, i)
+                    edge[0] = total(seen)
+                    rows[r] = edge[0] if edge[0] != 0 else 1  # the queries have been read
+                multiply(exponents, width, 1, whole, kv, m, m, d_out, lanes, nothing, 0, result, d_out)
+                for r in range(count):
+                    divisor = spread(rows, r)
+                    for j in range(0, d_v, lanes):
+                        value = load(result, r * d_out + j) / divisor
+                        store_part(out, (row + r) * d_v + j, value, d_v - j, lanes, edge)
+        buffer[0] = 0  # see `aligned`
+
+    return read

@@ -1,0 +1,159 @@
+"""Attention through exponential features, and softmax attention, on NumPy arrays by compiled kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from subquad.kernels.feature_product import Exponential
+from subquad_numpy._features import READING_FRAME, SUMMARY_FRAME, reading_kernel, summary_kernel
+from subquad_numpy._threads import run_tasks, thread_count
+
+Array = np.ndarray[Any, Any]
+
+SUMMARY_CHUNK, MOST_CHUNKS = 4096, 16  # keys of a task; more than this many partial sums would cost memory
+READING_CHUNK = 1024  # queries of a task
+FEW_KEYS, QUERIES = 512, 256  # keys whose values stay in cache; queries that read all keys together
+SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
+
+
+def feature_product(
+    q: Array, k: Array, v: Array, /, *, exponential: Exponential, key_mask: Array | None = None,
+    threads: int | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
+    batch_kv = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1])
+    batch = np.broadcast_shapes(q.shape[:-2], batch_kv)
+    sums = _summarize(batch_kv, k, v, exponential.keys, key_mask, exponential.half_scale, 1.0, threads)
+    shift, kv, k_sum = (x.reshape(*batch_kv, exponential.keys.shape[-1], *x.shape[1:]) for x in sums)
+    if out is None:
+        out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
+    return _read(batch, q, exponential.queries, np.where(shift == -math.inf, 0, shift), kv, k_sum, 1.0, threads, out)
+
+
+def softmax_attention(
+    q: Array, k: Array, v: Array, /, *, scale: float, key_mask: Array | None = None,
+    threads: int | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """The kernel `softmax_attention`, not causal."""
+    n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
+    mask_batch = () if key_mask is None else key_mask.shape[:-1]
+    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
+    if out is None:
+        out = np.empty((*batch, n, d_v), q.dtype)
+    if n_kv <= FEW_KEYS < n:
+        start = None
+        if key_mask is not None:
+            start = np.where(key_mask, 0, -math.inf).astype(q.dtype)
+            v = np.where(key_mask[..., None], v, 0)
+            k = np.where(key_mask[..., None], k, 0)
+        return _read(batch, q, k.swapaxes(-1, -2), start, v, None, scale, threads, out)
+    _, kv, k_sum = _summarize(batch, k, v, q.swapaxes(-1, -2), key_mask, 0.0, scale, threads, kv=out)
+    k_sum[k_sum == 0] = 1  # the row saw nothing and is 0
+    kv /= k_sum[..., None]
+    return out
+
+
+def _summarize(
+    batch: tuple[int, ...],
+    k: Array,
+    v: Array,
+    W: Array,
+    mask: Array | None,
+    half_scale: float,
+    factor: float,
+    threads: int | None,
+    kv: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """(shift, Σ exp(x − shift) v, Σ exp(x − shift)) of x = factor k W − h |k|²; m features of each item in a row."""
+    (n, d), m, d_v = k.shape[-2:], W.shape[-1], v.shape[-1]
+    k, v = _with_whole_rows(k), _with_whole_rows(v)
+    mask = None if mask is None else np.ascontiguousarray(mask)
+    items, blocks = math.prod(batch), -(-m // QUERIES)
+    # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
+    chunks = max(1, min(MOST_CHUNKS, n // SUMMARY_CHUNK)) if m <= FEW_KEYS else 1
+    rows = items * m
+    shift, k_sum = np.empty((chunks, rows), k.dtype), np.empty((chunks, rows), k.dtype)
+    whole = np.empty((rows, d_v), k.dtype) if kv is None else kv
+    part = whole if chunks == 1 else np.empty((chunks, rows, d_v), k.dtype)
+    table = np.zeros((items, blocks, 6), np.int64)
+    first = np.arange(blocks) * QUERIES
+    for place, x, core in ((0, k, 2), (1, v, 2), (2, W, 2), (3, mask, 1)):
+        table[..., place] = 0 if x is None else _offsets(x, batch, core)[:, None]
+    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    table[..., 2] += first * W_step
+    table[..., 4] = np.arange(items)[:, None] * m + first
+    table[..., 5] = np.minimum(m - first, QUERIES)
+    _run(
+        summary_kernel(k.dtype.name), SUMMARY_FRAME, items * blocks * chunks, items * n * d * m, threads,
+        n=n, d=d, m=min(m, QUERIES), d_v=d_v, chunks=chunks, chunk=-(-n // chunks), out_rows=rows,
+        k_row=_row(k), v_row=_row(v), W_row=W_row, W_step=W_step,
+        k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), table=table,
+        shift=shift, kv=part, k_sum=k_sum,
+    )  # fmt: skip
+    if chunks == 1:
+        return shift[0], whole.reshape(rows, d_v), k_sum[0]
+    largest = shift.max(axis=0)
+    fade = np.exp(shift - np.where(largest == -math.inf, 0, largest))
+    np.einsum("cr,crv->rv", fade, part, out=whole.reshape(rows, d_v))
+    return largest, whole.reshape(rows, d_v), (fade * k_sum).sum(axis=0)
+
+
+def _read(
+    batch: tuple[int, ...],
+    q: Array,
+    W: Array,
+    start: Array | None,
+    kv: Array,
+    k_sum: Array | None,
+    factor: float,
+    threads: int | None,
+    out: Array,
+) -> Array:
+    """exp(y)ᵀ kv / exp(y)ᵀ k_sum of y = factor q W + start, into `out`."""
+    (n, d), m, d_v = q.shape[-2:], W.shape[-1], kv.shape[-1]
+    q, kv = _with_whole_rows(q), _with_whole_rows(kv)
+    start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
+    items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
+    cores = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2))
+    table = np.stack([np.zeros(items, np.int64) if x is None else _offsets(x, batch, core) for x, core in cores], -1)
+    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    _run(
+        reading_kernel(q.dtype.name), READING_FRAME, items * chunks, items * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
+        q_row=_row(q), W_row=W_row, W_step=W_step, kv_row=_row(kv),
+        q=q, W=W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([factor], q.dtype), table=table, out=out,
+    )  # fmt: skip
+    return out
+
+
+def _run(
+    kernel: Any, order: tuple[str, ...], tasks: int, products: int, threads: int | None, **values: Any
+) -> None:  # fmt: skip
+    """Run a kernel whose frame has the fields `order`: sizes and addresses."""
+    words = [values[name] for name in order]
+    frame = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
+    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads))
+
+
+def _with_whole_rows(x: Array) -> Array:
+    """The array itself where the numbers of a row are adjacent, else a copy."""
+    adjacent = x.strides[-1] == x.itemsize or x.shape[-1] == 1
+    return x if adjacent and all(stride % x.itemsize == 0 for stride in x.strides) else np.ascontiguousarray(x)
+
+
+def _row(x: Array) -> int:
+    return x.strides[-2] // x.itemsize
+
+
+def _offsets(x: Array, batch: tuple[int, ...], core: int) -> Array:
+    """Elements from the first to that of each item of the batch; `core` axes belong to the item."""
+    view = np.broadcast_to(x, (*batch, *x.shape[x.ndim - core :]))
+    places = np.zeros(batch, np.int64)
+    for axis, size in enumerate(batch):
+        shape = [1] * len(batch)
+        shape[axis] = size
+        places += (np.arange(size) * (view.strides[axis] // x.itemsize)).reshape(shape)
+    return places.reshape(-1)

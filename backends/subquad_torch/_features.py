@@ -1,0 +1,50 @@
+"""Attention through exponential features by the compiled CPU kernel, zero copy, where no gradient is recorded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.feature_product import Exponential, FeatureMap
+from subquad_torch._scan import has
+
+
+def declines(
+    q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
+) -> str | None:
+    """Why the compiled product cannot take the call."""
+    if phi.exponential is None:
+        return "the features are not plain exponentials"
+    if causal:
+        return "it has no causal form"
+    tensors = [x for x in (q, k, v, key_mask, phi.exponential.keys, phi.exponential.queries) if x is not None]
+    if q.device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {q.device.type}"
+    if torch.compiler.is_compiling():
+        return "a compiler sees through the generic form"
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+        return "functional transforms see through the generic form only"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "gradients are recorded through the generic form"
+    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
+        return f"it takes plain tensors, got {[type(x).__name__ for x in tensors]}"
+    return None if has("numba") else 'numba is not installed (pip install "subquad[numba]")'
+
+
+def feature_product(
+    q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
+) -> Tensor:
+    """The kernel `feature_product`, not causal."""
+    from subquad_numpy import features
+
+    assert phi.exponential is not None
+    arrays = (None if x is None else x.detach().resolve_neg().numpy() for x in (q, k, v, key_mask))
+    queries, keys, values, mask = arrays
+    exponential = Exponential(phi.exponential.keys.numpy(), phi.exponential.queries.numpy(), phi.exponential.half_scale)
+    mask_batch = () if key_mask is None else key_mask.shape[:-1]
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
+    out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
+    features.feature_product(
+        queries, keys, values, exponential=exponential, key_mask=mask, threads=torch.get_num_threads(), out=out.numpy()
+    )
+    return out

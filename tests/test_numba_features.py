@@ -1,0 +1,185 @@
+"""The compiled products through exponentials against their definition in float64: edges, chunks, strides, range."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from subquad.kernels.feature_product import Exponential
+from subquad_numpy import features
+
+# of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
+TOLERANCE = {"float32": 4e-6, "float64": 2e-14}
+# (heads, n, n_kv, d, d_v, m): below, at and beyond tiles, vectors, panels, blocks, chunks
+SIZES = [
+    (1, 1, 1, 1, 1, 1),
+    (2, 63, 130, 16, 7, 33),
+    (3, 257, 65, 64, 64, 64),
+    (1, 129, 8200, 20, 33, 48),
+    (1, 1030, 515, 8, 16, 300),
+    (2, 5, 9, 65, 100, 17),
+]
+
+
+def draw(heads: int, n: int, n_kv: int, d: int, d_v: int, dtype: str) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(n + n_kv)
+    return tuple(rng.standard_normal((heads, *shape)).astype(dtype) for shape in ((n, d), (n_kv, d), (n_kv, d_v)))
+
+
+def masks(heads: int, n_kv: int) -> dict[str, np.ndarray | None]:
+    some = np.random.default_rng(1).random((heads, n_kv)) < 0.6
+    return {"none": None, "some": some, "a head sees nothing": some & (np.arange(heads) > 0)[:, None]}
+
+
+def product_by_definition(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, phi: Exponential, mask: np.ndarray | None
+) -> np.ndarray:
+    q, k, v, keys, queries = (x.astype(np.float64) for x in (q, k, v, phi.keys, phi.queries))
+    log_k = k @ keys - phi.half_scale * (k * k).sum(-1, keepdims=True)
+    return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
+
+
+def softmax_by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: Any) -> np.ndarray:
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    return weighted(scale * (q @ k.swapaxes(-1, -2))[..., None], v, mask)
+
+
+def weighted(log: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Means of v with weights Σ_m exp(log), (heads, n, n_kv, m); zero where a row sees no key."""
+    if mask is not None:
+        log = np.where(mask[..., None, :, None], log, -np.inf)
+    most = log.max(axis=(-2, -1), keepdims=True)
+    weights = np.exp(log - np.where(most == -np.inf, 0, most)).sum(axis=-1)
+    total = weights.sum(axis=-1, keepdims=True)
+    return (weights @ v) / np.where(total == 0, 1, total)
+
+
+def exponential(d: int, m: int, dtype: str) -> Exponential:
+    keys = np.random.default_rng(2).standard_normal((d, m)).astype(dtype) * dtype_of(dtype, d**-0.25)
+    return Exponential(keys, -keys[:, ::-1], 0.5 * d**-0.5)
+
+
+def dtype_of(dtype: str, value: float) -> Any:
+    return np.dtype(dtype).type(value)
+
+
+def error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+def test_feature_product_is_its_definition(size: tuple[int, ...], dtype: str, mask: str) -> None:
+    *shape, m = size
+    q, k, v = draw(*shape, dtype)
+    if q.shape[-2] * k.shape[-2] * m > 6e7:
+        q = q[:, :40]
+    phi, seen = exponential(shape[3], m, dtype), masks(shape[0], shape[2])[mask]
+    got = features.feature_product(q, k, v, exponential=phi, key_mask=seen)
+    assert got.dtype == dtype
+    expected = product_by_definition(q, k, v, phi, seen)
+    assert np.array_equal(got == 0, expected == 0)  # rows of nothing
+    assert error(got, expected) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+def test_softmax_attention_is_its_definition(size: tuple[int, ...], dtype: str, mask: str) -> None:
+    q, k, v = draw(*size[:-1], dtype)
+    seen = masks(size[0], size[2])[mask]
+    got = features.softmax_attention(q, k, v, scale=0.3, key_mask=seen)
+    assert error(got, softmax_by_definition(q, k, v, 0.3, seen)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_softmax_of_few_keys(negative: bool) -> None:
+    """More queries than any block, few keys: the reading alone. A scale may be negative."""
+    q, k, v = draw(2, 1100, 70, 64, 64, "float32")
+    seen = masks(2, 70)["a head sees nothing"]
+    scale = -0.2 if negative else 0.2
+    got = features.softmax_attention(q, k, v, scale=scale, key_mask=seen)
+    assert error(got, softmax_by_definition(q, k, v, scale, seen)) <= TOLERANCE["float32"]
+
+
+def test_any_strides_and_shared_heads() -> None:
+    """Heads between rows and channels, a batch that repeats, channels apart, columns of the keys in any order."""
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((2, 90, 4, 16)).astype(np.float32).swapaxes(1, 2)
+    k = np.broadcast_to(rng.standard_normal((1, 1, 700, 16)).astype(np.float32), (2, 1, 700, 16))
+    v = rng.standard_normal((2, 1, 700, 24)).astype(np.float32)[..., ::2]
+    mask = np.broadcast_to(rng.random((2, 1, 1, 700)) < 0.5, (2, 4, 1, 700))[:, :, 0]
+    phi = exponential(16, 40, "float32")
+    for x in (q, k, v, mask):
+        x.flags.writeable = False
+    expected = product_by_definition(q, k, v, phi, mask)
+    assert error(features.feature_product(q, k, v, exponential=phi, key_mask=mask), expected) <= TOLERANCE["float32"]
+    expected = softmax_by_definition(q, k, v, 0.3, mask)
+    assert error(features.softmax_attention(q, k, v, scale=0.3, key_mask=mask), expected) <= TOLERANCE["float32"]
+
+
+def test_range() -> None:
+    """Each feature has its own range: keys far from each other neither overflow nor vanish, in any order."""
+    rng = np.random.default_rng(4)
+    q, v = (rng.standard_normal((1, 300, 8)).astype(np.float32) for _ in range(2))
+    k = (rng.standard_normal((1, 300, 8)) * np.linspace(0, 30, 300)[:, None]).astype(np.float32)
+    phi = exponential(8, 64, "float32")
+    for order in (np.arange(300), np.arange(300)[::-1]):
+        got = features.feature_product(q, k[:, order], v[:, order], exponential=phi)
+        # exponents reach some hundreds, and a rounding of those is 1e-5
+        assert error(got, product_by_definition(q, k[:, order], v[:, order], phi, None)) <= 2e-4
+
+
+def test_range_of_logits() -> None:
+    """Hundreds apart within a row, whichever key is the largest."""
+    q, k, v = draw(1, 1100, 90, 16, 8, "float32")
+    got = features.softmax_attention(q, k, v, scale=40.0)
+    assert error(got, softmax_by_definition(q, k, v, 40.0, None)) <= 2e-4  # a rounding of 400 is 3e-5
+
+
+def test_nan_stays_in_its_row() -> None:
+    q, k, v = draw(1, 700, 600, 16, 8, "float32")
+    clean = (
+        features.softmax_attention(q, k, v, scale=0.3),
+        features.softmax_attention(q, k[:, :64], v[:, :64], scale=0.3),
+    )
+    q[0, 5], q[0, 6, 3], mask = np.nan, np.inf, np.arange(600)[None] != 9
+    k[0, 9] = v[0, 9] = np.nan
+    others = np.delete(np.arange(700), [5, 6])
+    masked = features.softmax_attention(q, k, v, scale=0.3, key_mask=mask)
+    few = features.softmax_attention(q, k[:, :64], v[:, :64], scale=0.3, key_mask=mask[:, :64])
+    through = features.feature_product(q, k, v, exponential=exponential(16, 24, "float32"), key_mask=mask)
+    for got in (masked, few, through):
+        assert np.isnan(got[0, [5, 6]]).all()
+        assert np.isfinite(got[0, others]).all()
+    assert not np.array_equal(masked[0, others], clean[0][0, others])  # the masked key did count before
+    assert np.isnan(features.softmax_attention(q, k, v, scale=0.3)).all()
+
+
+def test_threads_do_not_change_the_numbers() -> None:
+    """One thread, two, and calls from several threads at once: bit-equal."""
+    q, k, v = draw(3, 2100, 8200, 16, 16, "float32")
+    phi = exponential(16, 64, "float32")
+
+    def call(threads: int) -> np.ndarray:
+        return features.feature_product(q, k, v, exponential=phi, threads=threads)
+
+    alone = call(1)
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(call, [1, 2, 2, 3, 2, 1]):
+            assert np.array_equal(got, alone)
+
+
+def test_no_keys_and_no_queries() -> None:
+    q, k, v = draw(2, 3, 5, 4, 6, "float32")
+    phi = exponential(4, 8, "float32")
+    assert np.array_equal(features.feature_product(q, k[:, :0], v[:, :0], exponential=phi), np.zeros((2, 3, 6)))
+    assert features.feature_product(q[:, :0], k, v, exponential=phi).shape == (2, 0, 6)
+    assert features.softmax_attention(q[:, :0], k, v, scale=1.0).shape == (2, 0, 6)
+    assert features.feature_product(q[:0], k[:0], v[:0], exponential=phi).shape == (0, 3, 6)
