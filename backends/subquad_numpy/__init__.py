@@ -7,6 +7,7 @@ IN_PLACE = True
 
 KERNELS = {
     "feature_product": (Override("in-place", _attention.feature_product, _attention.feature_product_declines),),
+    "linear_scan": (Override("numba", _kernels.linear_scan, _kernels.linear_scan_declines),),
     "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.declines),),
     "softmax_attention": (Override("in-place", _attention.softmax_attention, _attention.softmax_attention_declines),),
 }
