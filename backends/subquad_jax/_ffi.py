@@ -5,7 +5,7 @@ operand is a *plan* that says what each word of the frame is:
 
     (LITERAL, low, high)        a number
     (OPERAND, k, 0)             the address of operand k
-    (RESULT, k, 0)              the address of result k, which is filled with zeros first
+    (RESULT, k, zeros)          the address of result k, which is filled with zeros first if `zeros` is 1
     (SUMMED, k, rows, wide)     scratch of `rows` times the size of result k, zeros, that is added up into it in the end
 
 Offsets into the call frame are those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
@@ -48,10 +48,13 @@ def call(
     tasks: int,
     threads: int,
     sums: dict[str, tuple[int, int]] | None = None,
+    *,
+    writes_all: bool = False,
 ) -> Any:
     """Call a target whose frame has the fields `order`, each an operand, a result, a sum into one, or a size.
 
-    Operands may be None, which is the address 0. Batches are run one after the other under vmap.
+    Operands may be None, which is the address 0. Results are zeros before, unless the kernel `writes_all` of them.
+    Batches are run one after the other under vmap.
     """
     given = {name: x for name, x in operands.items() if x is not None}
     places, outputs = list(given), list(results)
@@ -62,7 +65,7 @@ def call(
         elif sums and name in sums:
             plan.append((SUMMED, outputs.index(name), *sums[name]))
         elif name in results:
-            plan.append((RESULT, outputs.index(name), 0, 0))
+            plan.append((RESULT, outputs.index(name), int(not writes_all), 0))
         else:
             plan.append(_literal(sizes.get(name, 0)))
     run = jax.ffi.ffi_call(target, list(results.values()), vmap_method="sequential")
@@ -182,7 +185,8 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             elif what == RESULT:
                 result = pointer(results[k], zero)
                 words[i - HEAD] = result[DATA]
-                carray(pointer(result[DATA], number), count_reals(result))[:] = 0
+                if more:
+                    carray(pointer(result[DATA], number), count_reals(result))[:] = 0
             else:
                 words[i - HEAD] = scratch.ctypes.data + 8 * used
                 used += more * count_reals(pointer(results[k], zero)) + 8

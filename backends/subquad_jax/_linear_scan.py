@@ -87,7 +87,7 @@ def _call(
     sizes, tasks, threads = cut_work(like.shape, dtype, reverse)
     target = _ffi.register(make.__name__, make, dtype.name)
     shaped = {name: ShapeDtypeStruct(shape, dtype) for name, shape in results.items()}
-    return _ffi.call(target, order, operands, shaped, sizes, tasks, threads)
+    return _ffi.call(target, order, operands, shaped, sizes, tasks, threads, writes_all=True)
 
 
 def _counts() -> bool:
