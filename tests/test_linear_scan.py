@@ -347,6 +347,20 @@ def test_torch_func(form: Form) -> None:
         assert relative_error(got.resolve_conj().numpy(), expected) <= TOLERANCE["float64"]
 
 
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_torch_forward_mode_keeps_the_tangent(needs_gradient: bool) -> None:
+    """h is linear in b: the tangent of h along b is h. An operator without a rule would lose it silently."""
+    forward_ad = pytest.importorskip("torch").autograd.forward_ad
+    import torch
+
+    a, b, _ = (None if x is None else torch.from_numpy(x) for x in FORMS[0].draw(20))
+    with forward_ad.dual_level():
+        h, _ = FORMS[0].call()(a, forward_ad.make_dual(b.requires_grad_(needs_gradient), b.detach()))
+        value, tangent = forward_ad.unpack_dual(h)
+        assert tangent is not None
+        assert relative_error(tangent.detach().numpy(), value.detach().numpy()) <= TOLERANCE["float64"]
+
+
 @forms("state", "reverse")
 def test_jax_transforms(jax_library: Jax, form: Form) -> None:
     import jax

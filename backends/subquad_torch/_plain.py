@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def declines_plain(tensors: Sequence[Tensor]) -> str | None:
-    """Why an operator cannot take the tensors: none that is compiled, of a transform or of a subclass."""
+    """Why an operator cannot take the tensors: those of a transform, with a tangent, or of a subclass."""
     if torch.compiler.is_compiling():
         return None  # the operator is a node of the graph
     if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
         return "functional transforms see through the generic form only"
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        return "forward-mode differentiation sees through the generic form only"  # the tangent would be lost
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return f"it takes plain tensors, got {[type(x).__name__ for x in tensors]}"
     return None

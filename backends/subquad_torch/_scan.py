@@ -2,7 +2,7 @@
 
 Layout: `autograd.Function` over `torch.library` operators that have no autograd formula of their own. That is the one
 arrangement in which eager mode, double backward, `torch.compile(fullgraph=True)` forward and backward, and
-`torch.export` all work. Functional transforms (`torch.func`) take the generic form, which they can see through.
+`torch.export` all work. Functional transforms (`torch.func`) and forward mode take the generic form and see through it.
 """
 
 from __future__ import annotations
