@@ -4,7 +4,7 @@ from subquad._dispatch import Explanation
 from subquad._draw import draw_omega
 from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
 from subquad.explain import explain
-from subquad.ssm import selective_scan, selective_scan_step
+from subquad.ssm import linear_scan, selective_scan, selective_scan_step
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,7 @@ __all__ = [
     "attention",
     "draw_omega",
     "explain",
+    "linear_scan",
     "selective_scan",
     "selective_scan_step",
 ]

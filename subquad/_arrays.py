@@ -159,3 +159,11 @@ def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
                 msg = f"batch shapes do not broadcast: {listed}; they must be equal or 1 axis by axis"
                 raise ValueError(msg)
     return tuple(result)
+
+
+def flatten_batch(xp: ModuleType, x: Array, batch: tuple[int, ...], rank: int) -> Array:
+    """(..., tail) → (product of `batch`, tail), the tail being the last `rank` axes; broadcast where it must be."""
+    tail = x.shape[-rank:]
+    if tuple(x.shape[:-rank]) != batch:
+        x = xp.broadcast_to(x, (*batch, *tail))
+    return xp.reshape(x, (math.prod(batch), *tail))

@@ -9,9 +9,9 @@ from array_api_compat import array_namespace
 
 from subquad._dispatch import Explanation, explained, library_of
 from subquad.attention import attention
-from subquad.ssm import selective_scan, selective_scan_step
+from subquad.ssm import linear_scan, selective_scan, selective_scan_step
 
-FUNCTIONS = {f.__name__: f for f in (attention, selective_scan, selective_scan_step)}
+FUNCTIONS = {f.__name__: f for f in (attention, selective_scan, selective_scan_step, linear_scan)}
 
 
 def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Explanation:
@@ -20,7 +20,8 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     Parameters
     ----------
     function : callable or str
-        `subquad.attention`, `subquad.selective_scan` or `subquad.selective_scan_step`, or its name.
+        `subquad.attention`, `subquad.selective_scan`, `subquad.selective_scan_step` or `subquad.linear_scan`, or its
+        name.
     *args, **kwargs
         The arguments of the call. They are checked as the call would check them.
 

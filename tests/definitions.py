@@ -247,3 +247,17 @@ def selective_scan(
         y[t] += 0 if D is None else D * u[t]
         y[t] *= 1 if z is None else z[t] / (1 + np.exp(-z[t]))
     return y, h
+
+
+def linear_scan(
+    a: Array, b: Array, initial_state: Array | None = None, *, reverse: bool = False
+) -> tuple[Array, Array]:
+    """(h, state) of a, b (..., n, d) and initial_state (..., d), whose batch axes broadcast."""
+    start = np.zeros(a.shape[-1:]) if initial_state is None else initial_state
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2], start.shape[:-1])
+    n, d = a.shape[-2:]
+    h = np.zeros((*batch, n, d), dtype=np.result_type(a, b, start))
+    state = np.broadcast_to(start, (*batch, d)).astype(h.dtype)
+    for t in reversed(range(n)) if reverse else range(n):
+        h[..., t, :] = state = a[..., t, :] * state + b[..., t, :]
+    return h, state

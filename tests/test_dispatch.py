@@ -54,6 +54,7 @@ import sys, numpy, subquad
 q = numpy.ones((2, 5, 4))
 for method in subquad.METHODS: subquad.attention(q, q, q, method)
 subquad.selective_scan(q, q, -numpy.ones((4, 2)), q[..., :2], q[..., :2])
+subquad.linear_scan(q, q)
 names = ["torch", "jax", "cupy"]
 print([name for name in names + ["subquad_" + name for name in names] if name in sys.modules])
 """
@@ -204,14 +205,14 @@ def overrides(kernel: str) -> list[Any]:
     return found
 
 
-ATTENTION_OVERRIDES, SCAN_OVERRIDES, FEATURE_OVERRIDES = map(
-    overrides, ("softmax_attention", "selective_scan", "feature_product")
+ATTENTION_OVERRIDES, SCAN_OVERRIDES, LINEAR_SCAN_OVERRIDES, FEATURE_OVERRIDES = map(
+    overrides, ("softmax_attention", "selective_scan", "linear_scan", "feature_product")
 )
 
 
 def test_the_list_of_kernels_is_closed() -> None:
     """Each has its test of overrides below; a backend replaces nothing else."""
-    assert set(kernels.__all__) == {"softmax_attention", "selective_scan", "feature_product"}
+    assert set(kernels.__all__) == {"softmax_attention", "selective_scan", "linear_scan", "feature_product"}
     for library in (Library(), Torch(), Jax()):
         try:
             backend = backend_of(array_namespace(library.array(np.zeros(1), "float32")))
@@ -331,6 +332,38 @@ def test_scan_override_runs_and_equals_generic(library: Library, name: str, scan
             assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("library", "name"), LINEAR_SCAN_OVERRIDES)
+def test_linear_scan_override_runs_and_equals_generic(
+    library: Library, name: str, reverse: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    turn = np.exp(1j * rng.uniform(-3, 3, (2, 63, 5))) if dtype == "complex64" else 1
+    a, b, state = rng.uniform(-1, 1, (2, 63, 5)) * turn, rng.standard_normal((2, 63, 5)) * turn, np.ones((2, 5))
+    with library.context("float32"):
+        a, b, state = library.arrays((a, b, state), "float32")
+        explained = subquad.explain(subquad.linear_scan, a, b, initial_state=state, reverse=reverse)
+        if explained.implementation != name:
+            assert name in dict(explained.declined)
+            pytest.skip(f"{name} declined: {dict(explained.declined)[name]}")
+        backend, called = backend_of(array_namespace(a)), []
+        override = next(o for o in backend.kernels["linear_scan"] if o.name == name)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            called.append(kwargs)
+            return override.run(*args, **kwargs)
+
+        watched = (Override(name, run, override.declines),)
+        replace_kernels(monkeypatch, backend, {**backend.kernels, "linear_scan": watched})
+        fast, generic = (
+            subquad.linear_scan(a, b, initial_state=state, reverse=reverse, implementation=choice)
+            for choice in ("auto", "generic")
+        )
+        assert called == [{"reverse": reverse}]
+        assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+
+
 def test_override_is_what_a_call_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     """`explain` does not only say so: the function of the override runs."""
     torch = pytest.importorskip("torch")
@@ -366,6 +399,7 @@ def test_explain() -> None:
     assert (scan.library, scan.kernel) == ("numpy", "selective_scan")
     step = subquad.explain(subquad.selective_scan_step, None, x[0], x[0], -np.ones((4, 2)), np.ones(2), np.ones(2))
     assert step.kernel == "selective_scan"
+    assert subquad.explain("linear_scan", x, x).kernel == "linear_scan"
 
 
 @pytest.mark.parametrize("method", sorted(subquad.METHODS))

@@ -192,11 +192,40 @@ SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
 }  # fmt: skip
 
 
+def linear_scan(*changed: Any, **options: Any) -> Callable[[], Any]:
+    """A linear scan of three channels over five steps; a and b replaced by what is given."""
+    return lambda: subquad.linear_scan(*(*changed, *2 * [np.ones((2, 5, 3))])[:2], **options)
+
+
+LINEAR_SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "list": (TypeError, r"a is a list, not an array.*numpy\.asarray\(a", linear_scan([[1.0]])),
+    "none": (TypeError, "b is a NoneType, not an array", linear_scan(ones((5, 3)), None)),
+    "integers": (TypeError, "a has dtype int64, expected a real or complex floating", linear_scan(ones((2, 5, 3), int))),
+    "state-integers": (TypeError, "initial_state has dtype int64", linear_scan(initial_state=ones((2, 3), int))),
+    "masked": (TypeError, "a is a numpy MaskedArray", linear_scan(np.ma.masked_array(ones((2, 5, 3))))),
+    "one-axis": (ValueError, r"a has shape \(3,\), expected \(\.\.\., n, d\) with at least two axes", linear_scan(ones(3))),
+    "lengths": (ValueError, r"b has shape \(2, 5, 3\), expected \(\.\.\., 4, 3\)", linear_scan(ones((2, 4, 3)))),
+    "widths": (ValueError, r"b has shape \(5, 2\), expected \(\.\.\., 5, 3\)", linear_scan(ones((5, 3)), ones((5, 2)))),
+    "b-one-axis": (ValueError, r"b has shape \(3,\), expected \(\.\.\., 5, 3\)", linear_scan(ones((5, 3)), ones(3))),
+    "state": (ValueError, r"initial_state has shape \(2, 5\), expected \(\.\.\., 3\)", linear_scan(initial_state=ones((2, 5)))),
+    "state-scalar": (ValueError, r"initial_state has shape \(\), expected", linear_scan(initial_state=np.array(1.0))),
+    "batch": (ValueError, r"do not broadcast: a \[2\], b \[2\], initial_state \[3\]", linear_scan(initial_state=ones((3, 3)))),
+    "reverse": (TypeError, "reverse must be True or False, got 1", linear_scan(reverse=1)),
+    "return-state": (TypeError, "return_state must be True or False", linear_scan(return_state=None)),
+    "implementation": (ValueError, "implementation is 'cuda'; linear_scan on numpy has", linear_scan(implementation="cuda")),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
         pytest.param(*case, id=f"{group}-{name}")
-        for group, table in (("attention", ATTENTION), ("options", OPTIONS), ("scan", SCAN))
+        for group, table in (
+            ("attention", ATTENTION),
+            ("options", OPTIONS),
+            ("scan", SCAN),
+            ("linear-scan", LINEAR_SCAN),
+        )
         for name, case in table.items()
     ],
 )
@@ -222,6 +251,8 @@ def test_mixed_libraries_elsewhere() -> None:
     t = torch.zeros(6, 4, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"u is an array of numpy but A is an array of torch"):
         subquad.selective_scan(x, x, torch.ones(4, 2), x[:, :2], x[:, :2])
+    with pytest.raises(TypeError, match=r"a is an array of numpy but b is an array of torch"):
+        subquad.linear_scan(x, t)
     with pytest.raises(TypeError, match=r"numpy.*torch"):
         subquad.Favor(omega=torch.ones(3, 4))(x, x, x)
     state = subquad.Favor().summarize(t, t)
@@ -248,6 +279,8 @@ def test_mixed_devices_torch() -> None:
         subquad.attention(t, t, t.to("meta"), "exact")
     with pytest.raises(ValueError, match=r"u is on device cpu but delta is on meta"):
         subquad.selective_scan(t, t.to("meta"), -torch.ones(4, 2), t[:, :2], t[:, :2])
+    with pytest.raises(ValueError, match=r"a is on device cpu but initial_state is on meta"):
+        subquad.linear_scan(t, t, initial_state=t[0].to("meta"))
     with pytest.raises(ValueError, match=r"cpu.*meta"):
         subquad.Favor(omega=torch.ones(3, 4, device="meta"))(t, t, t)
 

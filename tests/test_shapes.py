@@ -93,6 +93,25 @@ def test_scan(n: int, width: int, d_state: int, groups: int, complex_: bool, rev
 
 
 @few
+@given(st.integers(0, 80), st.integers(0, 4), st.sampled_from(["auto", "generic"]), st.booleans(), st.data())
+def test_linear_scan(n: int, d: int, implementation: str, reverse: bool, data: st.DataObject) -> None:
+    rng = np.random.default_rng(n)
+    batch = data.draw(st.lists(st.integers(0, 3), max_size=2).map(tuple))
+
+    def normal(*tail: int) -> np.ndarray:
+        shape = tuple(1 if data.draw(st.booleans()) else size for size in batch)[data.draw(st.integers(0, 2)) :]
+        x = rng.standard_normal((*shape, *tail))
+        return x * np.exp(1j * x) if data.draw(st.booleans()) else x
+
+    a, b, state = normal(n, d) / 3, normal(n, d), normal(d) if data.draw(st.booleans()) else None
+    options = {"reverse": reverse, "return_state": True, "implementation": implementation}
+    got = subquad.linear_scan(a, b, initial_state=state, **options)
+    for x, expected in zip(got, definitions.linear_scan(a, b, state, reverse=reverse), strict=True):
+        assert x.dtype == expected.dtype
+        assert relative_error(x, expected) < 1e-12
+
+
+@few
 @given(problems(), st.integers(1, 19))
 def test_chunks(problem: dict[str, Any], cut: int) -> None:
     """Two chunks merge to the whole, wherever the cut is."""

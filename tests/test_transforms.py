@@ -122,6 +122,18 @@ def test_torch_func_of_the_scan(torch: Any, scan: Scan) -> None:
     assert relative_error(gradient["u"].detach().numpy(), leaf.grad.numpy()) < 1e-12
 
 
+def test_torch_forward_mode_of_the_scan(torch: Any) -> None:
+    """y is linear in u: its tangent along u is y."""
+    forward_ad = torch.autograd.forward_ad
+    scan = Scan("plain")
+    given = {name: torch.from_numpy(x) for name, x in scan.draw(20).items()}
+    with forward_ad.dual_level():
+        y = scan.call(return_state=False)({**given, "u": forward_ad.make_dual(given["u"], given["u"].clone())})
+        value, tangent = forward_ad.unpack_dual(y)
+        assert tangent is not None
+        assert relative_error(tangent.numpy(), value.numpy()) < TOLERANCE["float64"]
+
+
 @rows(SOME)
 def test_jax_transforms(jax_library: Jax, row: Row) -> None:
     """vmap of jit equals the batch; vmap(grad) equals the gradient of the batch."""

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from subquad._blocks import loop_blocks, rows, take_rows
 from subquad._dispatch import Override
-from subquad_jax import _attention, _scan
+from subquad_jax import _attention, _linear_scan, _scan
 
 KERNELS = {
     "softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),),
+    "linear_scan": (Override("numba", _linear_scan.linear_scan, _linear_scan.declines),),
     "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
 }
 

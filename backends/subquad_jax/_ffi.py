@@ -5,7 +5,7 @@ operand is a *plan* that says what each word of the frame is:
 
     (LITERAL, low, high)        a number
     (OPERAND, k, 0)             the address of operand k
-    (RESULT, k, 0)              the address of result k, which is filled with zeros first
+    (RESULT, k, zeros)          the address of result k, which is filled with zeros first if `zeros` is 1
     (SUMMED, k, rows, wide)     scratch of `rows` times the size of result k, zeros, that is added up into it in the end
 
 Offsets into the call frame are those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
@@ -39,25 +39,53 @@ _create.argtypes, _create.restype = (ctypes.c_void_p,) * 4, ctypes.c_int
 _join.argtypes, _join.restype = (ctypes.c_void_p,) * 2, ctypes.c_int
 
 
-def literal(value: int) -> tuple[int, int, int, int]:
+def call(
+    target: str,
+    order: Sequence[str],
+    operands: dict[str, Any],
+    results: dict[str, jax.ShapeDtypeStruct],
+    sizes: dict[str, int],
+    tasks: int,
+    threads: int,
+    sums: dict[str, tuple[int, int]] | None = None,
+    *,
+    writes_all: bool = False,
+) -> Any:
+    """Call a target whose frame has the fields `order`, each an operand, a result, a sum into one, or a size.
+
+    Operands may be None, which is the address 0. Results are zeros before, unless the kernel `writes_all` of them.
+    Batches are run one after the other under vmap.
+    """
+    given = {name: x for name, x in operands.items() if x is not None}
+    places, outputs = list(given), list(results)
+    plan = [_literal(tasks), _literal(threads)]
+    for name in order:
+        if name in given:
+            plan.append((OPERAND, places.index(name), 0, 0))
+        elif sums and name in sums:
+            plan.append((SUMMED, outputs.index(name), *sums[name]))
+        elif name in results:
+            plan.append((RESULT, outputs.index(name), int(not writes_all), 0))
+        else:
+            plan.append(_literal(sizes.get(name, 0)))
+    run = jax.ffi.ffi_call(target, list(results.values()), vmap_method="sequential")
+    return run(*given.values(), np.array(plan, np.int32).reshape(-1))
+
+
+def _literal(value: int) -> tuple[int, int, int, int]:
     """A plan row for a number."""
     low = np.array(value & 0xFFFFFFFF, np.uint32).view(np.int32)
     return LITERAL, int(low), value >> 32, 0
 
 
-def call(
-    target: str, operands: Sequence[Any], results: Sequence[jax.ShapeDtypeStruct], plan: Sequence[tuple[int, ...]]
-) -> Any:
-    """Call a registered target; batches are run one after the other under vmap."""
-    run = jax.ffi.ffi_call(target, list(results), vmap_method="sequential")
-    return run(*operands, np.array(plan, np.int32).reshape(-1))
-
-
 @cache
 def register(target: str, make: Callable[..., Any], *kind: Any) -> str:
-    """Compile the kernel `make(*kind)` and its handler, and register it; the name to call it by."""
+    """Compile the kernel `make(*kind)` and its handler, and register it; the name to call it by.
+
+    The first of `kind` is a dtype; buffers are handled as its real numbers, two for a complex one.
+    """
     name = "_".join(("subquad", target, *map(str, kind)))
-    handler = _handler(make(*kind), np.dtype(kind[0]))
+    handler = _handler(make(*kind), np.dtype(kind[0]).type(0).real.dtype)
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     jax.ffi.register_ffi_target(name, new_capsule(handler.address, None, None), platform="cpu", api_version=1)
@@ -157,7 +185,8 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             elif what == RESULT:
                 result = pointer(results[k], zero)
                 words[i - HEAD] = result[DATA]
-                carray(pointer(result[DATA], number), count_reals(result))[:] = 0
+                if more:
+                    carray(pointer(result[DATA], number), count_reals(result))[:] = 0
             else:
                 words[i - HEAD] = scratch.ctypes.data + 8 * used
                 used += more * count_reals(pointer(results[k], zero)) + 8

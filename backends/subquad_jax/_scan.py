@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import platform
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,24 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, ShapeDtypeStruct
 
+from subquad_jax import _cpu
+
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 Inputs = tuple[Array | None, ...]  # in this order
 
 
 def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
     """Why the compiled kernel cannot take the call."""
-    if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed (pip install "subquad[numba]")'
-    for x in arrays:
-        if isinstance(x, jax.core.Tracer):
-            continue
-        if x is not None and any(device.platform != "cpu" for device in x.devices()):
-            return f"it runs on the CPU, the arrays are on {x.devices()}"
-    if jax.default_backend() != "cpu":
-        return f"it runs on the CPU, JAX's default is {jax.default_backend()}"
-    if 0 in arrays[0].shape:  # type: ignore[union-attr]
-        return "an axis is empty"
-    return _self_check()
+    return _cpu.declines(arrays) or _cpu.self_check(_counts)
 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
@@ -61,7 +49,9 @@ def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, A
     results = {"y": ShapeDtypeStruct(u.shape, u.dtype), "state": ShapeDtypeStruct((batch, *A.shape), A.dtype)}
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=u.shape[1])
     target = _ffi.register("selective_scan", kernels.forward_kernel, *_kind(inputs))
-    return tuple(_call(target, kernels.FRAME, dict(zip(NAMES, inputs, strict=True)), results, sizes, tasks, threads))
+    return tuple(
+        _ffi.call(target, kernels.FRAME, dict(zip(NAMES, inputs, strict=True)), results, sizes, tasks, threads)
+    )
 
 
 def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple[Array, Array], Inputs]:
@@ -94,7 +84,7 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan.TILE, n))
     target = _ffi.register("selective_scan_backward", kernels.backward_kernel, *_kind(inputs))
     tasks = batch * groups * blocks
-    found = _call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)
+    found = _ffi.call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)
     by_name = dict(zip(results, found, strict=True))
     # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
     return (
@@ -103,34 +93,6 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
 
 
 _scan.defvjp(_forward, _backward)
-
-
-def _call(
-    target: str,
-    order: Sequence[str],
-    operands: dict[str, Array | None],
-    results: dict[str, ShapeDtypeStruct],
-    sizes: dict[str, int],
-    tasks: int,
-    threads: int,
-    sums: dict[str, tuple[int, int]] | None = None,
-) -> Any:
-    """Call a target whose frame has the fields `order`, each an operand, a result, a sum into one, or a size."""
-    from subquad_jax import _ffi
-
-    given = {name: x for name, x in operands.items() if x is not None}
-    places, outputs = list(given), list(results)
-    plan = [_ffi.literal(tasks), _ffi.literal(threads)]
-    for name in order:
-        if name in given:
-            plan.append((_ffi.OPERAND, places.index(name), 0, 0))
-        elif sums and name in sums:
-            plan.append((_ffi.SUMMED, outputs.index(name), *sums[name]))
-        elif name in results:
-            plan.append((_ffi.RESULT, outputs.index(name), 0, 0))
-        else:
-            plan.append(_ffi.literal(sizes.get(name, 0)))
-    return _ffi.call(target, list(given.values()), list(results.values()), plan)
 
 
 def _sizes(inputs: Inputs, delta_softplus: bool, reverse: bool, **more: int) -> dict[str, int]:
@@ -156,18 +118,9 @@ def _kind(inputs: Inputs) -> tuple[str, bool, bool, bool]:
     return np.dtype(u.dtype).name, bool(jnp.iscomplexobj(A)), *(x is not None and x.ndim == 2 for x in (B, C))  # type: ignore[return-value]
 
 
-@functools.cache
-def _self_check() -> str | None:
-    """Does a round trip through XLA give the right numbers? The call frame is an interface of bytes."""
-    if platform.system() not in ("Linux", "Darwin"):
-        return f"its threads are not supported on {platform.system()}"
-    try:
-        with jax.ensure_compile_time_eval():
-            one = jnp.ones((1, 3, 1), jnp.float32)
-            zero = jnp.zeros((1, 1), jnp.float32)
-            maps = one[..., None]
-            y, state = _scan(False, False, (one, one, zero, maps, maps, None, None, None, None))
-            right = np.array_equal(np.asarray(y)[0, :, 0], [1, 2, 3]) and float(state[0, 0, 0]) == 3
-    except Exception as error:  # whatever went wrong, the generic form is there
-        return f"its self-check failed: {error}"
-    return None if right else "its self-check gave wrong numbers"
+def _counts() -> bool:
+    one = jnp.ones((1, 3, 1), jnp.float32)
+    zero = jnp.zeros((1, 1), jnp.float32)
+    maps = one[..., None]
+    y, state = _scan(False, False, (one, one, zero, maps, maps, None, None, None, None))
+    return np.array_equal(np.asarray(y)[0, :, 0], [1, 2, 3]) and float(state[0, 0, 0]) == 3

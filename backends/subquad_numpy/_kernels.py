@@ -11,17 +11,21 @@ from subquad.kernels.feature_product import FeatureMap
 from subquad_numpy import _attention
 
 Array = np.ndarray[Any, Any]
+DTYPES = ("float32", "float64", "complex64", "complex128")  # long doubles have no vectors
 
 
-def numba_missing() -> str | None:
-    """Why nothing can be compiled."""
+def declines(x: Array) -> str | None:
+    """Why nothing can be compiled for arrays like x."""
+    if x.dtype.name not in DTYPES:
+        return f"it computes in {', '.join(DTYPES)}, not in {x.dtype.name}"
     found = importlib.util.find_spec("numba") is not None
     return None if found else 'numba is not installed (pip install "subquad[numba]")'
 
 
 def scan_declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
     """Why the compiled scan cannot take the call."""
-    return numba_missing()
+    assert arrays[0] is not None
+    return declines(arrays[0])
 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
@@ -31,12 +35,24 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
     return scan_forward(*arrays, delta_softplus, reverse)
 
 
+def linear_scan_declines(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> str | None:
+    """Why the compiled kernel cannot take the call."""
+    return declines(a)
+
+
+def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:
+    """The kernel `linear_scan`."""
+    from subquad_numpy.linear_scan import linear_scan_forward
+
+    return linear_scan_forward(a, b, initial_state, reverse)
+
+
 def feature_product_declines(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> str | None:
     """Why the compiled product cannot take the call."""
     reason = _attention.feature_product_declines(q, k, v, phi=phi, causal=causal, key_mask=key_mask)
-    return reason or numba_missing()
+    return reason or declines(q)
 
 
 def feature_product(
@@ -54,7 +70,7 @@ def softmax_attention_declines(
 ) -> str | None:
     """Why the compiled softmax attention cannot take the call."""
     reason = _attention.softmax_attention_declines(q, k, v, scale=scale, causal=causal, key_mask=key_mask)
-    return reason or numba_missing()
+    return reason or declines(q)
 
 
 def softmax_attention(

@@ -24,6 +24,7 @@ def linear_scan_forward(
     reverse: bool = False,
     *,
     threads: int | None = None,
+    out: Array | None = None,
 ) -> Array:
     """h[t] = a[t] h[t-1] + b[t] along the second axis.
 
@@ -37,6 +38,8 @@ def linear_scan_forward(
         Whether time runs from the end.
     threads : int, optional
         Default: OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of the process, whichever is least.
+    out : array, shape (batch, n, d), optional
+        Where h goes, contiguous. Default: a new array.
 
     Returns
     -------
@@ -44,7 +47,7 @@ def linear_scan_forward(
         h.
     """
     arrays = _contiguous(b.dtype, a=a, b=b, initial_state=initial_state)
-    h = np.empty_like(arrays["b"])
+    h = np.empty_like(arrays["b"]) if out is None else out
     if h.size:
         _run(linear_scan_kernel(b.dtype.name), LINEAR_FRAME, h, reverse, threads, **arrays, h=h)
     return h
@@ -97,11 +100,18 @@ def _contiguous(dtype: Any, **arrays: Array | None) -> dict[str, Array]:
 
 
 def _run(kernel: Any, order: tuple[str, ...], like: Array, reverse: bool, threads: int | None, **arrays: Array) -> None:
-    batch, n, d = like.shape
-    threads = 1 if like.size < SMALL else thread_count(threads)
-    lanes = lanes_of(like.dtype)
-    block = -(-d // (lanes * -(-threads // batch))) * lanes
-    sizes = {"n": n, "d": d, "block": block, "reverse": int(reverse)}
+    sizes, tasks, threads = cut_work(like.shape, like.dtype, reverse, threads)
     addresses = {name: array.ctypes.data for name, array in arrays.items()}
     frame = np.array([{**sizes, **addresses}.get(name, 0) for name in order], np.int64)
-    run_tasks(kernel, batch * -(-d // block), frame, threads)
+    run_tasks(kernel, tasks, frame, threads)
+
+
+def cut_work(
+    shape: tuple[int, ...], dtype: Any, reverse: bool, threads: int | None = None
+) -> tuple[dict[str, int], int, int]:
+    """(sizes for the frame, number of tasks, number of threads); a task is a block of channels of one item."""
+    batch, n, d = shape
+    threads = 1 if batch * n * d < SMALL else thread_count(threads)
+    lanes = lanes_of(dtype)
+    block = -(-d // (lanes * -(-threads // batch))) * lanes
+    return {"n": n, "d": d, "block": block, "reverse": int(reverse)}, batch * -(-d // block), threads

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels.feature_product import Exponential, FeatureMap
-from subquad_torch._scan import has
+from subquad_torch._plain import declines_plain, has
 
 
 def declines(
@@ -22,13 +22,11 @@ def declines(
         return f"it runs on the CPU, the tensors are on {q.device.type}"
     if torch.compiler.is_compiling():
         return "a compiler sees through the generic form"
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
-        return "functional transforms see through the generic form only"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "gradients are recorded through the generic form"
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
-        return f"it takes plain tensors, got {[type(x).__name__ for x in tensors]}"
-    return None if has("numba") else 'numba is not installed (pip install "subquad[numba]")'
+    if not has("numba"):
+        return 'numba is not installed (pip install "subquad[numba]")'
+    return declines_plain(tensors)
 
 
 def feature_product(

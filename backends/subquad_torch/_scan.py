@@ -2,18 +2,18 @@
 
 Layout: `autograd.Function` over `torch.library` operators that have no autograd formula of their own. That is the one
 arrangement in which eager mode, double backward, `torch.compile(fullgraph=True)` forward and backward, and
-`torch.export` all work. Functional transforms (`torch.func`) take the generic form, which they can see through.
+`torch.export` all work. Functional transforms (`torch.func`) and forward mode take the generic form and see through it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from subquad.kernels.selective_scan import selective_scan as dispatched_scan
+from subquad_torch._plain import as_numpy, declines_plain, has
 
 generic_scan = dispatched_scan.__wrapped__  # type: ignore[attr-defined]
 ENGINES = {"cpu": "numba", "cuda": "cupy"}  # what compiles and launches the kernel of a device
@@ -35,18 +35,7 @@ def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> st
         reason = cuda.declines(*tensors, delta_softplus=delta_softplus, reverse=reverse)  # type: ignore[arg-type]
         if reason is not None:
             return reason
-    if torch.compiler.is_compiling():
-        return None  # the operator is a node of the graph
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in given):
-        return "functional transforms see through the generic form only"
-    if any(type(x) not in (Tensor, torch.nn.Parameter) for x in given):
-        return f"it takes plain tensors, got {[type(x).__name__ for x in given]}"
-    return None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    return declines_plain(given)
 
 
 def selective_scan(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -102,7 +91,7 @@ def scan_forward(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)  # torch's memory, so that torch accounts for it
     flags = {"threads": torch.get_num_threads(), "out": y.numpy()}
-    _, state = scan.scan_forward(*map(_numpy, tensors), delta_softplus, reverse, **flags)
+    _, state = scan.scan_forward(*map(as_numpy, tensors), delta_softplus, reverse, **flags)
     return y, torch.from_numpy(state)
 
 
@@ -142,11 +131,11 @@ def scan_backward(
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     grads = scan.scan_backward(
-        *map(_numpy, tensors),
+        *map(as_numpy, tensors),
         delta_softplus,
         reverse,
-        _numpy(grad_y),
-        _numpy(grad_state),
+        as_numpy(grad_y),
+        as_numpy(grad_state),
         threads=torch.get_num_threads(),
     )
     return [u.new_empty(0) if grad is None else torch.from_numpy(grad) for grad in grads]
@@ -177,8 +166,3 @@ def _cuda_device(like: Tensor) -> Any:
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().contiguous()
-
-
-def _numpy(x: Tensor | None) -> Any:
-    """The tensor's memory as a NumPy array."""
-    return None if x is None else x.detach().contiguous().resolve_conj().resolve_neg().numpy()

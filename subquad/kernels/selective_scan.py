@@ -9,7 +9,6 @@ two passes a scan of log₂(columns) steps joins the runs. Nothing of size (n, d
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +16,7 @@ from array_api_compat import array_namespace, device
 
 from subquad._blocks import scan_blocks
 from subquad._dispatch import Array, kernel
+from subquad.kernels._runs import cut_runs, join_runs, run_sizes
 
 RUN = 32  # steps of a run: the length of the loop over steps, twice per span
 STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
@@ -114,11 +114,9 @@ def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Ar
 def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Any, ...]) -> tuple[Array, Array]:
     """Output of a span of rows (u, delta, B, C) and the state after it."""
     batch, n, d = span[0].shape
-    columns = -(-n // RUN)
-    steps = -(-n // columns)
-    columns = -(-n // steps)
+    columns, steps = run_sizes(n, RUN)
     # a padded step has Δ = 0: the state passes through it unchanged
-    runs = [None if x is None else _runs(xp, x, columns, steps) for x in span]
+    runs = [None if x is None else cut_runs(xp, x, columns, steps) for x in span]
     is_complex = xp.isdtype(A.dtype, "complex floating")
 
     def learn(h: Array, u: Array, delta: Array, B_rows: Array | None, *_: Any) -> tuple[Array, None]:
@@ -135,26 +133,6 @@ def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tupl
         zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=device(state))
         left, _ = scan_blocks(learn, zero, runs, 1, xp=xp, exact=True)
         total = xp.matrix_transpose(xp.sum(runs[1], axis=-2, keepdims=True))
-        before = _join(xp, xp.exp(total * A), left, before)
+        before = join_runs(xp, xp.exp(total * A), left, before)
     h, y = scan_blocks(emit, before, runs, 1, xp=xp, exact=True)
     return h[:, -1, ...], xp.reshape(y, (batch, columns * steps, d))[:, :n, :]
-
-
-def _runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
-    """(batch, n, ·) → (batch, columns, steps, ·), zeros behind the end."""
-    ragged = columns * steps - x.shape[1]
-    if ragged:
-        zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=device(x))
-        x = xp.concat([x, zeros], axis=1)
-    return xp.reshape(x, (x.shape[0], columns, steps, x.shape[-1]))
-
-
-def _join(xp: ModuleType, decay: Array, left: Array, initial: Array) -> Array:
-    """The state before each run from what every run does: h ← decay h + left. Log-depth; no division."""
-    a, b = decay[:, :-1, ...], left[:, :-1, ...]
-    b = xp.concat([initial, b], axis=1)  # the initial state acts as a run before the first
-    a = xp.concat([xp.zeros_like(initial), a], axis=1)
-    for reach in (1 << i for i in range(math.ceil(math.log2(a.shape[1])))):
-        b = xp.concat([b[:, :reach, ...], a[:, reach:, ...] * b[:, :-reach, ...] + b[:, reach:, ...]], axis=1)
-        a = xp.concat([a[:, :reach, ...], a[:, reach:, ...] * a[:, :-reach, ...]], axis=1)
-    return b

@@ -5,7 +5,6 @@ h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
 
 from __future__ import annotations
 
-import math
 from types import ModuleType
 from typing import Any
 
@@ -122,7 +121,7 @@ def selective_scan(
     batch = _arrays.broadcast_batch(**batches)
 
     def flat(x: Array | None, dtype: Any) -> Array | None:
-        return None if x is None else _flatten(xp, _arrays.cast(xp, x, dtype), batch, 2)
+        return None if x is None else _arrays.flatten_batch(xp, _arrays.cast(xp, x, dtype), batch, 2)
 
     def flat_map(name: str, x: Array) -> Array:
         x = _arrays.cast(xp, x, held if xp.isdtype(x.dtype, "complex floating") else real)
@@ -131,7 +130,7 @@ def selective_scan(
         if forms[name] == 2:
             x = xp.expand_dims(x, axis=-2)
         alone = all(size == 1 for size in x.shape[:-3])
-        return xp.reshape(x, (1, *x.shape[-3:])) if alone else _flatten(xp, x, batch, 3)
+        return xp.reshape(x, (1, *x.shape[-3:])) if alone else _arrays.flatten_batch(xp, x, batch, 3)
 
     y, state = scan_kernel(
         flat(u, real),
@@ -317,11 +316,3 @@ def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     if not is_complex:
         return real, real
     return real, xp.complex128 if wide else xp.complex64
-
-
-def _flatten(xp: ModuleType, x: Array, batch: tuple[int, ...], rank: int) -> Array:
-    """(..., tail) → (product of batch, tail)."""
-    tail = x.shape[-rank:]
-    if tuple(x.shape[:-rank]) != batch:
-        x = xp.broadcast_to(x, (*batch, *tail))
-    return xp.reshape(x, (math.prod(batch), *tail))

@@ -1,0 +1,40 @@
+"""Whether XLA can call the compiled CPU kernels here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import platform
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import Array
+
+
+def declines(arrays: Sequence[Array | None]) -> str | None:
+    """Why the compiled kernels cannot take the arrays."""
+    if importlib.util.find_spec("numba") is None:
+        return 'numba is not installed (pip install "subquad[numba]")'
+    for x in arrays:
+        if isinstance(x, jax.core.Tracer):
+            continue
+        if x is not None and any(device.platform != "cpu" for device in x.devices()):
+            return f"it runs on the CPU, the arrays are on {x.devices()}"
+    if jax.default_backend() != "cpu":
+        return f"it runs on the CPU, JAX's default is {jax.default_backend()}"
+    if any(x is not None and 0 in x.shape for x in arrays[:1]):
+        return "an axis is empty"
+    return None
+
+
+@functools.cache
+def self_check(is_right: Callable[[], bool]) -> str | None:
+    """Does a round trip through XLA give the right numbers? The call frame is an interface of bytes."""
+    if platform.system() not in ("Linux", "Darwin"):
+        return f"its threads are not supported on {platform.system()}"
+    try:
+        with jax.ensure_compile_time_eval():
+            right = is_right()
+    except Exception as error:  # whatever went wrong, the generic form is there
+        return f"its self-check failed: {error}"
+    return None if right else "its self-check gave wrong numbers"

@@ -1,0 +1,37 @@
+"""A sequence cut into equal runs that advance side by side, and the scan of logarithmic depth that joins them."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+from array_api_compat import device
+
+from subquad._dispatch import Array
+
+
+def run_sizes(n: int, longest: int) -> tuple[int, int]:
+    """(columns, steps) of runs of at most `longest` steps that cover n, the last one filled up the most."""
+    columns = -(-n // longest)
+    steps = -(-n // columns)
+    return -(-n // steps), steps
+
+
+def cut_runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
+    """(batch, n, ·) → (batch, columns, steps, ·), zeros behind the end."""
+    ragged = columns * steps - x.shape[1]
+    if ragged:
+        zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=device(x))
+        x = xp.concat([x, zeros], axis=1)
+    return xp.reshape(x, (x.shape[0], columns, steps, x.shape[-1]))
+
+
+def join_runs(xp: ModuleType, decay: Array, left: Array, initial: Array) -> Array:
+    """The state before each run from what every run does: h ← decay h + left. Log-depth; no division."""
+    a, b = decay[:, :-1, ...], left[:, :-1, ...]
+    b = xp.concat([initial, b], axis=1)  # the initial state acts as a run before the first
+    a = xp.concat([xp.zeros_like(initial), a], axis=1)
+    for reach in (1 << i for i in range(math.ceil(math.log2(a.shape[1])))):
+        b = xp.concat([b[:, :reach, ...], a[:, reach:, ...] * b[:, :-reach, ...] + b[:, reach:, ...]], axis=1)
+        a = xp.concat([a[:, :reach, ...], a[:, reach:, ...] * a[:, :-reach, ...]], axis=1)
+    return b
