@@ -7,27 +7,15 @@ the CPU) NumPy arrays take one path.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+from subquad.kernels.selective_scan import Gradients
 
 from . import _plan
 from ._launch import STORAGE, CupyDevice, Device
 from ._passes import Passes
 
 Array = Any
-
-
-class Gradients(NamedTuple):
-    """Gradients in the order of the inputs; None for an input that was None."""
-
-    u: Array
-    delta: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array | None
-    z: Array | None
-    delta_bias: Array | None
-    initial_state: Array | None
 
 
 def declines(

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from math import lcm
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from subquad.kernels.selective_scan import Gradients
 from subquad_numpy._scan import FRAME, forward_kernel
 from subquad_numpy._scan_backward import GRADIENT_FRAME, backward_kernel
 from subquad_numpy._simd import lanes_of
@@ -17,20 +18,6 @@ BLOCK = 512
 GRADIENT_BLOCK, TILE = 128, 32  # states and decays of a tile then take 512 kB
 SHORT_CHUNK = 1024  # steps; chunks of time are not shorter, for each costs a pass over its matrices
 SMALL = 1 << 16  # state updates, some 30 µs: less than handing work to a thread is worth
-
-
-class Gradients(NamedTuple):
-    """Gradient of a loss by each input of `scan_forward`; None where the input was None."""
-
-    u: Array
-    delta: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array | None
-    z: Array | None
-    delta_bias: Array | None
-    initial_state: Array | None
 
 
 @dataclass

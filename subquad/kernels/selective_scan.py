@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
@@ -20,6 +20,20 @@ from subquad._dispatch import Array, kernel
 
 RUN = 32  # steps of a run: the length of the loop over steps, twice per span
 STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
+
+
+class Gradients(NamedTuple):
+    """Gradient of a loss by each input of the scan, in their order; None where the input was None."""
+
+    u: Array
+    delta: Array
+    A: Array
+    B: Array
+    C: Array
+    D: Array | None
+    z: Array | None
+    delta_bias: Array | None
+    initial_state: Array | None
 
 
 @kernel
