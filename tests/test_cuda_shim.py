@@ -24,6 +24,7 @@ from cuda_shim.cases import (  # noqa: E402
     solve,
 )
 
+from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_cupy import _passes, _plan, _scan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
@@ -182,7 +183,7 @@ def test_slices_are_read_in_place(library):
         library.run(kernel, blocks, arguments)
 
     def solve_in_place(inputs):
-        y, state, _ = _scan.scan_forward(*inputs, delta_softplus=False, reverse=False, device=NumpyDevice(run))
+        y, state, _ = _scan.scan_forward(Inputs(*inputs), delta_softplus=False, reverse=False, device=NumpyDevice(run))
         return y, state
 
     got = solve_in_place(inputs)
@@ -203,10 +204,10 @@ def test_offsets_are_64_bit(device):
     rng = np.random.default_rng(0)
     u[...] = rng.standard_normal(u.shape)
     delta, maps = np.abs(u), rng.standard_normal((2, 8, 1, 16)).astype("float32")
-    A = -np.ones((41, 16), dtype="float32")
+    shared = (-np.ones((41, 16), dtype="float32"), maps, maps, None, None, None, None)
     options = {"delta_softplus": False, "reverse": False, "device": device}
-    got = _scan.scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
-    want = _scan.scan_forward(u.copy(), delta, A, maps, maps, None, None, None, None, **options)
+    got = _scan.scan_forward(Inputs(u, delta, *shared), **options)
+    want = _scan.scan_forward(Inputs(u.copy(), delta, *shared), **options)
     np.testing.assert_array_equal(got[0], want[0], strict=True)
 
 
@@ -236,8 +237,8 @@ def test_saved_checkpoints_spare_the_second_forward_pass(library):
     arrays, dy, _ = case.inputs()
     inputs = [None if x is None else x.astype("float32") for x in arrays.values()]
     options = case.options | {"device": device}
-    *_, checkpoints = _scan.scan_forward(*inputs, **options, save=True)
-    got = _scan.scan_backward(dy.astype("float32"), None, *inputs, **options, checkpoints=checkpoints)
+    *_, checkpoints = _scan.scan_forward(Inputs(*inputs), **options, save=True)
+    got = _scan.scan_backward(dy.astype("float32"), None, Inputs(*inputs), **options, checkpoints=checkpoints)
     assert launched == ["scan_forward", "scan_backward"]
     assert error(got.A, expected(case)["dA"]) < SINGLE
 
@@ -251,10 +252,11 @@ def test_nothing_to_do_launches_nothing(shape):
     x, A, maps = np.ones(shape, "float32"), -np.ones((d, 4), "float32"), np.ones((batch, n, 1, 4), "float32")
     state = np.full((batch, d, 4), 3, dtype="float32")
     options = {"delta_softplus": True, "reverse": False, "device": NumpyDevice(run)}
-    y, last, _ = _scan.scan_forward(x, x, A, maps, maps, None, None, None, state, **options)
+    inputs = Inputs(x, x, A, maps, maps, None, None, None, state)
+    y, last, _ = _scan.scan_forward(inputs, **options)
     assert y.shape == shape
     np.testing.assert_array_equal(last, state)
-    gradients = _scan.scan_backward(x, state, x, x, A, maps, maps, None, None, None, state, **options)
+    gradients = _scan.scan_backward(x, state, inputs, **options)
     np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
     np.testing.assert_array_equal(gradients.initial_state, state)
 

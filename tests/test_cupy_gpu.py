@@ -67,6 +67,7 @@ def test_two_runs_agree_in_every_bit(cupy, cases):
 
 def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     """Split over blocks, 2^17 steps agree with the same steps in calls too short to be split."""
+    from subquad.kernels.selective_scan import Inputs
     from subquad_cupy._scan import scan_forward
 
     rng = cupy.random.default_rng(0)
@@ -75,12 +76,12 @@ def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     maps = rng.standard_normal((1, n, 1, 16), dtype="float32")
     A = -cupy.tile(cupy.arange(1, 17, dtype="float32"), (d, 1)) / 64
     options = {"delta_softplus": True, "reverse": False}
-    y, state, _ = scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
+    y, state, _ = scan_forward(Inputs(u, delta, A, maps, maps, None, None, None, None), **options)
     pieces, carried = [], None
     for start in range(0, n, short):
         part = (x[:, start : start + short] for x in (u, delta))
         B = maps[:, start : start + short]
-        piece, carried, _ = scan_forward(*part, A, B, B, None, None, None, carried, **options)
+        piece, carried, _ = scan_forward(Inputs(*part, A, B, B, None, None, None, carried), **options)
         pieces.append(piece)
     scale = float(abs(y).max())
     assert float(abs(y - cupy.concatenate(pieces, axis=1)).max()) <= APPROXIMATE * scale

@@ -22,8 +22,8 @@ RUN = 32  # steps of a run: the length of the loop over steps, twice per span
 STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
 
 
-class Gradients(NamedTuple):
-    """Gradient of a loss by each input of the scan, in their order; None where the input was None."""
+class Inputs(NamedTuple):
+    """One array for each input of the scan, in the order of its arguments; None where there is none."""
 
     u: Array
     delta: Array
@@ -34,6 +34,10 @@ class Gradients(NamedTuple):
     z: Array | None
     delta_bias: Array | None
     initial_state: Array | None
+
+
+class Gradients(Inputs):
+    """Gradient of a loss by each of the inputs; None where the input was None."""
 
 
 @kernel

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from subquad.kernels.selective_scan import Inputs
 from subquad_cupy import _plan, _scan
-
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Case:
 
         rows, states = (self.batch, self.n, self.d), (self.batch, self.d, self.d_state)
         maps = (1 if self.shared else self.batch, self.n, self.groups, self.d_state)
-        arrays: dict[str, Any] = dict.fromkeys(NAMES)
+        arrays: dict[str, Any] = dict.fromkeys(Inputs._fields)
         arrays["u"] = draw(*rows)
         arrays["delta"] = _rounded(draw(*rows) - 1, self.dtype) if self.full else abs(draw(*rows)) / 4
         arrays["A"] = _rounded(-np.exp(rng.standard_normal((self.d, self.d_state))) * self.decay, "float32")
@@ -74,7 +73,7 @@ def reference(arrays: dict[str, Any], *, delta_softplus: bool, reverse: bool) ->
     """The definition, one step at a time, in torch float64 so that its gradients are torch's."""
     import torch
 
-    u, delta, A, B, C, D, z, bias, state = (arrays[name] for name in NAMES)
+    u, delta, A, B, C, D, z, bias, state = (arrays[name] for name in Inputs._fields)
     batch, n, d = u.shape
     delta = delta if bias is None else delta + bias
     if delta_softplus:
@@ -129,14 +128,14 @@ def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None
 
     cast = cast or in_numpy
     arrays, dy, dstate = case.inputs()
-    inputs = [None if x is None else cast(name, x) for name, x in arrays.items()]
+    inputs = Inputs(*(None if x is None else cast(name, x) for name, x in arrays.items()))
     assert _scan.declines(*inputs, **case.options) is None
-    y, state, _ = _scan.scan_forward(*inputs, **case.options, device=device)
+    y, state, _ = _scan.scan_forward(inputs, **case.options, device=device)
     dy = cast("dy", dy)
     dstate = None if dstate is None else cast("dstate", dstate)
-    gradients = _scan.scan_backward(dy, dstate, *inputs, **case.options, device=device)
+    gradients = _scan.scan_backward(dy, dstate, inputs, **case.options, device=device)
     found = {"y": y, "state": state}
-    return found | {f"d{name}": getattr(gradients, name) for name in NAMES if arrays[name] is not None}
+    return found | {f"d{name}": getattr(gradients, name) for name in Inputs._fields if arrays[name] is not None}
 
 
 @contextmanager
