@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from subquad.kernels.selective_scan import Inputs
+
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to the others
 
 BUDGET = 440.0  # seconds; sections that would begin later are left out
@@ -65,7 +67,7 @@ def ceilings() -> tuple[float, float]:
     return copied, blocks * threads * rounds * 8 / taken * 1e3
 
 
-def inputs(batch: int, n: int, d: int, d_state: int, dtype: str, *, full: bool = True) -> list[Any]:
+def inputs(batch: int, n: int, d: int, d_state: int, dtype: str, *, full: bool = True) -> Inputs:
     """A Mamba layer's arrays: steps around 0.05, A from -1 to -d_state, with D, z and a bias if `full`."""
     import cupy
     import ml_dtypes
@@ -81,7 +83,7 @@ def inputs(batch: int, n: int, d: int, d_state: int, dtype: str, *, full: bool =
     u, maps = draw(batch, n, d), [draw(batch, n, 1, d_state) for _ in range(2)]
     bias = cupy.full(d, -3, dtype=wide)
     skip, z = (cupy.ones(d, dtype=wide), draw(batch, n, d)) if full else (None, None)
-    return [u, draw(batch, n, d), A, *maps, skip, z, bias, None]
+    return Inputs(u, draw(batch, n, d), A, *maps, skip, z, bias, None)
 
 
 def correctness() -> Iterator[str]:
@@ -96,12 +98,12 @@ def correctness() -> Iterator[str]:
     for dtype in ("float32", "bfloat16", "float16"):
         for d_state in (1, 2, 4, 8, 16, 32, 64, 128, 256):
             arrays = inputs(2, 333, 70, d_state, dtype)
-            exact = [None if x is None else x.astype("float64") for x in arrays]
+            exact = Inputs(*(None if x is None else x.astype("float64") for x in arrays))
             results = []
             for x in (arrays, exact):
                 dy = cupy.ones_like(x[0])
-                y = scan_forward(*x, **options)[0]
-                results.append([y, *(g for g in scan_backward(dy, None, *x, **options) if g is not None)])
+                y = scan_forward(x, **options)[0]
+                results.append([y, *(g for g in scan_backward(dy, None, x, **options) if g is not None)])
             errors = [
                 float(abs(got.astype("float64") - want).max() / abs(want).max())
                 for got, want in zip(*results, strict=True)
@@ -124,17 +126,17 @@ def kernels(copied: float, exps: float) -> Iterator[str]:
             values = batch * n * d
             floor = 1e3 * max(values * (STATES + 4) / exps, 4 * values * arrays[0].itemsize / copied)
 
-            def forward(arrays: list[Any] = arrays) -> Any:
-                return scan_forward(*arrays, **options)
+            def forward(arrays: Inputs = arrays) -> Any:
+                return scan_forward(arrays, **options)
 
             taken = milliseconds(forward)
             ratio = "not run"
             if values < 2**28:
-                *_, saved = scan_forward(*arrays, **options, save=True)
+                *_, saved = scan_forward(arrays, **options, save=True)
                 dy = cupy.ones_like(arrays[0])
 
-                def backward(arrays: list[Any] = arrays, dy: Any = dy, saved: Any = saved) -> Any:
-                    return scan_backward(dy, None, *arrays, **options, checkpoints=saved)
+                def backward(arrays: Inputs = arrays, dy: Any = dy, saved: Any = saved) -> Any:
+                    return scan_backward(dy, None, arrays, **options, checkpoints=saved)
 
                 ratio = f"{milliseconds(backward) / taken:.2f}"
             shape = f"{batch}, {n}, {d}, {STATES}"
@@ -146,7 +148,7 @@ def baselines() -> Iterator[str]:
     from subquad_cupy._scan import scan_forward
 
     arrays = inputs(8, 2048, 2048, STATES, "float32", full=False)
-    ours = milliseconds(lambda: scan_forward(*arrays, delta_softplus=True, reverse=False))
+    ours = milliseconds(lambda: scan_forward(arrays, delta_softplus=True, reverse=False))
     yield "| implementation | forward, ms | times ours |"
     yield "|---|---|---|"
     yield f"| this kernel | {ours:.3f} | 1 |"
@@ -233,7 +235,7 @@ def crossover() -> Iterator[str]:
     yield "|---|---|---|"
     for n in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
         arrays = inputs(1, n, 1024, STATES, "bfloat16")
-        ours = milliseconds(lambda arrays=arrays: scan_forward(*arrays, delta_softplus=True, reverse=False), 0.2)
+        ours = milliseconds(lambda arrays=arrays: scan_forward(arrays, delta_softplus=True, reverse=False), 0.2)
         qkv = torch.randn(3, 1, 16, n, 64, device="cuda", dtype=torch.bfloat16)
         attention = torch.nn.functional.scaled_dot_product_attention  # on the default stream, as CuPy
         theirs = milliseconds(lambda qkv=qkv, run=attention: run(*qkv, is_causal=True), 0.2)

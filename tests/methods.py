@@ -86,6 +86,11 @@ class Row:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def forms(self) -> tuple[bool, ...]:
+        """The values of `causal` that it has."""
+        return (False, True) if self.causal else (False,)
+
     def call(self, *, causal: bool = False) -> Callable[..., Any]:
         """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options."""
 

@@ -11,10 +11,6 @@ N = 45
 CASE = Case((3, 4, N, D), (3, 4, N, D), (3, 4, N, 5), mask="random")
 
 
-def kinds(row: Row) -> tuple[bool, ...]:
-    return (False, True) if row.causal else (False,)
-
-
 @rows(METHODS)
 def test_item_alone_equals_item_in_batch(row: Row) -> None:
     """With an item that would change any maximum, mean or start value taken over the batch.
@@ -27,7 +23,7 @@ def test_item_alone_equals_item_in_batch(row: Row) -> None:
     large = {name: inputs[name].copy() for name in ("q", "k", "v")}
     for x in large.values():
         x[1:] *= 3
-    for causal in kinds(row):
+    for causal in row.forms:
         attend = row.call(causal=causal)
         alone = attend(*(inputs[name][:1] for name in ("q", "k", "v", "key_mask")), arrays)
         beside = attend(large["q"], large["k"], large["v"], inputs["key_mask"], arrays)[:1]
@@ -54,7 +50,7 @@ def test_nan_in_one_item_stays_there(eager: Library, row: Row) -> None:
 def test_permuted_heads_give_permuted_outputs(row: Row) -> None:
     case = Case((2, 4, N, D), (2, 4, N, D), (2, 4, N, 5))
     inputs, order = case.draw(), [2, 0, 3, 1]
-    for causal in kinds(row):
+    for causal in row.forms:
         out, permuted = (
             row.call(causal=causal)(*(x[:, heads] for x in (inputs["q"], inputs["k"], inputs["v"])), None, {})
             for heads in (slice(None), order)
@@ -72,7 +68,7 @@ def test_grouped_queries_equal_repeated_heads(row: Row) -> None:
     repeated = dict(arrays)
     if "center" in arrays:  # one for each query head and one for each key head
         repeated["center"] = (arrays["center"][0], np.repeat(arrays["center"][1], 3, axis=0))
-    for causal in kinds(row):
+    for causal in row.forms:
         attend = row.call(causal=causal)
         expected = attend(inputs["q"], k, v, mask, repeated)
         for key_mask in (inputs["key_mask"], mask):
@@ -85,7 +81,7 @@ def test_batch_axes_broadcast(row: Row) -> None:
     inputs = Case((4, 1, N, D), (3, N, D), (1, 3, N, 5)).draw()
     q, k, v = (inputs[name] for name in ("q", "k", "v"))
     whole = [np.broadcast_to(x, (4, 3, *x.shape[-2:])).copy() for x in (q, k, v)]
-    for causal in kinds(row):
+    for causal in row.forms:
         attend = row.call(causal=causal)
         assert relative_error(attend(q, k, v, None, {}), attend(*whole, None, {})) < 1e-12
 
@@ -96,7 +92,7 @@ def test_mask_with_more_batch_axes_than_the_arrays(row: Row) -> None:
     inputs = Case((N, D), (N, D), (N, 5)).draw()
     masks = np.random.default_rng(1).random((4, N)) < 0.7
     q, k, v = (inputs[name] for name in ("q", "k", "v"))
-    for causal in kinds(row):
+    for causal in row.forms:
         together = row.call(causal=causal)(q, k, v, masks, {})
         alone = np.stack([row.call(causal=causal)(q, k, v, mask, {}) for mask in masks])
         assert relative_error(together, alone) < 1e-12

@@ -14,23 +14,24 @@ torch = pytest.importorskip("torch")  # gradients of the reference
 from cuda_shim import COMPILER, SOURCE, Library, NumpyDevice, TorchHost, build  # noqa: E402
 from cuda_shim.cases import (  # noqa: E402
     CASES,
+    LOW,
     LOW_PRECISION,
     SANITIZED,
     SPLIT,
     Case,
-    error,
     expected,
     small_chunks,
     solve,
 )
+from libraries import relative_error  # noqa: E402
 
+from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_cupy import _passes, _plan, _scan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 SINGLE = 5e-7  # 8 units in the last place of float32: sums of 32-bit products, in the order of the kernel
 DOUBLE = 1e-14
-LOW = {"float16": 2e-3, "bfloat16": 2e-2}  # 2-3 units in the last place of the outputs
 BARRIERS = [
     number for number, line in enumerate(SOURCE.read_text(encoding="utf-8").splitlines(), 1) if "__syncthreads" in line
 ]
@@ -43,13 +44,8 @@ def kernels_of(cases):
     for case in cases:
         for steps in (32, 256):
             with small_chunks(steps):
-                solve(case, device, cast=None if case.dtype != "bfloat16" else as_bfloat16)
+                solve(case, device)
     return names
-
-
-def as_bfloat16(name, x):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    return x.astype(ml_dtypes.bfloat16 if name in ("u", "delta", "z", "dy", "B", "C") else "float32")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def device(library):
 def assert_close(got, case, tolerance):
     want = expected(case)
     assert got.keys() == want.keys()
-    worst = {name: error(got[name], want[name]) for name in want}
+    worst = {name: relative_error(got[name], want[name]) for name in want}
     assert max(worst.values()) <= tolerance, worst
 
 
@@ -90,11 +86,10 @@ def test_a_split_sequence_equals_the_definition(library, case):
 
 @pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
 def test_half_precision_rounds_only_the_outputs(device, case):
-    cast = as_bfloat16 if case.dtype == "bfloat16" else None
-    got = solve(case, device, cast)
+    got = solve(case, device)
     assert_close(got, case, LOW[case.dtype])
     want = expected(case)
-    assert all(error(got[name], want[name]) < SINGLE for name in ("state", "dA", "dD", "ddelta_bias"))
+    assert all(relative_error(got[name], want[name]) < SINGLE for name in ("state", "dA", "dD", "ddelta_bias"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,8 +97,7 @@ def test_torch_tensors_take_the_same_path(library, dtype):
     case = next(case for case in CASES[:1] + LOW_PRECISION if case.dtype == dtype)
 
     def cast(name, x):
-        low = name in ("u", "delta", "z", "dy", "B", "C")
-        return torch.from_numpy(x).to(getattr(torch, dtype) if low else torch.float32)
+        return torch.from_numpy(x).to(getattr(torch, case.dtype_of(name)))
 
     got = solve(case, TorchHost(library.run), cast)
     assert got["y"].dtype == getattr(torch, dtype)
@@ -130,7 +124,7 @@ def test_every_barrier_is_needed(library, line):
         except RuntimeError:
             return False
         want = expected(case)
-        return max(error(got[name], want[name]) for name in want) < SINGLE
+        return max(relative_error(got[name], want[name]) for name in want) < SINGLE
 
     with small_chunks(32):
         assert not all(survives(case, seed) for case in (CASES[0], SPLIT[0]) for seed in (1, 2, 3))
@@ -182,7 +176,7 @@ def test_slices_are_read_in_place(library):
         library.run(kernel, blocks, arguments)
 
     def solve_in_place(inputs):
-        y, state, _ = _scan.scan_forward(*inputs, delta_softplus=False, reverse=False, device=NumpyDevice(run))
+        y, state, _ = _scan.scan_forward(Inputs(*inputs), delta_softplus=False, reverse=False, device=NumpyDevice(run))
         return y, state
 
     got = solve_in_place(inputs)
@@ -203,10 +197,10 @@ def test_offsets_are_64_bit(device):
     rng = np.random.default_rng(0)
     u[...] = rng.standard_normal(u.shape)
     delta, maps = np.abs(u), rng.standard_normal((2, 8, 1, 16)).astype("float32")
-    A = -np.ones((41, 16), dtype="float32")
+    shared = (-np.ones((41, 16), dtype="float32"), maps, maps, None, None, None, None)
     options = {"delta_softplus": False, "reverse": False, "device": device}
-    got = _scan.scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
-    want = _scan.scan_forward(u.copy(), delta, A, maps, maps, None, None, None, None, **options)
+    got = _scan.scan_forward(Inputs(u, delta, *shared), **options)
+    want = _scan.scan_forward(Inputs(u.copy(), delta, *shared), **options)
     np.testing.assert_array_equal(got[0], want[0], strict=True)
 
 
@@ -236,10 +230,10 @@ def test_saved_checkpoints_spare_the_second_forward_pass(library):
     arrays, dy, _ = case.inputs()
     inputs = [None if x is None else x.astype("float32") for x in arrays.values()]
     options = case.options | {"device": device}
-    *_, checkpoints = _scan.scan_forward(*inputs, **options, save=True)
-    got = _scan.scan_backward(dy.astype("float32"), None, *inputs, **options, checkpoints=checkpoints)
+    *_, checkpoints = _scan.scan_forward(Inputs(*inputs), **options, save=True)
+    got = _scan.scan_backward(dy.astype("float32"), None, Inputs(*inputs), **options, checkpoints=checkpoints)
     assert launched == ["scan_forward", "scan_backward"]
-    assert error(got.A, expected(case)["dA"]) < SINGLE
+    assert relative_error(got.A, expected(case)["dA"]) < SINGLE
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
@@ -251,10 +245,11 @@ def test_nothing_to_do_launches_nothing(shape):
     x, A, maps = np.ones(shape, "float32"), -np.ones((d, 4), "float32"), np.ones((batch, n, 1, 4), "float32")
     state = np.full((batch, d, 4), 3, dtype="float32")
     options = {"delta_softplus": True, "reverse": False, "device": NumpyDevice(run)}
-    y, last, _ = _scan.scan_forward(x, x, A, maps, maps, None, None, None, state, **options)
+    inputs = Inputs(x, x, A, maps, maps, None, None, None, state)
+    y, last, _ = _scan.scan_forward(inputs, **options)
     assert y.shape == shape
     np.testing.assert_array_equal(last, state)
-    gradients = _scan.scan_backward(x, state, x, x, A, maps, maps, None, None, None, state, **options)
+    gradients = _scan.scan_backward(x, state, inputs, **options)
     np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
     np.testing.assert_array_equal(gradients.initial_state, state)
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from libraries import relative_error
 
 pytestmark = pytest.mark.gpu
 
 APPROXIMATE = 4e-6  # ex2.approx is good to 2 units in the last place, and a state multiplies a dozen of them
-LOW = {"float16": 2e-3, "bfloat16": 2e-2}
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,7 @@ def cases():
 
 
 def on_device(cupy, case):
-    low = case.dtype
-    if low == "bfloat16":
-        low = pytest.importorskip("ml_dtypes").bfloat16
-    wide = "float64" if case.dtype == "float64" else "float32"
-    return lambda name, x: cupy.asarray(x.astype(low if name in ("u", "delta", "z", "dy", "B", "C") else wide))
+    return lambda name, x: cupy.asarray(case.stored(name, x))
 
 
 def solve(cupy, cases, case):
@@ -51,8 +47,8 @@ def test_kernels_equal_the_definition(cupy, cases, kind):
     for case in getattr(cases, kind):
         with cases.small_chunks(32 if kind == "SPLIT" else 256):
             got = solve(cupy, cases, case)
-        tolerance = 1e-13 if case.dtype == "float64" else LOW.get(case.dtype, APPROXIMATE)
-        worst = {name: cases.error(got[name], want) for name, want in cases.expected(case).items()}
+        tolerance = 1e-13 if case.dtype == "float64" else cases.LOW.get(case.dtype, APPROXIMATE)
+        worst = {name: relative_error(got[name], want) for name, want in cases.expected(case).items()}
         if max(worst.values()) > tolerance:
             failures[str(case)] = worst
     assert not failures
@@ -67,6 +63,7 @@ def test_two_runs_agree_in_every_bit(cupy, cases):
 
 def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     """Split over blocks, 2^17 steps agree with the same steps in calls too short to be split."""
+    from subquad.kernels.selective_scan import Inputs
     from subquad_cupy._scan import scan_forward
 
     rng = cupy.random.default_rng(0)
@@ -75,12 +72,12 @@ def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     maps = rng.standard_normal((1, n, 1, 16), dtype="float32")
     A = -cupy.tile(cupy.arange(1, 17, dtype="float32"), (d, 1)) / 64
     options = {"delta_softplus": True, "reverse": False}
-    y, state, _ = scan_forward(u, delta, A, maps, maps, None, None, None, None, **options)
+    y, state, _ = scan_forward(Inputs(u, delta, A, maps, maps, None, None, None, None), **options)
     pieces, carried = [], None
     for start in range(0, n, short):
         part = (x[:, start : start + short] for x in (u, delta))
         B = maps[:, start : start + short]
-        piece, carried, _ = scan_forward(*part, A, B, B, None, None, None, carried, **options)
+        piece, carried, _ = scan_forward(Inputs(*part, A, B, B, None, None, None, carried), **options)
         pieces.append(piece)
     scale = float(abs(y).max())
     assert float(abs(y - cupy.concatenate(pieces, axis=1)).max()) <= APPROXIMATE * scale
@@ -95,7 +92,7 @@ def test_it_runs_on_the_current_stream(cupy, cases):
     with cupy.cuda.Stream(non_blocking=True):
         got = cases.solve(case, CupyDevice(), on_device(cupy, case))
         got = {name: x.get() for name, x in got.items()}
-    assert max(cases.error(got[name], want) for name, want in cases.expected(case).items()) <= APPROXIMATE
+    assert max(relative_error(got[name], want) for name, want in cases.expected(case).items()) <= APPROXIMATE
 
 
 @pytest.mark.usefixtures("cupy")
@@ -109,12 +106,11 @@ def test_torch_tensors_on_a_side_stream(cases, dtype):
     case = next(case for case in cases.CASES[:1] + cases.LOW_PRECISION if case.dtype == dtype)
 
     def cast(name, x):
-        low = name in ("u", "delta", "z", "dy", "B", "C")
-        return torch.from_numpy(x).cuda().to(getattr(torch, dtype) if low else torch.float32)
+        return torch.from_numpy(x).cuda().to(getattr(torch, case.dtype_of(name)))
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         got = cases.solve(case, TorchDevice(0, stream.cuda_stream), cast)
         got = {name: x.double().cpu().numpy() for name, x in got.items()}
-    worst = {name: cases.error(got[name], want) for name, want in cases.expected(case).items()}
-    assert max(worst.values()) <= LOW.get(dtype, APPROXIMATE), worst
+    worst = {name: relative_error(got[name], want) for name, want in cases.expected(case).items()}
+    assert max(worst.values()) <= cases.LOW.get(dtype, APPROXIMATE), worst

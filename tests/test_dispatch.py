@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
+from interpreter import python
 from libraries import LIBRARIES, TOLERANCE, Jax, Library, NumPy, Strict, Torch, relative_error
 from methods import CASES, Case
 from scans import Scan, scans
@@ -22,20 +21,6 @@ from subquad._dispatch import Override, backend_of
 
 PACKAGE = Path(subquad.__file__).parent
 FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy", "numba", "dask", "tensorflow")
-
-
-def python(code: str, *path: Path) -> str:
-    """What a fresh interpreter prints."""
-    search = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": search},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
 
 
 def test_import_loads_no_framework_and_starts_no_thread() -> None:

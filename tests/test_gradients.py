@@ -40,7 +40,7 @@ def test_torch_gradcheck(row: Row) -> None:
     arrays = library.arrays(row.arrays(CASE), "float64")
     mask = torch.from_numpy(MASK)
     names = [name for name in arrays if not isinstance(arrays[name], tuple)]
-    for causal in (False, True) if row.causal else (False,):
+    for causal in row.forms:
 
         def attend(q: Any, k: Any, v: Any, *given: Any, causal: bool = causal) -> Any:
             mine = {**arrays, **dict(zip(names, given, strict=True))}

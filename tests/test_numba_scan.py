@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,16 @@ import pytest
 pytest.importorskip("numba")
 torch = pytest.importorskip("torch")
 
+import oracle  # noqa: E402
+import torch_scan  # noqa: E402
+from libraries import relative_error  # noqa: E402
+
+from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_numpy.linear_scan import linear_scan_backward, linear_scan_forward  # noqa: E402
 from subquad_numpy.scan import scan_backward, scan_forward, scan_step  # noqa: E402
 
 Arrays = dict[str, Any]
 torch.set_num_threads(1)  # the loops of the definition are too small for more
-
-ORACLE = Path(__file__).parent / "data" / "oracle"
 
 # The promise is 1e-6 relative to the largest entry. Phases of complex rates reach tens of radians, and
 # rounding the step alone, 6e-8 of the phase, then costs as many times more.
@@ -84,44 +86,14 @@ def draw(
 
 
 def by_definition(given: Arrays, softplus: bool, reverse: bool) -> tuple[Arrays, Any, Any]:
-    """Inputs as float64 tensors that ask for gradients, y and the last state: one line per formula."""
-    t = {
-        name: None
-        if array is None
-        else torch.tensor(array, dtype=torch.complex128 if np.iscomplexobj(array) else torch.float64)
-        for name, array in given.items()
-    }
-    for tensor in t.values():
-        if tensor is not None:
-            tensor.requires_grad_()
-    u, A = t["u"], t["A"]
-    batch, n, d = u.shape
-    delta = t["delta"] if t["delta_bias"] is None else t["delta"] + t["delta_bias"]
-    if softplus:
-        delta = torch.logaddexp(delta, torch.zeros_like(delta))
-
-    def of_channels(x: Any) -> Any:
-        x = x if x.ndim == 2 else x.repeat_interleave(d // x.shape[2], dim=2)
-        return x.expand(batch, n, d, A.shape[1]).unbind(1)
-
-    B, C = of_channels(t["B"]), of_channels(t["C"])
-    h = torch.zeros(batch, d, A.shape[1], dtype=A.dtype) if t["initial_state"] is None else t["initial_state"]
-    y: list[Any] = [None] * n
-    for i in reversed(range(n)) if reverse else range(n):
-        step = delta[:, i, :, None]
-        h = torch.exp(step * A) * h + step * B[i] * u[:, i, :, None]
-        read = (C[i] * h).sum(-1)
-        y[i] = 2 * read.real if A.is_complex() else read
-    out = torch.stack(y, 1)
-    out = out if t["D"] is None else out + t["D"] * u
-    return t, out if t["z"] is None else out * torch.nn.functional.silu(t["z"]), h
+    """Inputs as tensors that ask for gradients, y and the last state."""
+    t = torch_scan.leaves(given)
+    return t, *torch_scan.scan(t, delta_softplus=softplus, reverse=reverse)
 
 
 def error(got: Any, expected: Any) -> float:
     """Largest difference as a part of the largest expected entry."""
-    expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
-    assert got.shape == expected.shape
-    return float(np.max(np.abs(got - expected)) / max(np.max(np.abs(expected)), 1e-30))
+    return relative_error(got, expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -176,38 +148,28 @@ def test_groups_of_B_and_C_may_differ() -> None:
     assert error(gradients.C, expected) < 1e-6
 
 
-@pytest.mark.parametrize("path", sorted(ORACLE.glob("selective_scan_*.npz")), ids=lambda path: path.stem)
-def test_scan_agrees_with_another_implementation(path: Path) -> None:
-    """Channels are on its second axis and time on its last; its float32 gives 1e-5."""
-    stored = dict(np.load(path))
-    is_complex = np.iscomplexobj(stored["A"])
+@pytest.mark.parametrize("name", oracle.SCANS)
+def test_scan_agrees_with_another_implementation(name: str) -> None:
+    """Its float32 gives 1e-5."""
+    stored = oracle.load(name)
 
-    def turned(name: str) -> Any:
-        array = stored.get(name)
-        if array is None or array.ndim < 3:
-            return array
-        if name.removeprefix("grad_") not in ("B", "C"):
-            return np.moveaxis(array, 1, 2)
-        array = array if array.ndim == 4 else array[:, None]
-        if is_complex:
-            array = array[..., 0::2] + 1j * array[..., 1::2]
-        return np.ascontiguousarray(np.transpose(array, (0, 3, 1, 2)))
+    def with_groups(arrays: Arrays) -> Arrays:
+        return {key: x[:, :, None] if key in ("B", "C") and x.ndim == 3 else x for key, x in arrays.items()}
 
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    given = {name: turned(name) for name in names} | {"initial_state": None}
+    given = dict.fromkeys(Inputs._fields) | with_groups(oracle.inputs_of(stored))
     softplus = bool(stored["delta_softplus"])
     y, state = scan_forward(**given, delta_softplus=softplus)
-    assert error(y, turned("out")) < 1e-5
+    assert error(y, oracle.channels_last("out", stored["out"], stored)) < 1e-5
     assert error(state, stored["last_state"]) < 1e-5
-    got = scan_backward(**given, delta_softplus=softplus, reverse=False, grad_y=turned("grad_out"))
-    for name in names:
-        if given[name] is not None:
-            assert error(getattr(got, name), turned(f"grad_{name}")) < 3e-5, name
+    grad_y = oracle.channels_last("out", stored["grad_out"], stored)
+    got = scan_backward(**given, delta_softplus=softplus, reverse=False, grad_y=grad_y)
+    for key, expected in with_groups(oracle.expected_gradients(stored)).items():
+        assert error(getattr(got, key), expected) < 3e-5, key
 
 
-@pytest.mark.parametrize("path", sorted(ORACLE.glob("selective_state_update_*.npz")), ids=lambda path: path.stem)
-def test_step_agrees_with_another_implementation(path: Path) -> None:
-    stored = dict(np.load(path))
+@pytest.mark.parametrize("name", oracle.UPDATES)
+def test_step_agrees_with_another_implementation(name: str) -> None:
+    stored = oracle.load(name)
     batch, d_state = stored["state_in"].shape[0], stored["A"].shape[-1]
 
     def flat(name: str) -> Any:

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from libraries import Jax, Library, Torch, relative_error
+from oracle import SCANS, UPDATES, channels_last, expected_gradients, inputs_of, load
 
 import subquad
 
-DATA = Path(__file__).parent / "data" / "oracle"
 # the reference itself computes in float32
 TOLERANCE = 2e-5
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-SCANS = sorted(path.stem for path in DATA.glob("selective_scan_*.npz"))
-UPDATES = sorted(path.stem for path in DATA.glob("selective_state_update_*.npz"))
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(DATA / f"{name}.npz") as stored:
-        return dict(stored)
-
-
-def channels_last(name: str, x: np.ndarray, given: dict[str, np.ndarray]) -> np.ndarray:
-    """(batch, …, length) → (batch, length, …); interleaved complex maps become complex."""
-    if name in ("B", "C") and x.ndim == 3 and np.iscomplexobj(given["A"]):
-        x = x[..., 0::2] + 1j * x[..., 1::2]
-    return np.moveaxis(x, -1, 1) if x.ndim > 2 else x
-
-
-def inputs_of(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: channels_last(name, given[name], given) for name in NAMES if name in given}
 
 
 def scan(inputs: dict[str, Any], *, softplus: bool) -> Any:
@@ -59,10 +39,6 @@ def test_scan_equals_the_reference(eager: Library, name: str) -> None:
     y, state = eager.call(call, inputs_of(given), dtype="float32")
     assert relative_error(eager.numpy(y), channels_last("out", given["out"], given)) <= TOLERANCE
     assert relative_error(eager.numpy(state), given["last_state"]) <= TOLERANCE
-
-
-def expected_gradients(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: channels_last(name, given[f"grad_{name}"], given) for name in NAMES if name in given}
 
 
 @pytest.mark.parametrize("name", [name for name in SCANS if not name.endswith("L7")])

@@ -40,7 +40,7 @@ def kinds(library: Library, row: Row, case: str) -> list[tuple[str, bool]]:
         dtypes = TRACED.get(case, ()) if case != "blocks" or row in MAIN_CAUSAL else ()
         return [(dtype, row.causal and case != "grouped") for dtype in dtypes]
     dtypes = [dtype for dtype in library.dtypes if dtype != "bfloat16" or case in ROUNDED]
-    return [(dtype, causal) for dtype in dtypes for causal in ((False, True) if row.causal else (False,))]
+    return [(dtype, causal) for dtype in dtypes for causal in row.forms]
 
 
 COMBINATIONS = [

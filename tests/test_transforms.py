@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from interpreter import python
 from libraries import TOLERANCE, Jax, relative_error
 from methods import Case, D, Row, named, rows
 from scans import Scan, scans
@@ -85,8 +84,7 @@ for method, options in cases:
 def test_torch_compile_cold() -> None:
     """The first call of the process is compiled: the backend loads and ω is drawn inside."""
     pytest.importorskip("torch")
-    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    python(COLD)
 
 
 @rows(ROUTES)

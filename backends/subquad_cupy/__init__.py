@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subquad._dispatch import Override
+from subquad.kernels.selective_scan import Inputs
 from subquad_cupy import _scan
 
 IN_PLACE = True
@@ -18,7 +19,7 @@ def synchronize(*arrays: Any) -> None:
 
 
 def _selective_scan(*arrays: Any, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
-    y, state, _ = _scan.scan_forward(*arrays, delta_softplus=delta_softplus, reverse=reverse)
+    y, state, _ = _scan.scan_forward(Inputs(*arrays), delta_softplus=delta_softplus, reverse=reverse)
     return y, state
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -131,6 +133,16 @@ class TorchDevice:
 
         with cupy.cuda.Device(self._index), self._stream:
             _function(kernel, self._index)((blocks,), (128,), (arguments,))
+
+
+@contextmanager
+def launcher(device: Device | None, u: Array) -> Iterator[Device]:
+    """`device`; where none is given CuPy, on the device of `u` and its current stream."""
+    if device is not None:
+        yield device
+        return
+    with u.device:
+        yield CupyDevice()
 
 
 class _Foreign:

@@ -6,45 +6,20 @@ the CPU) NumPy arrays take one path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from . import _plan
-from ._launch import STORAGE, CupyDevice, Device
-from ._passes import Passes
+from subquad.kernels.selective_scan import Gradients, Inputs
+from subquad_cupy import _plan
+from subquad_cupy._launch import STORAGE, Device, launcher
+from subquad_cupy._operands import Operands
+from subquad_cupy._passes import backward, forward, window, windows
 
 Array = Any
 
 
-class Gradients(NamedTuple):
-    """Gradients in the order of the inputs; None for an input that was None."""
-
-    u: Array
-    delta: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array | None
-    z: Array | None
-    delta_bias: Array | None
-    initial_state: Array | None
-
-
-def declines(
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None,
-    z: Array | None,
-    delta_bias: Array | None,
-    initial_state: Array | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-) -> str | None:
+def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
     """Why the CUDA kernel cannot take these inputs, or None."""
+    u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*arrays)
     names = {str(x.dtype).rpartition(".")[2] for x in (u, delta, z) if x is not None}
     others = {str(x.dtype).rpartition(".")[2] for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
     if any(name.startswith("complex") for name in names | others):
@@ -65,15 +40,7 @@ def declines(
 
 
 def scan_forward(
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None,
-    z: Array | None,
-    delta_bias: Array | None,
-    initial_state: Array | None,
+    inputs: Inputs,
     *,
     delta_softplus: bool,
     reverse: bool,
@@ -84,16 +51,12 @@ def scan_forward(
 
     Parameters
     ----------
-    u, delta, z : array, shape (batch, n, d)
-        float32, float16, bfloat16 or float64; z may be None. Slices are read in place.
-    A : array, shape (d, d_state)
-        float32, or float64 with float64 inputs.
-    B, C : array, shape (batch or 1, n, groups, d_state) or (d, d_state)
-        Maps of each step, or constant.
-    D, delta_bias : array, shape (d,), or None
-        Skip connection; added to delta.
-    initial_state : array, shape (batch, d, d_state), or None
-        State before the first step.
+    inputs : Inputs
+        u, delta, z : shape (batch, n, d); float32, float16, bfloat16 or float64. Slices are read in place.
+        A : shape (d, d_state); float32, or float64 with float64 inputs.
+        B, C : shape (batch or 1, n, groups, d_state) or (d, d_state); maps of each step, or constant.
+        D, delta_bias : shape (d,); skip connection; added to delta.
+        initial_state : shape (batch, d, d_state); state before the first step.
     delta_softplus : bool
         Whether the step is softplus(delta + delta_bias).
     reverse : bool
@@ -112,32 +75,21 @@ def scan_forward(
     checkpoints : array or None
         For `scan_backward`.
     """
-    arrays = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    if device is None:
-        with u.device:
-            return scan_forward(*arrays, delta_softplus=delta_softplus, reverse=reverse, device=CupyDevice(), save=save)
-    passes = Passes(device, *arrays, softplus=delta_softplus, reverse=reverse)
-    y, state = device.empty(u.shape, u), passes.new_state()
-    if 0 in u.shape:
-        state[...] = 0 if initial_state is None else initial_state
-        return y, state, None
-    checkpoints = passes.new_checkpoints(passes.n) if save and passes.n <= passes.window else None
-    passes.forward(0, passes.n, passes.initial_state, state, y, checkpoints)
-    return y, state, checkpoints
+    with launcher(device, inputs.u) as device:
+        operands = Operands(device, inputs, softplus=delta_softplus, reverse=reverse)
+        y, state = operands.new_rows(), operands.new_state()
+        if 0 in y.shape:
+            state[...] = 0 if inputs.initial_state is None else inputs.initial_state
+            return y, state, None
+        kept = operands.new_checkpoints(operands.n) if save and operands.n <= window(operands) else None
+        forward(operands, 0, operands.n, first=operands.initial_state, last=state, y=y, checkpoints=kept)
+        return y, state, kept
 
 
 def scan_backward(
     dy: Array,
     dstate: Array | None,
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None,
-    z: Array | None,
-    delta_bias: Array | None,
-    initial_state: Array | None,
+    inputs: Inputs,
     *,
     delta_softplus: bool,
     reverse: bool,
@@ -152,7 +104,7 @@ def scan_backward(
         Gradient of y.
     dstate : array, shape (batch, d, d_state), or None
         Gradient of the last state.
-    u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse, device
+    inputs, delta_softplus, reverse, device
         As in `scan_forward`.
     checkpoints : array, optional
         Third result of ``scan_forward(..., save=True)``. Default: a forward pass recomputes them.
@@ -162,72 +114,35 @@ def scan_backward(
     Gradients
         One array per input, with its shape and data type.
     """
-    arrays = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    if device is None:
-        with u.device:
-            return scan_backward(
-                dy,
-                dstate,
-                *arrays,
-                delta_softplus=delta_softplus,
-                reverse=reverse,
-                checkpoints=checkpoints,
-                device=CupyDevice(),
-            )
-    passes = Passes(device, *arrays, softplus=delta_softplus, reverse=reverse)
-    rows = {"dy": passes.like_u(dy), "du": device.empty(u.shape, u), "ddelta": device.empty(u.shape, u)}
-    rows["dz"] = None if z is None else device.empty(u.shape, u)
-    for name, x in (("dB", B), ("dC", C)):
-        if x.ndim == 4:
-            rows[name] = device.empty((passes.batch, passes.n, passes.groups, passes.d_state), A)
-    adjoint = None if dstate is None else passes.like_A(dstate)
+    with launcher(device, inputs.u) as device:
+        operands = Operands(device, inputs, softplus=delta_softplus, reverse=reverse)
+        found = _gradients(operands, operands.like_u(dy), operands.like_A(dstate), checkpoints)
+        given = zip(Inputs._fields, inputs, strict=True)
+        return Gradients(*(None if x is None else _summed(operands, found.get(f"d{name}"), x) for name, x in given))
+
+
+def _gradients(
+    operands: Operands, dy: Array, adjoint: Array | None, checkpoints: Array | None
+) -> dict[str, Array | None]:
+    """Gradients by name, as the kernels leave them; those of broadcast inputs are not summed yet."""
+    rows = {"dy": dy, "du": operands.new_rows(), "ddelta": operands.new_rows()}
+    rows["dz"] = None if operands.rows["z"] is None else operands.new_rows()
+    for name, constant in operands.constant.items():
+        if not constant:
+            rows[f"d{name}"] = operands.new_sums(operands.batch, operands.n, operands.groups, operands.d_state)
     totals: dict[str, Array] = {}
-    for start, stop, saved in _windows(passes, checkpoints):
-        adjoint, sums = passes.backward(start, stop, adjoint, saved, rows)
+    for start, stop, saved in windows(operands, checkpoints):
+        adjoint, sums = backward(operands, start, stop, adjoint, saved, rows)
         totals = {name: total + totals[name] for name, total in sums.items()} if totals else sums
-
-    def gradient(name: str, of: Array | None) -> Array | None:
-        if of is None:
-            return None
-        total = totals[name] if name in totals else rows.get(name)
-        if total is None:  # nothing to sum over: no step, or no item
-            total = device.empty(of.shape, A)
-            total[...] = 0
-        for axis, length in enumerate(of.shape):
-            if total.shape[axis] != length:  # broadcast in the forward pass
-                total = total.sum(axis)[(slice(None),) * axis + (None,)]
-        return device.cast(total, of)
-
-    if adjoint is None and initial_state is not None:
-        adjoint = device.empty(initial_state.shape, A)
-        adjoint[...] = 0
-    return Gradients(
-        u=rows["du"],
-        delta=device.cast(rows["ddelta"], delta),
-        A=gradient("dA", A),
-        B=gradient("dB", B),
-        C=gradient("dC", C),
-        D=gradient("dD", D),
-        z=gradient("dz", z),
-        delta_bias=gradient("dbias", delta_bias),
-        initial_state=None if initial_state is None else device.cast(adjoint, initial_state),
-    )
+    return rows | totals | {"ddelta_bias": totals.get("dbias"), "dinitial_state": adjoint}
 
 
-def _windows(passes: Passes, checkpoints: Array | None) -> Iterator[tuple[int, int, Array]]:
-    """Stretches of time from the end, each with the states to restart from; one if they fit in memory."""
-    if 0 in (passes.batch, passes.n, passes.d):
-        return
-    if checkpoints is not None:
-        yield 0, passes.n, checkpoints
-        return
-    starts = range(0, passes.n, passes.window)
-    entering = [passes.initial_state]
-    for start in starts[:-1]:
-        entering.append(passes.new_state())
-        passes.forward(start, start + passes.window, entering[-2], entering[-1], None, None)
-    for start, first in zip(reversed(starts), reversed(entering), strict=True):
-        stop = min(start + passes.window, passes.n)
-        checkpoints = passes.new_checkpoints(stop - start)
-        passes.forward(start, stop, first, None, None, checkpoints)
-        yield start, stop, checkpoints
+def _summed(operands: Operands, total: Array | None, of: Array) -> Array:
+    """`total` with the shape and data type of the input `of`."""
+    if total is None:  # nothing to sum over: no step, or no item
+        total = operands.new_sums(*of.shape)
+        total[...] = 0
+    for axis, length in enumerate(of.shape):
+        if total.shape[axis] != length:  # broadcast in the forward pass
+            total = total.sum(axis)[(slice(None),) * axis + (None,)]
+    return operands.device.cast(total, of)

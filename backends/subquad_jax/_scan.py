@@ -61,14 +61,14 @@ def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple
 def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[Array, Array]) -> tuple[Inputs]:
     from subquad_jax import _ffi
     from subquad_numpy import _scan_backward as kernels
-    from subquad_numpy import _simd, _threads, scan
+    from subquad_numpy import _simd, _threads, scan_backward
 
     u, A = inputs[0], inputs[2]
     assert u is not None
     assert A is not None
     batch, n, d = u.shape
     groups, width = _groups(inputs), d // _groups(inputs)
-    block, blocks = scan.cut_gradient(batch, groups, width, _simd.lanes_of(np.dtype(u.dtype)))
+    block, blocks = scan_backward.cut_gradient(batch, groups, width, _simd.lanes_of(np.dtype(u.dtype)))
     given = {name: x for name, x in zip(NAMES, inputs, strict=True) if x is not None}
     results = {f"grad_{name}": ShapeDtypeStruct(x.shape, x.dtype) for name, x in given.items()}
     results.setdefault("grad_initial_state", ShapeDtypeStruct((batch, *A.shape), A.dtype))
@@ -81,7 +81,7 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
         sums[f"grad_{name}"] = (batch, 1) if x.ndim == 2 else (blocks * batch // x.shape[0], 0)
     grad_y, grad_state = grads
     operands: dict[str, Any] = {**given, "grad_y": grad_y, "grad_state": jnp.conj(grad_state)}
-    sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan.TILE, n))
+    sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan_backward.TILE, n))
     target = _ffi.register("selective_scan_backward", kernels.backward_kernel, *_kind(inputs))
     tasks = batch * groups * blocks
     found = _ffi.call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)

@@ -12,7 +12,10 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INLINED = ("_compile", "_math", "_simd", "_tile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features")
+INLINED = (
+    *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
+    *("_compile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features"),
+)
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""
 

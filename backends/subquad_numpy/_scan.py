@@ -4,33 +4,26 @@
 
 with 2 Re(C[t] · h[t]) where A is complex. A task is one block of channels of one batch item over one chunk of
 time. Tasks share nothing, and the numbers of a channel do not depend on how they are cut. Within a task the
-order is time,
-vector of channels, state; the state of the block and A stay in cache, as (vectors, d_state, lanes), a complex
-matrix as two of them.
+order is time, vector of channels, state; the state of the block and A stay in cache, as (vectors, d_state, lanes),
+a complex matrix as two of them.
 """
 
 from functools import cache
-from math import pi
 from typing import Any
 
 import numba
 import numpy as np
 
+from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
 from subquad_numpy._compile import compiled, fingerprint
 from subquad_numpy._math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy._simd import add_where_zero, aligned, lanes_of, load, prefetch, shifted, spread, store
-from subquad_numpy._tile import clear, field, load_part, row_in, store_part, turn_in, turn_in_rest, turn_out
+from subquad_numpy._tile import clear, field, load_part, row_in, store_part, turn_out
 
 FRAME = (
-    # sizes: B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0
-    # where all share one; block is at most the channels of a task, a multiple of the lanes; chunk at most its
-    # steps
-    *("batch", "n", "d", "groups", "d_state", "block", "chunk"),
-    *("B_step", "C_step", "delta_softplus", "reverse"),
-    # addresses of contiguous arrays, 0 for none
-    *("u", "delta", "A", "B", "C", "D", "z", "delta_bias"),
-    # (batch, chunks, d, d_state); both may be the same
-    *("initial_state", "state"),
+    *HEAD,
+    # (batch, chunks, d, d_state), as initial_state; both may be the same
+    "state",
     # y: without it only the state is computed; delta_sum: (batch, chunks, d), the sums of Δ
     *("y", "delta_sum"),
 )
@@ -56,18 +49,12 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     @compiled(name, "void(int64, int64, int64[::1])")
     def forward(first: int, last: int, frame: Any) -> None:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, groups, d_state, block, chunk = frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
-        B_step, C_step, delta_softplus, reverse = frame[7], frame[8], frame[9], frame[10]
-        u, delta, A = field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero)
-        B, C, D = field(frame, 14, zero), field(frame, 15, zero), field(frame, 16, zero)
-        z, delta_bias = field(frame, 17, zero), field(frame, 18, zero)
-        initial_state, state = field(frame, 19, zero), field(frame, 20, zero)
-        y, delta_sum = field(frame, 21, zero), field(frame, 22, zero)
-        has_D, has_z, has_bias, has_state = frame[16] != 0, frame[17] != 0, frame[18] != 0, frame[19] != 0
+        _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
+        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
+        has_D, has_z, has_bias, has_state = options_of(frame)
+        state, y, delta_sum = field(frame, 20, zero), field(frame, 21, zero), field(frame, 22, zero)
         has_y, has_sum = frame[21] != 0, frame[22] != 0
 
-        width_of_group = d // groups
-        blocks_of_group = -(-width_of_group // block)
         chunks = -(-n // chunk)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
 
@@ -76,46 +63,26 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         edge = aligned(buffer)
         hr = shifted(edge, lanes)
         hi = shifted(hr, matrix)
-        Ar = shifted(hi, matrix)
-        Ai = shifted(Ar, matrix)
-        Ai_rest = shifted(Ai, matrix)
-        Br = shifted(Ai_rest, matrix)
-        Bi = shifted(Br, matrix)
-        Cr = shifted(Bi, matrix)
-        Ci = shifted(Cr, matrix)
-        skip = shifted(Ci, matrix)
+        Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, skip = lay_out(shifted(hi, matrix), matrix)
         bias = shifted(skip, block)
         time_sum = shifted(bias, block)
         time_rest = shifted(time_sum, block)
 
         for task in range(first, last):
-            part = task // chunks % (groups * blocks_of_group)
-            item = task // chunks // (groups * blocks_of_group)
-            group = part // blocks_of_group
-            c0 = group * width_of_group + part % blocks_of_group * block
-            width = min(block, (group + 1) * width_of_group - c0)
+            item, group, _, c0, width = locate(task // chunks, d, groups, block)
             start = task % chunks * chunk
             row_of_A = c0 * d_state * parts
             row_of_state = ((item * chunks + task % chunks) * d + c0) * d_state * parts
 
-            turn_in(A, row_of_A, parts, width, d_state, lanes, LOG2_E, Ar)
             clear(hr, 2 * matrix)
             clear(skip, 4 * block)
-            if is_complex:
-                turn_in(A, row_of_A + 1, 2, width, d_state, lanes, 0.5 / pi, Ai)
-                turn_in_rest(A, row_of_A + 1, 2, width, d_state, lanes, 0.5 / pi, Ai, Ai_rest)
+            rates_in(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
             if constant_B:
-                turn_in(B, row_of_A, parts, width, d_state, lanes, 1.0, Br)
-                if is_complex:
-                    turn_in(B, row_of_A + 1, 2, width, d_state, lanes, 1.0, Bi)
+                matrix_in(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
             if constant_C:
-                turn_in(C, row_of_A, parts, width, d_state, lanes, 1.0, Cr)
-                if is_complex:
-                    turn_in(C, row_of_A + 1, 2, width, d_state, lanes, 1.0, Ci)
+                matrix_in(C, row_of_A, width, d_state, lanes, is_complex, Cr, Ci)
             if has_state:
-                turn_in(initial_state, row_of_state, parts, width, d_state, lanes, 1.0, hr)
-                if is_complex:
-                    turn_in(initial_state, row_of_state + 1, 2, width, d_state, lanes, 1.0, hi)
+                matrix_in(initial_state, row_of_state, width, d_state, lanes, is_complex, hr, hi)
             if has_D:
                 row_in(D, c0, width, lanes, skip)
             if has_bias:

@@ -3,8 +3,7 @@
 With g the gradient of C · h + D u, G[t] that of h[t], and x = Δ A:
 
     G[t] = C[t] g[t] + exp(x[t+1]) G[t+1],        ∂x[t] = exp(x[t]) h[t-1] G[t]
-    ∂B[t] = Σ_c Δ u G,    ∂C[t] = Σ_c g h,    ∂A = Σ_t Δ ∂x,    ∂Δ = Σ_s (A ∂x + u B G),    ∂u = D g + Σ_s Δ B
-    G
+    ∂B[t] = Σ_c Δ u G,    ∂C[t] = Σ_c g h,    ∂A = Σ_t Δ ∂x,    ∂Δ = Σ_s (A ∂x + u B G),    ∂u = D g + Σ_s Δ B G
 
 For complex numbers a gradient is ∂/∂Re + i ∂/∂Im of the real loss, PyTorch's convention; JAX's is its
 conjugate.
@@ -17,9 +16,10 @@ from typing import Any
 import numba
 import numpy as np
 
+from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
 from subquad_numpy._compile import compiled, fingerprint
 from subquad_numpy._math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
-from subquad_numpy._scan import FRAME, ROWS_AHEAD
+from subquad_numpy._scan import ROWS_AHEAD
 from subquad_numpy._simd import (
     add_where_zero,
     aligned,
@@ -32,21 +32,11 @@ from subquad_numpy._simd import (
     store,
     total,
 )
-from subquad_numpy._tile import (
-    clear,
-    copy,
-    field,
-    load_part,
-    row_in,
-    store_part,
-    turn_in,
-    turn_in_rest,
-    turn_out,
-)
+from subquad_numpy._tile import clear, copy, field, load_part, row_in, store_part, turn_out
 
 GRADIENT_FRAME = (
-    *FRAME[:19],
-    *("initial_state", "grad_y", "grad_state"),
+    *HEAD,
+    *("grad_y", "grad_state"),
     *("grad_u", "grad_delta", "grad_z", "grad_initial_state"),
     # sums over time in float64, of one batch item: (batch, d, d_state), (batch, d)
     *("grad_A", "grad_D", "grad_delta_bias"),
@@ -70,25 +60,16 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     @compiled(name, "void(int64, int64, int64[::1])")
     def backward(first: int, last: int, frame: Any) -> None:
         stamp  # noqa: B018  part of the key of the cache on disk
-        batch, n, d, groups, d_state, block = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]
-        tile, B_step, C_step, delta_softplus, reverse = frame[6], frame[7], frame[8], frame[9], frame[10]
-        u, delta, A = field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero)
-        B, C, D = field(frame, 14, zero), field(frame, 15, zero), field(frame, 16, zero)
-        z, delta_bias, initial_state = field(frame, 17, zero), field(frame, 18, zero), field(frame, 19, zero)
+        batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
+        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
+        has_D, has_z, has_bias, has_state = options_of(frame)
         grad_y, grad_state = field(frame, 20, zero), field(frame, 21, zero)
         grad_u, grad_delta = field(frame, 22, zero), field(frame, 23, zero)
         grad_z, grad_initial_state = field(frame, 24, zero), field(frame, 25, zero)
-        grad_A, grad_D, grad_bias = (
-            field(frame, 26, zero64),
-            field(frame, 27, zero64),
-            field(frame, 28, zero64),
-        )
+        grad_A, grad_D, grad_bias = field(frame, 26, zero64), field(frame, 27, zero64), field(frame, 28, zero64)
         grad_B, grad_C = field(frame, 29, zero), field(frame, 30, zero)
         grad_B64, grad_C64 = field(frame, 29, zero64), field(frame, 30, zero64)
-        has_D, has_z, has_bias, has_state = frame[16] != 0, frame[17] != 0, frame[18] != 0, frame[19] != 0
 
-        width_of_group = d // groups
-        blocks_of_group = -(-width_of_group // block)
         tiles = -(-n // tile)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
 
@@ -100,14 +81,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             kind,
         )
         edge = aligned(buffer)
-        Ar = shifted(edge, lanes)
-        Ai = shifted(Ar, matrix)
-        Ai_rest = shifted(Ai, matrix)
-        Br = shifted(Ai_rest, matrix)
-        Bi = shifted(Br, matrix)
-        Cr = shifted(Bi, matrix)
-        Ci = shifted(Cr, matrix)
-        Gr = shifted(Ci, matrix)  # exp(x[t+1]) G[t+1]
+        # Gr, Gi: exp(x[t+1]) G[t+1]
+        Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, Gr = lay_out(shifted(edge, lanes), matrix)
         Gi = shifted(Gr, matrix)
         tile_A = shifted(Gi, matrix)  # sums over the tile
         tile_B = shifted(tile_A, planes)
@@ -131,11 +106,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         sum_bias = shifted(sum_D, block)
 
         for task in range(first, last):
-            part = task % (groups * blocks_of_group)
-            item = task // (groups * blocks_of_group)
-            group = part // blocks_of_group
-            c0 = group * width_of_group + part % blocks_of_group * block
-            width = min(block, (group + 1) * width_of_group - c0)
+            item, group, block_of_group, c0, width = locate(task, d, groups, block)
             vectors = -(-width // lanes)
             row_of_A = c0 * d_state * parts
             row_of_state = (item * d + c0) * d_state * parts
@@ -144,33 +115,15 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             clear(skip, 4 * block)
             clear(tile_A, 3 * planes)
             clear(sum_A, 6 * matrix + 2 * block)
-            turn_in(A, row_of_A, parts, width, d_state, lanes, 1.0, Ar)
-            turn_in(grad_state, row_of_state, parts, width, d_state, lanes, 1.0, Gr)
-            if is_complex:
-                turn_in(A, row_of_A + 1, 2, width, d_state, lanes, 0.5 / pi, Ai)
-                turn_in_rest(A, row_of_A + 1, 2, width, d_state, lanes, 0.5 / pi, Ai, Ai_rest)
-                turn_in(grad_state, row_of_state + 1, 2, width, d_state, lanes, 1.0, Gi)
+            rates_in(A, row_of_A, width, d_state, lanes, 1.0, is_complex, Ar, Ai, Ai_rest)
+            matrix_in(grad_state, row_of_state, width, d_state, lanes, is_complex, Gr, Gi)
             if constant_B:
-                turn_in(B, row_of_A, parts, width, d_state, lanes, 1.0, Br)
-                if is_complex:
-                    turn_in(B, row_of_A + 1, 2, width, d_state, lanes, 1.0, Bi)
+                matrix_in(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
             if constant_C:
-                turn_in(C, row_of_A, parts, width, d_state, lanes, 1.0, Cr)
-                if is_complex:
-                    turn_in(C, row_of_A + 1, 2, width, d_state, lanes, 1.0, Ci)
+                matrix_in(C, row_of_A, width, d_state, lanes, is_complex, Cr, Ci)
             if has_state:
-                turn_in(initial_state, row_of_state, parts, width, d_state, lanes, 1.0, checkpoints)
-                if is_complex:
-                    turn_in(
-                        initial_state,
-                        row_of_state + 1,
-                        2,
-                        width,
-                        d_state,
-                        lanes,
-                        1.0,
-                        shifted(checkpoints, matrix),
-                    )
+                imaginary = shifted(checkpoints, matrix)
+                matrix_in(initial_state, row_of_state, width, d_state, lanes, is_complex, checkpoints, imaginary)
             if has_D:
                 row_in(D, c0, width, lanes, skip)
             if has_bias:
@@ -317,7 +270,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             to_delta = to_delta * sigmoid(raw)
                         store_part(grad_delta, row + at, to_delta, count, lanes, edge)
                         store(tile_bias, at, load(tile_bias, at) + to_delta)
-                    row_of_sum = ((part % blocks_of_group * batch + item) * n + time) * groups + group
+                    row_of_sum = ((block_of_group * batch + item) * n + time) * groups + group
                     for s in range(d_state):
                         for p in range(parts):
                             o = (row_of_sum * d_state + s) * parts + p

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subquad.kernels.selective_scan import Inputs
 from subquad.kernels.selective_scan import selective_scan as dispatched_scan
 from subquad_torch._plain import as_numpy, declines_plain, has
 
@@ -101,7 +102,7 @@ def _(*args: Any) -> tuple[Tensor, Tensor]:
 
     *tensors, delta_softplus, reverse = args
     flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
-    y, state, _ = cuda.scan_forward(*map(_contiguous, tensors), **flags)
+    y, state, _ = cuda.scan_forward(Inputs(*map(_contiguous, tensors)), **flags)
     return y, state
 
 
@@ -147,7 +148,8 @@ def _(*args: Any) -> list[Tensor]:
 
     *tensors, delta_softplus, reverse, grad_y, grad_state = args
     flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
-    grads = cuda.scan_backward(_contiguous(grad_y), _contiguous(grad_state), *map(_contiguous, tensors), **flags)
+    inputs = Inputs(*map(_contiguous, tensors))
+    grads = cuda.scan_backward(_contiguous(grad_y), _contiguous(grad_state), inputs, **flags)
     return [args[0].new_empty(0) if grad is None else grad for grad in grads]
 
 

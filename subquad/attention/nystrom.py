@@ -15,21 +15,18 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from array_api_compat import device
-
 from subquad import _arrays
 from subquad._blocks import rows_per_block, scan_blocks
 from subquad._dispatch import Array
 from subquad.attention import _door
-from subquad.attention._convolution import depthwise
+from subquad.attention._convolution import add_convolution
 from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
 from subquad.attention._method import State, Streaming
+from subquad.attention._pinv import PINVS, check_tuning, pinv_times
 from subquad.attention._rows import self_attention_mask
 from subquad.kernels.softmax_attention import absorb_keys, divide, no_keys, softmax_attention
 
 LANDMARKS = ("segment-means", "uniform")
-PINVS = ("iterative", "exact", "ridge")
-TUNING = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}
 
 
 @dataclass(frozen=True)
@@ -107,14 +104,7 @@ class Nystrom(Streaming):
             if self.landmarks != "uniform":
                 msg = f'seed={self.seed} would have no effect: only landmarks="uniform" are random'
                 raise ValueError(msg)
-        for option, kind in TUNING.items():
-            value = getattr(self, option)
-            if value is None:
-                continue
-            (_arrays.check_count if option == "iterations" else _arrays.check_positive)(option, value)
-            if self.pinv != kind:
-                msg = f"{option}={value} would have no effect with pinv={self.pinv!r}; it belongs to pinv={kind!r}"
-                raise ValueError(msg)
+        check_tuning(self.pinv, self._tuning())
         if not isinstance(self.landmarks, str) and self.query_mask is not None:
             msg = "query_mask chooses the rows of landmarks, which are given; leave one out"
             raise ValueError(msg)
@@ -140,7 +130,7 @@ class Nystrom(Streaming):
         xp, k, v, key_mask, scale = inputs.xp, inputs.k, inputs.v, inputs.key_mask, inputs.scale
         if isinstance(self.landmarks, str) and min(inputs.q.shape[-2], k.shape[-2]) <= self._m():
             out = softmax_attention(inputs.q, k, v, scale=scale, key_mask=key_mask)
-            return self._add_convolution(inputs, out)
+            return add_convolution(inputs, out, self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(inputs)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
@@ -149,7 +139,7 @@ class Nystrom(Streaming):
             visible, _ = self._choose(xp, v, key_mask)
             values = xp.where(few, visible, values)
         out = softmax_attention(inputs.q, k_land, values, scale=scale, key_mask=k_valid)
-        return self._add_convolution(inputs, out)
+        return add_convolution(inputs, out, self.conv_weights)
 
     def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
         q_land = self._given_landmarks(xp, k)[0] * scale
@@ -194,6 +184,9 @@ class Nystrom(Streaming):
 
     def _m(self) -> int:
         return self.num_landmarks or 64
+
+    def _tuning(self) -> dict[str, float | None]:
+        return {"iterations": self.iterations, "rcond": self.rcond, "ridge": self.ridge}
 
     def _choose(self, xp: ModuleType, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
         if self.landmarks == "uniform":
@@ -263,47 +256,4 @@ class Nystrom(Streaming):
             a = xp.where(q_valid[..., :, None], a, 0.0)
         # what is not finite comes back with B v; decompositions would raise or never end
         a = xp.where(xp.isfinite(a), a, 0.0)
-        a_t = xp.matrix_transpose(a)
-        if self.pinv == "ridge":
-            gram = a_t @ a + (self.ridge or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
-            return xp.linalg.solve(*_broadcast_pair(xp, gram, a_t @ at_landmarks))
-        if self.pinv == "exact":
-            return xp.linalg.pinv(a, rtol=self.rcond or 1e-3) @ at_landmarks
-        return iterative_pinv(xp, a, self.iterations or 6) @ at_landmarks
-
-    def _add_convolution(self, inputs: _door.Inputs, out: Array) -> Array:
-        weights = self.conv_weights
-        if weights is None:
-            return out
-        xp, v = inputs.xp, inputs.v
-        _arrays.check_arrays(q=inputs.q, conv_weights=weights)
-        _arrays.check_floating(xp, conv_weights=weights)
-        if weights.ndim == 0 or weights.shape[-1] % 2 == 0:
-            msg = f"conv_weights has shape {tuple(weights.shape)}, expected (..., taps) with an odd number of taps"
-            raise ValueError(msg)
-        if inputs.q.shape[-2] != v.shape[-2]:
-            msg = f"conv_weights needs one value per query, got n = {inputs.q.shape[-2]} and n_kv = {v.shape[-2]}"
-            raise ValueError(msg)
-        if inputs.key_mask is not None:
-            v = xp.where(inputs.key_mask[..., None], v, 0.0)
-        return out + depthwise(xp, v, _arrays.cast(xp, inputs.fold_mask(weights), v.dtype))
-
-
-def iterative_pinv(xp: ModuleType, a: Array, iterations: int) -> Array:
-    """Z ≈ A⁺ by Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))), from Z = Aᵀ / (‖A‖₁ ‖A‖_∞) of each matrix."""
-    magnitude = xp.abs(a)
-    norms = xp.max(xp.sum(magnitude, axis=-1, keepdims=True), axis=-2, keepdims=True) * xp.max(
-        xp.sum(magnitude, axis=-2, keepdims=True), axis=-1, keepdims=True
-    )
-    z = divide(xp, xp.matrix_transpose(a), norms)
-    eye = xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
-    for _ in range(iterations):
-        az = a @ z
-        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
-    return z
-
-
-def _broadcast_pair(xp: ModuleType, a: Array, b: Array) -> tuple[Array, Array]:
-    """Both with the common batch shape, which `solve` does not find by itself on every library."""
-    batch = _arrays.broadcast_batch(a=a.shape[:-2], b=b.shape[:-2])
-    return xp.broadcast_to(a, (*batch, *a.shape[-2:])), xp.broadcast_to(b, (*batch, *b.shape[-2:]))
+        return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

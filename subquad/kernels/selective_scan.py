@@ -10,7 +10,7 @@ two passes a scan of log₂(columns) steps joins the runs. Nothing of size (n, d
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
@@ -20,6 +20,24 @@ from subquad.kernels._runs import cut_runs, join_runs, run_sizes
 
 RUN = 32  # steps of a run: the length of the loop over steps, twice per span
 STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
+
+
+class Inputs(NamedTuple):
+    """One array for each input of the scan, in the order of its arguments; None where there is none."""
+
+    u: Array
+    delta: Array
+    A: Array
+    B: Array
+    C: Array
+    D: Array | None
+    z: Array | None
+    delta_bias: Array | None
+    initial_state: Array | None
+
+
+class Gradients(Inputs):
+    """Gradient of a loss by each of the inputs; None where the input was None."""
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""The selective state-space scan (S6) of Mamba (Gu & Dao, 2023), and one step of it.
+"""The selective state-space scan (S6) of Mamba (Gu & Dao, 2023).
 
 h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
 """
@@ -11,6 +11,7 @@ from typing import Any
 from subquad import _arrays
 from subquad._dispatch import Array
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
+from subquad.ssm._shapes import check_shapes, map_rank
 
 
 def selective_scan(
@@ -110,10 +111,10 @@ def selective_scan(
     return_state = _arrays.check_flag("return_state", return_state)
     _arrays.check_floating(xp, u=u, delta=delta, D=D, z=z, delta_bias=delta_bias)
     _arrays.check_floating(xp, complex_too=True, A=A, B=B, C=C, initial_state=initial_state)
-    n, d, d_state = _check_shapes(xp, arrays)
+    n, d, d_state = check_shapes(xp, arrays)
     real, held = _dtypes(xp, arrays)
 
-    forms = {name: _map_rank(name, x, u.ndim, n, d) for name, x in (("B", B), ("C", C))}
+    forms = {name: map_rank(name, x, u.ndim, n, d) for name, x in (("B", B), ("C", C))}
     batches = {"u": u.shape[:-2], "delta": delta.shape[:-2]}
     batches |= {} if z is None else {"z": z.shape[:-2]}
     batches |= {} if initial_state is None else {"initial_state": initial_state.shape[:-2]}
@@ -148,163 +149,6 @@ def selective_scan(
     )
     y = xp.reshape(_arrays.cast(xp, y, u.dtype), (*batch, n, d))
     return (y, xp.reshape(state, (*batch, d, d_state))) if return_state else y
-
-
-def selective_scan_step(
-    state: Array | None,
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    /,
-    *,
-    z: Array | None = None,
-    delta_bias: Array | None = None,
-    delta_softplus: bool = False,
-    implementation: str = "auto",
-) -> tuple[Array, Array]:
-    """One step of `selective_scan`, for decoding token by token: the same numbers, without the axis of time.
-
-        h ← exp(Δ A) h + Δ B u,    y = (C·h + D u) silu(z)
-
-    Parameters
-    ----------
-    state : array, shape (..., d, d_state), or None
-        The state before the step; None is zero.
-    u, delta : array, shape (..., d)
-        Input and step sizes of one token.
-    A : array, shape (d, d_state)
-        Diagonal state matrix, real or complex.
-    B, C : array, shape (..., d_state) or (..., groups, d_state) or (d, d_state)
-        Input and output maps.
-    D : array, shape (d,), optional
-        Skip connection.
-    z : array, shape (..., d), optional
-        Gate.
-    delta_bias : array, shape (d,), optional
-        Added to `delta` first.
-    delta_softplus : bool, default False
-        Apply softplus to the step sizes.
-    implementation : str, default "auto"
-        "auto", "generic", or the name of a kernel.
-
-    Returns
-    -------
-    y : array, shape (..., d)
-        With the dtype of `u`.
-    state : array, shape (..., d, d_state)
-        The state after the step; the one given is not written to.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `selective_scan`.
-
-    Examples
-    --------
-    >>> import numpy as np, subquad
-    >>> one, state = np.ones(1), None
-    >>> for _ in range(3):
-    ...     y, state = subquad.selective_scan_step(state, one, one, np.zeros((1, 1)), one, one)
-    >>> y
-    array([3.])
-    """
-    _arrays.check_given(u=u, delta=delta, A=A, B=B, C=C)
-    xp = _arrays.check_arrays(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state)
-    if u.ndim == 0:
-        msg = f"u has shape {tuple(u.shape)}, expected (..., d)"
-        raise ValueError(msg)
-
-    def token(x: Array | None) -> Array | None:
-        return None if x is None else xp.expand_dims(x, axis=-2)
-
-    def token_map(name: str, x: Array) -> Array:
-        if x.ndim == u.ndim + 1:
-            return xp.expand_dims(x, axis=-3)
-        if x.ndim == 2 and (u.ndim > 2 or _is_constant(name, x, u.shape[0], u.shape[-1], "batch")):
-            return x
-        return xp.expand_dims(x, axis=-2)
-
-    y, state = selective_scan(
-        token(u),
-        token(delta),
-        A,
-        token_map("B", B),
-        token_map("C", C),
-        D,
-        z=token(z),
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=state,
-        return_state=True,
-        implementation=implementation,
-    )
-    return y[..., 0, :], state
-
-
-def _check_shapes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[int, int, int]:
-    u, A = arrays["u"], arrays["A"]
-    if u.ndim < 2:
-        msg = f"u has shape {tuple(u.shape)}, expected (..., n, d) with at least two axes"
-        raise ValueError(msg)
-    n, d = u.shape[-2:]
-    if A.ndim != 2 or A.shape[0] != d or A.shape[1] == 0:
-        msg = f"A has shape {tuple(A.shape)}, expected ({d}, d_state): one row per channel of u {tuple(u.shape)}"
-        raise ValueError(msg)
-    d_state = A.shape[1]
-    for name, tail in {"delta": (n, d), "z": (n, d), "initial_state": (d, d_state)}.items():
-        x = arrays[name]
-        if x is not None and tuple(x.shape[-2:]) != tail:
-            msg = f"{name} has shape {tuple(x.shape)}, expected (..., {tail[0]}, {tail[1]})"
-            raise ValueError(msg)
-    for name in ("D", "delta_bias"):
-        x = arrays[name]
-        if x is not None and tuple(x.shape) != (d,):
-            msg = f"{name} has shape {tuple(x.shape)}, expected ({d},): one number per channel"
-            raise ValueError(msg)
-    if not xp.isdtype(A.dtype, "complex floating"):
-        for name in ("B", "C", "initial_state"):
-            x = arrays[name]
-            if x is not None and xp.isdtype(x.dtype, "complex floating"):
-                msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
-                raise TypeError(msg)
-    for name in ("B", "C"):
-        if arrays[name].ndim < 2 or arrays[name].shape[-1] != d_state:
-            got = tuple(arrays[name].shape)
-            expected = f"(..., {n}, {d_state}), (..., {n}, groups, {d_state}) or ({d}, {d_state})"
-            msg = f"{name} has shape {got}, expected {expected}"
-            raise ValueError(msg)
-    return n, d, d_state
-
-
-def _map_rank(name: str, x: Array, rank: int, n: int, d: int) -> int:
-    """Axes of B or C after the batch: 0 constant, 2 one map per step, 3 one per step and group."""
-    got, tail = tuple(x.shape), x.shape[-1]
-    expected = f"(..., {n}, {tail}), (..., {n}, groups, {tail}) or ({d}, {tail})"
-    if x.ndim == 2 and (rank > 2 or _is_constant(name, x, n, d, "n")):
-        if x.shape[0] != d:
-            msg = f"{name} has shape {got}, expected {expected}"
-            raise ValueError(msg)
-        return 0
-    if x.ndim == rank and x.shape[-2] == n:
-        return 2
-    if x.ndim == rank + 1 and x.shape[-3] == n and x.shape[-2] and d % x.shape[-2] == 0:
-        return 3
-    msg = f"{name} has shape {got}, expected {expected} for u with {rank} axes; groups must divide d = {d}"
-    raise ValueError(msg)
-
-
-def _is_constant(name: str, x: Array, rows: int, d: int, axis: str) -> bool:
-    """Is a two-axis map beside a two-axis u constant? Where both readings fit, the caller must say."""
-    if x.shape[0] == rows == d > 1:
-        msg = (
-            f"{name} of shape {tuple(x.shape)} could be (d, d_state) or ({axis}, d_state), since {axis} = d = {d}; "
-            f"add a batch axis of length 1 to all inputs but A, D and delta_bias (and to {name} if it is not constant)"
-        )
-        raise ValueError(msg)
-    return x.shape[0] not in (rows, 1) or (x.shape[0] == 1 and rows != 1 and d == 1)
 
 
 def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
