@@ -39,8 +39,10 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     --------
     >>> import numpy as np, subquad
     >>> q = np.zeros((4, 2))
-    >>> print(subquad.explain(subquad.attention, q, q, q, "exact"))
-    softmax_attention on numpy: in-place
+    >>> print(subquad.explain(subquad.attention, q, q, q, "exact", causal=True))
+    softmax_attention on numpy: generic
+      numba declined: it has no causal form
+      in-place declined: it has no causal form
     """
     name = function if isinstance(function, str) else getattr(function, "__name__", "")
     if name not in FUNCTIONS or (callable(function) and FUNCTIONS[name] is not function):

@@ -252,6 +252,8 @@ def test_nothing_to_do_launches_nothing(shape):
     gradients = _scan.scan_backward(x, state, inputs, **options)
     np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
     np.testing.assert_array_equal(gradients.initial_state, state)
+    np.testing.assert_array_equal(gradients.B, np.zeros_like(maps))
+    np.testing.assert_array_equal(gradients.C, np.zeros_like(maps))
 
 
 def test_it_declines_what_it_cannot_do():

@@ -18,6 +18,7 @@ from scans import Scan, scans
 import subquad
 from subquad import kernels
 from subquad._dispatch import Override, backend_of
+from subquad.kernels.selective_scan import Inputs
 
 PACKAGE = Path(subquad.__file__).parent
 FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy", "numba", "dask", "tensorflow")
@@ -368,6 +369,29 @@ def test_override_is_what_a_call_reaches(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(called) == 1
     subquad.attention(q, q, q, "nystrom", num_landmarks=2)
     assert len(called) > 1
+
+
+@pytest.mark.parametrize(("delta", "kept"), [("float16", "float16"), ("float32", "float32")])
+def test_half_precision_reaches_the_scan_as_it_is(delta: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a kernel that reads it; where the rows differ all are widened, and parameters always."""
+    backend, seen = backend_of(np), {}
+    override = backend.kernels["selective_scan"][0]
+
+    def run(*arrays: Any, **kwargs: Any) -> Any:
+        seen.update(zip(Inputs._fields, (x.dtype.name for x in arrays), strict=True))
+        return override.run(*arrays, **kwargs)
+
+    changed = (Override(override.name, run, override.declines),)
+    replace_kernels(monkeypatch, backend, {**backend.kernels, "selective_scan": changed})
+    half = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float16)
+    A, h = -np.ones((4, 2), np.float16), np.ones((4, 2), np.float16)
+    y = subquad.selective_scan(
+        half, half.astype(delta), A, half[:, :2], half[:, 2:], half[0], z=half, delta_bias=half[1], initial_state=h
+    )
+    assert y.dtype == np.float16
+    rows = {name: seen.pop(name) for name in ("u", "delta", "B", "C", "z")}
+    assert set(rows.values()) == {kept}
+    assert set(seen.values()) == {"float32"}
 
 
 def test_explain() -> None:

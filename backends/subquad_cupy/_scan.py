@@ -130,6 +130,8 @@ def _gradients(
     for name, constant in operands.constant.items():
         if not constant:
             rows[f"d{name}"] = operands.new_sums(operands.batch, operands.n, operands.groups, operands.d_state)
+            if operands.d == 0:  # no kernel will write it
+                rows[f"d{name}"][...] = 0
     totals: dict[str, Array] = {}
     for start, stop, saved in windows(operands, checkpoints):
         adjoint, sums = backward(operands, start, stop, adjoint, saved, rows)

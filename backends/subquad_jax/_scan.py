@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, ShapeDtypeStruct
 
+from subquad.kernels.selective_scan import Inputs, widened
 from subquad_jax import _cpu
-
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-Inputs = tuple[Array | None, ...]  # in this order
 
 
 def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
@@ -23,15 +21,14 @@ def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
     """The kernel `selective_scan`."""
-    inputs = list(arrays)
-    groups = [x.shape[2] for x in inputs[3:5] if x is not None and x.ndim == 4]
-    state = inputs[2].dtype  # type: ignore[union-attr]
-    for i in (3, 4):
-        x = inputs[i]
-        assert x is not None
-        x = x.astype(state)
-        inputs[i] = jnp.repeat(x, np.lcm.reduce(groups) // x.shape[2], axis=2) if x.ndim == 4 else x
-    return _scan(delta_softplus, reverse, tuple(inputs))
+    inputs = widened(jnp, Inputs(*arrays))
+    groups = np.lcm.reduce([x.shape[2] for x in (inputs.B, inputs.C) if x.ndim == 4] or [1])
+
+    def shared(x: Array) -> Array:
+        x = x.astype(inputs.A.dtype)
+        return jnp.repeat(x, groups // x.shape[2], axis=2) if x.ndim == 4 else x
+
+    return _scan(delta_softplus, reverse, inputs._replace(B=shared(inputs.B), C=shared(inputs.C)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -40,18 +37,14 @@ def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, A
     from subquad_numpy import _scan as kernels
     from subquad_numpy import _simd, _threads, scan
 
-    u, A = inputs[0], inputs[2]
-    assert u is not None
-    assert A is not None
+    u, A = inputs.u, inputs.A
     batch, _, d = u.shape
     threads = 1 if u.size * A.shape[1] < scan.SMALL else _threads.thread_count()
     block, tasks = scan.cut_channels(batch, _groups(inputs), d, threads, _simd.lanes_of(np.dtype(u.dtype)))
     results = {"y": ShapeDtypeStruct(u.shape, u.dtype), "state": ShapeDtypeStruct((batch, *A.shape), A.dtype)}
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=u.shape[1])
     target = _ffi.register("selective_scan", kernels.forward_kernel, *_kind(inputs))
-    return tuple(
-        _ffi.call(target, kernels.FRAME, dict(zip(NAMES, inputs, strict=True)), results, sizes, tasks, threads)
-    )
+    return tuple(_ffi.call(target, kernels.FRAME, inputs._asdict(), results, sizes, tasks, threads))
 
 
 def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple[Array, Array], Inputs]:
@@ -63,13 +56,11 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
     from subquad_numpy import _scan_backward as kernels
     from subquad_numpy import _simd, _threads, scan_backward
 
-    u, A = inputs[0], inputs[2]
-    assert u is not None
-    assert A is not None
+    u, A = inputs.u, inputs.A
     batch, n, d = u.shape
     groups, width = _groups(inputs), d // _groups(inputs)
     block, blocks = scan_backward.cut_gradient(batch, groups, width, _simd.lanes_of(np.dtype(u.dtype)))
-    given = {name: x for name, x in zip(NAMES, inputs, strict=True) if x is not None}
+    given = {name: x for name, x in inputs._asdict().items() if x is not None}
     results = {f"grad_{name}": ShapeDtypeStruct(x.shape, x.dtype) for name, x in given.items()}
     results.setdefault("grad_initial_state", ShapeDtypeStruct((batch, *A.shape), A.dtype))
     # sums over batch and time, in float64; those over blocks of channels in the precision of the maps
@@ -87,40 +78,34 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
     found = _ffi.call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)
     by_name = dict(zip(results, found, strict=True))
     # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
-    return (
-        tuple(None if x is None else jnp.conj(by_name[f"grad_{name}"]) for name, x in zip(NAMES, inputs, strict=True)),
-    )
+    named = inputs._asdict().items()
+    return (Inputs(*(None if x is None else jnp.conj(by_name[f"grad_{name}"]) for name, x in named)),)
 
 
 _scan.defvjp(_forward, _backward)
 
 
 def _sizes(inputs: Inputs, delta_softplus: bool, reverse: bool, **more: int) -> dict[str, int]:
-    u, A, B, C = inputs[0], inputs[2], inputs[3], inputs[4]
-    assert u is not None
-    assert A is not None
-    batch, n, d = u.shape
-    sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(inputs), "d_state": A.shape[1], **more}
-    for name, x in (("B_step", B), ("C_step", C)):
-        assert x is not None
+    batch, n, d = inputs.u.shape
+    sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(inputs), "d_state": inputs.A.shape[1], **more}
+    for name, x in (("B_step", inputs.B), ("C_step", inputs.C)):
         own = x.ndim == 4 and x.shape[0] > 1
         sizes[name] = int(np.prod(x.shape[1:])) * (2 if jnp.iscomplexobj(x) else 1) if own else 0
     return {**sizes, "delta_softplus": int(delta_softplus), "reverse": int(reverse)}
 
 
 def _groups(inputs: Inputs) -> int:
-    return max(x.shape[2] if x is not None and x.ndim == 4 else 1 for x in inputs[3:5])
+    return max(x.shape[2] if x.ndim == 4 else 1 for x in (inputs.B, inputs.C))
 
 
 def _kind(inputs: Inputs) -> tuple[str, bool, bool, bool]:
-    u, A, B, C = inputs[0], inputs[2], inputs[3], inputs[4]
-    assert u is not None
-    return np.dtype(u.dtype).name, bool(jnp.iscomplexobj(A)), *(x is not None and x.ndim == 2 for x in (B, C))  # type: ignore[return-value]
+    is_complex = bool(jnp.iscomplexobj(inputs.A))
+    return np.dtype(inputs.u.dtype).name, is_complex, inputs.B.ndim == 2, inputs.C.ndim == 2
 
 
 def _counts() -> bool:
     one = jnp.ones((1, 3, 1), jnp.float32)
     zero = jnp.zeros((1, 1), jnp.float32)
     maps = one[..., None]
-    y, state = _scan(False, False, (one, one, zero, maps, maps, None, None, None, None))
+    y, state = _scan(False, False, Inputs(one, one, zero, maps, maps, None, None, None, None))
     return np.array_equal(np.asarray(y)[0, :, 0], [1, 2, 3]) and float(state[0, 0, 0]) == 3

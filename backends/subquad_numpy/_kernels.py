@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.feature_product import FeatureMap
+from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy import _attention
 
 Array = np.ndarray[Any, Any]
@@ -24,15 +25,14 @@ def declines(x: Array) -> str | None:
 
 def scan_declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
     """Why the compiled scan cannot take the call."""
-    assert arrays[0] is not None
-    return declines(arrays[0])
+    return declines(widened(np, Inputs(*arrays)).u)
 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
     """The kernel `selective_scan`."""
     from subquad_numpy.scan import scan_forward
 
-    return scan_forward(*arrays, delta_softplus, reverse)
+    return scan_forward(*widened(np, Inputs(*arrays)), delta_softplus, reverse)
 
 
 def linear_scan_declines(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> str | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from subquad.kernels.selective_scan import Inputs
+from subquad.kernels.selective_scan import Inputs, widened
 from subquad.kernels.selective_scan import selective_scan as dispatched_scan
 from subquad_torch._plain import as_numpy, declines_plain, has
 
@@ -40,7 +41,9 @@ def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> st
 
 
 def selective_scan(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
-    """The kernel `selective_scan`."""
+    """The kernel `selective_scan`; on CUDA half precision is read and written as it is."""
+    inputs = Inputs(*tensors)
+    tensors = inputs if inputs.u.is_cuda else widened(xp, inputs)
     if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in tensors):
         return scan_forward(*tensors, delta_softplus, reverse)
     return Scan.apply(delta_softplus, reverse, *tensors)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
+from subquad._arrays import cast
 from subquad._blocks import scan_blocks
 from subquad._dispatch import Array, kernel
 from subquad.kernels._runs import cut_runs, join_runs, run_sizes
@@ -59,9 +60,13 @@ def selective_scan(
     """(y, last state) of checked arrays.
 
     u, delta, z are (batch, n, d); B, C (batch or 1, n, groups, d_state) or (d, d_state); initial_state
-    (batch, d, d_state). y is real, the state has the dtype of A.
+    (batch, d, d_state). y is real, the state has the dtype of A. u, delta and z may be of half precision, all alike,
+    B and C then too; nothing is computed in it, and y may have it or be wider.
     """
-    xp = array_namespace(u)
+    xp, stored = array_namespace(u), u.dtype
+    u, delta, A, B, C, D, z, delta_bias, initial_state = widened(
+        xp, Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    )
     batch, n, d = u.shape
     state = initial_state
     if state is None:
@@ -80,7 +85,15 @@ def selective_scan(
     state, y = scan_blocks(advance, state, rows, RUN * columns, xp=xp)
     if reverse:
         y = xp.flip(y, axis=-2)
-    return skip_and_gate(xp, y, u, D, z), state
+    return cast(xp, skip_and_gate(xp, y, u, D, z), stored), state
+
+
+def widened(xp: ModuleType, inputs: Inputs) -> Inputs:
+    """Inputs of half precision in single, as the scan computes; others as they are."""
+    stored = inputs.u.dtype
+    if xp.finfo(stored).bits >= 32:
+        return inputs
+    return Inputs(*(cast(xp, x, xp.float32) if x is not None and x.dtype == stored else x for x in inputs))
 
 
 def step_sizes(xp: ModuleType, delta: Array, delta_bias: Array | None, softplus: bool) -> Array:

@@ -121,11 +121,16 @@ def selective_scan(
     batches |= {name: x.shape[: -forms[name]] for name, x in (("B", B), ("C", C)) if forms[name]}
     batch = _arrays.broadcast_batch(**batches)
 
+    stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
+    if all(x is None or x.dtype == u.dtype for x in (delta, z)) and xp.finfo(u.dtype).bits < 32:
+        stored = u.dtype
+
     def flat(x: Array | None, dtype: Any) -> Array | None:
         return None if x is None else _arrays.flatten_batch(xp, _arrays.cast(xp, x, dtype), batch, 2)
 
     def flat_map(name: str, x: Array) -> Array:
-        x = _arrays.cast(xp, x, held if xp.isdtype(x.dtype, "complex floating") else real)
+        if x.dtype != stored:
+            x = _arrays.cast(xp, x, held if xp.isdtype(x.dtype, "complex floating") else real)
         if not forms[name]:
             return x
         if forms[name] == 2:
@@ -134,13 +139,13 @@ def selective_scan(
         return xp.reshape(x, (1, *x.shape[-3:])) if alone else _arrays.flatten_batch(xp, x, batch, 3)
 
     y, state = scan_kernel(
-        flat(u, real),
-        flat(delta, real),
+        flat(u, stored),
+        flat(delta, stored),
         _arrays.cast(xp, A, held),
         flat_map("B", B),
         flat_map("C", C),
         _arrays.cast(xp, D, real),
-        flat(z, real),
+        flat(z, stored),
         _arrays.cast(xp, delta_bias, real),
         flat(initial_state, held),
         delta_softplus=softplus,
@@ -155,7 +160,7 @@ def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64."""
     common = xp.result_type(*[x for x in arrays.values() if x is not None])
     is_complex = xp.isdtype(arrays["A"].dtype, "complex floating")
-    wide = common in (xp.float64, xp.complex128)
+    wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
     real = xp.float64 if wide else xp.float32
     if not is_complex:
         return real, real
