@@ -47,11 +47,11 @@ READING_FRAME = (
 
 
 @cache
-def summary_kernel(dtype: str) -> Any:
+def summary_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile `summarize(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero, lowest, least = np.dtype(dtype).type(0), np.dtype(dtype).type(-np.inf), np.finfo(dtype).min
+    lanes = lanes_of(dtype)
+    kind = numba.from_dtype(dtype)
+    zero, lowest, least = dtype.type(0), dtype.type(-np.inf), np.finfo(dtype).min
     stamp = fingerprint()
 
     @compiled(f"summary of keys {dtype}", "void(int64, int64, int64[::1])")
@@ -170,11 +170,11 @@ def summary_kernel(dtype: str) -> Any:
 
 
 @cache
-def reading_kernel(dtype: str) -> Any:
+def reading_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile `read(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero, lowest = np.dtype(dtype).type(0), np.dtype(dtype).type(-np.inf)
+    lanes = lanes_of(dtype)
+    kind = numba.from_dtype(dtype)
+    zero, lowest = dtype.type(0), dtype.type(-np.inf)
     stamp = fingerprint()
 
     @compiled(f"reading by queries {dtype}", "void(int64, int64, int64[::1])")

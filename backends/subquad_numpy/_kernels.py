@@ -12,13 +12,13 @@ from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy import _attention
 
 Array = np.ndarray[Any, Any]
-DTYPES = ("float32", "float64", "complex64", "complex128")  # long doubles have no vectors
+DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))  # long doubles have no vectors
 
 
 def declines(x: Array) -> str | None:
     """Why nothing can be compiled for arrays like x."""
-    if x.dtype.name not in DTYPES:
-        return f"it computes in {', '.join(DTYPES)}, not in {x.dtype.name}"
+    if x.dtype not in DTYPES:
+        return f"it computes in {', '.join(map(str, DTYPES))}, not in {x.dtype}"
     found = importlib.util.find_spec("numba") is not None
     return None if found else 'numba is not installed (pip install "subquad[numba]")'
 

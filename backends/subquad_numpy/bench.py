@@ -25,7 +25,7 @@ def kernel_notes() -> list[str]:
     for make in (forward_kernel, backward_kernel):
         make("float32", False, False, False)
     for make_features in (summary_kernel, reading_kernel):
-        make_features("float32")
+        make_features(np.dtype("float32"))
     return [f"{name}: callable after {seconds:.1f} s" for name, seconds in compile_seconds.items()]
 
 

@@ -81,13 +81,14 @@ def _summarize(
     table = np.zeros((items, blocks, 6), np.int64)
     first = np.arange(blocks) * QUERIES
     for place, x, core in ((0, k, 2), (1, v, 2), (2, W, 2), (3, mask, 1)):
-        table[..., place] = 0 if x is None else _offsets(x, batch, core)[:, None]
+        if x is not None:
+            table[..., place] = _offsets(x, batch, core)[:, None]
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
     table[..., 2] += first * W_step
     table[..., 4] = np.arange(items)[:, None] * m + first
     table[..., 5] = np.minimum(m - first, QUERIES)
     _run(
-        summary_kernel(k.dtype.name), SUMMARY_FRAME, items * blocks * chunks, items * n * d * m, threads,
+        summary_kernel(k.dtype), SUMMARY_FRAME, items * blocks * chunks, items * n * d * m, threads,
         n=n, d=d, m=min(m, QUERIES), d_v=d_v, chunks=chunks, chunk=-(-n // chunks), out_rows=rows,
         k_row=_row(k), v_row=_row(v), W_row=W_row, W_step=W_step,
         k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), table=table,
@@ -117,11 +118,13 @@ def _read(
     q, kv = _with_whole_rows(q), _with_whole_rows(kv)
     start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
     items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
-    cores = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2))
-    table = np.stack([np.zeros(items, np.int64) if x is None else _offsets(x, batch, core) for x, core in cores], -1)
+    table = np.zeros((items, 6), np.int64)
+    for place, (x, core) in enumerate(((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2))):
+        if x is not None:
+            table[:, place] = _offsets(x, batch, core)
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
     _run(
-        reading_kernel(q.dtype.name), READING_FRAME, items * chunks, items * n * d * m, threads,
+        reading_kernel(q.dtype), READING_FRAME, items * chunks, items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
         q_row=_row(q), W_row=W_row, W_step=W_step, kv_row=_row(kv),
         q=q, W=W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([factor], q.dtype), table=table, out=out,
@@ -150,10 +153,11 @@ def _row(x: Array) -> int:
 
 def _offsets(x: Array, batch: tuple[int, ...], core: int) -> Array:
     """Elements from the first to that of each item of the batch; `core` axes belong to the item."""
-    view = np.broadcast_to(x, (*batch, *x.shape[x.ndim - core :]))
-    places = np.zeros(batch, np.int64)
-    for axis, size in enumerate(batch):
-        shape = [1] * len(batch)
-        shape[axis] = size
-        places += (np.arange(size) * (view.strides[axis] // x.itemsize)).reshape(shape)
-    return places.reshape(-1)
+    own = x.ndim - core
+    places = np.zeros(1, np.int64)
+    for back, size in enumerate(reversed(batch), start=1):
+        if size != 1:
+            axis = own - back
+            step = x.strides[axis] // x.itemsize if axis >= 0 and x.shape[axis] > 1 else 0
+            places = (np.arange(size)[:, None] * step + places).reshape(-1)
+    return places
