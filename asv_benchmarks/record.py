@@ -16,6 +16,7 @@ import subquad
 from subquad.cli.report import processor
 
 RESULTS = Path(__file__).parent / "results"
+FORMAT = "subquad table 1"
 
 
 def use_threads(count: int | None) -> int:
@@ -43,6 +44,7 @@ def write(
 ) -> Path:
     """Write `content`, what produced it and where."""
     record = {
+        "format": FORMAT,
         "command": " ".join(["python -m", module, *arguments]),
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

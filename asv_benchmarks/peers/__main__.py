@@ -42,7 +42,7 @@ def main() -> None:
     default, packages = SUITES[args.suite]
     n = args.n or default
     title, rows = (attention if args.suite == "attention" else scan)(n, args.repeat, args.only)
-    Console(width=140).print(table(f"{title}, {threads} threads", rows))
+    Console(width=160).print(table(f"{title}, {threads} threads", rows))
     if args.only and args.out is None:
         return
     flags = [f"--{name} {value}" for name, value in (("n", args.n), ("threads", args.threads)) if value]
@@ -73,7 +73,11 @@ def attention(n: int, repeat: int, only: str) -> tuple[str, list[dict[str, Any]]
 
 
 def _errors(peer: Peer) -> dict[str, float]:
-    """Relative error of both against exact attention in float64, at equal m; the median over draws."""
+    """Relative error of both against exact attention in float64, at equal m; the median over draws.
+
+    Beside them that of answering the mean of v, which knows no query: an error above it has learnt nothing, and one
+    equal to it may have answered just that.
+    """
     import torch
 
     sample = read_sample()
@@ -90,7 +94,9 @@ def _errors(peer: Peer) -> dict[str, float]:
             if out.shape != exact.shape:  # (n, heads · d) or (n, heads, d)
                 out = np.swapaxes(out.reshape(out.shape[0], exact.shape[0], -1), 0, 1)
             values.append(definitions.relative_error(out, exact))
-    return {name: statistics.median(values) for name, values in errors.items()}
+    mean = definitions.mean_of_values(host[0], host[2], causal=peer.causal)
+    found = {name: statistics.median(values) for name, values in errors.items()}
+    return found | {"error_mean": definitions.relative_error(mean, exact)}
 
 
 def scan(n: int, repeat: int, only: str) -> tuple[str, list[dict[str, Any]]]:
@@ -124,11 +130,11 @@ def _row(name: str, ours: Call, theirs: Call, repeat: int) -> dict[str, Any]:
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
-    columns = ("theirs / ms", "ours / ms", "theirs / ours", "least", "most", "pairs", "error, ours", "error, theirs")
-    shown = Table("peer", *columns, title=title)
+    times, ratio = ("theirs / ms", "ours / ms"), ("theirs / ours", "least", "most", "pairs")
+    shown = Table("peer", *times, *ratio, "error: ours", "theirs", "mean of v", title=title)
     for row in rows:
         ratio = (f"{row['ratio'][name]:.2f}" for name in ("median", "least", "most"))
-        errors = (f"{row[name]:.2g}" for name in ("error_ours", "error_theirs"))
+        errors = (f"{row[name]:.3g}" if name in row else "–" for name in ("error_ours", "error_theirs", "error_mean"))
         shown.add_row(
             row["peer"], f"{row['theirs_ms']:.1f}", f"{row['ours_ms']:.1f}", *ratio, str(row["pairs"]), *errors
         )

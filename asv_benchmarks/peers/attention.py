@@ -129,10 +129,12 @@ def constant(value: Any) -> Callable[[Any], Any]:
 
 
 FAVOR: dict[str, Any] = {"method": "favor", "options": {"num_features": 256}, "seeds": 15}
+CENTRED = FAVOR | {"options": {"num_features": 256, "center": True}}
 NYSTROM: dict[str, Any] = {"method": "nystrom", "options": {"num_landmarks": 64}}
 
 PEERS = (
     Peer("performer-pytorch FastAttention", performer, **FAVOR),
+    Peer("performer-pytorch FastAttention; ours centred", performer, **CENTRED),
     Peer("performer-pytorch causal (no CUDA)", performer_causal, causal=True, repeat=2, **FAVOR),
     Peer("transformers Nyströmformer core", transformers_nystrom, **NYSTROM),
     Peer("nystrom-attention core", nystrom_attention, **NYSTROM),
