@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from asv_benchmarks.render.tables import Record, pivot
 from subquad.cli.plot import COLOURS, MARKERS
@@ -31,14 +32,14 @@ def _paper(content: Record) -> Figure:
     ]
     if content["instance_bytes"]:
         panels.append(("MB beyond inputs and output", content["rows"], lambda row: row["extra_bytes"] / 1e6))
-    figure = Figure(figsize=(4.6 * max(len(panels), 1.3), 4))
+    figure = Figure(figsize=(4.6 * max(len(panels), 1.3), 4.2), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (label, rows, value) in zip(grid, panels, strict=True):
         _lines(axes, label, pivot(rows, value))
     if content.get("crossover"):
         grid[0].axvline(content["crossover"], color="0.6", linestyle=":", zorder=0)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -53,6 +54,7 @@ def _lines(axes: Axes, label: str, found: dict[str, dict[int, float]]) -> None:
         style = {"color": (*COLOURS, "black")[i % 7], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         axes.plot(list(cells), list(cells.values()), label=name, linewidth=2.4 if "subquad" in name else 1.2, **style)
     axes.set(xscale="log", yscale="log", xlabel="n", ylabel=label)
+    _plain(axes.yaxis)
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(n) if n < 1024 else f"{n // 1024}k" for n in lengths])
@@ -64,10 +66,19 @@ def _peers(content: Record) -> Figure:
     ratios = [row["ratio"] for row in rows]
     middle = [ratio["median"] for ratio in ratios]
     spread = [[x["median"] - x["least"] for x in ratios], [x["most"] - x["median"] for x in ratios]]
-    figure = Figure(figsize=(6, 0.4 * len(rows) + 0.8))
+    figure = Figure(figsize=(7.5, 0.35 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots()
-    axes.barh([row["peer"] for row in rows], middle, xerr=spread, color=COLOURS[0], ecolor="0.4", height=0.6)
+    names = [row["peer"] for row in rows]
+    axes.errorbar(middle, names, xerr=spread, fmt="o", color=COLOURS[0], ecolor="0.5", capsize=3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set(xscale="log", xlabel="their time / our time (median, least and most of interleaved pairs)")
-    axes.grid(axis="x", alpha=0.3)
+    _plain(axes.xaxis)
+    axes.grid(alpha=0.3)
     return figure
+
+
+def _plain(axis: Axis) -> None:
+    """1, 2, 5, 10, … in place of powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_locator(NullLocator())

@@ -33,7 +33,7 @@ def _peers(content: Record) -> list[str]:
     rows = []
     for row in content["rows"]:
         ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**row["ratio"])
-        errors = [f"{row[key]:.2g}" if key in row else NONE for key in ("error_ours", "error_theirs", "error_mean")]
+        errors = [f"{row[key]:.3g}" if key in row else NONE for key in ("error_ours", "error_theirs", "error_mean")]
         rows.append([row["peer"], number(row["theirs_ms"]), number(row["ours_ms"]), ratio, *errors])
     width = len(columns) - (not has_mean)
     return [_table(content["title"], columns[:width], [row[:width] for row in rows])]
