@@ -42,6 +42,7 @@ def _main(table: str, threads: str, *lengths: str) -> None:
     paper = importlib.import_module(f"asv_benchmarks.papers.{table}").PAPER
     found = []
     for n in map(int, lengths):
+        sys.stderr.write(f"memory at n = {n}\n")
         for row in paper.rows:
             if n > row.longest:
                 continue
@@ -56,10 +57,9 @@ def _main(table: str, threads: str, *lengths: str) -> None:
 
 
 def _resident(call: Any) -> int | None:
-    """Peak resident bytes of a second call beyond what was there and the tensor it returns; None where not Linux."""
+    """Peak resident bytes of a warmed-up call, beyond what was there and what it returns; None where not Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return None
-    call()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
     before = _status("VmRSS")

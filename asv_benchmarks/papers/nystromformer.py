@@ -89,7 +89,7 @@ PAPER = Paper(
         Row(UNFUSED, of(unfused), 8192),
         Row(FUSED, of(fused), 16384),
         Row("Linformer-256 (linformer)", of(linformer), LONGEST),
-        Row("Longformer-257 (transformers)", of(longformer), LONGEST),
+        Row("Longformer-257 (transformers)", of(longformer), 32768),
         Row("Nyströmformer-64 (transformers)", of(transformers_nystrom), LONGEST),
         Row("Nyströmformer-64, subquad", of(ours(64)), LONGEST),
         Row("Nyströmformer-32, subquad", of(ours(32)), LONGEST),
