@@ -37,12 +37,16 @@ class Problem:
         B, C = rng.standard_normal((2, batch, n, d_state), dtype=np.float32)
         return cls(u, delta, A, B, C, rng.standard_normal(d).astype(np.float32), weight)
 
+    def wide(self) -> Problem:
+        """The same problem in float64."""
+        return Problem(*(x.astype(np.float64) for x in (*self.inputs(), self.weight)))
+
     def inputs(self) -> tuple[np.ndarray, ...]:
         return self.u, self.delta, self.A, self.B, self.C, self.D
 
 
 def _torch_run(scan: Callable[..., Any], p: Problem, gradient: bool, turn: bool = False) -> Run:
-    """`scan` of tensors; `turn` hands it channels before time, as mamba-ssm has them."""
+    """`scan` of tensors; `turn` hands it channels before time, as mamba-ssm has them, and turns back what returns."""
     import torch
 
     def tensor(x: np.ndarray) -> Any:
@@ -50,11 +54,14 @@ def _torch_run(scan: Callable[..., Any], p: Problem, gradient: bool, turn: bool 
 
     inputs, weight = [tensor(x).requires_grad_(gradient) for x in p.inputs()], tensor(p.weight)
 
+    def back(x: Any) -> Any:  # a view: costs nothing
+        return x.transpose(1, 2) if turn and x.ndim == 3 else x
+
     def run() -> Any:
         if not gradient:
             with torch.no_grad():
-                return scan(*inputs)
-        return torch.autograd.grad((scan(*inputs) * weight).sum(), inputs)
+                return back(scan(*inputs))
+        return [back(x) for x in torch.autograd.grad((scan(*inputs) * weight).sum(), inputs)]
 
     return run
 
@@ -84,6 +91,13 @@ def reference_loop(p: Problem, gradient: bool) -> Run:
         return torch.stack(ys, dim=2) + u * D[:, None]
 
     return _torch_run(scan, p, gradient, turn=True)
+
+
+def transformers_slow_path(p: Problem, gradient: bool) -> Run:
+    """The scan of transformers' Mamba block where no CUDA kernel is installed, alone: no projections around it."""
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+    return _torch_run(mamba_selective_scan, p, gradient, turn=True)
 
 
 def mambapy(p: Problem, gradient: bool) -> Run:
@@ -163,6 +177,7 @@ class ScanPeer:
 
 SCAN_PEERS = (
     ScanPeer("mamba-ssm's reference loop (torch)", reference_loop, ours_torch),
+    ScanPeer("transformers' Mamba, slow path (torch)", transformers_slow_path, ours_torch),
     ScanPeer("mambapy (torch)", mambapy, ours_torch),
     ScanPeer("autograd of the loop over unbind (torch)", reference_loop, ours_torch, gradient=True),
     ScanPeer("mambapy, forward + backward (torch)", mambapy, ours_torch, gradient=True),

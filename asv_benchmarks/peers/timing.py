@@ -1,11 +1,13 @@
-"""Interleaved timing: A B A B … in one process, so that the drift of a shared machine falls on both."""
+"""Interleaved timing: A B A B … in one process, so that the drift of a shared machine falls on all."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,29 @@ class Comparison:
     ratio: Spread
 
 
-def interleave(ours: Callable[[], object], theirs: Callable[[], object], repeat: int = 7) -> Comparison:
+def interleave(ours: Call, theirs: Call, repeat: int = 7) -> Comparison:
     """Time both in turn, after one warm-up of each."""
-    ours()
-    theirs()
-    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeat)]
-    mine, other = (list(column) for column in zip(*pairs, strict=True))
-    return Comparison(Spread.of(mine), Spread.of(other), Spread.of([b / a for a, b in pairs]))
+    times = rotate({"ours": ours, "theirs": theirs}, repeat)
+    mine, other = times["ours"], times["theirs"]
+    ratios = [b / a for a, b in zip(mine, other, strict=True)]
+    return Comparison(Spread.of(mine), Spread.of(other), Spread.of(ratios))
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def rotate(calls: Mapping[str, Call], repeat: int, seconds: float = float("inf")) -> dict[str, list[float]]:
+    """Seconds of each call, all in turn, after one warm-up of each: `repeat` rounds, or fewer after `seconds`."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for done in range(repeat):
+        if done >= 2 and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            times[name].append(_seconds(call))
+    return times
+
+
+def _seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

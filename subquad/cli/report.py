@@ -40,7 +40,7 @@ def build(
         "format": "subquad compare 1",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "complete": complete,  # False: interrupted
-        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processor": processor(), "cores": os.cpu_count()},
         "threads": {name: os.environ[name] for name in os.environ if name.endswith("_NUM_THREADS")},
         "versions": versions() | {target.library: target.version for target in targets},
         "inputs": {
@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
     return {"subquad": subquad.__version__, "python": platform.python_version(), "numpy": np.__version__}
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model name of the processor where the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

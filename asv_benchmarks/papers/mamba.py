@@ -1,0 +1,54 @@
+"""Mamba's scan against attention over length (Gu and Dao, 2023, figure 8): where attention falls behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from asv_benchmarks.papers.paper import Paper, Row, Run, doubling
+from asv_benchmarks.peers.scans import Problem, mambapy, ours_torch
+
+WIDTH, STATES, D = 1536, 16, 64
+SCAN, ATTENTION = "selective scan, subquad", "causal attention (torch SDPA)"
+
+
+def scan(make: Callable[[Problem, bool], Run]) -> Callable[[int], Run]:
+    return lambda n: make(Problem.draw(1, n, WIDTH, STATES), False)
+
+
+def attention(n: int) -> Run:
+    """As many channels over all heads as the scan has."""
+    q, k, v = torch.randn((3, 1, WIDTH // D, n, D), generator=torch.Generator().manual_seed(0)).unbind()
+    return lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def crossover(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Length from which the scan is the faster for good: straight lines in log n between the measured lengths."""
+    found = {name: {row["n"]: row["ms"]["median"] for row in rows if row["name"] == name} for name in (SCAN, ATTENTION)}
+    lengths = sorted(found[SCAN].keys() & found[ATTENTION].keys())
+    gains = [math.log(found[ATTENTION][n] / found[SCAN][n]) for n in lengths]
+    for i in reversed(range(1, len(lengths))):
+        if gains[i - 1] <= 0 < gains[i]:
+            part = gains[i - 1] / (gains[i - 1] - gains[i])
+            return lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** part
+    return None
+
+
+PAPER = Paper(
+    title=f"Mamba: selective scan of {WIDTH} channels and {STATES} states, attention of {WIDTH // D} heads of {D}, "
+    "float32, forward",
+    source='A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, figure 8',
+    rows=[
+        Row(SCAN, scan(ours_torch), 65536),
+        Row(ATTENTION, attention, 16384),
+        Row("parallel scan (mambapy, torch)", scan(mambapy), 4096),
+    ],
+    lengths=doubling(64, 65536),
+    quick=doubling(64, 2048),
+    packages=("torch", "numba", "mambapy"),
+    baselines=[ATTENTION],
+)

@@ -1,0 +1,107 @@
+"""Nyströmformer's table of time and memory per length (Xiong et al., 2021), one instance through self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+import subquad
+from asv_benchmarks.papers.paper import Paper, Row, Run, doubling
+from asv_benchmarks.peers.attention import constant, heads_last, transformers_nystrom
+
+HEADS, D = 8, 64
+
+
+def draw(n: int) -> list[Tensor]:
+    """q, k, v of one instance."""
+    generator = torch.Generator().manual_seed(0)
+    return list(torch.randn((3, 1, HEADS, n, D), generator=generator).unbind())
+
+
+def of(make: Callable[[Tensor, Tensor, Tensor], Run]) -> Callable[[int], Run]:
+    """A row's `make` from one that takes q, k, v; nothing is recorded for gradients."""
+
+    def of_length(n: int) -> Run:
+        call = torch.no_grad()(make(*draw(n)))
+        return lambda: call()
+
+    return of_length
+
+
+def unfused(q: Tensor, k: Tensor, v: Tensor) -> Run:
+    """The paper's exact attention: the matrix of n × n weights is formed."""
+    return lambda: torch.softmax((q * D**-0.5) @ k.mT, dim=-1) @ v
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Run:
+    return lambda: scaled_dot_product_attention(q, k, v)
+
+
+def linformer(q: Tensor, k: Tensor, v: Tensor) -> Run:
+    """The core of the package's layer: projections that return q, k and v, none of the output."""
+    from linformer import LinformerSelfAttention
+
+    layer = LinformerSelfAttention(HEADS * D, q.shape[-2], k=256, heads=HEADS).eval()
+    for name, x in (("to_q", q), ("to_k", k), ("to_v", v)):
+        layer._modules.pop(name)
+        object.__setattr__(layer, name, constant(heads_last(x)))
+    layer.to_out = torch.nn.Identity()
+    hidden = heads_last(q)
+    return lambda: layer(hidden)
+
+
+def longformer(q: Tensor, k: Tensor, v: Tensor) -> Run:
+    """The core of transformers' layer, 128 keys to each side and no global tokens.
+
+    It divides its queries in place, so they are copied in each call: n × 512 numbers.
+    """
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    config = LongformerConfig(hidden_size=HEADS * D, num_attention_heads=HEADS, attention_window=[256])
+    layer = LongformerSelfAttention(config, 0).eval()
+    queries, keys, values = (heads_last(x).transpose(0, 1).contiguous() for x in (q, k, v))
+    calls = {"query": lambda _: queries.clone(), "key": constant(keys), "value": constant(values)}
+    for name, call in calls.items():
+        layer._modules.pop(name)
+        object.__setattr__(layer, name, call)
+    hidden, n = heads_last(q), q.shape[-2]
+    visible, nothing = torch.zeros(1, n), torch.zeros(1, n, dtype=torch.bool)
+    masks: dict[str, Any] = {"attention_mask": visible, "is_index_masked": nothing, "is_index_global_attn": nothing}
+    return lambda: layer(hidden, is_global_attn=False, **masks)[0]
+
+
+def ours(landmarks: int) -> Callable[[Tensor, Tensor, Tensor], Run]:
+    method = subquad.Nystrom(num_landmarks=landmarks)
+    return lambda q, k, v: lambda: subquad.attention(q, k, v, method)
+
+
+LONGEST = 131072
+UNFUSED, FUSED = "Transformer, unfused", "Transformer, fused (torch SDPA)"
+PAPER = Paper(
+    title=f"Nyströmformer: one instance, {HEADS} heads of {D} channels, float32, forward",
+    source='Y. Xiong et al., "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention", 2021',
+    rows=[
+        Row(UNFUSED, of(unfused), 8192),
+        Row(FUSED, of(fused), 16384),
+        Row("Linformer-256 (linformer)", of(linformer), LONGEST),
+        Row("Longformer-257 (transformers)", of(longformer), 32768),
+        Row("Nyströmformer-64 (transformers)", of(transformers_nystrom), LONGEST),
+        Row("Nyströmformer-64, subquad", of(ours(64)), LONGEST),
+        Row("Nyströmformer-32, subquad", of(ours(32)), LONGEST),
+    ],
+    lengths=doubling(512, LONGEST),
+    quick=doubling(512, 2048),
+    packages=("torch", "numba", "linformer", "transformers"),
+    baselines=[UNFUSED, FUSED],
+    notes=[
+        "Linformer and Longformer are the packages' own, for now: subquad has no such method yet.",
+        "Of every layer the attention core alone: no projections, no residual convolution.",
+    ],
+    summary=8192,
+    instance_bytes=4 * 4 * HEADS * D,  # q, k, v and the output
+)

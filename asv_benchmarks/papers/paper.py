@@ -1,0 +1,68 @@
+"""What a table of times against the sequence length is made of, and how it is measured."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from asv_benchmarks.peers.timing import Spread, rotate
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compute it: `make(n)` gives a call of no arguments; beyond `longest` it takes too long here.
+
+    `group` parts the rows of a table that has several quantities, such as forward and backward.
+    """
+
+    name: str
+    make: Callable[[int], Run]
+    longest: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One table. Ratios are taken to the first of `baselines`, at the length `summary` to each of them.
+
+    `instance_bytes` is the size of inputs and output for each token: with it, memory is measured as well.
+    """
+
+    title: str
+    source: str
+    rows: Sequence[Row]
+    lengths: Sequence[int]
+    quick: Sequence[int]
+    packages: Sequence[str]
+    baselines: Sequence[str]
+    notes: Sequence[str] = ()
+    summary: int | None = None
+    instance_bytes: int | None = None
+
+
+def times(paper: Paper, lengths: Sequence[int], repeat: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Milliseconds of each row at each length: the rows of one length in turn, `seconds` for each length."""
+    for n in lengths:
+        rows = [row for row in paper.rows if n <= row.longest]
+        sys.stderr.write(f"n = {n}: {len(rows)} rows\n")
+        found = rotate({_key(row): row.make(n) for row in rows}, repeat, seconds)
+        for row in rows:
+            spread = Spread.of([1e3 * x for x in found[_key(row)]])
+            rounds = len(found[_key(row)])
+            yield {"name": row.name, "group": row.group, "n": n, "rounds": rounds, "ms": asdict(spread)}
+        del found
+        gc.collect()
+
+
+def _key(row: Row) -> str:
+    return f"{row.group}: {row.name}"
+
+
+def doubling(first: int, last: int) -> list[int]:
+    """first, 2 first, 4 first … last."""
+    return [n for n in (first << i for i in range(32)) if n <= last]

@@ -1,0 +1,143 @@
+"""Attention's peers: packages that compute what one of our methods computes.
+
+A peer is one entry of `PEERS`: how it is called on (batch, heads, n, d) arrays of its library, and the call of ours
+that computes the same thing. It is timed on random numbers, and its error taken on real activations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import subquad
+from subquad import _backends
+
+Run = Callable[[], Any]
+Make = Callable[[Any, Any, Any], Run]  # of arrays q, k, v
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One peer: `theirs(q, k, v)` makes a call of no arguments; `method`, `options` and `causal` are ours.
+
+    `seeds` is how many draws of random features the error is the median of, `repeat` the most pairs that are timed.
+    """
+
+    name: str
+    theirs: Make
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    causal: bool = False
+    library: str = "torch"
+    seeds: int = 0
+    repeat: int | None = None
+
+    @property
+    def bench(self) -> Any:
+        """How arrays of the library are made and waited for."""
+        return importlib.import_module(f"{_backends.names()[self.library]}.bench")
+
+    def ours(self, *qkv: Any, **options: Any) -> Run:
+        """Our call, compiled where the library compiles."""
+        bench, method = self.bench, subquad.METHODS[self.method](**self.options, **options)
+        attend = bench.compile(lambda q, k, v: subquad.attention(q, k, v, method, causal=self.causal))
+
+        def run() -> Any:
+            out = attend(*qkv)
+            bench.synchronize(out)
+            return out
+
+        return run
+
+
+def performer(q: Any, k: Any, v: Any) -> Run:
+    from performer_pytorch import FastAttention
+
+    layer = FastAttention(q.shape[-1], nb_features=256).eval()
+    return lambda: layer(q, k, v)
+
+
+def performer_causal(q: Any, k: Any, v: Any) -> Run:
+    from performer_pytorch import FastAttention
+    from performer_pytorch.performer_pytorch import causal_linear_attention_noncuda
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells each time that it has no CUDA code
+        layer = FastAttention(q.shape[-1], nb_features=256, causal=True).eval()
+    layer.causal_linear_fn = causal_linear_attention_noncuda
+    return lambda: layer(q, k, v)
+
+
+def transformers_nystrom(q: Any, k: Any, v: Any) -> Run:
+    """The attention core of the layer: projections that return q, k, v, and no convolution."""
+    from transformers import NystromformerConfig
+    from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+
+    heads, n, d = q.shape[1:]
+    config = NystromformerConfig(
+        hidden_size=heads * d, num_attention_heads=heads, num_landmarks=64, segment_means_seq_len=n
+    )
+    layer = NystromformerSelfAttention(config).eval()
+    layer.conv_kernel_size = None
+    for name, x in (("query", q), ("key", k), ("value", v)):
+        layer._modules.pop(name)
+        object.__setattr__(layer, name, constant(heads_last(x)))
+    hidden = heads_last(q)
+    return lambda: layer(hidden)[0]
+
+
+def nystrom_attention(q: Any, k: Any, v: Any) -> Run:
+    """The attention core of the layer: a projection that returns q, k, v, no output projection, no convolution."""
+    import torch
+    from nystrom_attention import NystromAttention
+
+    heads, _, d = q.shape[1:]
+    layer = NystromAttention(dim=heads * d, dim_head=d, heads=heads, num_landmarks=64, residual=False).eval()
+    joined = torch.cat([heads_last(x) for x in (q, k, v)], dim=-1)
+    layer._modules.pop("to_qkv")
+    object.__setattr__(layer, "to_qkv", constant(joined))
+    layer.to_out = torch.nn.Identity()
+    hidden = heads_last(q)
+    return lambda: layer(hidden)
+
+
+def torch_sdpa(q: Any, k: Any, v: Any) -> Run:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return lambda: scaled_dot_product_attention(q, k, v)
+
+
+def jax_attention(q: Any, k: Any, v: Any) -> Run:
+    """Sequence before heads, as it wants them."""
+    import jax
+
+    arrays = [jax.numpy.moveaxis(x, 1, 2) for x in (q, k, v)]
+    function = jax.jit(jax.nn.dot_product_attention)
+    return lambda: jax.block_until_ready(function(*arrays))
+
+
+def heads_last(x: Any) -> Any:
+    """(batch, heads, n, d) → (batch, n, heads · d)."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+FAVOR: dict[str, Any] = {"method": "favor", "options": {"num_features": 256}, "seeds": 15}
+CENTRED = FAVOR | {"options": {"num_features": 256, "center": True}}
+NYSTROM: dict[str, Any] = {"method": "nystrom", "options": {"num_landmarks": 64}}
+
+PEERS = (
+    Peer("performer-pytorch FastAttention", performer, **FAVOR),
+    Peer("performer-pytorch FastAttention; ours centred", performer, **CENTRED),
+    Peer("performer-pytorch causal (no CUDA)", performer_causal, causal=True, repeat=2, **FAVOR),
+    Peer("transformers Nyströmformer core", transformers_nystrom, **NYSTROM),
+    Peer("nystrom-attention core", nystrom_attention, **NYSTROM),
+    Peer("torch scaled_dot_product_attention", torch_sdpa, method="exact"),
+    Peer("jax.nn.dot_product_attention", jax_attention, method="exact", library="jax", repeat=3),
+)

@@ -1,0 +1,1 @@
+"""Tables and pictures of the documentation, made from the JSON of the measurements: no number is typed by hand."""
