@@ -40,7 +40,10 @@ def product_by_definition(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, phi: Exponential, mask: np.ndarray | None
 ) -> np.ndarray:
     q, k, v, keys, queries = (x.astype(np.float64) for x in (q, k, v, phi.keys, phi.queries))
-    log_k = k @ keys - phi.half_scale * (k * k).sum(-1, keepdims=True)
+    q_mean, k_mean = phi.center or (0, 0)
+    k, q = k - k_mean, q - q_mean
+    log_k = k @ keys - abs(phi.scale) / 2 * (k * k).sum(-1, keepdims=True)
+    log_k += phi.scale * (k * q_mean).sum(-1, keepdims=True)
     return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
 
 
@@ -61,7 +64,7 @@ def weighted(log: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndar
 
 def exponential(d: int, m: int, dtype: str) -> Exponential:
     keys = np.random.default_rng(2).standard_normal((d, m)).astype(dtype) * dtype_of(dtype, d**-0.25)
-    return Exponential(keys, -keys[:, ::-1], 0.5 * d**-0.5)
+    return Exponential(keys, -keys[:, ::-1], d**-0.5)
 
 
 def dtype_of(dtype: str, value: float) -> Any:
@@ -122,6 +125,19 @@ def test_any_strides_and_shared_heads() -> None:
     assert error(features.feature_product(q, k, v, exponential=phi, key_mask=mask), expected) <= TOLERANCE["float32"]
     expected = softmax_by_definition(q, k, v, 0.3, mask)
     assert error(features.softmax_attention(q, k, v, scale=0.3, key_mask=mask), expected) <= TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (2, 1, 16)])
+def test_centers(shape: tuple[int, ...]) -> None:
+    """One for all heads, or one for each; also where the heads are theirs alone."""
+    q, k, v = draw(1 if len(shape) == 3 else 2, 90, 300, 16, 8, "float32")
+    rng = np.random.default_rng(5)
+    plain = exponential(16, 40, "float32")
+    center = (rng.standard_normal(shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32))
+    for scale in (plain.scale, -plain.scale):
+        phi = Exponential(plain.keys, plain.queries, scale, center)
+        expected = product_by_definition(q, k, v, phi, None)
+        assert error(features.feature_product(q, k, v, exponential=phi), expected) <= TOLERANCE["float32"]
 
 
 def test_range() -> None:

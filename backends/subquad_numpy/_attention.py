@@ -25,6 +25,8 @@ def feature_product_declines(
     """Why the product with reused memory cannot take the call."""
     if phi.exponential is None:
         return "the features are not plain exponentials"
+    if phi.exponential.center is not None:
+        return "queries and keys are centred"
     return "it has no causal form" if causal else None
 
 
@@ -33,7 +35,7 @@ def feature_product(
 ) -> Array:
     """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
     assert phi.exponential is not None
-    keys, queries, half_scale = phi.exponential.keys, phi.exponential.queries, phi.exponential.half_scale
+    keys, queries, half_scale = phi.exponential.keys, phi.exponential.queries, abs(phi.exponential.scale) / 2
     d, m = keys.shape
     size = max(64, min(ROWS, ELEMENTS // m))
     rows, log = np.empty((size, d + 1), q.dtype), np.empty((size, m), q.dtype)

@@ -3,6 +3,8 @@
     summary:  S = Σ_j exp(x[j]) v[j]ᵀ,  s = Σ_j exp(x[j]),     x[j] = k[j] W − h |k[j]|²,   both over exp(shift)
     reading:  out[i] = exp(y[i])ᵀ S / exp(y[i])ᵀ s,            y[i] = q[i] W + start
 
+of q and k less their centers.
+
 With random directions W these are the two halves of FAVOR+. With W = q̃ᵀ the summary is softmax attention of a few
 queries q̃, and with W = k̃ᵀ, S = ṽ, s = 1 the reading is softmax attention to a few keys: the two halves of Nyström
 attention. A task is one chunk of rows of one item; it goes block by block: product, exponential, product.
@@ -18,7 +20,7 @@ from subquad_numpy._compile import compiled, fingerprint
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import aligned, at_least, lanes_of, largest, load, shifted, spread, store, total, zeros
-from subquad_numpy._tile import clear, field, load_part, store_part
+from subquad_numpy._tile import clear, field, load_part, row_in, store_part
 
 SUMMARY_ROWS, READING_ROWS = 16 * TILE_ROWS, 8 * TILE_ROWS  # of a block: exponents of 256 features take 128 and 64 kB
 
@@ -29,20 +31,23 @@ SUMMARY_FRAME = (
     *("k_row", "v_row", "W_row", "W_step"),
     # addresses; mask is of bytes, or 0; numbers are (h, factor of W)
     *("k", "v", "W", "mask", "numbers"),
-    # table of int64: a row (k, v, W, mask, out, m) for each item: elements to its first, row of its result, features
+    # table of int64: a row (k, v, W, mask, out, m, center) for each item: elements to its first, row of its result,
+    # features
     "table",
     # (chunks, out_rows), (chunks, out_rows, d_v), (chunks, out_rows)
     *("shift", "kv", "k_sum"),
+    # (…, d), or 0
+    "center",
 )
 READING_FRAME = (
     *("n", "d", "m", "d_v", "chunks", "chunk"),
     *("q_row", "W_row", "W_step", "kv_row"),
     # start, k_sum: (…, m), or 0 for zeros and ones; numbers are (factor of W,)
     *("q", "W", "start", "kv", "k_sum", "numbers"),
-    # table: a row (q, W, start, kv, k_sum, out) for each item
+    # table: a row (q, W, start, kv, k_sum, out, center) for each item
     "table",
-    # (…, n, d_v)
-    "out",
+    # (…, n, d_v); (…, d), or 0
+    *("out", "center"),
 )
 
 
@@ -63,6 +68,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         has_mask, all_masks = frame[14] != 0, field(frame, 14, np.uint8(0))
         numbers, table = field(frame, 15, zero), field(frame, 16, np.int64(0))
         out_shift, out_kv, out_sum = field(frame, 17, zero), field(frame, 18, zero), field(frame, 19, zero)
+        has_center, centers = frame[20] != 0, field(frame, 20, zero)
         half_scale = numbers[0]
 
         depth = d + 1  # the last column of a key holds −h|k|², against a row of ones
@@ -70,15 +76,17 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         height = -(-width // TILE_ROWS) * TILE_ROWS  # features are the rows of Eᵀ v: whole tiles
         stride = -(-height // lanes) * lanes
         d_out = -(-d_v // lanes) * lanes
+        d_in = -(-d // lanes) * lanes
         scratch = SUMMARY_ROWS * (d_out + stride + depth) + depth * width + 2 * stride * d_out
-        buffer = np.empty(scratch + 4 * stride + max(stride, d_out) + 2 * lanes, kind)
+        buffer = np.empty(scratch + 4 * stride + max(stride, d_out) + d_in + 2 * lanes, kind)
         edge = aligned(buffer)
         shift = shifted(edge, lanes)
         new = shifted(shift, stride)
         k_sum = shifted(new, stride)
         block_sum = shifted(k_sum, stride)
         nothing = shifted(block_sum, stride)
-        kv = shifted(nothing, max(stride, d_out))
+        center = shifted(nothing, max(stride, d_out))
+        kv = shifted(center, d_in)
         block_kv = shifted(kv, stride * d_out)
         packed = shifted(block_kv, stride * d_out)
         values = shifted(packed, depth * width)
@@ -87,13 +95,16 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         finite = zeros(edge) + least  # in place of −∞, which cannot be subtracted from itself
         clear(nothing, max(stride, d_out))
         clear(exponents, SUMMARY_ROWS * stride)
+        clear(center, d_in)
 
         packed_from = -1
         for task in range(first, last):
-            item = task // chunks * 6
+            item = task // chunks * 7
             k, v = shifted(all_k, table[item]), shifted(all_v, table[item + 1])
             mask = shifted(all_masks, table[item + 3])
             m = table[item + 5]
+            if has_center:
+                row_in(centers, table[item + 6], d, lanes, center)
             if packed_from != table[item + 2]:
                 packed_from = table[item + 2]
                 pack(shifted(all_W, packed_from), W_row, W_step, d, most, numbers[1], lanes, packed, depth)
@@ -113,7 +124,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                     if not has_mask or mask[row] != 0:
                         square = zeros(rows)
                         for p in range(0, d, lanes):
-                            x = load_part(k, row * k_row + p, d - p, lanes, edge)
+                            x = load_part(k, row * k_row + p, d - p, lanes, edge) - load(center, p)
                             square = square + x * x
                             store_part(rows, count * depth + p, x, d - p, lanes, edge)
                         rows[count * depth + d] = -half_scale * total(square)
@@ -186,28 +197,34 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
         all_kv, sums = field(frame, 13, zero), field(frame, 14, zero)
         has_start, has_sum = frame[12] != 0, frame[14] != 0
         numbers, table, all_out = field(frame, 15, zero), field(frame, 16, np.int64(0)), field(frame, 17, zero)
+        has_center, centers = frame[18] != 0, field(frame, 18, zero)
 
         width = -(-m // lanes) * lanes
         d_out = -(-d_v // lanes) * lanes
+        d_in = -(-d // lanes) * lanes
         scratch = READING_ROWS * (width + d_out + d) + (d + d_out) * width
-        buffer = np.empty(scratch + 2 * width + d_out + 2 * lanes, kind)
+        buffer = np.empty(scratch + 2 * width + d_out + d_in + 2 * lanes, kind)
         edge = aligned(buffer)
         start = shifted(edge, lanes)
         k_sum = shifted(start, width)
         nothing = shifted(k_sum, width)
-        packed = shifted(nothing, d_out)
+        center = shifted(nothing, d_out)
+        packed = shifted(center, d_in)
         kv = shifted(packed, d * width)
         exponents = shifted(kv, width * d_out)
         result = shifted(exponents, READING_ROWS * width)
         rows = shifted(result, READING_ROWS * d_out)
         clear(nothing, d_out)
+        clear(center, d_in)
 
         packed_for = -1
         for task in range(first, last):
-            item = task // chunks * 6
+            item = task // chunks * 7
             q, out = shifted(all_q, table[item]), shifted(all_out, table[item + 5])
             if packed_for != item:
                 packed_for = item
+                if has_center:
+                    row_in(centers, table[item + 6], d, lanes, center)
                 pack(shifted(all_W, table[item + 1]), W_row, W_step, d, m, numbers[0], lanes, packed, d)
                 pack(shifted(all_kv, table[item + 3]), kv_row, 1, m, d_v, 1, lanes, kv, m)
                 for i in range(width):
@@ -223,7 +240,7 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
                 whole = -(-count // TILE_ROWS) * TILE_ROWS
                 for r in range(count):
                     for p in range(0, d, lanes):
-                        x = load_part(q, (row + r) * q_row + p, d - p, lanes, edge)
+                        x = load_part(q, (row + r) * q_row + p, d - p, lanes, edge) - load(center, p)
                         store_part(rows, r * d + p, x, d - p, lanes, edge)
                 for i in range(count * d, whole * d):
                     rows[i] = 0

@@ -51,8 +51,9 @@ def feature_product_declines(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> str | None:
     """Why the compiled product cannot take the call."""
-    reason = _attention.feature_product_declines(q, k, v, phi=phi, causal=causal, key_mask=key_mask)
-    return reason or declines(q)
+    if phi.exponential is None:
+        return "the features are not plain exponentials"
+    return "it has no causal form" if causal else declines(q)
 
 
 def feature_product(

@@ -23,14 +23,22 @@ def feature_product(
     q: Array, k: Array, v: Array, /, *, exponential: Exponential, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
-    batch_kv = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1])
+    """The kernel `feature_product` for features that are exponentials, not causal."""
+    W_k, W_q, scale = exponential.keys, exponential.queries, exponential.scale
+    q_mean, k_mean = exponential.center or (None, None)
+    batches = [k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1]]
+    if q_mean is not None and k_mean is not None:
+        W_k = W_k + (scale * q_mean).swapaxes(-1, -2)
+        batches += [q_mean.shape[:-2], k_mean.shape[:-2]]
+        q_mean, k_mean = q_mean[..., 0, :], k_mean[..., 0, :]
+    batch_kv = np.broadcast_shapes(*batches)
     batch = np.broadcast_shapes(q.shape[:-2], batch_kv)
-    sums = _summarize(batch_kv, k, v, exponential.keys, key_mask, exponential.half_scale, 1.0, threads)
-    shift, kv, k_sum = (x.reshape(*batch_kv, exponential.keys.shape[-1], *x.shape[1:]) for x in sums)
+    sums = _summarize(batch_kv, k, v, W_k, key_mask, abs(scale) / 2, 1.0, threads, center=k_mean)
+    shift, kv, k_sum = (x.reshape(*batch_kv, W_k.shape[-1], *x.shape[1:]) for x in sums)
+    start = np.where(shift == -math.inf, 0, shift)
     if out is None:
         out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
-    return _read(batch, q, exponential.queries, np.where(shift == -math.inf, 0, shift), kv, k_sum, 1.0, threads, out)
+    return _read(batch, q, W_q, start, kv, k_sum, 1.0, threads, out, center=q_mean)
 
 
 def softmax_attention(
@@ -66,11 +74,12 @@ def _summarize(
     factor: float,
     threads: int | None,
     kv: Array | None = None,
+    center: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """(shift, Σ exp(x − shift) v, Σ exp(x − shift)) of x = factor k W − h |k|²; m features of each item in a row."""
     (n, d), m, d_v = k.shape[-2:], W.shape[-1], v.shape[-1]
     k, v = _with_whole_rows(k), _with_whole_rows(v)
-    mask = None if mask is None else np.ascontiguousarray(mask)
+    mask, center = (None if x is None else np.ascontiguousarray(x) for x in (mask, center))
     items, blocks = math.prod(batch), -(-m // QUERIES)
     # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
     chunks = max(1, min(MOST_CHUNKS, n // SUMMARY_CHUNK)) if m <= FEW_KEYS else 1
@@ -78,9 +87,9 @@ def _summarize(
     shift, k_sum = np.empty((chunks, rows), k.dtype), np.empty((chunks, rows), k.dtype)
     whole = np.empty((rows, d_v), k.dtype) if kv is None else kv
     part = whole if chunks == 1 else np.empty((chunks, rows, d_v), k.dtype)
-    table = np.zeros((items, blocks, 6), np.int64)
+    table = np.zeros((items, blocks, 7), np.int64)
     first = np.arange(blocks) * QUERIES
-    for place, x, core in ((0, k, 2), (1, v, 2), (2, W, 2), (3, mask, 1)):
+    for place, x, core in ((0, k, 2), (1, v, 2), (2, W, 2), (3, mask, 1), (6, center, 1)):
         if x is not None:
             table[..., place] = _offsets(x, batch, core)[:, None]
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
@@ -92,7 +101,7 @@ def _summarize(
         n=n, d=d, m=min(m, QUERIES), d_v=d_v, chunks=chunks, chunk=-(-n // chunks), out_rows=rows,
         k_row=_row(k), v_row=_row(v), W_row=W_row, W_step=W_step,
         k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), table=table,
-        shift=shift, kv=part, k_sum=k_sum,
+        shift=shift, kv=part, k_sum=k_sum, center=center,
     )  # fmt: skip
     if chunks == 1:
         return shift[0], whole.reshape(rows, d_v), k_sum[0]
@@ -112,14 +121,16 @@ def _read(
     factor: float,
     threads: int | None,
     out: Array,
+    center: Array | None = None,
 ) -> Array:
     """exp(y)ᵀ kv / exp(y)ᵀ k_sum of y = factor q W + start, into `out`."""
     (n, d), m, d_v = q.shape[-2:], W.shape[-1], kv.shape[-1]
     q, kv = _with_whole_rows(q), _with_whole_rows(kv)
-    start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
+    start, k_sum, center = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum, center))
     items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
-    table = np.zeros((items, 6), np.int64)
-    for place, (x, core) in enumerate(((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2))):
+    table = np.zeros((items, 7), np.int64)
+    parts = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (center, 1))
+    for place, (x, core) in enumerate(parts):
         if x is not None:
             table[:, place] = _offsets(x, batch, core)
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
@@ -127,7 +138,8 @@ def _read(
         reading_kernel(q.dtype), READING_FRAME, items * chunks, items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
         q_row=_row(q), W_row=W_row, W_step=W_step, kv_row=_row(kv),
-        q=q, W=W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([factor], q.dtype), table=table, out=out,
+        q=q, W=W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([factor], q.dtype), table=table,
+        out=out, center=center,
     )  # fmt: skip
     return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ def declines(
         return "the features are not plain exponentials"
     if causal:
         return "it has no causal form"
-    tensors = [x for x in (q, k, v, key_mask, phi.exponential.keys, phi.exponential.queries) if x is not None]
+    parts = (phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ()))
+    tensors = [x for x in (q, k, v, key_mask, *parts) if x is not None]
     if q.device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {q.device.type}"
     if torch.compiler.is_compiling():
@@ -36,13 +39,20 @@ def feature_product(
     from subquad_numpy import features
 
     assert phi.exponential is not None
-    arrays = (None if x is None else x.detach().resolve_neg().numpy() for x in (q, k, v, key_mask))
-    queries, keys, values, mask = arrays
-    exponential = Exponential(phi.exponential.keys.numpy(), phi.exponential.queries.numpy(), phi.exponential.half_scale)
+    given = phi.exponential
+    exponential = Exponential(
+        *map(_numpy, (given.keys, given.queries)), given.scale, given.center and tuple(map(_numpy, given.center))
+    )
+    queries, keys, values, mask = map(_numpy, (q, k, v, key_mask))
     mask_batch = () if key_mask is None else key_mask.shape[:-1]
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch, phi.batch)
     out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
     features.feature_product(
         queries, keys, values, exponential=exponential, key_mask=mask, threads=torch.get_num_threads(), out=out.numpy()
     )
     return out
+
+
+def _numpy(x: Tensor | None) -> Any:
+    """The tensor's memory as a NumPy array, strides as they are."""
+    return None if x is None else x.detach().resolve_neg().numpy()

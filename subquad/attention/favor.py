@@ -196,8 +196,8 @@ class Favor(FeatureMethod):
 
         if self.features in ("positive", "hyperbolic"):
             ones = xp.ones_like(directions[:1, :])
-            plain = Exponential(directions, turned, abs(scale) / 2) if center is None else None
-            return FeatureMap(positive_keys, positive_queries, m, m, batch, plain)
+            fused = Exponential(directions, turned, scale, center)
+            return FeatureMap(positive_keys, positive_queries, m, m, batch, fused)
         if self.features == "trigonometric":
             return FeatureMap(trigonometric_keys, trigonometric_queries, 2 * m, 1, batch)
         return FeatureMap(

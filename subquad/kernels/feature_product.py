@@ -32,11 +32,15 @@ CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
 
 @dataclass(frozen=True)
 class Exponential:
-    """log φ(k) = k @ keys − half_scale |k|² and log φ(q) = q @ queries + a constant of the row; both (d, m)."""
+    """log φ(k) = x @ keys − |scale| |x|² / 2 + scale q̄·x of x = k − k̄, log φ(q) = (q − q̄) @ queries + any constant.
+
+    keys and queries are (d, m); `center` is (q̄, k̄), each (..., 1, d), or None where both are 0.
+    """
 
     keys: Array
     queries: Array
-    half_scale: float
+    scale: float
+    center: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
