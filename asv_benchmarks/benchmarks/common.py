@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,45 @@ from subquad import _backends
 
 # "library" or "library:device"; by default every backend that can be found, on its default device
 BACKENDS = os.environ.get("SUBQUAD_BENCH_BACKENDS", ",".join(_backends.names())).split(",")
-LENGTHS = [1024, 4096]
 HEADS, D, D_STATE = 4, 64, 16
 
 
+class Prepared:
+    """A function and its arguments on a backend: compiled and run once, none of which is measured."""
+
+    def __init__(
+        self, backend: str, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *, gradient: bool = False
+    ) -> None:
+        self.bench, device = find(backend)
+        if gradient:
+            if not hasattr(self.bench, "gradient"):
+                msg = f"{backend} has no gradients"
+                raise NotImplementedError(msg)
+            function = self.bench.gradient(function)
+        self.args = tuple(self.bench.asarray(x, device=device) for x in arrays)
+        self.call = self.bench.compile(function)
+        self.bench.synchronize(*self.args)
+        self.run()
+
+    def run(self) -> None:
+        """From idle device to finished result."""
+        out = self.call(*self.args)
+        self.bench.synchronize(*(out if isinstance(out, tuple) else (out,)))
+
+    def seconds(self) -> float:
+        """Of one call."""
+        start = time.perf_counter()
+        self.run()
+        return time.perf_counter() - start
+
+    def extra_memory(self) -> float:
+        """The most bytes that a call allocates at one moment, beyond its inputs and its output."""
+        peak = self.bench.peak_extra_memory(self.call, *self.args)
+        return float("nan") if peak is None else peak
+
+
 class Operator(ABC):  # asv passes over abstract classes
-    """Time and extra memory of one call. A subclass gives `function` and `arrays` for its parameters.
+    """Benchmarks of one operator. A subclass gives `function` and `arrays` for its parameters.
 
     The first parameter is the backend; one that cannot be used here gives n/a.
     """
@@ -27,6 +61,7 @@ class Operator(ABC):  # asv passes over abstract classes
     repeat = (3, 20, 2.0)  # at least, at most, seconds
     rounds = 1
     warmup_time = 0.1
+    gradient = False
 
     @abstractmethod
     def function(self, *params: Any) -> Callable[..., Any]:
@@ -36,23 +71,43 @@ class Operator(ABC):  # asv passes over abstract classes
     def arrays(self, *params: Any) -> tuple[np.ndarray, ...]:
         """Its arguments, on the host."""
 
+    def check(self, *params: Any) -> None:  # noqa: B027  most operators take every combination
+        """Raise NotImplementedError for a combination that makes no sense, before a library is imported for it."""
+
     def setup(self, backend: str, *params: Any) -> None:
-        """Make the arrays on their device, compile, and run once: none of this is measured."""
-        self.bench, device = find(backend)
-        self.args = tuple(self.bench.asarray(x, device=device) for x in self.arrays(*params))
-        self.call = self.bench.compile(self.function(*params))
-        self.bench.synchronize(*self.args, self.call(*self.args))
+        """Make the arrays on their device, compile, and run once."""
+        self.check(*params)
+        self.prepared = Prepared(backend, self.function(*params), self.arrays(*params), gradient=self.gradient)
+
+
+class Forward(Operator):
+    """Time and extra memory of one call."""
 
     def time_forward(self, *_params: Any) -> None:
-        """From idle device to finished result."""
-        self.bench.synchronize(self.call(*self.args))
+        """One call."""
+        self.prepared.run()
 
     def track_extra_memory(self, *_params: Any) -> float:
-        """The most that a call allocates at one moment, beyond its inputs and its output."""
-        peak = self.bench.peak_extra_memory(self.call, *self.args)
-        return float("nan") if peak is None else peak
+        """Beyond inputs and output."""
+        return self.prepared.extra_memory()
 
     track_extra_memory.unit = "bytes"  # type: ignore[attr-defined]
+
+
+class Gradient(Operator):
+    """Time and extra memory of one call together with the gradient of half its squared norm."""
+
+    gradient = True
+
+    def time_forward_backward(self, *_params: Any) -> None:
+        """One call and its gradient with respect to every argument."""
+        self.prepared.run()
+
+    def track_extra_memory_backward(self, *_params: Any) -> float:
+        """Beyond inputs and gradients."""
+        return self.prepared.extra_memory()
+
+    track_extra_memory_backward.unit = "bytes"  # type: ignore[attr-defined]
 
 
 def find(backend: str) -> tuple[Any, str | None]:

@@ -7,13 +7,13 @@ import numpy as np
 
 import subquad
 
-from .common import BACKENDS, D_STATE, HEADS, LENGTHS, D, Operator, draw_normal
+from .common import BACKENDS, D_STATE, HEADS, D, Forward, Gradient, Operator, draw_normal
+from .profiles import PROFILE
 
 
-class SelectiveScan(Operator):
+class Scan(Operator):
     """HEADS · D channels of D_STATE states each; softplus, skip connection and gate."""
 
-    params = (BACKENDS, LENGTHS)
     param_names = ("backend", "n")
 
     def function(self, n: int) -> Callable[..., Any]:
@@ -29,3 +29,15 @@ class SelectiveScan(Operator):
         A = np.tile(-np.arange(1, D_STATE + 1, dtype=np.float32), (d, 1))
         bias = np.full(d, np.log(np.expm1(0.01)), dtype=np.float32)  # softplus(bias) = 0.01
         return u, delta, A, B, C, np.ones(d, dtype=np.float32), z, bias
+
+
+class SelectiveScan(Scan, Forward):
+    """Forward."""
+
+    params = (BACKENDS, PROFILE.lengths)
+
+
+class SelectiveScanGradient(Scan, Gradient):
+    """Forward and backward."""
+
+    params = (BACKENDS, PROFILE.gradient_lengths)

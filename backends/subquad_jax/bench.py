@@ -35,6 +35,16 @@ def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
     return jax.jit(function)
 
 
+def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` forward and backward: the gradients of ½‖out‖² with respect to all arguments."""
+
+    def forward_backward(*args: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull_back = jax.vjp(function, *args)
+        return pull_back(out)
+
+    return forward_backward
+
+
 def synchronize(*arrays: jax.Array) -> None:
     """Wait for the results."""
     jax.block_until_ready(arrays)

@@ -33,6 +33,17 @@ def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
     return function
 
 
+def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` forward and backward: the gradients of ½‖out‖² with respect to all arguments."""
+
+    def forward_backward(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args = tuple(x.detach().requires_grad_() for x in args)
+        out = function(*args)
+        return torch.autograd.grad(out, args, out.detach())
+
+    return forward_backward
+
+
 def synchronize(*arrays: torch.Tensor) -> None:
     """Wait until the devices of `arrays` have finished."""
     for device in {x.device for x in arrays}:
@@ -41,10 +52,10 @@ def synchronize(*arrays: torch.Tensor) -> None:
 
 
 def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
-    """Bytes allocated at the worst moment of `function(*args)`, less those of the tensor it returns."""
+    """Bytes allocated at the worst moment of `function(*args)`, less those of the tensors it returns."""
     device = next((x.device for x in args if isinstance(x, torch.Tensor)), torch.device("cpu"))
     out = function(*args)  # caches and compiled code belong to the first call
-    size = out.numel() * out.element_size()
+    size = sum(x.numel() * x.element_size() for x in (out if isinstance(out, tuple) else (out,)))
     del out
     peak = _peak_on_cuda if device.type == "cuda" else _peak_on_cpu
     return max(0, peak(device, function, *args) - size)
