@@ -135,13 +135,19 @@ def _run(
     """Run a kernel whose frame has the fields `order`: sizes and addresses."""
     words = [values[name] for name in order]
     frame = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
-    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads))
+    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads), values)
 
 
 def _with_whole_rows(x: Array) -> Array:
     """The array itself where the numbers of a row are adjacent, else a copy."""
     adjacent = x.strides[-1] == x.itemsize or x.shape[-1] == 1
-    return x if adjacent and all(stride % x.itemsize == 0 for stride in x.strides) else np.ascontiguousarray(x)
+    return _in_elements(x) if adjacent else np.ascontiguousarray(x)
+
+
+def _in_elements(x: Array) -> Array:
+    """The array itself where its strides are whole elements, else a copy: a field of a structure may have others."""
+    whole = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
+    return x if whole else x.copy()
 
 
 def _row(x: Array) -> int:
