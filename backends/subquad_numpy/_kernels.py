@@ -15,10 +15,13 @@ Array = np.ndarray[Any, Any]
 DTYPES = ("float32", "float64", "complex64", "complex128")  # long doubles have no vectors
 
 
-def declines(x: Array) -> str | None:
-    """Why nothing can be compiled for arrays like x."""
-    if x.dtype.name not in DTYPES:
-        return f"it computes in {', '.join(DTYPES)}, not in {x.dtype.name}"
+def declines(x: Array, *others: Array) -> str | None:
+    """Why nothing can be compiled for arrays like x; the others must be of its dtype."""
+    names = {x.dtype.name, *(other.dtype.name for other in others)}
+    if not names <= {*DTYPES}:
+        return f"it computes in {', '.join(DTYPES)}, not in {', '.join(sorted(names - {*DTYPES}))}"
+    if len(names) > 1:
+        return f"it computes in one dtype, not in {', '.join(sorted(names))}"
     found = importlib.util.find_spec("numba") is not None
     return None if found else 'numba is not installed (pip install "subquad[numba]")'
 
@@ -52,7 +55,7 @@ def feature_product_declines(
 ) -> str | None:
     """Why the compiled product cannot take the call."""
     reason = _attention.feature_product_declines(q, k, v, phi=phi, causal=causal, key_mask=key_mask)
-    return reason or declines(q)
+    return reason or declines(q, k, v, phi.exponential.keys, phi.exponential.queries)  # type: ignore[union-attr]
 
 
 def feature_product(
@@ -70,7 +73,7 @@ def softmax_attention_declines(
 ) -> str | None:
     """Why the compiled softmax attention cannot take the call."""
     reason = _attention.softmax_attention_declines(q, k, v, scale=scale, causal=causal, key_mask=key_mask)
-    return reason or declines(q)
+    return reason or declines(q, k, v)
 
 
 def softmax_attention(
