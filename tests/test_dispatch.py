@@ -261,6 +261,33 @@ def test_feature_override_runs_and_equals_generic(
     assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
 
 
+def test_compiled_product_leaves_recorders_the_generic_form() -> None:
+    """A graph of operations or a count of them would miss what happens outside torch."""
+    torch = pytest.importorskip("torch")
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def favor(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k, v, "favor", num_features=12)
+
+    draw = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(3, 2, 20, 8, generator=draw).unbind() for _ in range(2))
+    traced = make_fx(favor)(*first)
+    torch.testing.assert_close(traced(*second), favor(*second))
+    with FlopCounterMode(display=False) as counter:
+        favor(*first)
+    assert counter.get_total_flops() > 0
+
+
+def test_compiled_attention_takes_one_dtype() -> None:
+    """The door casts; a kernel called by itself is not at its mercy."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 600, 8))
+    expected = kernels.softmax_attention(q, k, v, scale=0.3)
+    for single in range(3):
+        mixed = [x.astype(np.float32) if i == single else x for i, x in enumerate((q, k, v))]
+        assert relative_error(kernels.softmax_attention(*mixed, scale=0.3), expected) <= TOLERANCE["float32"]
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("library", "name"), ATTENTION_OVERRIDES)
 def test_attention_override_on_many_keys(library: Library, name: str, masked: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from interpreter import python
 
 pytest.importorskip("numba")
 
@@ -176,6 +178,87 @@ def test_nan_stays_in_its_row() -> None:
         assert np.isfinite(got[0, others]).all()
     assert not np.array_equal(masked[0, others], clean[0][0, others])  # the masked key did count before
     assert np.isnan(features.softmax_attention(q, k, v, scale=0.3)).all()
+
+
+def test_rows_between_other_numbers() -> None:
+    """A field of a structure: its strides are no multiple of its size."""
+    table = np.zeros((2, 600, 16), [("x", np.float32), ("other", np.float16)])
+    q = k = v = table["x"]
+    q[...] = np.random.default_rng(7).standard_normal(q.shape)
+    phi = exponential(16, 16, "float32")
+    held = np.zeros((16, 16), table.dtype)
+    held["x"] = phi.keys
+    for n, n_kv in ((600, 70), (70, 600)):
+        a, b, c = q[:, :n], k[:, :n_kv], v[:, :n_kv]
+        expected = softmax_by_definition(a, b, c, 0.3, None)
+        assert error(features.softmax_attention(a, b, c, scale=0.3), expected) <= TOLERANCE["float32"]
+        strided = Exponential(held["x"], held["x"][:, ::-1], phi.scale)
+        got = features.feature_product(a, b, c, exponential=strided)
+        assert error(got, product_by_definition(a, b, c, strided, None)) <= TOLERANCE["float32"]
+
+
+GUARDED = """
+import ctypes, math, numpy
+from subquad.kernels.feature_product import Exponential
+from subquad_numpy import features
+libc, page = ctypes.CDLL(None), 4096
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+def guarded(*shape):
+    "An array that ends where memory ends."
+    size = 4 * math.prod(shape)
+    whole = -(-size // page) * page
+    start = libc.mmap(None, whole + page, 3, 0x22, -1, 0)
+    assert libc.mprotect(start + whole, page, 0) == 0
+    x = numpy.frombuffer((ctypes.c_char * size).from_address(start + whole - size), numpy.float32).reshape(shape)
+    x[...] = 1
+    return x
+for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
+    q, k, v, W = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m)
+    features.softmax_attention(q, k, v, scale=1.0, out=guarded(2, n, 5))
+    features.feature_product(q, k, v, exponential=Exponential(W, W, 0.5), out=guarded(2, n, 5))
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="numbers of Linux")
+def test_nothing_is_read_or_written_behind_an_array() -> None:
+    assert python(GUARDED) == "done"
+
+
+def test_many_queries_that_are_one() -> None:
+    """Blocks of queries at one and the same address, the last one smaller."""
+    q, k, v = draw(1, 300, 20, 16, 8, "float32")
+    q = np.broadcast_to(q[:, :1], q.shape)
+    expected = softmax_by_definition(q, k, v, 0.3, None)
+    assert error(features.softmax_attention(q, k, v, scale=0.3), expected) <= TOLERANCE["float32"]
+
+
+def test_queries_one_number_before_the_other() -> None:
+    """The second item lies at element −1, and a thread may begin with it."""
+    q, k, v = draw(1, 2, 2**20, 1, 1, "float32")
+    q = q.reshape(2, 1, 1)[::-1]
+    got = features.softmax_attention(q, k, v, scale=0.3, threads=2)
+    assert error(got, softmax_by_definition(q, k, v, 0.3, None)) <= TOLERANCE["float32"]
+
+
+def test_large_keys() -> None:
+    """|k|² overflows, q·k does not."""
+    q, k, v = draw(1, 40, 60, 16, 8, "float32")
+    k[0, 3] = 1e20
+    got = features.softmax_attention(q, k, v, scale=1e-19)
+    assert error(got, softmax_by_definition(q, k, v, 1e-19, None)) <= TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("n_kv", [70, 600])
+def test_query_of_nan_that_sees_nothing(n_kv: int) -> None:
+    q, k, v = draw(2, 600, n_kv, 16, 8, "float32")
+    q[:, 5] = np.nan
+    mask = np.arange(2)[:, None] * np.ones(n_kv) > 0
+    got = features.softmax_attention(q, k, v, scale=0.3, key_mask=mask)
+    assert (got[0] == 0).all()
+    assert np.isnan(got[1, 5]).all()
 
 
 def test_threads_do_not_change_the_numbers() -> None:

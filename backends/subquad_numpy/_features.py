@@ -72,12 +72,11 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         half_scale = numbers[0]
 
         depth = d + 1  # the last column of a key holds −h|k|², against a row of ones
-        width = -(-most // lanes) * lanes
-        height = -(-width // TILE_ROWS) * TILE_ROWS  # features are the rows of Eᵀ v: whole tiles
-        stride = -(-height // lanes) * lanes
+        widest = -(-most // lanes) * lanes
+        stride = -(-(-(-widest // TILE_ROWS) * TILE_ROWS) // lanes) * lanes  # features of an item, in whole tiles
         d_out = -(-d_v // lanes) * lanes
         d_in = -(-d // lanes) * lanes
-        scratch = SUMMARY_ROWS * (d_out + stride + depth) + depth * width + 2 * stride * d_out
+        scratch = SUMMARY_ROWS * (d_out + stride + depth) + depth * widest + 2 * stride * d_out
         buffer = np.empty(scratch + 4 * stride + max(stride, d_out) + d_in + 2 * lanes, kind)
         edge = aligned(buffer)
         shift = shifted(edge, lanes)
@@ -89,7 +88,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         kv = shifted(center, d_in)
         block_kv = shifted(kv, stride * d_out)
         packed = shifted(block_kv, stride * d_out)
-        values = shifted(packed, depth * width)
+        values = shifted(packed, depth * widest)
         exponents = shifted(values, SUMMARY_ROWS * d_out)
         rows = shifted(exponents, SUMMARY_ROWS * stride)
         finite = zeros(edge) + least  # in place of −∞, which cannot be subtracted from itself
@@ -97,7 +96,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         clear(exponents, SUMMARY_ROWS * stride)
         clear(center, d_in)
 
-        packed_from = -1
+        packed_from = packed_m = -1
         for task in range(first, last):
             item = task // chunks * 7
             k, v = shifted(all_k, table[item]), shifted(all_v, table[item + 1])
@@ -105,9 +104,11 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
             m = table[item + 5]
             if has_center:
                 row_in(centers, table[item + 6], d, lanes, center)
-            if packed_from != table[item + 2]:
-                packed_from = table[item + 2]
-                pack(shifted(all_W, packed_from), W_row, W_step, d, most, numbers[1], lanes, packed, depth)
+            width = -(-m // lanes) * lanes
+            height = -(-width // TILE_ROWS) * TILE_ROWS  # features are the rows of Eᵀ v: whole tiles
+            if packed_from != table[item + 2] or packed_m != m:
+                packed_from, packed_m = table[item + 2], m
+                pack(shifted(all_W, packed_from), W_row, W_step, d, m, numbers[1], lanes, packed, depth)
                 for i in range(width):
                     before, columns = panel_at(i, width, lanes)
                     packed[before * depth + d * columns + i - before] = 1
@@ -127,7 +128,8 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                             x = load_part(k, row * k_row + p, d - p, lanes, edge) - load(center, p)
                             square = square + x * x
                             store_part(rows, count * depth + p, x, d - p, lanes, edge)
-                        rows[count * depth + d] = -half_scale * total(square)
+                        # |k|² overflows long before k itself, and 0 · ∞ is NaN
+                        rows[count * depth + d] = -half_scale * total(square) if half_scale != 0 else 0
                         for j in range(0, d_v, lanes):
                             before, columns = panel_at(j, d_out, lanes)
                             place = before * SUMMARY_ROWS + count * columns + j - before

@@ -15,10 +15,12 @@ Array = np.ndarray[Any, Any]
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))  # long doubles have no vectors
 
 
-def declines(x: Array) -> str | None:
-    """Why nothing can be compiled for arrays like x."""
+def declines(x: Array, *others: Array) -> str | None:
+    """Why nothing can be compiled for arrays like x; the others must be of its dtype."""
     if x.dtype not in DTYPES:
         return f"it computes in {', '.join(map(str, DTYPES))}, not in {x.dtype}"
+    if any(other.dtype != x.dtype for other in others):
+        return f"it computes in one dtype, not in {', '.join(sorted({str(y.dtype) for y in (x, *others)}))}"
     found = importlib.util.find_spec("numba") is not None
     return None if found else 'numba is not installed (pip install "subquad[numba]")'
 
@@ -53,7 +55,9 @@ def feature_product_declines(
     """Why the compiled product cannot take the call."""
     if phi.exponential is None:
         return "the features are not plain exponentials"
-    return "it has no causal form" if causal else declines(q)
+    if causal:
+        return "it has no causal form"
+    return declines(q, k, v, phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ()))
 
 
 def feature_product(
@@ -71,7 +75,7 @@ def softmax_attention_declines(
 ) -> str | None:
     """Why the compiled softmax attention cannot take the call."""
     reason = _attention.softmax_attention_declines(q, k, v, scale=scale, causal=causal, key_mask=key_mask)
-    return reason or declines(q)
+    return reason or declines(q, k, v)
 
 
 def softmax_attention(

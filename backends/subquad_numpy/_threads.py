@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import numba
 import numpy as np
@@ -36,8 +37,44 @@ def thread_count(threads: int | None = None) -> int:
     return max(1, limit)
 
 
-def run_tasks(kernel: Callable[..., None], tasks: int, frame: np.ndarray, threads: int) -> None:
-    """Run `kernel(first, last, frame)` over all tasks.
+class _Work:
+    """Shares of the tasks of one call, done by whoever comes, and the memory that its frame points to.
+
+    A thread of the pool holds the whole while it works: where an interrupt takes the caller away, with all of its
+    arrays, the memory stays until the last share is done.
+    """
+
+    def __init__(self, kernel: Callable[..., None], frame: np.ndarray, memory: Any, shares: list[tuple[int, int]]):
+        self.kernel, self.frame, self.memory = kernel, frame, memory
+        self.waiting, self.left = deque(shares), len(shares)
+        self.done: list[tuple[int, int]] = []
+        self.failed: list[Exception] = []
+        self.finished = threading.Event()
+
+    def __call__(self) -> None:
+        while True:
+            try:
+                share = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                self.kernel(*share, self.frame)
+            except Exception as error:
+                self.failed.append(error)
+            self.done.append(share)
+            if len(self.done) == self.left:
+                self.finished.set()
+
+    def wait(self) -> None:
+        """Until every share is done. Threads are not asked: one may work that the pool said it could not start."""
+        self.finished.wait()
+        self.memory = None
+        if self.failed:
+            raise self.failed[0]
+
+
+def run_tasks(kernel: Callable[..., None], tasks: int, frame: np.ndarray, threads: int, memory: Any) -> None:
+    """Run `kernel(first, last, frame)` over all tasks; `memory` holds what the frame points to.
 
     Each thread takes the next few tasks when it has finished the last: one that another library's waiting threads
     hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits.
@@ -47,26 +84,20 @@ def run_tasks(kernel: Callable[..., None], tasks: int, frame: np.ndarray, thread
         kernel(0, tasks, frame)
         return
     shares = min(tasks, SHARES * threads)
-    waiting = deque(pairwise([tasks * i // shares for i in range(shares + 1)]))
-
-    def work() -> None:
-        while True:
-            try:
-                first, last = waiting.popleft()
-            except IndexError:
-                return
-            kernel(first, last, frame)
-
+    work = _Work(kernel, frame, memory, list(pairwise([tasks * i // shares for i in range(shares + 1)])))
     if sys.platform == "linux":
         _part_from_caller()
     helpers = []
-    with suppress(RuntimeError):  # the interpreter is shutting down: the caller does it all
-        for _ in range(threads - 1):
-            helpers.append(_pool().submit(work))
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    try:
+        with suppress(RuntimeError):  # no thread can be started, now or as the interpreter is shutting down
+            for _ in range(threads - 1):
+                helpers.append(_pool().submit(work))
+        work()
+        work.wait()
+    finally:
+        work.waiting.clear()  # of what an interrupt leaves, nothing more is begun
+        for helper in helpers:
+            helper.cancel()
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -57,7 +57,10 @@ def softmax_attention(
             start = np.where(key_mask, 0, -math.inf).astype(q.dtype)
             v = np.where(key_mask[..., None], v, 0)
             k = np.where(key_mask[..., None], k, 0)
-        return _read(batch, q, k.swapaxes(-1, -2), start, v, None, scale, threads, out)
+        _read(batch, q, k.swapaxes(-1, -2), start, v, None, scale, threads, out)
+        if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
+            out[np.broadcast_to(~seen, batch)] = 0  # also for a query that is NaN
+        return out
     _, kv, k_sum = _summarize(batch, k, v, q.swapaxes(-1, -2), key_mask, 0.0, scale, threads, kv=out)
     k_sum[k_sum == 0] = 1  # the row saw nothing and is 0
     kv /= k_sum[..., None]
@@ -78,7 +81,7 @@ def _summarize(
 ) -> tuple[Array, Array, Array]:
     """(shift, Σ exp(x − shift) v, Σ exp(x − shift)) of x = factor k W − h |k|²; m features of each item in a row."""
     (n, d), m, d_v = k.shape[-2:], W.shape[-1], v.shape[-1]
-    k, v = _with_whole_rows(k), _with_whole_rows(v)
+    k, v, W = _with_whole_rows(k), _with_whole_rows(v), _in_elements(W)
     mask, center = (None if x is None else np.ascontiguousarray(x) for x in (mask, center))
     items, blocks = math.prod(batch), -(-m // QUERIES)
     # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
@@ -125,7 +128,7 @@ def _read(
 ) -> Array:
     """exp(y)ᵀ kv / exp(y)ᵀ k_sum of y = factor q W + start, into `out`."""
     (n, d), m, d_v = q.shape[-2:], W.shape[-1], kv.shape[-1]
-    q, kv = _with_whole_rows(q), _with_whole_rows(kv)
+    q, W, kv = _with_whole_rows(q), _in_elements(W), _with_whole_rows(kv)
     start, k_sum, center = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum, center))
     items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
     table = np.zeros((items, 7), np.int64)
@@ -150,13 +153,19 @@ def _run(
     """Run a kernel whose frame has the fields `order`: sizes and addresses."""
     words = [values[name] for name in order]
     frame = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
-    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads))
+    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads), values)
 
 
 def _with_whole_rows(x: Array) -> Array:
     """The array itself where the numbers of a row are adjacent, else a copy."""
     adjacent = x.strides[-1] == x.itemsize or x.shape[-1] == 1
-    return x if adjacent and all(stride % x.itemsize == 0 for stride in x.strides) else np.ascontiguousarray(x)
+    return _in_elements(x) if adjacent else np.ascontiguousarray(x)
+
+
+def _in_elements(x: Array) -> Array:
+    """The array itself where its strides are whole elements, else a copy: a field of a structure may have others."""
+    whole = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
+    return x if whole else x.copy()
 
 
 def _row(x: Array) -> int:

@@ -103,7 +103,7 @@ def _run(kernel: Any, order: tuple[str, ...], like: Array, reverse: bool, thread
     sizes, tasks, threads = cut_work(like.shape, like.dtype, reverse, threads)
     addresses = {name: array.ctypes.data for name, array in arrays.items()}
     frame = np.array([{**sizes, **addresses}.get(name, 0) for name in order], np.int64)
-    run_tasks(kernel, tasks, frame, threads)
+    run_tasks(kernel, tasks, frame, threads, arrays)
 
 
 def cut_work(

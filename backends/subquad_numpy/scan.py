@@ -73,7 +73,7 @@ def scan_forward(
     if chunks >= 3:  # every step is done twice: two chunks gain nothing
         return y, _scan_chunks(p, y, block, tasks, -(-n // chunks), threads)
     state = np.empty((batch, d, d_state), p.A.dtype)
-    run_tasks(kernel, tasks, p.frame(FRAME, block=block, chunk=n, y=y, state=state), threads)
+    run_tasks(kernel, tasks, p.frame(FRAME, block=block, chunk=n, y=y, state=state), threads, (p, y, state))
     return y, state
 
 
@@ -107,7 +107,7 @@ def _scan_chunks(p: Problem, y: Array, block: int, tasks: int, chunk: int, threa
     states = np.empty((batch, chunks, *p.A.shape), p.A.dtype)
     sums = np.empty((batch, chunks, d), p.u.dtype)
     frame = p.frame(FRAME, block=block, chunk=chunk, initial_state=None, state=states, delta_sum=sums)
-    run_tasks(kernel, tasks * chunks, frame, threads)
+    run_tasks(kernel, tasks * chunks, frame, threads, (p, states, sums))
     decays = np.exp(sums[..., None].astype(np.float64) * p.A)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
     for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
@@ -116,7 +116,7 @@ def _scan_chunks(p: Problem, y: Array, block: int, tasks: int, chunk: int, threa
         h = decays[:, k] * h + left
     states[:, -1] = h
     frame = p.frame(FRAME, block=block, chunk=chunk, initial_state=states, state=states, y=y)
-    run_tasks(kernel, tasks * chunks, frame, threads)
+    run_tasks(kernel, tasks * chunks, frame, threads, (p, states, y))
     return states[:, -1].copy()
 
 

@@ -76,7 +76,7 @@ def scan_backward(
     results = {**maps, **sums, **fields}
     if n and p.u.size:
         frame = p.frame(GRADIENT_FRAME, block=block, chunk=min(TILE, n), **results)
-        run_tasks(backward_kernel(*p.kind), batch * groups * blocks, frame, thread_count(threads))
+        run_tasks(backward_kernel(*p.kind), batch * groups * blocks, frame, thread_count(threads), (p, results))
     else:
         results["grad_initial_state"] = fields["grad_state"].copy()
 

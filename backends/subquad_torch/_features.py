@@ -19,14 +19,18 @@ def declines(
         return "the features are not plain exponentials"
     if causal:
         return "it has no causal form"
-    parts = (phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ()))
-    tensors = [x for x in (q, k, v, key_mask, *parts) if x is not None]
+    floats = [q, k, v, phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ())]
+    tensors = floats if key_mask is None else [*floats, key_mask]
     if q.device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {q.device.type}"
     if torch.compiler.is_compiling():
         return "a compiler sees through the generic form"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "gradients are recorded through the generic form"
+    if len({x.dtype for x in floats}) > 1:
+        return "it computes in one dtype"
+    if torch._C._len_torch_dispatch_stack():
+        return "what watches or records operations sees through the generic form only"  # counters, make_fx
     if not has("numba"):
         return 'numba is not installed (pip install "subquad[numba]")'
     return declines_plain(tensors)
