@@ -53,7 +53,7 @@ def read(folder: Path) -> tuple[list[Record], list[Machine]]:
         memory = f", {int(about['ram']) / 2**30:.0f} GiB" if about.get("ram", "").isdecimal() else ""
         text += f", {about.get('num_cpu', '?')} cores{memory}"
         machines[about["machine"]] = Machine(about["machine"], text, tuple(environments))
-        for name in result.get_result_keys(benchmarks):
+        for name in sorted(result.get_result_keys(benchmarks)):  # a set: its order changes from run to run
             names = benchmarks[name].get("param_names", [])
             for params, value in _values(result, name):
                 place = (about["machine"], result.commit_hash, result.date, result.env_name)
