@@ -12,7 +12,7 @@ from interpreter import python
 
 pytest.importorskip("numba")
 
-from subquad.kernels.feature_product import Exponential
+from subquad.kernels._feature_map import Exponential
 from subquad_numpy import features
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
@@ -199,7 +199,7 @@ def test_rows_between_other_numbers() -> None:
 
 GUARDED = """
 import ctypes, math, numpy
-from subquad.kernels.feature_product import Exponential
+from subquad.kernels._feature_map import Exponential
 from subquad_numpy import features
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p

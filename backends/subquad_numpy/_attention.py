@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels.feature_product import FeatureMap
+from subquad.kernels._feature_map import FeatureMap
 
 Array = np.ndarray[Any, Any]
 

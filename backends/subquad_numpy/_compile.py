@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
-    *("_compile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features"),
+    *("_compile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features", "_feature_gradients"),
 )
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels.feature_product import FeatureMap
+from subquad.kernels._feature_map import FeatureMap
 from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy import _attention
 

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.kernels.feature_product import Exponential
+from subquad.kernels._feature_map import Exponential
 from subquad_numpy._features import READING_FRAME, SUMMARY_FRAME, reading_kernel, summary_kernel
-from subquad_numpy._threads import run_tasks, thread_count
+from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
 
 Array = np.ndarray[Any, Any]
 
 SUMMARY_CHUNK, MOST_CHUNKS = 4096, 16  # keys of a task; more than this many partial sums would cost memory
 READING_CHUNK = 1024  # queries of a task
 FEW_KEYS, QUERIES = 512, 256  # keys whose values stay in cache; queries that read all keys together
-SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
 
 
-def feature_product(
+class Sums(NamedTuple):
+    """What attention through features knows of the keys: Σ_j φ(k[j]) v[j]ᵀ and Σ_j φ(k[j]), over exp(shift)."""
+
+    shift: Array  # (..., m), finite
+    kv: Array  # (..., m, d_v)
+    k_sum: Array  # (..., m)
+
+
+def feature_product(q: Array, k: Array, v: Array, /, **options: Any) -> Array:
+    """The kernel `feature_product` for features that are exponentials, not causal."""
+    return product_and_sums(q, k, v, **options)[0]
+
+
+def product_and_sums(
     q: Array, k: Array, v: Array, /, *, exponential: Exponential, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
-    """The kernel `feature_product` for features that are exponentials, not causal."""
+) -> tuple[Array, Sums]:  # fmt: skip
+    """The same, and what its gradient needs."""
     W_k, W_q, scale = exponential.keys, exponential.queries, exponential.scale
     q_mean, k_mean = exponential.center or (None, None)
     batches = [k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1]]
@@ -33,12 +45,12 @@ def feature_product(
         q_mean, k_mean = q_mean[..., 0, :], k_mean[..., 0, :]
     batch_kv = np.broadcast_shapes(*batches)
     batch = np.broadcast_shapes(q.shape[:-2], batch_kv)
-    sums = _summarize(batch_kv, k, v, W_k, key_mask, abs(scale) / 2, 1.0, threads, center=k_mean)
-    shift, kv, k_sum = (x.reshape(*batch_kv, W_k.shape[-1], *x.shape[1:]) for x in sums)
-    start = np.where(shift == -math.inf, 0, shift)
+    found = _summarize(batch_kv, k, v, W_k, key_mask, abs(scale) / 2, 1.0, threads, center=k_mean)
+    shift, kv, k_sum = (x.reshape(*batch_kv, W_k.shape[-1], *x.shape[1:]) for x in found)
+    sums = Sums(np.where(shift == -math.inf, 0, shift), kv, k_sum)
     if out is None:
         out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
-    return _read(batch, q, W_q, start, kv, k_sum, 1.0, threads, out, center=q_mean)
+    return _read(batch, q, W_q, *sums, 1.0, threads, out, center=q_mean), sums
 
 
 def softmax_attention(
@@ -81,7 +93,7 @@ def _summarize(
 ) -> tuple[Array, Array, Array]:
     """(shift, Σ exp(x − shift) v, Σ exp(x − shift)) of x = factor k W − h |k|²; m features of each item in a row."""
     (n, d), m, d_v = k.shape[-2:], W.shape[-1], v.shape[-1]
-    k, v, W = _with_whole_rows(k), _with_whole_rows(v), _in_elements(W)
+    k, v, W = with_whole_rows(k), with_whole_rows(v), in_elements(W)
     mask, center = (None if x is None else np.ascontiguousarray(x) for x in (mask, center))
     items, blocks = math.prod(batch), -(-m // QUERIES)
     # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
@@ -94,15 +106,15 @@ def _summarize(
     first = np.arange(blocks) * QUERIES
     for place, x, core in ((0, k, 2), (1, v, 2), (2, W, 2), (3, mask, 1), (6, center, 1)):
         if x is not None:
-            table[..., place] = _offsets(x, batch, core)[:, None]
+            table[..., place] = offsets(x, batch, core)[:, None]
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
     table[..., 2] += first * W_step
     table[..., 4] = np.arange(items)[:, None] * m + first
     table[..., 5] = np.minimum(m - first, QUERIES)
-    _run(
+    run(
         summary_kernel(k.dtype), SUMMARY_FRAME, items * blocks * chunks, items * n * d * m, threads,
         n=n, d=d, m=min(m, QUERIES), d_v=d_v, chunks=chunks, chunk=-(-n // chunks), out_rows=rows,
-        k_row=_row(k), v_row=_row(v), W_row=W_row, W_step=W_step,
+        k_row=row_step(k), v_row=row_step(v), W_row=W_row, W_step=W_step,
         k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), table=table,
         shift=shift, kv=part, k_sum=k_sum, center=center,
     )  # fmt: skip
@@ -128,57 +140,20 @@ def _read(
 ) -> Array:
     """exp(y)ᵀ kv / exp(y)ᵀ k_sum of y = factor q W + start, into `out`."""
     (n, d), m, d_v = q.shape[-2:], W.shape[-1], kv.shape[-1]
-    q, W, kv = _with_whole_rows(q), _in_elements(W), _with_whole_rows(kv)
+    q, W, kv = with_whole_rows(q), in_elements(W), with_whole_rows(kv)
     start, k_sum, center = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum, center))
     items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
     table = np.zeros((items, 7), np.int64)
     parts = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (center, 1))
     for place, (x, core) in enumerate(parts):
         if x is not None:
-            table[:, place] = _offsets(x, batch, core)
+            table[:, place] = offsets(x, batch, core)
     W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
-    _run(
+    run(
         reading_kernel(q.dtype), READING_FRAME, items * chunks, items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
-        q_row=_row(q), W_row=W_row, W_step=W_step, kv_row=_row(kv),
+        q_row=row_step(q), W_row=W_row, W_step=W_step, kv_row=row_step(kv),
         q=q, W=W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([factor], q.dtype), table=table,
         out=out, center=center,
     )  # fmt: skip
     return out
-
-
-def _run(
-    kernel: Any, order: tuple[str, ...], tasks: int, products: int, threads: int | None, **values: Any
-) -> None:  # fmt: skip
-    """Run a kernel whose frame has the fields `order`: sizes and addresses."""
-    words = [values[name] for name in order]
-    frame = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
-    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads), values)
-
-
-def _with_whole_rows(x: Array) -> Array:
-    """The array itself where the numbers of a row are adjacent, else a copy."""
-    adjacent = x.strides[-1] == x.itemsize or x.shape[-1] == 1
-    return _in_elements(x) if adjacent else np.ascontiguousarray(x)
-
-
-def _in_elements(x: Array) -> Array:
-    """The array itself where its strides are whole elements, else a copy: a field of a structure may have others."""
-    whole = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
-    return x if whole else x.copy()
-
-
-def _row(x: Array) -> int:
-    return x.strides[-2] // x.itemsize
-
-
-def _offsets(x: Array, batch: tuple[int, ...], core: int) -> Array:
-    """Elements from the first to that of each item of the batch; `core` axes belong to the item."""
-    own = x.ndim - core
-    places = np.zeros(1, np.int64)
-    for back, size in enumerate(reversed(batch), start=1):
-        if size != 1:
-            axis = own - back
-            step = x.strides[axis] // x.itemsize if axis >= 0 and x.shape[axis] > 1 else 0
-            places = (np.arange(size)[:, None] * step + places).reshape(-1)
-    return places

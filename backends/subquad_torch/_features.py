@@ -1,14 +1,18 @@
-"""Attention through exponential features by the compiled CPU kernel, zero copy, where no gradient is recorded."""
+"""Attention through exponential features by the compiled CPU kernels, zero copy, and its gradient."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from subquad.kernels.feature_product import Exponential, FeatureMap
-from subquad_torch._plain import declines_plain, has
+from subquad.kernels._feature_map import Exponential, FeatureMap, exponential_map
+from subquad.kernels.feature_product import feature_product as dispatched_product
+from subquad_torch._plain import declines_compiled, differentiate_again, in_place
+
+generic_product = dispatched_product.__wrapped__  # type: ignore[attr-defined]
 
 
 def declines(
@@ -19,44 +23,67 @@ def declines(
         return "the features are not plain exponentials"
     if causal:
         return "it has no causal form"
-    floats = [q, k, v, phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ())]
-    tensors = floats if key_mask is None else [*floats, key_mask]
-    if q.device.type != "cpu":
-        return f"it runs on the CPU, the tensors are on {q.device.type}"
-    if torch.compiler.is_compiling():
-        return "a compiler sees through the generic form"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "gradients are recorded through the generic form"
-    if len({x.dtype for x in floats}) > 1:
-        return "it computes in one dtype"
-    if torch._C._len_torch_dispatch_stack():
-        return "what watches or records operations sees through the generic form only"  # counters, make_fx
-    if not has("numba"):
-        return 'numba is not installed (pip install "subquad[numba]")'
-    return declines_plain(tensors)
+    return declines_compiled([q, k, v, *_tensors(phi.exponential)], key_mask)
 
 
 def feature_product(
     q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
 ) -> Tensor:
     """The kernel `feature_product`, not causal."""
-    from subquad_numpy import features
-
     assert phi.exponential is not None
-    given = phi.exponential
-    exponential = Exponential(
-        *map(_numpy, (given.keys, given.queries)), given.scale, given.center and tuple(map(_numpy, given.center))
-    )
-    queries, keys, values, mask = map(_numpy, (q, k, v, key_mask))
-    mask_batch = () if key_mask is None else key_mask.shape[:-1]
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch, phi.batch)
-    out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
-    features.feature_product(
-        queries, keys, values, exponential=exponential, key_mask=mask, threads=torch.get_num_threads(), out=out.numpy()
-    )
-    return out
+    return FeatureProduct.apply(phi.exponential.scale, key_mask, q, k, v, *_tensors(phi.exponential))  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _numpy(x: Tensor | None) -> Any:
-    """The tensor's memory as a NumPy array, strides as they are."""
-    return None if x is None else x.detach().resolve_neg().numpy()
+class FeatureProduct(torch.autograd.Function):
+    """Attention whose backward is compiled too; differentiated once more, it takes the generic form."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
+        from subquad_numpy import features
+
+        q, k, v, *_ = floats
+        batches = [x.shape[:-2] for x in (q, k, v, *floats[5:])]
+        batch = torch.broadcast_shapes(*batches, () if key_mask is None else key_mask.shape[:-1])
+        out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
+        _, ctx.sums = features.product_and_sums(
+            *map(in_place, (q, k, v)), exponential=_exponential(scale, *map(in_place, floats[3:])),
+            key_mask=in_place(key_mask), threads=torch.get_num_threads(), out=in_place(out),
+        )  # fmt: skip
+        ctx.scale = scale
+        ctx.save_for_backward(key_mask, out, *floats)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        key_mask, out, *floats = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph=True
+
+            def again(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+                phi = exponential_map(xp, _exponential(ctx.scale, *rest))
+                return generic_product(q, k, v, phi=phi, key_mask=key_mask)  # type: ignore[no-any-return]
+
+            return None, None, *differentiate_again(again, floats, need, grad)
+        from subquad_numpy.feature_gradients import feature_product_gradient
+
+        q, k, v, *rest = map(in_place, floats)
+        found = feature_product_gradient(
+            q, k, v, ctx.sums, in_place(out), in_place(grad), exponential=_exponential(ctx.scale, *rest),
+            key_mask=in_place(key_mask), directions=any(need[3:5]), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return (
+            None,
+            None,
+            *(
+                torch.from_numpy(by).sum_to_size(x.shape) if needed else None
+                for by, x, needed in zip(found, floats, need, strict=False)
+            ),
+        )
+
+
+def _tensors(given: Exponential) -> tuple[Tensor, ...]:
+    return given.keys, given.queries, *(given.center or ())
+
+
+def _exponential(scale: float, keys: Any, queries: Any, *center: Any) -> Exponential:
+    return Exponential(keys, queries, scale, (center[0], center[1]) if center else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,21 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def declines_compiled(floats: Sequence[Tensor], mask: Tensor | None) -> str | None:
+    """Why a compiled CPU kernel that is no operator of PyTorch's cannot take the tensors."""
+    if floats[0].device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {floats[0].device.type}"
+    if torch.compiler.is_compiling():
+        return "a compiler sees through the generic form"
+    if len({x.dtype for x in floats}) > 1:
+        return "it computes in one dtype"
+    if torch._C._len_torch_dispatch_stack():
+        return "what watches or records operations sees through the generic form only"  # counters, make_fx
+    if not has("numba"):
+        return 'numba is not installed (pip install "subquad[numba]")'
+    return declines_plain(floats if mask is None else [*floats, mask])
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has(package: str) -> bool:
     """Is it installed? Asked while compiling too."""
@@ -33,3 +48,21 @@ def has(package: str) -> bool:
 def as_numpy(x: Tensor | None) -> Any:
     """The tensor's memory as a NumPy array."""
     return None if x is None else x.detach().contiguous().resolve_conj().resolve_neg().numpy()
+
+
+def in_place(x: Tensor | None) -> Any:
+    """The tensor's memory as a NumPy array, strides as they are."""
+    return None if x is None else x.detach().resolve_neg().numpy()
+
+
+def differentiate_again(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
+) -> Iterator[Tensor | None]:
+    """Gradients of a function that can be differentiated further, by the tensors that need one.
+
+    Each stands for itself alone, also where one was computed from another: what it depends on is not the function's.
+    """
+    own = [x.view_as(x) for x in tensors]
+    wanted = [x for x, needed in zip(own, need, strict=True) if needed]
+    found = iter(torch.autograd.grad(function(*own), wanted, grad, create_graph=True))
+    return (next(found) if needed else None for needed in need)

@@ -11,9 +11,8 @@ from subquad._arrays import cast, check_arrays, compute_dtype
 from subquad._dispatch import Array
 from subquad.attention import _door
 from subquad.attention._method import State, Streaming
-from subquad.kernels.feature_product import FeatureMap, absorb, advance, feature_product, merge, no_keys, read
-
-Center = tuple[Array, Array] | None  # (q̄, k̄), each (..., 1, d)
+from subquad.kernels._feature_map import Center, FeatureMap
+from subquad.kernels.feature_product import absorb, advance, feature_product, merge, no_keys, read
 
 
 @dataclass(frozen=True)

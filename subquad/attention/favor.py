@@ -26,9 +26,18 @@ from subquad import _arrays
 from subquad._dispatch import Array, backend_of
 from subquad._draw import PROJECTIONS, draw_omega
 from subquad.attention._door import Inputs
-from subquad.attention._features import Center, FeatureMethod
+from subquad.attention._features import FeatureMethod
 from subquad.attention._rows import mean_row, self_attention_mask
-from subquad.kernels.feature_product import Exponential, FeatureMap, Features, RowMap
+from subquad.kernels._feature_map import (
+    Center,
+    Exponential,
+    FeatureMap,
+    Features,
+    RowMap,
+    batch_of,
+    centred_keys,
+    exponential_map,
+)
 
 SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric")
 FEATURES = (*SOFTMAX_FEATURES, "relu")
@@ -156,50 +165,21 @@ class Favor(FeatureMethod):
             directions = xp.concat([directions, -directions], axis=-1)
         turned = -directions if scale < 0 else directions
         m = directions.shape[-1]
-        q_mean, k_mean = center or (None, None)
-        means = {} if center is None else {"q_mean": center[0].shape[:-2], "k_mean": center[1].shape[:-2]}
-        batch = _arrays.broadcast_batch(**means)
-
-        def exponent(k: Array) -> tuple[Array, Array]:
-            """The centred keys, and the part of log φ that all features share, without its sign."""
-            if center is None:
-                return k, xp.sum(k * k, axis=-1, keepdims=True) * (abs(scale) / 2)
-            k = k - k_mean  # q·(k − k̄) = (q − q̄)·(k − k̄) + q̄·(k − k̄); the last term is the key's own
-            own = xp.sum(q_mean * k, axis=-1, keepdims=True) * scale
-            half_norm = xp.sum(k * k, axis=-1, keepdims=True) * (abs(scale) / 2)
-            return k, half_norm + own if self.features == "trigonometric" else half_norm - own
-
-        def positive_keys(k: Array) -> Features:
-            k, shared = exponent(k)  # one product gives ω k − shared: no pass of its own over n × m
-            k = xp.broadcast_to(k, (*shared.shape[:-1], k.shape[-1]))
-            return None, xp.concat([k, -shared], axis=-1) @ xp.concat([directions, ones], axis=0)
-
-        def positive_queries(shift: Array) -> RowMap:
-            weights = xp.broadcast_to(turned, (*shift.shape[:-2], *turned.shape))
-            weights = xp.concat([weights, shift], axis=-2)
-
-            def rows(q: Array) -> Features:
-                q = q if center is None else q - q_mean
-                return None, xp.concat([q, xp.ones_like(q[..., :1])], axis=-1) @ weights
-
-            return rows
 
         def trigonometric_keys(k: Array) -> Features:
-            k, shared = exponent(k)
-            return waves(k @ directions), shared
+            k, half_norm, own = centred_keys(xp, k, scale, center)
+            return waves(k @ directions), half_norm + own
 
         def trigonometric_queries(_: Array) -> RowMap:
-            return lambda q: (waves((q if center is None else q - q_mean) @ turned), None)
+            return lambda q: (waves((q if center is None else q - center[0]) @ turned), None)
 
         def waves(projected: Array) -> Array:
             return xp.concat([xp.cos(projected), xp.sin(projected)], axis=-1)
 
         if self.features in ("positive", "hyperbolic"):
-            ones = xp.ones_like(directions[:1, :])
-            fused = Exponential(directions, turned, scale, center)
-            return FeatureMap(positive_keys, positive_queries, m, m, batch, fused)
+            return exponential_map(xp, Exponential(directions, turned, scale, center))
         if self.features == "trigonometric":
-            return FeatureMap(trigonometric_keys, trigonometric_queries, 2 * m, 1, batch)
+            return FeatureMap(trigonometric_keys, trigonometric_queries, 2 * m, 1, batch_of(center))
         return FeatureMap(
             lambda k: (self._elementwise(xp, k @ directions), None),
             lambda _: lambda q: (self._elementwise(xp, q @ turned), None),

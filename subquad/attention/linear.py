@@ -14,8 +14,8 @@ from types import ModuleType
 from array_api_compat import device
 
 from subquad._dispatch import Array
-from subquad.attention._features import Center, FeatureMethod
-from subquad.kernels.feature_product import FeatureMap, Features, RowMap
+from subquad.attention._features import FeatureMethod
+from subquad.kernels._feature_map import Center, FeatureMap, Features, RowMap
 
 
 @dataclass(frozen=True)

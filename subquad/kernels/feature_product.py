@@ -12,8 +12,7 @@ A state is {"shift": (..., 1, m or 1), "kv": (..., m, d_v), "k": (..., m, 1)}: �
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -22,41 +21,10 @@ from array_api_compat import array_namespace, device
 from subquad._arrays import broadcast_batch
 from subquad._blocks import rows_per_block, scan_blocks
 from subquad._dispatch import Array, backend_of, kernel
+from subquad.kernels._feature_map import FeatureMap, Features
 
 State = dict[str, Any]
-Features = tuple[Array | None, Array | None]  # (value, log)
-RowMap = Callable[[Array], Features]
-
 CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """log φ(k) = x @ keys − |scale| |x|² / 2 + scale q̄·x of x = k − k̄, log φ(q) = (q − q̄) @ queries + any constant.
-
-    keys and queries are (d, m); `center` is (q̄, k̄), each (..., 1, d), or None where both are 0.
-    """
-
-    keys: Array
-    queries: Array
-    scale: float
-    center: tuple[Array, Array] | None = None
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """φ of keys, and of queries with a shift (..., 1, m) added to `log`, where a factor of a row may be left out.
-
-    `m` features; `log` has `width` m or 1. `batch` is the batch shape that the map itself brings in. `exponential`
-    says the same in matrices where φ is no more than that: what a fused kernel needs to know.
-    """
-
-    keys: RowMap
-    queries: Callable[[Array], RowMap]
-    m: int
-    width: int
-    batch: tuple[int, ...] = ()
-    exponential: Exponential | None = None
 
 
 @kernel

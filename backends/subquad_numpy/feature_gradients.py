@@ -1,0 +1,140 @@
+"""The gradient of attention through exponential features, and of softmax attention with few keys or few queries."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subquad.kernels._feature_map import Exponential
+from subquad_numpy._feature_gradients import KEY_FRAME, QUERY_FRAME, key_gradient_kernel, query_gradient_kernel
+from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
+from subquad_numpy.features import Sums
+
+Array = np.ndarray[Any, Any]
+
+CHUNK, MOST_CHUNKS = 2048, 16  # rows of a task; more than this many partial sums would cost memory
+
+
+class ByQueries(NamedTuple):
+    """What the queries give: gradients by q and by the sums over keys, and by the directions (m, d) if asked for."""
+
+    q: Array
+    kv: Array
+    k_sum: Array
+    W: Array | None
+
+
+class ByKeys(NamedTuple):
+    """What the keys give."""
+
+    k: Array
+    v: Array
+    W: Array | None
+
+
+def feature_product_gradient(
+    q: Array, k: Array, v: Array, sums: Sums, out: Array, grad: Array, /, *, exponential: Exponential,
+    key_mask: Array | None = None, directions: bool = False, threads: int | None = None,
+) -> tuple[Array | None, ...]:  # fmt: skip
+    """Gradients by q, k, v, then by `keys`, `queries` and the two centers of the features where these are asked for.
+
+    `sums` are what `product_and_sums` found. Those by q, k and v have the batch axes of the whole call.
+    """
+    W_k, W_q, scale = exponential.keys, exponential.queries, exponential.scale
+    q_mean, k_mean = exponential.center or (None, None)
+    if q_mean is not None and k_mean is not None:
+        W_k = W_k + (scale * q_mean).swapaxes(-1, -2)
+        q_mean, k_mean = q_mean[..., 0, :], k_mean[..., 0, :]
+    by_W = directions or q_mean is not None
+    by_q = _by_queries(
+        q, W_q, sums.shift, sums.kv, sums.k_sum, out, grad, factor=1.0, center=q_mean, by_W=directions, threads=threads
+    )
+    by_kv, by_sum = sum_to(by_q.kv, sums.kv.shape), sum_to(by_q.k_sum, sums.k_sum.shape)
+    by_k = _by_keys(
+        k, v, W_k, key_mask, sums.shift, by_kv, by_sum,
+        half_scale=abs(scale) / 2, factor=1.0, center=k_mean, by_W=by_W, threads=threads,
+    )  # fmt: skip
+    found: list[Array | None] = [by_q.q, by_k.k, by_k.v, None, None, None, None]
+    if directions and by_k.W is not None and by_q.W is not None:
+        found[3], found[4] = (sum_to(x, x.shape[-2:]).T for x in (by_k.W, by_q.W))
+    if exponential.center is not None and by_k.W is not None:
+        q_mean, k_mean = exponential.center
+        mine = sum_to(by_k.W.sum(axis=-2, keepdims=True) * scale, q_mean.shape)
+        found[5] = mine - sum_to(by_q.q.sum(axis=-2, keepdims=True), q_mean.shape)
+        found[6] = -sum_to(by_k.k.sum(axis=-2, keepdims=True), k_mean.shape)
+    return tuple(found)
+
+
+def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes that broadcasting from `shape` added."""
+    x = x.sum(axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    once = tuple(axis for axis, size in enumerate(shape) if size == 1 != x.shape[axis])
+    return x.sum(axis=once, keepdims=True) if once else x
+
+
+def _by_queries(
+    q: Array, W: Array, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
+    factor: float, center: Array | None = None, by_W: bool, threads: int | None,
+) -> ByQueries:  # fmt: skip
+    """The gradient of `features._read`."""
+    batch, (n, d), m, d_v = grad.shape[:-2], q.shape[-2:], W.shape[-1], kv.shape[-1]
+    q, W, kv, out, grad = with_whole_rows(q), in_elements(W), *map(with_whole_rows, (kv, out, grad))
+    start, k_sum, center = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum, center))
+    items = math.prod(batch)
+    chunks, chunk = _chunks(n)
+    table = np.zeros((items, 8), np.int64)
+    parts = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (grad, 2), (center, 1))
+    for place, (x, core) in enumerate(parts):
+        if x is not None:
+            table[:, place] = offsets(x, batch, core)
+    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    grad_q = np.empty((*batch, n, d), q.dtype)
+    shapes = ((d_v,), (), (d,)) if by_W else ((d_v,), ())
+    grads = [np.empty((chunks, *batch, m, *shape), q.dtype) for shape in shapes]
+    run(
+        query_gradient_kernel(q.dtype), QUERY_FRAME, items * chunks, 3 * items * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
+        q_row=row_step(q), W_row=W_row, W_step=W_step, kv_row=row_step(kv),
+        out_row=row_step(out), grad_row=row_step(grad),
+        q=q, W=W, start=start, kv=kv, k_sum=k_sum, out=out, grad=grad, center=center,
+        numbers=np.array([factor], q.dtype), table=table,
+        grad_q=grad_q, grad_kv=grads[0], grad_sum=grads[1], grad_W=grads[2] if by_W else None,
+    )  # fmt: skip
+    sums = [x[0] if chunks == 1 else x.sum(axis=0) for x in grads]
+    return ByQueries(grad_q, sums[0], sums[1], sums[2] if by_W else None)
+
+
+def _by_keys(
+    k: Array, v: Array, W: Array, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
+    half_scale: float, factor: float, center: Array | None = None, by_W: bool, threads: int | None,
+) -> ByKeys:  # fmt: skip
+    """The gradient of `features._summarize`."""
+    batch, (n, d), m, d_v = shift.shape[:-1], k.shape[-2:], W.shape[-1], v.shape[-1]
+    k, v, W = with_whole_rows(k), with_whole_rows(v), in_elements(W)
+    mask, center = (None if x is None else np.ascontiguousarray(x) for x in (mask, center))
+    items = math.prod(batch)
+    chunks, chunk = _chunks(n)
+    table = np.zeros((items, 5), np.int64)
+    for place, (x, core) in enumerate(((k, 2), (v, 2), (W, 2), (mask, 1), (center, 1))):
+        if x is not None:
+            table[:, place] = offsets(x, batch, core)
+    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    grad_k, grad_v = np.empty((*batch, n, d), k.dtype), np.empty((*batch, n, d_v), k.dtype)
+    grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
+    run(
+        key_gradient_kernel(k.dtype), KEY_FRAME, items * chunks, 3 * items * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
+        k_row=row_step(k), v_row=row_step(v), W_row=W_row, W_step=W_step,
+        k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), center=center, table=table,
+        shift=np.ascontiguousarray(shift), grad_kv=np.ascontiguousarray(grad_kv),
+        grad_sum=np.ascontiguousarray(grad_sum), grad_k=grad_k, grad_v=grad_v, grad_W=grad_W,
+    )  # fmt: skip
+    return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))
+
+
+def _chunks(n: int) -> tuple[int, int]:
+    """How many chunks, and the rows of each."""
+    chunks = max(1, min(MOST_CHUNKS, n // CHUNK))
+    return chunks, -(-n // chunks)
