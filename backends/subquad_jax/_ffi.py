@@ -23,6 +23,7 @@ import numba
 import numpy as np
 from numba import carray, cfunc, types
 
+from subquad_numpy._shares import FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 from subquad_numpy._simd import pointer
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
@@ -99,23 +100,8 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
     zero = np.int64(0)
     number, double = real.type(0), np.float64(0)
 
-    @cfunc(types.int64(types.int64, types.int64, types.CPointer(types.int64), types.int64), error_model="numpy")
-    def entry(first: int, last: int, words: Any, count: int) -> int:
-        kernel(first, last, carray(words, count))
-        return 0
-
-    # called by its address: a direct call would make LLVM optimise the kernel again in every caller
-    enter = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(
-        entry.address
-    )
-
-    @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
-    def task(words: Any) -> Any:
-        """Body of a thread: (first, last, frame …)."""
-        own = carray(words, 3)
-        return enter(own[0], own[1], own.ctypes.data + 24, own[2])
-
-    task_address = task.address
+    kernel_address, worker_address = kernel.address, worker().address
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker_address)
 
     @numba.njit(error_model="numpy")
     def count_reals(buffer: Any) -> int:
@@ -135,24 +121,18 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             out[c] = total
 
     @numba.njit(error_model="numpy")
-    def run_tasks(tasks: int, threads: int, words: Any) -> None:
+    def run_tasks(tasks: int, threads: int, frame: Any) -> None:
         threads = min(threads, tasks)
-        if threads <= 1:
-            enter(0, tasks, words.ctypes.data, len(words))
-            return
-        own = np.empty((threads, 3 + len(words)), np.int64)
-        ids = np.zeros(threads, np.int64)
-        failed = np.zeros(threads, np.int64)
-        for t in range(threads):
-            own[t, 0], own[t, 1], own[t, 2] = tasks * t // threads, tasks * (t + 1) // threads, len(words)
-            own[t, 3:] = words
+        words = np.zeros(SIZE, np.int64)
+        words[KERNEL], words[TASKS], words[FRAME] = kernel_address, tasks, frame.ctypes.data
+        words[SHARES] = min(tasks, SHARES_OF_THREAD * threads) if threads > 1 else 1
+        ids = np.zeros(max(threads, 1), np.int64)
+        failed = np.zeros(max(threads, 1), np.int64)
         for t in range(1, threads):
-            failed[t] = _create(ids.ctypes.data + 8 * t, 0, task_address, own[t].ctypes.data)
-        enter(own[0, 0], own[0, 1], words.ctypes.data, len(words))
+            failed[t] = _create(ids.ctypes.data + 8 * t, 0, worker_address, words.ctypes.data)
+        work(words.ctypes.data)
         for t in range(1, threads):
-            if failed[t] != 0:
-                enter(own[t, 0], own[t, 1], words.ctypes.data, len(words))
-            else:
+            if failed[t] == 0:
                 _join(ids[t], 0)
 
     @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
@@ -206,5 +186,5 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
                     sum_rows(carray(pointer(address, number), more * count), out)
         return 0
 
-    _alive.extend((entry, enter, task, handler))
+    _alive.extend((kernel, work, handler))
     return handler

@@ -1,17 +1,18 @@
 """Compilation of the kernels: one specialisation at a time, on first use, kept on disk."""
 
+import ctypes
 import re
 import time
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
+import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
-
+DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
     *("_compile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features", "_feature_gradients"),
@@ -31,16 +32,31 @@ def fingerprint() -> str:
     return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def compiled(name: str, signature: str) -> Callable[[F], F]:
-    """Compile a kernel for one `signature`, without the interpreter lock; note the time as `name`."""
+class Kernel:
+    """Compiled code behind a C function, so that anyone may call it by its address: threads of other libraries too."""
 
-    def decorate(function: F) -> F:
+    def __init__(self, native: Any) -> None:
+        self.address: int = native.address
+        self._native = native  # keeps the code
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(native.address)
+
+    def __call__(self, first: int, last: int, frame: np.ndarray) -> None:
+        """Run tasks first to last − 1, without the interpreter lock."""
+        if self._call(first, last, frame.ctypes.data) != DONE:
+            msg = "a compiled kernel found no memory for its scratch"
+            raise MemoryError(msg)
+
+
+def compiled(name: str) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
+    """Compile a function (first, last, frame of int64) that returns `DONE`; note the time as `name`."""
+
+    def decorate(function: Callable[[int, int, Any], int]) -> Kernel:
         start = time.perf_counter()
         # a file of its own on disk for each kernel: in a shared one, two processes that compile different
         # kernels at once can leave the code of one under the name of the other
         function.__qualname__ = re.sub(r"\W+", "_", f"{function.__name__} {name}")
-        kernel: F = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        native = numba.cfunc("int64(int64, int64, CPointer(int64))", cache=True, error_model="numpy")(function)
         compile_seconds[name] = time.perf_counter() - start
-        return kernel
+        return Kernel(native)
 
     return decorate

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import aligned, at_least, inline, lanes_of, largest, load, shifted, spread, store, total, zeros
@@ -84,8 +84,8 @@ def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
     stamp = fingerprint()
 
-    @compiled(f"gradient by queries {dtype}", "void(int64, int64, int64[::1])")
-    def differentiate(first: int, last: int, frame: Any) -> None:
+    @compiled(f"gradient by queries {dtype}")
+    def differentiate(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, m, d_v, chunks, chunk, out_rows = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
         q_row, W_row, W_step, kv_row, out_row, grad_row = frame[7], frame[8], frame[9], frame[10], frame[11], frame[12]
@@ -213,6 +213,7 @@ def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             if has_W:
                 rows_out(grad_W, place * d, m, d, by_W, d_in, lanes, edge)
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return differentiate
 
@@ -225,8 +226,8 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
     zero = dtype.type(0)
     stamp = fingerprint()
 
-    @compiled(f"gradient by keys {dtype}", "void(int64, int64, int64[::1])")
-    def differentiate(first: int, last: int, frame: Any) -> None:
+    @compiled(f"gradient by keys {dtype}")
+    def differentiate(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, m, d_v, chunks, chunk, out_rows = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
         k_row, v_row, W_row, W_step = frame[7], frame[8], frame[9], frame[10]
@@ -353,5 +354,6 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             if has_W:
                 rows_out(grad_W, (task % chunks * out_rows + item * m) * d, m, d, by_W, d_in, lanes, edge)
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return differentiate

@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import aligned, at_least, lanes_of, largest, load, shifted, spread, store, total, zeros
@@ -59,8 +59,8 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
     zero, lowest, least = dtype.type(0), dtype.type(-np.inf), np.finfo(dtype).min
     stamp = fingerprint()
 
-    @compiled(f"summary of keys {dtype}", "void(int64, int64, int64[::1])")
-    def summarize(first: int, last: int, frame: Any) -> None:
+    @compiled(f"summary of keys {dtype}")
+    def summarize(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, most, d_v, chunks, chunk, out_rows = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
         k_row, v_row, W_row, W_step = frame[7], frame[8], frame[9], frame[10]
@@ -178,6 +178,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                     value = load(kv, i * d_out + j)
                     store_part(out_kv, (place + i) * d_v + j, value, d_v - j, lanes, edge)
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return summarize
 
@@ -190,8 +191,8 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
     zero, lowest = dtype.type(0), dtype.type(-np.inf)
     stamp = fingerprint()
 
-    @compiled(f"reading by queries {dtype}", "void(int64, int64, int64[::1])")
-    def read(first: int, last: int, frame: Any) -> None:
+    @compiled(f"reading by queries {dtype}")
+    def read(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, m, d_v, chunks, chunk = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]
         q_row, W_row, W_step, kv_row = frame[6], frame[7], frame[8], frame[9]
@@ -268,5 +269,6 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
                         value = load(result, r * d_out + j) / divisor
                         store_part(out, (row + r) * d_v + j, value, d_v - j, lanes, edge)
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return read

@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._simd import aligned, inline, lanes_of, load, prefetch, shifted, store
 from subquad_numpy._tile import field, load_part, row_in, store_part
 
@@ -41,8 +41,8 @@ def linear_scan_kernel(dtype: str) -> Any:
     zero = np.dtype(dtype).type(0)
     stamp = fingerprint()
 
-    @compiled(f"linear scan {dtype}", "void(int64, int64, int64[::1])")
-    def scan(first: int, last: int, frame: Any) -> None:
+    @compiled(f"linear scan {dtype}")
+    def scan(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, block, reverse = frame[0], frame[1], frame[2], frame[3]
         a, b = field(frame, 4, zero), field(frame, 5, zero)
@@ -72,6 +72,7 @@ def linear_scan_kernel(dtype: str) -> Any:
                         store(state, at, value)
                         store_part(h, row + at, value, width - at, lanes, edge)
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return scan
 
@@ -85,8 +86,8 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
     zero = np.dtype(dtype).type(0)
     stamp = fingerprint()
 
-    @compiled(f"linear scan gradient {dtype}", "void(int64, int64, int64[::1])")
-    def gradient(first: int, last: int, frame: Any) -> None:
+    @compiled(f"linear scan gradient {dtype}")
+    def gradient(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         n, d, block, reverse = frame[0], frame[1], frame[2], frame[3]
         a, h = field(frame, 4, zero), field(frame, 5, zero)
@@ -131,5 +132,6 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
             for c in range(width):
                 grad_initial_state[item * d + c0 + c] = carry[c]
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return gradient

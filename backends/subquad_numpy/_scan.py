@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
-from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy._simd import add_where_zero, aligned, lanes_of, load, prefetch, shifted, spread, store
 from subquad_numpy._tile import clear, field, load_part, row_in, store_part, turn_out
@@ -46,8 +46,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     stamp = fingerprint()
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
-    @compiled(name, "void(int64, int64, int64[::1])")
-    def forward(first: int, last: int, frame: Any) -> None:
+    @compiled(name)
+    def forward(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
@@ -146,5 +146,6 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                 for i in range(width):
                     delta_sum[(item * chunks + task % chunks) * d + c0 + i] = time_sum[i]
         buffer[0] = 0  # see `aligned`
+        return DONE
 
     return forward

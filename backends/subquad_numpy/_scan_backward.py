@@ -17,7 +17,7 @@ import numba
 import numpy as np
 
 from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
-from subquad_numpy._compile import compiled, fingerprint
+from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy._scan import ROWS_AHEAD
 from subquad_numpy._simd import (
@@ -57,8 +57,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     stamp = fingerprint()
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
-    @compiled(name, "void(int64, int64, int64[::1])")
-    def backward(first: int, last: int, frame: Any) -> None:
+    @compiled(name)
+    def backward(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
@@ -303,5 +303,6 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                 grad_bias[item * d + c0 + i] = sum_bias[i]
         buffer[0] = 0  # see `aligned`
         sums[0] = 0
+        return DONE
 
     return backward

@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
@@ -18,16 +17,25 @@ from typing import Any
 import numba
 import numpy as np
 
-SHARES = 8  # of the tasks, for each thread
+from subquad_numpy._compile import Kernel
+from subquad_numpy._shares import SHARES_OF_THREAD
 
 _pools: list[ThreadPoolExecutor] = []
 _members: list[int] = []  # threads of the pool, as the system knows them
 
 
+class Team(int):
+    """A number of threads that are not ours, and how they run tasks."""
+
+    def run(self, kernel: Kernel, tasks: int, frame: np.ndarray) -> None:
+        """Run all tasks."""
+        raise NotImplementedError
+
+
 def thread_count(threads: int | None = None) -> int:
     """As asked, else the least of OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of this process."""
     if threads is not None:
-        return max(1, threads)
+        return threads
     limit = int(numba.config.NUMBA_NUM_THREADS)
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
@@ -44,7 +52,7 @@ class _Work:
     arrays, the memory stays until the last share is done.
     """
 
-    def __init__(self, kernel: Callable[..., None], frame: np.ndarray, memory: Any, shares: list[tuple[int, int]]):
+    def __init__(self, kernel: Any, frame: np.ndarray, memory: Any, shares: list[tuple[int, int]]):
         self.kernel, self.frame, self.memory = kernel, frame, memory
         self.waiting, self.left = deque(shares), len(shares)
         self.done: list[tuple[int, int]] = []
@@ -73,17 +81,20 @@ class _Work:
             raise self.failed[0]
 
 
-def run_tasks(kernel: Callable[..., None], tasks: int, frame: np.ndarray, threads: int, memory: Any) -> None:
+def run_tasks(kernel: Any, tasks: int, frame: np.ndarray, threads: int, memory: Any) -> None:
     """Run `kernel(first, last, frame)` over all tasks; `memory` holds what the frame points to.
 
     Each thread takes the next few tasks when it has finished the last: one that another library's waiting threads
     hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits.
     """
-    threads = min(threads, tasks)
-    if threads <= 1:
+    if min(threads, tasks) <= 1:
         kernel(0, tasks, frame)
         return
-    shares = min(tasks, SHARES * threads)
+    if isinstance(threads, Team):
+        threads.run(kernel, tasks, frame)
+        return
+    threads = min(threads, tasks)
+    shares = min(tasks, SHARES_OF_THREAD * threads)
     work = _Work(kernel, frame, memory, list(pairwise([tasks * i // shares for i in range(shares + 1)])))
     if sys.platform == "linux":
         _part_from_caller()

@@ -10,7 +10,7 @@ import numpy as np
 from subquad.kernels._feature_map import Exponential
 from subquad_numpy._feature_gradients import KEY_FRAME, QUERY_FRAME, key_gradient_kernel, query_gradient_kernel
 from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
-from subquad_numpy.features import Sums
+from subquad_numpy.features import RowSums, Sums, hide
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +65,25 @@ def feature_product_gradient(
         found[5] = mine - sum_to(by_q.q.sum(axis=-2, keepdims=True), q_mean.shape)
         found[6] = -sum_to(by_k.k.sum(axis=-2, keepdims=True), k_mean.shape)
     return tuple(found)
+
+
+def softmax_attention_gradient(
+    q: Array, k: Array, v: Array, sums: RowSums | None, out: Array, grad: Array, /, *, scale: float,
+    key_mask: Array | None = None, threads: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Gradients by q, k and v, with the batch axes of the whole call; `sums` are what `softmax_and_sums` found."""
+    if sums is None:  # few keys are the directions of the queries
+        k, v, start = hide(k, v, key_mask)
+        by = _by_queries(q, k.swapaxes(-1, -2), start, v, None, out, grad, factor=scale, by_W=True, threads=threads)
+        assert by.W is not None
+        return by.q, scale * by.W, by.kv
+    by_kv = grad / sums.total[..., None]
+    found = _by_keys(
+        k, v, q.swapaxes(-1, -2), key_mask, sums.shift, by_kv, -(by_kv * out).sum(axis=-1),
+        half_scale=0.0, factor=scale, by_W=True, threads=threads,
+    )  # fmt: skip
+    assert found.W is not None
+    return scale * found.W, found.k, found.v
 
 
 def sum_to(x: Array, shape: tuple[int, ...]) -> Array:

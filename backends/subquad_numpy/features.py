@@ -53,30 +53,46 @@ def product_and_sums(
     return _read(batch, q, W_q, *sums, 1.0, threads, out, center=q_mean), sums
 
 
-def softmax_attention(
+class RowSums(NamedTuple):
+    """What softmax attention of few queries knows of each: its largest logit, and the sum of its weights over that."""
+
+    shift: Array  # (..., n), finite
+    total: Array  # (..., n), positive
+
+
+def softmax_attention(q: Array, k: Array, v: Array, /, **options: Any) -> Array:
+    """The kernel `softmax_attention`, not causal."""
+    return softmax_and_sums(q, k, v, **options)[0]
+
+
+def softmax_and_sums(
     q: Array, k: Array, v: Array, /, *, scale: float, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
-    """The kernel `softmax_attention`, not causal."""
+) -> tuple[Array, RowSums | None]:  # fmt: skip
+    """The same, and what its gradient needs."""
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     mask_batch = () if key_mask is None else key_mask.shape[:-1]
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
     if out is None:
         out = np.empty((*batch, n, d_v), q.dtype)
     if n_kv <= FEW_KEYS < n:
-        start = None
-        if key_mask is not None:
-            start = np.where(key_mask, 0, -math.inf).astype(q.dtype)
-            v = np.where(key_mask[..., None], v, 0)
-            k = np.where(key_mask[..., None], k, 0)
+        k, v, start = hide(k, v, key_mask)
         _read(batch, q, k.swapaxes(-1, -2), start, v, None, scale, threads, out)
         if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
             out[np.broadcast_to(~seen, batch)] = 0  # also for a query that is NaN
-        return out
-    _, kv, k_sum = _summarize(batch, k, v, q.swapaxes(-1, -2), key_mask, 0.0, scale, threads, kv=out)
+        return out, None
+    shift, kv, k_sum = _summarize(batch, k, v, q.swapaxes(-1, -2), key_mask, 0.0, scale, threads, kv=out)
     k_sum[k_sum == 0] = 1  # the row saw nothing and is 0
     kv /= k_sum[..., None]
-    return out
+    return out, RowSums(np.where(shift == -math.inf, 0, shift).reshape(*batch, n), k_sum.reshape(*batch, n))
+
+
+def hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Array | None]:
+    """Keys and values with zeros where hidden, 0 · NaN being NaN, and what to add to their logits."""
+    if key_mask is None:
+        return k, v, None
+    keep = key_mask[..., None]
+    return np.where(keep, k, 0), np.where(keep, v, 0), np.where(key_mask, 0, -math.inf).astype(k.dtype)
 
 
 def _summarize(

@@ -10,11 +10,14 @@ import torch
 
 from subquad._blocks import loop_blocks, rows
 from subquad._dispatch import Override
-from subquad_torch import _attention, _features, _linear_scan, _scan
+from subquad_torch import _attention, _features, _few, _linear_scan, _scan
 
 KERNELS = {
     "feature_product": (Override("numba", _features.feature_product, _features.declines),),
-    "softmax_attention": (Override("sdpa", _attention.softmax_attention, _attention.declines),),
+    "softmax_attention": (
+        Override("numba", _few.softmax_attention, _few.declines),
+        Override("sdpa", _attention.softmax_attention, _attention.declines),
+    ),
     "linear_scan": (Override("numba", _linear_scan.linear_scan, _linear_scan.declines),),
     "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
 }

@@ -40,6 +40,7 @@ class FeatureProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: float, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
         from subquad_numpy import features
+        from subquad_torch._threads import threads
 
         q, k, v, *_ = floats
         batches = [x.shape[:-2] for x in (q, k, v, *floats[5:])]
@@ -47,7 +48,7 @@ class FeatureProduct(torch.autograd.Function):
         out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
         _, ctx.sums = features.product_and_sums(
             *map(in_place, (q, k, v)), exponential=_exponential(scale, *map(in_place, floats[3:])),
-            key_mask=in_place(key_mask), threads=torch.get_num_threads(), out=in_place(out),
+            key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
         )  # fmt: skip
         ctx.scale = scale
         ctx.save_for_backward(key_mask, out, *floats)
@@ -65,11 +66,12 @@ class FeatureProduct(torch.autograd.Function):
 
             return None, None, *differentiate_again(again, floats, need, grad)
         from subquad_numpy.feature_gradients import feature_product_gradient
+        from subquad_torch._threads import threads
 
         q, k, v, *rest = map(in_place, floats)
         found = feature_product_gradient(
             q, k, v, ctx.sums, in_place(out), in_place(grad), exponential=_exponential(ctx.scale, *rest),
-            key_mask=in_place(key_mask), directions=any(need[3:5]), threads=torch.get_num_threads(),
+            key_mask=in_place(key_mask), directions=any(need[3:5]), threads=threads(),
         )  # fmt: skip
         return (
             None,

@@ -54,9 +54,10 @@ class LinearScan(torch.autograd.Function):
 @torch.library.custom_op("subquad::linear_scan", mutates_args=(), device_types="cpu")
 def scan_forward(a: Tensor, b: Tensor, initial_state: Tensor | None, reverse: bool) -> Tensor:
     from subquad_numpy.linear_scan import linear_scan_forward
+    from subquad_torch._threads import threads
 
     h = torch.empty_like(b, memory_format=torch.contiguous_format)  # torch's memory, so that torch accounts for it
-    flags = {"threads": torch.get_num_threads(), "out": h.numpy()}
+    flags = {"threads": threads(), "out": h.numpy()}
     linear_scan_forward(*map(as_numpy, (a, b, initial_state)), reverse, **flags)
     return h
 
@@ -72,9 +73,10 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by a, b and the initial state; an empty tensor where there was none."""
     from subquad_numpy.linear_scan import linear_scan_backward
+    from subquad_torch._threads import threads
 
     given = (*map(as_numpy, (a, h, initial_state)), reverse, as_numpy(grad_h))
-    by_a, by_b, by_state = linear_scan_backward(*given, threads=torch.get_num_threads())
+    by_a, by_b, by_state = linear_scan_backward(*given, threads=threads())
     return (
         torch.from_numpy(by_a),
         torch.from_numpy(by_b),

@@ -91,10 +91,11 @@ def scan_forward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     from subquad_numpy import scan
+    from subquad_torch._threads import threads
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)  # torch's memory, so that torch accounts for it
-    flags = {"threads": torch.get_num_threads(), "out": y.numpy()}
+    flags = {"threads": threads(), "out": y.numpy()}
     _, state = scan.scan_forward(*map(as_numpy, tensors), delta_softplus, reverse, **flags)
     return y, torch.from_numpy(state)
 
@@ -132,6 +133,7 @@ def scan_backward(
 ) -> list[Tensor]:
     """Gradients by the nine tensors; an empty tensor where there was none."""
     from subquad_numpy import scan
+    from subquad_torch._threads import threads
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     grads = scan.scan_backward(
@@ -140,7 +142,7 @@ def scan_backward(
         reverse,
         as_numpy(grad_y),
         as_numpy(grad_state),
-        threads=torch.get_num_threads(),
+        threads=threads(),
     )
     return [u.new_empty(0) if grad is None else torch.from_numpy(grad) for grad in grads]
 

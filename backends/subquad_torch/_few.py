@@ -1,0 +1,86 @@
+"""Softmax attention of many queries to few keys, or of few queries to many keys, by the compiled CPU kernels.
+
+The two halves of Nyström attention. Numbers in the cache of a core, not weights, are what these shapes are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subquad.kernels.softmax_attention import softmax_attention as dispatched_attention
+from subquad_torch._plain import declines_compiled, differentiate_again, in_place
+
+generic_attention = dispatched_attention.__wrapped__  # type: ignore[attr-defined]
+FEW_KEYS, FEW_QUERIES = 512, 256
+PRODUCTS = 1 << 25  # of q and k, numbers: below, PyTorch's own attention has begun sooner
+
+
+def declines(
+    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
+) -> str | None:
+    """Why the compiled attention cannot take the call."""
+    (n, d), n_kv = q.shape[-2:], k.shape[-2]
+    if causal:
+        return "it has no causal form"
+    if not (n_kv <= FEW_KEYS < n or n <= FEW_QUERIES < n_kv):
+        return f"it is for at most {FEW_KEYS} keys and more queries, or at most {FEW_QUERIES} queries and more keys"
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+    if math.prod(batch) * n * n_kv * d < PRODUCTS:
+        return "the arrays are small"
+    return declines_compiled([q, k, v], key_mask)
+
+
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
+) -> Tensor:
+    """The kernel `softmax_attention`, not causal."""
+    return SoftmaxAttention.apply(scale, key_mask, q, k, v)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class SoftmaxAttention(torch.autograd.Function):
+    """Attention whose backward is compiled too; differentiated once more, it takes the generic form."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, key_mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from subquad_numpy import features
+        from subquad_torch._threads import threads
+
+        mask_batch = () if key_mask is None else key_mask.shape[:-1]
+        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
+        out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
+        _, ctx.sums = features.softmax_and_sums(
+            *map(in_place, (q, k, v)), scale=scale, key_mask=in_place(key_mask), threads=threads(), out=in_place(out)
+        )
+        ctx.scale = scale
+        ctx.save_for_backward(key_mask, out, q, k, v)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        key_mask, out, *floats = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # create_graph=True
+
+            def again(*floats: Tensor) -> Tensor:
+                return generic_attention(*floats, scale=ctx.scale, key_mask=key_mask)  # type: ignore[no-any-return]
+
+            return None, None, *differentiate_again(again, floats, need, grad)
+        from subquad_numpy.feature_gradients import softmax_attention_gradient
+        from subquad_torch._threads import threads
+
+        found = softmax_attention_gradient(
+            *map(in_place, floats), ctx.sums, in_place(out), in_place(grad),
+            scale=ctx.scale, key_mask=in_place(key_mask), threads=threads(),
+        )  # fmt: skip
+        return (
+            None,
+            None,
+            *(
+                torch.from_numpy(by).sum_to_size(x.shape) if needed else None
+                for by, x, needed in zip(found, floats, need, strict=True)
+            ),
+        )
