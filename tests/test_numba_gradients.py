@@ -1,0 +1,254 @@
+"""Gradients of the compiled attention against autograd of its definition in float64: edges, chunks, masks, centers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from interpreter import python
+
+pytest.importorskip("numba")
+
+import subquad
+from subquad.kernels._feature_map import Exponential
+from subquad_numpy import feature_gradients, features
+from subquad_numpy.feature_gradients import sum_to
+
+torch = pytest.importorskip("torch")
+
+# of the largest entry: a gradient is a chain of three sums, one with terms of both signs, where an output is one of two
+TOLERANCE = {"float32": 1e-5, "float64": 3e-14}
+# (heads, key heads, n, n_kv, d, d_v, m): below, at and beyond tiles, vectors, panels, blocks, chunks; shared keys
+SIZES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 63, 130, 16, 7, 33),
+    (3, 3, 257, 65, 64, 64, 64),
+    (1, 1, 129, 4200, 20, 33, 48),
+    (1, 1, 4500, 30, 12, 5, 20),
+    (4, 1, 130, 515, 8, 16, 300),
+    (2, 2, 5, 9, 65, 100, 17),
+]
+
+
+def draw(dtype: str, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(sum(map(sum, shapes)))
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def autograd(function: Any, arrays: list[np.ndarray], grad: np.ndarray) -> list[np.ndarray]:
+    """Gradients of Σ grad · function(arrays), in float64."""
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arrays]
+    loss = (function(*tensors) * torch.tensor(grad, dtype=torch.float64)).sum()
+    return [x.numpy() for x in torch.autograd.grad(loss, tensors)]
+
+
+def weighted(log: Any, v: Any, mask: np.ndarray | None) -> Any:
+    """Means of v with weights Σ_m exp(log), (heads, n, n_kv, m); zero where a row sees no key."""
+    if mask is not None:
+        log = torch.where(torch.tensor(mask)[..., None, :, None], log, -torch.inf)
+    most = log.detach().amax((-2, -1), keepdim=True)
+    weights = torch.exp(log - torch.where(most == -torch.inf, 0.0, most)).sum(-1)
+    total = weights.sum(-1, keepdim=True)
+    return (weights @ v) / torch.where(total == 0, 1.0, total)
+
+
+def product(
+    scale: float, mask: np.ndarray | None, q: Any, k: Any, v: Any, keys: Any, queries: Any, *center: Any
+) -> Any:
+    q_mean, k_mean = center or (0.0, 0.0)
+    k, q = k - k_mean, q - q_mean
+    log_k = k @ keys - abs(scale) / 2 * (k * k).sum(-1, keepdim=True) + scale * (k * q_mean).sum(-1, keepdim=True)
+    return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
+
+
+def softmax(scale: float, mask: np.ndarray | None, q: Any, k: Any, v: Any) -> Any:
+    return weighted(scale * (q @ k.transpose(-1, -2))[..., None], v, mask)
+
+
+def check(got: Any, expected: list[np.ndarray], dtype: str) -> None:
+    largest = max(np.abs(want).max() for want in expected)  # some are 0 by right
+    for x, want in zip(got, expected, strict=False):
+        x = sum_to(x, want.shape)
+        assert x.dtype == dtype
+        assert np.abs(x - want).max() <= TOLERANCE[dtype] * max(np.abs(want).max(), largest / 100)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: str, centred: bool) -> None:
+    heads, shared, n, n_kv, d, d_v, m = size
+    q, k, v, keys, grad, *center = draw(
+        dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (d, m), (heads, n, d_v), (1, d), (shared, 1, d)
+    )
+    keys = keys * np.dtype(dtype).type(d**-0.25)
+    phi = Exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
+    some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
+    seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
+    out, sums = features.product_and_sums(q, k, v, exponential=phi, key_mask=seen)
+    got = feature_gradients.feature_product_gradient(
+        q, k, v, sums, out, grad, exponential=phi, key_mask=seen, directions=True
+    )
+    given = [q, k, v, phi.keys, phi.queries, *(center if centred else ())]
+    check(got, autograd(lambda *x: product(phi.scale, seen, *x), given, grad), dtype)
+
+
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(2, 2, 600, 70, 16, 9), (4, 1, 60, 700, 20, 33), (1, 1, 5000, 64, 64, 64)])
+def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: str) -> None:
+    heads, shared, n, n_kv, d, d_v = size
+    q, k, v, grad = draw(dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (heads, n, d_v))
+    some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
+    seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
+    out, sums = features.softmax_and_sums(q, k, v, scale=-0.3, key_mask=seen)
+    got = feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=-0.3, key_mask=seen)
+    check(got, autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    q, k, v, keys, grad = draw("float32", (2, 4500, 16), (2, 4500, 16), (2, 4500, 8), (16, 40), (2, 4500, 8))
+    phi = Exponential(keys / 2, keys / 2, 0.25)
+    out, sums = features.product_and_sums(q, k, v, exponential=phi)
+    found = [
+        feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, exponential=phi, threads=threads)[:3]
+        for threads in (1, 2, 3)
+    ]
+    for one, *others in zip(*found, strict=True):
+        assert all(np.array_equal(one, other) for other in others)
+
+
+def test_hidden_numbers_are_not_read() -> None:
+    """What a mask hides may be NaN: its gradient is 0, and that of everything else what it was."""
+    q, k, v, keys, grad = draw("float32", (1, 600, 8), (1, 70, 8), (1, 70, 8), (8, 24), (1, 600, 8))
+    mask = np.arange(70)[None] % 7 > 0
+    dirty = [np.where(mask[..., None], x, np.nan) for x in (k, v)]
+    phi = Exponential(keys / 2, keys / 2, 0.25)
+    for a, b, c, g in ((q, k, v, grad), (q, *dirty, grad)):
+        out, sums = features.product_and_sums(a, b, c, exponential=phi, key_mask=mask)
+        found = feature_gradients.feature_product_gradient(a, b, c, sums, out, g, exponential=phi, key_mask=mask)
+        few, none = features.softmax_and_sums(a, b, c, scale=0.3, key_mask=mask)
+        also = feature_gradients.softmax_attention_gradient(a, b, c, none, few, g, scale=0.3, key_mask=mask)
+        for by_q, by_k, by_v in (found[:3], also):
+            assert np.isfinite(by_q).all()
+            assert (by_k[0, ::7] == 0).all()
+            assert (by_v[0, ::7] == 0).all()
+            assert (by_k[0, 1::7] != 0).any()
+
+
+GUARDED = """
+import ctypes, math, numpy
+from subquad.kernels._feature_map import Exponential
+from subquad_numpy import features, feature_gradients
+libc, page = ctypes.CDLL(None), 4096
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+def guarded(*shape):
+    "An array that ends where memory ends."
+    size = 4 * math.prod(shape)
+    whole = -(-size // page) * page
+    start = libc.mmap(None, whole + page, 3, 0x22, -1, 0)
+    assert libc.mprotect(start + whole, page, 0) == 0
+    x = numpy.frombuffer((ctypes.c_char * size).from_address(start + whole - size), numpy.float32).reshape(shape)
+    x[...] = 0.1
+    return x
+numpy.empty, empty = lambda shape, *rest, **more: (
+    guarded(*shape) if rest else empty(shape, **more)), numpy.empty  # results too end where memory ends
+for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
+    q, k, v, W, grad = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m), guarded(2, n, 5)
+    phi = Exponential(W, W, 0.5, (guarded(1, 7), guarded(1, 7)))
+    out, sums = features.product_and_sums(q, k, v, exponential=phi)
+    feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, exponential=phi, directions=True)
+    out, sums = features.softmax_and_sums(q, k, v, scale=1.0)
+    feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=1.0)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="numbers of Linux")
+def test_nothing_is_read_or_written_behind_an_array() -> None:
+    assert python(GUARDED) == "done"
+
+
+CALLS = {
+    "favor": ("favor", {"num_features": 12}, (2, 40, 8), (2, 50, 8)),
+    "hyperbolic": ("favor", {"num_features": 12, "features": "hyperbolic"}, (2, 40, 8), (2, 50, 8)),
+    "centred": ("favor", {"num_features": 12, "center": True}, (2, 4, 40, 8), (2, 1, 50, 8)),
+    "few keys": ("exact", {}, (2, 4, 4200, 64), (2, 2, 40, 64)),
+    "few queries": ("exact", {}, (2, 4, 40, 64), (2, 2, 4200, 64)),
+    "nystrom": ("nystrom", {"num_landmarks": 30}, (1, 4, 5000, 64), (1, 2, 5000, 64)),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_torch_gradients_are_those_of_the_generic_form(name: str, masked: bool) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    method, options, rows, keys = CALLS[name]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    q, k, v = random(*rows), random(*keys), random(*keys[:-1], 6)
+    mask = torch.rand(keys[-2], generator=generator) < 0.7 if masked else None
+    weight = random(*rows[:-1], 6).detach()
+
+    def grads(**more: Any) -> Any:
+        out = subquad.attention(q, k, v, method, key_mask=mask, **options, **more)
+        return torch.autograd.grad((out * weight).sum(), (q, k, v))
+
+    assert subquad.explain(subquad.attention, q, k, v, method, key_mask=mask, **options).implementation == "numba"
+    with FlopCounterMode(display=False):  # what watches operations sees those of the generic form
+        expected = grads()
+    for got, want in zip(grads(), expected, strict=True):
+        assert got.shape == want.shape
+        assert float((got - want).abs().max()) <= 1e-12 * float(want.abs().max())
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_torch_differentiates_twice(center: bool) -> None:
+    q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
+    method = subquad.Favor(num_features=6, center=center)
+    assert torch.autograd.gradgradcheck(lambda *x: subquad.attention(*x, method), (q, k, v), fast_mode=True)
+
+
+def test_torch_directions_can_be_trained() -> None:
+    q, k, v = (torch.randn(2, 9, 4, dtype=torch.float64) for _ in range(3))
+    omega = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: subquad.attention(q, k, v, "favor", omega=x), (omega,), fast_mode=True)
+
+
+def test_torch_notices_inputs_changed_in_place() -> None:
+    q, k, v = (torch.randn(2, 9, 4) for _ in range(3))
+    k.requires_grad_()
+    out = subquad.attention(q, k, v, "favor", num_features=8)
+    v += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def train(_: int) -> float:
+    torch.set_num_threads(2)
+    q, k, v = torch.ones(3, 1, 4, 3000, 16).requires_grad_()
+    out = subquad.attention(q, k, v, "favor", num_features=64)
+    return float(torch.autograd.grad(out.sum(), v)[0].sum())
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+def test_after_a_fork() -> None:
+    """PyTorch's threads are gone then; ours are begun anew."""
+    from subquad_torch._threads import _parallel, threads
+
+    if sys.platform == "linux":
+        assert _parallel() is not None
+    assert isinstance(threads(), int)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(train, (0,)).get(60)
+    assert abs(found - 4 * 3000 * 16) < 1
