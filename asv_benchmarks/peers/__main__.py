@@ -67,8 +67,8 @@ def attention(n: int, repeat: int, only: str) -> tuple[str, list[dict[str, Any]]
                 continue
             arrays = [peer.bench.asarray(x) for x in host]
             pairs = min(repeat, peer.repeat or repeat)
-            row = _row(peer.name, peer.ours(*arrays), peer.theirs(*arrays), pairs)
-            rows.append(row | _errors(peer))
+            row = _row(peer.name, *peer.calls(*arrays), pairs)
+            rows.append(row if peer.gradient else row | _errors(peer))
     return f"attention, (1, 8, {n}, 64) float32", rows
 
 

@@ -25,6 +25,7 @@ class Peer:
     """One peer: `theirs(q, k, v)` makes a call of no arguments; `method`, `options` and `causal` are ours.
 
     `seeds` is how many draws of random features the error is the median of, `repeat` the most pairs that are timed.
+    With `gradient`, both calls also take the gradients by q, k and v, in PyTorch.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Peer:
     library: str = "torch"
     seeds: int = 0
     repeat: int | None = None
+    gradient: bool = False
 
     @property
     def bench(self) -> Any:
@@ -52,6 +54,27 @@ class Peer:
             return out
 
         return run
+
+    def calls(self, *qkv: Any) -> tuple[Run, Run]:
+        """Ours and theirs, as they are timed."""
+        if not self.gradient:
+            return self.ours(*qkv), self.theirs(*qkv)
+        qkv = tuple(x.detach().requires_grad_() for x in qkv)
+        return _differentiated(self.ours, qkv), _differentiated(self.theirs, qkv)
+
+
+def _differentiated(make: Callable[..., Run], inputs: tuple[Any, ...]) -> Run:
+    import torch
+
+    with torch.enable_grad():  # it may turn the inputs round here
+        run = make(*inputs)
+
+    def differentiate() -> Any:
+        with torch.enable_grad():
+            out = run()
+            return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    return differentiate
 
 
 def performer(q: Any, k: Any, v: Any) -> Run:
@@ -138,6 +161,9 @@ PEERS = (
     Peer("performer-pytorch causal (no CUDA)", performer_causal, causal=True, repeat=2, **FAVOR),
     Peer("transformers Nyströmformer core", transformers_nystrom, **NYSTROM),
     Peer("nystrom-attention core", nystrom_attention, **NYSTROM),
+    Peer("performer-pytorch, forward + backward", performer, gradient=True, **FAVOR),
+    Peer("transformers Nyströmformer core, forward + backward", transformers_nystrom, gradient=True, **NYSTROM),
+    Peer("nystrom-attention core, forward + backward", nystrom_attention, gradient=True, **NYSTROM),
     Peer("torch scaled_dot_product_attention", torch_sdpa, method="exact"),
     Peer("jax.nn.dot_product_attention", jax_attention, method="exact", library="jax", repeat=3),
 )
