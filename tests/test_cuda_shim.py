@@ -104,6 +104,50 @@ def test_torch_tensors_take_the_same_path(library, dtype):
     assert_close({name: x.double().numpy() for name, x in got.items()}, case, LOW.get(dtype, SINGLE))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_torch_operators_of_cuda(library, monkeypatch, dtype):
+    """What is registered for CUDA, on host memory: u and z are slices of one tensor, one gradient is expanded."""
+    from subquad_torch import _scan as operators
+
+    monkeypatch.setattr(operators, "_cuda_device", lambda like: TorchHost(library.run))
+    case = next(case for case in CASES[:1] + LOW_PRECISION if case.dtype == dtype)
+    arrays, _, _ = case.inputs()
+    tensors = {name: torch.from_numpy(x).to(getattr(torch, case.dtype_of(name))) for name, x in arrays.items()}
+    tensors["u"], tensors["z"] = torch.cat([tensors["u"], tensors["z"]], -1).chunk(2, -1)
+    options = tuple(case.options.values())
+    y, state = operators.forward_on_cuda(*tensors.values(), *options)
+    grad_y, grad_state = torch.ones((), dtype=y.dtype).expand(y.shape), torch.ones(state.shape)
+    found = operators.backward_on_cuda(*tensors.values(), *options, grad_y, grad_state)
+
+    leaves = {name: x.double().requires_grad_() for name, x in tensors.items()}
+    want = operators.generic_scan(*leaves.values(), **case.options)
+    grads = torch.autograd.grad(want, list(leaves.values()), [grad_y.double(), grad_state.double()])
+    for got, right, like in zip((y, state, *found), (*want, *grads), (y, state, *tensors.values()), strict=True):
+        assert (got.dtype, got.shape) == (like.dtype, like.shape)
+        assert relative_error(got.double().numpy(), right.detach().numpy()) <= LOW.get(dtype, SINGLE)
+
+
+def test_torch_asks_the_kernel_of_its_device():
+    """Also while compiling, where a call that the kernel cannot take would read the wrong memory."""
+    from subquad_torch import _scan as operators
+
+    x, maps = torch.ones(1, 2, 4), torch.ones(1, 2, 1, 8)
+    options = {"delta_softplus": False, "reverse": False}
+
+    def reason(A):
+        return operators.declines_cuda(x, x, A, maps, maps, None, None, None, None, **options)
+
+    assert reason(torch.ones(4, 8)) == "it runs on cuda, the tensors are on cpu"
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def taken(x, A):
+        return x if _scan.declines(x, x, A, maps, maps, None, None, None, None, **options) is None else x + 1
+
+    assert taken(x, torch.ones(4, 8)).equal(x)
+    assert taken(x, torch.ones(4, 8, dtype=torch.complex64)).equal(x + 1)
+    assert taken(x, torch.ones(4, 300)).equal(x + 1)
+
+
 @pytest.mark.parametrize("case", [CASES[0], SPLIT[0]], ids=str)
 def test_the_order_of_threads_changes_no_bit(library, case):
     with small_chunks(32):
@@ -252,6 +296,7 @@ def test_nothing_to_do_launches_nothing(shape):
     gradients = _scan.scan_backward(x, state, inputs, **options)
     np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
     np.testing.assert_array_equal(gradients.initial_state, state)
+    assert not np.shares_memory(gradients.initial_state, state)  # a torch operator may not return its input
     np.testing.assert_array_equal(gradients.B, np.zeros_like(maps))
     np.testing.assert_array_equal(gradients.C, np.zeros_like(maps))
 

@@ -114,3 +114,70 @@ def test_torch_tensors_on_a_side_stream(cases, dtype):
         got = {name: x.double().cpu().numpy() for name, x in got.items()}
     worst = {name: relative_error(got[name], want) for name, want in cases.expected(case).items()}
     assert max(worst.values()) <= cases.LOW.get(dtype, APPROXIMATE), worst
+
+
+@pytest.fixture
+def torch_inputs(cupy):
+    """Arrays of a scan on torch's CUDA device, and its options."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+
+    def draw(dtype):
+        torch.manual_seed(0)
+        u, delta, z = torch.randn(3, 2, 300, 24, device="cuda", dtype=dtype)
+        B, C = torch.randn(2, 2, 300, 16, device="cuda", dtype=dtype)
+        A, D = -torch.rand(24, 16, device="cuda"), torch.randn(24, device="cuda")
+        return [u, delta, A, B, C, D], z
+
+    return torch, draw
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_autograd_through_the_front_door(torch_inputs, cases, dtype):
+    import subquad
+
+    torch, draw = torch_inputs
+    arrays, z = draw(getattr(torch, dtype))
+    assert subquad.explain(subquad.selective_scan, *arrays, z=z, delta_softplus=True).implementation == "rawkernel"
+    leaves = [x.clone().requires_grad_() for x in (*arrays, z)]
+    results = []
+    for choice in ("rawkernel", "generic"):
+        y, state = subquad.selective_scan(
+            *leaves[:6], z=leaves[6], delta_softplus=True, return_state=True, implementation=choice
+        )
+        grads = torch.autograd.grad(y.float().sum() + state.sum(), leaves)
+        results.append([y, state, *grads])
+    for got, want in zip(*results, strict=True):
+        assert got.dtype == want.dtype
+        got, want = (x.detach().double().cpu().numpy() for x in (got, want))
+        assert relative_error(got, want) <= cases.LOW.get(dtype, 2e-5)
+
+
+def test_torch_compile_keeps_the_kernel_and_declines_what_it_cannot_do(torch_inputs):
+    import subquad
+
+    torch, draw = torch_inputs
+    arrays, z = draw(torch.float32)
+
+    def scan(*arrays):
+        return subquad.selective_scan(*arrays, z=z, delta_softplus=True)
+
+    compiled = torch.compile(scan, fullgraph=True, backend="aot_eager")
+    leaves = [x.clone().requires_grad_() for x in arrays]
+    results = [[y, *torch.autograd.grad(y.sum(), leaves)] for y in (compiled(*leaves), scan(*leaves))]
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+    complex_A = [*arrays[:2], arrays[2].to(torch.complex64), *arrays[3:]]
+    assert torch.allclose(compiled(*complex_A), scan(*complex_A), rtol=1e-4, atol=1e-4)
+
+
+def test_torch_func_sees_through_the_generic_form(torch_inputs):
+    import subquad
+
+    torch, draw = torch_inputs
+    (u, *rest), _ = draw(torch.float32)
+    loss = torch.func.grad(lambda u: subquad.selective_scan(u, *rest, delta_softplus=True).sum())
+    u.requires_grad_()
+    (want,) = torch.autograd.grad(subquad.selective_scan(u, *rest, delta_softplus=True).sum(), u)
+    assert torch.allclose(loss(u.detach()), want, rtol=1e-4, atol=1e-4)

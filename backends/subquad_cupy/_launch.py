@@ -161,7 +161,8 @@ def _adopt(stream: int, index: int) -> Any:
     if stream == 0:
         return cupy.cuda.Stream.null
     if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14 deprecates ExternalStream for it
-        return cupy.cuda.Stream.from_external(_Foreign(stream))
+        with cupy.cuda.Device(index):  # some versions note the current device as that of the stream
+            return cupy.cuda.Stream.from_external(_Foreign(stream))
     return cupy.cuda.ExternalStream(stream, index)
 
 

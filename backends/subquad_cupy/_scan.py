@@ -136,6 +136,9 @@ def _gradients(
     for start, stop, saved in windows(operands, checkpoints):
         adjoint, sums = backward(operands, start, stop, adjoint, saved, rows)
         totals = {name: total + totals[name] for name, total in sums.items()} if totals else sums
+    if not totals and adjoint is not None:  # no kernel wrote it: a result must not be the caller's own array
+        given, adjoint = adjoint, operands.new_state()
+        adjoint[...] = given
     return rows | totals | {"ddelta_bias": totals.get("dbias"), "dinitial_state": adjoint}
 
 

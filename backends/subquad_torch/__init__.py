@@ -19,7 +19,10 @@ KERNELS = {
         Override("sdpa", _attention.softmax_attention, _attention.declines),
     ),
     "linear_scan": (Override("numba", _linear_scan.linear_scan, _linear_scan.declines),),
-    "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
+    "selective_scan": (
+        Override("numba", _scan.selective_scan, _scan.declines),
+        Override("rawkernel", _scan.selective_scan, _scan.declines_cuda),
+    ),
 }
 
 TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory

@@ -18,26 +18,31 @@ from subquad.kernels.selective_scan import selective_scan as dispatched_scan
 from subquad_torch._plain import as_numpy, declines_plain, has
 
 generic_scan = dispatched_scan.__wrapped__  # type: ignore[attr-defined]
-ENGINES = {"cpu": "numba", "cuda": "cupy"}  # what compiles and launches the kernel of a device
 MAPS = 9  # tensor inputs of the scan: u, delta, A, B, C, D, z, delta_bias, initial_state
 
 
 def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:
-    """Why the compiled kernel cannot take the call."""
+    """Why the CPU kernel cannot take the call."""
     given = [x for x in tensors if x is not None]
     where = given[0].device.type
-    if where not in ENGINES and where != "meta":
-        return f"it runs on {' and '.join(ENGINES)}, the tensors are on {where}"
-    engine = ENGINES.get(where, "numba")
-    if not has(engine):
-        return f"{engine} is not installed"
-    if where == "cuda" and not torch.compiler.is_compiling():
-        from subquad_cupy import _scan as cuda
-
-        reason = cuda.declines(*tensors, delta_softplus=delta_softplus, reverse=reverse)  # type: ignore[arg-type]
-        if reason is not None:
-            return reason
+    if where not in ("cpu", "meta"):
+        return f"it runs on cpu, the tensors are on {where}"
+    if not has("numba"):
+        return "numba is not installed"
     return declines_plain(given)
+
+
+def declines_cuda(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:
+    """Why the CUDA kernel cannot take the call."""
+    given = [x for x in tensors if x is not None]
+    if given[0].device.type != "cuda":
+        return f"it runs on cuda, the tensors are on {given[0].device.type}"
+    if not has("cupy"):
+        return "cupy, which launches it, is not installed"
+    from subquad_cupy import _scan as cuda
+
+    reason = cuda.declines(*tensors, delta_softplus=delta_softplus, reverse=reverse)  # type: ignore[arg-type]
+    return reason or declines_plain(given)
 
 
 def selective_scan(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -101,12 +106,12 @@ def scan_forward(
 
 
 @scan_forward.register_kernel("cuda")
-def _(*args: Any) -> tuple[Tensor, Tensor]:
+def forward_on_cuda(*args: Any) -> tuple[Tensor, Tensor]:
     from subquad_cupy import _scan as cuda
 
     *tensors, delta_softplus, reverse = args
     flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
-    y, state, _ = cuda.scan_forward(Inputs(*map(_contiguous, tensors)), **flags)
+    y, state, _ = cuda.scan_forward(Inputs(*map(_plain, tensors)), **flags)
     return y, state
 
 
@@ -148,13 +153,13 @@ def scan_backward(
 
 
 @scan_backward.register_kernel("cuda")
-def _(*args: Any) -> list[Tensor]:
+def backward_on_cuda(*args: Any) -> list[Tensor]:
     from subquad_cupy import _scan as cuda
 
     *tensors, delta_softplus, reverse, grad_y, grad_state = args
     flags = {"delta_softplus": delta_softplus, "reverse": reverse, "device": _cuda_device(args[0])}
-    inputs = Inputs(*map(_contiguous, tensors))
-    grads = cuda.scan_backward(_contiguous(grad_y), _contiguous(grad_state), inputs, **flags)
+    inputs = Inputs(*map(_plain, tensors))
+    grads = cuda.scan_backward(_plain(grad_y), _plain(grad_state), inputs, **flags)
     return [args[0].new_empty(0) if grad is None else grad for grad in grads]
 
 
@@ -171,5 +176,6 @@ def _cuda_device(like: Tensor) -> Any:
     return TorchDevice(index, torch.cuda.current_stream(index).cuda_stream)
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().contiguous()
+def _plain(x: Tensor | None) -> Tensor | None:
+    """Memory that holds the values themselves; the kernels read slices in place."""
+    return None if x is None else x.detach().resolve_neg()
