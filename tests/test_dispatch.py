@@ -209,13 +209,19 @@ def test_the_list_of_kernels_is_closed() -> None:
     assert {"torch-sdpa", "jax-dot_product_attention"} & names or not names
 
 
-@pytest.mark.parametrize("case", ["n=63", "n<n_kv", "n>n_kv", "grouped", "shared"])
+FEW = {
+    "few keys": Case((2, 600, 8), (1, 40, 8), (1, 40, 3), mask="random"),
+    "few queries": Case((2, 40, 8), (1, 600, 8), (1, 600, 3), mask="random"),
+}
+
+
+@pytest.mark.parametrize("case", ["n=63", "n<n_kv", "n>n_kv", "grouped", "shared", *FEW])
 @pytest.mark.parametrize(("library", "name"), ATTENTION_OVERRIDES)
 def test_attention_override_runs_and_equals_generic(
     library: Library, name: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked for by name; where it declines it says why, and "auto" takes the generic form."""
-    drawn = CASES[case].draw()
+    drawn = (CASES | FEW)[case].draw()
     ran = 0
     with library.context("float32"):
         given = library.arrays(list(drawn.values()), "float32")
@@ -237,7 +243,9 @@ def test_attention_override_runs_and_equals_generic(
             ran += 1
             fast, generic = (library.numpy(attend(*given, implementation=choice)) for choice in (name, "generic"))
             assert relative_error(fast, generic) <= TOLERANCE["float32"]
-    assert ran or (isinstance(library, Jax) and drawn["v"].shape[-1] != drawn["q"].shape[-1])
+    other_widths = isinstance(library, Jax) and drawn["v"].shape[-1] != drawn["q"].shape[-1]
+    many = isinstance(library, Torch) and name == "numba" and case not in FEW
+    assert ran or other_widths or many
 
 
 @pytest.mark.parametrize("options", [{}, {"num_features": 12, "center": True}, {"features": "hyperbolic"}])
@@ -383,7 +391,7 @@ def test_override_is_what_a_call_reaches(monkeypatch: pytest.MonkeyPatch) -> Non
     torch = pytest.importorskip("torch")
     q, called = torch.randn(5, 4), []
     backend = backend_of(array_namespace(q))
-    override = backend.kernels["softmax_attention"][0]
+    override = backend.kernels["softmax_attention"][-1]
 
     def run(*args: Any, **kwargs: Any) -> Any:
         called.append(kwargs)

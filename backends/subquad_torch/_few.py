@@ -5,7 +5,6 @@ The two halves of Nyström attention. Numbers in the cache of a core, not weight
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,22 +14,20 @@ from subquad.kernels.softmax_attention import softmax_attention as dispatched_at
 from subquad_torch._plain import declines_compiled, differentiate_again, in_place
 
 generic_attention = dispatched_attention.__wrapped__  # type: ignore[attr-defined]
-FEW_KEYS, FEW_QUERIES = 512, 256
-PRODUCTS = 1 << 25  # of q and k, numbers: below, PyTorch's own attention has begun sooner
+KEYS, QUERIES = range(16, 513), range(16, 257)  # fewer are less than a vector; more do not stay in a cache
+FEW = ((KEYS, "keys", "queries"), (QUERIES, "queries", "keys"))
 
 
 def declines(
     q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
 ) -> str | None:
     """Why the compiled attention cannot take the call."""
-    (n, d), n_kv = q.shape[-2:], k.shape[-2]
+    n, n_kv = q.shape[-2], k.shape[-2]
     if causal:
         return "it has no causal form"
-    if not (n_kv <= FEW_KEYS < n or n <= FEW_QUERIES < n_kv):
-        return f"it is for at most {FEW_KEYS} keys and more queries, or at most {FEW_QUERIES} queries and more keys"
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-    if math.prod(batch) * n * n_kv * d < PRODUCTS:
-        return "the arrays are small"
+    if not (n_kv in KEYS and n > KEYS[-1]) and not (n in QUERIES and n_kv > QUERIES[-1]):
+        few = " or ".join(f"{x[0]} to {x[-1]} {name} and more {of}" for x, name, of in FEW)
+        return f"it is for {few}"
     return declines_compiled([q, k, v], key_mask)
 
 
