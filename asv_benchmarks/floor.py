@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import subquad
+from asv_benchmarks.peers.timing import rotate
 
 HEADS, D, ROWS = 8, 64, 1024
 OPERATORS = {"favor": ("num_features", 256), "nystrom": ("num_landmarks", 64)}
@@ -53,11 +53,12 @@ def main() -> None:
             def run(causal: bool = False, name: str = name, option: str = option, m: int = m) -> Any:
                 return subquad.attention(q, k, v, name, causal=causal, **{option: m})  # noqa: B023
 
-            calls = {"ours": run, **dict(zip(("matmul", "exp", "copy"), rates(library, m), strict=True))}
+            blocks = [_often(call, HEADS * args.n // ROWS) for call in rates(library, m)]
+            calls = {"ours": run, **dict(zip(("matmul", "exp", "copy"), blocks, strict=True))}
             if name == "favor":
                 calls["causal"] = lambda run=run: run(causal=True)
-            blocks = HEADS * args.n // ROWS
-            seconds = _interleaved(calls, args.repeat, inner={"matmul": blocks, "exp": blocks, "copy": blocks})
+            with torch.no_grad():
+                seconds = {key: statistics.median(x) for key, x in rotate(calls, args.repeat).items()}
             matmul, exp = 4 * seconds["matmul"], 2 * seconds["exp"]
             bandwidth = 2 * 4 * HEADS * args.n * m / seconds["copy"] / 1e9
             row = (matmul, exp, matmul + exp, seconds["ours"])
@@ -67,18 +68,12 @@ def main() -> None:
     Console(width=120).print(table)
 
 
-def _interleaved(calls: dict[str, Callable[[], Any]], repeat: int, inner: dict[str, int]) -> dict[str, float]:
-    """Median seconds of each call, measured in turn; `inner` repeats a small call within one measurement."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
-        for round_ in range(repeat + 1):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                for _ in range(inner.get(name, 1)):
-                    call()
-                if round_:  # the first is the warm-up
-                    found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
+def _often(call: Callable[[], Any], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
 
 
 if __name__ == "__main__":

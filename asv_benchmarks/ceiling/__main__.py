@@ -1,15 +1,12 @@
-"""Compare the Numba scan with C++, interleaved in one process.
-
-PYTHONPATH=.:backends:asv_benchmarks python -m ceiling
-"""
+"""`python -m asv_benchmarks.ceiling`: the Numba scan beside C++, interleaved in one process."""
 
 import time
 from collections.abc import Callable
 from statistics import median
 
-import ceiling
 import numpy as np
 
+from asv_benchmarks import ceiling
 from subquad_numpy.scan import scan_forward
 
 SHAPES = ((1, 2048, 1536, 16), (8, 2048, 64, 16))
