@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 from typing import Any
@@ -15,8 +16,16 @@ import subquad
 
 N = 70
 CASE = Case((2, N, D), (2, N, D), (2, N, 5), mask="random")
+GROUPED = {
+    "plain": CASE,
+    "a mask per key head": Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads"),
+    "a mask per query head": Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="query-heads"),
+    "three heads a key": Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="query-heads"),
+}
+grouped = pytest.mark.parametrize("case", GROUPED.values(), ids=GROUPED)
 STREAMING = [row for row in METHODS if row.method in ("favor", "linear") and row.name != "favor-center"]
-STREAMING += named("nystrom-arrays")
+NYSTROM = named("nystrom-arrays")
+STREAMING += NYSTROM
 STEPPING = [row for row in STREAMING if row.causal]
 
 
@@ -41,10 +50,11 @@ def summarize(method: Any, part: dict[str, Any], keywords: dict[str, Any]) -> An
     return method.summarize(part["k"], part["v"], key_mask=part["key_mask"], **keywords)
 
 
+@grouped
 @rows(STREAMING)
-def test_summarize_merge_attend_is_the_method(row: Row) -> None:
-    drawn = CASE.draw()
-    method, keywords = state_method(row)
+def test_summarize_merge_attend_is_the_method(row: Row, case: Case) -> None:
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
     full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
     state = None
     for part in chunks(drawn, (0, 1, 30, N)):
@@ -97,17 +107,51 @@ def test_states_are_small_and_picklable(row: Row) -> None:
     assert np.array_equal(method.attend(drawn["q"], copy, **keywords), method.attend(drawn["q"], large, **keywords))
 
 
+@rows([*named("favor-center-hyperbolic"), *NYSTROM])
+def test_options_per_key_head_are_those_of_all_its_queries(row: Row) -> None:
+    """With two groups of two heads, a misread axis would still broadcast."""
+    case = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads")
+    drawn = case.draw()
+    q, k, v, mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
+    ((name, pair),) = row.arrays(Case((2, N, D), (2, N, D), (2, N, 5))).items()
+    axis = -2 if name == "center" else -3
+    spread = tuple(np.repeat(x, 2, axis=axis) for x in pair)
+    few, many = (row.object(**{name: x}) for x in (pair, spread))
+    full = many(q, k, v, key_mask=mask)
+    assert relative_error(few(q, k, v, key_mask=mask), full) < 1e-12
+    for method in (few, many):
+        assert relative_error(method.attend(q, method.summarize(k, v, key_mask=mask)), full) < 1e-12
+
+
+@rows(STREAMING)
+def test_state_per_query_head_merges_with_one_per_key_head(row: Row) -> None:
+    case = GROUPED["a mask per query head"]
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
+    drawn["key_mask"][..., 30:] = True
+    full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
+    first, second = chunks(drawn, (0, 30, N))
+    one = summarize(method, first, keywords)
+    other = method.summarize(second["k"], second["v"], **keywords)
+    for pair in ((one, other), (other, one)):
+        assert relative_error(method.attend(drawn["q"], method.merge(*pair), **keywords), full) < 1e-12
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 200])
+@grouped
 @rows(STEPPING)
-def test_steps_of_any_size_are_the_causal_method(row: Row, size: int) -> None:
+def test_steps_of_any_size_are_the_causal_method(row: Row, case: Case, size: int) -> None:
     n = 3 if size == 1 else 129
-    case = Case((2, n, D), (2, n, D), (2, n, 5), mask="random")
+    case = dataclasses.replace(
+        case, **{name: (*getattr(case, name)[:-2], n, getattr(case, name)[-1]) for name in "qkv"}
+    )
     drawn = case.draw()
     method, keywords = state_method(row, case)
     full = method(drawn["q"], drawn["k"], drawn["v"], causal=True, key_mask=drawn["key_mask"], **keywords)
     state, outs = None, []
     for start in range(0, n, size):
-        part = {name: drawn[name][:, start : start + size] for name in ("q", "k", "v", "key_mask")}
+        part = {name: drawn[name][..., start : start + size, :] for name in ("q", "k", "v")}
+        part["key_mask"] = drawn["key_mask"][..., start : start + size]
         out, state = method.step(part["q"], part["k"], part["v"], state, key_mask=part["key_mask"], **keywords)
         outs.append(out)
     assert relative_error(np.concatenate(outs, axis=-2), full) < 1e-12

@@ -12,6 +12,7 @@ import numpy as np
 
 from subquad import _arrays
 from subquad._dispatch import Array
+from subquad.attention._heads import Heads, counts, find_heads
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,8 @@ class Inputs:
     key_mask: Array | None
     causal: bool
     scale: float
-    heads: int  # key heads, where queries are grouped
-    groups: int  # query heads per key head; 1 where they are not
+    heads: Heads
     leave: Callable[[Array], Array]
-
-    def fold_mask(self, mask: Array) -> Array:
-        """A (..., heads, n) array of the caller's in the grouped layout, (..., h_kv, g, n)."""
-        return group_mask(self.xp, mask, self.heads, self.groups) if self.groups > 1 else mask
-
-    def fold_rows(self, x: Array) -> Array:
-        """A (..., heads, rows, d) array of the caller's in the grouped layout."""
-        if self.groups == 1 or x.ndim < 3:
-            return x
-        if x.shape[-3] == self.heads * self.groups:
-            return split_heads(self.xp, x, self.heads)
-        return self.xp.expand_dims(x, axis=-3)
 
 
 def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None, scale: float | None) -> Inputs:
@@ -57,12 +45,8 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
     check_keys(k, v, key_mask, xp)
     if key_mask is not None and key_mask.shape[-1] != k.shape[-2]:
         key_mask = xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
-    groups = query_groups(q, k, v)
-    heads = max(k.shape[-3], v.shape[-3]) if groups > 1 else 1
-    if groups > 1:
-        q = split_heads(xp, q, heads)
-        k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
-        key_mask = group_mask(xp, key_mask, heads, groups)
+    heads = find_heads(xp, counts(k, v), counts(q))
+    q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = _arrays.broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
     dtype = xp.result_type(q, k, v)
@@ -74,9 +58,9 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
         out = _arrays.cast(xp, out, dtype)
         if tuple(out.shape) != shape:
             out = xp.broadcast_to(out, shape)
-        return merge_heads(xp, out) if groups > 1 else out
+        return heads.unfold(out)
 
-    return Inputs(xp, q, k, v, key_mask, causal, scale, heads, groups, leave)
+    return Inputs(xp, q, k, v, key_mask, causal, scale, heads, leave)
 
 
 def check_widths(q: Array, k: Array) -> int:
@@ -129,36 +113,3 @@ def _check_rank(name: str, x: Array) -> None:
     if x.ndim < 2:
         msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
         raise ValueError(msg)
-
-
-def query_groups(q: Array, k: Array, v: Array) -> int:
-    """Query heads per key head, 1 where plain broadcasting does."""
-    if min(q.ndim, k.ndim, v.ndim) < 3:
-        return 1
-    heads, heads_k, heads_v = q.shape[-3], k.shape[-3], v.shape[-3]
-    heads_kv = max(heads_k, heads_v)
-    if heads_kv in (1, heads) or heads == 1 or {heads_k, heads_v} - {1, heads_kv}:
-        return 1
-    if heads % heads_kv:
-        msg = f"q has {heads} heads (axis −3) and k, v have {heads_kv}; the number for k and v must divide that of q"
-        raise ValueError(msg)
-    return int(heads // heads_kv)
-
-
-def split_heads(xp: ModuleType, x: Array, heads: int) -> Array:
-    """(..., heads · g, n, d) → (..., heads, g, n, d)."""
-    return xp.reshape(x, (*x.shape[:-3], heads, x.shape[-3] // heads, *x.shape[-2:]))
-
-
-def merge_heads(xp: ModuleType, x: Array) -> Array:
-    """(..., heads, g, n, d) → (..., heads · g, n, d)."""
-    return xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
-
-
-def group_mask(xp: ModuleType, mask: Array | None, heads: int, groups: int) -> Array | None:
-    """A mask (..., heads · groups or heads or 1, n) in the grouped layout."""
-    if mask is None or mask.ndim < 2:
-        return mask
-    if mask.shape[-2] == heads * groups:
-        return xp.reshape(mask, (*mask.shape[:-2], heads, groups, mask.shape[-1]))
-    return xp.expand_dims(mask, axis=-2)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from subquad._arrays import cast, check_arrays, compute_dtype
+from subquad._arrays import check_arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
+from subquad.attention._heads import Pair
 from subquad.attention._method import State, Streaming
 from subquad.kernels._feature_map import Center, FeatureMap
 from subquad.kernels.feature_product import absorb, advance, feature_product, merge, no_keys, read
@@ -25,15 +26,7 @@ class FeatureMethod(Streaming):
 
     def choose_center(self, inputs: _door.Inputs) -> Center:
         """Points to subtract from queries and keys."""
-        return None
-
-    def folded_center(self, inputs: _door.Inputs) -> Center:
-        """What the caller gave, heads grouped like the inputs."""
-        return None
-
-    def given_center(self, xp: ModuleType, like: Array) -> Center:
-        """The same where no queries are at hand: only what the caller gave."""
-        return None
+        return inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         phi = self.map_rows(inputs.xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
@@ -56,26 +49,24 @@ class FeatureMethod(Streaming):
             raise ValueError(msg)
         inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
         xp = inputs.xp
-        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.folded_center(inputs))
-        grouped = inputs.k.ndim > k.ndim
+        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
         else:
             check_arrays(q=q, **state)
-            held = {name: xp.expand_dims(x, axis=-3) if grouped else x for name, x in state.items()}
+            held = {name: inputs.heads.fold(x) for name, x in state.items()}
         held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
-        if grouped:
-            held = {name: x[..., 0, :, :] for name, x in held.items()}
-        return inputs.leave(out), held
+        return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
-        phi = self.map_rows(xp, k, scale=scale, center=self.given_center(xp, k))
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair
+    ) -> State:
+        phi = self.map_rows(xp, k, scale=scale, center=pair)
         return absorb(xp, phi, no_keys(xp, phi, k, v, key_mask), k, v, key_mask)
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         return merge(xp, left, right)
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
-        q = cast(xp, q, compute_dtype(xp, q, state["kv"]))
-        phi = self.map_rows(xp, q, scale=scale, center=self.given_center(xp, q))
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Pair) -> Array:
+        phi = self.map_rows(xp, q, scale=scale, center=pair)
         return read(xp, phi, q, state)

@@ -10,6 +10,7 @@ from typing import Any
 from subquad import _arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
+from subquad.attention._heads import Pair, counts, find_heads
 
 State = dict[str, Any]
 
@@ -55,9 +56,13 @@ class Streaming(Method):
         _door.check_keys(k, v, key_mask, xp)
         scale = _door.check_scale(self.default_scale(scale), _door.check_widths(k, k))
         dtype = _arrays.compute_dtype(xp, k, v)
-        return self.summarize_keys(
-            xp, _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype), key_mask=key_mask, scale=scale
-        )
+        k, v = _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype)
+        pair, keys = self.given_rows(xp, k), counts(k, v)
+        per_query = keys | counts(key_mask, tail=1) | counts(*pair or ())
+        heads = find_heads(xp, keys, per_query, many="key_mask or an option")
+        k, v, key_mask, pair = heads.fold(k), heads.fold(v), heads.fold_mask(key_mask), heads.fold_pair(pair)
+        state = self.summarize_keys(xp, k, v, key_mask=key_mask, scale=scale, pair=pair)
+        return {name: heads.unfold(x) for name, x in state.items()}
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
         """The state of both chunks together; None stands for no keys."""
@@ -66,31 +71,37 @@ class Streaming(Method):
         xp = _arrays.check_arrays(
             **{f"left[{name!r}]": x for name, x in left.items()}, **{f"right[{name!r}]": x for name, x in right.items()}
         )
-        return self.merge_states(xp, left, right)
+        some = counts(*left.values(), *right.values())
+        heads = find_heads(xp, {min(some, default=1)}, some, few="the other state", many="a state")
+        left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
+        return {name: heads.unfold(x) for name, x in self.merge_states(xp, left, right).items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
         """Read the state with queries (..., n, d): shape (..., n, d_v), dtype of q."""
         xp = _arrays.check_arrays(q=q, **state)
         _arrays.check_floating(xp, q=q)
         scale = _door.check_scale(self.default_scale(scale), _door.check_widths(q, q))
-        held = next(iter(state.values()))
-        grouped = q.ndim >= 3 and held.ndim >= 3 and held.shape[-3] not in (1, q.shape[-3]) and q.shape[-3] > 1
-        ungrouped = q
-        if grouped:
-            if q.shape[-3] % held.shape[-3]:
-                msg = f"q has {q.shape[-3]} heads and the state {held.shape[-3]}, which must divide them"
-                raise ValueError(msg)
-            q = _door.split_heads(xp, q, held.shape[-3])
-            state = {name: xp.expand_dims(x, axis=-3) for name, x in state.items()}
-        out = self.read_state(xp, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, held)), state, scale=scale)
-        out = _arrays.cast(xp, out, ungrouped.dtype)
-        return _door.merge_heads(xp, out) if grouped else out
+        dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
+        pair = self.given_rows(xp, q)
+        held = counts(*state.values(), *pair or ())
+        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few="the state and its options")
+        q, state = heads.fold(q), {name: heads.fold(x) for name, x in state.items()}
+        _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
+        out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
+        return heads.unfold(_arrays.cast(xp, out, dtype))
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
+    def given_rows(self, xp: ModuleType, like: Array) -> Pair:
+        """The option that is a pair of rows (..., rows, d), for q and for k, beside `like`."""
+        return None
+
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair
+    ) -> State:
+        """The state of checked keys; `pair` is what `given_rows` gave, folded like them."""
         raise NotImplementedError
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         raise NotImplementedError
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Pair) -> Array:
         raise NotImplementedError

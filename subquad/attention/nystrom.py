@@ -113,10 +113,8 @@ class Nystrom(Streaming):
         """This method with the landmarks of these queries and keys as fixed arrays, for streaming."""
         inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
         q_land, _, k_land, _ = self._landmarks(inputs)
-        if inputs.groups > 1:
-            k_land = inputs.xp.broadcast_to(k_land, (*q_land.shape[:-2], *k_land.shape[-2:]))
-            q_land, k_land = (_door.merge_heads(inputs.xp, x) for x in (q_land, k_land))
-        return replace(self, landmarks=(q_land, k_land), num_landmarks=None, seed=None, query_mask=None)
+        given = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
+        return replace(self, landmarks=given, num_landmarks=None, seed=None, query_mask=None)
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         if inputs.causal:
@@ -141,13 +139,10 @@ class Nystrom(Streaming):
         out = softmax_attention(inputs.q, k_land, values, scale=scale, key_mask=k_valid)
         return add_convolution(inputs, out, self.conv_weights)
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
-        q_land = self._given_landmarks(xp, k)[0] * scale
-        groups = _door.query_groups(q_land, k, v)
-        if groups > 1:
-            q_land = _door.split_heads(xp, q_land, q_land.shape[-3] // groups)
-            k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
-            key_mask = _door.group_mask(xp, key_mask, k.shape[-4], groups)
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Any
+    ) -> State:
+        q_land = pair[0] * scale
         mask = None if key_mask is None else key_mask[..., None]
         batch = _arrays.broadcast_batch(
             landmarks=q_land.shape[:-2],
@@ -163,8 +158,6 @@ class Nystrom(Streaming):
         if k.shape[-2]:
             size = rows_per_block(math.prod(batch) * q_land.shape[-2])
             carry, _ = scan_blocks(absorb, carry, [k, v, mask], size, xp=xp)
-        if groups > 1:
-            carry = tuple(_door.merge_heads(xp, x) for x in carry)
         return dict(zip(("max", "sum", "acc"), carry, strict=True))
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
@@ -173,11 +166,11 @@ class Nystrom(Streaming):
         one, other = xp.exp(left["max"] - finite), xp.exp(right["max"] - finite)
         return {"max": new} | {name: left[name] * one + right[name] * other for name in ("sum", "acc")}
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Any) -> Array:
         if self.conv_weights is not None:
             msg = "the convolution of conv_weights reads v, which a state does not hold; add it to the output yourself"
             raise NotImplementedError(msg)
-        q_land, k_land = self._given_landmarks(xp, q)
+        q_land, k_land = pair
         at_landmarks = divide(xp, state["acc"], state["sum"])
         values = self._landmark_values(xp, q_land, None, k_land, None, at_landmarks, scale)
         return softmax_attention(q, k_land, values, scale=scale)
@@ -197,8 +190,8 @@ class Nystrom(Streaming):
         """q̃ and k̃ with the landmarks that hold a row; None: all do."""
         xp = inputs.xp
         if not isinstance(self.landmarks, str):
-            q_land, k_land = self._given_landmarks(xp, inputs.q)
-            return inputs.fold_rows(q_land), None, inputs.fold_rows(k_land), None
+            q_land, k_land = map(inputs.heads.fold, self.given_rows(xp, inputs.q))
+            return q_land, None, k_land, None
         q_mask = self_attention_mask(inputs)
         if self.query_mask is not None:
             q_mask = self._check_query_mask(inputs)
@@ -207,7 +200,7 @@ class Nystrom(Streaming):
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
         return xp.where(xp.isfinite(q_land), q_land, 0.0), q_valid, k_land, k_valid
 
-    def _given_landmarks(self, xp: ModuleType, like: Array) -> tuple[Array, Array]:
+    def given_rows(self, xp: ModuleType, like: Array) -> tuple[Array, Array]:
         if isinstance(self.landmarks, str):
             msg = (
                 "a state needs landmarks that do not depend on the chunk: use method.with_landmarks(q, k), "
@@ -233,7 +226,7 @@ class Nystrom(Streaming):
         if not _arrays.is_dtype(inputs.xp, mask, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
             msg = f"query_mask has dtype {mask.dtype}, shape {tuple(mask.shape)}, expected bool, (..., {n})"
             raise ValueError(msg)
-        return inputs.fold_mask(mask)
+        return inputs.heads.fold_mask(mask)
 
     def _landmark_values(
         self,
