@@ -140,10 +140,24 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "state-without-landmarks": (ValueError, "with_landmarks", lambda: subquad.Nystrom().summarize(x, x)),
     "state-with-center": (ValueError, "same center for every chunk", lambda: subquad.Favor(center=True).summarize(x, x)),
     "state-convolution": (NotImplementedError, "convolution of conv_weights", lambda: read_with_convolution()),
+    "landmarks-of-nothing": (ValueError, "at least one visible query and one key, got none",
+                             lambda: subquad.Nystrom().with_landmarks(x[:0], x)),
+    "landmarks-of-few-rows": (ValueError, "num_landmarks is 5.*key_mask leaves between 2 and 6.*num_landmarks=2", lambda: few_rows()),
+    "landmarks-of-few-queries": (ValueError, "query_mask leaves between 2 and 6", lambda: few_queries()),
+    "landmarks-of-no-queries": (ValueError, "at least one visible query", lambda: few_queries(0, 0)),
     "step-lengths": (ValueError, "one key per query, got 5 queries and 6 keys", lambda: subquad.Favor().step(x[:5], x, x)),
     "explain": (ValueError, "explain knows attention, selective_scan", lambda: subquad.explain("softmax", x)),
     "draw-omega": (ValueError, "projection", lambda: subquad.draw_omega("qr", 3, 4, 0)),
 }  # fmt: skip
+
+
+def few_rows() -> Any:
+    return subquad.Nystrom(num_landmarks=5).with_landmarks(x, x, key_mask=np.arange(6) < np.array([[2], [6]]))
+
+
+def few_queries(*left: int) -> Any:
+    mask = np.arange(6) < np.array(left or (2, 6))[:, None]
+    return subquad.Nystrom(num_landmarks=5, query_mask=mask).with_landmarks(x, x)
 
 
 def read_with_convolution() -> Any:

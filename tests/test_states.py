@@ -218,6 +218,22 @@ def test_with_landmarks_is_the_method_it_came_from() -> None:
         assert relative_error(fixed.attend(q[:1], fixed.merge(*parts)), expected) < 1e-12
 
 
+@pytest.mark.parametrize("landmarks", ["segment-means", "uniform"])
+@pytest.mark.parametrize("hidden", [0, 80])
+def test_with_landmarks_of_few_rows_takes_each_of_them(landmarks: str, hidden: int) -> None:
+    """An empty segment has no mean: as many landmarks as visible rows. An item without keys does not count."""
+    drawn = Case((2, 20 + hidden, D), (2, 20 + hidden, D), (2, 20 + hidden, 5)).draw()
+    q, k, v = (drawn[name] for name in ("q", "k", "v"))
+    mask = np.broadcast_to(np.arange(20 + hidden) < 20, (2, 20 + hidden)).copy() if hidden else None
+    every = subquad.Nystrom(landmarks=(q[:, :20], k[:, :20]))
+    if hidden:
+        mask[1] = False
+    fixed = subquad.Nystrom(num_landmarks=32, landmarks=landmarks).with_landmarks(q, k, key_mask=mask)
+    assert fixed.landmarks[0].shape == (2, 20, D)
+    got, expected = (method.attend(q, method.summarize(k, v, key_mask=mask)) for method in (fixed, every))
+    assert relative_error(got, expected) < 1e-12
+
+
 @rows(CAUSAL)
 def test_inputs_of_half_precision_are_kept_in_float32(row: Row) -> None:
     """float16 sums of thousands of features would lose all digits: compute and states are float32."""

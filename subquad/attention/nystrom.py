@@ -17,7 +17,7 @@ from typing import Any
 
 from subquad import _arrays
 from subquad._blocks import rows_per_block, scan_blocks
-from subquad._dispatch import Array
+from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._convolution import add_convolution
 from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
@@ -110,11 +110,12 @@ class Nystrom(Streaming):
             raise ValueError(msg)
 
     def with_landmarks(self, q: Array, k: Array, /, *, key_mask: Array | None = None) -> Nystrom:
-        """This method with the landmarks of these queries and keys as fixed arrays, for streaming."""
+        """This method with the landmarks of these queries and keys, no more than visible rows, as fixed arrays."""
         inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
-        q_land, _, k_land, _ = self._landmarks(inputs)
-        given = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
-        return replace(self, landmarks=given, num_landmarks=None, seed=None, query_mask=None)
+        chosen = replace(self, num_landmarks=self._fitting(inputs)) if isinstance(self.landmarks, str) else self
+        q_land, _, k_land, _ = chosen._landmarks(inputs)
+        pair = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
+        return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         if inputs.causal:
@@ -177,6 +178,31 @@ class Nystrom(Streaming):
 
     def _m(self) -> int:
         return self.num_landmarks or 64
+
+    def _fitting(self, inputs: _door.Inputs) -> int:
+        """m, or the number of visible rows where it is smaller: an empty segment has no mean."""
+        xp, m = inputs.xp, min(self._m(), inputs.q.shape[-2], inputs.k.shape[-2])
+        query_mask = None if self.query_mask is None else self._check_query_mask(inputs)
+        for name, mask in (("key_mask", inputs.key_mask), ("query_mask", query_mask)):
+            if mask is None or 0 in mask.shape or not backend_of(xp).concrete(mask):
+                continue
+            count = count_visible(xp, mask)
+            most = int(xp.max(count))
+            if name == "key_mask":  # an item without keys has an output of 0, whatever its landmarks
+                most = max(most, 1)
+                count = xp.where(count == 0, most, count)
+            least = int(xp.min(count))
+            if least < min(m, most):
+                msg = (
+                    f"num_landmarks is {self._m()}, but {name} leaves between {least} and {most} rows to the items "
+                    f"of the batch; take num_landmarks={max(least, 1)}, or fix the landmarks of each item on its own"
+                )
+                raise ValueError(msg)
+            m = min(m, least)
+        if m == 0:
+            msg = "with_landmarks needs at least one visible query and one key, got none"
+            raise ValueError(msg)
+        return m
 
     def _tuning(self) -> dict[str, float | None]:
         return {"iterations": self.iterations, "rcond": self.rcond, "ridge": self.ridge}
