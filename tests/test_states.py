@@ -97,6 +97,19 @@ def test_chunk_without_visible_keys_adds_nothing(row: Row) -> None:
 
 
 @rows(STREAMING)
+def test_one_mask_entry_for_all_keys(row: Row) -> None:
+    """It broadcasts as in a call, also beyond one block of keys."""
+    case = Case((2, 2000, D), (2, 2000, D), (2, 2000, 5))
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
+    few, many = (
+        method.summarize(drawn["k"], drawn["v"], key_mask=mask, **keywords)
+        for mask in (np.array([[True], [False]]), np.repeat([[True], [False]], 2000, axis=-1))
+    )
+    assert all(np.array_equal(few[name], many[name]) for name in many)
+
+
+@rows(STREAMING)
 def test_states_are_small_and_picklable(row: Row) -> None:
     drawn = CASES["n=257"].draw()
     method, keywords = state_method(row, CASES["n=257"])

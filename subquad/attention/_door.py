@@ -42,9 +42,7 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
         _check_rank(name, x)
     d = check_widths(q, k)
     scale = check_scale(scale, d)
-    check_keys(k, v, key_mask, xp)
-    if key_mask is not None and key_mask.shape[-1] != k.shape[-2]:
-        key_mask = xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
+    key_mask = check_keys(k, v, key_mask, xp)
     heads = find_heads(xp, counts(k, v), counts(q))
     q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
@@ -86,7 +84,8 @@ def check_scale(scale: Any, d: int) -> float:
     return float(scale)
 
 
-def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> None:
+def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
+    """The mask with one entry for each key."""
     if v.shape[-2] != k.shape[-2]:
         msg = (
             f"k has {k.shape[-2]} rows (axis −2 of {tuple(k.shape)}) but v has {v.shape[-2]} "
@@ -94,7 +93,7 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> No
         )
         raise ValueError(msg)
     if key_mask is None:
-        return
+        return None
     if not _arrays.is_dtype(xp, key_mask, "bool"):
         msg = (
             f"key_mask has dtype {key_mask.dtype}, expected bool with True = keep; "
@@ -107,6 +106,9 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> No
             f"its last axis runs over the keys (a mask over queries × keys is not supported)"
         )
         raise ValueError(msg)
+    if key_mask.shape[-1] == k.shape[-2]:
+        return key_mask
+    return xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
 
 
 def _check_rank(name: str, x: Array) -> None:

@@ -53,7 +53,7 @@ class Streaming(Method):
         """What a chunk of keys (..., n, d) and values (..., n, d_v) leaves behind: a dict of small arrays."""
         xp = _arrays.check_arrays(k=k, v=v, key_mask=key_mask)
         _arrays.check_floating(xp, k=k, v=v)
-        _door.check_keys(k, v, key_mask, xp)
+        key_mask = _door.check_keys(k, v, key_mask, xp)
         scale = _door.check_scale(self.default_scale(scale), _door.check_widths(k, k))
         dtype = _arrays.compute_dtype(xp, k, v)
         k, v = _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype)
