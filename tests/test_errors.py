@@ -165,6 +165,47 @@ def read_with_convolution() -> Any:
     return method.attend(x, method.summarize(x, x))
 
 
+favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
+nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
+state = favor.summarize(x, x)
+STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "summarize-none": (TypeError, "v is a NoneType, not an array", lambda: favor.summarize(x, None)),
+    "summarize-list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: nystrom.summarize(wrong["list"], x)),
+    "summarize-one-axis": (ValueError, r"k has shape \(4,\).*at least two axes", lambda: favor.summarize(x[0], x)),
+    "summarize-values": (ValueError, r"v has shape \(4,\).*at least two axes", lambda: nystrom.summarize(x, x[0])),
+    "summarize-no-channels": (ValueError, "k has no channels", lambda: favor.summarize(x[:, :0], x)),
+    "summarize-mask": (ValueError, "key_mask has shape", lambda: favor.summarize(x, x, key_mask=np.ones(5, bool))),
+    "summarize-heads": (ValueError, "key_mask or an option has 3 heads.*k, v have 2.*must divide",
+                        lambda: favor.summarize(*2 * [np.zeros((2, 6, 4))], key_mask=np.ones((3, 6), bool))),
+    "attend-none": (TypeError, "q is a NoneType, not an array", lambda: favor.attend(None, state)),
+    "attend-list": (TypeError, "q is a list, not an array", lambda: nystrom.attend(wrong["list"], nystrom.summarize(x, x))),
+    "attend-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.attend(x[0], state)),
+    "attend-no-channels": (ValueError, "q has no channels", lambda: favor.attend(x[:, :0], state)),
+    "attend-no-state": (TypeError, "state is a NoneType, expected the dict that summarize", lambda: favor.attend(x, None)),
+    "attend-array": (TypeError, "state is a ndarray, expected the dict", lambda: nystrom.attend(x, x)),
+    "attend-other-method": (ValueError, "state holds 'k', 'kv', 'shift', expected 'acc', 'max', 'sum'", lambda: nystrom.attend(x, state)),
+    "attend-method-of-others": (ValueError, "state holds 'acc', 'max', 'sum', expected", lambda: favor.attend(x, nystrom.summarize(x, x))),
+    "attend-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\).*options", lambda: other.attend(x, state)),
+    "attend-other-landmarks": (ValueError, r"state\['max'\] ends in \(3, 1\), expected \(4, 1\)",
+                               lambda: subquad.Nystrom(landmarks=(x[:4], x[:4])).attend(x, nystrom.summarize(x, x))),
+    "attend-batch": (ValueError, r"do not broadcast: q \[3, 1\], state \[2, 1\]",
+                     lambda: favor.attend(np.zeros((3, 1, 6, 4)), favor.summarize(*2 * [np.zeros((2, 1, 6, 4))]))),
+    "attend-list-in-state": (TypeError, r"state\['kv'\] is a list", lambda: favor.attend(x, state | {"kv": [1.0]})),
+    "attend-none-in-state": (TypeError, r"state\['kv'\] is a NoneType", lambda: favor.attend(x, state | {"kv": None})),
+    "merge-list": (TypeError, "left is a list, expected the dict", lambda: favor.merge([state], state)),
+    "merge-other-m": (ValueError, r"right\['shift'\] ends in \(1, 7\), expected \(1, 5\)", lambda: favor.merge(state, other.summarize(x, x))),
+    "merge-other-method": (ValueError, "right holds 'acc', 'max', 'sum'", lambda: favor.merge(state, nystrom.summarize(x, x))),
+    "merge-other-values": (ValueError, r"right\['kv'\] ends in \(5, 3\), expected \(5, 4\)",
+                           lambda: favor.merge(state, favor.summarize(x, x[:, :3]))),
+    "step-none": (TypeError, "k is a NoneType, not an array", lambda: favor.step(x, None, x)),
+    "step-list": (TypeError, "q is a list, not an array", lambda: favor.step(wrong["list"], x, x)),
+    "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
+    "step-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\)", lambda: other.step(x, x, x, state)),
+    "step-other-values": (ValueError, r"state\['kv'\] ends in \(5, 4\), expected \(5, 3\)", lambda: favor.step(x, x, x[:, :3], state)),
+    "step-other-method": (ValueError, "state holds 'acc', 'max', 'sum'", lambda: favor.step(x, x, x, nystrom.summarize(x, x))),
+}  # fmt: skip
+
+
 def scan(**changes: Any) -> Callable[[], Any]:
     """A scan of three channels and two states over five steps, with some inputs replaced."""
     given = {"u": np.ones((2, 5, 3)), "delta": np.ones((2, 5, 3)), "A": -np.ones((3, 2)), "B": np.ones((2, 5, 2)),
@@ -237,6 +278,7 @@ LINEAR_SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         for group, table in (
             ("attention", ATTENTION),
             ("options", OPTIONS),
+            ("states", STATES),
             ("scan", SCAN),
             ("linear-scan", LINEAR_SCAN),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -34,14 +34,9 @@ class Inputs:
 
 
 def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None, scale: float | None) -> Inputs:
-    _arrays.check_given(q=q, k=k, v=v)
-    xp = _arrays.check_arrays(q=q, k=k, v=v, key_mask=key_mask)
-    _arrays.check_floating(xp, q=q, k=k, v=v)
+    xp = check_rows({"key_mask": key_mask}, q=q, k=k, v=v)
     causal = _arrays.check_flag("causal", causal)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_rank(name, x)
-    d = check_widths(q, k)
-    scale = check_scale(scale, d)
+    scale = check_scale(scale, q.shape[-1])
     key_mask = check_keys(k, v, key_mask, xp)
     heads = find_heads(xp, counts(k, v), counts(q))
     q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
@@ -61,15 +56,50 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
     return Inputs(xp, q, k, v, key_mask, causal, scale, heads, leave)
 
 
-def check_widths(q: Array, k: Array) -> int:
-    d = q.shape[-1]
-    if k.shape[-1] != d:
-        msg = f"q has {d} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
+def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
+    """The library of q, k and v, those that there are, and of other arrays; queries and keys are of one width."""
+    _arrays.check_given(**rows)
+    xp = _arrays.check_arrays(**rows, **others)
+    _arrays.check_floating(xp, **rows)
+    for name, x in rows.items():
+        if x.ndim < 2:
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
+            raise ValueError(msg)
+        if x.shape[-1] == 0 and name != "v":
+            msg = f"{name} has no channels: shape {tuple(x.shape)}, expected (..., n, d) with d ≥ 1"
+            raise ValueError(msg)
+    q, k = rows.get("q"), rows.get("k")
+    if q is not None and k is not None and q.shape[-1] != k.shape[-1]:
+        msg = f"q has {q.shape[-1]} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
         raise ValueError(msg)
-    if d == 0:
-        msg = f"q has no channels: shape {tuple(q.shape)}, expected (..., n, d) with d ≥ 1"
+    return xp
+
+
+def check_state(name: str, state: Any, holds: tuple[str, ...]) -> dict[str, Array]:
+    """The arrays of a state that `holds` these, by the names that errors give them."""
+    if not isinstance(state, Mapping):
+        msg = f"{name} is a {type(state).__name__}, expected the dict that summarize, merge or step returned"
+        raise TypeError(msg)
+    if set(state) != set(holds):
+        got, expected = (", ".join(sorted(map(repr, names))) for names in (state, holds))
+        msg = f"{name} holds {got}, expected {expected}: a state belongs to the method that made it"
         raise ValueError(msg)
-    return int(d)
+    arrays = {f"{name}[{key!r}]": x for key, x in state.items()}
+    _arrays.check_given(**arrays)
+    return arrays
+
+
+def check_tails(name: str, state: Mapping[str, Array], tails: Mapping[str, tuple[int, int | None]]) -> None:
+    """ValueError unless each array of the state has these last two axes; None is any length."""
+    for key, tail in tails.items():
+        got = tuple(state[key].shape[-2:])
+        if len(got) < 2 or any(want not in (None, have) for have, want in zip(got, tail, strict=True)):
+            expected = f"({tail[0]}, {'d_v' if tail[1] is None else tail[1]})"
+            msg = (
+                f"{name}[{key!r}] ends in {got}, expected {expected}: "
+                f"a state goes on with the options and the width of values that it began with"
+            )
+            raise ValueError(msg)
 
 
 def check_scale(scale: Any, d: int) -> float:
@@ -109,9 +139,3 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
     if key_mask.shape[-1] == k.shape[-2]:
         return key_mask
     return xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
-
-
-def _check_rank(name: str, x: Array) -> None:
-    if x.ndim < 2:
-        msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
-        raise ValueError(msg)

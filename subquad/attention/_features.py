@@ -20,6 +20,8 @@ from subquad.kernels.feature_product import absorb, advance, feature_product, me
 class FeatureMethod(Streaming):
     """A method defined by a feature map. A subclass gives `map_rows`."""
 
+    holds = ("shift", "kv", "k")
+
     def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
         """The map of rows to features, for arrays of the width, dtype and device of `like`."""
         raise NotImplementedError
@@ -44,16 +46,17 @@ class FeatureMethod(Streaming):
         scale: float | None = None,
     ) -> tuple[Array, State]:
         """Any number of new tokens after `state`, causally: their output, and the state that includes them."""
+        inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
+        xp = inputs.xp
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
-        inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
-        xp = inputs.xp
         phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
         else:
-            check_arrays(q=q, **state)
+            check_arrays(q=q, **_door.check_state("state", state, self.holds))
+            _door.check_tails("state", state, _tails(phi, v.shape[-1]))
             held = {name: inputs.heads.fold(x) for name, x in state.items()}
         held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
         return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
@@ -69,4 +72,10 @@ class FeatureMethod(Streaming):
 
     def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Pair) -> Array:
         phi = self.map_rows(xp, q, scale=scale, center=pair)
+        _door.check_tails("state", state, _tails(phi, None))
         return read(xp, phi, q, state)
+
+
+def _tails(phi: FeatureMap, d_v: int | None) -> dict[str, tuple[int, int | None]]:
+    """The last two axes of a state."""
+    return {"shift": (1, phi.width), "kv": (phi.m, d_v), "k": (phi.m, 1)}

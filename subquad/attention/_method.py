@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from subquad import _arrays
 from subquad._dispatch import Array
@@ -49,12 +49,13 @@ class Streaming(Method):
     identity. `attend(q, merge(summarize(k₁, v₁), summarize(k₂, v₂)))` is the method on the joined keys.
     """
 
+    holds: ClassVar[tuple[str, ...]]  # names of the arrays of a state
+
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """What a chunk of keys (..., n, d) and values (..., n, d_v) leaves behind: a dict of small arrays."""
-        xp = _arrays.check_arrays(k=k, v=v, key_mask=key_mask)
-        _arrays.check_floating(xp, k=k, v=v)
+        xp = _door.check_rows({"key_mask": key_mask}, k=k, v=v)
         key_mask = _door.check_keys(k, v, key_mask, xp)
-        scale = _door.check_scale(self.default_scale(scale), _door.check_widths(k, k))
+        scale = _door.check_scale(self.default_scale(scale), k.shape[-1])
         dtype = _arrays.compute_dtype(xp, k, v)
         k, v = _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype)
         pair, keys = self.given_rows(xp, k), counts(k, v)
@@ -66,11 +67,14 @@ class Streaming(Method):
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
         """The state of both chunks together; None stands for no keys."""
+        given = {name: x for name, x in (("left", left), ("right", right)) if x is not None}
+        arrays = {
+            key: x for name, state in given.items() for key, x in _door.check_state(name, state, self.holds).items()
+        }
         if left is None or right is None:
             return right if left is None else left
-        xp = _arrays.check_arrays(
-            **{f"left[{name!r}]": x for name, x in left.items()}, **{f"right[{name!r}]": x for name, x in right.items()}
-        )
+        xp = _arrays.check_arrays(**arrays)
+        _door.check_tails("right", right, {name: tuple(x.shape[-2:]) for name, x in left.items()})
         some = counts(*left.values(), *right.values())
         heads = find_heads(xp, {min(some, default=1)}, some, few="the other state", many="a state")
         left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
@@ -78,9 +82,8 @@ class Streaming(Method):
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
         """Read the state with queries (..., n, d): shape (..., n, d_v), dtype of q."""
-        xp = _arrays.check_arrays(q=q, **state)
-        _arrays.check_floating(xp, q=q)
-        scale = _door.check_scale(self.default_scale(scale), _door.check_widths(q, q))
+        xp = _door.check_rows(_door.check_state("state", state, self.holds), q=q)
+        scale = _door.check_scale(self.default_scale(scale), q.shape[-1])
         dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
         pair = self.given_rows(xp, q)
         held = counts(*state.values(), *pair or ())

@@ -78,6 +78,8 @@ class Nystrom(Streaming):
     True
     """
 
+    holds = ("max", "sum", "acc")
+
     num_landmarks: int | None = None
     landmarks: str | tuple[Array, Array] = "segment-means"
     seed: int | None = None
@@ -159,7 +161,7 @@ class Nystrom(Streaming):
         if k.shape[-2]:
             size = rows_per_block(math.prod(batch) * q_land.shape[-2])
             carry, _ = scan_blocks(absorb, carry, [k, v, mask], size, xp=xp)
-        return dict(zip(("max", "sum", "acc"), carry, strict=True))
+        return dict(zip(self.holds, carry, strict=True))
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         new = xp.maximum(left["max"], right["max"])
@@ -172,6 +174,8 @@ class Nystrom(Streaming):
             msg = "the convolution of conv_weights reads v, which a state does not hold; add it to the output yourself"
             raise NotImplementedError(msg)
         q_land, k_land = pair
+        m = q_land.shape[-2]
+        _door.check_tails("state", state, {"max": (m, 1), "sum": (m, 1), "acc": (m, None)})
         at_landmarks = divide(xp, state["acc"], state["sum"])
         values = self._landmark_values(xp, q_land, None, k_land, None, at_landmarks, scale)
         return softmax_attention(q, k_land, values, scale=scale)
