@@ -318,6 +318,17 @@ def test_mixed_libraries_elsewhere() -> None:
         subquad.Favor().merge(subquad.Favor().summarize(x, x), state)
 
 
+@pytest.mark.parametrize("kind", ["integers", "booleans", "objects", "complex", "masked", "matrix"])
+@pytest.mark.parametrize("name", ["omega", "q_mean", "k_mean"])
+def test_options_from_the_host_are_checked_before_they_are_cast(name: str, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    t = torch.zeros(6, 4)
+    given = wrong[kind] if name == "omega" else wrong[kind][0]
+    options = {"omega": {"omega": given}, "q_mean": {"center": (given, x[0])}, "k_mean": {"center": (x[0], given)}}
+    with pytest.raises(TypeError, match=rf"^{name} (has dtype|is a numpy)"):
+        subquad.Favor(**options[name])(t, t, t)
+
+
 @pytest.mark.parametrize("method", sorted(subquad.METHODS))
 def test_mixed_devices(method: str) -> None:
     strict = pytest.importorskip("array_api_strict")

@@ -218,8 +218,9 @@ def _cast_on_host(projection: str, m: int, d: int, seed: int, bits: int) -> np.n
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
     """An array of the library of `like`, or of NumPy, as an array beside `like`."""
-    if isinstance(x, np.ndarray) and not isinstance(like, np.ndarray):
+    from_host = isinstance(x, np.ndarray) and not isinstance(like, np.ndarray)
+    own = _arrays.check_arrays(**({} if from_host else {"q": like}), **{name: x})
+    _arrays.check_floating(own, **{name: x})
+    if from_host:
         return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=device(like))
-    _arrays.check_arrays(q=like, **{name: x})
-    _arrays.check_floating(xp, **{name: x})
     return _arrays.cast(xp, x, like.dtype)
