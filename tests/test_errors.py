@@ -214,6 +214,14 @@ def scan(**changes: Any) -> Callable[[], Any]:
     return lambda: subquad.selective_scan(*positional, **changes)
 
 
+def step(**changes: Any) -> Callable[[], Any]:
+    """One step of two items of three channels and two states, with some inputs replaced."""
+    given = {"state": None, "u": np.ones((2, 3)), "delta": np.ones((2, 3)), "A": -np.ones((3, 2)),
+             "B": np.ones((2, 2)), "C": np.ones((2, 2))}  # fmt: skip
+    positional = [changes.pop(name, value) for name, value in given.items()]
+    return lambda: subquad.selective_scan_step(*positional, **changes)
+
+
 ones = np.ones
 SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "list": (TypeError, "u is a list, not an array", scan(u=[[1.0]])),
@@ -243,6 +251,21 @@ SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "implementation": (ValueError, "implementation is 'cuda'; selective_scan on numpy has", scan(implementation="cuda")),
     "step-scalar": (ValueError, r"u has shape \(\), expected \(\.\.\., d\)",
                     lambda: subquad.selective_scan_step(None, np.array(1.0), np.array(1.0), ones((1, 1)), ones(1), ones(1))),
+    "step-delta": (ValueError, r"delta has shape \(2, 4\), expected \(\.\.\., 3\)$", step(delta=ones((2, 4)))),
+    "step-delta-scalar": (ValueError, r"delta has shape \(\), expected \(\.\.\., 3\)$", step(delta=np.array(1.0))),
+    "step-z-scalar": (ValueError, r"z has shape \(\), expected \(\.\.\., 3\)$", step(z=np.array(1.0))),
+    "step-A": (ValueError, r"A has shape \(4, 2\), expected \(3, d_state\).*u \(2, 3\)", step(A=ones((4, 2)))),
+    "step-B-scalar": (ValueError, r"B has shape \(\), expected \(\.\.\., 2\), \(\.\.\., groups, 2\) or \(3, 2\)", step(B=np.array(1.0))),
+    "step-B-states": (ValueError, r"B has shape \(4,\), expected \(\.\.\., 2\), ", step(B=ones(4))),
+    "step-B-axes": (ValueError, r"B has shape \(2,\), expected \(\.\.\., 2\), .*for u with 2 axes", step(B=ones(2))),
+    "step-C-constant": (ValueError, r"C has shape \(4, 2\), expected \(\.\.\., 2\), ", step(C=ones((4, 2)))),
+    "step-C-groups": (ValueError, r"C has shape \(2, 2, 2\), expected .*groups must divide d = 3", step(C=ones((2, 2, 2)))),
+    "step-ambiguous": (ValueError, r"B of shape \(3, 2\) could be \(d, d_state\) or \(batch, d_state\)",
+                       step(u=ones((3, 3)), delta=ones((3, 3)), B=ones((3, 2)))),
+    "step-state": (ValueError, r"^state has shape \(2, 2, 3\), expected \(\.\.\., 3, 2\)$", step(state=ones((2, 2, 3)))),
+    "step-state-batch": (ValueError, r"do not broadcast: u \[2\].* state \[4\]", step(state=ones((4, 3, 2)))),
+    "step-state-integers": (TypeError, "^state has dtype int64", step(state=ones((2, 3, 2), int))),
+    "step-state-complex": (TypeError, "^state is complex", step(state=ones((2, 3, 2), complex))),
     "step-list": (TypeError, "state is a list", lambda: subquad.selective_scan_step([0.0], *2 * [ones(1)], ones((1, 1)), *2 * [ones(1)])),
 }  # fmt: skip
 
