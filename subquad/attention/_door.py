@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from subquad import _arrays
 from subquad._dispatch import Array
@@ -105,13 +102,7 @@ def check_tails(name: str, state: Mapping[str, Array], tails: Mapping[str, tuple
 def check_scale(scale: Any, d: int) -> float:
     if scale is None:
         return float(d) ** -0.5
-    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
-        msg = f"scale must be a number, got {type(scale).__name__}; to scale by an array, multiply q by it"
-        raise TypeError(msg)
-    if not math.isfinite(scale):
-        msg = f"scale must be finite, got {scale}"
-        raise ValueError(msg)
-    return float(scale)
+    return _arrays.check_number("scale", scale, why="; to scale by an array, multiply q by it")
 
 
 def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
