@@ -59,7 +59,7 @@ def selective_scan(
     delta_softplus : bool, default False
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
     initial_state : array, shape (..., d, d_state), optional
-        The state before the first step (with `reverse`, before the last). Default: zero.
+        The state before the first step (with `reverse`, after the last). Default: zero.
     return_state : bool, default False
         Return (y, state) instead of y.
     reverse : bool, default False
