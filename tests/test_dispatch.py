@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 from interpreter import python
-from libraries import LIBRARIES, TOLERANCE, Jax, Library, NumPy, Strict, Torch, relative_error
+from libraries import LIBRARIES, TOLERANCE, Jax, Library, NumPy, Strict, Torch, TorchMeta, relative_error
 from methods import CASES, Case, D
 from scans import Scan, scans
 
@@ -315,6 +315,19 @@ def leave_only(monkeypatch: pytest.MonkeyPatch, backend: Any, kernel: str, name:
 def replace_kernels(monkeypatch: pytest.MonkeyPatch, backend: Any, kernels: dict[str, Any]) -> None:
     """Other overrides for a backend, which is frozen, until the test ends."""
     monkeypatch.setitem(vars(backend), "kernels", kernels)
+
+
+@pytest.mark.parametrize(
+    ("library", "causal", "queries", "masked"), [(TorchMeta(), True, 64, True), (Jax(), False, 1, False)], ids=str
+)
+def test_memory_of_all_items_counts(library: Library, causal: bool, queries: int, masked: bool) -> None:
+    """What one item may hold, 64 may not: the mask's of torch, the logits' of JAX, whichever array brings them in."""
+    mask = np.ones((64, 2048), dtype=bool) if masked else None
+    for batch, taken in ((1, True), (64, False)):
+        q, k = (library.array(np.zeros((min(n, batch), 2048, 4)), "float32") for n in (queries, 64))
+        key_mask = None if mask is None else library.array(mask[:batch], "float32")
+        explanation = subquad.explain(subquad.attention, q, k, k, "exact", causal=causal, key_mask=key_mask)
+        assert (explanation.implementation != "generic") is taken, explanation
 
 
 def test_jax_override_runs(jax_library: Jax) -> None:
