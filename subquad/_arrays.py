@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -102,28 +104,23 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_count(name: str, value: Any) -> int:
-    """A Python integer ≥ 1."""
+def check_count(name: str, value: Any, *, least: int = 1, why: str = "") -> int:
+    """A Python integer ≥ `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        msg = f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+        msg = f"{name} must be an integer, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
-    if value < 1:
-        msg = f"{name} must be at least 1, got {value}"
+    if value < least:
+        msg = f"{name} must be at least {least}, got {value}"
         raise ValueError(msg)
     return int(value)
 
 
 def check_seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        msg = (
-            f"seed must be a Python integer, got {type(value).__name__}; draws are made on the host, "
-            f"so that they are the same for every library: pass an integer, or the random array itself"
-        )
-        raise TypeError(msg)
-    if value < 0:
-        msg = f"seed must not be negative, got {value}"
-        raise ValueError(msg)
-    return int(value)
+    why = (
+        "; draws are made on the host, so that they are the same for every library: "
+        "pass an integer, or the random array itself"
+    )
+    return check_count("seed", value, least=0, why=why)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -133,14 +130,30 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return str(value)
 
 
-def check_positive(name: str, value: Any) -> float:
+def check_number(name: str, value: Any, *, why: str = "") -> float:
+    """A finite Python number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        msg = f"{name} must be a number, got {value!r} of type {type(value).__name__}"
+        msg = f"{name} must be a number, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
-    if not value > 0 or math.isinf(value):
-        msg = f"{name} must be positive and finite, got {value}"
+    if not math.isfinite(value):
+        msg = f"{name} must be finite, got {value}"
         raise ValueError(msg)
     return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    if check_number(name, value) <= 0:
+        msg = f"{name} must be positive, got {value}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none of these."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known: {', '.join(known) or 'none'}"
 
 
 def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -2,6 +2,9 @@
 
     ω_r = ‖g_r‖ o_r,    o_r unit and orthogonal within blocks of d rows,    ‖g_r‖ ~ χ(d),    so E‖ω_r‖² = d
 
+("iid" is Gaussian; "hadamard" has blocks of p rows, p the power of two from d on, cut to d columns where p > d: these
+rows are neither of length ‖g_r‖ nor orthogonal one by one, but E‖ω_r‖² = d holds.)
+
 Block b of a projection comes from the seed sequence (seed, b) and a named bit generator, so that the first rows
 do not change when more are asked for. Only NumPy arrays are cached, and they are read-only.
 """
@@ -21,13 +24,15 @@ PROJECTIONS = ("orthogonal", "hadamard", "givens", "iid")
 
 
 def draw_omega(projection: str, m: int, d: int, seed: int) -> Host:
-    """Random directions ω: rows of Gaussian length, orthogonal in blocks of d unless `projection` is "iid".
+    """Random directions ω: rows with E‖ω_r‖² = d, orthogonal in blocks of d, with exceptions named below.
 
     Parameters
     ----------
     projection : {"orthogonal", "hadamard", "givens", "iid"}
         "orthogonal": Haar, from the QR decomposition of a Gaussian matrix, signs corrected. "hadamard": H D₁ H D₂ H D₃
-        with random signs, cut to d columns. "givens": d ⌈2 log₂ d⌉ / 2 random plane rotations. "iid": Gaussian rows.
+        with random signs; where d is not a power of two, blocks are of the next one's size, cut to d columns, and
+        their rows not orthogonal. "givens": d ⌈2 log₂ d⌉ / 2 random plane rotations. "iid": Gaussian rows, not
+        orthogonal.
     m, d : int
         Number of directions, and of channels.
     seed : int

@@ -49,8 +49,5 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
         msg = f"explain knows {', '.join(FUNCTIONS)}, got {function!r}"
         raise ValueError(msg)
     call = FUNCTIONS[name]
-    if call is attention and (len(args) < 3 or (len(args) < 4 and "method" not in kwargs)):
-        msg = "explain needs the arguments of the call: q, k, v and method"
-        raise TypeError(msg)
     answer = explained(lambda: call(*args, **kwargs))
     return answer or Explanation(library_of(array_namespace(args[0])), None, "generic")

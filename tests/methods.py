@@ -25,7 +25,7 @@ class Case:
     q: tuple[int, ...]
     k: tuple[int, ...]
     v: tuple[int, ...]
-    mask: str = ""  # "", "random", "left", "right", "heads" (one mask per key head)
+    mask: str = ""  # "", "random", "left", "right", "heads" (one mask per key head), "query-heads"
     small_blocks: bool = False
 
     def draw(self) -> dict[str, Array | None]:
@@ -45,6 +45,7 @@ class Case:
     def draw_mask(self, rng: np.random.Generator) -> Array:
         n_kv = self.k[-2]
         batch = self.k[:-2] if self.mask == "heads" or len(self.k) < 4 else (*self.k[:-3], 1)
+        batch = self.q[:-2] if self.mask == "query-heads" else batch
         mask = rng.random((*batch, n_kv)) < 0.7
         if self.mask in ("left", "right"):
             hidden = np.arange(n_kv) < n_kv // 3
@@ -64,6 +65,7 @@ CASES = {
     "n<n_kv": Case((2, 33, D), (2, 70, D), (2, 70, 5), mask="right"),
     "n>n_kv": Case((70, D), (33, D), (33, 5), mask="random"),
     "grouped": Case((2, 4, 37, D), (2, 2, 37, D), (2, 2, 37, 5), mask="heads"),
+    "grouped-masks": Case((2, 4, 37, D), (2, 2, 37, D), (2, 2, 37, 5), mask="query-heads"),
     "shared": Case((2, 3, 33, D), (1, 33, D), (3, 33, 5)),
     "no-batch": Case((0, 4, D), (0, 4, D), (0, 4, 5)),
     "no-queries": Case((2, 0, D), (2, 5, D), (2, 5, 3)),

@@ -261,7 +261,7 @@ def test_file_that_cannot_be_read(tmp_path: Path, file: Path, capsys: pytest.Cap
 
 BAD_ARGUMENTS = [
     (["--methods", "favour"], ["no method is called 'favour'", "did you mean 'favor'"]),
-    (["--methods", "zzz"], ["no method is called 'zzz'", "expected one of", "selective_scan"]),
+    (["--methods", "zzz"], ["no method is called 'zzz'", "Known: ", "selective_scan"]),
     (["--methods", "favor:num_feature=8"], ["no option of favor is called 'num_feature'", "'num_features'"]),
     (["--methods", "favor:64"], ["'64' is no option", "name=value"]),
     (["--methods", "favor:num_features=8,seed=3"], ["'seed=3'", "joined to their method by colons"]),

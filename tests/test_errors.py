@@ -63,7 +63,7 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "causal-integer": (TypeError, "causal must be True or False, got 1", lambda: attention(x, x, x, "exact", causal=1)),
     "scale-array": (TypeError, "scale must be a number.*multiply q", lambda: attention(x, x, x, "exact", scale=np.ones(6))),
     "scale-inf": (ValueError, "scale must be finite, got inf", lambda: attention(x, x, x, "exact", scale=np.inf)),
-    "scale-text": (TypeError, "scale must be a number, got str", lambda: attention(x, x, x, "exact", scale="1")),
+    "scale-text": (TypeError, "scale must be a number, got '1' of type str", lambda: attention(x, x, x, "exact", scale="1")),
     "method-unknown": (ValueError, "unknown method 'nystrm'; did you mean 'nystrom'", lambda: attention(x, x, x, "nystrm")),
     "method-alias": (ValueError, "did you mean 'performer'", lambda: attention(x, x, x, "perfomer")),
     "method-far": (ValueError, "unknown method 'zzz'; Known: exact, favor, linear, nystrom", lambda: attention(x, x, x, "zzz")),
@@ -110,10 +110,10 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "num-features-negative": (ValueError, "num_features must be at least 1, got -3", lambda: subquad.Favor(num_features=-3)),
     "num-features-float": (TypeError, "num_features must be an integer, got 2.0", lambda: subquad.Favor(num_features=2.0)),
     "num-features-bool": (TypeError, "num_features must be an integer, got True", lambda: subquad.Favor(num_features=True)),
-    "seed-none-array": (TypeError, "seed must be a Python integer.*every library", lambda: subquad.Favor(seed=np.arange(2))),
-    "seed-generator": (TypeError, "seed must be a Python integer, got Generator",
+    "seed-none-array": (TypeError, "seed must be an integer.*every library", lambda: subquad.Favor(seed=np.arange(2))),
+    "seed-generator": (TypeError, "seed must be an integer, got Generator",
                        lambda: subquad.Favor(seed=np.random.default_rng(0))),
-    "seed-negative": (ValueError, "seed must not be negative, got -1", lambda: subquad.Favor(seed=-1)),
+    "seed-negative": (ValueError, "seed must be at least 0, got -1", lambda: subquad.Favor(seed=-1)),
     "features": (ValueError, "features is 'exp', expected one of 'positive'", lambda: subquad.Favor(features="exp")),
     "projection": (ValueError, "projection is 'qr', expected one of 'orthogonal'", lambda: subquad.Favor(projection="qr")),
     "omega-and-seed": (ValueError, "omega is given, so seed=1 would have no effect", lambda: subquad.Favor(omega=x, seed=1)),
@@ -133,22 +133,77 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "iterations-unused": (ValueError, "iterations=3 would have no effect with pinv='exact'",
                           lambda: subquad.Nystrom(iterations=3, pinv="exact")),
     "rcond-unused": (ValueError, "rcond=0.1 would have no effect.*pinv='exact'", lambda: subquad.Nystrom(rcond=0.1)),
-    "ridge-negative": (ValueError, "ridge must be positive and finite, got -1", lambda: subquad.Nystrom(ridge=-1.0, pinv="ridge")),
+    "ridge-negative": (ValueError, "ridge must be positive, got -1", lambda: subquad.Nystrom(ridge=-1.0, pinv="ridge")),
     "seed-unused": (ValueError, "seed=3 would have no effect: only landmarks", lambda: subquad.Nystrom(seed=3)),
     "query-mask-and-landmarks": (ValueError, "query_mask chooses the rows of landmarks, which are given",
                                  lambda: subquad.Nystrom(landmarks=(x, x), query_mask=np.ones(6, bool))),
     "state-without-landmarks": (ValueError, "with_landmarks", lambda: subquad.Nystrom().summarize(x, x)),
     "state-with-center": (ValueError, "same center for every chunk", lambda: subquad.Favor(center=True).summarize(x, x)),
     "state-convolution": (NotImplementedError, "convolution of conv_weights", lambda: read_with_convolution()),
+    "landmarks-of-nothing": (ValueError, "at least one visible query and one key, got none",
+                             lambda: subquad.Nystrom().with_landmarks(x[:0], x)),
+    "landmarks-of-few-rows": (ValueError, "num_landmarks is 5.*key_mask leaves between 2 and 6.*num_landmarks=2", lambda: few_rows()),
+    "landmarks-of-few-queries": (ValueError, "query_mask leaves between 2 and 6", lambda: few_queries()),
+    "landmarks-of-no-queries": (ValueError, "at least one visible query", lambda: few_queries(0, 0)),
     "step-lengths": (ValueError, "one key per query, got 5 queries and 6 keys", lambda: subquad.Favor().step(x[:5], x, x)),
     "explain": (ValueError, "explain knows attention, selective_scan", lambda: subquad.explain("softmax", x)),
     "draw-omega": (ValueError, "projection", lambda: subquad.draw_omega("qr", 3, 4, 0)),
 }  # fmt: skip
 
 
+def few_rows() -> Any:
+    return subquad.Nystrom(num_landmarks=5).with_landmarks(x, x, key_mask=np.arange(6) < np.array([[2], [6]]))
+
+
+def few_queries(*left: int) -> Any:
+    mask = np.arange(6) < np.array(left or (2, 6))[:, None]
+    return subquad.Nystrom(num_landmarks=5, query_mask=mask).with_landmarks(x, x)
+
+
 def read_with_convolution() -> Any:
     method = subquad.Nystrom(landmarks=(x[:3], x[:3]), conv_weights=np.ones(3))
     return method.attend(x, method.summarize(x, x))
+
+
+favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
+nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
+state = favor.summarize(x, x)
+STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "summarize-none": (TypeError, "v is a NoneType, not an array", lambda: favor.summarize(x, None)),
+    "summarize-list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: nystrom.summarize(wrong["list"], x)),
+    "summarize-one-axis": (ValueError, r"k has shape \(4,\).*at least two axes", lambda: favor.summarize(x[0], x)),
+    "summarize-values": (ValueError, r"v has shape \(4,\).*at least two axes", lambda: nystrom.summarize(x, x[0])),
+    "summarize-no-channels": (ValueError, "k has no channels", lambda: favor.summarize(x[:, :0], x)),
+    "summarize-mask": (ValueError, "key_mask has shape", lambda: favor.summarize(x, x, key_mask=np.ones(5, bool))),
+    "summarize-heads": (ValueError, "key_mask or an option has 3 heads.*k, v have 2.*must divide",
+                        lambda: favor.summarize(*2 * [np.zeros((2, 6, 4))], key_mask=np.ones((3, 6), bool))),
+    "attend-none": (TypeError, "q is a NoneType, not an array", lambda: favor.attend(None, state)),
+    "attend-list": (TypeError, "q is a list, not an array", lambda: nystrom.attend(wrong["list"], nystrom.summarize(x, x))),
+    "attend-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.attend(x[0], state)),
+    "attend-no-channels": (ValueError, "q has no channels", lambda: favor.attend(x[:, :0], state)),
+    "attend-no-state": (TypeError, "state is a NoneType, expected the dict that summarize", lambda: favor.attend(x, None)),
+    "attend-array": (TypeError, "state is a ndarray, expected the dict", lambda: nystrom.attend(x, x)),
+    "attend-other-method": (ValueError, "state holds 'k', 'kv', 'shift', expected 'acc', 'max', 'sum'", lambda: nystrom.attend(x, state)),
+    "attend-method-of-others": (ValueError, "state holds 'acc', 'max', 'sum', expected", lambda: favor.attend(x, nystrom.summarize(x, x))),
+    "attend-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\).*options", lambda: other.attend(x, state)),
+    "attend-other-landmarks": (ValueError, r"state\['max'\] ends in \(3, 1\), expected \(4, 1\)",
+                               lambda: subquad.Nystrom(landmarks=(x[:4], x[:4])).attend(x, nystrom.summarize(x, x))),
+    "attend-batch": (ValueError, r"do not broadcast: q \[3, 1\], state \[2, 1\]",
+                     lambda: favor.attend(np.zeros((3, 1, 6, 4)), favor.summarize(*2 * [np.zeros((2, 1, 6, 4))]))),
+    "attend-list-in-state": (TypeError, r"state\['kv'\] is a list", lambda: favor.attend(x, state | {"kv": [1.0]})),
+    "attend-none-in-state": (TypeError, r"state\['kv'\] is a NoneType", lambda: favor.attend(x, state | {"kv": None})),
+    "merge-list": (TypeError, "left is a list, expected the dict", lambda: favor.merge([state], state)),
+    "merge-other-m": (ValueError, r"right\['shift'\] ends in \(1, 7\), expected \(1, 5\)", lambda: favor.merge(state, other.summarize(x, x))),
+    "merge-other-method": (ValueError, "right holds 'acc', 'max', 'sum'", lambda: favor.merge(state, nystrom.summarize(x, x))),
+    "merge-other-values": (ValueError, r"right\['kv'\] ends in \(5, 3\), expected \(5, 4\)",
+                           lambda: favor.merge(state, favor.summarize(x, x[:, :3]))),
+    "step-none": (TypeError, "k is a NoneType, not an array", lambda: favor.step(x, None, x)),
+    "step-list": (TypeError, "q is a list, not an array", lambda: favor.step(wrong["list"], x, x)),
+    "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
+    "step-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\)", lambda: other.step(x, x, x, state)),
+    "step-other-values": (ValueError, r"state\['kv'\] ends in \(5, 4\), expected \(5, 3\)", lambda: favor.step(x, x, x[:, :3], state)),
+    "step-other-method": (ValueError, "state holds 'acc', 'max', 'sum'", lambda: favor.step(x, x, x, nystrom.summarize(x, x))),
+}  # fmt: skip
 
 
 def scan(**changes: Any) -> Callable[[], Any]:
@@ -157,6 +212,14 @@ def scan(**changes: Any) -> Callable[[], Any]:
              "C": np.ones((2, 5, 2)), "D": None}  # fmt: skip
     positional = [changes.pop(name, value) for name, value in given.items()]
     return lambda: subquad.selective_scan(*positional, **changes)
+
+
+def step(**changes: Any) -> Callable[[], Any]:
+    """One step of two items of three channels and two states, with some inputs replaced."""
+    given = {"state": None, "u": np.ones((2, 3)), "delta": np.ones((2, 3)), "A": -np.ones((3, 2)),
+             "B": np.ones((2, 2)), "C": np.ones((2, 2))}  # fmt: skip
+    positional = [changes.pop(name, value) for name, value in given.items()]
+    return lambda: subquad.selective_scan_step(*positional, **changes)
 
 
 ones = np.ones
@@ -188,6 +251,21 @@ SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "implementation": (ValueError, "implementation is 'cuda'; selective_scan on numpy has", scan(implementation="cuda")),
     "step-scalar": (ValueError, r"u has shape \(\), expected \(\.\.\., d\)",
                     lambda: subquad.selective_scan_step(None, np.array(1.0), np.array(1.0), ones((1, 1)), ones(1), ones(1))),
+    "step-delta": (ValueError, r"delta has shape \(2, 4\), expected \(\.\.\., 3\)$", step(delta=ones((2, 4)))),
+    "step-delta-scalar": (ValueError, r"delta has shape \(\), expected \(\.\.\., 3\)$", step(delta=np.array(1.0))),
+    "step-z-scalar": (ValueError, r"z has shape \(\), expected \(\.\.\., 3\)$", step(z=np.array(1.0))),
+    "step-A": (ValueError, r"A has shape \(4, 2\), expected \(3, d_state\).*u \(2, 3\)", step(A=ones((4, 2)))),
+    "step-B-scalar": (ValueError, r"B has shape \(\), expected \(\.\.\., 2\), \(\.\.\., groups, 2\) or \(3, 2\)", step(B=np.array(1.0))),
+    "step-B-states": (ValueError, r"B has shape \(4,\), expected \(\.\.\., 2\), ", step(B=ones(4))),
+    "step-B-axes": (ValueError, r"B has shape \(2,\), expected \(\.\.\., 2\), .*for u with 2 axes", step(B=ones(2))),
+    "step-C-constant": (ValueError, r"C has shape \(4, 2\), expected \(\.\.\., 2\), ", step(C=ones((4, 2)))),
+    "step-C-groups": (ValueError, r"C has shape \(2, 2, 2\), expected .*groups must divide d = 3", step(C=ones((2, 2, 2)))),
+    "step-ambiguous": (ValueError, r"B of shape \(3, 2\) could be \(d, d_state\) or \(batch, d_state\)",
+                       step(u=ones((3, 3)), delta=ones((3, 3)), B=ones((3, 2)))),
+    "step-state": (ValueError, r"^state has shape \(2, 2, 3\), expected \(\.\.\., 3, 2\)$", step(state=ones((2, 2, 3)))),
+    "step-state-batch": (ValueError, r"do not broadcast: u \[2\].* state \[4\]", step(state=ones((4, 3, 2)))),
+    "step-state-integers": (TypeError, "^state has dtype int64", step(state=ones((2, 3, 2), int))),
+    "step-state-complex": (TypeError, "^state is complex", step(state=ones((2, 3, 2), complex))),
     "step-list": (TypeError, "state is a list", lambda: subquad.selective_scan_step([0.0], *2 * [ones(1)], ones((1, 1)), *2 * [ones(1)])),
 }  # fmt: skip
 
@@ -223,6 +301,7 @@ LINEAR_SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         for group, table in (
             ("attention", ATTENTION),
             ("options", OPTIONS),
+            ("states", STATES),
             ("scan", SCAN),
             ("linear-scan", LINEAR_SCAN),
         )
@@ -262,6 +341,17 @@ def test_mixed_libraries_elsewhere() -> None:
         subquad.Favor().merge(subquad.Favor().summarize(x, x), state)
 
 
+@pytest.mark.parametrize("kind", ["integers", "booleans", "objects", "complex", "masked", "matrix"])
+@pytest.mark.parametrize("name", ["omega", "q_mean", "k_mean"])
+def test_options_from_the_host_are_checked_before_they_are_cast(name: str, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    t = torch.zeros(6, 4)
+    given = wrong[kind] if name == "omega" else wrong[kind][0]
+    options = {"omega": {"omega": given}, "q_mean": {"center": (given, x[0])}, "k_mean": {"center": (x[0], given)}}
+    with pytest.raises(TypeError, match=rf"^{name} (has dtype|is a numpy)"):
+        subquad.Favor(**options[name])(t, t, t)
+
+
 @pytest.mark.parametrize("method", sorted(subquad.METHODS))
 def test_mixed_devices(method: str) -> None:
     strict = pytest.importorskip("array_api_strict")
@@ -289,7 +379,7 @@ def test_traced_seed_is_explained(jax_library: Library) -> None:
     import jax
 
     q = jax.numpy.ones((4, 2))
-    with pytest.raises(TypeError, match=r"seed must be a Python integer.*on the host"):
+    with pytest.raises(TypeError, match=r"seed must be an integer.*on the host"):
         jax.jit(lambda seed: subquad.attention(q, q, q, "favor", seed=seed))(3)
 
 

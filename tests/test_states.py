@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 from typing import Any
@@ -15,8 +16,16 @@ import subquad
 
 N = 70
 CASE = Case((2, N, D), (2, N, D), (2, N, 5), mask="random")
+GROUPED = {
+    "plain": CASE,
+    "a mask per key head": Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads"),
+    "a mask per query head": Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="query-heads"),
+    "three heads a key": Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="query-heads"),
+}
+grouped = pytest.mark.parametrize("case", GROUPED.values(), ids=GROUPED)
 STREAMING = [row for row in METHODS if row.method in ("favor", "linear") and row.name != "favor-center"]
-STREAMING += named("nystrom-arrays")
+NYSTROM = named("nystrom-arrays")
+STREAMING += NYSTROM
 STEPPING = [row for row in STREAMING if row.causal]
 
 
@@ -41,10 +50,11 @@ def summarize(method: Any, part: dict[str, Any], keywords: dict[str, Any]) -> An
     return method.summarize(part["k"], part["v"], key_mask=part["key_mask"], **keywords)
 
 
+@grouped
 @rows(STREAMING)
-def test_summarize_merge_attend_is_the_method(row: Row) -> None:
-    drawn = CASE.draw()
-    method, keywords = state_method(row)
+def test_summarize_merge_attend_is_the_method(row: Row, case: Case) -> None:
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
     full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
     state = None
     for part in chunks(drawn, (0, 1, 30, N)):
@@ -87,6 +97,19 @@ def test_chunk_without_visible_keys_adds_nothing(row: Row) -> None:
 
 
 @rows(STREAMING)
+def test_one_mask_entry_for_all_keys(row: Row) -> None:
+    """It broadcasts as in a call, also beyond one block of keys."""
+    case = Case((2, 2000, D), (2, 2000, D), (2, 2000, 5))
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
+    few, many = (
+        method.summarize(drawn["k"], drawn["v"], key_mask=mask, **keywords)
+        for mask in (np.array([[True], [False]]), np.repeat([[True], [False]], 2000, axis=-1))
+    )
+    assert all(np.array_equal(few[name], many[name]) for name in many)
+
+
+@rows(STREAMING)
 def test_states_are_small_and_picklable(row: Row) -> None:
     drawn = CASES["n=257"].draw()
     method, keywords = state_method(row, CASES["n=257"])
@@ -97,17 +120,51 @@ def test_states_are_small_and_picklable(row: Row) -> None:
     assert np.array_equal(method.attend(drawn["q"], copy, **keywords), method.attend(drawn["q"], large, **keywords))
 
 
+@rows([*named("favor-center-hyperbolic"), *NYSTROM])
+def test_options_per_key_head_are_those_of_all_its_queries(row: Row) -> None:
+    """With two groups of two heads, a misread axis would still broadcast."""
+    case = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads")
+    drawn = case.draw()
+    q, k, v, mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
+    ((name, pair),) = row.arrays(Case((2, N, D), (2, N, D), (2, N, 5))).items()
+    axis = -2 if name == "center" else -3
+    spread = tuple(np.repeat(x, 2, axis=axis) for x in pair)
+    few, many = (row.object(**{name: x}) for x in (pair, spread))
+    full = many(q, k, v, key_mask=mask)
+    assert relative_error(few(q, k, v, key_mask=mask), full) < 1e-12
+    for method in (few, many):
+        assert relative_error(method.attend(q, method.summarize(k, v, key_mask=mask)), full) < 1e-12
+
+
+@rows(STREAMING)
+def test_state_per_query_head_merges_with_one_per_key_head(row: Row) -> None:
+    case = GROUPED["a mask per query head"]
+    drawn = case.draw()
+    method, keywords = state_method(row, case)
+    drawn["key_mask"][..., 30:] = True
+    full = method(drawn["q"], drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
+    first, second = chunks(drawn, (0, 30, N))
+    one = summarize(method, first, keywords)
+    other = method.summarize(second["k"], second["v"], **keywords)
+    for pair in ((one, other), (other, one)):
+        assert relative_error(method.attend(drawn["q"], method.merge(*pair), **keywords), full) < 1e-12
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 200])
+@grouped
 @rows(STEPPING)
-def test_steps_of_any_size_are_the_causal_method(row: Row, size: int) -> None:
+def test_steps_of_any_size_are_the_causal_method(row: Row, case: Case, size: int) -> None:
     n = 3 if size == 1 else 129
-    case = Case((2, n, D), (2, n, D), (2, n, 5), mask="random")
+    case = dataclasses.replace(
+        case, **{name: (*getattr(case, name)[:-2], n, getattr(case, name)[-1]) for name in "qkv"}
+    )
     drawn = case.draw()
     method, keywords = state_method(row, case)
     full = method(drawn["q"], drawn["k"], drawn["v"], causal=True, key_mask=drawn["key_mask"], **keywords)
     state, outs = None, []
     for start in range(0, n, size):
-        part = {name: drawn[name][:, start : start + size] for name in ("q", "k", "v", "key_mask")}
+        part = {name: drawn[name][..., start : start + size, :] for name in ("q", "k", "v")}
+        part["key_mask"] = drawn["key_mask"][..., start : start + size]
         out, state = method.step(part["q"], part["k"], part["v"], state, key_mask=part["key_mask"], **keywords)
         outs.append(out)
     assert relative_error(np.concatenate(outs, axis=-2), full) < 1e-12
@@ -172,6 +229,22 @@ def test_with_landmarks_is_the_method_it_came_from() -> None:
             fixed.summarize(k[:1, :, a:b], v[:1, :, a:b], key_mask=mask[:1, :, a:b]) for a, b in ((0, 33), (33, N))
         ]
         assert relative_error(fixed.attend(q[:1], fixed.merge(*parts)), expected) < 1e-12
+
+
+@pytest.mark.parametrize("landmarks", ["segment-means", "uniform"])
+@pytest.mark.parametrize("hidden", [0, 80])
+def test_with_landmarks_of_few_rows_takes_each_of_them(landmarks: str, hidden: int) -> None:
+    """An empty segment has no mean: as many landmarks as visible rows. An item without keys does not count."""
+    drawn = Case((2, 20 + hidden, D), (2, 20 + hidden, D), (2, 20 + hidden, 5)).draw()
+    q, k, v = (drawn[name] for name in ("q", "k", "v"))
+    mask = np.broadcast_to(np.arange(20 + hidden) < 20, (2, 20 + hidden)).copy() if hidden else None
+    every = subquad.Nystrom(landmarks=(q[:, :20], k[:, :20]))
+    if hidden:
+        mask[1] = False
+    fixed = subquad.Nystrom(num_landmarks=32, landmarks=landmarks).with_landmarks(q, k, key_mask=mask)
+    assert fixed.landmarks[0].shape == (2, 20, D)
+    got, expected = (method.attend(q, method.summarize(k, v, key_mask=mask)) for method in (fixed, every))
+    assert relative_error(got, expected) < 1e-12
 
 
 @rows(CAUSAL)

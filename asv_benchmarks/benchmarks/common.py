@@ -1,5 +1,6 @@
 """What all benchmarks share: the array libraries, and a call that is ready to be measured."""
 
+import contextlib
 import importlib
 import os
 import time
@@ -136,3 +137,9 @@ def draw_normal(*shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Normal float32 arrays, always the same; none of the operators is faster or slower for other values."""
     rng = np.random.Generator(np.random.PCG64(0))
     return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+
+
+for _package in map(_backends.names().get, (_backend.partition(":")[0] for _backend in BACKENDS)):
+    if _package is not None:  # asv forks a process for each measurement: they find the libraries imported
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"{_package}.bench")

@@ -22,7 +22,9 @@ def declines(
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
     if causal:
         return "it multiplies hidden values by 0, so one that is not finite would reach rows that do not see it"
-    logits = math.prod(q.shape[:-1]) * k.shape[-2]
+    masks = () if key_mask is None else key_mask.shape[:-1]
+    batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
+    logits = math.prod(batch) * q.shape[-2] * k.shape[-2]
     if logits > LOGITS:
         return f"it would hold {logits} logits at once"
     return None

@@ -17,8 +17,9 @@ def declines(
     n, n_kv = q.shape[-2], k.shape[-2]
     if 0 in (*q.shape, *k.shape, *v.shape):
         return "an axis is empty"
-    if causal and (n != n_kv or key_mask is not None) and n * n_kv > MASK_ENTRIES:
-        return f"it would need a mask of n × n_kv = {n} × {n_kv} entries"
+    entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
+    if causal and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
+        return f"it would need a mask of {entries} entries, n × n_kv = {n} × {n_kv} for each item of key_mask"
     return None
 
 

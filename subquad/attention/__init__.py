@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
+from subquad._arrays import nearest
 from subquad._dispatch import Array
 from subquad.attention._method import Method
 from subquad.attention.exact import Exact
@@ -98,16 +98,10 @@ def find_method(method: str | Method, options: dict[str, Any]) -> Method:
         raise TypeError(msg)
     cls = METHODS.get(ALIASES.get(method, method))
     if cls is None:
-        msg = f"unknown method {method!r}; {_nearest(method, [*METHODS, *ALIASES])}"
+        msg = f"unknown method {method!r}; {nearest(method, [*METHODS, *ALIASES])}"
         raise ValueError(msg)
     for name in options:
         if name not in OPTIONS[cls]:
-            msg = f"method {method!r} has no option {name!r}; {_nearest(name, list(OPTIONS[cls]))}"
+            msg = f"method {method!r} has no option {name!r}; {nearest(name, OPTIONS[cls])}"
             raise TypeError(msg)
     return cls(**options)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=2)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}"

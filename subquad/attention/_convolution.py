@@ -32,7 +32,7 @@ def add_convolution(inputs: Inputs, out: Array, weights: Array | None) -> Array:
         raise ValueError(msg)
     if inputs.key_mask is not None:
         v = xp.where(inputs.key_mask[..., None], v, 0.0)
-    return out + depthwise(xp, v, _arrays.cast(xp, inputs.fold_mask(weights), v.dtype))
+    return out + depthwise(xp, v, _arrays.cast(xp, inputs.heads.fold(weights, tail=1), v.dtype))
 
 
 def depthwise(xp: ModuleType, v: Array, weights: Array) -> Array:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from subquad import _arrays
 from subquad._dispatch import Array
+from subquad.attention._heads import Heads, counts, find_heads
 
 
 @dataclass(frozen=True)
@@ -28,41 +26,17 @@ class Inputs:
     key_mask: Array | None
     causal: bool
     scale: float
-    heads: int  # key heads, where queries are grouped
-    groups: int  # query heads per key head; 1 where they are not
+    heads: Heads
     leave: Callable[[Array], Array]
-
-    def fold_mask(self, mask: Array) -> Array:
-        """A (..., heads, n) array of the caller's in the grouped layout, (..., h_kv, g, n)."""
-        return group_mask(self.xp, mask, self.heads, self.groups) if self.groups > 1 else mask
-
-    def fold_rows(self, x: Array) -> Array:
-        """A (..., heads, rows, d) array of the caller's in the grouped layout."""
-        if self.groups == 1 or x.ndim < 3:
-            return x
-        if x.shape[-3] == self.heads * self.groups:
-            return split_heads(self.xp, x, self.heads)
-        return self.xp.expand_dims(x, axis=-3)
 
 
 def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None, scale: float | None) -> Inputs:
-    _arrays.check_given(q=q, k=k, v=v)
-    xp = _arrays.check_arrays(q=q, k=k, v=v, key_mask=key_mask)
-    _arrays.check_floating(xp, q=q, k=k, v=v)
+    xp = check_rows({"key_mask": key_mask}, q=q, k=k, v=v)
     causal = _arrays.check_flag("causal", causal)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        _check_rank(name, x)
-    d = check_widths(q, k)
-    scale = check_scale(scale, d)
-    check_keys(k, v, key_mask, xp)
-    if key_mask is not None and key_mask.shape[-1] != k.shape[-2]:
-        key_mask = xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
-    groups = query_groups(q, k, v)
-    heads = max(k.shape[-3], v.shape[-3]) if groups > 1 else 1
-    if groups > 1:
-        q = split_heads(xp, q, heads)
-        k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
-        key_mask = group_mask(xp, key_mask, heads, groups)
+    scale = check_scale(scale, q.shape[-1])
+    key_mask = check_keys(k, v, key_mask, xp)
+    heads = find_heads(xp, counts(k, v), counts(q))
+    q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = _arrays.broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
     dtype = xp.result_type(q, k, v)
@@ -74,35 +48,65 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
         out = _arrays.cast(xp, out, dtype)
         if tuple(out.shape) != shape:
             out = xp.broadcast_to(out, shape)
-        return merge_heads(xp, out) if groups > 1 else out
+        return heads.unfold(out)
 
-    return Inputs(xp, q, k, v, key_mask, causal, scale, heads, groups, leave)
+    return Inputs(xp, q, k, v, key_mask, causal, scale, heads, leave)
 
 
-def check_widths(q: Array, k: Array) -> int:
-    d = q.shape[-1]
-    if k.shape[-1] != d:
-        msg = f"q has {d} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
+def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
+    """The library of q, k and v, those that there are, and of other arrays; queries and keys are of one width."""
+    _arrays.check_given(**rows)
+    xp = _arrays.check_arrays(**rows, **others)
+    _arrays.check_floating(xp, **rows)
+    for name, x in rows.items():
+        if x.ndim < 2:
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
+            raise ValueError(msg)
+        if x.shape[-1] == 0 and name != "v":
+            msg = f"{name} has no channels: shape {tuple(x.shape)}, expected (..., n, d) with d ≥ 1"
+            raise ValueError(msg)
+    q, k = rows.get("q"), rows.get("k")
+    if q is not None and k is not None and q.shape[-1] != k.shape[-1]:
+        msg = f"q has {q.shape[-1]} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
         raise ValueError(msg)
-    if d == 0:
-        msg = f"q has no channels: shape {tuple(q.shape)}, expected (..., n, d) with d ≥ 1"
+    return xp
+
+
+def check_state(name: str, state: Any, holds: tuple[str, ...]) -> dict[str, Array]:
+    """The arrays of a state that `holds` these, by the names that errors give them."""
+    if not isinstance(state, Mapping):
+        msg = f"{name} is a {type(state).__name__}, expected the dict that summarize, merge or step returned"
+        raise TypeError(msg)
+    if set(state) != set(holds):
+        got, expected = (", ".join(sorted(map(repr, names))) for names in (state, holds))
+        msg = f"{name} holds {got}, expected {expected}: a state belongs to the method that made it"
         raise ValueError(msg)
-    return int(d)
+    arrays = {f"{name}[{key!r}]": x for key, x in state.items()}
+    _arrays.check_given(**arrays)
+    return arrays
+
+
+def check_tails(name: str, state: Mapping[str, Array], tails: Mapping[str, tuple[int, int | None]]) -> None:
+    """ValueError unless each array of the state has these last two axes; None is any length."""
+    for key, tail in tails.items():
+        got = tuple(state[key].shape[-2:])
+        if len(got) < 2 or any(want not in (None, have) for have, want in zip(got, tail, strict=True)):
+            expected = f"({tail[0]}, {'d_v' if tail[1] is None else tail[1]})"
+            msg = (
+                f"{name}[{key!r}] ends in {got}, expected {expected}: "
+                f"a state goes on with the options and the width of values that it began with"
+            )
+            raise ValueError(msg)
 
 
 def check_scale(scale: Any, d: int) -> float:
     if scale is None:
         return float(d) ** -0.5
-    if isinstance(scale, bool) or not isinstance(scale, int | float | np.floating | np.integer):
-        msg = f"scale must be a number, got {type(scale).__name__}; to scale by an array, multiply q by it"
-        raise TypeError(msg)
-    if not math.isfinite(scale):
-        msg = f"scale must be finite, got {scale}"
-        raise ValueError(msg)
-    return float(scale)
+    return _arrays.check_number("scale", scale, why="; to scale by an array, multiply q by it")
 
 
-def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> None:
+def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
+    """The mask with one entry for each key."""
     if v.shape[-2] != k.shape[-2]:
         msg = (
             f"k has {k.shape[-2]} rows (axis −2 of {tuple(k.shape)}) but v has {v.shape[-2]} "
@@ -110,7 +114,7 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> No
         )
         raise ValueError(msg)
     if key_mask is None:
-        return
+        return None
     if not _arrays.is_dtype(xp, key_mask, "bool"):
         msg = (
             f"key_mask has dtype {key_mask.dtype}, expected bool with True = keep; "
@@ -123,42 +127,6 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> No
             f"its last axis runs over the keys (a mask over queries × keys is not supported)"
         )
         raise ValueError(msg)
-
-
-def _check_rank(name: str, x: Array) -> None:
-    if x.ndim < 2:
-        msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
-        raise ValueError(msg)
-
-
-def query_groups(q: Array, k: Array, v: Array) -> int:
-    """Query heads per key head, 1 where plain broadcasting does."""
-    if min(q.ndim, k.ndim, v.ndim) < 3:
-        return 1
-    heads, heads_k, heads_v = q.shape[-3], k.shape[-3], v.shape[-3]
-    heads_kv = max(heads_k, heads_v)
-    if heads_kv in (1, heads) or heads == 1 or {heads_k, heads_v} - {1, heads_kv}:
-        return 1
-    if heads % heads_kv:
-        msg = f"q has {heads} heads (axis −3) and k, v have {heads_kv}; the number for k and v must divide that of q"
-        raise ValueError(msg)
-    return int(heads // heads_kv)
-
-
-def split_heads(xp: ModuleType, x: Array, heads: int) -> Array:
-    """(..., heads · g, n, d) → (..., heads, g, n, d)."""
-    return xp.reshape(x, (*x.shape[:-3], heads, x.shape[-3] // heads, *x.shape[-2:]))
-
-
-def merge_heads(xp: ModuleType, x: Array) -> Array:
-    """(..., heads, g, n, d) → (..., heads · g, n, d)."""
-    return xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
-
-
-def group_mask(xp: ModuleType, mask: Array | None, heads: int, groups: int) -> Array | None:
-    """A mask (..., heads · groups or heads or 1, n) in the grouped layout."""
-    if mask is None or mask.ndim < 2:
-        return mask
-    if mask.shape[-2] == heads * groups:
-        return xp.reshape(mask, (*mask.shape[:-2], heads, groups, mask.shape[-1]))
-    return xp.expand_dims(mask, axis=-2)
+    if key_mask.shape[-1] == k.shape[-2]:
+        return key_mask
+    return xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))

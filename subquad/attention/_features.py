@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from subquad._arrays import cast, check_arrays, compute_dtype
+from subquad._arrays import check_arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
+from subquad.attention._heads import Pair
 from subquad.attention._method import State, Streaming
 from subquad.kernels._feature_map import Center, FeatureMap
 from subquad.kernels.feature_product import absorb, advance, feature_product, merge, no_keys, read
@@ -19,21 +20,15 @@ from subquad.kernels.feature_product import absorb, advance, feature_product, me
 class FeatureMethod(Streaming):
     """A method defined by a feature map. A subclass gives `map_rows`."""
 
+    holds = ("shift", "kv", "k")
+
     def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
         """The map of rows to features, for arrays of the width, dtype and device of `like`."""
         raise NotImplementedError
 
     def choose_center(self, inputs: _door.Inputs) -> Center:
         """Points to subtract from queries and keys."""
-        return None
-
-    def folded_center(self, inputs: _door.Inputs) -> Center:
-        """What the caller gave, heads grouped like the inputs."""
-        return None
-
-    def given_center(self, xp: ModuleType, like: Array) -> Center:
-        """The same where no queries are at hand: only what the caller gave."""
-        return None
+        return inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         phi = self.map_rows(inputs.xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
@@ -51,31 +46,36 @@ class FeatureMethod(Streaming):
         scale: float | None = None,
     ) -> tuple[Array, State]:
         """Any number of new tokens after `state`, causally: their output, and the state that includes them."""
+        inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
+        xp = inputs.xp
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
-        inputs = _door.enter(q, k, v, causal=True, key_mask=key_mask, scale=self.default_scale(scale))
-        xp = inputs.xp
-        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.folded_center(inputs))
-        grouped = inputs.k.ndim > k.ndim
+        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
         else:
-            check_arrays(q=q, **state)
-            held = {name: xp.expand_dims(x, axis=-3) if grouped else x for name, x in state.items()}
+            check_arrays(q=q, **_door.check_state("state", state, self.holds))
+            _door.check_tails("state", state, _tails(phi, v.shape[-1]))
+            held = {name: inputs.heads.fold(x) for name, x in state.items()}
         held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
-        if grouped:
-            held = {name: x[..., 0, :, :] for name, x in held.items()}
-        return inputs.leave(out), held
+        return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
-        phi = self.map_rows(xp, k, scale=scale, center=self.given_center(xp, k))
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair
+    ) -> State:
+        phi = self.map_rows(xp, k, scale=scale, center=pair)
         return absorb(xp, phi, no_keys(xp, phi, k, v, key_mask), k, v, key_mask)
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         return merge(xp, left, right)
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
-        q = cast(xp, q, compute_dtype(xp, q, state["kv"]))
-        phi = self.map_rows(xp, q, scale=scale, center=self.given_center(xp, q))
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Pair) -> Array:
+        phi = self.map_rows(xp, q, scale=scale, center=pair)
+        _door.check_tails("state", state, _tails(phi, None))
         return read(xp, phi, q, state)
+
+
+def _tails(phi: FeatureMap, d_v: int | None) -> dict[str, tuple[int, int | None]]:
+    """The last two axes of a state."""
+    return {"shift": (1, phi.width), "kv": (phi.m, d_v), "k": (phi.m, 1)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from subquad import _arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
+from subquad.attention._heads import Pair, counts, find_heads
 
 State = dict[str, Any]
 
@@ -48,49 +49,62 @@ class Streaming(Method):
     identity. `attend(q, merge(summarize(k₁, v₁), summarize(k₂, v₂)))` is the method on the joined keys.
     """
 
+    holds: ClassVar[tuple[str, ...]]  # names of the arrays of a state
+
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """What a chunk of keys (..., n, d) and values (..., n, d_v) leaves behind: a dict of small arrays."""
-        xp = _arrays.check_arrays(k=k, v=v, key_mask=key_mask)
-        _arrays.check_floating(xp, k=k, v=v)
-        _door.check_keys(k, v, key_mask, xp)
-        scale = _door.check_scale(self.default_scale(scale), _door.check_widths(k, k))
+        xp = _door.check_rows({"key_mask": key_mask}, k=k, v=v)
+        key_mask = _door.check_keys(k, v, key_mask, xp)
+        scale = _door.check_scale(self.default_scale(scale), k.shape[-1])
         dtype = _arrays.compute_dtype(xp, k, v)
-        return self.summarize_keys(
-            xp, _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype), key_mask=key_mask, scale=scale
-        )
+        k, v = _arrays.cast(xp, k, dtype), _arrays.cast(xp, v, dtype)
+        pair, keys = self.given_rows(xp, k), counts(k, v)
+        per_query = keys | counts(key_mask, tail=1) | counts(*pair or ())
+        heads = find_heads(xp, keys, per_query, many="key_mask or an option")
+        k, v, key_mask, pair = heads.fold(k), heads.fold(v), heads.fold_mask(key_mask), heads.fold_pair(pair)
+        state = self.summarize_keys(xp, k, v, key_mask=key_mask, scale=scale, pair=pair)
+        return {name: heads.unfold(x) for name, x in state.items()}
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
         """The state of both chunks together; None stands for no keys."""
+        given = {name: x for name, x in (("left", left), ("right", right)) if x is not None}
+        arrays = {
+            key: x for name, state in given.items() for key, x in _door.check_state(name, state, self.holds).items()
+        }
         if left is None or right is None:
             return right if left is None else left
-        xp = _arrays.check_arrays(
-            **{f"left[{name!r}]": x for name, x in left.items()}, **{f"right[{name!r}]": x for name, x in right.items()}
-        )
-        return self.merge_states(xp, left, right)
+        xp = _arrays.check_arrays(**arrays)
+        _door.check_tails("right", right, {name: tuple(x.shape[-2:]) for name, x in left.items()})
+        some = counts(*left.values(), *right.values())
+        heads = find_heads(xp, {min(some, default=1)}, some, few="the other state", many="a state")
+        left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
+        return {name: heads.unfold(x) for name, x in self.merge_states(xp, left, right).items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
         """Read the state with queries (..., n, d): shape (..., n, d_v), dtype of q."""
-        xp = _arrays.check_arrays(q=q, **state)
-        _arrays.check_floating(xp, q=q)
-        scale = _door.check_scale(self.default_scale(scale), _door.check_widths(q, q))
-        held = next(iter(state.values()))
-        grouped = q.ndim >= 3 and held.ndim >= 3 and held.shape[-3] not in (1, q.shape[-3]) and q.shape[-3] > 1
-        ungrouped = q
-        if grouped:
-            if q.shape[-3] % held.shape[-3]:
-                msg = f"q has {q.shape[-3]} heads and the state {held.shape[-3]}, which must divide them"
-                raise ValueError(msg)
-            q = _door.split_heads(xp, q, held.shape[-3])
-            state = {name: xp.expand_dims(x, axis=-3) for name, x in state.items()}
-        out = self.read_state(xp, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, held)), state, scale=scale)
-        out = _arrays.cast(xp, out, ungrouped.dtype)
-        return _door.merge_heads(xp, out) if grouped else out
+        xp = _door.check_rows(_door.check_state("state", state, self.holds), q=q)
+        scale = _door.check_scale(self.default_scale(scale), q.shape[-1])
+        dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
+        pair = self.given_rows(xp, q)
+        held = counts(*state.values(), *pair or ())
+        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few="the state and its options")
+        q, state = heads.fold(q), {name: heads.fold(x) for name, x in state.items()}
+        _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
+        out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
+        return heads.unfold(_arrays.cast(xp, out, dtype))
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
+    def given_rows(self, xp: ModuleType, like: Array) -> Pair:
+        """The option that is a pair of rows (..., rows, d), for q and for k, beside `like`."""
+        return None
+
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair
+    ) -> State:
+        """The state of checked keys; `pair` is what `given_rows` gave, folded like them."""
         raise NotImplementedError
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         raise NotImplementedError
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Pair) -> Array:
         raise NotImplementedError

@@ -27,6 +27,7 @@ from subquad._dispatch import Array, backend_of
 from subquad._draw import PROJECTIONS, draw_omega
 from subquad.attention._door import Inputs
 from subquad.attention._features import FeatureMethod
+from subquad.attention._heads import Pair
 from subquad.attention._rows import mean_row, self_attention_mask
 from subquad.kernels._feature_map import (
     Center,
@@ -131,19 +132,14 @@ class Favor(FeatureMethod):
 
     def choose_center(self, inputs: Inputs) -> Center:
         if self.center is not True:
-            return self.folded_center(inputs)
+            return super().choose_center(inputs)
         if inputs.causal:
             msg = "center=True would let the mean of later keys into earlier rows; pass center=(q_mean, k_mean)"
             raise NotImplementedError(msg)
         q_mask = self_attention_mask(inputs)
         return mean_row(inputs.xp, inputs.q, q_mask), mean_row(inputs.xp, inputs.k, inputs.key_mask)
 
-    def folded_center(self, inputs: Inputs) -> Center:
-        """The given pair, heads grouped like the inputs."""
-        given = self.given_center(inputs.xp, inputs.q)
-        return None if given is None else (inputs.fold_rows(given[0]), inputs.fold_rows(given[1]))
-
-    def given_center(self, xp: ModuleType, like: Array) -> Center:
+    def given_rows(self, xp: ModuleType, like: Array) -> Pair:
         if self.center is False:
             return None
         if self.center is True:
@@ -222,8 +218,9 @@ def _cast_on_host(projection: str, m: int, d: int, seed: int, bits: int) -> np.n
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
     """An array of the library of `like`, or of NumPy, as an array beside `like`."""
-    if isinstance(x, np.ndarray) and not isinstance(like, np.ndarray):
+    from_host = isinstance(x, np.ndarray) and not isinstance(like, np.ndarray)
+    own = _arrays.check_arrays(**({} if from_host else {"q": like}), **{name: x})
+    _arrays.check_floating(own, **{name: x})
+    if from_host:
         return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=device(like))
-    _arrays.check_arrays(q=like, **{name: x})
-    _arrays.check_floating(xp, **{name: x})
     return _arrays.cast(xp, x, like.dtype)

@@ -17,7 +17,7 @@ from typing import Any
 
 from subquad import _arrays
 from subquad._blocks import rows_per_block, scan_blocks
-from subquad._dispatch import Array
+from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._convolution import add_convolution
 from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
@@ -78,6 +78,8 @@ class Nystrom(Streaming):
     True
     """
 
+    holds = ("max", "sum", "acc")
+
     num_landmarks: int | None = None
     landmarks: str | tuple[Array, Array] = "segment-means"
     seed: int | None = None
@@ -110,13 +112,12 @@ class Nystrom(Streaming):
             raise ValueError(msg)
 
     def with_landmarks(self, q: Array, k: Array, /, *, key_mask: Array | None = None) -> Nystrom:
-        """This method with the landmarks of these queries and keys as fixed arrays, for streaming."""
+        """This method with the landmarks of these queries and keys, no more than visible rows, as fixed arrays."""
         inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
-        q_land, _, k_land, _ = self._landmarks(inputs)
-        if inputs.groups > 1:
-            k_land = inputs.xp.broadcast_to(k_land, (*q_land.shape[:-2], *k_land.shape[-2:]))
-            q_land, k_land = (_door.merge_heads(inputs.xp, x) for x in (q_land, k_land))
-        return replace(self, landmarks=(q_land, k_land), num_landmarks=None, seed=None, query_mask=None)
+        chosen = replace(self, num_landmarks=self._fitting(inputs)) if isinstance(self.landmarks, str) else self
+        q_land, _, k_land, _ = chosen._landmarks(inputs)
+        pair = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
+        return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         if inputs.causal:
@@ -141,13 +142,10 @@ class Nystrom(Streaming):
         out = softmax_attention(inputs.q, k_land, values, scale=scale, key_mask=k_valid)
         return add_convolution(inputs, out, self.conv_weights)
 
-    def summarize_keys(self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float) -> State:
-        q_land = self._given_landmarks(xp, k)[0] * scale
-        groups = _door.query_groups(q_land, k, v)
-        if groups > 1:
-            q_land = _door.split_heads(xp, q_land, q_land.shape[-3] // groups)
-            k, v = xp.expand_dims(k, axis=-3), xp.expand_dims(v, axis=-3)
-            key_mask = _door.group_mask(xp, key_mask, k.shape[-4], groups)
+    def summarize_keys(
+        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Any
+    ) -> State:
+        q_land = pair[0] * scale
         mask = None if key_mask is None else key_mask[..., None]
         batch = _arrays.broadcast_batch(
             landmarks=q_land.shape[:-2],
@@ -163,9 +161,7 @@ class Nystrom(Streaming):
         if k.shape[-2]:
             size = rows_per_block(math.prod(batch) * q_land.shape[-2])
             carry, _ = scan_blocks(absorb, carry, [k, v, mask], size, xp=xp)
-        if groups > 1:
-            carry = tuple(_door.merge_heads(xp, x) for x in carry)
-        return dict(zip(("max", "sum", "acc"), carry, strict=True))
+        return dict(zip(self.holds, carry, strict=True))
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         new = xp.maximum(left["max"], right["max"])
@@ -173,17 +169,44 @@ class Nystrom(Streaming):
         one, other = xp.exp(left["max"] - finite), xp.exp(right["max"] - finite)
         return {"max": new} | {name: left[name] * one + right[name] * other for name in ("sum", "acc")}
 
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float) -> Array:
+    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Any) -> Array:
         if self.conv_weights is not None:
             msg = "the convolution of conv_weights reads v, which a state does not hold; add it to the output yourself"
             raise NotImplementedError(msg)
-        q_land, k_land = self._given_landmarks(xp, q)
+        q_land, k_land = pair
+        m = q_land.shape[-2]
+        _door.check_tails("state", state, {"max": (m, 1), "sum": (m, 1), "acc": (m, None)})
         at_landmarks = divide(xp, state["acc"], state["sum"])
         values = self._landmark_values(xp, q_land, None, k_land, None, at_landmarks, scale)
         return softmax_attention(q, k_land, values, scale=scale)
 
     def _m(self) -> int:
         return self.num_landmarks or 64
+
+    def _fitting(self, inputs: _door.Inputs) -> int:
+        """m, or the number of visible rows where it is smaller: an empty segment has no mean."""
+        xp, m = inputs.xp, min(self._m(), inputs.q.shape[-2], inputs.k.shape[-2])
+        query_mask = None if self.query_mask is None else self._check_query_mask(inputs)
+        for name, mask in (("key_mask", inputs.key_mask), ("query_mask", query_mask)):
+            if mask is None or 0 in mask.shape or not backend_of(xp).concrete(mask):
+                continue
+            count = count_visible(xp, mask)
+            most = int(xp.max(count))
+            if name == "key_mask":  # an item without keys has an output of 0, whatever its landmarks
+                most = max(most, 1)
+                count = xp.where(count == 0, most, count)
+            least = int(xp.min(count))
+            if least < min(m, most):
+                msg = (
+                    f"num_landmarks is {self._m()}, but {name} leaves between {least} and {most} rows to the items "
+                    f"of the batch; take num_landmarks={max(least, 1)}, or fix the landmarks of each item on its own"
+                )
+                raise ValueError(msg)
+            m = min(m, least)
+        if m == 0:
+            msg = "with_landmarks needs at least one visible query and one key, got none"
+            raise ValueError(msg)
+        return m
 
     def _tuning(self) -> dict[str, float | None]:
         return {"iterations": self.iterations, "rcond": self.rcond, "ridge": self.ridge}
@@ -197,8 +220,8 @@ class Nystrom(Streaming):
         """q̃ and k̃ with the landmarks that hold a row; None: all do."""
         xp = inputs.xp
         if not isinstance(self.landmarks, str):
-            q_land, k_land = self._given_landmarks(xp, inputs.q)
-            return inputs.fold_rows(q_land), None, inputs.fold_rows(k_land), None
+            q_land, k_land = map(inputs.heads.fold, self.given_rows(xp, inputs.q))
+            return q_land, None, k_land, None
         q_mask = self_attention_mask(inputs)
         if self.query_mask is not None:
             q_mask = self._check_query_mask(inputs)
@@ -207,7 +230,7 @@ class Nystrom(Streaming):
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
         return xp.where(xp.isfinite(q_land), q_land, 0.0), q_valid, k_land, k_valid
 
-    def _given_landmarks(self, xp: ModuleType, like: Array) -> tuple[Array, Array]:
+    def given_rows(self, xp: ModuleType, like: Array) -> tuple[Array, Array]:
         if isinstance(self.landmarks, str):
             msg = (
                 "a state needs landmarks that do not depend on the chunk: use method.with_landmarks(q, k), "
@@ -233,7 +256,7 @@ class Nystrom(Streaming):
         if not _arrays.is_dtype(inputs.xp, mask, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
             msg = f"query_mask has dtype {mask.dtype}, shape {tuple(mask.shape)}, expected bool, (..., {n})"
             raise ValueError(msg)
-        return inputs.fold_mask(mask)
+        return inputs.heads.fold_mask(mask)
 
     def _landmark_values(
         self,

@@ -1,7 +1,8 @@
 """What the command line answers to a wrong request."""
 
-import difflib
 from collections.abc import Iterable
+
+from subquad._arrays import nearest
 
 
 class CommandError(Exception):
@@ -10,11 +11,4 @@ class CommandError(Exception):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that there is no `kind` called `name`, and which names come near or exist."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?"
-        if near
-        else f"expected one of {', '.join(known) or 'none: nothing was found'}"
-    )
-    return f"no {kind} is called {name!r}; {hint}"
+    return f"no {kind} is called {name!r}; {nearest(name, sorted(known))}"

@@ -93,7 +93,7 @@ def read(xp: ModuleType, phi: FeatureMap, q: Array, state: Mapping[str, Any]) ->
         phi_q = _query_features(xp, queries(q))
         return None, _divide(xp, phi_q @ kv, phi_q @ k_sum)
 
-    batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2])
+    batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2], center=phi.batch)
     if q.shape[-2] == 0:
         return xp.zeros((*batch, 0, kv.shape[-1]), dtype=q.dtype, device=device(q))
     _, out = scan_blocks(rows, None, [q], rows_per_block(math.prod(batch) * k_sum.shape[-2]), xp=xp)

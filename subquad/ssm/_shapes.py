@@ -1,28 +1,46 @@
-"""Shapes of the inputs of a selective scan, and the three forms of its maps B and C."""
+"""The door of the selective scan and of one step of it: libraries, dtypes, shapes, and three forms of B and C."""
 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+from subquad import _arrays
 from subquad._dispatch import Array
 
 
-def check_shapes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[int, int, int]:
-    """(n, d, d_state) of inputs, by name, that fit; which form B and C have is for `map_rank` to say."""
+class Shapes(NamedTuple):
+    """What inputs that fit say; `forms` is the number of axes of B and C after the batch, see `map_rank`."""
+
+    xp: ModuleType
+    batch: tuple[int, ...]
+    d: int
+    d_state: int
+    forms: dict[str, int]
+
+
+def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
+    """Raise unless the inputs, by name, fit. `time` is the number of axes of time: 1 in a scan, 0 in one step."""
+    _arrays.check_given(**{name: arrays[name] for name in ("u", "delta", "A", "B", "C")})
+    xp = _arrays.check_arrays(**arrays)
+    state = "initial_state" if time else "state"
+    _arrays.check_floating(xp, **{name: arrays[name] for name in ("u", "delta", "D", "z", "delta_bias")})
+    _arrays.check_floating(xp, complex_too=True, **{name: arrays[name] for name in ("A", "B", "C", state)})
     u, A = arrays["u"], arrays["A"]
-    if u.ndim < 2:
-        msg = f"u has shape {tuple(u.shape)}, expected (..., n, d) with at least two axes"
+    if u.ndim <= time:
+        expected = "(..., n, d) with at least two axes" if time else "(..., d)"
+        msg = f"u has shape {tuple(u.shape)}, expected {expected}"
         raise ValueError(msg)
-    n, d = u.shape[-2:]
+    d, steps = u.shape[-1], tuple(u.shape[-1 - time : -1])
     if A.ndim != 2 or A.shape[0] != d or A.shape[1] == 0:
         msg = f"A has shape {tuple(A.shape)}, expected ({d}, d_state): one row per channel of u {tuple(u.shape)}"
         raise ValueError(msg)
     d_state = A.shape[1]
-    for name, tail in {"delta": (n, d), "z": (n, d), "initial_state": (d, d_state)}.items():
+    tails = {"delta": (*steps, d), "z": (*steps, d), state: (d, d_state)}
+    for name, tail in tails.items():
         x = arrays[name]
-        if x is not None and tuple(x.shape[-2:]) != tail:
-            msg = f"{name} has shape {tuple(x.shape)}, expected (..., {tail[0]}, {tail[1]})"
+        if x is not None and tuple(x.shape[-len(tail) :]) != tail:
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., {', '.join(map(str, tail))})"
             raise ValueError(msg)
     for name in ("D", "delta_bias"):
         x = arrays[name]
@@ -30,39 +48,39 @@ def check_shapes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[int, int, int]
             msg = f"{name} has shape {tuple(x.shape)}, expected ({d},): one number per channel"
             raise ValueError(msg)
     if not xp.isdtype(A.dtype, "complex floating"):
-        for name in ("B", "C", "initial_state"):
+        for name in ("B", "C", state):
             x = arrays[name]
             if x is not None and xp.isdtype(x.dtype, "complex floating"):
                 msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
                 raise TypeError(msg)
-    for name in ("B", "C"):
-        if arrays[name].ndim < 2 or arrays[name].shape[-1] != d_state:
-            got = tuple(arrays[name].shape)
-            expected = f"(..., {n}, {d_state}), (..., {n}, groups, {d_state}) or ({d}, {d_state})"
-            msg = f"{name} has shape {got}, expected {expected}"
-            raise ValueError(msg)
-    return n, d, d_state
+    forms = {name: map_rank(name, arrays[name], u, steps, d_state) for name in ("B", "C")}
+    axes = {"u": time + 1, "delta": time + 1, "z": time + 1, state: 2, **forms}
+    batches = {name: arrays[name].shape[:-rank] for name, rank in axes.items() if rank and arrays[name] is not None}
+    return Shapes(xp, _arrays.broadcast_batch(**batches), d, d_state, forms)
 
 
-def map_rank(name: str, x: Array, rank: int, n: int, d: int) -> int:
-    """Axes of B or C after the batch: 0 constant, 2 one map per step, 3 one per step and group."""
-    got, tail = tuple(x.shape), x.shape[-1]
-    expected = f"(..., {n}, {tail}), (..., {n}, groups, {tail}) or ({d}, {tail})"
-    if x.ndim == 2 and (rank > 2 or is_constant(name, x, n, d, "n")):
-        if x.shape[0] != d:
-            msg = f"{name} has shape {got}, expected {expected}"
-            raise ValueError(msg)
-        return 0
-    if x.ndim == rank and x.shape[-2] == n:
-        return 2
-    if x.ndim == rank + 1 and x.shape[-3] == n and x.shape[-2] and d % x.shape[-2] == 0:
-        return 3
-    msg = f"{name} has shape {got}, expected {expected} for u with {rank} axes; groups must divide d = {d}"
+def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], d_state: int) -> int:
+    """Axes of B or C after the batch: 0 constant, those of time and state for one map per step, one more for groups."""
+    got, d, rank = tuple(x.shape), u.shape[-1], len(steps) + 1
+    if got[-1:] == (d_state,):
+        if x.ndim == 2 and u.ndim >= 2 and (u.ndim > 2 or is_constant(name, x, u, "n" if steps else "batch")):
+            if got[0] == d:
+                return 0
+        elif x.ndim == u.ndim and got[-rank:-1] == steps:
+            return rank
+        elif x.ndim == u.ndim + 1 and got[-rank - 1 : -2] == steps and got[-2] and d % got[-2] == 0:
+            return rank + 1
+    each = "".join(f"{n}, " for n in steps)
+    msg = (
+        f"{name} has shape {got}, expected (..., {each}{d_state}), (..., {each}groups, {d_state}) or ({d}, {d_state}) "
+        f"for u with {u.ndim} axes; groups must divide d = {d}"
+    )
     raise ValueError(msg)
 
 
-def is_constant(name: str, x: Array, rows: int, d: int, axis: str) -> bool:
+def is_constant(name: str, x: Array, u: Array, axis: str) -> bool:
     """Is a two-axis map beside a two-axis u constant? Where both readings fit, the caller must say."""
+    rows, d = u.shape
     if x.shape[0] == rows == d > 1:
         msg = (
             f"{name} of shape {tuple(x.shape)} could be (d, d_state) or ({axis}, d_state), since {axis} = d = {d}; "

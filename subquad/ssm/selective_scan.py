@@ -11,7 +11,9 @@ from typing import Any
 from subquad import _arrays
 from subquad._dispatch import Array
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
-from subquad.ssm._shapes import check_shapes, map_rank
+from subquad.ssm._shapes import Shapes, check_inputs
+
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 def selective_scan(
@@ -57,7 +59,7 @@ def selective_scan(
     delta_softplus : bool, default False
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
     initial_state : array, shape (..., d, d_state), optional
-        The state before the first step (with `reverse`, before the last). Default: zero.
+        The state before the first step (with `reverse`, after the last). Default: zero.
     return_state : bool, default False
         Return (y, state) instead of y.
     reverse : bool, default False
@@ -102,25 +104,22 @@ def selective_scan(
     >>> subquad.selective_scan(one, one, np.zeros((1, 1)), one, one)[:, 0]
     array([1., 2., 3.])
     """
-    arrays: dict[str, Any] = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
-    arrays |= {"delta_bias": delta_bias, "initial_state": initial_state}
-    _arrays.check_given(u=u, delta=delta, A=A, B=B, C=C)
-    xp = _arrays.check_arrays(**arrays)
+    arrays = dict(zip(INPUTS, (u, delta, A, B, C, D, z, delta_bias, initial_state), strict=True))
+    shapes = check_inputs(arrays, time=1)
+    return_state = _arrays.check_flag("return_state", return_state)
+    y, state = scan_checked(arrays, shapes, delta_softplus, implementation, reverse=reverse)
+    return (y, state) if return_state else y
+
+
+def scan_checked(
+    arrays: dict[str, Any], shapes: Shapes, delta_softplus: bool, implementation: str, *, reverse: bool = False
+) -> tuple[Array, Array]:
+    """y and the last state of inputs that fit."""
     softplus = _arrays.check_flag("delta_softplus", delta_softplus)
     reverse = _arrays.check_flag("reverse", reverse)
-    return_state = _arrays.check_flag("return_state", return_state)
-    _arrays.check_floating(xp, u=u, delta=delta, D=D, z=z, delta_bias=delta_bias)
-    _arrays.check_floating(xp, complex_too=True, A=A, B=B, C=C, initial_state=initial_state)
-    n, d, d_state = check_shapes(xp, arrays)
+    u, delta, A, B, C, D, z, delta_bias, initial_state = (arrays[name] for name in INPUTS)
+    xp, batch, forms = shapes.xp, shapes.batch, shapes.forms
     real, held = _dtypes(xp, arrays)
-
-    forms = {name: map_rank(name, x, u.ndim, n, d) for name, x in (("B", B), ("C", C))}
-    batches = {"u": u.shape[:-2], "delta": delta.shape[:-2]}
-    batches |= {} if z is None else {"z": z.shape[:-2]}
-    batches |= {} if initial_state is None else {"initial_state": initial_state.shape[:-2]}
-    batches |= {name: x.shape[: -forms[name]] for name, x in (("B", B), ("C", C)) if forms[name]}
-    batch = _arrays.broadcast_batch(**batches)
-
     stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
     if all(x is None or x.dtype == u.dtype for x in (delta, z)) and xp.finfo(u.dtype).bits < 32:
         stored = u.dtype
@@ -152,8 +151,8 @@ def selective_scan(
         reverse=reverse,
         implementation=implementation,
     )
-    y = xp.reshape(_arrays.cast(xp, y, u.dtype), (*batch, n, d))
-    return (y, xp.reshape(state, (*batch, d, d_state))) if return_state else y
+    y = xp.reshape(_arrays.cast(xp, y, u.dtype), (*batch, *u.shape[-2:]))
+    return y, xp.reshape(state, (*batch, shapes.d, shapes.d_state))
 
 
 def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:

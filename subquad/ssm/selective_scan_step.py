@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from subquad import _arrays
 from subquad._dispatch import Array
-from subquad.ssm._shapes import is_constant
-from subquad.ssm.selective_scan import selective_scan
+from subquad.ssm._shapes import check_inputs
+from subquad.ssm.selective_scan import INPUTS, scan_checked
+
+STEP_INPUTS = (*INPUTS[:-1], "state")
 
 
 def selective_scan_step(
@@ -69,34 +70,12 @@ def selective_scan_step(
     >>> y
     array([3.])
     """
-    _arrays.check_given(u=u, delta=delta, A=A, B=B, C=C)
-    xp = _arrays.check_arrays(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, state=state)
-    if u.ndim == 0:
-        msg = f"u has shape {tuple(u.shape)}, expected (..., d)"
-        raise ValueError(msg)
-
-    def token(x: Array | None) -> Array | None:
-        return None if x is None else xp.expand_dims(x, axis=-2)
-
-    def token_map(name: str, x: Array) -> Array:
-        if x.ndim == u.ndim + 1:
-            return xp.expand_dims(x, axis=-3)
-        if x.ndim == 2 and (u.ndim > 2 or is_constant(name, x, u.shape[0], u.shape[-1], "batch")):
-            return x
-        return xp.expand_dims(x, axis=-2)
-
-    y, state = selective_scan(
-        token(u),
-        token(delta),
-        A,
-        token_map("B", B),
-        token_map("C", C),
-        D,
-        z=token(z),
-        delta_bias=delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=state,
-        return_state=True,
-        implementation=implementation,
-    )
+    arrays = dict(zip(STEP_INPUTS, (u, delta, A, B, C, D, z, delta_bias, state), strict=True))
+    shapes = check_inputs(arrays, time=0)
+    xp, forms = shapes.xp, {name: rank + 1 if rank else 0 for name, rank in shapes.forms.items()}
+    arrays["initial_state"] = arrays.pop("state")
+    for name, axes in {"u": 2, "delta": 2, "z": 2, **forms}.items():
+        if axes and arrays[name] is not None:
+            arrays[name] = xp.expand_dims(arrays[name], axis=-axes)
+    y, state = scan_checked(arrays, shapes._replace(forms=forms), delta_softplus, implementation)
     return y[..., 0, :], state
