@@ -70,26 +70,34 @@ def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array
     """TypeError unless every array that is not None has a real floating dtype (or complex, where allowed)."""
     kinds = ("real floating", "complex floating") if complex_too else ("real floating",)
     for name, x in arrays.items():
-        if x is not None and not is_dtype(xp, x, kinds):
+        if x is not None and not is_dtype(xp, x.dtype, kinds):
             expected = "a real or complex floating dtype" if complex_too else "a real floating dtype"
             msg = f"{name} has dtype {x.dtype}, expected {expected}; convert it, for example to float32"
             raise TypeError(msg)
 
 
-def is_dtype(xp: ModuleType, x: Array, kinds: str | tuple[str, ...]) -> bool:
-    """`isdtype` of the standard, False for the dtypes that it does not know."""
+def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
+    """`isdtype` of the standard, False for the dtypes that it does not know, but for bfloat16."""
     try:
-        return bool(xp.isdtype(x.dtype, kinds))
+        return bool(xp.isdtype(dtype, kinds))
     except TypeError:
-        return False
+        return _is_bfloat16(dtype) and "real floating" in ((kinds,) if isinstance(kinds, str) else kinds)
+
+
+def is_half(xp: ModuleType, dtype: Any) -> bool:
+    """A real floating dtype of less than 32 bits: for storage, not to compute in."""
+    return _is_bfloat16(dtype) or (xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32)
+
+
+def _is_bfloat16(dtype: Any) -> bool:
+    """That of the package ml_dtypes, which NumPy and CuPy take, but say nothing of."""
+    return getattr(dtype, "name", None) == "bfloat16"
 
 
 def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     """The dtype to compute in: the common one, but at least float32."""
     dtype = xp.result_type(*[x for x in arrays if x is not None])
-    if xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32:
-        return xp.float32
-    return dtype
+    return xp.float32 if is_half(xp, dtype) else dtype
 
 
 def cast(xp: ModuleType, x: Array | None, dtype: Any) -> Array | None:

@@ -7,6 +7,7 @@ device, dtype or index, no_float64 an accidental double, meta tensors a read val
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,7 +92,14 @@ class Library:
 
 
 class NumPy(Library):
-    pass
+    """With the bfloat16 of ml_dtypes, which knows less than NumPy's own dtypes."""
+
+    dtypes = ("float64", "float32", "bfloat16") if importlib.util.find_spec("ml_dtypes") else Library.dtypes
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        if dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401  NumPy knows the name from now on
+        return super().array(x, dtype)
 
 
 class NumPyReadOnly(Library):

@@ -115,7 +115,7 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
         raise ValueError(msg)
     if key_mask is None:
         return None
-    if not _arrays.is_dtype(xp, key_mask, "bool"):
+    if not _arrays.is_dtype(xp, key_mask.dtype, "bool"):
         msg = (
             f"key_mask has dtype {key_mask.dtype}, expected bool with True = keep; "
             f"an additive mask becomes one by `mask == 0`, a 0/1 mask by `mask == 1`"

@@ -253,7 +253,7 @@ class Nystrom(Streaming):
         mask: Any = self.query_mask
         _arrays.check_arrays(q=inputs.q, query_mask=mask)
         n = inputs.q.shape[-2]
-        if not _arrays.is_dtype(inputs.xp, mask, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
+        if not _arrays.is_dtype(inputs.xp, mask.dtype, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
             msg = f"query_mask has dtype {mask.dtype}, shape {tuple(mask.shape)}, expected bool, (..., {n})"
             raise ValueError(msg)
         return inputs.heads.fold_mask(mask)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from subquad._arrays import cast
+from subquad._arrays import cast, is_half
 from subquad._blocks import scan_blocks
 from subquad._dispatch import Array, kernel
 from subquad.kernels._runs import cut_runs, join_runs, run_sizes
@@ -91,7 +91,7 @@ def selective_scan(
 def widened(xp: ModuleType, inputs: Inputs) -> Inputs:
     """Inputs of half precision in single, as the scan computes; others as they are."""
     stored = inputs.u.dtype
-    if xp.finfo(stored).bits >= 32:
+    if not is_half(xp, stored):
         return inputs
     return Inputs(*(cast(xp, x, xp.float32) if x is not None and x.dtype == stored else x for x in inputs))
 

@@ -47,10 +47,10 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
         if x is not None and tuple(x.shape) != (d,):
             msg = f"{name} has shape {tuple(x.shape)}, expected ({d},): one number per channel"
             raise ValueError(msg)
-    if not xp.isdtype(A.dtype, "complex floating"):
+    if not _arrays.is_dtype(xp, A.dtype, "complex floating"):
         for name in ("B", "C", state):
             x = arrays[name]
-            if x is not None and xp.isdtype(x.dtype, "complex floating"):
+            if x is not None and _arrays.is_dtype(xp, x.dtype, "complex floating"):
                 msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
                 raise TypeError(msg)
     forms = {name: map_rank(name, arrays[name], u, steps, d_state) for name in ("B", "C")}

@@ -121,7 +121,7 @@ def scan_checked(
     xp, batch, forms = shapes.xp, shapes.batch, shapes.forms
     real, held = _dtypes(xp, arrays)
     stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
-    if all(x is None or x.dtype == u.dtype for x in (delta, z)) and xp.finfo(u.dtype).bits < 32:
+    if all(x is None or x.dtype == u.dtype for x in (delta, z)) and _arrays.is_half(xp, u.dtype):
         stored = u.dtype
 
     def flat(x: Array | None, dtype: Any) -> Array | None:
@@ -129,7 +129,7 @@ def scan_checked(
 
     def flat_map(name: str, x: Array) -> Array:
         if x.dtype != stored:
-            x = _arrays.cast(xp, x, held if xp.isdtype(x.dtype, "complex floating") else real)
+            x = _arrays.cast(xp, x, held if _arrays.is_dtype(xp, x.dtype, "complex floating") else real)
         if not forms[name]:
             return x
         if forms[name] == 2:
@@ -158,7 +158,7 @@ def scan_checked(
 def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64."""
     common = xp.result_type(*[x for x in arrays.values() if x is not None])
-    is_complex = xp.isdtype(arrays["A"].dtype, "complex floating")
+    is_complex = _arrays.is_dtype(xp, arrays["A"].dtype, "complex floating")
     wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
     real = xp.float64 if wide else xp.float32
     if not is_complex:
