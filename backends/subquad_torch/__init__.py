@@ -36,8 +36,8 @@ def synchronize(*arrays: Any) -> None:
 
 
 def concrete(*arrays: Any) -> bool:
-    """Can values be read? Not in a compiled function, under a functional transform, or on the meta device."""
-    if torch.compiler.is_compiling():
+    """Can values be read? Not in a compiled or recorded function, under a transform, or on the meta device."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     tensors = [x for x in arrays if isinstance(x, torch.Tensor)]
     return not any(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)

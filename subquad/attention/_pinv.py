@@ -50,9 +50,10 @@ def _iterative(xp: ModuleType, a: Array, iterations: int) -> Array:
     )
     z = divide(xp, xp.matrix_transpose(a), norms)
     eye = xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
+    seven, fifteen, thirteen = 7 * eye, 15 * eye, 13 * eye
     for _ in range(iterations):
         az = a @ z
-        z = z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az))) / 4
+        z = z @ (thirteen - az @ (fifteen - az @ (seven - az))) / 4
     return z
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from subquad._dispatch import Array
+from subquad._dispatch import Array, backend_of
 from subquad.attention._door import Inputs
 
 
@@ -15,9 +15,20 @@ def self_attention_mask(inputs: Inputs) -> Array | None:
 
 def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
     """Mean over the rows that the mask keeps and that are finite, shape (..., 1, d); 0 where there are none."""
-    keep = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
-    if mask is not None:
-        keep = keep & mask[..., None]
+    keep = None if mask is None else mask[..., None]
+    mean, total = _mean(xp, x, keep)
+    # a finite sum is one of finite rows; to look at each row costs many times as much
+    if backend_of(xp).concrete(x, mask) and bool(xp.all(xp.isfinite(total))):
+        return mean
+    finite = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
+    return _mean(xp, x, finite if keep is None else keep & finite)[0]
+
+
+def _mean(xp: ModuleType, x: Array, keep: Array | None) -> tuple[Array, Array]:
+    """Mean and sum of the rows that are kept."""
+    if keep is None:
+        total = xp.sum(x, axis=-2, keepdims=True)
+        return total / max(x.shape[-2], 1), total
     count = xp.sum(xp.astype(keep, x.dtype), axis=-2, keepdims=True)
     total = xp.sum(xp.where(keep, x, 0.0), axis=-2, keepdims=True)
-    return total / xp.where(count == 0, xp.ones_like(count), count)
+    return total / xp.where(count == 0, xp.ones_like(count), count), total
