@@ -202,6 +202,8 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
     "step-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\)", lambda: other.step(x, x, x, state)),
     "step-other-values": (ValueError, r"state\['kv'\] ends in \(5, 4\), expected \(5, 3\)", lambda: favor.step(x, x, x[:, :3], state)),
+    "step-batch": (ValueError, r"do not broadcast: state \[2\], k \[3\]",
+                   lambda: favor.step(*3 * [np.zeros((3, 6, 4))], favor.summarize(*2 * [np.zeros((2, 6, 4))]))),
     "step-other-method": (ValueError, "state holds 'acc', 'max', 'sum'", lambda: favor.step(x, x, x, nystrom.summarize(x, x))),
 }  # fmt: skip
 

@@ -203,6 +203,22 @@ def test_states_elsewhere(eager: Library, row: Row) -> None:
         assert relative_error(np.concatenate(got[1:], axis=-2), method(*given, causal=True, **keywords)) < 1e-12
 
 
+@rows(named("favor-seed", "favor-relu", "linear"))
+def test_step_after_a_state_of_smaller_batch(eager: Library, row: Row) -> None:
+    """The tokens' mask is per query head, the state per key head; more tokens than one block."""
+    drawn = Case((2, 4, 600, D), (2, 2, 600, D), (2, 2, 600, 5), mask="query-heads").draw()
+    drawn["key_mask"][..., :10] = True
+    method = row.object()
+    full = method(drawn["q"], drawn["k"], drawn["v"], causal=True, key_mask=drawn["key_mask"])
+
+    def step(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        state = method.summarize(k[..., :10, :], v[..., :10, :])
+        return method.step(q[..., 10:, :], k[..., 10:, :], v[..., 10:, :], state, key_mask=mask[..., 10:])[0]
+
+    out = eager.call(step, *drawn.values(), dtype="float64")
+    assert relative_error(eager.numpy(out), full[..., 10:, :]) < 1e-12
+
+
 @rows(named("favor-seed", "linear"))
 def test_prefill_then_decode(row: Row) -> None:
     """A prompt is summarized, tokens follow one by one: the rows of the causal form on all."""

@@ -104,7 +104,14 @@ def advance(
     xp: ModuleType, phi: FeatureMap, state: State, q: Array, k: Array, v: Array, key_mask: Array | None
 ) -> tuple[State, Array]:
     """Causal output of new rows after a state, and the state that includes them."""
-    batch = broadcast_batch(q=q.shape[:-2], state=state["k"].shape[:-2])
+    held, mask_batch = state["k"].shape[:-2], None if key_mask is None else key_mask.shape[:-1]
+    held = broadcast_batch(state=held, k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch, center=phi.batch)
+    # at once what the new keys would make of it: a traced loop may not change the shape of what it carries
+    state = {
+        name: x if tuple(x.shape[:-2]) == held else xp.broadcast_to(x, (*held, *x.shape[-2:]))
+        for name, x in state.items()
+    }
+    batch = broadcast_batch(q=q.shape[:-2], state=held)
     if q.shape[-2] == 0:
         return state, xp.zeros((*batch, 0, v.shape[-1]), dtype=q.dtype, device=device(q))
 
