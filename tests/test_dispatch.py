@@ -271,14 +271,15 @@ def test_feature_override_runs_and_equals_generic(
     assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
 
 
-def test_compiled_product_leaves_recorders_the_generic_form() -> None:
+@pytest.mark.parametrize("center", [False, True])
+def test_compiled_product_leaves_recorders_the_generic_form(center: bool) -> None:
     """A graph of operations or a count of them would miss what happens outside torch."""
     torch = pytest.importorskip("torch")
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils.flop_counter import FlopCounterMode
 
     def favor(q: Any, k: Any, v: Any) -> Any:
-        return subquad.attention(q, k, v, "favor", num_features=12)
+        return subquad.attention(q, k, v, "favor", num_features=12, center=center)
 
     draw = torch.Generator().manual_seed(0)
     first, second = (torch.randn(3, 2, 20, 8, generator=draw).unbind() for _ in range(2))
