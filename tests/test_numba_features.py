@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,14 +40,14 @@ def masks(heads: int, n_kv: int) -> dict[str, np.ndarray | None]:
 
 
 def product_by_definition(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, phi: Exponential, mask: np.ndarray | None
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, phi: Exponential, mask: np.ndarray | None, causal: bool = False
 ) -> np.ndarray:
     q, k, v, keys, queries = (x.astype(np.float64) for x in (q, k, v, phi.keys, phi.queries))
     q_mean, k_mean = phi.center or (0, 0)
     k, q = k - k_mean, q - q_mean
     log_k = k @ keys - abs(phi.scale) / 2 * (k * k).sum(-1, keepdims=True)
     log_k += phi.scale * (k * q_mean).sum(-1, keepdims=True)
-    return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
+    return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask, causal)
 
 
 def softmax_by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: Any) -> np.ndarray:
@@ -54,8 +55,11 @@ def softmax_by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: fl
     return weighted(scale * (q @ k.swapaxes(-1, -2))[..., None], v, mask)
 
 
-def weighted(log: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+def weighted(log: np.ndarray, v: np.ndarray, mask: np.ndarray | None, causal: bool = False) -> np.ndarray:
     """Means of v with weights Σ_m exp(log), (heads, n, n_kv, m); zero where a row sees no key."""
+    if causal:
+        n, n_kv = log.shape[-3:-1]
+        log = np.where(np.tri(n, n_kv, n_kv - n, dtype=bool)[..., None], log, -np.inf)
     if mask is not None:
         log = np.where(mask[..., None, :, None], log, -np.inf)
     most = log.max(axis=(-2, -1), keepdims=True)
@@ -77,18 +81,19 @@ def error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", SIZES)
-def test_feature_product_is_its_definition(size: tuple[int, ...], dtype: str, mask: str) -> None:
+def test_feature_product_is_its_definition(size: tuple[int, ...], dtype: str, mask: str, causal: bool) -> None:
     *shape, m = size
     q, k, v = draw(*shape, dtype)
     if q.shape[-2] * k.shape[-2] * m > 6e7:
         q = q[:, :40]
     phi, seen = exponential(shape[3], m, dtype), masks(shape[0], shape[2])[mask]
-    got = features.feature_product(q, k, v, exponential=phi, key_mask=seen)
+    got = features.feature_product(q, k, v, exponential=phi, key_mask=seen, causal=causal)
     assert got.dtype == dtype
-    expected = product_by_definition(q, k, v, phi, seen)
+    expected = product_by_definition(q, k, v, phi, seen, causal)
     assert np.array_equal(got == 0, expected == 0)  # rows of nothing
     assert error(got, expected) <= TOLERANCE[dtype]
 
@@ -123,8 +128,10 @@ def test_any_strides_and_shared_heads() -> None:
     phi = exponential(16, 40, "float32")
     for x in (q, k, v, mask):
         x.flags.writeable = False
-    expected = product_by_definition(q, k, v, phi, mask)
-    assert error(features.feature_product(q, k, v, exponential=phi, key_mask=mask), expected) <= TOLERANCE["float32"]
+    for causal in (False, True):
+        expected = product_by_definition(q, k, v, phi, mask, causal)
+        got = features.feature_product(q, k, v, exponential=phi, key_mask=mask, causal=causal)
+        assert error(got, expected) <= TOLERANCE["float32"]
     expected = softmax_by_definition(q, k, v, 0.3, mask)
     assert error(features.softmax_attention(q, k, v, scale=0.3, key_mask=mask), expected) <= TOLERANCE["float32"]
 
@@ -136,10 +143,11 @@ def test_centers(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(5)
     plain = exponential(16, 40, "float32")
     center = (rng.standard_normal(shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32))
-    for scale in (plain.scale, -plain.scale):
+    for scale, causal in itertools.product((plain.scale, -plain.scale), (False, True)):
         phi = Exponential(plain.keys, plain.queries, scale, center)
-        expected = product_by_definition(q, k, v, phi, None)
-        assert error(features.feature_product(q, k, v, exponential=phi), expected) <= TOLERANCE["float32"]
+        expected = product_by_definition(q, k, v, phi, None, causal)
+        got = features.feature_product(q, k, v, exponential=phi, causal=causal)
+        assert error(got, expected) <= TOLERANCE["float32"]
 
 
 def test_range() -> None:
@@ -217,7 +225,8 @@ def guarded(*shape):
 for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     q, k, v, W = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m)
     features.softmax_attention(q, k, v, scale=1.0, out=guarded(2, n, 5))
-    features.feature_product(q, k, v, exponential=Exponential(W, W, 0.5), out=guarded(2, n, 5))
+    for causal in (False, True):
+        features.feature_product(q, k, v, exponential=Exponential(W, W, 0.5), out=guarded(2, n, 5), causal=causal)
 print("done")
 """
 
@@ -266,19 +275,45 @@ def test_threads_do_not_change_the_numbers() -> None:
     q, k, v = draw(3, 2100, 8200, 16, 16, "float32")
     phi = exponential(16, 64, "float32")
 
-    def call(threads: int) -> np.ndarray:
-        return features.feature_product(q, k, v, exponential=phi, threads=threads)
+    for causal in (False, True):
 
-    alone = call(1)
-    with ThreadPoolExecutor(4) as pool:
-        for got in pool.map(call, [1, 2, 2, 3, 2, 1]):
-            assert np.array_equal(got, alone)
+        def call(threads: int, causal: bool = causal) -> np.ndarray:
+            return features.feature_product(q, k, v, exponential=phi, threads=threads, causal=causal)
+
+        alone = call(1)
+        with ThreadPoolExecutor(4) as pool:
+            for got in pool.map(call, [1, 2, 2, 3, 2, 1]):
+                assert np.array_equal(got, alone)
+
+
+def test_nothing_later_reaches_a_row() -> None:
+    """Not even its last bit, nor by a number that is not finite; a hidden one reaches nobody."""
+    q, k, v = draw(2, 150, 150, 16, 8, "float32")
+    phi, mask = exponential(16, 40, "float32"), np.arange(150)[None].repeat(2, 0) != 20
+
+    def call(k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return features.feature_product(q, k, v, exponential=phi, key_mask=mask, causal=True)
+
+    before = call(k, v)
+    for changed, value in itertools.product((0, 1), (np.nan, np.inf, 30.0)):
+        given = [k.copy(), v.copy()]
+        given[changed][0, 20] = np.nan
+        given[changed][0, 70, 3] = value
+        after = call(*given)
+        assert np.array_equal(after[0, :70], before[0, :70])
+        assert np.array_equal(after[1], before[1])
+        if value == 30:
+            assert not np.array_equal(after[0, 70:], before[0, 70:])
+        else:
+            assert np.isnan(after[0, 70:]).all()
 
 
 def test_no_keys_and_no_queries() -> None:
     q, k, v = draw(2, 3, 5, 4, 6, "float32")
     phi = exponential(4, 8, "float32")
-    assert np.array_equal(features.feature_product(q, k[:, :0], v[:, :0], exponential=phi), np.zeros((2, 3, 6)))
-    assert features.feature_product(q[:, :0], k, v, exponential=phi).shape == (2, 0, 6)
+    for causal in (False, True):
+        options = {"exponential": phi, "causal": causal}
+        assert np.array_equal(features.feature_product(q, k[:, :0], v[:, :0], **options), np.zeros((2, 3, 6)))
+        assert features.feature_product(q[:, :0], k, v, **options).shape == (2, 0, 6)
     assert features.softmax_attention(q[:, :0], k, v, scale=1.0).shape == (2, 0, 6)
     assert features.feature_product(q[:0], k[:0], v[:0], exponential=phi).shape == (0, 3, 6)

@@ -15,7 +15,8 @@ import numpy as np
 DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
-    *("_compile", "_scan", "_scan_backward", "_linear_scan", "_product", "_features", "_feature_gradients"),
+    *("_compile", "_scan", "_scan_backward", "_linear_scan"),
+    *("_product", "_features", "_causal_features", "_feature_gradients"),
 )
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""

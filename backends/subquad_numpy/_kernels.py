@@ -55,19 +55,17 @@ def feature_product_declines(
     """Why the compiled product cannot take the call."""
     if phi.exponential is None:
         return "the features are not plain exponentials"
-    if causal:
-        return "it has no causal form"
     return declines(q, k, v, phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ()))
 
 
 def feature_product(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> Array:
-    """The kernel `feature_product`, not causal."""
+    """The kernel `feature_product`."""
     from subquad_numpy import features
 
     assert phi.exponential is not None
-    return features.feature_product(q, k, v, exponential=phi.exponential, key_mask=key_mask)
+    return features.feature_product(q, k, v, causal=causal, exponential=phi.exponential, key_mask=key_mask)
 
 
 def softmax_attention_declines(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels._feature_map import Exponential
+from subquad_numpy._causal_features import CAUSAL_FRAME, causal_kernel
 from subquad_numpy._features import READING_FRAME, SUMMARY_FRAME, reading_kernel, summary_kernel
 from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
 
@@ -21,14 +22,14 @@ FEW_KEYS, QUERIES = 512, 256  # keys whose values stay in cache; queries that re
 class Sums(NamedTuple):
     """What attention through features knows of the keys: Σ_j φ(k[j]) v[j]ᵀ and Σ_j φ(k[j]), over exp(shift)."""
 
-    shift: Array  # (..., m), finite
+    shift: Array  # (..., m)
     kv: Array  # (..., m, d_v)
     k_sum: Array  # (..., m)
 
 
-def feature_product(q: Array, k: Array, v: Array, /, **options: Any) -> Array:
-    """The kernel `feature_product` for features that are exponentials, not causal."""
-    return product_and_sums(q, k, v, **options)[0]
+def feature_product(q: Array, k: Array, v: Array, /, *, causal: bool = False, **options: Any) -> Array:
+    """The kernel `feature_product` for features that are exponentials."""
+    return causal_product(q, k, v, **options) if causal else product_and_sums(q, k, v, **options)[0]
 
 
 def product_and_sums(
@@ -36,21 +37,64 @@ def product_and_sums(
     threads: int | None = None, out: Array | None = None,
 ) -> tuple[Array, Sums]:  # fmt: skip
     """The same, and what its gradient needs."""
-    W_k, W_q, scale = exponential.keys, exponential.queries, exponential.scale
+    W, q_mean, k_mean, batch, batch_kv = _sides(q, k, v, exponential, key_mask)
+    sums = _sums(batch_kv, k, v, W, key_mask, exponential.scale, threads, k_mean)
+    start = np.where(sums.shift == -math.inf, 0, sums.shift)
+    if out is None:
+        out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
+    _read(batch, q, exponential.queries, start, sums.kv, sums.k_sum, 1.0, threads, out, center=q_mean)
+    return out, Sums(start, sums.kv, sums.k_sum)
+
+
+def causal_product(
+    q: Array, k: Array, v: Array, /, *, exponential: Exponential, key_mask: Array | None = None,
+    threads: int | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """The kernel `feature_product` for features that are exponentials, causal."""
+    n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
+    W, q_mean, k_mean, batch, batch_kv = _sides(q, k, v, exponential, key_mask)
+    if out is None:
+        out = np.empty((*batch, n, d_v), q.dtype)
+    ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
+    out[..., :early, :] = 0  # rows before the first key
+    if n == early:
+        return out
+    before, after = (None if key_mask is None else key_mask[..., x] for x in (slice(ahead), slice(ahead, None)))
+    # keys that every row sees
+    sums = _sums(batch_kv, k[..., :ahead, :], v[..., :ahead, :], W, before, exponential.scale, threads, k_mean)
+    sums = Sums(*(np.broadcast_to(x, (*batch, *x.shape[len(batch_kv) :])) for x in sums))
+    q, k, v = q[..., early:, :], k[..., ahead:, :], v[..., ahead:, :]
+    rows = out if early == 0 else np.empty((*batch, n - early, d_v), q.dtype)
+    _advance(
+        batch, q, k, v, exponential.queries, W, after, abs(exponential.scale) / 2, q_mean, k_mean, sums, threads, rows
+    )
+    if early:
+        out[..., early:, :] = rows
+    return out
+
+
+def _sides(
+    q: Array, k: Array, v: Array, exponential: Exponential, key_mask: Array | None
+) -> tuple[Array, Array | None, Array | None, tuple[int, ...], tuple[int, ...]]:
+    """W of the keys, the centers as rows, the batch shape, and that of all but the queries."""
+    W = exponential.keys
     q_mean, k_mean = exponential.center or (None, None)
     batches = [k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1]]
     if q_mean is not None and k_mean is not None:
-        W_k = W_k + (scale * q_mean).swapaxes(-1, -2)
+        W = W + (exponential.scale * q_mean).swapaxes(-1, -2)
         batches += [q_mean.shape[:-2], k_mean.shape[:-2]]
         q_mean, k_mean = q_mean[..., 0, :], k_mean[..., 0, :]
     batch_kv = np.broadcast_shapes(*batches)
-    batch = np.broadcast_shapes(q.shape[:-2], batch_kv)
-    found = _summarize(batch_kv, k, v, W_k, key_mask, abs(scale) / 2, 1.0, threads, center=k_mean)
-    shift, kv, k_sum = (x.reshape(*batch_kv, W_k.shape[-1], *x.shape[1:]) for x in found)
-    sums = Sums(np.where(shift == -math.inf, 0, shift), kv, k_sum)
-    if out is None:
-        out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
-    return _read(batch, q, W_q, *sums, 1.0, threads, out, center=q_mean), sums
+    return W, q_mean, k_mean, np.broadcast_shapes(q.shape[:-2], batch_kv), batch_kv
+
+
+def _sums(
+    batch: tuple[int, ...], k: Array, v: Array, W: Array, key_mask: Array | None, scale: float, threads: int | None,
+    center: Array | None,
+) -> Sums:  # fmt: skip
+    """What the keys leave; shift is −∞ where there is none."""
+    found = _summarize(batch, k, v, W, key_mask, abs(scale) / 2, 1.0, threads, center=center)
+    return Sums(*(x.reshape(*batch, W.shape[-1], *x.shape[1:]) for x in found))
 
 
 class RowSums(NamedTuple):
@@ -140,6 +184,31 @@ def _summarize(
     fade = np.exp(shift - np.where(largest == -math.inf, 0, largest))
     np.einsum("cr,crv->rv", fade, part, out=whole.reshape(rows, d_v))
     return largest, whole.reshape(rows, d_v), (fade * k_sum).sum(axis=0)
+
+
+def _advance(
+    batch: tuple[int, ...], q: Array, k: Array, v: Array, U: Array, W: Array, mask: Array | None, half_scale: float,
+    q_center: Array | None, k_center: Array | None, sums: Sums, threads: int | None, out: Array,
+) -> None:  # fmt: skip
+    """Causal output of rows after a state, into `out`."""
+    (n, d), m, d_v = q.shape[-2:], W.shape[-1], v.shape[-1]
+    q, k, v, U, W = *map(with_whole_rows, (q, k, v)), in_elements(U), in_elements(W)
+    mask, q_center, k_center = (None if x is None else np.ascontiguousarray(x) for x in (mask, q_center, k_center))
+    items = math.prod(batch)
+    table = np.zeros((items, 8), np.int64)
+    parts = ((q, 2), (k, 2), (v, 2), (U, 2), (W, 2), (mask, 1), (q_center, 1), (k_center, 1))
+    for place, (x, core) in enumerate(parts):
+        if x is not None:
+            table[:, place] = offsets(x, batch, core)
+    U_row, U_step, W_row, W_step = (stride // W.itemsize for x in (U, W) for stride in x.strides[-2:])
+    shift, kv, k_sum = map(np.ascontiguousarray, sums)
+    run(
+        causal_kernel(q.dtype), CAUSAL_FRAME, items, 4 * items * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, q_row=row_step(q), k_row=row_step(k), v_row=row_step(v),
+        U_row=U_row, U_step=U_step, W_row=W_row, W_step=W_step,
+        q=q, k=k, v=v, U=U, W=W, mask=mask, q_center=q_center, k_center=k_center,
+        numbers=np.array([half_scale], q.dtype), table=table, shift=shift, kv=kv, k_sum=k_sum, out=out,
+    )  # fmt: skip
 
 
 def _read(

@@ -21,16 +21,19 @@ def declines(
     """Why the compiled product cannot take the call."""
     if phi.exponential is None:
         return "the features are not plain exponentials"
-    if causal:
-        return "it has no causal form"
-    return declines_compiled([q, k, v, *_tensors(phi.exponential)], key_mask)
+    floats = [q, k, v, *_tensors(phi.exponential)]
+    if causal and torch.is_grad_enabled() and any(x.requires_grad for x in floats):
+        return "gradients of causal use are recorded through the generic form"
+    return declines_compiled(floats, key_mask)
 
 
 def feature_product(
     q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
 ) -> Tensor:
-    """The kernel `feature_product`, not causal."""
+    """The kernel `feature_product`."""
     assert phi.exponential is not None
+    if causal:
+        return _causal_product(phi.exponential, q, k, v, key_mask)
     return FeatureProduct.apply(phi.exponential.scale, key_mask, q, k, v, *_tensors(phi.exponential))  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -43,9 +46,7 @@ class FeatureProduct(torch.autograd.Function):
         from subquad_torch._threads import threads
 
         q, k, v, *_ = floats
-        batches = [x.shape[:-2] for x in (q, k, v, *floats[5:])]
-        batch = torch.broadcast_shapes(*batches, () if key_mask is None else key_mask.shape[:-1])
-        out = q.new_empty((*batch, q.shape[-2], v.shape[-1]))  # torch's memory, so that torch accounts for it
+        out = _new_output(q, k, v, key_mask, *floats[5:])
         _, ctx.sums = features.product_and_sums(
             *map(in_place, (q, k, v)), exponential=_exponential(scale, *map(in_place, floats[3:])),
             key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
@@ -81,6 +82,26 @@ class FeatureProduct(torch.autograd.Function):
                 for by, x, needed in zip(found, floats, need, strict=False)
             ),
         )
+
+
+def _causal_product(phi: Exponential, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Causal attention of which no gradient is recorded."""
+    from subquad_numpy import features
+    from subquad_torch._threads import threads
+
+    out = _new_output(q, k, v, key_mask, *(phi.center or ()))
+    features.causal_product(
+        *map(in_place, (q, k, v)), exponential=_exponential(phi.scale, *map(in_place, _tensors(phi))),
+        key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
+    )  # fmt: skip
+    return out
+
+
+def _new_output(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *center: Tensor) -> Tensor:
+    """Memory of torch's, so that torch accounts for it."""
+    batches = [x.shape[:-2] for x in (q, k, v, *center)]
+    batch = torch.broadcast_shapes(*batches, () if key_mask is None else key_mask.shape[:-1])
+    return q.new_empty((*batch, q.shape[-2], v.shape[-1]))
 
 
 def _tensors(given: Exponential) -> tuple[Tensor, ...]:
