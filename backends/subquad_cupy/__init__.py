@@ -11,13 +11,6 @@ from subquad_cupy import _scan
 IN_PLACE = True
 
 
-def synchronize(*arrays: Any) -> None:
-    """Wait for the current stream."""
-    import cupy
-
-    cupy.cuda.get_current_stream().synchronize()
-
-
 def _selective_scan(*arrays: Any, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
     y, state, _ = _scan.scan_forward(Inputs(*arrays), delta_softplus=delta_softplus, reverse=reverse)
     return y, state
