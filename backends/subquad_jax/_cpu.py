@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import platform
 from collections.abc import Callable, Sequence
 
 import jax
 from jax import Array
 
+from subquad_numpy._kernels import without_numba
+
 
 def declines(arrays: Sequence[Array | None]) -> str | None:
     """Why the compiled kernels cannot take the arrays."""
-    if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed (pip install "subquad[numba]")'
+    if reason := without_numba():
+        return reason
     for x in arrays:
         if isinstance(x, jax.core.Tracer):
             continue
