@@ -58,10 +58,9 @@ class Backend:
 
     @classmethod
     def from_package(cls, library: str, package: ModuleType | None) -> Backend:
-        names = ("scan_blocks", "host", "concrete", "exp_minus")
+        names = ("scan_blocks", "host", "concrete", "exp_minus", "in_place")
         given = {name: getattr(package, name) for name in names if hasattr(package, name)}
-        kernels = getattr(package, "KERNELS", {})
-        return cls(library, **given, in_place=getattr(package, "IN_PLACE", False), kernels=kernels)
+        return cls(library, **given, kernels=getattr(package, "KERNELS", {}))
 
 
 def library_of(xp: ModuleType) -> str:

@@ -10,8 +10,8 @@ from subquad_numpy._kernels import without_numba
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
-    return {"version": np.__version__, "devices": ["cpu"], "available": True, "reason": None}
+    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
+    return {"version": np.__version__, "devices": ["cpu"], "reason": None}
 
 
 def kernel_notes() -> list[str]:
