@@ -21,10 +21,10 @@ from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._convolution import add_convolution
 from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
-from subquad.attention._method import State, Streaming
+from subquad.attention._method import Streaming
 from subquad.attention._pinv import PINVS, check_tuning, pinv_times
 from subquad.attention._rows import self_attention_mask
-from subquad.kernels._online import divide, fade
+from subquad.kernels._online import State, divide, fade
 from subquad.kernels.softmax_attention import absorb_keys, no_keys, softmax_attention
 
 LANDMARKS = ("segment-means", "uniform")

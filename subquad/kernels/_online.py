@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 from subquad._dispatch import Array
+
+State = dict[str, Any]  # such sums by name, and their m
 
 
 def finite(xp: ModuleType, maximum: Array) -> Array:

@@ -22,9 +22,8 @@ from subquad._arrays import broadcast_batch
 from subquad._blocks import rows_per_block, scan_blocks
 from subquad._dispatch import Array, backend_of, kernel
 from subquad.kernels._feature_map import FeatureMap, Features
-from subquad.kernels._online import divide, fade, finite
+from subquad.kernels._online import State, divide, fade, finite
 
-State = dict[str, Any]
 CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
 
 
