@@ -28,10 +28,6 @@ class Override:
     declines: Callable[..., str | None]  # a reason, or None where the override takes the call
 
 
-def _wait_for_nothing(*arrays: Array) -> None:
-    """Synchronise a library that computes at once."""
-
-
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
@@ -48,7 +44,6 @@ class Backend:
     """
 
     library: str
-    synchronize: Callable[..., None] = _wait_for_nothing
     # fold a step over blocks of rows, when a Python loop is not the best way; None: the Python loop
     scan_blocks: Callable[..., Any] | None = None
     # call a function of Python values on the host, also while a program is being traced
@@ -63,10 +58,9 @@ class Backend:
 
     @classmethod
     def from_package(cls, library: str, package: ModuleType | None) -> Backend:
-        names = ("synchronize", "scan_blocks", "host", "concrete", "exp_minus")
+        names = ("scan_blocks", "host", "concrete", "exp_minus", "in_place")
         given = {name: getattr(package, name) for name in names if hasattr(package, name)}
-        kernels = getattr(package, "KERNELS", {})
-        return cls(library, **given, in_place=getattr(package, "IN_PLACE", False), kernels=kernels)
+        return cls(library, **given, kernels=getattr(package, "KERNELS", {}))
 
 
 def library_of(xp: ModuleType) -> str:

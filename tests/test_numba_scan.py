@@ -15,9 +15,10 @@ import oracle  # noqa: E402
 import torch_scan  # noqa: E402
 from libraries import relative_error  # noqa: E402
 
+import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_numpy.linear_scan import linear_scan_backward, linear_scan_forward  # noqa: E402
-from subquad_numpy.scan import scan_backward, scan_forward, scan_step  # noqa: E402
+from subquad_numpy.scan import scan_backward, scan_forward  # noqa: E402
 
 Arrays = dict[str, Any]
 torch.set_num_threads(1)  # the loops of the definition are too small for more
@@ -182,7 +183,8 @@ def test_step_agrees_with_another_implementation(name: str) -> None:
     rates = stored["A"].reshape(-1, d_state)
     before = stored["state_in"].reshape(batch, -1, d_state)
     softplus = bool(stored["dt_softplus"])
-    y, state = scan_step(before, flat("x"), flat("dt"), rates, B, C, row("D"), flat("z"), row("dt_bias"), softplus)
+    options = {"z": flat("z"), "delta_bias": row("dt_bias"), "delta_softplus": softplus, "implementation": "numba"}
+    y, state = subquad.selective_scan_step(before, flat("x"), flat("dt"), rates, B, C, row("D"), **options)
     assert error(y, flat("out")) < 1e-5
     assert error(state, stored["state_out"].reshape(state.shape)) < 1e-5
 
@@ -209,7 +211,10 @@ def test_scan_is_its_steps_and_its_parts_to_the_bit(kind: str) -> None:
     for i in range(y.shape[1]):
         now = {name: array for name, array in part(slice(i, i + 1)).items() if name != "initial_state"}
         now = {name: array[:, 0] if array is not None and array.ndim > 2 else array for name, array in now.items()}
-        token, state = scan_step(state, **now, delta_softplus=True)
+        positional = [now.pop(name) for name in ("u", "delta", "A", "B", "C", "D")]
+        token, state = subquad.selective_scan_step(
+            state, *positional, **now, delta_softplus=True, implementation="numba"
+        )
         np.testing.assert_array_equal(token, y[:, i])
     np.testing.assert_array_equal(state, last)
 

@@ -124,7 +124,7 @@ def find(backend: str) -> tuple[Any, str | None]:
         msg = f"{library} cannot be imported: {error}"
         raise NotImplementedError(msg) from error
     about = bench.describe()
-    if not about["available"]:
+    if about["reason"] is not None:
         msg = f"{library} cannot be used: {about['reason']}"
         raise NotImplementedError(msg)
     if device and device not in about["devices"]:

@@ -13,12 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-import subquad
 from asv_benchmarks.page.results import Record
-from subquad.cli.plot import COLOURS, EXACT
+from subquad.cli.plot import colours_of
 
 SIZE = (4.0, 3.2)  # inches; a panel is as wide as a phone
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("X", "o", "s", "^", "D", "v", "P")  # the first is for exact attention
 SYMBOLS = {"seconds": "s", "bytes": "B"}
 COMMITS_NAMED = 5  # along the axis
 
@@ -137,11 +136,8 @@ def _scale(axes: Axes, values: Sequence[float], unit: str) -> None:
 def _look(record: Record) -> tuple[str, str]:
     """A method keeps its colour and mark in every panel."""
     name = next((str(value) for value in line_of(record) if isinstance(value, str)), "selective_scan")
-    others = [method for method in dict.fromkeys([*subquad.METHODS, "selective_scan", name]) if method != EXACT]
-    if name == EXACT:
-        return "black", "X"
-    place = others.index(name)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    colours = colours_of([name])
+    return colours[name], MARKERS[list(colours).index(name) % len(MARKERS)]
 
 
 def _svg(figure: Figure) -> str:

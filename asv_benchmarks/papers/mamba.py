@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from asv_benchmarks.papers.paper import Paper, Row, Run, doubling
+from asv_benchmarks.papers.paper import Paper, Row, doubling
 from asv_benchmarks.peers.scans import Problem, mambapy, ours_torch
+from asv_benchmarks.peers.timing import Run
 
 WIDTH, STATES, D = 1536, 16, 64
 SCAN, ATTENTION = "selective scan, subquad", "causal attention (torch SDPA)"

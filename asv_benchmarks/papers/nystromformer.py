@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import subquad
-from asv_benchmarks.papers.paper import Paper, Row, Run, doubling
+from asv_benchmarks.papers.paper import Paper, Row, doubling
 from asv_benchmarks.peers.attention import constant, heads_last, transformers_nystrom
+from asv_benchmarks.peers.timing import Run
 
 HEADS, D = 8, 64
 

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from asv_benchmarks.peers.timing import Spread, rotate
-
-Run = Callable[[], Any]
+from asv_benchmarks.peers.timing import Run, Spread, rotate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from asv_benchmarks import record
 from asv_benchmarks.peers.attention import PEERS, Peer
 from asv_benchmarks.peers.scans import SCAN_PEERS, Problem, ScanPeer, reference_loop
-from asv_benchmarks.peers.timing import Call, interleave
+from asv_benchmarks.peers.timing import Run, interleave
 from subquad.cli import definitions
 from subquad.cli.inputs import read_sample
 
@@ -123,7 +123,7 @@ def _arrays(out: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (out if isinstance(out, tuple | list) else [out])]
 
 
-def _row(name: str, ours: Call, theirs: Call, repeat: int) -> dict[str, Any]:
+def _row(name: str, ours: Run, theirs: Run, repeat: int) -> dict[str, Any]:
     found = interleave(ours, theirs, repeat)
     times = {"ours_ms": 1e3 * found.ours.median, "theirs_ms": 1e3 * found.theirs.median}
     return {"peer": name, "pairs": repeat, **times, "ratio": asdict(found.ratio)}

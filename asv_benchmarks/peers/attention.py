@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import subquad
+from asv_benchmarks.peers.timing import Run
 from subquad import _backends
 
-Run = Callable[[], Any]
 Make = Callable[[Any, Any, Any], Run]  # of arrays q, k, v
 
 

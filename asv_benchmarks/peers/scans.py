@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[], Any]
+from asv_benchmarks.peers.timing import Run
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-Call = Callable[[], object]
+Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Comparison:
     ratio: Spread
 
 
-def interleave(ours: Call, theirs: Call, repeat: int = 7) -> Comparison:
+def interleave(ours: Run, theirs: Run, repeat: int = 7) -> Comparison:
     """Time both in turn, after one warm-up of each."""
     times = rotate({"ours": ours, "theirs": theirs}, repeat)
     mine, other = times["ours"], times["theirs"]
@@ -40,7 +41,7 @@ def interleave(ours: Call, theirs: Call, repeat: int = 7) -> Comparison:
     return Comparison(Spread.of(mine), Spread.of(other), Spread.of(ratios))
 
 
-def rotate(calls: Mapping[str, Call], repeat: int, seconds: float = float("inf")) -> dict[str, list[float]]:
+def rotate(calls: Mapping[str, Run], repeat: int, seconds: float = float("inf")) -> dict[str, list[float]]:
     """Seconds of each call, all in turn, after one warm-up of each: `repeat` rounds, or fewer after `seconds`."""
     for call in calls.values():
         call()
@@ -54,7 +55,7 @@ def rotate(calls: Mapping[str, Call], repeat: int, seconds: float = float("inf")
     return times
 
 
-def _seconds(call: Call) -> float:
+def _seconds(call: Run) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -8,14 +8,7 @@ from subquad._dispatch import Override
 from subquad.kernels.selective_scan import Inputs
 from subquad_cupy import _scan
 
-IN_PLACE = True
-
-
-def synchronize(*arrays: Any) -> None:
-    """Wait for the current stream."""
-    import cupy
-
-    cupy.cuda.get_current_stream().synchronize()
+in_place = True
 
 
 def _selective_scan(*arrays: Any, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from subquad_cupy._plan import THREADS
+
 Array = Any
 
 STORAGE = {"float32": "float", "float64": "double", "float16": "fp16", "bfloat16": "bf16"}
@@ -89,7 +91,7 @@ class CupyDevice:
         return x.astype(like.dtype, copy=False)
 
     def launch(self, kernel: str, blocks: int, arguments: np.ndarray) -> None:
-        _function(kernel, self._index)((blocks,), (128,), (arguments,))
+        _function(kernel, self._index)((blocks,), (THREADS,), (arguments,))
 
 
 class TorchDevice:
@@ -132,7 +134,7 @@ class TorchDevice:
         import cupy
 
         with cupy.cuda.Device(self._index), self._stream:
-            _function(kernel, self._index)((blocks,), (128,), (arguments,))
+            _function(kernel, self._index)((blocks,), (THREADS,), (arguments,))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `available` says whether arrays can be made here, `reason` why not.
+    """Version and devices; `reason` says why no arrays can be made here, and is None where they can.
 
     CuPy imports on machines that have no GPU: only asking the driver tells.
     """
@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
     except cupy.cuda.runtime.CUDARuntimeError as error:
         count, reason = 0, f"no CUDA device: {error}"
     devices = [f"cuda:{index}" for index in range(count)]
-    return {"version": cupy.__version__, "devices": devices, "available": bool(count), "reason": reason}
+    return {"version": cupy.__version__, "devices": devices, "reason": reason}
 
 
 def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> cupy.ndarray:

@@ -19,11 +19,6 @@ KERNELS = {
 }
 
 
-def synchronize(*arrays: Any) -> None:
-    """Wait for the arrays."""
-    jax.block_until_ready(arrays)
-
-
 def concrete(*arrays: Any) -> bool:
     """Can values be read, i.e. is none of the arrays a tracer?"""
     return not any(isinstance(x, jax.core.Tracer) for x in arrays)

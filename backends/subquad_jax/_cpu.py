@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 from jax import Array
 
+from subquad_numpy._kernels import without_numba
 
-def declines(arrays: Sequence[Array | None]) -> str | None:
+
+def declines(first: Array, *others: Array | None) -> str | None:
     """Why the compiled kernels cannot take the arrays."""
-    if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed (pip install "subquad[numba]")'
-    for x in arrays:
+    if reason := without_numba():
+        return reason
+    for x in (first, *others):
         if isinstance(x, jax.core.Tracer):
             continue
         if x is not None and any(device.platform != "cpu" for device in x.devices()):
             return f"it runs on the CPU, the arrays are on {x.devices()}"
     if jax.default_backend() != "cpu":
         return f"it runs on the CPU, JAX's default is {jax.default_backend()}"
-    if any(x is not None and 0 in x.shape for x in arrays[:1]):
+    if 0 in first.shape:
         return "an axis is empty"
     return None
 

@@ -18,7 +18,7 @@ Gradients = tuple[Array, Array, Array | None]  # by a, b and the initial state
 
 def declines(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> str | None:
     """Why the compiled kernel cannot take the call."""
-    return _cpu.declines((a, b, initial_state)) or _cpu.self_check(_counts)
+    return _cpu.declines(a, b, initial_state) or _cpu.self_check(_counts)
 
 
 def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:

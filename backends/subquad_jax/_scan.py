@@ -16,7 +16,7 @@ from subquad_jax import _cpu
 
 def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
     """Why the compiled kernel cannot take the call."""
-    return _cpu.declines(arrays) or _cpu.self_check(_counts)
+    return _cpu.declines(*arrays) or _cpu.self_check(_counts)
 
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:

@@ -8,12 +8,12 @@ import numpy as np
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
+    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
     try:
         devices = [f"{x.platform}:{x.id}" if x.platform != "cpu" else "cpu" for x in jax.devices()]
     except RuntimeError as error:  # a GPU plugin that finds no driver
-        return {"version": jax.__version__, "devices": [], "available": False, "reason": str(error)}
-    return {"version": jax.__version__, "devices": devices, "available": True, "reason": None}
+        return {"version": jax.__version__, "devices": [], "reason": str(error)}
+    return {"version": jax.__version__, "devices": devices, "reason": None}
 
 
 def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> jax.Array:

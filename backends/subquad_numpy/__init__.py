@@ -3,7 +3,7 @@
 from subquad._dispatch import Override
 from subquad_numpy import _attention, _kernels
 
-IN_PLACE = True
+in_place = True
 
 KERNELS = {
     "feature_product": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,13 @@ def run(
     kernel: Any, order: tuple[str, ...], tasks: int, products: int, threads: int | None, **values: Any
 ) -> None:  # fmt: skip
     """Run a kernel whose frame has the fields `order`: sizes and addresses."""
+    run_tasks(kernel, tasks, frame_of(order, values), 1 if products < SMALL else thread_count(threads), values)
+
+
+def frame_of(order: tuple[str, ...], values: Mapping[str, Any]) -> Array:
+    """Sizes and addresses in the order of a kernel's fields; 0 for None."""
     words = [values[name] for name in order]
-    frame = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
-    run_tasks(kernel, tasks, frame, 1 if products < SMALL else thread_count(threads), values)
+    return np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
 
 
 def with_whole_rows(x: Array) -> Array:

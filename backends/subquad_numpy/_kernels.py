@@ -21,8 +21,12 @@ def declines(x: Array, *others: Array) -> str | None:
         return f"it computes in {', '.join(map(str, DTYPES))}, not in {x.dtype}"
     if any(other.dtype != x.dtype for other in others):
         return f"it computes in one dtype, not in {', '.join(sorted({str(y.dtype) for y in (x, *others)}))}"
-    found = importlib.util.find_spec("numba") is not None
-    return None if found else 'numba is not installed (pip install "subquad[numba]")'
+    return without_numba()
+
+
+def without_numba() -> str | None:
+    """The reason to decline every call where Numba is absent; it is not imported."""
+    return None if importlib.util.find_spec("numba") else 'numba is not installed (pip install "subquad[numba]")'
 
 
 def scan_declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:

@@ -2,8 +2,7 @@
 
 Coefficients interpolate the functions named beside them at Chebyshev nodes, in 50 digits, hence are within a
 small factor of the best possible: the error of a polynomial is below a fifth of the last place, so that of a
-function is
-that of its few roundings. Each polynomial has two sets, for float32 and for float64.
+function is that of its few roundings. Each polynomial has two sets, for float32 and for float64.
 """
 
 from collections.abc import Callable
@@ -118,9 +117,8 @@ def split_exp2(x: Any) -> Any:
 
     `whole` is x rounded. Where it is 0, `factor` is 2^x - 1 with all its digits: slow decays would lose
     theirs in a number next to 1, the same way at every step. Elsewhere `factor` is 2^x within 2 units in the
-    last place, 0 below the
-    normal numbers, infinite above. At either bound x is whole and the polynomial exactly 1, so that its
-    exponent bits become those of 0 or infinity. NaN stays NaN.
+    last place, 0 below the normal numbers, infinite above. At either bound x is whole and the polynomial exactly
+    1, so that its exponent bits become those of 0 or infinity. NaN stays NaN.
     """
     x = at_most(at_least(x, LOWEST_POWER(x)), HIGHEST_POWER(x))
     whole = rint(x)
@@ -143,8 +141,7 @@ def exp_negative(x: Any) -> Any:
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), within 2 units in the last place.
 
-    With s = e / (2 + e), log1p(e) = 2 atanh(s) = 2 s + s³ P(s²) and 2 s = e - e s: of a small e nothing is
-    lost.
+    With s = e / (2 + e), log1p(e) = 2 atanh(s) = 2 s + s³ P(s²) and 2 s = e - e s: of a small e nothing is lost.
     """
     e = exp_negative(-absolute(x))
     s = e / (e + 2.0)
@@ -161,8 +158,7 @@ def sigmoid(x: Any) -> Any:
 
 @inline
 def split_rotation(factor: Any, whole: Any, time: Any, rate: Any, rate_rest: Any) -> Any:
-    """Real and imaginary part of 2^x exp(i angle), for 2^x from `split_exp2`; where whole == 0 less 1, as
-    there.
+    """Real and imaginary part of 2^x exp(i angle), for 2^x from `split_exp2`; where whole == 0 less 1, as there.
 
     The angle is 2π time (rate + rate_rest). Of the turns, whole ones are taken off before digits are lost;
     half the angle is then within a quarter turn, and sin 2a = 2 sin a cos a, cos 2a = 1 - 2 sin² a.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.selective_scan import Inputs
+from subquad_numpy._frame import frame_of
 
 Array = np.ndarray
 
@@ -57,14 +58,8 @@ class Problem:
         batch, n, d = self.u.shape
         sizes = {"batch": batch, "n": n, "d": d, "groups": self.groups, "d_state": self.A.shape[1]}
         steps = {f"{name}_step": _batch_step(self.arrays[name]) for name in ("B", "C")}
-        values = {**sizes, **self.flags, **steps, **self.arrays, **more}
-        return np.array([_word(values.get(name)) for name in order], np.int64)
-
-
-def _word(value: Any) -> int:
-    if value is None:
-        return 0
-    return int(value.ctypes.data) if isinstance(value, np.ndarray) else int(value)
+        values = {**dict.fromkeys(order), **sizes, **self.flags, **steps, **self.arrays, **more}
+        return frame_of(order, values)
 
 
 def _batch_step(array: Array | None) -> int:

@@ -1,7 +1,7 @@
 """Moves between arrays and scratch memory: edges of blocks, matrices turned to have channels innermost.
 
-In scratch memory a `(channels, d_state)` matrix of a block lies as `(vectors, d_state, lanes)`. A complex
-matrix is read and written one part at a time: `stride` is 2 and `index` counts real numbers.
+In scratch memory a `(channels, d_state)` matrix of a block lies as `(vectors, d_state, lanes)`. A complex matrix is
+read and written one part at a time: `stride` is 2 and `index` counts real numbers.
 """
 
 from typing import Any

@@ -1,22 +1,23 @@
 """What a comparison or a benchmark asks of NumPy: arrays, time and memory."""
 
-import importlib.util
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from subquad_numpy._kernels import without_numba
+
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
-    return {"version": np.__version__, "devices": ["cpu"], "available": True, "reason": None}
+    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
+    return {"version": np.__version__, "devices": ["cpu"], "reason": None}
 
 
 def kernel_notes() -> list[str]:
     """How long the kernels take to become callable: compiled once, then read from the disk."""
-    if importlib.util.find_spec("numba") is None:
-        return ['numba is not installed: scans and attention run by plain NumPy (pip install "subquad[numba]")']
+    if reason := without_numba():
+        return [f"{reason}: scans and attention run by plain NumPy"]
     from subquad_numpy._compile import compile_seconds
     from subquad_numpy._features import reading_kernel, summary_kernel
     from subquad_numpy._scan import forward_kernel

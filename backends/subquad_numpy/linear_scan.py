@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from subquad_numpy._frame import frame_of
 from subquad_numpy._linear_scan import (
     LINEAR_FRAME,
     LINEAR_GRADIENT_FRAME,
@@ -101,9 +102,7 @@ def _contiguous(dtype: Any, **arrays: Array | None) -> dict[str, Array]:
 
 def _run(kernel: Any, order: tuple[str, ...], like: Array, reverse: bool, threads: int | None, **arrays: Array) -> None:
     sizes, tasks, threads = cut_work(like.shape, like.dtype, reverse, threads)
-    addresses = {name: array.ctypes.data for name, array in arrays.items()}
-    frame = np.array([{**sizes, **addresses}.get(name, 0) for name in order], np.int64)
-    run_tasks(kernel, tasks, frame, threads, arrays)
+    run_tasks(kernel, tasks, frame_of(order, {**dict.fromkeys(order), **sizes, **arrays}), threads, arrays)
 
 
 def cut_work(

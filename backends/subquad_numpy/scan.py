@@ -1,4 +1,4 @@
-"""The compiled selective scan on NumPy arrays: all steps, and one step."""
+"""The compiled selective scan on NumPy arrays."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from subquad_numpy._simd import lanes_of
 from subquad_numpy._threads import run_tasks, thread_count
 from subquad_numpy.scan_backward import scan_backward
 
-__all__ = ["SMALL", "cut_channels", "scan_backward", "scan_forward", "scan_step"]
+__all__ = ["SMALL", "cut_channels", "scan_backward", "scan_forward"]
 
 Array = np.ndarray
 # channels of a block: its states and A then take 64 kB at 16 states, an eighth of a second-level cache
@@ -118,41 +118,3 @@ def _scan_chunks(p: Problem, y: Array, block: int, tasks: int, chunk: int, threa
     frame = p.frame(FRAME, block=block, chunk=chunk, initial_state=states, state=states, y=y)
     run_tasks(kernel, tasks * chunks, frame, threads, (p, states, y))
     return states[:, -1].copy()
-
-
-def scan_step(
-    state: Array,
-    u: Array,
-    delta: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    z: Array | None = None,
-    delta_bias: Array | None = None,
-    delta_softplus: bool = False,
-) -> tuple[Array, Array]:
-    """One step of `scan_forward`, the same numbers: y of one token and the state after it.
-
-    Parameters
-    ----------
-    state : array, shape (batch, d, d_state)
-        State before the token.
-    u, delta, z : array, shape (batch, d)
-        Input, step size, gate of the token.
-    A, D, delta_bias : array
-        As in `scan_forward`.
-    B, C : array, shape (batch or 1, groups, d_state) or (d, d_state)
-        Input and output maps; three axes where they belong to the token.
-    delta_softplus : bool
-        As in `scan_forward`.
-
-    Returns
-    -------
-    tuple of array
-        y, shape (batch, d), and the state after the token.
-    """
-    B, C = (array if array.ndim == 2 else array[:, None] for array in (B, C))
-    gate = None if z is None else z[:, None]
-    y, state = scan_forward(u[:, None], delta[:, None], A, B, C, D, gate, delta_bias, state, delta_softplus, threads=1)
-    return y[:, 0], state

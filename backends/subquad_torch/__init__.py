@@ -28,13 +28,6 @@ KERNELS = {
 TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory
 
 
-def synchronize(*arrays: Any) -> None:
-    """Wait for the devices of the tensors."""
-    for array in arrays:
-        if array.is_cuda:
-            torch.cuda.synchronize(array.device)
-
-
 def concrete(*arrays: Any) -> bool:
     """Can values be read? Not in a compiled or recorded function, under a transform, or on the meta device."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():

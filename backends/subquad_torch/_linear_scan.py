@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels._linear_scan_gradient import linear_scan_gradient
-from subquad_torch._plain import as_numpy, declines_plain, has
+from subquad_torch._plain import as_numpy, declines_plain, without_numba
 
 
 def declines(*tensors: Tensor | None, reverse: bool) -> str | None:
@@ -17,9 +17,7 @@ def declines(*tensors: Tensor | None, reverse: bool) -> str | None:
     where = given[0].device.type
     if where not in ("cpu", "meta"):
         return f"it runs on cpu, the tensors are on {where}"
-    if not has("numba"):
-        return 'numba is not installed (pip install "subquad[numba]")'
-    return declines_plain(given)
+    return without_numba() or declines_plain(given)
 
 
 def linear_scan(a: Tensor, b: Tensor, initial_state: Tensor | None, /, *, reverse: bool) -> Tensor:

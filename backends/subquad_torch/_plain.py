@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from subquad_numpy import _kernels
+
+without_numba = torch.compiler.assume_constant_result(_kernels.without_numba)  # asked while compiling too
+
 
 def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     """Why an operator cannot take the tensors: those of a transform, with a tangent, or of a subclass."""
@@ -34,14 +38,12 @@ def declines_compiled(floats: Sequence[Tensor], mask: Tensor | None) -> str | No
         return "it computes in one dtype"
     if torch._C._len_torch_dispatch_stack():
         return "what watches or records operations sees through the generic form only"  # counters, make_fx
-    if not has("numba"):
-        return 'numba is not installed (pip install "subquad[numba]")'
-    return declines_plain(floats if mask is None else [*floats, mask])
+    return without_numba() or declines_plain(floats if mask is None else [*floats, mask])
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has(package: str) -> bool:
-    """Is it installed? Asked while compiling too."""
+    """Is it installed?"""
     return importlib.util.find_spec(package) is not None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subquad.kernels.selective_scan import Inputs, widened
 from subquad.kernels.selective_scan import selective_scan as dispatched_scan
-from subquad_torch._plain import as_numpy, declines_plain, has
+from subquad_torch._plain import as_numpy, declines_plain, has, without_numba
 
 generic_scan = dispatched_scan.__wrapped__  # type: ignore[attr-defined]
 MAPS = 9  # tensor inputs of the scan: u, delta, A, B, C, D, z, delta_bias, initial_state
@@ -27,9 +27,7 @@ def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> st
     where = given[0].device.type
     if where not in ("cpu", "meta"):
         return f"it runs on cpu, the tensors are on {where}"
-    if not has("numba"):
-        return "numba is not installed"
-    return declines_plain(given)
+    return without_numba() or declines_plain(given)
 
 
 def declines_cuda(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:

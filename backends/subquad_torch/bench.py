@@ -11,9 +11,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler narrates each sta
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `available` says whether arrays can be made here, `reason` why not."""
+    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return {"version": torch.__version__, "devices": devices, "available": True, "reason": None}
+    return {"version": torch.__version__, "devices": devices, "reason": None}
 
 
 def asarray(host: np.ndarray, dtype: str | None = None, device: str | None = None) -> torch.Tensor:

@@ -11,8 +11,9 @@ from subquad._arrays import check_arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
 from subquad.attention._heads import Pair
-from subquad.attention._method import State, Streaming
+from subquad.attention._method import Streaming
 from subquad.kernels._feature_map import Center, FeatureMap
+from subquad.kernels._online import State
 from subquad.kernels.feature_product import absorb, advance, feature_product, merge, no_keys, read
 
 

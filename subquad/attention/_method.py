@@ -11,8 +11,7 @@ from subquad import _arrays
 from subquad._dispatch import Array
 from subquad.attention import _door
 from subquad.attention._heads import Pair, counts, find_heads
-
-State = dict[str, Any]
+from subquad.kernels._online import State
 
 
 @dataclass(frozen=True)

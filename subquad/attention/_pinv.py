@@ -13,7 +13,7 @@ from array_api_compat import device
 
 from subquad import _arrays
 from subquad._dispatch import Array
-from subquad.kernels.softmax_attention import divide
+from subquad.kernels._online import divide
 
 PINVS = ("iterative", "exact", "ridge")
 TUNING = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # the one that each number belongs to

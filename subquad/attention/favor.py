@@ -128,7 +128,7 @@ class Favor(FeatureMethod):
 
     def draw_omega(self, d: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """ω for d channels, as drawn: shape (m, d), NumPy, float64."""
-        return draw_omega(self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0)
+        return draw_omega(*self._drawing(d))
 
     def choose_center(self, inputs: Inputs) -> Center:
         if self.center is not True:
@@ -194,13 +194,15 @@ class Favor(FeatureMethod):
                 raise ValueError(msg)
         return value + self.kernel_epsilon if self.kernel_epsilon else value
 
+    def _drawing(self, d: int) -> tuple[str, int, int, int]:
+        """Arguments of `draw_omega`."""
+        return self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0
+
     def _omega(self, xp: ModuleType, like: Array) -> Array:
         d = like.shape[-1]
         if self.omega is None:
             bits = xp.finfo(like.dtype).bits
-            host = backend_of(xp).host(
-                _cast_on_host, self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0, bits
-            )
+            host = backend_of(xp).host(_cast_on_host, *self._drawing(d), bits)
             return xp.asarray(host, dtype=like.dtype, device=device(like))
         omega = _from_host(xp, "omega", self.omega, like)
         if omega.ndim != 2 or omega.shape[1] != d or omega.shape[0] == 0:

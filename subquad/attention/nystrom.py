@@ -21,10 +21,11 @@ from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._convolution import add_convolution
 from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
-from subquad.attention._method import State, Streaming
+from subquad.attention._method import Streaming
 from subquad.attention._pinv import PINVS, check_tuning, pinv_times
 from subquad.attention._rows import self_attention_mask
-from subquad.kernels.softmax_attention import absorb_keys, divide, no_keys, softmax_attention
+from subquad.kernels._online import State, divide, fade
+from subquad.kernels.softmax_attention import absorb_keys, no_keys, softmax_attention
 
 LANDMARKS = ("segment-means", "uniform")
 
@@ -165,8 +166,7 @@ class Nystrom(Streaming):
 
     def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
         new = xp.maximum(left["max"], right["max"])
-        finite = xp.where(new == -math.inf, 0.0, new)
-        one, other = xp.exp(left["max"] - finite), xp.exp(right["max"] - finite)
+        one, other = fade(xp, left["max"], new), fade(xp, right["max"], new)
         return {"max": new} | {name: left[name] * one + right[name] * other for name in ("sum", "acc")}
 
     def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Any) -> Array:
@@ -272,8 +272,7 @@ class Nystrom(Streaming):
         logits = (q_land * scale) @ xp.matrix_transpose(k_land)
         if k_valid is not None:
             logits = xp.where(k_valid[..., None, :], logits, -math.inf)
-        most = xp.max(logits, axis=-1, keepdims=True)
-        weights = xp.exp(logits - xp.where(most == -math.inf, 0.0, most))
+        weights = fade(xp, logits, xp.max(logits, axis=-1, keepdims=True))
         a = divide(xp, weights, xp.sum(weights, axis=-1, keepdims=True))
         if q_valid is not None:
             a = xp.where(q_valid[..., :, None], a, 0.0)

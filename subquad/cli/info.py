@@ -1,5 +1,6 @@
 """`subquad info`: which array libraries, devices and kernels this machine has, and why others are absent."""
 
+import itertools
 import platform
 
 from subquad.cli.libraries import Library, find
@@ -16,7 +17,7 @@ def text() -> str:
     libraries = find()
     width = max(map(len, libraries), default=0)
     for library in libraries.values():
-        for first, rest in zip([library.name, *[""] * 99], _facts(library), strict=False):
+        for first, rest in itertools.zip_longest([library.name], _facts(library), fillvalue=""):
             lines.append(f"{first:{width}}  {rest}")
     if not libraries:
         lines.append("no backend package was found: the generic code runs on any Array API library")

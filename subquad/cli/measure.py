@@ -15,6 +15,7 @@ from subquad.cli.libraries import Target
 
 ENOUGH_SECONDS = 0.5  # slow calls are repeated at least `LEAST` times, and no longer than this
 LEAST = 3
+ROUNDING = 1e-4  # below it errors are rounding, which differs from library to library
 
 
 @dataclasses.dataclass(frozen=True)

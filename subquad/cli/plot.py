@@ -15,14 +15,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 import subquad
 from subquad.cli import labels
-from subquad.cli.cases import SIZES, Scan
-from subquad.cli.measure import Measurement
+from subquad.cli.cases import Scan
+from subquad.cli.measure import ROUNDING, Measurement
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; black is for exact attention
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 EXACT = "exact"
-ROUNDING = 1e-4  # errors below it are drawn on the lower axis
 PANEL = (3.4, 2.7)  # inches
 MARGINS = {"left": 0.95, "right": 0.35, "top": 1.4, "bottom": 0.95}  # inches
 DPI = 150
@@ -46,7 +45,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
     lengths = list(dict.fromkeys(point.row.n for point in points))
     methods = list(dict.fromkeys(point.row.method for point in points))
     baseline = {n: error for n, error in baseline.items() if n in lengths}
-    colours = _colours(methods)
+    colours = colours_of(methods)
 
     width = max(MARGINS["left"] + PANEL[0] * len(backends) + MARGINS["right"], 7.5)  # room for the title
     height = MARGINS["top"] + PANEL[1] * len(lengths) + MARGINS["bottom"]
@@ -87,7 +86,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
     return path
 
 
-def _colours(methods: Sequence[str]) -> dict[str, str]:
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
     """A method keeps its colour whatever stands beside it."""
     others = [method for method in dict.fromkeys([*subquad.METHODS, Scan.method, *methods]) if method != EXACT]
     return {EXACT: "black"} | {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(others)}
@@ -158,11 +157,8 @@ def _fill(
             axes.plot(times, errors, color=colours[method], marker=marker, markersize=7, linewidth=1)
             corners = list(zip(times, errors, strict=True))
             segments += itertools.pairwise(corners)
-        marks = [labels.Mark(p.time, p.error, _text(p.row), colours[p.row.method]) for p in here]
+        marks = [  # with the size of a method, or its name where it has none
+            labels.Mark(time, error, row.label.removeprefix(f"{row.method} "), colours[row.method])
+            for time, error, row in here
+        ]
         labels.place(axes, marks, segments)
-
-
-def _text(row: Measurement) -> str:
-    """The size of a method, or its name where it has none."""
-    words = [str(value) if name in SIZES else f"{name}={value}" for name, value in row.options.items()]
-    return " ".join(words) or row.method

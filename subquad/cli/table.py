@@ -11,11 +11,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from subquad.cli.measure import Measurement
+from subquad.cli.measure import ROUNDING, Measurement
 
 LABEL_WIDTH, NUMBER_WIDTH = 18, 8
 DISAGREE = 0.01  # relative difference of two libraries' errors that is worth a remark
-ROUNDING = 1e-4  # below it errors are rounding, which differs from library to library
 
 
 class Progress:

@@ -22,8 +22,8 @@ from subquad._arrays import broadcast_batch
 from subquad._blocks import rows_per_block, scan_blocks
 from subquad._dispatch import Array, backend_of, kernel
 from subquad.kernels._feature_map import FeatureMap, Features
+from subquad.kernels._online import State, divide, fade, finite
 
-State = dict[str, Any]
 CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
 
 
@@ -86,12 +86,12 @@ def merge(xp: ModuleType, left: State, right: State) -> State:
 
 def read(xp: ModuleType, phi: FeatureMap, q: Array, state: Mapping[str, Any]) -> Array:
     """Output of all queries from a state."""
-    queries = phi.queries(_finite(xp, state["shift"]))
+    queries = phi.queries(finite(xp, state["shift"]))
     kv, k_sum = state["kv"], state["k"]
 
     def rows(_: None, q: Array) -> tuple[None, Array]:
         phi_q = _query_features(xp, queries(q))
-        return None, _divide(xp, phi_q @ kv, phi_q @ k_sum)
+        return None, divide(xp, phi_q @ kv, phi_q @ k_sum)
 
     batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2], center=phi.batch)
     if q.shape[-2] == 0:
@@ -149,15 +149,15 @@ def _causal_block(
         held = xp.ones_like(q[..., :1])
         weights = phi_q @ xp.matrix_transpose(phi_k)
     else:
-        reference = _finite(xp, xp.where(state["shift"] == -math.inf, log[..., :1, :], state["shift"]))
+        reference = finite(xp, xp.where(state["shift"] == -math.inf, log[..., :1, :], state["shift"]))
         phi_q = _query_features(xp, phi.queries(reference)(q))
         relative = log - reference
         largest = xp.max(relative, axis=-1, keepdims=True)
-        phi_k = _exp_minus(xp, relative, _finite(xp, largest))
+        phi_k = _exp_minus(xp, relative, finite(xp, largest))
         phi_k = phi_k if value is None else phi_k * value
         a = xp.matrix_transpose(largest)
         a = xp.where(visible & xp.matrix_transpose(~bad), a, -math.inf)
-        most = _finite(xp, xp.max(a, axis=-1, keepdims=True))
+        most = finite(xp, xp.max(a, axis=-1, keepdims=True))
         empty = xp.all(state["shift"] == -math.inf, axis=-1, keepdims=True)
         # the state, at exponent 0, is one of the things seen; where it is empty, the keys have the range to themselves
         divisor = xp.where(empty, most, xp.where(most > 0, most / 2, 0.0))
@@ -167,7 +167,7 @@ def _causal_block(
     weights = xp.where(xp.matrix_transpose(bad), 0.0, weights)
     numerator = weights @ safe_v + held * (phi_q @ state["kv"])
     denominator = xp.sum(weights, axis=-1, keepdims=True) + held * (phi_q @ state["k"])
-    out = _divide(xp, numerator, denominator)
+    out = divide(xp, numerator, denominator)
     poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
     return _add(xp, state, v, value, log), xp.where(poisoned, math.nan, out)
 
@@ -175,16 +175,16 @@ def _causal_block(
 def _add(xp: ModuleType, state: State, v: Array, value: Array | None, log: Array | None) -> State:
     """The state with the keys of a block added; the shift grows to the block's largest exponents."""
     if log is None:
-        shift, phi_k, fade = xp.zeros_like(state["shift"]), value, 1.0
+        shift, phi_k, faded = xp.zeros_like(state["shift"]), value, 1.0
     else:
         shift = xp.maximum(state["shift"], xp.max(log, axis=-2, keepdims=True))
-        phi_k = _exp_minus(xp, log, _finite(xp, shift))
+        phi_k = _exp_minus(xp, log, finite(xp, shift))
         phi_k = phi_k if value is None else phi_k * value
-        fade = _fade(xp, state["shift"], shift)
+        faded = _fade(xp, state["shift"], shift)
     return {
         "shift": shift,
-        "kv": state["kv"] * fade + xp.matrix_transpose(phi_k) @ v,
-        "k": state["k"] * fade + xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)),
+        "kv": state["kv"] * faded + xp.matrix_transpose(phi_k) @ v,
+        "k": state["k"] * faded + xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)),
     }
 
 
@@ -217,17 +217,6 @@ def _exp_minus(xp: ModuleType, x: Array, y: Array) -> Array:
     return xp.exp(x - y) if in_place is None else in_place(x, y)
 
 
-def _finite(xp: ModuleType, shift: Array) -> Array:
-    """−inf, where there is no key yet, as 0; NaN stays."""
-    return xp.where(shift == -math.inf, 0.0, shift)
-
-
 def _fade(xp: ModuleType, old: Array, new: Array) -> Array:
     """exp(old − new) for every feature, shape (..., m or 1, 1)."""
-    return xp.matrix_transpose(xp.exp(old - _finite(xp, new)))
-
-
-def _divide(xp: ModuleType, numerator: Array, denominator: Array) -> Array:
-    """Zero where the denominator is: the row sees nothing."""
-    nothing = denominator == 0
-    return numerator / xp.where(nothing, xp.ones_like(denominator), denominator)
+    return xp.matrix_transpose(fade(xp, old, new))

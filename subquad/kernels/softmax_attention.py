@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, device
 from subquad._arrays import broadcast_batch
 from subquad._blocks import rows_per_block, scan_blocks, take_rows
 from subquad._dispatch import Array, backend_of, kernel
+from subquad.kernels._online import divide, finite
 
 Carry = tuple[Array, Array, Array]
 
@@ -106,16 +107,11 @@ def absorb_keys(
         poison = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
         v = xp.where(bad, 0.0, v)
     new = xp.maximum(maximum, xp.max(logits, axis=-1, keepdims=True))
-    finite = xp.where(new == -math.inf, 0.0, new)
-    weights = xp.exp(logits - finite)
-    fade = xp.exp(maximum - finite)
+    reference = finite(xp, new)
+    weights = xp.exp(logits - reference)
+    fade = xp.exp(maximum - reference)
     total = total * fade + xp.sum(weights, axis=-1, keepdims=True)
     acc = acc * fade + weights @ v
     if poison is not None:
         acc = xp.where(poison, math.nan, acc)
     return new, total, acc
-
-
-def divide(xp: ModuleType, acc: Array, total: Array) -> Array:
-    """acc / l, and 0 for a row that saw no key."""
-    return acc / xp.where(total == 0, xp.ones_like(total), total)

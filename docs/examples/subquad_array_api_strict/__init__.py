@@ -23,8 +23,4 @@ def one_block(q, k, v, /, *, scale, causal=False, key_mask=None):
     return weights @ v / xp.sum(weights, axis=-1, keepdims=True)
 
 
-def synchronize(*arrays):
-    """Return at once: this library has finished when its call returns."""
-
-
 KERNELS = {"softmax_attention": (Override("one_block", one_block, declines),)}
