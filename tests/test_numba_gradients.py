@@ -219,6 +219,15 @@ def test_torch_differentiates_twice(center: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda *x: subquad.attention(*x, method), (q, k, v), fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compiles_exact_attention_of_any_length() -> None:
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: subquad.attention(x, x, x, "exact"), fullgraph=True, backend="aot_eager")
+    for n in (600, 700, 800):  # from the second on a length is a variable
+        x = torch.randn(1, n, 8, requires_grad=True)
+        assert torch.allclose(function(x), subquad.attention(x, x, x, "exact"), atol=1e-5)
+
+
 def test_torch_directions_can_be_trained() -> None:
     q, k, v = (torch.randn(2, 9, 4, dtype=torch.float64) for _ in range(3))
     omega = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
