@@ -138,6 +138,13 @@ def test_hidden_numbers_are_not_read() -> None:
             assert (by_k[0, ::7] == 0).all()
             assert (by_v[0, ::7] == 0).all()
             assert (by_k[0, 1::7] != 0).any()
+    q[0, 3] = np.nan
+    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask)
+    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask)[1:]:
+        assert (by[0, ::7] == 0).all()
+    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask & False)
+    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask & False):
+        assert (by == 0).all()
 
 
 GUARDED = """
