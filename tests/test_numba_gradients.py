@@ -235,6 +235,21 @@ def test_torch_compiles_exact_attention_of_any_length() -> None:
         assert torch.allclose(function(x), subquad.attention(x, x, x, "exact"), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["favor", "few keys"])
+def test_torch_transforms_of_a_function_that_closes_over_the_tensors(name: str) -> None:
+    method, options, rows, keys = CALLS[name]
+    q, k, v = torch.randn(rows, requires_grad=True), torch.randn(keys), torch.randn(keys)
+
+    def loss(s: Any) -> Any:
+        return s * subquad.attention(q, k, v, method, **options).sum()
+
+    one = torch.ones(())
+    want = float(loss(one))
+    for got in (torch.vmap(loss)(torch.ones(2))[1], torch.func.grad(loss)(one)):
+        assert abs(float(got) - want) <= 1e-3 * (1 + abs(want))
+
+
 def test_torch_directions_can_be_trained() -> None:
     q, k, v = (torch.randn(2, 9, 4, dtype=torch.float64) for _ in range(3))
     omega = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)

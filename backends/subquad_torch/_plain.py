@@ -15,7 +15,8 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     """Why an operator cannot take the tensors: those of a transform, with a tangent, or of a subclass."""
     if torch.compiler.is_compiling():
         return None  # the operator is a node of the graph
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+    wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+    if wrapped or torch._C._are_functorch_transforms_active():  # also of a function that closes over the tensors
         return "functional transforms see through the generic form only"
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         return "forward-mode differentiation sees through the generic form only"  # the tangent would be lost
