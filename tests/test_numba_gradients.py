@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import sys
 from typing import Any
@@ -248,6 +249,14 @@ def test_torch_transforms_of_a_function_that_closes_over_the_tensors(name: str) 
     want = float(loss(one))
     for got in (torch.vmap(loss)(torch.ones(2))[1], torch.func.grad(loss)(one)):
         assert abs(float(got) - want) <= 1e-3 * (1 + abs(want))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_script_keeps_attention() -> None:
+    q, k = torch.randn(1, 600, 16, requires_grad=True), torch.randn(1, 40, 16)
+    traced = torch.jit.trace(lambda q: subquad.attention(q, k, k, "exact"), (q,), check_trace=False)
+    torch.jit.save(traced, io.BytesIO())
+    assert torch.allclose(traced(2 * q), subquad.attention(2 * q, k, k, "exact"), atol=1e-5)
 
 
 def test_torch_directions_can_be_trained() -> None:

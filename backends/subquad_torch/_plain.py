@@ -29,7 +29,7 @@ def declines_compiled(floats: Sequence[Tensor], mask: Tensor | None) -> str | No
     """Why a compiled CPU kernel that is no operator of PyTorch's cannot take the tensors."""
     if floats[0].device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {floats[0].device.type}"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler sees through the generic form"
     if len({x.dtype for x in floats}) > 1:
         return "it computes in one dtype"
