@@ -228,15 +228,6 @@ def test_torch_differentiates_twice(center: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_compiles_exact_attention_of_any_length() -> None:
-    torch._dynamo.reset()
-    function = torch.compile(lambda x: subquad.attention(x, x, x, "exact"), fullgraph=True, backend="aot_eager")
-    for n in (600, 700, 800):  # from the second on a length is a variable
-        x = torch.randn(1, n, 8, requires_grad=True)
-        assert torch.allclose(function(x), subquad.attention(x, x, x, "exact"), atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["favor", "few keys"])
 def test_torch_transforms_of_a_function_that_closes_over_the_tensors(name: str) -> None:
     method, options, rows, keys = CALLS[name]
@@ -257,6 +248,43 @@ def test_torch_script_keeps_attention() -> None:
     traced = torch.jit.trace(lambda q: subquad.attention(q, k, k, "exact"), (q,), check_trace=False)
     torch.jit.save(traced, io.BytesIO())
     assert torch.allclose(traced(2 * q), subquad.attention(2 * q, k, k, "exact"), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compiles_exact_attention_of_any_length() -> None:
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: subquad.attention(x, x, x, "exact"), fullgraph=True, backend="aot_eager")
+    for n in (600, 700, 800):  # from the second on a length is a variable
+        x = torch.randn(1, n, 8, requires_grad=True)
+        assert torch.allclose(function(x), subquad.attention(x, x, x, "exact"), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["favor", "few keys", "few queries"])
+def test_torch_gradients_of_gradients_that_are_not_plain(name: str) -> None:
+    """Batched ones, as of a vectorised Jacobian, those with a tangent, and those of a compiled backward pass."""
+    from torch._dynamo import compiled_autograd
+
+    method, options, rows, keys = CALLS[name]
+    given = [torch.randn(x, dtype=torch.float64, requires_grad=True) for x in (rows, keys, keys)]
+    out = subquad.attention(*given, method, **options)
+    grad = torch.randn(2, *out.shape, dtype=torch.float64)
+
+    def pull(x: Any, **more: Any) -> Any:
+        return torch.autograd.grad(out, given, x, retain_graph=True, **more)
+
+    want = [pull(x) for x in grad]
+    for got in (pull(grad, is_grads_batched=True), torch.func.vmap(pull)(grad)):
+        for x, *each in zip(got, *want, strict=True):
+            assert torch.allclose(x, torch.stack(each))
+            assert not x.requires_grad
+    with torch.autograd.forward_ad.dual_level():
+        found = pull(torch.autograd.forward_ad.make_dual(*grad))
+        tangents = [torch.autograd.forward_ad.unpack_dual(x).tangent for x in found]
+    assert all(map(torch.allclose, tangents, want[1]))
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        out.backward(grad[0])
+    assert all(torch.allclose(x.grad, by) for x, by in zip(given, want[0], strict=True))
 
 
 def test_torch_directions_can_be_trained() -> None:

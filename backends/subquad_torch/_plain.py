@@ -56,14 +56,23 @@ def in_place(x: Tensor | None) -> Any:
     return None if x is None else x.detach().resolve_neg().numpy()
 
 
+def sees_through(grad: Tensor) -> bool:
+    """Must a backward pass be generic: to be differentiated again (create_graph=True), or as `grad` is not plain?"""
+    legacy = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched=True
+    return torch.is_grad_enabled() or legacy or declines_compiled([grad], None) is not None
+
+
 def differentiate_again(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
 ) -> Iterator[Tensor | None]:
-    """Gradients of a function that can be differentiated further, by the tensors that need one.
+    """Gradients of a function by the tensors that need one, which can be differentiated further where that is recorded.
 
     Each stands for itself alone, also where one was computed from another: what it depends on is not the function's.
     """
-    own = [x.view_as(x) for x in tensors]
-    wanted = [x for x, needed in zip(own, need, strict=True) if needed]
-    found = iter(torch.autograd.grad(function(*own), wanted, grad, create_graph=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [x.view_as(x) for x in tensors]
+        wanted = [x for x, needed in zip(own, need, strict=True) if needed]
+        out = function(*own)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
     return (next(found) if needed else None for needed in need)
