@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import sys
 from typing import Any
@@ -138,6 +139,13 @@ def test_hidden_numbers_are_not_read() -> None:
             assert (by_k[0, ::7] == 0).all()
             assert (by_v[0, ::7] == 0).all()
             assert (by_k[0, 1::7] != 0).any()
+    q[0, 3] = np.nan
+    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask)
+    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask)[1:]:
+        assert (by[0, ::7] == 0).all()
+    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask & False)
+    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask & False):
+        assert (by == 0).all()
 
 
 GUARDED = """
@@ -217,6 +225,66 @@ def test_torch_differentiates_twice(center: bool) -> None:
     q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
     method = subquad.Favor(num_features=6, center=center)
     assert torch.autograd.gradgradcheck(lambda *x: subquad.attention(*x, method), (q, k, v), fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["favor", "few keys"])
+def test_torch_transforms_of_a_function_that_closes_over_the_tensors(name: str) -> None:
+    method, options, rows, keys = CALLS[name]
+    q, k, v = torch.randn(rows, requires_grad=True), torch.randn(keys), torch.randn(keys)
+
+    def loss(s: Any) -> Any:
+        return s * subquad.attention(q, k, v, method, **options).sum()
+
+    one = torch.ones(())
+    want = float(loss(one))
+    for got in (torch.vmap(loss)(torch.ones(2))[1], torch.func.grad(loss)(one)):
+        assert abs(float(got) - want) <= 1e-3 * (1 + abs(want))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_script_keeps_attention() -> None:
+    q, k = torch.randn(1, 600, 16, requires_grad=True), torch.randn(1, 40, 16)
+    traced = torch.jit.trace(lambda q: subquad.attention(q, k, k, "exact"), (q,), check_trace=False)
+    torch.jit.save(traced, io.BytesIO())
+    assert torch.allclose(traced(2 * q), subquad.attention(2 * q, k, k, "exact"), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compiles_exact_attention_of_any_length() -> None:
+    torch._dynamo.reset()
+    function = torch.compile(lambda x: subquad.attention(x, x, x, "exact"), fullgraph=True, backend="aot_eager")
+    for n in (600, 700, 800):  # from the second on a length is a variable
+        x = torch.randn(1, n, 8, requires_grad=True)
+        assert torch.allclose(function(x), subquad.attention(x, x, x, "exact"), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["favor", "few keys", "few queries"])
+def test_torch_gradients_of_gradients_that_are_not_plain(name: str) -> None:
+    """Batched ones, as of a vectorised Jacobian, those with a tangent, and those of a compiled backward pass."""
+    from torch._dynamo import compiled_autograd
+
+    method, options, rows, keys = CALLS[name]
+    given = [torch.randn(x, dtype=torch.float64, requires_grad=True) for x in (rows, keys, keys)]
+    out = subquad.attention(*given, method, **options)
+    grad = torch.randn(2, *out.shape, dtype=torch.float64)
+
+    def pull(x: Any, **more: Any) -> Any:
+        return torch.autograd.grad(out, given, x, retain_graph=True, **more)
+
+    want = [pull(x) for x in grad]
+    for got in (pull(grad, is_grads_batched=True), torch.func.vmap(pull)(grad)):
+        for x, *each in zip(got, *want, strict=True):
+            assert torch.allclose(x, torch.stack(each))
+            assert not x.requires_grad
+    with torch.autograd.forward_ad.dual_level():
+        found = pull(torch.autograd.forward_ad.make_dual(*grad))
+        tangents = [torch.autograd.forward_ad.unpack_dual(x).tangent for x in found]
+    assert all(map(torch.allclose, tangents, want[1]))
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        out.backward(grad[0])
+    assert all(torch.allclose(x.grad, by) for x, by in zip(given, want[0], strict=True))
 
 
 def test_torch_directions_can_be_trained() -> None:

@@ -76,7 +76,12 @@ def softmax_attention_gradient(
         k, v, start = hide(k, v, key_mask)
         by = _by_queries(q, k.swapaxes(-1, -2), start, v, None, out, grad, factor=scale, by_W=True, threads=threads)
         assert by.W is not None
-        return by.q, scale * by.W, by.kv
+        if key_mask is None:
+            return by.q, scale * by.W, by.kv
+        if not (seen := key_mask.any(axis=-1)).all():
+            by.q[np.broadcast_to(~seen, grad.shape[:-2])] = 0
+        keep = key_mask[..., None]  # 0 · NaN is NaN: that of a query must not reach a hidden key
+        return by.q, np.where(keep, scale * by.W, 0), np.where(keep, by.kv, 0)
     by_kv = grad / sums.total[..., None]
     found = _by_keys(
         k, v, q.swapaxes(-1, -2), key_mask, sums.shift, by_kv, -(by_kv * out).sum(axis=-1),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subquad.kernels._feature_map import Exponential, FeatureMap, exponential_map
 from subquad.kernels.feature_product import feature_product as dispatched_product
-from subquad_torch._plain import declines_compiled, differentiate_again, in_place
+from subquad_torch._plain import declines_compiled, differentiate_again, in_place, sees_through
 
 generic_product = dispatched_product.__wrapped__  # type: ignore[attr-defined]
 
@@ -59,7 +59,7 @@ class FeatureProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         key_mask, out, *floats = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # create_graph=True
+        if sees_through(grad):
 
             def again(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
                 phi = exponential_map(xp, _exponential(ctx.scale, *rest))

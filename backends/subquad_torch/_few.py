@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels.softmax_attention import softmax_attention as dispatched_attention
-from subquad_torch._plain import declines_compiled, differentiate_again, in_place
+from subquad_torch._plain import declines_compiled, differentiate_again, in_place, sees_through
 
 generic_attention = dispatched_attention.__wrapped__  # type: ignore[attr-defined]
 KEYS, QUERIES = range(16, 513), range(16, 257)  # fewer are less than a vector; more do not stay in a cache
@@ -22,6 +22,8 @@ def declines(
     q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
 ) -> str | None:
     """Why the compiled attention cannot take the call."""
+    if torch.compiler.is_compiling():
+        return "a compiler sees through the generic form"  # and knows no ranges of sizes that vary
     n, n_kv = q.shape[-2], k.shape[-2]
     if causal:
         return "it has no causal form"
@@ -60,7 +62,7 @@ class SoftmaxAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         key_mask, out, *floats = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # create_graph=True
+        if sees_through(grad):
 
             def again(*floats: Tensor) -> Tensor:
                 return generic_attention(*floats, scale=ctx.scale, key_mask=key_mask)  # type: ignore[no-any-return]

@@ -19,7 +19,8 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     """Why an operator cannot take the tensors: those of a transform, with a tangent, or of a subclass."""
     if torch.compiler.is_compiling():
         return None  # the operator is a node of the graph
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+    wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+    if wrapped or torch._C._are_functorch_transforms_active():  # also of a function that closes over the tensors
         return "functional transforms see through the generic form only"
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         return "forward-mode differentiation sees through the generic form only"  # the tangent would be lost
@@ -32,7 +33,7 @@ def declines_compiled(floats: Sequence[Tensor], mask: Tensor | None) -> str | No
     """Why a compiled CPU kernel that is no operator of PyTorch's cannot take the tensors."""
     if floats[0].device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {floats[0].device.type}"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "a compiler sees through the generic form"
     if len({x.dtype for x in floats}) > 1:
         return "it computes in one dtype"
@@ -57,14 +58,23 @@ def in_place(x: Tensor | None) -> Any:
     return None if x is None else x.detach().resolve_neg().numpy()
 
 
+def sees_through(grad: Tensor) -> bool:
+    """Must a backward pass be generic: to be differentiated again (create_graph=True), or as `grad` is not plain?"""
+    legacy = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched=True
+    return torch.is_grad_enabled() or legacy or declines_compiled([grad], None) is not None
+
+
 def differentiate_again(
     function: Callable[..., Tensor], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
 ) -> Iterator[Tensor | None]:
-    """Gradients of a function that can be differentiated further, by the tensors that need one.
+    """Gradients of a function by the tensors that need one, which can be differentiated further where that is recorded.
 
     Each stands for itself alone, also where one was computed from another: what it depends on is not the function's.
     """
-    own = [x.view_as(x) for x in tensors]
-    wanted = [x for x, needed in zip(own, need, strict=True) if needed]
-    found = iter(torch.autograd.grad(function(*own), wanted, grad, create_graph=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [x.view_as(x) for x in tensors]
+        wanted = [x for x, needed in zip(own, need, strict=True) if needed]
+        out = function(*own)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
     return (next(found) if needed else None for needed in need)
