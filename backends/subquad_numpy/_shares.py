@@ -15,8 +15,11 @@ from llvmlite import ir
 from subquad_numpy._compile import DONE, Kernel
 from subquad_numpy._vector import intrinsic, types
 
-KERNEL, TASKS, SHARES, FRAME, NEXT, FAILED, SIZE = range(7)  # places in `words`, int64: addresses, numbers, counters
+# places in `words`, int64: addresses, numbers, counters
+KERNEL, TASKS, SHARES, FRAME, NEXT, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(11), 15
+SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
 SHARES_OF_THREAD = 8  # one that something else holds up does less
+MOST_YIELDS = 1000  # some 0.3 ms: the team may be smaller than it was to be
 
 
 @intrinsic
@@ -31,31 +34,58 @@ def fetch_add(typingctx: Any, memory: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def call_kernel(typingctx: Any, address: Any, first: Any, last: Any, frame: Any) -> Any:
-    """Call a kernel by its address."""
+def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> Any:
+    """Call a function of up to three integers by its address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word, word, word])
+        kind = ir.FunctionType(word, [word] * 3)
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
 
     return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+def _leave_core(words: Any) -> None:
+    """Go to another core, and be free again to run on all that this thread may."""
+    own = np.zeros(16, np.int64)
+    call(words[GET_CORES], 0, 128, own.ctypes.data)
+    others = own.copy()
+    others[words[CORE] >> 6] &= ~(np.int64(1) << (words[CORE] & 63))
+    if others.any():
+        call(words[SET_CORES], 0, 128, others.ctypes.data)
+        call(words[SET_CORES], 0, 128, own.ctypes.data)
+
+
 @cache
 def worker() -> Any:
-    """Compile `work(words)`."""
+    """Compile `work(words)`.
+
+    Where `TEAM` threads are waited for by spinning, as OpenMP does for milliseconds, a thread that the system has put
+    on the core of the first would hold up all: the first lets it run, and it leaves.
+    """
 
     @numba.cfunc("void(CPointer(int64))", cache=True, error_model="numpy")
     def work(words: Any) -> None:
+        fetch_add(words, ARRIVED, 1)
+        is_caller = words[TEAM] > 0 and call(words[SELF], 0, 0, 0) == words[CALLER]
+        if is_caller:
+            call(words[YIELD], 0, 0, 0)
+        elif words[TEAM] > 0 and call(words[GET_CORE], 0, 0, 0) & 0xFFFFFFFF == words[CORE]:
+            _leave_core(words)
         while True:
             share = fetch_add(words, NEXT, 1)
             if share >= words[SHARES]:
-                return
+                break
             first = words[TASKS] * share // words[SHARES]
             last = words[TASKS] * (share + 1) // words[SHARES]
-            if call_kernel(words[KERNEL], first, last, words[FRAME]) != DONE:
+            if call(words[KERNEL], first, last, words[FRAME]) != DONE:
                 fetch_add(words, FAILED, 1)
+        if is_caller:
+            for _ in range(MOST_YIELDS):
+                if fetch_add(words, ARRIVED, 0) >= words[TEAM]:
+                    break
+                call(words[YIELD], 0, 0, 0)
 
     return work
 

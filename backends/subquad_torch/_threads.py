@@ -12,6 +12,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ class OpenMP(Team):
 
     def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
         """Run all tasks."""
-        from subquad_numpy._shares import FAILED, words_for, worker
+        from subquad_numpy._shares import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
         parallel = _parallel()
         assert parallel is not None
         words = words_for(kernel, tasks, frame, self)
+        get_core, addresses = _scheduler()
+        words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
         parallel(worker().address, words.ctypes.data, self, 0)
         if words[FAILED]:
             msg = "a compiled kernel found no memory for its scratch"
@@ -54,6 +57,14 @@ def _parallel() -> Any:
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     function.restype = None
     return function
+
+
+@cache
+def _scheduler() -> tuple[Any, list[int | None]]:
+    """sched_getcpu, and the addresses of what a thread needs to make way for another."""
+    system = ctypes.CDLL(None)
+    names = ("pthread_self", "sched_yield", "sched_getcpu", "sched_getaffinity", "sched_setaffinity")
+    return system.sched_getcpu, [ctypes.cast(getattr(system, name), ctypes.c_void_p).value for name in names]
 
 
 _forked: list[bool] = []
