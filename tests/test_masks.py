@@ -158,3 +158,15 @@ def test_mask_of_all_true_is_no_mask(row: Row) -> None:
             inputs["key_mask"] = np.ones(shape, dtype=bool)
             assert relative_error(row.call(causal=causal)(*arguments(inputs), arrays), plain) < 1e-14
         inputs["key_mask"] = None
+
+
+def test_a_row_that_is_not_finite_stays_out_of_the_centers() -> None:
+    """It spoils its own row of the output alone, though the mean of the rows is subtracted from all."""
+    import subquad
+
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 30, 8))
+    q[0, 5] = np.nan
+    out = subquad.attention(q, k, v, "favor", num_features=8, center=True)
+    assert np.isnan(out[0, 5]).all()
+    assert np.isfinite(np.delete(out[0], 5, axis=0)).all()
+    assert np.isfinite(out[1]).all()

@@ -287,6 +287,34 @@ def test_torch_gradients_of_gradients_that_are_not_plain(name: str) -> None:
     assert all(torch.allclose(x.grad, by) for x, by in zip(given, want[0], strict=True))
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_torch_gradients_to_go_on_with_are_the_same(center: bool) -> None:
+    """The generic form gives them, and what a center was computed from must not count twice."""
+    q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
+    out = subquad.attention(q, k, v, "favor", num_features=6, center=center)
+    plain, further = (torch.autograd.grad(out.sin().sum(), (q, k, v), retain_graph=True, create_graph=more)
+                      for more in (False, True))  # fmt: skip
+    for one, other in zip(plain, further, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_torch_threads_do_not_change_a_bit() -> None:
+    """PyTorch's own threads share the tasks: every one is done, once, however many threads there are."""
+    q, k, v = torch.randn(3, 3, 4300, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out = subquad.attention(q, k, v, "favor", num_features=40)
+            with torch.no_grad():
+                causal = subquad.attention(q, k, v, "favor", num_features=40, causal=True)
+            found.append([out, causal, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    finally:
+        torch.set_num_threads(before)
+    for one, *others in zip(*found, strict=True):
+        assert all(torch.equal(one, other) for other in others)
+
+
 def test_torch_directions_can_be_trained() -> None:
     q, k, v = (torch.randn(2, 9, 4, dtype=torch.float64) for _ in range(3))
     omega = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
