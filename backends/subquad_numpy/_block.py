@@ -3,8 +3,8 @@
 from math import pi
 from typing import Any
 
-from subquad_numpy._simd import inline, shifted
-from subquad_numpy._tile import field, turn_in, turn_in_rest
+from subquad_numpy._simd import inline, pointer, shifted
+from subquad_numpy._tile import turn_in, turn_in_rest
 
 HEAD = (
     # sizes: B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0
@@ -19,28 +19,28 @@ HEAD = (
 
 
 @inline
-def sizes_of(frame: Any) -> Any:
+def sizes_of(f: Any) -> Any:
     """The words of `HEAD` before the addresses."""
     return (
-        *(frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]),
-        *(frame[7], frame[8], frame[9], frame[10]),
+        *(f.batch, f.n, f.d, f.groups, f.d_state, f.block, f.chunk),
+        *(f.B_step, f.C_step, f.delta_softplus, f.reverse),
     )
 
 
 @inline
-def inputs_of(frame: Any, zero: Any) -> Any:
+def inputs_of(f: Any, zero: Any) -> Any:
     """The addresses of `HEAD` as pointers to numbers of the type of `zero`."""
     return (
-        *(field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero), field(frame, 14, zero)),
-        *(field(frame, 15, zero), field(frame, 16, zero), field(frame, 17, zero), field(frame, 18, zero)),
-        field(frame, 19, zero),
+        *(pointer(f.u, zero), pointer(f.delta, zero), pointer(f.A, zero), pointer(f.B, zero)),
+        *(pointer(f.C, zero), pointer(f.D, zero), pointer(f.z, zero), pointer(f.delta_bias, zero)),
+        pointer(f.initial_state, zero),
     )
 
 
 @inline
-def options_of(frame: Any) -> tuple[bool, bool, bool, bool]:
+def options_of(f: Any) -> tuple[bool, bool, bool, bool]:
     """Whether there are D, z, delta_bias and initial_state."""
-    return frame[16] != 0, frame[17] != 0, frame[18] != 0, frame[19] != 0
+    return f.D != 0, f.z != 0, f.delta_bias != 0, f.initial_state != 0
 
 
 @inline

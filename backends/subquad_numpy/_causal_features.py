@@ -15,12 +15,25 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
-from subquad_numpy._simd import aligned, at_least, lanes_of, largest, load, shifted, spread, store, total, zeros
-from subquad_numpy._tile import clear, field, load_part, row_in, store_part
+from subquad_numpy._simd import (
+    aligned,
+    at_least,
+    lanes_of,
+    largest,
+    load,
+    pointer,
+    shifted,
+    spread,
+    store,
+    total,
+    zeros,
+)
+from subquad_numpy._tile import clear, load_part, row_in, store_part
 
 CAUSAL_FRAME = (
     # a task is an item: n rows of queries and of keys
@@ -50,19 +63,20 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
     least = np.finfo(dtype).min
     stamp = fingerprint()
 
-    @compiled(f"causal features {dtype}")
+    @compiled(f"causal features {dtype}", CAUSAL_FRAME)
     def attend(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, m, d_v = frame[0], frame[1], frame[2], frame[3]
-        q_row, k_row, v_row = frame[4], frame[5], frame[6]
-        U_row, U_step, W_row, W_step = frame[7], frame[8], frame[9], frame[10]
-        all_q, all_k, all_v = field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero)
-        all_U, all_W = field(frame, 14, zero), field(frame, 15, zero)
-        has_mask, all_masks = frame[16] != 0, field(frame, 16, np.uint8(0))
-        has_center, q_centers, k_centers = frame[17] != 0, field(frame, 17, zero), field(frame, 18, zero)
-        numbers, table = field(frame, 19, zero), field(frame, 20, np.int64(0))
-        shifts, all_kv, all_sums = field(frame, 21, zero), field(frame, 22, zero), field(frame, 23, zero)
-        outs = field(frame, 24, zero)
+        f = carray(frame, 1)[0]
+        n, d, m, d_v = f.n, f.d, f.m, f.d_v
+        q_row, k_row, v_row = f.q_row, f.k_row, f.v_row
+        U_row, U_step, W_row, W_step = f.U_row, f.U_step, f.W_row, f.W_step
+        all_q, all_k, all_v = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero)
+        all_U, all_W = pointer(f.U, zero), pointer(f.W, zero)
+        has_mask, all_masks = f.mask != 0, pointer(f.mask, np.uint8(0))
+        has_center, q_centers, k_centers = f.q_center != 0, pointer(f.q_center, zero), pointer(f.k_center, zero)
+        numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
+        shifts, all_kv, all_sums = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
+        outs = pointer(f.out, zero)
         half_scale = numbers[0]
 
         width = -(-m // lanes) * lanes

@@ -11,12 +11,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
     *("_compile", "_scan", "_scan_backward", "_linear_scan"),
-    *("_product", "_features", "_causal_features", "_feature_gradients"),
+    *("_product", "_features", "_causal_features", "_gradient_blocks", "_query_gradient", "_key_gradient"),
 )
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""
@@ -48,15 +49,20 @@ class Kernel:
             raise MemoryError(msg)
 
 
-def compiled(name: str) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
-    """Compile a function (first, last, frame of int64) that returns `DONE`; note the time as `name`."""
+def compiled(name: str, order: tuple[str, ...]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
+    """Compile a function (first, last, frame) that returns `DONE`; note the time as `name`.
+
+    The frame is one record of int64, the fields of `order`: numbers and addresses.
+    """
+    frame = numba.from_dtype(np.dtype([(field, np.int64) for field in order]))
+    signature = types.int64(types.int64, types.int64, types.CPointer(frame))
 
     def decorate(function: Callable[[int, int, Any], int]) -> Kernel:
         start = time.perf_counter()
         # a file of its own on disk for each kernel: in a shared one, two processes that compile different
         # kernels at once can leave the code of one under the name of the other
         function.__qualname__ = re.sub(r"\W+", "_", f"{function.__name__} {name}")
-        native = numba.cfunc("int64(int64, int64, CPointer(int64))", cache=True, error_model="numpy")(function)
+        native = numba.cfunc(signature, cache=True, error_model="numpy")(function)
         compile_seconds[name] = time.perf_counter() - start
         return Kernel(native)
 

@@ -15,12 +15,25 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
-from subquad_numpy._simd import aligned, at_least, lanes_of, largest, load, shifted, spread, store, total, zeros
-from subquad_numpy._tile import clear, field, load_part, row_in, store_part
+from subquad_numpy._simd import (
+    aligned,
+    at_least,
+    lanes_of,
+    largest,
+    load,
+    pointer,
+    shifted,
+    spread,
+    store,
+    total,
+    zeros,
+)
+from subquad_numpy._tile import clear, load_part, row_in, store_part
 
 SUMMARY_ROWS, READING_ROWS = 16 * TILE_ROWS, 8 * TILE_ROWS  # of a block: exponents of 256 features take 128 and 64 kB
 
@@ -59,16 +72,17 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
     zero, lowest, least = dtype.type(0), dtype.type(-np.inf), np.finfo(dtype).min
     stamp = fingerprint()
 
-    @compiled(f"summary of keys {dtype}")
+    @compiled(f"summary of keys {dtype}", SUMMARY_FRAME)
     def summarize(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, most, d_v, chunks, chunk, out_rows = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5], frame[6]
-        k_row, v_row, W_row, W_step = frame[7], frame[8], frame[9], frame[10]
-        all_k, all_v, all_W = field(frame, 11, zero), field(frame, 12, zero), field(frame, 13, zero)
-        has_mask, all_masks = frame[14] != 0, field(frame, 14, np.uint8(0))
-        numbers, table = field(frame, 15, zero), field(frame, 16, np.int64(0))
-        out_shift, out_kv, out_sum = field(frame, 17, zero), field(frame, 18, zero), field(frame, 19, zero)
-        has_center, centers = frame[20] != 0, field(frame, 20, zero)
+        f = carray(frame, 1)[0]
+        n, d, most, d_v, chunks, chunk, out_rows = f.n, f.d, f.m, f.d_v, f.chunks, f.chunk, f.out_rows
+        k_row, v_row, W_row, W_step = f.k_row, f.v_row, f.W_row, f.W_step
+        all_k, all_v, all_W = pointer(f.k, zero), pointer(f.v, zero), pointer(f.W, zero)
+        has_mask, all_masks = f.mask != 0, pointer(f.mask, np.uint8(0))
+        numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
+        out_shift, out_kv, out_sum = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
+        has_center, centers = f.center != 0, pointer(f.center, zero)
         half_scale = numbers[0]
 
         depth = d + 1  # the last column of a key holds −h|k|², against a row of ones
@@ -191,16 +205,17 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
     zero, lowest = dtype.type(0), dtype.type(-np.inf)
     stamp = fingerprint()
 
-    @compiled(f"reading by queries {dtype}")
+    @compiled(f"reading by queries {dtype}", READING_FRAME)
     def read(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, m, d_v, chunks, chunk = frame[0], frame[1], frame[2], frame[3], frame[4], frame[5]
-        q_row, W_row, W_step, kv_row = frame[6], frame[7], frame[8], frame[9]
-        all_q, all_W, starts = field(frame, 10, zero), field(frame, 11, zero), field(frame, 12, zero)
-        all_kv, sums = field(frame, 13, zero), field(frame, 14, zero)
-        has_start, has_sum = frame[12] != 0, frame[14] != 0
-        numbers, table, all_out = field(frame, 15, zero), field(frame, 16, np.int64(0)), field(frame, 17, zero)
-        has_center, centers = frame[18] != 0, field(frame, 18, zero)
+        f = carray(frame, 1)[0]
+        n, d, m, d_v, chunks, chunk = f.n, f.d, f.m, f.d_v, f.chunks, f.chunk
+        q_row, W_row, W_step, kv_row = f.q_row, f.W_row, f.W_step, f.kv_row
+        all_q, all_W, starts = pointer(f.q, zero), pointer(f.W, zero), pointer(f.start, zero)
+        all_kv, sums = pointer(f.kv, zero), pointer(f.k_sum, zero)
+        has_start, has_sum = f.start != 0, f.k_sum != 0
+        numbers, table, all_out = pointer(f.numbers, zero), pointer(f.table, np.int64(0)), pointer(f.out, zero)
+        has_center, centers = f.center != 0, pointer(f.center, zero)
 
         width = -(-m // lanes) * lanes
         d_out = -(-d_v // lanes) * lanes

@@ -11,10 +11,11 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
-from subquad_numpy._simd import aligned, inline, lanes_of, load, prefetch, shifted, store
-from subquad_numpy._tile import field, load_part, row_in, store_part
+from subquad_numpy._simd import aligned, inline, lanes_of, load, pointer, prefetch, shifted, store
+from subquad_numpy._tile import load_part, row_in, store_part
 
 LINEAR_FRAME = ("n", "d", "block", "reverse", "a", "b", "initial_state", "h")
 LINEAR_GRADIENT_FRAME = (
@@ -41,12 +42,13 @@ def linear_scan_kernel(dtype: str) -> Any:
     zero = np.dtype(dtype).type(0)
     stamp = fingerprint()
 
-    @compiled(f"linear scan {dtype}")
+    @compiled(f"linear scan {dtype}", LINEAR_FRAME)
     def scan(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, block, reverse = frame[0], frame[1], frame[2], frame[3]
-        a, b = field(frame, 4, zero), field(frame, 5, zero)
-        initial_state, h = field(frame, 6, zero), field(frame, 7, zero)
+        f = carray(frame, 1)[0]
+        n, d, block, reverse = f.n, f.d, f.block, f.reverse
+        a, b = pointer(f.a, zero), pointer(f.b, zero)
+        initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
         buffer = np.empty(block + 2 * lanes, kind)
         edge = aligned(buffer)
@@ -55,7 +57,7 @@ def linear_scan_kernel(dtype: str) -> Any:
             item, c0, width = _task(task, d, block)
             for c in range(block):
                 state[c] = 0
-            if frame[6] != 0:
+            if f.initial_state != 0:
                 row_in(initial_state, item * d + c0, width, lanes, state)
             for t in range(n):
                 row = (item * n + (n - 1 - t if reverse else t)) * d + c0
@@ -86,14 +88,15 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
     zero = np.dtype(dtype).type(0)
     stamp = fingerprint()
 
-    @compiled(f"linear scan gradient {dtype}")
+    @compiled(f"linear scan gradient {dtype}", LINEAR_GRADIENT_FRAME)
     def gradient(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        n, d, block, reverse = frame[0], frame[1], frame[2], frame[3]
-        a, h = field(frame, 4, zero), field(frame, 5, zero)
-        initial_state, grad_h = field(frame, 6, zero), field(frame, 7, zero)
-        grad_a, grad_b = field(frame, 8, zero), field(frame, 9, zero)
-        grad_initial_state = field(frame, 10, zero)
+        f = carray(frame, 1)[0]
+        n, d, block, reverse = f.n, f.d, f.block, f.reverse
+        a, h = pointer(f.a, zero), pointer(f.h, zero)
+        initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
+        grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
+        grad_initial_state = pointer(f.grad_initial_state, zero)
         back = d if reverse else -d  # from a row to that of the step before
         ahead = ROWS_AHEAD * back
         buffer = np.empty(2 * block + 2 * lanes, kind)
@@ -105,7 +108,7 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
             for c in range(block):
                 carry[c] = 0
                 start[c] = 0
-            if frame[6] != 0:
+            if f.initial_state != 0:
                 row_in(initial_state, item * d + c0, width, lanes, start)
             for t in range(n - 1, -1, -1):
                 row = (item * n + (n - 1 - t if reverse else t)) * d + c0

@@ -13,12 +13,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray
 
 from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
-from subquad_numpy._simd import add_where_zero, aligned, lanes_of, load, prefetch, shifted, spread, store
-from subquad_numpy._tile import clear, field, load_part, row_in, store_part, turn_out
+from subquad_numpy._simd import add_where_zero, aligned, lanes_of, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy._tile import clear, load_part, row_in, store_part, turn_out
 
 FRAME = (
     *HEAD,
@@ -46,14 +47,15 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     stamp = fingerprint()
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
-    @compiled(name)
+    @compiled(name, FRAME)
     def forward(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
-        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
-        has_D, has_z, has_bias, has_state = options_of(frame)
-        state, y, delta_sum = field(frame, 20, zero), field(frame, 21, zero), field(frame, 22, zero)
-        has_y, has_sum = frame[21] != 0, frame[22] != 0
+        f = carray(frame, 1)[0]
+        _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
+        has_D, has_z, has_bias, has_state = options_of(f)
+        state, y, delta_sum = pointer(f.state, zero), pointer(f.y, zero), pointer(f.delta_sum, zero)
+        has_y, has_sum = f.y != 0, f.delta_sum != 0
 
         chunks = -(-n // chunk)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d

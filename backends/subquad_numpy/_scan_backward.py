@@ -15,6 +15,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray
 
 from subquad_numpy._block import HEAD, inputs_of, lay_out, locate, matrix_in, options_of, rates_in, sizes_of
 from subquad_numpy._compile import DONE, compiled, fingerprint
@@ -25,6 +26,7 @@ from subquad_numpy._simd import (
     aligned,
     lanes_of,
     load,
+    pointer,
     prefetch,
     rint,
     shifted,
@@ -32,7 +34,7 @@ from subquad_numpy._simd import (
     store,
     total,
 )
-from subquad_numpy._tile import clear, copy, field, load_part, row_in, store_part, turn_out
+from subquad_numpy._tile import clear, copy, load_part, row_in, store_part, turn_out
 
 GRADIENT_FRAME = (
     *HEAD,
@@ -57,18 +59,23 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     stamp = fingerprint()
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
-    @compiled(name)
+    @compiled(name, GRADIENT_FRAME)
     def backward(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(frame)
-        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(frame, zero)
-        has_D, has_z, has_bias, has_state = options_of(frame)
-        grad_y, grad_state = field(frame, 20, zero), field(frame, 21, zero)
-        grad_u, grad_delta = field(frame, 22, zero), field(frame, 23, zero)
-        grad_z, grad_initial_state = field(frame, 24, zero), field(frame, 25, zero)
-        grad_A, grad_D, grad_bias = field(frame, 26, zero64), field(frame, 27, zero64), field(frame, 28, zero64)
-        grad_B, grad_C = field(frame, 29, zero), field(frame, 30, zero)
-        grad_B64, grad_C64 = field(frame, 29, zero64), field(frame, 30, zero64)
+        f = carray(frame, 1)[0]
+        batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
+        has_D, has_z, has_bias, has_state = options_of(f)
+        grad_y, grad_state = pointer(f.grad_y, zero), pointer(f.grad_state, zero)
+        grad_u, grad_delta = pointer(f.grad_u, zero), pointer(f.grad_delta, zero)
+        grad_z, grad_initial_state = pointer(f.grad_z, zero), pointer(f.grad_initial_state, zero)
+        grad_A, grad_D, grad_bias = (
+            pointer(f.grad_A, zero64),
+            pointer(f.grad_D, zero64),
+            pointer(f.grad_delta_bias, zero64),
+        )
+        grad_B, grad_C = pointer(f.grad_B, zero), pointer(f.grad_C, zero)
+        grad_B64, grad_C64 = pointer(f.grad_B, zero64), pointer(f.grad_C, zero64)
 
         tiles = -(-n // tile)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d

@@ -6,13 +6,7 @@ read and written one part at a time: `stride` is 2 and `index` counts real numbe
 
 from typing import Any
 
-from subquad_numpy._simd import inline, load, pointer, store
-
-
-@inline
-def field(frame: Any, place: int, zero: Any) -> Any:
-    """The address in `frame[place]`, as a pointer to numbers of the type of `zero`."""
-    return pointer(frame[place], zero)
+from subquad_numpy._simd import inline, load, store
 
 
 @inline

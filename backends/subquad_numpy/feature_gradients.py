@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels._feature_map import Exponential
-from subquad_numpy._feature_gradients import KEY_FRAME, QUERY_FRAME, key_gradient_kernel, query_gradient_kernel
 from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
+from subquad_numpy._key_gradient import KEY_FRAME, key_gradient_kernel
+from subquad_numpy._query_gradient import QUERY_FRAME, query_gradient_kernel
 from subquad_numpy.features import RowSums, Sums, hide
 
 Array = np.ndarray[Any, Any]
