@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,3 +85,22 @@ def test_memory_outlives_an_interrupt_of_the_caller() -> None:
     assert freed.wait(10)
     assert len(left) == 1
     assert not left[0][1]
+
+
+@pytest.mark.parametrize(("returned", "rows"), [(0, 1), (1, 1 << 30)], ids=["scratch", "sums"])
+def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
+    """For the scratch of a kernel, which then returns 0, or for what is summed up after it: 4 PB."""
+    jax = pytest.importorskip("jax")
+    from subquad_jax import _ffi
+
+    class Kernel:
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
+            lambda *_: returned
+        )
+        address = ctypes.cast(function, ctypes.c_void_p).value
+
+    target = _ffi.register(f"returns {returned}", lambda _: Kernel, "float32")
+    out = {"y": jax.ShapeDtypeStruct((1 << 20,), "float32")}
+    run = jax.jit(lambda: _ffi.call(target, ("y",), {}, out, {}, tasks=5, threads=2, sums={"y": (rows, 0)}))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
+        jax.block_until_ready(run())

@@ -8,7 +8,8 @@ operand is a *plan* that says what each word of the frame is:
     (RESULT, k, zeros)          the address of result k, which is filled with zeros first if `zeros` is 1
     (SUMMED, k, rows, wide)     scratch of `rows` times the size of result k, zeros, that is added up into it in the end
 
-Offsets into the call frame are those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
+A kernel that finds no memory for its scratch becomes an error of XLA. Offsets into the call frame are those of
+`xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ import numba
 import numpy as np
 from numba import carray, cfunc, types
 
-from subquad_numpy._shares import FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
+from subquad_numpy import _shares
+from subquad_numpy._shares import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 from subquad_numpy._simd import pointer
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD = 2  # rows of the plan before the frame: number of tasks, number of threads
 
-EXTENSION, OPERANDS, RESULTS = 1, 9, 14  # of the call frame
+EXTENSION, API, OPERANDS, RESULTS = 1, 2, 9, 14  # of the call frame
+CREATE_ERROR = 6  # of the API
 DATA = 3  # of a buffer
 METADATA_TYPE, METADATA = 1, 3  # of an extension, the type in the low half of its word
 API_VERSION, TRAITS = 3, 4  # of the metadata: major and minor in one word
+NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0", np.uint8)
+RESOURCE_EXHAUSTED = 8
 
 _libc = ctypes.CDLL(None)
 _create, _join = _libc.pthread_create, _libc.pthread_join
@@ -100,7 +105,7 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
     zero = np.int64(0)
     number, double = real.type(0), np.float64(0)
 
-    kernel_address, worker_address = kernel.address, worker().address
+    kernel_address, worker_address, message_address = kernel.address, worker().address, NO_MEMORY.ctypes.data
     work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker_address)
 
     @numba.njit(error_model="numpy")
@@ -121,7 +126,8 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             out[c] = total
 
     @numba.njit(error_model="numpy")
-    def run_tasks(tasks: int, threads: int, frame: Any) -> None:
+    def run_tasks(tasks: int, threads: int, frame: Any) -> int:
+        """Run all tasks; how many shares of them failed."""
         threads = min(threads, tasks)
         words = np.zeros(SIZE, np.int64)
         words[KERNEL], words[TASKS], words[FRAME] = kernel_address, tasks, frame.ctypes.data
@@ -134,16 +140,11 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
         for t in range(1, threads):
             if failed[t] == 0:
                 _join(ids[t], 0)
+        return words[FAILED]
 
-    @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
-    def handler(call: Any) -> int:
-        if call[EXTENSION] != 0:
-            extension = pointer(call[EXTENSION], zero)
-            if extension[1] & 0xFFFFFFFF == METADATA_TYPE:
-                metadata = pointer(extension[METADATA], zero)
-                metadata[API_VERSION] = 3 << 32  # major 0, minor 3
-                metadata[TRAITS] = 0
-                return 0
+    @numba.njit(error_model="numpy")
+    def serve(call: Any) -> int:
+        """Run the kernel as planned; how many shares of its tasks failed."""
         operands, results = pointer(call[OPERANDS], zero), pointer(call[RESULTS], zero)
         last = pointer(operands[call[OPERANDS - 2] - 1], zero)
         rows = pointer(last[5], zero)[0] // 4
@@ -170,7 +171,7 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
             else:
                 words[i - HEAD] = scratch.ctypes.data + 8 * used
                 used += more * count_reals(pointer(results[k], zero)) + 8
-        run_tasks(np.int64(plan[1]), np.int64(plan[5]), words)
+        failed = run_tasks(np.int64(plan[1]), np.int64(plan[5]), words)
         used = 0
         for i in range(HEAD, rows):
             what, k, more, wide = plan[4 * i], plan[4 * i + 1], plan[4 * i + 2], plan[4 * i + 3]
@@ -184,7 +185,27 @@ def _handler(kernel: Any, real: np.dtype[Any]) -> Any:
                     sum_rows(carray(pointer(address, double), more * count), out)
                 else:
                     sum_rows(carray(pointer(address, number), more * count), out)
-        return 0
+        return failed
+
+    @cfunc(types.int64(types.CPointer(types.int64)), error_model="numpy")
+    def handler(call: Any) -> int:
+        """0, or the address of an error."""
+        if call[EXTENSION] != 0:
+            extension = pointer(call[EXTENSION], zero)
+            if extension[1] & 0xFFFFFFFF == METADATA_TYPE:
+                metadata = pointer(extension[METADATA], zero)
+                metadata[API_VERSION] = 3 << 32  # major 0, minor 3
+                metadata[TRAITS] = 0
+                return 0
+        try:
+            failed = serve(call)
+        except Exception:  # no memory for what is summed up
+            failed = 1
+        if failed == 0:
+            return 0
+        error = np.zeros(4, np.int64)  # size, no extension, message, code
+        error[0], error[2], error[3] = 28, message_address, RESOURCE_EXHAUSTED
+        return _shares.call(pointer(call[API], zero)[CREATE_ERROR], error.ctypes.data, 0, 0)
 
     _alive.extend((kernel, work, handler))
     return handler

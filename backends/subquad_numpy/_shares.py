@@ -19,6 +19,7 @@ from subquad_numpy._vector import intrinsic, types
 KERNEL, TASKS, SHARES, FRAME, NEXT, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(11), 15
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
 SHARES_OF_THREAD = 8  # one that something else holds up does less
+MOST_CORES = 8192  # as the system counts them
 MOST_YIELDS = 1000  # some 0.3 ms: the team may be smaller than it was to be
 
 
@@ -48,13 +49,14 @@ def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> A
 @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
 def _leave_core(words: Any) -> None:
     """Go to another core, and be free again to run on all that this thread may."""
-    own = np.zeros(16, np.int64)
-    call(words[GET_CORES], 0, 128, own.ctypes.data)
+    own = np.zeros(MOST_CORES >> 6, np.int64)
+    if words[CORE] >= MOST_CORES or call(words[GET_CORES], 0, MOST_CORES >> 3, own.ctypes.data) & 0x80000000:
+        return
     others = own.copy()
     others[words[CORE] >> 6] &= ~(np.int64(1) << (words[CORE] & 63))
     if others.any():
-        call(words[SET_CORES], 0, 128, others.ctypes.data)
-        call(words[SET_CORES], 0, 128, own.ctypes.data)
+        call(words[SET_CORES], 0, MOST_CORES >> 3, others.ctypes.data)
+        call(words[SET_CORES], 0, MOST_CORES >> 3, own.ctypes.data)
 
 
 @cache
