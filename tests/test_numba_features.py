@@ -13,7 +13,7 @@ from interpreter import python
 
 pytest.importorskip("numba")
 
-from subquad.kernels._feature_map import Exponential
+from subquad.kernels._feature_map import Elu, Exponential
 from subquad_numpy import features
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
@@ -91,11 +91,58 @@ def test_feature_product_is_its_definition(size: tuple[int, ...], dtype: str, ma
     if q.shape[-2] * k.shape[-2] * m > 6e7:
         q = q[:, :40]
     phi, seen = exponential(shape[3], m, dtype), masks(shape[0], shape[2])[mask]
-    got = features.feature_product(q, k, v, exponential=phi, key_mask=seen, causal=causal)
+    got = features.feature_product(q, k, v, phi=phi, key_mask=seen, causal=causal)
     assert got.dtype == dtype
     expected = product_by_definition(q, k, v, phi, seen, causal)
     assert np.array_equal(got == 0, expected == 0)  # rows of nothing
     assert error(got, expected) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (2, 63, 130, 16, 7), (3, 257, 65, 64, 64), (1, 40, 8200, 300, 33)])
+def test_linear_attention_is_its_definition(size: tuple[int, ...], dtype: str, mask: str, causal: bool) -> None:
+    q, k, v = draw(*size, dtype)
+    phi, seen = Elu(0.7, -1.3), masks(size[0], size[2])[mask]
+    got = features.feature_product(q, k, v, phi=phi, key_mask=seen, causal=causal)
+    y, x = (np.float64(phi.queries) * q, np.float64(phi.keys) * k)
+    log_q, log_k = (np.where(z > 0, np.log1p(np.maximum(z, 0)), z) for z in (y, x))
+    with np.errstate(divide="ignore"):
+        log = np.log(np.exp(log_q) @ np.exp(log_k).swapaxes(-1, -2))[..., None]
+    expected = weighted(log, v.astype(np.float64), seen, causal)
+    assert np.array_equal(got == 0, expected == 0)
+    assert error(got, expected) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_linear_attention_far_below_zero(causal: bool) -> None:
+    """elu(x) + 1 is exp(x) there, which float32 does not hold; but only ratios of it matter."""
+    q, k, v = draw(1, 70, 70, 4, 3, "float32")
+    q, k = q - 300, k - 300
+    got = features.feature_product(q, k, v, phi=Elu(1.0, 1.0), causal=causal)
+    log = q.astype(np.float64)[..., :, None, :] + k.astype(np.float64)[..., None, :, :]
+    assert error(got, weighted(log, v, None, causal)) <= 600 * np.finfo(np.float32).eps  # of exponents around -600
+
+
+def test_a_feature_of_zero() -> None:
+    """elu(−∞) + 1: no more than that feature of that key."""
+    q, k, v = draw(1, 7, 70, 4, 3, "float32")
+    k[0, 5, 0] = -np.inf
+    almost = np.where(k == -np.inf, -200, k).astype(np.float32)
+    got, expected = (features.feature_product(q, x, v, phi=Elu(1.0, 1.0)) for x in (k, almost))
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("m", [3, 8, 17])
+def test_narrow_features_of_centred_keys(dtype: str, m: int) -> None:
+    """A block of rows is wider than all features and values together."""
+    q, k, v = draw(2, 80, 80, 5, 4, dtype)
+    plain, center = exponential(5, m, dtype), tuple(draw(1, 1, 1, 5, 5, dtype)[:2])
+    phi = Exponential(plain.keys, plain.queries, plain.scale, center)
+    got = features.feature_product(q, k, v, phi=phi, causal=True)
+    assert error(got, product_by_definition(q, k, v, phi, None, causal=True)) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
@@ -130,7 +177,7 @@ def test_any_strides_and_shared_heads() -> None:
         x.flags.writeable = False
     for causal in (False, True):
         expected = product_by_definition(q, k, v, phi, mask, causal)
-        got = features.feature_product(q, k, v, exponential=phi, key_mask=mask, causal=causal)
+        got = features.feature_product(q, k, v, phi=phi, key_mask=mask, causal=causal)
         assert error(got, expected) <= TOLERANCE["float32"]
     expected = softmax_by_definition(q, k, v, 0.3, mask)
     assert error(features.softmax_attention(q, k, v, scale=0.3, key_mask=mask), expected) <= TOLERANCE["float32"]
@@ -146,7 +193,7 @@ def test_centers(shape: tuple[int, ...]) -> None:
     for scale, causal in itertools.product((plain.scale, -plain.scale), (False, True)):
         phi = Exponential(plain.keys, plain.queries, scale, center)
         expected = product_by_definition(q, k, v, phi, None, causal)
-        got = features.feature_product(q, k, v, exponential=phi, causal=causal)
+        got = features.feature_product(q, k, v, phi=phi, causal=causal)
         assert error(got, expected) <= TOLERANCE["float32"]
 
 
@@ -157,7 +204,7 @@ def test_range() -> None:
     k = (rng.standard_normal((1, 300, 8)) * np.linspace(0, 30, 300)[:, None]).astype(np.float32)
     phi = exponential(8, 64, "float32")
     for order in (np.arange(300), np.arange(300)[::-1]):
-        got = features.feature_product(q, k[:, order], v[:, order], exponential=phi)
+        got = features.feature_product(q, k[:, order], v[:, order], phi=phi)
         # exponents reach some hundreds, and a rounding of those is 1e-5
         assert error(got, product_by_definition(q, k[:, order], v[:, order], phi, None)) <= 2e-4
 
@@ -180,7 +227,7 @@ def test_nan_stays_in_its_row() -> None:
     others = np.delete(np.arange(700), [5, 6])
     masked = features.softmax_attention(q, k, v, scale=0.3, key_mask=mask)
     few = features.softmax_attention(q, k[:, :64], v[:, :64], scale=0.3, key_mask=mask[:, :64])
-    through = features.feature_product(q, k, v, exponential=exponential(16, 24, "float32"), key_mask=mask)
+    through = features.feature_product(q, k, v, phi=exponential(16, 24, "float32"), key_mask=mask)
     for got in (masked, few, through):
         assert np.isnan(got[0, [5, 6]]).all()
         assert np.isfinite(got[0, others]).all()
@@ -201,7 +248,7 @@ def test_rows_between_other_numbers() -> None:
         expected = softmax_by_definition(a, b, c, 0.3, None)
         assert error(features.softmax_attention(a, b, c, scale=0.3), expected) <= TOLERANCE["float32"]
         strided = Exponential(held["x"], held["x"][:, ::-1], phi.scale)
-        got = features.feature_product(a, b, c, exponential=strided)
+        got = features.feature_product(a, b, c, phi=strided)
         assert error(got, product_by_definition(a, b, c, strided, None)) <= TOLERANCE["float32"]
 
 
@@ -226,7 +273,7 @@ for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     q, k, v, W = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m)
     features.softmax_attention(q, k, v, scale=1.0, out=guarded(2, n, 5))
     for causal in (False, True):
-        features.feature_product(q, k, v, exponential=Exponential(W, W, 0.5), out=guarded(2, n, 5), causal=causal)
+        features.feature_product(q, k, v, phi=Exponential(W, W, 0.5), out=guarded(2, n, 5), causal=causal)
 print("done")
 """
 
@@ -278,7 +325,7 @@ def test_threads_do_not_change_the_numbers() -> None:
     for causal in (False, True):
 
         def call(threads: int, causal: bool = causal) -> np.ndarray:
-            return features.feature_product(q, k, v, exponential=phi, threads=threads, causal=causal)
+            return features.feature_product(q, k, v, phi=phi, threads=threads, causal=causal)
 
         alone = call(1)
         with ThreadPoolExecutor(4) as pool:
@@ -292,7 +339,7 @@ def test_nothing_later_reaches_a_row() -> None:
     phi, mask = exponential(16, 40, "float32"), np.arange(150)[None].repeat(2, 0) != 20
 
     def call(k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return features.feature_product(q, k, v, exponential=phi, key_mask=mask, causal=True)
+        return features.feature_product(q, k, v, phi=phi, key_mask=mask, causal=True)
 
     before = call(k, v)
     for changed, value in itertools.product((0, 1), (np.nan, np.inf, 30.0)):
@@ -312,8 +359,8 @@ def test_no_keys_and_no_queries() -> None:
     q, k, v = draw(2, 3, 5, 4, 6, "float32")
     phi = exponential(4, 8, "float32")
     for causal in (False, True):
-        options = {"exponential": phi, "causal": causal}
+        options = {"phi": phi, "causal": causal}
         assert np.array_equal(features.feature_product(q, k[:, :0], v[:, :0], **options), np.zeros((2, 3, 6)))
         assert features.feature_product(q[:, :0], k, v, **options).shape == (2, 0, 6)
     assert features.softmax_attention(q[:, :0], k, v, scale=1.0).shape == (2, 0, 6)
-    assert features.feature_product(q[:0], k[:0], v[:0], exponential=phi).shape == (0, 3, 6)
+    assert features.feature_product(q[:0], k[:0], v[:0], phi=phi).shape == (0, 3, 6)

@@ -14,7 +14,7 @@ from interpreter import python
 pytest.importorskip("numba")
 
 import subquad
-from subquad.kernels._feature_map import Exponential
+from subquad.kernels._feature_map import Elu, Exponential
 from subquad_numpy import feature_gradients, features
 from subquad_numpy.feature_gradients import sum_to
 
@@ -90,12 +90,30 @@ def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: st
     phi = Exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    out, sums = features.product_and_sums(q, k, v, exponential=phi, key_mask=seen)
-    got = feature_gradients.feature_product_gradient(
-        q, k, v, sums, out, grad, exponential=phi, key_mask=seen, directions=True
-    )
+    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
+    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen, directions=True)
     given = [q, k, v, phi.keys, phi.queries, *(center if centred else ())]
     check(got, autograd(lambda *x: product(phi.scale, seen, *x), given, grad), dtype)
+
+
+@pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [x[:-1] for x in SIZES])
+def test_gradient_of_linear_attention(size: tuple[int, ...], dtype: str, mask: str) -> None:
+    heads, shared, n, n_kv, d, d_v = size
+    q, k, v, grad = draw(dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (heads, n, d_v))
+    q[0, 0, 0] = k[0, 0, 0] = 0  # where the map is not smooth but for its first derivative
+    some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
+    seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
+    phi = Elu(0.7, -1.3)
+
+    def definition(q: Any, k: Any, v: Any) -> Any:
+        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.queries * q, phi.keys * k))
+        return weighted(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, seen)
+
+    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
+    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen)[:3]
+    check(got, autograd(definition, [q, k, v], grad), dtype)
 
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
@@ -114,9 +132,9 @@ def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: 
 def test_threads_do_not_change_a_bit() -> None:
     q, k, v, keys, grad = draw("float32", (2, 4500, 16), (2, 4500, 16), (2, 4500, 8), (16, 40), (2, 4500, 8))
     phi = Exponential(keys / 2, keys / 2, 0.25)
-    out, sums = features.product_and_sums(q, k, v, exponential=phi)
+    out, sums = features.product_and_sums(q, k, v, phi=phi)
     found = [
-        feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, exponential=phi, threads=threads)[:3]
+        feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, threads=threads)[:3]
         for threads in (1, 2, 3)
     ]
     for one, *others in zip(*found, strict=True):
@@ -130,8 +148,8 @@ def test_hidden_numbers_are_not_read() -> None:
     dirty = [np.where(mask[..., None], x, np.nan) for x in (k, v)]
     phi = Exponential(keys / 2, keys / 2, 0.25)
     for a, b, c, g in ((q, k, v, grad), (q, *dirty, grad)):
-        out, sums = features.product_and_sums(a, b, c, exponential=phi, key_mask=mask)
-        found = feature_gradients.feature_product_gradient(a, b, c, sums, out, g, exponential=phi, key_mask=mask)
+        out, sums = features.product_and_sums(a, b, c, phi=phi, key_mask=mask)
+        found = feature_gradients.feature_product_gradient(a, b, c, sums, out, g, phi=phi, key_mask=mask)
         few, none = features.softmax_and_sums(a, b, c, scale=0.3, key_mask=mask)
         also = feature_gradients.softmax_attention_gradient(a, b, c, none, few, g, scale=0.3, key_mask=mask)
         for by_q, by_k, by_v in (found[:3], also):
@@ -170,8 +188,8 @@ numpy.empty, empty = lambda shape, *rest, **more: (
 for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     q, k, v, W, grad = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m), guarded(2, n, 5)
     phi = Exponential(W, W, 0.5, (guarded(1, 7), guarded(1, 7)))
-    out, sums = features.product_and_sums(q, k, v, exponential=phi)
-    feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, exponential=phi, directions=True)
+    out, sums = features.product_and_sums(q, k, v, phi=phi)
+    feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, directions=True)
     out, sums = features.softmax_and_sums(q, k, v, scale=1.0)
     feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=1.0)
 print("done")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels._feature_map import FeatureMap
+from subquad.kernels._feature_map import Exponential, FeatureMap
 
 Array = np.ndarray[Any, Any]
 
@@ -23,9 +23,9 @@ def feature_product_declines(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> str | None:
     """Why the product with reused memory cannot take the call."""
-    if phi.exponential is None:
+    if not isinstance(phi.fused, Exponential):
         return "the features are not plain exponentials"
-    if phi.exponential.center is not None:
+    if phi.fused.center is not None:
         return "queries and keys are centred"
     return "it has no causal form" if causal else None
 
@@ -34,8 +34,8 @@ def feature_product(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> Array:
     """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
-    assert phi.exponential is not None
-    keys, queries, half_scale = phi.exponential.keys, phi.exponential.queries, abs(phi.exponential.scale) / 2
+    assert isinstance(phi.fused, Exponential)
+    keys, queries, half_scale = phi.fused.keys, phi.fused.queries, abs(phi.fused.scale) / 2
     d, m = keys.shape
     size = max(64, min(ROWS, ELEMENTS // m))
     rows, log = np.empty((size, d + 1), q.dtype), np.empty((size, m), q.dtype)

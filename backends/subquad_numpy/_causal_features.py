@@ -7,6 +7,8 @@ of q and k less their centers. Blocks of rows come one after the other: what the
 S = Σ_j exp(x[j] − shift) v[j]ᵀ and s, and the keys of the block pair by pair. No row depends on a later key, not even
 in its last bit. Why the exponents are taken as they are says `_causal_block` of `subquad.kernels.feature_product`.
 
+Linear attention has y and x without a matrix, and features elu(y) + 1: see `_maps`.
+
 Features are rows and keys lanes here: x is (m, block), so that sums over features need nothing of neighbouring lanes.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
+from subquad_numpy._maps import map_of
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
@@ -40,7 +43,7 @@ CAUSAL_FRAME = (
     *("n", "d", "m", "d_v"),
     # elements from row to row, of U and W also from column to column
     *("q_row", "k_row", "v_row", "U_row", "U_step", "W_row", "W_step"),
-    # addresses; mask is of bytes, or 0; centers: (…, d), or 0; numbers are (h,)
+    # addresses; mask is of bytes, or 0; centers: (…, d), or 0; numbers are (h, factor of U, of W) or of q, k
     *("q", "k", "v", "U", "W", "mask", "q_center", "k_center", "numbers"),
     # table of int64: a row (q, k, v, U, W, mask, q_center, k_center) for each item: elements to its first
     "table",
@@ -52,8 +55,9 @@ CAUSAL_FRAME = (
 
 
 @cache
-def causal_kernel(dtype: np.dtype[Any]) -> Any:
+def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `attend(first, last, frame)`."""
+    log_of, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     block = PANEL * lanes  # rows: the columns of one panel
     high = -(-block // TILE_ROWS) * TILE_ROWS
@@ -63,7 +67,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
     least = np.finfo(dtype).min
     stamp = fingerprint()
 
-    @compiled(f"causal features {dtype}", CAUSAL_FRAME)
+    @compiled(f"causal features {dtype}{' elu' * elu}", CAUSAL_FRAME)
     def attend(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         f = carray(frame, 1)[0]
@@ -77,13 +81,13 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
         numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
         shifts, all_kv, all_sums = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
         outs = pointer(f.out, zero)
-        half_scale = numbers[0]
+        half_scale, q_factor, k_factor = numbers[0], numbers[1], numbers[2]
 
         width = -(-m // lanes) * lanes
         height = -(-width // TILE_ROWS) * TILE_ROWS
         stride = -(-height // lanes) * lanes  # features, in whole vectors and tiles
         d_in, d_out, depth = -(-d // lanes) * lanes, -(-d_v // lanes) * lanes, d + 1
-        size = 4 * stride + max(stride, d_out) + 2 * d_in + 3 * block
+        size = 4 * stride + max(stride, d_out, block) + 2 * d_in + 3 * block
         size += d * width + stride * depth + 2 * stride * block + m * d_out + stride * d_out
         size += depth * block + block * d_out + high * (d + stride + block + 2 * d_out) + 2 * high
         buffer = np.empty(size + 2 * lanes, kind)
@@ -93,7 +97,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
         k_sum = shifted(reference, stride)
         spare = shifted(k_sum, stride)
         nothing = shifted(spare, stride)
-        q_center = shifted(nothing, max(stride, d_out))
+        q_center = shifted(nothing, max(stride, d_out, block))
         k_center = shifted(q_center, d_in)
         top = shifted(k_center, d_in)  # of each key, its largest exponent over ρ
         later = shifted(top, block)  # two vectors' worth: 0 … 0 −∞ … −∞, read from any lane on
@@ -104,6 +108,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
         kv = shifted(phi_k, stride * block)  # in panels
         part = shifted(kv, m * d_out)
         keys = shifted(part, stride * d_out)  # (depth, block), the last row −h|k|²
+        above = keys if elu else x  # what φ's value is made of
         values = shifted(keys, depth * block)  # in panels
         rows = shifted(values, block * d_out)
         phi_q = shifted(rows, high * d)
@@ -111,7 +116,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
         result = shifted(weights, high * block)
         from_state = shifted(result, high * d_out)
         seen = shifted(from_state, high * d_out)  # φ_q · s, of each row
-        clear(nothing, max(stride, d_out))
+        clear(nothing, max(stride, d_out, block))
         clear(q_center, 2 * d_in)
         clear(phi_q, high * (stride + block))
         clear(turned, stride * depth)
@@ -128,12 +133,13 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
             if has_center:
                 row_in(q_centers, table[entry + 6], d, lanes, q_center)
                 row_in(k_centers, table[entry + 7], d, lanes, k_center)
-            pack(shifted(all_U, table[entry + 3]), U_row, U_step, d, m, one, lanes, packed, d)
-            W = shifted(all_W, table[entry + 4])
-            for i in range(m):
-                for p in range(d):
-                    turned[i * depth + p] = W[p * W_row + i * W_step]
-                turned[i * depth + d] = 1
+            if not elu:
+                pack(shifted(all_U, table[entry + 3]), U_row, U_step, d, m, q_factor, lanes, packed, d)
+                W = shifted(all_W, table[entry + 4])
+                for i in range(m):
+                    for p in range(d):
+                        turned[i * depth + p] = W[p * W_row + i * W_step] * k_factor
+                    turned[i * depth + d] = 1
             pack(shifted(all_kv, item * m * d_v), d_v, 1, m, d_v, one, lanes, kv, m)
             for i in range(stride):
                 shift[i] = shifts[item * m + i] if i < m else lowest
@@ -147,7 +153,10 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
                 for r in range(count):
                     for p in range(0, d, lanes):
                         y = load_part(q, (row + r) * q_row + p, d - p, lanes, edge) - load(q_center, p)
-                        store_part(rows, r * d + p, y, d - p, lanes, edge)
+                        if elu:
+                            store(phi_q, r * stride + p, y * q_factor)
+                        else:
+                            store_part(rows, r * d + p, y, d - p, lanes, edge)
                     if has_mask and mask[row + r] == 0:
                         continue
                     square, odd = zeros(rows), zeros(rows)
@@ -171,12 +180,15 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
                         count = r
                         break
                 whole = -(-count // TILE_ROWS) * TILE_ROWS
-                for i in range(count * d, whole * d):
-                    rows[i] = 0
                 if count == 0:
                     break
 
-                multiply(turned, depth, 1, height, keys, depth, depth, block, lanes, nothing, 0, x, block)
+                if elu:
+                    for i in range(0, m * block, lanes):
+                        store(keys, i, load(keys, i) * k_factor)
+                        store(x, i, log_of(load(keys, i)))
+                else:
+                    multiply(turned, depth, 1, height, keys, depth, depth, block, lanes, nothing, 0, x, block)
                 for r in range(block):
                     if r >= count or (has_mask and mask[row + r] == 0):
                         for i in range(m):
@@ -189,17 +201,21 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
                     reference[i] = start if start != lowest else 0
                 for i in range(m, stride):
                     reference[i] = lowest
-                multiply(rows, d, 1, whole, packed, d, d, width, lanes, reference, 0, phi_q, stride)
+                if not elu:
+                    for i in range(count * d, whole * d):
+                        rows[i] = 0
+                    multiply(rows, d, 1, whole, packed, d, d, width, lanes, reference, 0, phi_q, stride)
                 for r in range(count):
-                    high_lanes = load(phi_q, r * stride)
+                    high_lanes = log_after(load(phi_q, r * stride), reference, 0)
                     for i in range(lanes, width, lanes):
-                        high_lanes = at_least(load(phi_q, r * stride + i), high_lanes)
+                        high_lanes = at_least(log_after(load(phi_q, r * stride + i), reference, i), high_lanes)
                     highest = largest(high_lanes)
                     if highest == lowest:
                         highest = zero
                     along = zeros(rows)
                     for i in range(0, width, lanes):
-                        e = exp_negative(load(phi_q, r * stride + i) - highest)
+                        y = load(phi_q, r * stride + i)
+                        e = times_value(exp_negative(log_after(y, reference, i) - highest), y)
                         store(phi_q, r * stride + i, e)
                         along = along + e * load(k_sum, i)
                     seen[r] = total(along)
@@ -212,7 +228,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
                     most = at_least(most, finite)
                     for i in range(m):
                         e = exp_negative((load(x, i * block + j) - spread(reference, i)) - most)
-                        store(phi_k, i * block + j, e)
+                        store(phi_k, i * block + j, times_value(e, load(above, i * block + j)))
                 multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
                 most_seen = lowest
                 for r in range(count):
@@ -254,7 +270,7 @@ def causal_kernel(dtype: np.dtype[Any]) -> Any:
                     start = new if new != lowest else zero
                     along = zeros(rows)
                     for j in range(0, block, lanes):
-                        e = exp_negative(load(x, i * block + j) - start)
+                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j))
                         store(x, i * block + j, e)
                         along = along + e
                     store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))

@@ -8,6 +8,8 @@ of q and k less their centers.
 With random directions W these are the two halves of FAVOR+. With W = q̃ᵀ the summary is softmax attention of a few
 queries q̃, and with W = k̃ᵀ, S = ṽ, s = 1 the reading is softmax attention to a few keys: the two halves of Nyström
 attention. A task is one chunk of rows of one item; it goes block by block: product, exponential, product.
+
+Linear attention has y = a number times q[i], without a matrix, and φ = elu(y) + 1: see `_maps`.
 """
 
 from functools import cache
@@ -18,6 +20,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
+from subquad_numpy._maps import map_of
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
@@ -42,7 +45,7 @@ SUMMARY_FRAME = (
     *("n", "d", "m", "d_v", "chunks", "chunk", "out_rows"),
     # elements from row to row, of W also from column to column; columns of k, v are adjacent
     *("k_row", "v_row", "W_row", "W_step"),
-    # addresses; mask is of bytes, or 0; numbers are (h, factor of W)
+    # addresses; mask is of bytes, or 0; numbers are (h, factor of W); without W the factor is that of k
     *("k", "v", "W", "mask", "numbers"),
     # table of int64: a row (k, v, W, mask, out, m, center) for each item: elements to its first, row of its result,
     # features
@@ -55,7 +58,7 @@ SUMMARY_FRAME = (
 READING_FRAME = (
     *("n", "d", "m", "d_v", "chunks", "chunk"),
     *("q_row", "W_row", "W_step", "kv_row"),
-    # start, k_sum: (…, m), or 0 for zeros and ones; numbers are (factor of W,)
+    # start, k_sum: (…, m), or 0 for zeros and ones; numbers are (factor of W,) or of q
     *("q", "W", "start", "kv", "k_sum", "numbers"),
     # table: a row (q, W, start, kv, k_sum, out, center) for each item
     "table",
@@ -65,14 +68,15 @@ READING_FRAME = (
 
 
 @cache
-def summary_kernel(dtype: np.dtype[Any]) -> Any:
+def summary_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `summarize(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
+    log_of, _, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, lowest, least = dtype.type(0), dtype.type(-np.inf), np.finfo(dtype).min
     stamp = fingerprint()
 
-    @compiled(f"summary of keys {dtype}", SUMMARY_FRAME)
+    @compiled(f"summary of keys {dtype}{' elu' * elu}", SUMMARY_FRAME)
     def summarize(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         f = carray(frame, 1)[0]
@@ -83,7 +87,7 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
         numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
         out_shift, out_kv, out_sum = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
         has_center, centers = f.center != 0, pointer(f.center, zero)
-        half_scale = numbers[0]
+        half_scale, factor = numbers[0], numbers[1]
 
         depth = d + 1  # the last column of a key holds −h|k|², against a row of ones
         widest = -(-most // lanes) * lanes
@@ -120,9 +124,9 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                 row_in(centers, table[item + 6], d, lanes, center)
             width = -(-m // lanes) * lanes
             height = -(-width // TILE_ROWS) * TILE_ROWS  # features are the rows of Eᵀ v: whole tiles
-            if packed_from != table[item + 2] or packed_m != m:
+            if not elu and (packed_from != table[item + 2] or packed_m != m):
                 packed_from, packed_m = table[item + 2], m
-                pack(shifted(all_W, packed_from), W_row, W_step, d, m, numbers[1], lanes, packed, depth)
+                pack(shifted(all_W, packed_from), W_row, W_step, d, m, factor, lanes, packed, depth)
                 for i in range(width):
                     before, columns = panel_at(i, width, lanes)
                     packed[before * depth + d * columns + i - before] = 1
@@ -141,7 +145,10 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                         for p in range(0, d, lanes):
                             x = load_part(k, row * k_row + p, d - p, lanes, edge) - load(center, p)
                             square = square + x * x
-                            store_part(rows, count * depth + p, x, d - p, lanes, edge)
+                            if elu:
+                                store(exponents, count * stride + p, x * factor)
+                            else:
+                                store_part(rows, count * depth + p, x, d - p, lanes, edge)
                         # |k|² overflows long before k itself, and 0 · ∞ is NaN
                         rows[count * depth + d] = -half_scale * total(square) if half_scale != 0 else 0
                         for j in range(0, d_v, lanes):
@@ -153,21 +160,23 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
                 if count == 0:
                     break
                 whole = -(-count // TILE_ROWS) * TILE_ROWS
-                for i in range(count * depth, whole * depth):
-                    rows[i] = 0
-                multiply(
-                    rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, exponents, stride
-                )  # fmt: skip
+                if not elu:
+                    for i in range(count * depth, whole * depth):
+                        rows[i] = 0
+                    multiply(
+                        rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, exponents, stride
+                    )  # fmt: skip
                 for i in range(0, width, lanes):
                     store(new, i, load(shift, i))
                 for r in range(count):
                     for i in range(0, width, lanes):
-                        store(new, i, at_least(load(exponents, r * stride + i), load(new, i)))
+                        store(new, i, at_least(log_of(load(exponents, r * stride + i)), load(new, i)))
                 for i in range(0, width, lanes):
                     store(block_sum, i, zeros(rows))
                 for r in range(count):
                     for i in range(0, width, lanes):
-                        e = exp_negative(load(exponents, r * stride + i) - at_least(load(new, i), finite))
+                        y = load(exponents, r * stride + i)
+                        e = times_value(exp_negative(log_of(y) - at_least(load(new, i), finite)), y)
                         store(exponents, r * stride + i, e)
                         store(block_sum, i, load(block_sum, i) + e)
                 multiply(
@@ -198,14 +207,15 @@ def summary_kernel(dtype: np.dtype[Any]) -> Any:
 
 
 @cache
-def reading_kernel(dtype: np.dtype[Any]) -> Any:
+def reading_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `read(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
+    _, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, lowest = dtype.type(0), dtype.type(-np.inf)
     stamp = fingerprint()
 
-    @compiled(f"reading by queries {dtype}", READING_FRAME)
+    @compiled(f"reading by queries {dtype}{' elu' * elu}", READING_FRAME)
     def read(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         f = carray(frame, 1)[0]
@@ -243,7 +253,8 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
                 packed_for = item
                 if has_center:
                     row_in(centers, table[item + 6], d, lanes, center)
-                pack(shifted(all_W, table[item + 1]), W_row, W_step, d, m, numbers[0], lanes, packed, d)
+                if not elu:
+                    pack(shifted(all_W, table[item + 1]), W_row, W_step, d, m, numbers[0], lanes, packed, d)
                 pack(shifted(all_kv, table[item + 3]), kv_row, 1, m, d_v, 1, lanes, kv, m)
                 for i in range(width):
                     start[i] = lowest
@@ -259,20 +270,25 @@ def reading_kernel(dtype: np.dtype[Any]) -> Any:
                 for r in range(count):
                     for p in range(0, d, lanes):
                         x = load_part(q, (row + r) * q_row + p, d - p, lanes, edge) - load(center, p)
-                        store_part(rows, r * d + p, x, d - p, lanes, edge)
-                for i in range(count * d, whole * d):
-                    rows[i] = 0
-                multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, width)
+                        if elu:
+                            store(exponents, r * width + p, x * numbers[0])
+                        else:
+                            store_part(rows, r * d + p, x, d - p, lanes, edge)
+                if not elu:
+                    for i in range(count * d, whole * d):
+                        rows[i] = 0
+                    multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, width)
                 for r in range(count):
-                    top = load(exponents, r * width)
+                    top = log_after(load(exponents, r * width), start, 0)
                     for i in range(lanes, width, lanes):
-                        top = at_least(load(exponents, r * width + i), top)
+                        top = at_least(log_after(load(exponents, r * width + i), start, i), top)
                     highest = largest(top)
                     if highest == lowest:  # the row sees nothing
                         highest = zero
                     seen = zeros(rows)
                     for i in range(0, width, lanes):
-                        e = exp_negative(load(exponents, r * width + i) - highest)
+                        y = load(exponents, r * width + i)
+                        e = times_value(exp_negative(log_after(y, start, i) - highest), y)
                         store(exponents, r * width + i, e)
                         seen = seen + e * load(k_sum, i)
                     edge[0] = total(seen)

@@ -57,9 +57,9 @@ def feature_product_declines(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> str | None:
     """Why the compiled product cannot take the call."""
-    if phi.exponential is None:
-        return "the features are not plain exponentials"
-    return declines(q, k, v, phi.exponential.keys, phi.exponential.queries, *(phi.exponential.center or ()))
+    if phi.fused is None:
+        return "the features are neither exponentials nor elu(x) + 1"
+    return declines(q, k, v, *phi.fused.arrays)
 
 
 def feature_product(
@@ -68,8 +68,8 @@ def feature_product(
     """The kernel `feature_product`."""
     from subquad_numpy import features
 
-    assert phi.exponential is not None
-    return features.feature_product(q, k, v, causal=causal, exponential=phi.exponential, key_mask=key_mask)
+    assert phi.fused is not None
+    return features.feature_product(q, k, v, causal=causal, phi=phi.fused, key_mask=key_mask)
 
 
 def softmax_attention_declines(

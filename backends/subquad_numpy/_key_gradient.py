@@ -2,8 +2,9 @@
 
     dx = φ_k ∘ (v dSᵀ + ds),  dv = φ_k dS,  dk = dx Wᵀ − 2 h (Σ_m dx) k
 
-with the sums dS and ds of `_query_gradient`; the other letters are those of `_gradient_blocks`. The directions' own
-gradient comes turned: Σ_j dx[j] k[j]ᵀ, (m, d), of one chunk of keys.
+or dx = φ_k / (1 + max(x, 0)) ∘ (…), dk = factor dx where φ_k = elu(x) + 1. dS and ds are the sums of `_query_gradient`,
+the other letters those of `_gradient_blocks`. The directions' own gradient comes turned: Σ_j dx[j] k[j]ᵀ, (m, d), of
+one chunk of keys.
 """
 
 from functools import cache
@@ -15,6 +16,7 @@ from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._gradient_blocks import ROWS, add_product, into_panels, rows_out
+from subquad_numpy._maps import map_of
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import aligned, lanes_of, load, pointer, shifted, spread, store, total, zeros
@@ -35,14 +37,15 @@ KEY_FRAME = (
 
 
 @cache
-def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
+def key_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `differentiate(first, last, frame)` for keys; the chunk varies fastest."""
+    log_of, _, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero = dtype.type(0)
     stamp = fingerprint()
 
-    @compiled(f"gradient by keys {dtype}", KEY_FRAME)
+    @compiled(f"gradient by keys {dtype}{' elu' * elu}", KEY_FRAME)
     def differentiate(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         f = carray(frame, 1)[0]
@@ -55,7 +58,7 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
         shifts, all_kv, all_sums = pointer(f.shift, zero), pointer(f.grad_kv, zero), pointer(f.grad_sum, zero)
         grad_k, grad_v = pointer(f.grad_k, zero), pointer(f.grad_v, zero)
         has_W, grad_W = f.grad_W != 0, pointer(f.grad_W, zero)
-        half_scale = numbers[0]
+        half_scale, factor = numbers[0], numbers[1]
 
         width = -(-m // lanes) * lanes
         height = -(-width // TILE_ROWS) * TILE_ROWS
@@ -99,8 +102,9 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                 if has_center:
                     row_in(centers, table[entry + 4], d, lanes, center)
                 W, kv = shifted(all_W, table[entry + 2]), shifted(all_kv, item * m * d_v)
-                pack(W, W_row, W_step, d, m, numbers[1], lanes, packed, depth)
-                pack(W, W_step, W_row, m, d, numbers[1], lanes, turned, m)
+                if not elu:
+                    pack(W, W_row, W_step, d, m, factor, lanes, packed, depth)
+                    pack(W, W_step, W_row, m, d, factor, lanes, turned, m)
                 pack(kv, d_v, 1, m, d_v, 1, lanes, by_kv, m)
                 pack(kv, 1, d_v, d_v, m, 1, lanes, turned_kv, d_v)
                 row_in(shifts, item * m, m, lanes, shift)
@@ -122,6 +126,8 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             square = square + x * x
                             store(by_k, count * d_in + p, x)
                             store_part(rows, count * depth + p, x, d - p, lanes, edge)
+                            if elu:
+                                store(exponents, count * stride + p, x * factor)
                             if has_W:
                                 into_panels(panels, count, p, d_in, x, lanes)
                         # |k|² overflows long before k itself, and 0 · ∞ is NaN
@@ -144,26 +150,30 @@ def key_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     rows[i] = 0
                 for i in range(count * d_v, whole * d_v):
                     values[i] = 0
-                multiply(
-                    rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, exponents, stride
-                )  # fmt: skip
+                if not elu:
+                    multiply(
+                        rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, exponents, stride
+                    )  # fmt: skip
                 multiply(values, d_v, 1, whole, turned_kv, d_v, d_v, width, lanes, by_sum, 0, by_phi, stride)
                 for r in range(count):
                     sum_phi = zeros(rows)
                     for i in range(0, width, lanes):
-                        phi = exp_negative(load(exponents, r * stride + i) - load(shift, i))
+                        y = load(exponents, r * stride + i)
+                        phi = exp_negative(log_of(y) - load(shift, i))
                         change = load(by_phi, r * stride + i) * phi
-                        store(exponents, r * stride + i, phi)
-                        store(by_phi, r * stride + i, change)
+                        store(exponents, r * stride + i, times_value(phi, y))
+                        store(by_phi, r * stride + i, change * factor if elu else change)
                         sum_phi = sum_phi + change
                     edge[0] = -2 * half_scale * total(sum_phi)
                     norm = spread(edge, 0)
                     for p in range(0, d, lanes):
                         store(by_k, r * d_in + p, load(by_k, r * d_in + p) * norm)
                 multiply(exponents, stride, 1, whole, by_kv, m, m, d_out, lanes, nothing, 0, by_v, d_out)
-                multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, by_k, d_in, by_k, d_in)
+                if not elu:
+                    multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, by_k, d_in, by_k, d_in)
                 for r in range(count):
-                    rows_out(grad_k, places[r] * d, 1, d, shifted(by_k, r * d_in), d_in, lanes, edge)
+                    by_row = shifted(by_phi, r * stride) if elu else shifted(by_k, r * d_in)
+                    rows_out(grad_k, places[r] * d, 1, d, by_row, d_in, lanes, edge)
                     rows_out(grad_v, places[r] * d_v, 1, d_v, shifted(by_v, r * d_out), d_out, lanes, edge)
                 if has_W:
                     add_product(by_phi, stride, height, panels, count, d_in, lanes, nothing, part, by_W)

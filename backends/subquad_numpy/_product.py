@@ -106,7 +106,8 @@ def multiply(
 ) -> None:  # fmt: skip
     """C = C₀ + A B, over the first `depth` of `held` rows of B, for `whole` columns, a multiple of the lanes.
 
-    Rows of A and C are there up to a whole tile. C₀ may be C itself, or one row for all where `c_0_row` is 0.
+    Rows of A and C are there up to a whole tile. C₀ may be C itself, or one row of `whole` numbers for all where
+    `c_0_row` is 0.
     """
     for j in range(0, whole, PANEL * lanes):
         panel = shifted(packed, j * held)

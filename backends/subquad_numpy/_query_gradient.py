@@ -3,8 +3,9 @@
     G = g / D,  e = −(g · out) / D
     dy = φ_q ∘ (G Sᵀ + e sᵀ),  dS = Σ_i φ_q[i] G[i]ᵀ,  ds = Σ_i φ_q[i] e[i],  dq = dy Wᵀ
 
-with g the gradient by out; the other letters are those of `_gradient_blocks`. The directions' own gradient comes
-turned: Σ_i dy[i] q[i]ᵀ, (m, d). Sums over rows are those of one chunk of them.
+or dy = φ_q / (1 + max(y, 0)) ∘ (…), dq = factor dy where φ_q = elu(y) + 1. g is the gradient by out; the other letters
+are those of `_gradient_blocks`. The directions' own gradient comes turned: Σ_i dy[i] q[i]ᵀ, (m, d). Sums over rows are
+those of one chunk of them.
 """
 
 from functools import cache
@@ -16,7 +17,8 @@ from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._gradient_blocks import ROWS, add_product, into_panels, rows_out
-from subquad_numpy._math import exp_negative
+from subquad_numpy._maps import map_of
+from subquad_numpy._math import ZERO, exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
     aligned,
@@ -48,14 +50,15 @@ QUERY_FRAME = (
 
 
 @cache
-def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
+def query_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `differentiate(first, last, frame)` for queries; the chunk varies fastest."""
+    _, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
     stamp = fingerprint()
 
-    @compiled(f"gradient by queries {dtype}", QUERY_FRAME)
+    @compiled(f"gradient by queries {dtype}{' elu' * elu}", QUERY_FRAME)
     def differentiate(first: int, last: int, frame: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
         f = carray(frame, 1)[0]
@@ -112,8 +115,9 @@ def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                 if has_center:
                     row_in(centers, table[entry + 7], d, lanes, center)
                 W, kv = shifted(all_W, table[entry + 1]), shifted(all_kv, table[entry + 3])
-                pack(W, W_row, W_step, d, m, numbers[0], lanes, packed, d)
-                pack(W, W_step, W_row, m, d, numbers[0], lanes, turned, m)
+                if not elu:
+                    pack(W, W_row, W_step, d, m, numbers[0], lanes, packed, d)
+                    pack(W, W_step, W_row, m, d, numbers[0], lanes, turned, m)
                 pack(kv, 1, kv_row, d_v, m, 1, lanes, turned_kv, depth)
                 for i in range(width):
                     start[i] = lowest
@@ -135,21 +139,25 @@ def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     for p in range(0, d, lanes):
                         x = load_part(q, (row + r) * q_row + p, d - p, lanes, edge) - load(center, p)
                         store_part(rows, r * d + p, x, d - p, lanes, edge)
+                        if elu:
+                            store(exponents, r * stride + p, x * numbers[0])
                         if has_W:
                             into_panels(panels, r, p, d_in, x, lanes)
                 for i in range(count * d, whole * d):
                     rows[i] = 0
-                multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, stride)
+                if not elu:
+                    multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, stride)
                 for r in range(count):
-                    top = load(exponents, r * stride)
+                    top = log_after(load(exponents, r * stride), start, 0)
                     for i in range(lanes, width, lanes):
-                        top = at_least(load(exponents, r * stride + i), top)
+                        top = at_least(log_after(load(exponents, r * stride + i), start, i), top)
                     highest = largest(top)
                     if highest == lowest:  # the row sees nothing
                         highest = zero
                     seen = zeros(rows)
                     for i in range(0, width, lanes):
-                        e = exp_negative(load(exponents, r * stride + i) - highest)
+                        y = load(exponents, r * stride + i)
+                        e = times_value(exp_negative(log_after(y, start, i) - highest), y)
                         store(exponents, r * stride + i, e)
                         seen = seen + e * load(k_sum, i)
                     edge[0] = total(seen)
@@ -171,10 +179,16 @@ def query_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     for i in range(0, width, lanes):
                         phi = load(exponents, r * stride + i)
                         store(by_sum, i, load(by_sum, i) + phi * e)
+                        if elu:
+                            y = load_part(rows, r * d + i, d - i, lanes, edge) * numbers[0]
+                            phi = phi / (at_least(y, ZERO(y)) + 1.0) * numbers[0]
                         store(by_phi, r * stride + i, load(by_phi, r * stride + i) * phi)
                 add_product(exponents, stride, height, weighted, count, d_out, lanes, nothing, part, by_kv)
-                multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, nothing, 0, result, d_in)
-                rows_out(grad_q, (item * n + row) * d, count, d, result, d_in, lanes, edge)
+                if elu:
+                    rows_out(grad_q, (item * n + row) * d, count, d, by_phi, stride, lanes, edge)
+                else:
+                    multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, nothing, 0, result, d_in)
+                    rows_out(grad_q, (item * n + row) * d, count, d, result, d_in, lanes, edge)
                 if has_W:
                     add_product(by_phi, stride, height, panels, count, d_in, lanes, nothing, part, by_W)
 

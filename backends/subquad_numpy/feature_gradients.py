@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.kernels._feature_map import Exponential
-from subquad_numpy._frame import in_elements, offsets, row_step, run, with_whole_rows
+from subquad.kernels._feature_map import Elu, Exponential
+from subquad_numpy._frame import offsets, row_step, run, with_whole_rows
 from subquad_numpy._key_gradient import KEY_FRAME, key_gradient_kernel
 from subquad_numpy._query_gradient import QUERY_FRAME, query_gradient_kernel
+from subquad_numpy._side import Side, sides_of
 from subquad_numpy.features import RowSums, Sums, hide
 
 Array = np.ndarray[Any, Any]
@@ -36,33 +37,24 @@ class ByKeys(NamedTuple):
 
 
 def feature_product_gradient(
-    q: Array, k: Array, v: Array, sums: Sums, out: Array, grad: Array, /, *, exponential: Exponential,
+    q: Array, k: Array, v: Array, sums: Sums, out: Array, grad: Array, /, *, phi: Exponential | Elu,
     key_mask: Array | None = None, directions: bool = False, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """Gradients by q, k, v, then by `keys`, `queries` and the two centers of the features where these are asked for.
 
     `sums` are what `product_and_sums` found. Those by q, k and v have the batch axes of the whole call.
     """
-    W_k, W_q, scale = exponential.keys, exponential.queries, exponential.scale
-    q_mean, k_mean = exponential.center or (None, None)
-    if q_mean is not None and k_mean is not None:
-        W_k = W_k + (scale * q_mean).swapaxes(-1, -2)
-        q_mean, k_mean = q_mean[..., 0, :], k_mean[..., 0, :]
-    by_W = directions or q_mean is not None
-    by_q = _by_queries(
-        q, W_q, sums.shift, sums.kv, sums.k_sum, out, grad, factor=1.0, center=q_mean, by_W=directions, threads=threads
-    )
+    keys, queries = sides_of(phi)
+    by_W = directions or keys.center is not None
+    by_q = _by_queries(q, queries, sums.shift, sums.kv, sums.k_sum, out, grad, by_W=directions, threads=threads)
     by_kv, by_sum = sum_to(by_q.kv, sums.kv.shape), sum_to(by_q.k_sum, sums.k_sum.shape)
-    by_k = _by_keys(
-        k, v, W_k, key_mask, sums.shift, by_kv, by_sum,
-        half_scale=abs(scale) / 2, factor=1.0, center=k_mean, by_W=by_W, threads=threads,
-    )  # fmt: skip
+    by_k = _by_keys(k, v, keys, key_mask, sums.shift, by_kv, by_sum, by_W=by_W, threads=threads)
     found: list[Array | None] = [by_q.q, by_k.k, by_k.v, None, None, None, None]
     if directions and by_k.W is not None and by_q.W is not None:
         found[3], found[4] = (sum_to(x, x.shape[-2:]).T for x in (by_k.W, by_q.W))
-    if exponential.center is not None and by_k.W is not None:
-        q_mean, k_mean = exponential.center
-        mine = sum_to(by_k.W.sum(axis=-2, keepdims=True) * scale, q_mean.shape)
+    if isinstance(phi, Exponential) and phi.center is not None and by_k.W is not None:
+        q_mean, k_mean = phi.center
+        mine = sum_to(by_k.W.sum(axis=-2, keepdims=True) * phi.scale, q_mean.shape)
         found[5] = mine - sum_to(by_q.q.sum(axis=-2, keepdims=True), q_mean.shape)
         found[6] = -sum_to(by_k.k.sum(axis=-2, keepdims=True), k_mean.shape)
     return tuple(found)
@@ -75,7 +67,7 @@ def softmax_attention_gradient(
     """Gradients by q, k and v, with the batch axes of the whole call; `sums` are what `softmax_and_sums` found."""
     if sums is None:  # few keys are the directions of the queries
         k, v, start = hide(k, v, key_mask)
-        by = _by_queries(q, k.swapaxes(-1, -2), start, v, None, out, grad, factor=scale, by_W=True, threads=threads)
+        by = _by_queries(q, Side(k.swapaxes(-1, -2), scale), start, v, None, out, grad, by_W=True, threads=threads)
         assert by.W is not None
         if key_mask is None:
             return by.q, scale * by.W, by.kv
@@ -85,8 +77,8 @@ def softmax_attention_gradient(
         return by.q, np.where(keep, scale * by.W, 0), np.where(keep, by.kv, 0)
     by_kv = grad / sums.total[..., None]
     found = _by_keys(
-        k, v, q.swapaxes(-1, -2), key_mask, sums.shift, by_kv, -(by_kv * out).sum(axis=-1),
-        half_scale=0.0, factor=scale, by_W=True, threads=threads,
+        k, v, Side(q.swapaxes(-1, -2), scale), key_mask, sums.shift, by_kv, -(by_kv * out).sum(axis=-1),
+        by_W=True, threads=threads,
     )  # fmt: skip
     assert found.W is not None
     return scale * found.W, found.k, found.v
@@ -100,31 +92,32 @@ def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _by_queries(
-    q: Array, W: Array, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
-    factor: float, center: Array | None = None, by_W: bool, threads: int | None,
+    q: Array, side: Side, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *, by_W: bool,
+    threads: int | None,
 ) -> ByQueries:  # fmt: skip
     """The gradient of `features._read`."""
-    batch, (n, d), m, d_v = grad.shape[:-2], q.shape[-2:], W.shape[-1], kv.shape[-1]
-    q, W, kv, out, grad = with_whole_rows(q), in_elements(W), *map(with_whole_rows, (kv, out, grad))
-    start, k_sum, center = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum, center))
+    batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], kv.shape[-1]
+    m = side.width(d)
+    q, kv, out, grad, side = *map(with_whole_rows, (q, kv, out, grad)), side.in_memory()
+    start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
     items = math.prod(batch)
     chunks, chunk = _chunks(n)
     table = np.zeros((items, 8), np.int64)
-    parts = ((q, 2), (W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (grad, 2), (center, 1))
+    parts = ((q, 2), (side.W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (grad, 2), (side.center, 1))
     for place, (x, core) in enumerate(parts):
         if x is not None:
             table[:, place] = offsets(x, batch, core)
-    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    W_row, W_step = side.steps
     grad_q = np.empty((*batch, n, d), q.dtype)
     shapes = ((d_v,), (), (d,)) if by_W else ((d_v,), ())
     grads = [np.empty((chunks, *batch, m, *shape), q.dtype) for shape in shapes]
     run(
-        query_gradient_kernel(q.dtype), QUERY_FRAME, items * chunks, 3 * items * n * d * m, threads,
+        query_gradient_kernel(q.dtype, side.is_elu), QUERY_FRAME, items * chunks, 3 * items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
         q_row=row_step(q), W_row=W_row, W_step=W_step, kv_row=row_step(kv),
         out_row=row_step(out), grad_row=row_step(grad),
-        q=q, W=W, start=start, kv=kv, k_sum=k_sum, out=out, grad=grad, center=center,
-        numbers=np.array([factor], q.dtype), table=table,
+        q=q, W=side.W, start=start, kv=kv, k_sum=k_sum, out=out, grad=grad, center=side.center,
+        numbers=np.array([side.factor], q.dtype), table=table,
         grad_q=grad_q, grad_kv=grads[0], grad_sum=grads[1], grad_W=grads[2] if by_W else None,
     )  # fmt: skip
     sums = [x[0] if chunks == 1 else x.sum(axis=0) for x in grads]
@@ -132,28 +125,29 @@ def _by_queries(
 
 
 def _by_keys(
-    k: Array, v: Array, W: Array, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
-    half_scale: float, factor: float, center: Array | None = None, by_W: bool, threads: int | None,
+    k: Array, v: Array, side: Side, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *, by_W: bool,
+    threads: int | None,
 ) -> ByKeys:  # fmt: skip
     """The gradient of `features._summarize`."""
-    batch, (n, d), m, d_v = shift.shape[:-1], k.shape[-2:], W.shape[-1], v.shape[-1]
-    k, v, W = with_whole_rows(k), with_whole_rows(v), in_elements(W)
-    mask, center = (None if x is None else np.ascontiguousarray(x) for x in (mask, center))
+    batch, (n, d), d_v = shift.shape[:-1], k.shape[-2:], v.shape[-1]
+    m = side.width(d)
+    k, v, side = with_whole_rows(k), with_whole_rows(v), side.in_memory()
+    mask = None if mask is None else np.ascontiguousarray(mask)
     items = math.prod(batch)
     chunks, chunk = _chunks(n)
     table = np.zeros((items, 5), np.int64)
-    for place, (x, core) in enumerate(((k, 2), (v, 2), (W, 2), (mask, 1), (center, 1))):
+    for place, (x, core) in enumerate(((k, 2), (v, 2), (side.W, 2), (mask, 1), (side.center, 1))):
         if x is not None:
             table[:, place] = offsets(x, batch, core)
-    W_row, W_step = (stride // W.itemsize for stride in W.strides[-2:])
+    W_row, W_step = side.steps
     grad_k, grad_v = np.empty((*batch, n, d), k.dtype), np.empty((*batch, n, d_v), k.dtype)
     grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
     run(
-        key_gradient_kernel(k.dtype), KEY_FRAME, items * chunks, 3 * items * n * d * m, threads,
+        key_gradient_kernel(k.dtype, side.is_elu), KEY_FRAME, items * chunks, 3 * items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
         k_row=row_step(k), v_row=row_step(v), W_row=W_row, W_step=W_step,
-        k=k, v=v, W=W, mask=mask, numbers=np.array([half_scale, factor], k.dtype), center=center, table=table,
-        shift=np.ascontiguousarray(shift), grad_kv=np.ascontiguousarray(grad_kv),
+        k=k, v=v, W=side.W, mask=mask, numbers=np.array([side.half_scale, side.factor], k.dtype), center=side.center,
+        table=table, shift=np.ascontiguousarray(shift), grad_kv=np.ascontiguousarray(grad_kv),
         grad_sum=np.ascontiguousarray(grad_sum), grad_k=grad_k, grad_v=grad_v, grad_W=grad_W,
     )  # fmt: skip
     return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))

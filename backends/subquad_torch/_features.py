@@ -1,4 +1,4 @@
-"""Attention through exponential features by the compiled CPU kernels, zero copy, and its gradient."""
+"""Attention through exponential features, or elu(x) + 1, by the compiled CPU kernels, zero copy, and its gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from subquad.kernels._feature_map import Exponential, FeatureMap, exponential_map
+from subquad.kernels._feature_map import Elu, Exponential, FeatureMap, map_of
 from subquad.kernels.feature_product import feature_product as dispatched_product
 from subquad_torch._plain import declines_compiled, differentiate_again, in_place, sees_through
 
@@ -19,9 +19,9 @@ def declines(
     q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
 ) -> str | None:
     """Why the compiled product cannot take the call."""
-    if phi.exponential is None:
-        return "the features are not plain exponentials"
-    floats = [q, k, v, *_tensors(phi.exponential)]
+    if phi.fused is None:
+        return "the features are neither exponentials nor elu(x) + 1"
+    floats = [q, k, v, *phi.fused.arrays]
     if causal and torch.is_grad_enabled() and any(x.requires_grad for x in floats):
         return "gradients of causal use are recorded through the generic form"
     return declines_compiled(floats, key_mask)
@@ -31,27 +31,27 @@ def feature_product(
     q: Tensor, k: Tensor, v: Tensor, /, *, phi: FeatureMap, causal: bool = False, key_mask: Tensor | None = None
 ) -> Tensor:
     """The kernel `feature_product`."""
-    assert phi.exponential is not None
+    assert phi.fused is not None
     if causal:
-        return _causal_product(phi.exponential, q, k, v, key_mask)
-    return FeatureProduct.apply(phi.exponential.scale, key_mask, q, k, v, *_tensors(phi.exponential))  # type: ignore[no-untyped-call, no-any-return]
+        return _causal_product(phi.fused, q, k, v, key_mask)
+    return FeatureProduct.apply(phi.fused.without_arrays, key_mask, q, k, v, *phi.fused.arrays)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class FeatureProduct(torch.autograd.Function):
     """Attention whose backward is compiled too; differentiated once more, it takes the generic form."""
 
     @staticmethod
-    def forward(ctx: Any, scale: float, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
+    def forward(ctx: Any, bare: Exponential | Elu, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
         from subquad_numpy import features
         from subquad_torch._threads import threads
 
         q, k, v, *_ = floats
         out = _new_output(q, k, v, key_mask, *floats[5:])
         _, ctx.sums = features.product_and_sums(
-            *map(in_place, (q, k, v)), exponential=_exponential(scale, *map(in_place, floats[3:])),
+            *map(in_place, (q, k, v)), phi=bare.with_arrays(*map(in_place, floats[3:])),
             key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
         )  # fmt: skip
-        ctx.scale = scale
+        ctx.bare = bare
         ctx.save_for_backward(key_mask, out, *floats)
         return out
 
@@ -62,7 +62,7 @@ class FeatureProduct(torch.autograd.Function):
         if sees_through(grad):
 
             def again(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-                phi = exponential_map(xp, _exponential(ctx.scale, *rest))
+                phi = map_of(xp, ctx.bare.with_arrays(*rest), q.shape[-1])
                 return generic_product(q, k, v, phi=phi, key_mask=key_mask)  # type: ignore[no-any-return]
 
             return None, None, *differentiate_again(again, floats, need, grad)
@@ -71,7 +71,7 @@ class FeatureProduct(torch.autograd.Function):
 
         q, k, v, *rest = map(in_place, floats)
         found = feature_product_gradient(
-            q, k, v, ctx.sums, in_place(out), in_place(grad), exponential=_exponential(ctx.scale, *rest),
+            q, k, v, ctx.sums, in_place(out), in_place(grad), phi=ctx.bare.with_arrays(*rest),
             key_mask=in_place(key_mask), directions=any(need[3:5]), threads=threads(),
         )  # fmt: skip
         return (
@@ -84,14 +84,14 @@ class FeatureProduct(torch.autograd.Function):
         )
 
 
-def _causal_product(phi: Exponential, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+def _causal_product(phi: Exponential | Elu, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
     """Causal attention of which no gradient is recorded."""
     from subquad_numpy import features
     from subquad_torch._threads import threads
 
-    out = _new_output(q, k, v, key_mask, *(phi.center or ()))
+    out = _new_output(q, k, v, key_mask, *phi.arrays[2:])
     features.causal_product(
-        *map(in_place, (q, k, v)), exponential=_exponential(phi.scale, *map(in_place, _tensors(phi))),
+        *map(in_place, (q, k, v)), phi=phi.with_arrays(*map(in_place, phi.arrays)),
         key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
     )  # fmt: skip
     return out
@@ -102,11 +102,3 @@ def _new_output(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *cente
     batches = [x.shape[:-2] for x in (q, k, v, *center)]
     batch = torch.broadcast_shapes(*batches, () if key_mask is None else key_mask.shape[:-1])
     return q.new_empty((*batch, q.shape[-2], v.shape[-1]))
-
-
-def _tensors(given: Exponential) -> tuple[Tensor, ...]:
-    return given.keys, given.queries, *(given.center or ())
-
-
-def _exponential(scale: float, keys: Any, queries: Any, *center: Any) -> Exponential:
-    return Exponential(keys, queries, scale, (center[0], center[1]) if center else None)

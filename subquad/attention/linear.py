@@ -15,7 +15,7 @@ from array_api_compat import device
 
 from subquad._dispatch import Array
 from subquad.attention._features import FeatureMethod
-from subquad.kernels._feature_map import Center, FeatureMap, Features, RowMap
+from subquad.kernels._feature_map import Center, Elu, FeatureMap, RowMap, elu_map
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,16 @@ class Linear(FeatureMethod):
 
     def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
         root = abs(scale) ** 0.5
-
-        def phi(x: Array, factor: float) -> Features:
-            x = x if factor == 1 else x * factor
-            if self.feature_map != "elu":
-                return self._call(x), None
-            positive = x > 0
-            return None, xp.where(positive, xp.log1p(xp.where(positive, x, 0.0)), x)
-
-        def queries(shift: Array) -> RowMap:
-            def rows(q: Array) -> Features:
-                value, log = phi(q, -root if scale < 0 else root)
-                return value, None if log is None else log + shift
-
-            return rows
-
+        of_queries = -root if scale < 0 else root
         if self.feature_map == "elu":
-            m = width = like.shape[-1]
-        else:  # one row shows how many features the map has
-            m, width = self._call(xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))).shape[-1], 1
-        return FeatureMap(lambda k: phi(k, root), queries, m, width)
+            return elu_map(xp, Elu(root, of_queries), like.shape[-1])
+
+        def phi(factor: float) -> RowMap:
+            return lambda x: (self._call(x if factor == 1 else x * factor), None)
+
+        # one row shows how many features the map has
+        m = self._call(xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))).shape[-1]
+        return FeatureMap(phi(root), lambda _: phi(of_queries), m, 1)
 
     def _call(self, x: Array) -> Array:
         features = self.feature_map(x)  # type: ignore[operator]

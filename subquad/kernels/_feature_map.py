@@ -1,4 +1,4 @@
-"""What a feature map is: φ = value · exp(log) of queries and of keys; and the map whose features are exponentials."""
+"""What a feature map is: φ = value · exp(log) of queries and of keys; and the two maps that fused kernels know."""
 
 from __future__ import annotations
 
@@ -26,13 +26,49 @@ class Exponential:
     scale: float
     center: Center = None
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All arrays, to differentiate by them."""
+        return self.keys, self.queries, *(self.center or ())
+
+    @property
+    def without_arrays(self) -> Exponential:
+        """What is left of it."""
+        return Exponential(None, None, self.scale)
+
+    def with_arrays(self, keys: Array, queries: Array, *center: Array) -> Exponential:
+        """The same with these arrays."""
+        return Exponential(keys, queries, self.scale, (center[0], center[1]) if center else None)
+
+
+@dataclass(frozen=True)
+class Elu:
+    """φ = elu(y) + 1 = (1 + max(y, 0)) exp(min(y, 0)) of y = keys · k and of y = queries · q, two numbers."""
+
+    keys: float
+    queries: float
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """It holds none."""
+        return ()
+
+    @property
+    def without_arrays(self) -> Elu:
+        """Itself."""
+        return self
+
+    def with_arrays(self) -> Elu:
+        """Itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class FeatureMap:
     """φ of keys, and of queries with a shift (..., 1, m) added to `log`, where a factor of a row may be left out.
 
-    `m` features; `log` has `width` m or 1. `batch` is the batch shape that the map itself brings in. `exponential`
-    says the same in matrices where φ is no more than that: what a fused kernel needs to know.
+    `m` features; `log` has `width` m or 1. `batch` is the batch shape that the map itself brings in. `fused` says the
+    same where φ is no more than that: what a fused kernel needs to know.
     """
 
     keys: RowMap
@@ -40,7 +76,30 @@ class FeatureMap:
     m: int
     width: int
     batch: tuple[int, ...] = ()
-    exponential: Exponential | None = None
+    fused: Exponential | Elu | None = None
+
+
+def map_of(xp: ModuleType, phi: Exponential | Elu, d: int) -> FeatureMap:
+    """The map that a fused kernel evaluates, of rows of d numbers."""
+    return elu_map(xp, phi, d) if isinstance(phi, Elu) else exponential_map(xp, phi)
+
+
+def elu_map(xp: ModuleType, phi: Elu, d: int) -> FeatureMap:
+    """The map of an `Elu`. The gradient at 0 is 1 from either side."""
+
+    def both(x: Array, factor: float) -> tuple[Array, Array]:
+        y = x if factor == 1 else x * factor
+        positive = y > 0
+        return xp.where(positive, y, 0.0) + 1, xp.where(positive, 0.0, y)
+
+    def queries(shift: Array) -> RowMap:
+        def rows(q: Array) -> Features:
+            value, log = both(q, phi.queries)
+            return value, log + shift
+
+        return rows
+
+    return FeatureMap(lambda k: both(k, phi.keys), queries, d, d, fused=phi)
 
 
 def exponential_map(xp: ModuleType, phi: Exponential) -> FeatureMap:
