@@ -50,6 +50,9 @@ class Backend:
     host: Callable[..., Any] = _call
     # can the values of these arrays be read, i.e. is nothing being traced?
     concrete: Callable[..., bool] = _always
+    # cond(predicate, function, given): function(*given) where the predicate is true, else `given`, while tracing; None:
+    # there the function is always called
+    cond: Callable[..., Any] | None = None
     # exp(x − y) where x is a temporary that may be overwritten; None: by two operations
     exp_minus: Callable[..., Any] | None = None
     # may an output be filled in place, block by block?
@@ -58,7 +61,7 @@ class Backend:
 
     @classmethod
     def from_package(cls, library: str, package: ModuleType | None) -> Backend:
-        names = ("scan_blocks", "host", "concrete", "exp_minus", "in_place")
+        names = ("scan_blocks", "host", "concrete", "cond", "exp_minus", "in_place")
         given = {name: getattr(package, name) for name in names if hasattr(package, name)}
         return cls(library, **given, kernels=getattr(package, "KERNELS", {}))
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, NumPy, Torch, relative_error
+from libraries import Jax, Library, NumPy, Strict, Torch, relative_error
 from methods import Case, D
 
 import subquad
 
 torch = pytest.importorskip("torch")
 N = 96
+SEVERAL = [NumPy(), Torch(), Strict(), Jax()]  # two ways to an override; the generic form, eager and traced
 
 
 def drawn(heads: int = 3, batch: int = 2) -> list[Any]:
@@ -128,16 +129,16 @@ def stretched(n: int, stretch: float) -> list[np.ndarray]:
     return [q * stretch**0.5, k * stretch, v]
 
 
-@pytest.mark.parametrize(("order", "stretch"), [("told", 1), ("told", 4), ("shuffled", 3)])
+@pytest.mark.parametrize(("order", "stretch"), [("told", 1), ("told", 4), ("shuffled", 3), ("shuffled", 6)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("features", ["positive", "hyperbolic"])
-@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)  # an override, and the generic form
+@pytest.mark.parametrize("library", SEVERAL, ids=str)
 def test_favor_on_real_keys_keeps_float32(
     library: Library, features: str, causal: bool, order: str, stretch: float
 ) -> None:
     """Trained keys differ so much in length that a maximum over all of them underflows to 0/0, as the peer's below.
 
-    Exponents of size E carry a rounding error of E 2⁻²⁴ into every weight: E reaches 450 here, so 3·10⁻⁵, and room.
+    Exponents of size E carry a rounding error of E 2⁻²⁴ into every weight: E reaches 1000 here, so 6·10⁻⁵, and room.
     """
     q, k, v = stretched(300, stretch)
     if order == "shuffled":  # the longest key, the first token's, no longer comes first
@@ -148,8 +149,29 @@ def test_favor_on_real_keys_keeps_float32(
     assert relative_error(out, in_logarithms(q, k, v, omega, features, causal)) < 1e-4
 
 
+@pytest.mark.parametrize("outliers", [1, 2, 40])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+@pytest.mark.parametrize("library", SEVERAL, ids=str)
+def test_favor_after_keys_like_no_other(library: Library, causal: bool, outliers: int) -> None:
+    """The first tokens of a sequence: next to them the features of other keys are lost, one way round or the other."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 90, 64)).astype(np.float32)
+    k[:, :outliers] *= 8
+    omega = subquad.draw_omega("orthogonal", 64, 64, 0)
+    method = subquad.Favor(num_features=64)
+    expected = in_logarithms(q, k, v, omega, "positive", causal)
+    out = library.numpy(library.call(lambda *x: method(*x, causal=causal), q, k, v, dtype="float32"))
+    assert relative_error(out, expected) < 1e-4
+    if causal and type(library) is NumPy:
+        for size in (1, 7):
+            state, outs = None, []
+            for i in range(0, 90, size):
+                out, state = method.step(*(x[:, i : i + size] for x in (q, k, v)), state)
+                outs.append(out)
+            assert relative_error(np.concatenate(outs, axis=-2), expected) < 1e-4
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("library", SEVERAL, ids=str)
 def test_favor_with_a_common_offset_keeps_float32(library: Library, causal: bool) -> None:
     """Keys around c and queries around −c: what a query weighs most is where every key is smallest.
 

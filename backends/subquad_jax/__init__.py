@@ -24,6 +24,11 @@ def concrete(*arrays: Any) -> bool:
     return not any(isinstance(x, jax.core.Tracer) for x in arrays)
 
 
+def cond(predicate: Any, function: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    """`function(*given)` where the predicate is true, else `given`; what its gradient needs is computed again."""
+    return jax.lax.cond(predicate, jax.checkpoint(function), lambda *same: same, *given)
+
+
 def scan_blocks(
     step: Callable[..., tuple[Any, Any]],
     carry: Any,

@@ -5,7 +5,10 @@
 
 of q and k less their centers. Blocks of rows come one after the other: what the state holds of earlier keys,
 S = Σ_j exp(x[j] − shift) v[j]ᵀ and s, and the keys of the block pair by pair. No row depends on a later key, not even
-in its last bit. Why the exponents are taken as they are says `_causal_block` of `subquad.kernels.feature_product`.
+in its last bit. Exponents are taken relative to the state's shift, or in a first block to the first key; each key is
+scaled by its own largest feature exp(a[j]), and row i by exp(−R[i]), R[i] half the largest a[j] that it sees, so that
+neither the state nor the new keys underflow. The first row where that does not suffice, as `_causal_block` of
+`subquad.kernels.feature_product` says, is reported and ends the item.
 
 Linear attention has y and x without a matrix, and features elu(y) + 1: see `_maps`.
 
@@ -26,6 +29,7 @@ from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
     aligned,
     at_least,
+    at_most,
     lanes_of,
     largest,
     load,
@@ -34,6 +38,7 @@ from subquad_numpy._simd import (
     spread,
     store,
     total,
+    where_negative,
     zeros,
 )
 from subquad_numpy._tile import clear, load_part, row_in, store_part
@@ -49,8 +54,8 @@ CAUSAL_FRAME = (
     "table",
     # the state before: (items, m), −∞ where no key was; (items, m, d_v); (items, m)
     *("shift", "kv", "k_sum"),
-    # (items, n, d_v)
-    "out",
+    # (items, n, d_v); (items,) of int64: the first row that is not done
+    *("out", "undone"),
 )
 
 
@@ -65,6 +70,10 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
     half, nothing_known = dtype.type(0.5), dtype.type(np.nan)
     least = np.finfo(dtype).min
+    # of a product below, some features are lost; nor may an exponential overflow in half of the range
+    least_product = dtype.type(np.finfo(dtype).smallest_normal / np.finfo(dtype).eps ** 2)
+    most_above = dtype.type(160 if dtype.itemsize == 4 else 1400)
+    far, huge = dtype.type(1e30), np.finfo(dtype).max
     stamp = fingerprint()
 
     @compiled(f"causal features {dtype}{' elu' * elu}", CAUSAL_FRAME)
@@ -80,7 +89,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         has_center, q_centers, k_centers = f.q_center != 0, pointer(f.q_center, zero), pointer(f.k_center, zero)
         numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
         shifts, all_kv, all_sums = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
-        outs = pointer(f.out, zero)
+        outs, undone = pointer(f.out, zero), pointer(f.undone, np.int64(0))
         half_scale, q_factor, k_factor = numbers[0], numbers[1], numbers[2]
 
         width = -(-m // lanes) * lanes
@@ -145,7 +154,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 shift[i] = shifts[item * m + i] if i < m else lowest
                 k_sum[i] = all_sums[item * m + i] if i < m else 0
 
-            row, poisoned = 0, False
+            row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
                 count = min(block, n - row)
                 clear(keys, depth * block)
@@ -234,6 +243,14 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 for r in range(count):
                     most_seen = max(most_seen, top[r])
                     pivot = most_seen if most_seen != lowest else zero
+                    smallest = zeros(rows) + huge
+                    for j in range(0, block, lanes):
+                        a = load(top, j) + load(later, block - 1 - r + j)
+                        smallest = at_most(where_negative(a + far, smallest, load(weights, r * block + j)), smallest)
+                    if -largest(-smallest) < least_product or (pivot > most_above and not empty):
+                        lost = True
+                        count = r
+                        break
                     divisor = pivot
                     if not empty:
                         divisor = pivot * half if pivot > 0 else zero
@@ -259,7 +276,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         value = load(result, r * d_out + j) + held_row * load(from_state, r * d_out + j)
                         store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
                 row += count
-                if poisoned or row == n:
+                if poisoned or lost or row == n:
                     break
 
                 for i in range(m):
@@ -284,6 +301,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         before, columns = panel_at(j, d_out, lanes)
                         place = before * m + i * columns + j - before
                         store(kv, place, load(kv, place) * fade + load(part, i * d_out + j))
+            undone[item] = row if lost else n
             for i in range(row * d_v, n * d_v):
                 out[i] = nothing_known
         buffer[0] = 0  # see `aligned`

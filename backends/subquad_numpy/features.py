@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import array_api_compat.numpy as xp
 import numpy as np
 
-from subquad.kernels._feature_map import Elu, Exponential
+from subquad.kernels._feature_map import Elu, Exponential, map_of
+from subquad.kernels.feature_product import feature_product as dispatched_product
 from subquad_numpy._causal_features import CAUSAL_FRAME, causal_kernel
 from subquad_numpy._features import READING_FRAME, SUMMARY_FRAME, reading_kernel, summary_kernel
 from subquad_numpy._frame import offsets, row_step, run, with_whole_rows
 from subquad_numpy._side import Side, sides_of
 
 Array = np.ndarray[Any, Any]
+
+generic_product = dispatched_product.__wrapped__  # type: ignore[attr-defined]
 
 SUMMARY_CHUNK, MOST_CHUNKS = 4096, 16  # keys of a task; more than this many partial sums would cost memory
 READING_CHUNK = 1024  # queries of a task
@@ -51,7 +55,8 @@ def causal_product(
     q: Array, k: Array, v: Array, /, *, phi: Exponential | Elu, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The same, causal."""
+    """The same, causal. What exceeds the range of the compiled kernel is left to the generic form."""
+    given = q, k, v
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
     keys, queries = sides_of(phi)
@@ -68,7 +73,11 @@ def causal_product(
     sums = Sums(*(np.broadcast_to(x, (*batch, *x.shape[own:])) for x in sums))
     q, k, v = q[..., early:, :], k[..., ahead:, :], v[..., ahead:, :]
     rows = out if early == 0 else np.empty((*batch, n - early, d_v), q.dtype)
-    _advance(q, k, v, queries, keys, after, sums, threads, rows)
+    undone = _advance(q, k, v, queries, keys, after, sums, threads, rows)
+    if (undone < n - early).any():
+        whole = generic_product(*given, phi=map_of(xp, phi, q.shape[-1]), causal=True, key_mask=key_mask)
+        mine = np.arange(n - early)[:, None] < undone.reshape(*batch, 1, 1)
+        rows[...] = np.where(mine, rows, whole[..., early:, :])
     if early:
         out[..., early:, :] = rows
     return out
@@ -174,8 +183,8 @@ def _summarize(
 def _advance(
     q: Array, k: Array, v: Array, queries: Side, keys: Side, mask: Array | None, sums: Sums, threads: int | None,
     out: Array,
-) -> None:  # fmt: skip
-    """Causal output of rows after a state, into `out`."""
+) -> Array:  # fmt: skip
+    """Causal output of rows after a state, into `out`; the first row of each item that is not done."""
     batch, (n, d), d_v = out.shape[:-2], q.shape[-2:], v.shape[-1]
     m = keys.width(d)
     q, k, v, queries, keys = *map(with_whole_rows, (q, k, v)), queries.in_memory(), keys.in_memory()
@@ -191,14 +200,16 @@ def _advance(
             table[:, place] = offsets(x, batch, core)
     (U_row, U_step), (W_row, W_step) = queries.steps, keys.steps
     shift, kv, k_sum = map(np.ascontiguousarray, sums)
+    undone = np.empty(items, np.int64)
     run(
         causal_kernel(q.dtype, keys.is_elu), CAUSAL_FRAME, items, 4 * items * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, q_row=row_step(q), k_row=row_step(k), v_row=row_step(v),
         U_row=U_row, U_step=U_step, W_row=W_row, W_step=W_step,
         q=q, k=k, v=v, U=queries.W, W=keys.W, mask=mask, q_center=queries.center, k_center=keys.center,
         numbers=np.array([keys.half_scale, queries.factor, keys.factor], q.dtype), table=table,
-        shift=shift, kv=kv, k_sum=k_sum, out=out,
+        shift=shift, kv=kv, k_sum=k_sum, out=out, undone=undone,
     )  # fmt: skip
+    return undone
 
 
 def _read(

@@ -12,7 +12,7 @@ A state is {"shift": (..., 1, m or 1), "kv": (..., m, d_v), "k": (..., m, 1)}: �
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -90,7 +90,7 @@ def read(xp: ModuleType, phi: FeatureMap, q: Array, state: Mapping[str, Any]) ->
     kv, k_sum = state["kv"], state["k"]
 
     def rows(_: None, q: Array) -> tuple[None, Array]:
-        phi_q = _query_features(xp, queries(q))
+        phi_q, _ = _query_features(xp, queries(q), state["shift"])
         return None, divide(xp, phi_q @ kv, phi_q @ k_sum)
 
     batch = broadcast_batch(q=q.shape[:-2], state=k_sum.shape[:-2], center=phi.batch)
@@ -128,48 +128,86 @@ def _causal_block(
 ) -> tuple[State, Array]:
     """Rows of one block: what the state holds, and the keys of the block up to each row, pair by pair.
 
-    Nothing in row i depends on a later key, not even its rounding: exponents are taken relative to the state's shift ρ
-    (in a first block, to its first key), each key is scaled by its own largest feature exp(a[j]), and row i by
-    exp(−R[i]), R[i] half the largest a[j] that it sees: half, so that neither the state nor the new keys underflow
-    before a[j] passes 160 in float32. (R[i] is `divisor` in the code, exp(−R[i]) `held`.)
+    Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to ρ, the state's shift
+    (in a first block, its first key): so φ(q) reaches what the state holds. Where the product of a pair is lost below
+    the range of the dtype, since ρ is of keys that are nothing like this one, it is taken relative to 0 instead.
     """
     k, v = _visible(xp, k, v, mask)
     value, log = _hide(xp, phi.keys(k), mask)
-    where = device(q)
-    position = xp.arange(q.shape[-2], device=where)
+    position = xp.arange(q.shape[-2], device=device(q))
     visible = position[:, None] >= position
     # a key or value that is not finite reaches the rows that see it and no others, though 0 · NaN is NaN
     bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
     if mask is not None:
         bad = bad & mask
     safe_v = xp.where(bad, 0.0, v)
+    seen = visible & xp.matrix_transpose(~bad)
 
+    shift = state["shift"]
+    reference = finite(xp, shift if log is None else xp.where(shift == -math.inf, log[..., :1, :], shift))
+    phi_q, level = _query_features(xp, phi.queries(reference)(q), reference)
     if log is None:
-        phi_q, phi_k = phi.queries(state["shift"])(q)[0], value
-        held = xp.ones_like(q[..., :1])
-        weights = phi_q @ xp.matrix_transpose(phi_k)
+        weights, level_pairs = phi_q @ xp.matrix_transpose(value), level
+        weights = xp.where(seen, weights, 0.0)
     else:
-        reference = finite(xp, xp.where(state["shift"] == -math.inf, log[..., :1, :], state["shift"]))
-        phi_q = _query_features(xp, phi.queries(reference)(q))
-        relative = log - reference
-        largest = xp.max(relative, axis=-1, keepdims=True)
-        phi_k = _exp_minus(xp, relative, finite(xp, largest))
-        phi_k = phi_k if value is None else phi_k * value
-        a = xp.matrix_transpose(largest)
-        a = xp.where(visible & xp.matrix_transpose(~bad), a, -math.inf)
+        products, a = _pairs(xp, phi_q, value, log - reference)
+        a = xp.where(seen, a, -math.inf)
         most = finite(xp, xp.max(a, axis=-1, keepdims=True))
-        empty = xp.all(state["shift"] == -math.inf, axis=-1, keepdims=True)
-        # the state, at exponent 0, is one of the things seen; where it is empty, the keys have the range to themselves
-        divisor = xp.where(empty, most, xp.where(most > 0, most / 2, 0.0))
-        held = xp.exp(-xp.where(empty, 0.0, divisor))
-        weights = (phi_q @ xp.matrix_transpose(phi_k)) * xp.exp(a - divisor)
-    weights = xp.where(visible, weights, 0.0)
-    weights = xp.where(xp.matrix_transpose(bad), 0.0, weights)
-    numerator = weights @ safe_v + held * (phi_q @ state["kv"])
-    denominator = xp.sum(weights, axis=-1, keepdims=True) + held * (phi_q @ state["k"])
-    out = divide(xp, numerator, denominator)
+        weights, level_pairs = xp.where(seen, products * xp.exp(a - most), 0.0), level + most
+        info = xp.finfo(q.dtype)
+        least = info.smallest_normal / info.eps**2  # of what is below, some features are lost
+        lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
+
+        def from_zero(weights: Array, level_pairs: Array) -> tuple[Array, Array]:
+            zero = xp.zeros_like(reference)
+            own_phi_q, own_level = _query_features(xp, phi.queries(zero)(q), zero)
+            own_products, own_a = _pairs(xp, own_phi_q, value, log - zero)
+            one, other = _height(xp, products, a + level), _height(xp, own_products, own_a + own_level)
+            other = xp.where(own_products < least, xp.maximum(one, other), other)
+            logs = xp.where(seen, xp.where(products < least, other, one), -math.inf)
+            most = finite(xp, xp.max(logs, axis=-1, keepdims=True))
+            return xp.where(lost, xp.exp(logs - most), weights), xp.where(lost, most, level_pairs)
+
+        if phi.width > 1:
+            weights, level_pairs = _if_any(xp, lost, from_zero, (weights, level_pairs))
+    pairs = weights @ safe_v, xp.sum(weights, axis=-1, keepdims=True), level_pairs
+    out = _merge_rows(xp, pairs, (phi_q @ state["kv"], phi_q @ state["k"], level))
     poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
     return _add(xp, state, v, value, log), xp.where(poisoned, math.nan, out)
+
+
+def _pairs(xp: ModuleType, phi_q: Array, value: Array | None, log: Array) -> tuple[Array, Array]:
+    """Products of the features of all pairs, (..., n, n), over exp(a), and a, (..., 1, n): the largest of each key."""
+    largest = xp.max(log, axis=-1, keepdims=True)
+    phi_k = _exp_minus(xp, log, finite(xp, largest))
+    phi_k = phi_k if value is None else phi_k * value
+    return phi_q @ xp.matrix_transpose(phi_k), xp.matrix_transpose(largest)
+
+
+def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
+    """`change(*given)`, not computed where it would change nothing since the condition is nowhere true."""
+    backend = backend_of(xp)
+    if backend.concrete(condition):
+        return change(*given) if bool(xp.any(condition)) else given
+    return change(*given) if backend.cond is None else backend.cond(xp.any(condition), change, given)
+
+
+def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
+    """Σ exp(level) numerator / Σ exp(level) denominator: levels may be far apart, and denominators far from 1."""
+    heights = [_height(xp, denominator, level) for _, denominator, level in parts]
+    highest = finite(xp, xp.maximum(*heights))
+    numerator, denominator = 0.0, 0.0
+    for height, (above, below, _) in zip(heights, parts, strict=True):
+        size, weight = xp.abs(below), xp.exp(height - highest)
+        numerator = numerator + divide(xp, above, size) * weight
+        denominator = denominator + divide(xp, below, size) * weight
+    return divide(xp, numerator, denominator)
+
+
+def _height(xp: ModuleType, total: Array, level: Array) -> Array:
+    """log |total| + level."""
+    size = xp.abs(total)
+    return xp.where(size == 0, -math.inf, xp.log(xp.where(size == 0, 1.0, size)) + level)
 
 
 def _add(xp: ModuleType, state: State, v: Array, value: Array | None, log: Array | None) -> State:
@@ -202,13 +240,14 @@ def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
     return hidden, None if log is None else xp.where(mask, log, -math.inf)
 
 
-def _query_features(xp: ModuleType, features: Features) -> Array:
-    """φ(q) · exp(shift), up to a factor of each row; `log` None stands for such a factor."""
+def _query_features(xp: ModuleType, features: Features, shift: Array) -> tuple[Array, Array]:
+    """φ(q) · exp(shift − level), and that level, up to a factor of each row; `log` None stands for such a factor."""
     value, log = features
     if log is None:
-        return value
-    phi = _exp_minus(xp, log, xp.max(log, axis=-1, keepdims=True))
-    return phi if value is None else phi * value
+        return value, shift
+    level = xp.max(log, axis=-1, keepdims=True)
+    phi = _exp_minus(xp, log, level)
+    return (phi if value is None else phi * value), level
 
 
 def _exp_minus(xp: ModuleType, x: Array, y: Array) -> Array:
