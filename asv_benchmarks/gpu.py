@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
+import importlib.util
 import itertools
 import math
 import os
@@ -26,6 +28,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the me
 BUDGET = 440.0  # seconds; sections that would begin later are left out
 SHAPES = [(8, 2048, 2048), (1, 4096, 2048), (1, 65536, 1024), (1, 524288, 64), (1, 524288, 1024)]
 STATES = 16
+NO_BFLOAT16 = "bfloat16 needs CuPy 14 and ml_dtypes"
 EXP_SOURCE = r"""
 extern "C" __global__ void ceiling(float* out, int rounds) {
     float x[8];
@@ -71,6 +74,18 @@ def milliseconds(run: Callable[[], Any], seconds: float = 0.4) -> float:
     return statistics.median(times)
 
 
+def wall_milliseconds(run: Callable[[], Any], repeat: int = 7) -> float:
+    """Median time of `run`, which waits for its result, after warming up: one clock for libraries with own streams."""
+    run()
+    run()
+    times: list[float] = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
 def ceilings() -> tuple[float, float]:
     """Bytes and exponentials per second."""
     import cupy
@@ -82,12 +97,18 @@ def ceilings() -> tuple[float, float]:
     return copied, 2**20 * 8 * rounds / milliseconds(lambda: exponentials()(rounds)) * 1e3
 
 
+def has_bfloat16() -> bool:
+    """Whether CuPy has arrays of it."""
+    import cupy
+
+    return int(cupy.__version__.partition(".")[0]) >= 14 and importlib.util.find_spec("ml_dtypes") is not None
+
+
 def inputs(batch: int, n: int, d: int, d_state: int, dtype: str, *, full: bool = True) -> Inputs:
     """A Mamba layer's arrays: steps around 0.05, A from -1 to -d_state, with D, z and a bias if `full`."""
     import cupy
-    import ml_dtypes
 
-    storage = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    storage = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
     wide = "float64" if dtype == "float64" else "float32"
     rng = cupy.random.default_rng(0)
 
@@ -112,7 +133,9 @@ def correctness(deadline: float) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     # what is used most comes first: an instantiation compiles for half a second
     forms = [(), ("B", "C"), ("B",), ("C",)]
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes = [name for name in ("float32", "bfloat16", "float16") if name != "bfloat16" or has_bfloat16()]
+    if "bfloat16" not in dtypes:
+        yield f"| all | bfloat16 | {NO_BFLOAT16} | | |"
     for constant, d_state, dtype in itertools.product(forms, (16, 1, 2, 4, 8, 32, 64, 128, 256), dtypes):
         if time.perf_counter() > deadline:
             yield from ("", "The others are left out: the time was up.")
@@ -134,15 +157,22 @@ def correctness(deadline: float) -> Iterator[str]:
 
 
 def kernels(copied: float, exps: float) -> Iterator[str]:
-    """Forward and backward beside the larger of two floors: exponentials, and bytes of u, delta, z and y."""
+    """Forward and backward beside the larger of two floors: exponentials, and bytes of u, delta, z and y.
+
+    A gradient is taken without checkpoints, as by the library; the last column has those that a forward pass can keep.
+    """
     import cupy
 
     from subquad_cupy._scan import scan_backward, scan_forward
 
     options = {"delta_softplus": True, "reverse": False}
-    yield "| batch, n, d, states | data type | floor, ms | forward, ms | / floor | backward / forward |"
-    yield "|---|---|---|---|---|---|"
+    columns = ("batch, n, d, states", "data type", "floor, ms", "forward, ms", "/ floor", "backward / forward")
+    yield f"| {' | '.join(columns)} | the same from checkpoints |"
+    yield "|---|---|---|---|---|---|---|"
     for dtype in ("bfloat16", "float32"):
+        if dtype == "bfloat16" and not has_bfloat16():
+            yield f"| all | {dtype} | {NO_BFLOAT16} | | | | |"
+            continue
         for batch, n, d in SHAPES:
             shape = f"{batch}, {n}, {d}, {STATES}"
             try:
@@ -154,27 +184,23 @@ def kernels(copied: float, exps: float) -> Iterator[str]:
                     return scan_forward(arrays, **options)
 
                 taken = milliseconds(forward)
-                ratio = "not run"
+                ratio = kept = "not run"
                 if values < 2**28:
-                    *_, saved = scan_forward(arrays, **options, save=True)
-                    dy = cupy.ones_like(arrays[0])
-
-                    def backward(arrays: Inputs = arrays, dy: Any = dy, saved: Any = saved) -> Any:
-                        return scan_backward(dy, None, arrays, **options, checkpoints=saved)
-
+                    backward = functools.partial(scan_backward, cupy.ones_like(arrays[0]), None, arrays, **options)
                     ratio = f"{milliseconds(backward) / taken:.2f}"
+                    *_, saved = scan_forward(arrays, **options, save=True)
+                    run = functools.partial(backward, checkpoints=saved)
+                    kept = "do not fit" if saved is None else f"{milliseconds(run) / taken:.2f}"
             except Exception as problem:  # the other shapes still run
-                yield f"| {shape} | {dtype} | {told(problem)} | | | |"
+                yield f"| {shape} | {dtype} | {told(problem)} | | | | |"
                 continue
-            yield f"| {shape} | {dtype} | {floor:.3f} | {taken:.3f} | {taken / floor:.2f} | {ratio} |"
+            yield f"| {shape} | {dtype} | {floor:.3f} | {taken:.3f} | {taken / floor:.2f} | {ratio} | {kept} |"
 
 
 def baselines() -> Iterator[str]:
-    """The same scan, without skip and gate, in other hands: (8, 2048, 2048, 16), float32."""
-    from subquad_cupy._scan import scan_forward
-
+    """The same scan, without skip and gate, in other hands: (8, 2048, 2048, 16), float32; from call to result."""
     arrays = inputs(8, 2048, 2048, STATES, "float32", full=False)
-    ours = milliseconds(lambda: scan_forward(arrays, delta_softplus=True, reverse=False))
+    ours = wall_milliseconds(_this_kernel(arrays))
     yield "| implementation | forward, ms | times ours |"
     yield "|---|---|---|"
     yield f"| this kernel | {ours:.3f} | 1 |"
@@ -184,12 +210,7 @@ def baselines() -> Iterator[str]:
         ("jax.lax.associative_scan, jit", _jax_associative),
     ):
         try:
-            run = prepare([arrays[i] for i in (0, 1, 2, 3, 4, 7)])
-            run()
-            run()
-            start = time.perf_counter()
-            run()
-            taken = (time.perf_counter() - start) * 1e3
+            taken = wall_milliseconds(prepare([arrays[i] for i in (0, 1, 2, 3, 4, 7)]))
             yield f"| {name} | {taken:.2f} | {taken / ours:.1f} |"
         except Exception as problem:  # a baseline that fails is reported, not fatal
             yield f"| {name} | {told(problem)} | |"
@@ -199,6 +220,18 @@ def told(problem: Exception) -> str:
     """An exception in one cell of a table."""
     line = next(iter(str(problem).splitlines()), "")
     return f"{type(problem).__name__}: {line[:80]}".replace("|", "/")
+
+
+def _this_kernel(arrays: Inputs) -> Callable[[], Any]:
+    import cupy
+
+    from subquad_cupy._scan import scan_forward
+
+    def run() -> None:
+        scan_forward(arrays, delta_softplus=True, reverse=False)
+        cupy.cuda.get_current_stream().synchronize()
+
+    return run
 
 
 def _torch_loop(arrays: list[Any]) -> Callable[[], Any]:
@@ -259,6 +292,9 @@ def _jax_associative(arrays: list[Any]) -> Callable[[], Any]:
 
 def crossover() -> Iterator[str]:
     """The scan beside causal softmax attention of equal width, bfloat16: where attention falls behind."""
+    if not has_bfloat16():
+        yield f"Left out: {NO_BFLOAT16}."
+        return
     import torch
 
     from subquad_cupy._scan import scan_forward

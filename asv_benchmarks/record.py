@@ -54,9 +54,14 @@ def write(
         **content,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(text(record), encoding="utf-8")
     sys.stderr.write(f"wrote {path}\n")
     return path
+
+
+def text(content: dict[str, Any]) -> str:
+    """The file of a measurement."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+PATIENCE = 300  # seconds for a process of its own: one that hangs must not block the tests for ever
+
 
 def python(code: str, *path: Path) -> str:
     """What it prints."""
@@ -16,6 +18,7 @@ def python(code: str, *path: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": search},
     )
     assert done.returncode == 0, done.stderr[-2000:]

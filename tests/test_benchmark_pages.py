@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from asv_benchmarks.render.tables import read, text
+from asv_benchmarks.render.tables import description, read, text
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "benchmarks"
@@ -15,9 +16,9 @@ MEASUREMENTS = read()
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_page_is_generated_from_its_measurement(name: str) -> None:
-    """If it fails: python -m asv_benchmarks.render, and commit what it writes."""
+    """Table and picture. If it fails: python -m asv_benchmarks.render, and commit what it writes."""
     assert (PAGES / f"{name}.rst").read_text(encoding="utf-8") == text(name, MEASUREMENTS[name])
-    assert (PAGES / f"{name}.svg").is_file()
+    assert description(MEASUREMENTS[name]) in (PAGES / f"{name}.svg").read_text(encoding="utf-8")
 
 
 def test_every_page_has_a_measurement_and_is_shown() -> None:
@@ -32,3 +33,19 @@ def test_picture_is_the_same_twice(name: str, tmp_path: Path) -> None:
     pictures = pytest.importorskip("asv_benchmarks.render.pictures")
     first, second = (pictures.draw(MEASUREMENTS[name], tmp_path / f"{i}.svg").read_bytes() for i in "ab")
     assert first == second
+
+
+def test_memory_that_is_not_seen_is_a_bound() -> None:
+    """4 GB, 0.4 MB and 0.5 MB, and 67.1 MB more for q, k, v and the output."""
+    sizes = {"large": 4e9, "small": 4e5, "ours": 5e5}
+    rows = [
+        {"name": x, "group": "", "n": 8192, "ms": {"median": 1.0}, "extra_bytes": size} for x, size in sizes.items()
+    ]
+    page = text("", MEASUREMENTS["nystromformer"] | {"baselines": ["large", "small"], "rows": rows})
+    _, _, memory, summary = page.split(".. list-table::")
+    assert cells(memory)[-6:] == ["large", "4000 (1.00×)", "small", "< 1 (> 4000×)", "ours", "< 1 (> 4000×)"]
+    assert cells(summary)[-7:] == ["ours", "1.0×", "1.0×", "> 4000.0×", "–", "> 59.7×", "–"]
+
+
+def cells(table: str) -> list[str]:
+    return re.findall(r"^ {3}[* ] - (.*)$", table, re.MULTILINE)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interpreter import PATIENCE
 
 from subquad import _backends
 from subquad.cli import compare, definitions, labels, libraries, main
@@ -362,7 +363,7 @@ def test_python_m_runs_the_command(tmp_path: Path) -> None:
     """In a process of its own, from elsewhere, with nothing imported before."""
     argv = [sys.executable, "-m", "subquad", "compare", *FAST, "--methods", "exact"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False, env=env, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert report(tmp_path)["results"][0]["error"] < 2e-6
     assert "n = 40" in done.stdout

@@ -7,6 +7,7 @@ import subprocess
 from collections import defaultdict
 
 import pytest
+from interpreter import PATIENCE
 
 from subquad_cupy import _launch, _plan
 
@@ -57,7 +58,9 @@ def compile_report(kernels, architecture, folder):
     lines = [f"template __global__ void {kernel}(const Scan);" for kernel in kernels]
     source.write_text("\n".join([_launch.source(), *lines, ""]), encoding="utf-8")
     command = [NVCC, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", str(source)]
-    result = subprocess.run([*command, "-o", str(folder / "out.cubin")], capture_output=True, text=True, check=False)
+    command += ["-o", str(folder / "out.cubin")]
+    # all instantiations of a data type take minutes
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=6 * PATIENCE)
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr, result.stderr
     found = re.findall(

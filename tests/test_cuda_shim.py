@@ -23,6 +23,7 @@ from cuda_shim.cases import (  # noqa: E402
     small_chunks,
     solve,
 )
+from interpreter import PATIENCE  # noqa: E402
 from libraries import relative_error  # noqa: E402
 
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
@@ -179,7 +180,7 @@ def test_sanitizers_find_nothing(tmp_path):
     try:
         binary = build(kernels_of(SANITIZED), tmp_path, flags)
         runtime = subprocess.run(
-            [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+            [COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True, timeout=PATIENCE
         ).stdout.strip()
     except subprocess.CalledProcessError:
         pytest.skip("g++ has no sanitizers here")
@@ -190,7 +191,7 @@ def test_sanitizers_find_nothing(tmp_path):
         "PYTHONPATH": path,
     }
     command = [sys.executable, "-m", "cuda_shim.sanitized", str(binary)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"{len(SANITIZED)} cases clean" in result.stdout
 

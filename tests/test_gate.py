@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asv_benchmarks.gate import measure
+from asv_benchmarks.gate import measure, trees
 from asv_benchmarks.gate.cases import CASES
 from asv_benchmarks.gate.measure import Slowdown
 from asv_benchmarks.gate.trees import ROOT, NoBaseError, checked_out, find_commit
@@ -65,13 +65,31 @@ def test_most_pairs_disturbed_is_not_enough() -> None:
 
 @pytest.mark.usefixtures("_briefly")
 @pytest.mark.parametrize(("injected", "alarm"), [(1, False), (12, True)])
-def test_head_against_the_working_tree(head: str, injected: int, alarm: bool) -> None:
+def test_the_working_tree_against_itself(injected: int, alarm: bool) -> None:
+    (finding,) = measure.compare(ROOT, ROOT, [CASE], factor=4, injected=injected)
+    assert finding.base_failure is None
+    assert finding.tree_failure is None
+    assert finding.is_alarm(4) == alarm, finding
+
+
+@pytest.mark.usefixtures("_briefly")
+def test_the_files_of_a_commit_are_measured(head: str) -> None:
+    """How fast they are is not asked: the working tree may be faster or slower."""
     with checked_out(head) as base:
-        (finding,) = measure.compare(base, ROOT, [CASE], factor=4, injected=injected)
+        (finding,) = measure.compare(base, ROOT, [CASE], factor=4)
     if finding.base_failure:
         pytest.skip(f"HEAD cannot run the case: {finding.base_failure}")
     assert finding.tree_failure is None
-    assert finding.is_alarm(4) == alarm, finding
+    assert finding.slowdown is not None
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "PATIENCE", 0.5)
+    (tmp_path / "subquad").mkdir()
+    (tmp_path / "subquad" / "__init__.py").write_text("import time; time.sleep(60)")
+    with trees.workers(tmp_path) as (worker,):
+        worker.ask("prepare", CASE)
+        assert "ended with" in worker.answer()["failure"]
 
 
 def test_a_case_that_the_base_lacks_is_new(tmp_path: Path) -> None:

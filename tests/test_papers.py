@@ -76,3 +76,12 @@ def test_crossover_lies_between_the_lengths_where_the_order_changes() -> None:
     found = crossover(rows(scan=[4.0, 4.0, 4.0, 4.0], attention=[1.0, 2.0, 8.0, 16.0]))
     assert found == pytest.approx(2**1.5)
     assert crossover(rows(scan=[1.0, 1.0], attention=[2.0, 3.0])) is None
+
+
+def test_the_length_of_the_summary_has_all_its_rounds() -> None:
+    from asv_benchmarks.papers.paper import Paper, Row, times
+
+    row = Row("row", lambda n: lambda: n, 256)
+    paper = Paper("", "", [row], [128, 256], [], [], ["row"], summary=256)
+    rounds = {found["n"]: found["rounds"] for found in times(paper, paper.lengths, repeat=7, seconds=0)}
+    assert rounds == {128: 2, 256: 7}

@@ -11,10 +11,12 @@ from libraries import Jax, Library, NumPy, Strict, Torch, relative_error
 from methods import Case, D
 
 import subquad
+from asv_benchmarks.peers.attention import PEERS, Peer
 
 torch = pytest.importorskip("torch")
 N = 96
 SEVERAL = [NumPy(), Torch(), Strict(), Jax()]  # two ways to an override; the generic form, eager and traced
+EXACT = [peer for peer in PEERS if peer.method == "exact"]
 
 
 def drawn(heads: int = 3, batch: int = 2) -> list[Any]:
@@ -100,6 +102,29 @@ def test_exact_equals_torch() -> None:
         for implementation in ("auto", "generic"):
             ours = subquad.attention(q, k, v, "exact", causal=causal, implementation=implementation)
             assert relative_error(ours.numpy(), theirs.numpy()) < 1e-12
+
+
+@pytest.mark.parametrize("peer", EXACT, ids=lambda peer: peer.name)
+def test_exact_rows_compute_the_same(peer: Peer) -> None:
+    """So that their times may be compared."""
+    pytest.importorskip(peer.library)
+    arrays = [peer.bench.asarray(x.numpy(), dtype="float32") for x in drawn()]
+    out, theirs = (peer.bench.to_numpy(call()) for call in peer.calls(*arrays))
+    theirs = theirs if peer.library == "torch" else np.moveaxis(theirs, 2, 1)  # sequence before heads
+    assert relative_error(out, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("peer", EXACT, ids=lambda peer: peer.name)
+def test_errors_of_exact_rows_are_those_of_rounding(peer: Peer) -> None:
+    """The definition hides what the calls hide."""
+    pytest.importorskip("rich")
+    pytest.importorskip(peer.library)
+    from asv_benchmarks.peers.__main__ import errors_of
+
+    real_activations()  # skips where there are none
+    errors = errors_of(peer)
+    assert max(errors["error_ours"], errors["error_theirs"]) < 1e-6
+    assert errors["error_mean"] > 0.1
 
 
 def test_scan_equals_mambapy() -> None:

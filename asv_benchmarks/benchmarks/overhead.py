@@ -40,6 +40,7 @@ class Compile:
         """Import the library, make the arrays."""
         self.empty = tempfile.TemporaryDirectory()
         os.environ["NUMBA_CACHE_DIR"] = self.empty.name  # read when it is first imported
+        os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # read when a kernel is compiled
         bench, device = find(backend)
         function, arrays = _small(operator, n=256)
         args = tuple(bench.asarray(x, device=device) for x in arrays)

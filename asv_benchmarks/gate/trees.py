@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
+PATIENCE = 600.0  # seconds until a process that measures is ended: it may hang
 
 
 class NoBaseError(Exception):
@@ -70,6 +72,9 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.end = threading.Timer(PATIENCE, self.process.kill)
+        self.end.daemon = True
+        self.end.start()
 
     def ask(self, *question: Any) -> None:
         assert self.process.stdin is not None
@@ -93,6 +98,7 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self.end.cancel()
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from asv_benchmarks import record
+from asv_benchmarks.papers import memory
 from asv_benchmarks.papers.paper import Paper, times
+from asv_benchmarks.render.tables import bounded, megabytes
 
 TABLES = ("nystromformer", "mamba", "performer")
-REPEAT, SECONDS = 7, 15.0  # rounds of a length, and seconds after which fewer will do
+REPEAT, SECONDS = 7, 15.0  # rounds of a length, and seconds after which fewer will do, but for the summary's
 
 
 def main() -> None:
@@ -35,8 +37,6 @@ def main() -> None:
     kept = ("source", "baselines", "notes", "summary", "instance_bytes")
     content: dict[str, Any] = {name: getattr(paper, name) for name in kept}
     if paper.instance_bytes:
-        from asv_benchmarks.papers import memory
-
         found = {(x["name"], x["n"]): x for x in memory.measure(args.table, lengths, threads)}
         rows = [row | found[row["name"], row["n"]] for row in rows]
     if hasattr(module, "crossover"):
@@ -54,7 +54,7 @@ def show(paper: Paper, rows: list[dict[str, Any]], crossover: float | None) -> N
     lengths = sorted({row["n"] for row in rows})
     units = {"ms": lambda row: f"{row['ms']['median']:.3g}"}
     if paper.instance_bytes:
-        units["MB beyond inputs and output"] = lambda row: f"{row['extra_bytes'] / 1e6:.3g}"
+        units["MB beyond inputs and output"] = lambda row: bounded(megabytes(row), memory.LEAST_BYTES / 1e6)
     console = Console(width=160)
     for unit, text in units.items():
         table = Table(unit, *map(str, lengths), title=paper.title)

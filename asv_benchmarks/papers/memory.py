@@ -2,12 +2,14 @@
 
 Two measures, both beyond the call's inputs and its output:
 
-- resident: the rise of the process's peak resident memory. It counts everything, scratch of NumPy and of compiled
-  kernels too, which torch's profiler does not see. Large blocks are taken from the system one by one and given back
-  when freed (`MALLOC_MMAP_THRESHOLD_`, which is why the process is another one), so none is served from a reserve.
+- resident: the rise of the process's peak resident memory. It counts scratch of NumPy and of compiled kernels too,
+  which torch's profiler does not see. Large blocks are taken from the system one by one and given back when freed
+  (`MALLOC_MMAP_THRESHOLD_`, which is why the process is another one), so none of them is served from a reserve.
 - allocated: what torch's profiler counts. The kernel's own count is loose by some 100 kB for each core; this is not.
 
-A table shows the larger, `extra_bytes`.
+A table shows the larger, `extra_bytes`, and where that is below `LEAST_BYTES`, no more than that it is: the profiler
+sees no scratch of compiled kernels, and the other loses it where it is small, in its own looseness or because small
+blocks do come from a reserve.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+LEAST_BYTES = 10**6
 THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 

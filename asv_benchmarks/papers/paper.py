@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -44,11 +45,15 @@ class Paper:
 
 
 def times(paper: Paper, lengths: Sequence[int], repeat: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Milliseconds of each row at each length: the rows of one length in turn, `seconds` for each length."""
+    """Milliseconds of each row at each length: the rows of one length in turn, `seconds` for each length.
+
+    The summary's length, whose ratios are quoted, has all of its rounds whatever they take.
+    """
     for n in lengths:
         rows = [row for row in paper.rows if n <= row.longest]
         sys.stderr.write(f"n = {n}: {len(rows)} rows\n")
-        found = rotate({_key(row): row.make(n) for row in rows}, repeat, seconds)
+        enough = math.inf if n == paper.summary else seconds
+        found = rotate({_key(row): row.make(n) for row in rows}, repeat, enough)
         for row in rows:
             spread = Spread.of([1e3 * x for x in found[_key(row)]])
             rounds = len(found[_key(row)])

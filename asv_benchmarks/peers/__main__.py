@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asv_benchmarks import record
-from asv_benchmarks.peers.attention import PEERS, Peer
+from asv_benchmarks.peers.attention import PEERS, Peer, real_keys
 from asv_benchmarks.peers.scans import SCAN_PEERS, Problem, ScanPeer, reference_loop
 from asv_benchmarks.peers.timing import Run, interleave
 from subquad.cli import definitions
@@ -68,11 +68,11 @@ def attention(n: int, repeat: int, only: str) -> tuple[str, list[dict[str, Any]]
             arrays = [peer.bench.asarray(x) for x in host]
             pairs = min(repeat, peer.repeat or repeat)
             row = _row(peer.name, *peer.calls(*arrays), pairs)
-            rows.append(row if peer.gradient else row | _errors(peer))
+            rows.append(row if peer.gradient else row | errors_of(peer))
     return f"attention, (1, 8, {n}, 64) float32", rows
 
 
-def _errors(peer: Peer) -> dict[str, float]:
+def errors_of(peer: Peer) -> dict[str, float]:
     """Relative error of both against exact attention in float64, at equal m; the median over draws.
 
     Beside them that of answering the mean of v, which knows no query: an error above it has learnt nothing, and one
@@ -83,7 +83,8 @@ def _errors(peer: Peer) -> dict[str, float]:
     sample = read_sample()
     shared_by = sample.q.shape[0] // sample.k.shape[0]
     host = [sample.q, *(np.repeat(x, shared_by, axis=0) for x in (sample.k, sample.v))]
-    exact = definitions.attention(*host, causal=peer.causal)
+    seen = real_keys(sample.k.shape[-2]) if peer.padded else slice(None)
+    exact = definitions.attention(host[0], *(x[:, seen] for x in host[1:]), causal=peer.causal)
     arrays = [peer.bench.asarray(x[None]) for x in host]
     errors: dict[str, list[float]] = {"error_ours": [], "error_theirs": []}
     for seed in range(max(1, peer.seeds)):
@@ -94,7 +95,8 @@ def _errors(peer: Peer) -> dict[str, float]:
             if out.shape != exact.shape:  # (n, heads · d) or (n, heads, d)
                 out = np.swapaxes(out.reshape(out.shape[0], exact.shape[0], -1), 0, 1)
             values.append(definitions.relative_error(out, exact))
-    mean = definitions.mean_of_values(host[0], host[2], causal=peer.causal)
+    mean = definitions.mean_of_values(host[0], host[2][:, seen], causal=peer.causal)
+    mean = mean[:, :1] if peer.padded else mean  # each row is the same, and they are as many as the keys
     found = {name: statistics.median(values) for name, values in errors.items()}
     return found | {"error_mean": definitions.relative_error(mean, exact)}
 

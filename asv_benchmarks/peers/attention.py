@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 import subquad
 from asv_benchmarks.peers.timing import Run
 from subquad import _backends
@@ -25,7 +27,8 @@ class Peer:
     """One peer: `theirs(q, k, v)` makes a call of no arguments; `method`, `options` and `causal` are ours.
 
     `seeds` is how many draws of random features the error is the median of, `repeat` the most pairs that are timed.
-    With `gradient`, both calls also take the gradients by q, k and v, in PyTorch.
+    With `gradient`, both calls also take the gradients by q, k and v, in PyTorch. With `padded`, the keys that
+    `real_keys` leaves out are hidden.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Peer:
     seeds: int = 0
     repeat: int | None = None
     gradient: bool = False
+    padded: bool = False
 
     @property
     def bench(self) -> Any:
@@ -46,7 +50,8 @@ class Peer:
     def ours(self, *qkv: Any, **options: Any) -> Run:
         """Our call, compiled where the library compiles."""
         bench, method = self.bench, subquad.METHODS[self.method](**self.options, **options)
-        attend = bench.compile(lambda q, k, v: subquad.attention(q, k, v, method, causal=self.causal))
+        mask = {"key_mask": bench.asarray(real_keys(qkv[1].shape[-2]))} if self.padded else {}
+        attend = bench.compile(lambda q, k, v: subquad.attention(q, k, v, method, causal=self.causal, **mask))
 
         def run() -> Any:
             out = attend(*qkv)
@@ -147,6 +152,21 @@ def torch_sdpa(q: Any, k: Any, v: Any) -> Run:
     return lambda: scaled_dot_product_attention(q, k, v)
 
 
+def torch_sdpa_causal(q: Any, k: Any, v: Any) -> Run:
+    from torch.nn.functional import scaled_dot_product_attention
+
+    return lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def torch_sdpa_padded(q: Any, k: Any, v: Any) -> Run:
+    """The mask has an axis of one for heads and for queries, as encoders hand it over."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    mask = torch.from_numpy(real_keys(k.shape[-2]))[None, None, None]
+    return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 def jax_attention(q: Any, k: Any, v: Any) -> Run:
     """Sequence before heads, as it wants them."""
     import jax
@@ -154,6 +174,11 @@ def jax_attention(q: Any, k: Any, v: Any) -> Run:
     arrays = [jax.numpy.moveaxis(x, 1, 2) for x in (q, k, v)]
     function = jax.jit(jax.nn.dot_product_attention)
     return lambda: jax.block_until_ready(function(*arrays))
+
+
+def real_keys(n: int) -> np.ndarray:
+    """True but for the last quarter, which is padding."""
+    return np.arange(n) < n - n // 4
 
 
 def heads_last(x: Any) -> Any:
@@ -180,5 +205,7 @@ PEERS = (
     Peer("transformers Nyströmformer core, forward + backward", transformers_nystrom, gradient=True, **NYSTROM),
     Peer("nystrom-attention core, forward + backward", nystrom_attention, gradient=True, **NYSTROM),
     Peer("torch scaled_dot_product_attention", torch_sdpa, method="exact"),
+    Peer("torch scaled_dot_product_attention, causal", torch_sdpa_causal, method="exact", causal=True),
+    Peer("torch scaled_dot_product_attention, padded keys", torch_sdpa_padded, method="exact", padded=True),
     Peer("jax.nn.dot_product_attention", jax_attention, method="exact", library="jax", repeat=3),
 )

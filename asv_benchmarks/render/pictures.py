@@ -11,7 +11,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from asv_benchmarks.render.tables import Record, pivot
+from asv_benchmarks.papers.memory import LEAST_BYTES
+from asv_benchmarks.render.tables import Record, description, megabytes, pivot
 from subquad.cli.plot import COLOURS, MARKERS
 
 SAME_BYTES = {"svg.hashsalt": "subquad", "font.size": 9}  # the same numbers give the same file
@@ -21,7 +22,7 @@ def draw(content: Record, path: Path) -> Path:
     """Draw one measurement into an SVG file."""
     with mpl.rc_context(SAME_BYTES):
         figure = _peers(content) if "peer" in content["rows"][0] else _paper(content)
-        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+        figure.savefig(path, metadata={"Date": None, "Description": description(content)}, bbox_inches="tight")
     return path
 
 
@@ -31,7 +32,9 @@ def _paper(content: Record) -> Figure:
         for group in dict.fromkeys(row["group"] for row in content["rows"])
     ]
     if content["instance_bytes"]:
-        panels.append(("MB beyond inputs and output", content["rows"], lambda row: row["extra_bytes"] / 1e6))
+        least = LEAST_BYTES / 1e6
+        label = f"MB beyond inputs and output ({least:g}: or less)"
+        panels.append((label, content["rows"], lambda row: max(least, megabytes(row))))
     figure = Figure(figsize=(4.6 * max(len(panels), 1.3), 4.2), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (label, rows, value) in zip(grid, panels, strict=True):

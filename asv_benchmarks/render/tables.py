@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from asv_benchmarks import record
+from asv_benchmarks.papers.memory import LEAST_BYTES
 
 Record = dict[str, Any]
 NONE = "–"
@@ -27,6 +29,12 @@ def text(name: str, content: Record) -> str:
     return "\n\n".join([head, *parts, picture, _provenance(content)]) + "\n"
 
 
+def description(content: Record) -> str:
+    """What a picture says of its origin."""
+    digest = hashlib.sha256(record.text(content).encode()).hexdigest()
+    return f"Drawn by python -m asv_benchmarks.render from JSON with the sha256 {digest}"
+
+
 def _peers(content: Record) -> list[str]:
     columns = ["peer", "theirs, ms", "ours, ms", "theirs / ours", "error: ours", "theirs", "mean of v"]
     has_mean = any("error_mean" in row for row in content["rows"])
@@ -42,15 +50,15 @@ def _peers(content: Record) -> list[str]:
 def _paper(content: Record) -> list[str]:
     """Time, and memory where there is one, per length; then ratios to each baseline at one length."""
     first, lengths = content["baselines"][0], sorted({row["n"] for row in content["rows"]})
-    units = [("Milliseconds", "faster", lambda row: row["ms"]["median"])]
+    units = [("Milliseconds", "faster", lambda row: row["ms"]["median"], 0.0)]
     if content["instance_bytes"]:
-        units.append(("Megabytes beyond inputs and output", "smaller", lambda row: row["extra_bytes"] / 1e6))
+        units.append(("Megabytes beyond inputs and output", "smaller", megabytes, LEAST_BYTES / 1e6))
     parts = []
-    for unit, better, value in units:
+    for unit, better, value, least in units:
         for group in dict.fromkeys(row["group"] for row in content["rows"]):
             found = pivot([row for row in content["rows"] if row["group"] == group], value)
             rows = [
-                [name, *(_with_ratio(cells.get(n), found[first].get(n)) for n in lengths)]
+                [name, *(_with_ratio(cells.get(n), found[first].get(n), least) for n in lengths)]
                 for name, cells in found.items()
             ]
             about = ", ".join(filter(None, (unit, group)))
@@ -67,16 +75,24 @@ def _summary(content: Record) -> str:
     """How many times faster and smaller than each baseline; smaller also with inputs and output counted in."""
     n = content["summary"]
     here = {row["name"]: row for row in content["rows"] if row["n"] == n}
+    own = n * content["instance_bytes"]
     measures = [
-        ("time", lambda row: row["ms"]["median"]),
-        ("extra memory", lambda row: row["extra_bytes"]),
-        ("memory with q, k, v, out", lambda row: row["extra_bytes"] + n * content["instance_bytes"]),
+        ("time", lambda row: row["ms"]["median"], 0.0),
+        ("extra memory", lambda row: row["extra_bytes"], LEAST_BYTES),
+        ("memory with q, k, v, out", lambda row: row["extra_bytes"] + own, LEAST_BYTES + own),
     ]
     rows = [
-        [name, *(f"{value(here[base]) / value(row):.1f}×" for _, value in measures for base in content["baselines"])]
+        [
+            name,
+            *(
+                _ratio(value(row), value(here[base]), least, "{:.1f}".format)
+                for _, value, least in measures
+                for base in content["baselines"]
+            ),
+        ]
         for name, row in here.items()
     ]
-    columns = [f"{measure}: {base}" for measure, _ in measures for base in content["baselines"]]
+    columns = [f"{measure}: {base}" for measure, *_ in measures for base in content["baselines"]]
     return _table(f"n = {n}: how many times less", ["", *columns], rows)
 
 
@@ -88,15 +104,33 @@ def pivot(rows: Iterable[Record], value: Any) -> dict[str, dict[int, float]]:
     return found
 
 
+def megabytes(row: Record) -> float:
+    """Beyond inputs and output; see `bounded`."""
+    return row["extra_bytes"] / 1e6
+
+
 def number(x: float) -> str:
     """Three digits, without an exponent."""
     return f"{x:.{0 if x >= 100 else 1 if x >= 10 else 2}f}"
 
 
-def _with_ratio(x: float | None, base: float | None) -> str:
+def bounded(x: float, least: float) -> str:
+    """Of what is smaller than `least`, no more than that is known."""
+    return number(x) if x >= least else f"< {least:g}"
+
+
+def _with_ratio(x: float | None, base: float | None, least: float) -> str:
     if x is None:
         return NONE
-    return number(x) if base is None else f"{number(x)} ({number(base / x)}×)"
+    return bounded(x, least) if base is None else f"{bounded(x, least)} ({_ratio(x, base, least, number)})"
+
+
+def _ratio(x: float, base: float, least: float, digits: Callable[[float], str]) -> str:
+    """base / x, or the bound that is left of it where one of them is smaller than `least`."""
+    if x < least and base < least:
+        return NONE
+    sign = "> " if x < least else "< " if base < least else ""
+    return f"{sign}{digits(max(base, least) / max(x, least))}×"
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

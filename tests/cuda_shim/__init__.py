@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from interpreter import PATIENCE
 
 from subquad_cupy import _launch
 
@@ -26,7 +27,7 @@ def build(kernels: Iterable[str], folder: Path, flags: Iterable[str] = ()) -> Pa
     command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-fno-strict-aliasing", *flags]
     command += ["-march=native", "-ffp-contract=fast"]  # fused multiply-add, as nvcc has it
     command += [f"-I{HERE}", f"-I{SOURCE.parent}", f'-DINSTANTIATIONS="{header}"']
-    subprocess.run([*command, "-o", str(binary), str(HERE / "driver.cpp")], check=True)
+    subprocess.run([*command, "-o", str(binary), str(HERE / "driver.cpp")], check=True, timeout=PATIENCE)
     return binary
 
 
