@@ -49,7 +49,8 @@ def selective_scan(
         Diagonal state matrix, per unit of time, real or complex; a negative real part keeps h bounded.
     B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
         Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
-        Complex only if `A` is.
+        Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
+        n = d. Complex only if `A` is.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., n, d), optional
