@@ -132,7 +132,7 @@ def check_seed(value: Any) -> int:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # an array would be compared element by element
         msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
         raise ValueError(msg)
     return str(value)
