@@ -94,9 +94,18 @@ def _is_bfloat16(dtype: Any) -> bool:
     return getattr(dtype, "name", None) == "bfloat16"
 
 
+def common_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
+    """The dtype that the arrays promote to."""
+    given = [x for x in arrays if x is not None]
+    try:
+        return xp.result_type(*given)
+    except TypeError:  # float16 and bfloat16 of ml_dtypes: NumPy has no answer, other libraries say float32
+        return xp.result_type(xp.float32, *[x for x in given if not is_half(xp, x.dtype)])
+
+
 def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     """The dtype to compute in: the common one, but at least float32."""
-    dtype = xp.result_type(*[x for x in arrays if x is not None])
+    dtype = common_dtype(xp, *arrays)
     return xp.float32 if is_half(xp, dtype) else dtype
 
 

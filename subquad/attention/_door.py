@@ -39,7 +39,7 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
     q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = _arrays.broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
-    dtype = xp.result_type(q, k, v)
+    dtype = _arrays.common_dtype(xp, q, k, v)
     compute = _arrays.compute_dtype(xp, q, k, v)
     q, k, v = (_arrays.cast(xp, x, compute) for x in (q, k, v))
     shape = (*batch, q.shape[-2], v.shape[-1])

@@ -158,7 +158,7 @@ def scan_checked(
 
 def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64."""
-    common = xp.result_type(*[x for x in arrays.values() if x is not None])
+    common = _arrays.common_dtype(xp, *arrays.values())
     is_complex = _arrays.is_dtype(xp, arrays["A"].dtype, "complex floating")
     wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
     real = xp.float64 if wide else xp.float32
