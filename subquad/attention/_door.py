@@ -113,20 +113,21 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
             f"({tuple(v.shape)}); every key needs one value"
         )
         raise ValueError(msg)
-    if key_mask is None:
-        return None
-    if not _arrays.is_dtype(xp, key_mask.dtype, "bool"):
+    return None if key_mask is None else check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
+
+
+def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:
+    """The mask with one entry for each of `n` rows; `rows` is what errors call them."""
+    if not _arrays.is_dtype(xp, mask.dtype, "bool"):
         msg = (
-            f"key_mask has dtype {key_mask.dtype}, expected bool with True = keep; "
+            f"{name} has dtype {mask.dtype}, expected bool with True = keep; "
             f"an additive mask becomes one by `mask == 0`, a 0/1 mask by `mask == 1`"
         )
         raise TypeError(msg)
-    if key_mask.ndim == 0 or key_mask.shape[-1] not in (1, k.shape[-2]):
+    if mask.ndim == 0 or mask.shape[-1] not in (1, n):
         msg = (
-            f"key_mask has shape {tuple(key_mask.shape)}, expected (..., {k.shape[-2]}): "
-            f"its last axis runs over the keys (a mask over queries × keys is not supported)"
+            f"{name} has shape {tuple(mask.shape)}, expected (..., {n}): "
+            f"its last axis runs over the {rows} (a mask over queries × keys is not supported)"
         )
         raise ValueError(msg)
-    if key_mask.shape[-1] == k.shape[-2]:
-        return key_mask
-    return xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
+    return mask if mask.shape[-1] == n else xp.broadcast_to(mask, (*mask.shape[:-1], n))

@@ -54,7 +54,7 @@ class Nystrom(Streaming):
         λ of "ridge".
     conv_weights : array, shape (..., taps), optional
         Depth-wise convolution of v along the sequence, one odd kernel per head, added to the output. Needs n = n_kv.
-    query_mask : array of bool, shape (..., n), optional
+    query_mask : array of bool, broadcastable to (..., n), optional
         Queries that enter the landmarks. Default: `key_mask` in self-attention (n = n_kv), otherwise all.
 
     Notes
@@ -252,10 +252,7 @@ class Nystrom(Streaming):
     def _check_query_mask(self, inputs: _door.Inputs) -> Array:
         mask: Any = self.query_mask
         _arrays.check_arrays(q=inputs.q, query_mask=mask)
-        n = inputs.q.shape[-2]
-        if not _arrays.is_dtype(inputs.xp, mask.dtype, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
-            msg = f"query_mask has dtype {mask.dtype}, shape {tuple(mask.shape)}, expected bool, (..., {n})"
-            raise ValueError(msg)
+        mask = _door.check_mask(inputs.xp, "query_mask", mask, inputs.q.shape[-2], "queries")
         return inputs.heads.fold_mask(mask)
 
     def _landmark_values(
