@@ -172,9 +172,15 @@ def read_with_convolution() -> Any:
     return method.attend(x, method.summarize(x, x))
 
 
+def of_heads(*batch: int) -> Any:
+    """A state with these batch axes."""
+    return favor.summarize(*2 * [np.zeros((*batch, 6, 4))])
+
+
 favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
 nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
 state = favor.summarize(x, x)
+integers = state | {"kv": state["kv"].astype(int)}
 STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "summarize-none": (TypeError, "v is a NoneType, not an array", lambda: favor.summarize(x, None)),
     "summarize-list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: nystrom.summarize(wrong["list"], x)),
@@ -199,11 +205,18 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
                      lambda: favor.attend(np.zeros((3, 1, 6, 4)), favor.summarize(*2 * [np.zeros((2, 1, 6, 4))]))),
     "attend-list-in-state": (TypeError, r"state\['kv'\] is a list", lambda: favor.attend(x, state | {"kv": [1.0]})),
     "attend-none-in-state": (TypeError, r"state\['kv'\] is a NoneType", lambda: favor.attend(x, state | {"kv": None})),
+    "attend-integers": (TypeError, r"state\['kv'\] has dtype int64, expected a real floating", lambda: favor.attend(x, integers)),
+    "merge-integers": (TypeError, r"right\['kv'\] has dtype int64", lambda: favor.merge(state, integers)),
+    "merge-integers-alone": (TypeError, r"left\['kv'\] has dtype int64", lambda: favor.merge(integers, None)),
+    "merge-heads": (ValueError, "left has 5 heads.*the arrays of right have 2.*must divide", lambda: favor.merge(*map(of_heads, (5, 2)))),
+    "merge-heads-right": (ValueError, "right has 5 heads.*the arrays of left have 2.*must divide",
+                          lambda: favor.merge(*map(of_heads, (2, 5)))),
     "merge-list": (TypeError, "left is a list, expected the dict", lambda: favor.merge([state], state)),
     "merge-other-m": (ValueError, r"right\['shift'\] ends in \(1, 7\), expected \(1, 5\)", lambda: favor.merge(state, other.summarize(x, x))),
     "merge-other-method": (ValueError, "right holds 'acc', 'max', 'sum'", lambda: favor.merge(state, nystrom.summarize(x, x))),
     "merge-other-values": (ValueError, r"right\['kv'\] ends in \(5, 3\), expected \(5, 4\)",
                            lambda: favor.merge(state, favor.summarize(x, x[:, :3]))),
+    "step-integers": (TypeError, r"state\['kv'\] has dtype int64", lambda: favor.step(x, x, x, integers)),
     "step-none": (TypeError, "k is a NoneType, not an array", lambda: favor.step(x, None, x)),
     "step-list": (TypeError, "q is a list, not an array", lambda: favor.step(wrong["list"], x, x)),
     "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
