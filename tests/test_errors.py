@@ -99,6 +99,18 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "omega-integers": (TypeError, "omega has dtype int64", lambda: attention(x, x, x, "favor", omega=np.ones((3, 4), int))),
     "omega-list": (TypeError, "omega is a list", lambda: attention(x, x, x, "favor", omega=[[1.0] * 4])),
     "center-shape": (ValueError, r"q_mean has shape \(3,\)", lambda: attention(x, x, x, "favor", center=(np.ones(3), np.ones(4)))),
+    "center-batch": (ValueError, r"do not broadcast: q \[2\].*q_mean \[3\], k_mean \[\]",
+                     lambda: attention(*3 * [np.zeros((2, 6, 4))], "favor", center=(np.ones((3, 4)), np.ones(4)))),
+    "center-pair": (ValueError, r"do not broadcast.*q_mean \[3\], k_mean \[2\]",
+                    lambda: attention(x, x, x, "favor", center=(np.ones((3, 4)), np.ones((2, 4))))),
+    "landmarks-batch": (ValueError, r"do not broadcast: q \[2\].*landmarks_q \[3\], landmarks_k \[\]",
+                        lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", landmarks=(np.ones((3, 5, 4)), np.ones((5, 4))))),
+    "conv-batch": (ValueError, r"do not broadcast: q \[2\].*conv_weights \[3\]",
+                   lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", conv_weights=np.ones((3, 5)))),
+    "conv-and-landmarks": (ValueError, r"do not broadcast: .*output \[2\], conv_weights \[3\]", lambda: attention(
+        x, x, x, "nystrom", landmarks=2 * (np.ones((2, 5, 4)),), conv_weights=np.ones((3, 5)))),
+    "query-mask-batch": (ValueError, r"do not broadcast: q \[2\].*query_mask \[3\]",
+                         lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", query_mask=np.ones((3, 6), bool))),
     "features-shape": (ValueError, "features must map elementwise",
                        lambda: attention(x, x, x, "favor", features=lambda y: y[..., :1])),
     "feature-map-shape": (ValueError, "feature_map must return one row per row",
@@ -177,6 +189,10 @@ def of_heads(*batch: int) -> Any:
     return favor.summarize(*2 * [np.zeros((*batch, 6, 4))])
 
 
+def wide_landmarks(batch: int) -> Any:
+    return subquad.Nystrom(landmarks=2 * (np.ones((batch, 1, 5, 4)),))
+
+
 favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
 nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
 state = favor.summarize(x, x)
@@ -208,6 +224,14 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "attend-integers": (TypeError, r"state\['kv'\] has dtype int64, expected a real floating", lambda: favor.attend(x, integers)),
     "merge-integers": (TypeError, r"right\['kv'\] has dtype int64", lambda: favor.merge(state, integers)),
     "merge-integers-alone": (TypeError, r"left\['kv'\] has dtype int64", lambda: favor.merge(integers, None)),
+    "merge-batch": (ValueError, r"do not broadcast: left \[3, 1\], right \[2, 1\]",
+                    lambda: favor.merge(of_heads(3, 1), of_heads(2, 1))),
+    "attend-options": (ValueError, "q, the state or an option has 5 heads.*the state and its options have 3",
+                       lambda: subquad.Favor(num_features=5, center=(np.ones((3, 4)), x[0])).attend(x, of_heads(5))),
+    "attend-landmarks": (ValueError, r"do not broadcast: q \[\], state \[2, 1\], landmarks_q \[3, 1\]",
+                         lambda: wide_landmarks(3).attend(x, wide_landmarks(2).summarize(x, x))),
+    "step-center": (ValueError, r"do not broadcast: q \[2\].*q_mean \[3\]", lambda: subquad.Favor(
+        center=(np.ones((3, 4)), x[0])).step(*3 * [np.zeros((2, 6, 4))])),
     "merge-heads": (ValueError, "left has 5 heads.*the arrays of right have 2.*must divide", lambda: favor.merge(*map(of_heads, (5, 2)))),
     "merge-heads-right": (ValueError, "right has 5 heads.*the arrays of left have 2.*must divide",
                           lambda: favor.merge(*map(of_heads, (2, 5)))),

@@ -29,7 +29,10 @@ class FeatureMethod(Streaming):
 
     def choose_center(self, inputs: _door.Inputs) -> Center:
         """Points to subtract from queries and keys."""
-        return inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
+        pair = inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
+        if pair is not None:
+            inputs.batch(q_mean=pair[0].shape[:-2], k_mean=pair[1].shape[:-2])
+        return pair
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         phi = self.map_rows(inputs.xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))

@@ -81,6 +81,7 @@ class Streaming(Method):
         few, many = sorted(some, key=lambda name: max(some[name], default=1))
         heads = find_heads(xp, some[few], some[many], few=f"the arrays of {few}", many=many)
         left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
+        _arrays.broadcast_batch(left=left[self.holds[0]].shape[:-2], right=right[self.holds[0]].shape[:-2])
         return {name: heads.unfold(x) for name, x in self.merge_states(xp, left, right).items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
@@ -92,7 +93,8 @@ class Streaming(Method):
         dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
         pair = self.given_rows(xp, q)
         held = counts(*state.values(), *pair or ())
-        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few="the state and its options")
+        few, many = "the state and its options", "q, the state or an option"
+        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few=few, many=many)
         q, state = heads.fold(q), {name: heads.fold(x) for name, x in state.items()}
         _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
         out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
