@@ -94,9 +94,18 @@ def _is_bfloat16(dtype: Any) -> bool:
     return getattr(dtype, "name", None) == "bfloat16"
 
 
+def common_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
+    """The dtype that the arrays promote to."""
+    given = [x for x in arrays if x is not None]
+    try:
+        return xp.result_type(*given)
+    except TypeError:  # float16 and bfloat16 of ml_dtypes: NumPy has no answer, other libraries say float32
+        return xp.result_type(xp.float32, *[x for x in given if not is_half(xp, x.dtype)])
+
+
 def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     """The dtype to compute in: the common one, but at least float32."""
-    dtype = xp.result_type(*[x for x in arrays if x is not None])
+    dtype = common_dtype(xp, *arrays)
     return xp.float32 if is_half(xp, dtype) else dtype
 
 
@@ -132,7 +141,7 @@ def check_seed(value: Any) -> int:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # an array would be compared element by element
         msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
         raise ValueError(msg)
     return str(value)

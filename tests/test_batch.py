@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pytest
 from libraries import Library, relative_error
-from methods import MAIN, METHODS, Case, D, Row, rows
+from methods import MAIN, METHODS, Case, D, Row, named, rows
 from scans import SCANS, Scan, is_shared, scans
+
+import subquad
 
 N = 45
 CASE = Case((3, 4, N, D), (3, 4, N, D), (3, 4, N, 5), mask="random")
@@ -96,6 +102,50 @@ def test_mask_with_more_batch_axes_than_the_arrays(row: Row) -> None:
         together = row.call(causal=causal)(q, k, v, masks, {})
         alone = np.stack([row.call(causal=causal)(q, k, v, mask, {}) for mask in masks])
         assert relative_error(together, alone) < 1e-12
+
+
+# for five items of a batch, with the options beside it; where all rows are landmarks, the output is exact attention
+WIDE: dict[str, tuple[str, Callable[[np.random.Generator], Any], dict[str, Any]]] = {
+    "center": ("favor", lambda rng: tuple(rng.standard_normal((2, 5, D))), {}),
+    "center-causal": ("favor", lambda rng: tuple(rng.standard_normal((2, 5, D))), {"causal": True}),
+    "landmarks": ("nystrom", lambda rng: tuple(rng.standard_normal((2, 5, 4, D))), {}),
+    "conv_weights": ("nystrom", lambda rng: rng.standard_normal((5, 3)), {"num_landmarks": 4}),
+    "query_mask": ("nystrom", lambda rng: rng.random((5, N)) < 0.7, {"num_landmarks": 4}),
+    "query_mask-exact": ("nystrom", lambda rng: rng.random((5, N)) < 0.7, {"num_landmarks": N}),
+}
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_option_with_more_batch_axes_than_the_arrays(eager: Library, case: str) -> None:
+    """One sequence, an option for each of five items."""
+    method, draw, options = WIDE[case]
+    inputs, option = Case((N, D), (N, D), (N, 5)).draw(), draw(np.random.default_rng(1))
+    given = [inputs[name] for name in ("q", "k", "v")]
+
+    def attend(q: Any, k: Any, v: Any, option: Any) -> Any:
+        return subquad.attention(q, k, v, method, **options, **{case.partition("-")[0]: option})
+
+    items = zip(*option, strict=True) if isinstance(option, tuple) else option
+    alone = np.stack([attend(*given, item) for item in items])
+    together = eager.numpy(eager.call(attend, *given, option, dtype="float64"))
+    assert relative_error(together, alone) < 1e-12
+
+
+@rows(named("favor-seed", "favor-trigonometric", "linear", "nystrom"))
+def test_state_with_more_batch_axes_than_the_arrays(row: Row) -> None:
+    """New tokens of one sequence after five pasts."""
+    rng = np.random.default_rng(1)
+    past, (q, k, v) = rng.standard_normal((2, 5, 30, D)), rng.standard_normal((3, 7, D))
+    method = row.object() if row.causal else subquad.Nystrom(num_landmarks=4).with_landmarks(q, k)
+    state = method.summarize(*past)
+    alone = [{name: x[i] for name, x in state.items()} for i in range(5)]
+    merged = method.merge(state, method.summarize(k, v))
+    outs = [method.attend(q, method.merge(item, method.summarize(k, v))) for item in alone]
+    assert relative_error(method.attend(q, merged), np.stack(outs)) < 1e-12
+    if row.causal:
+        out, after = method.step(q, k, v, state)
+        assert relative_error(out, np.stack([method.step(q, k, v, item)[0] for item in alone])) < 1e-12
+        assert all(relative_error(after[name], merged[name]) < 1e-12 for name in merged)
 
 
 @scans(*(scan.name for scan in SCANS if scan.batch))

@@ -181,6 +181,20 @@ def test_one_broken_method_costs_only_its_own_row(
     assert "favor omega=3 failed on numpy, n = 16" in " ".join(capsys.readouterr().out.split())
 
 
+def test_causal_question_leaves_other_faults_to_the_measurement(tmp_path: Path, file: Path) -> None:
+    """It is asked on NumPy: what is wrong there may be right elsewhere, and becomes a row where it is wrong."""
+    pytest.importorskip("torch")
+    methods = "exact:implementation=sdpa,exact:implementation=foo,favor:omega=5"
+    argv = ["compare", str(file), "--n", "16", "--repeat", "1", "--methods", methods, "--out", str(tmp_path)]
+    for flags in ([], ["--causal"]):
+        assert main([*argv, "--backends", "torch,numpy", *flags]) == 1
+        failures = [(row["backend"], row["label"], row["failure"]) for row in report(tmp_path)["results"]]
+        assert failures[0] == ("torch", "exact implementation=sdpa", None)
+        assert [bool(failure) for *_, failure in failures[1:]] == [True] * 5
+        assert "implementation is 'foo'" in failures[1][2]
+        assert "omega is a int" in failures[2][2]
+
+
 def test_sample_is_small_real_and_grouped() -> None:
     sample = read_sample()
     assert (sample.q.shape, sample.k.shape) == ((3, 1024, 64), (1, 1024, 64))

@@ -87,11 +87,11 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
                         lambda: attention(x, x, x, "nystrom", landmarks=(np.ones((3, 4)), np.ones((3, 5))))),
     "landmarks-count": (ValueError, r"expected \(\.\.\., 4, 4\)",
                         lambda: attention(x, x, x, "nystrom", num_landmarks=4, landmarks=(x[:3], x[:3]))),
-    "query-mask-shape": (ValueError, r"query_mask has dtype bool, shape \(5,\), expected bool, \(\.\.\., 6\)",
+    "query-mask-shape": (ValueError, r"query_mask has shape \(5,\), expected \(\.\.\., 6\): its last axis runs over the queries",
                          lambda: attention(x, x, x, "nystrom", num_landmarks=2, query_mask=np.ones(5, bool))),
-    "query-mask-dtype": (ValueError, "query_mask has dtype float64",
+    "query-mask-dtype": (TypeError, "query_mask has dtype float64, expected bool.*mask == 0",
                          lambda: attention(x, x, x, "nystrom", num_landmarks=2, query_mask=np.ones(6))),
-    "query-mask-unused": (ValueError, "query_mask has dtype float64", lambda: attention(x, x, x, "nystrom", query_mask=np.ones(6))),
+    "query-mask-unused": (TypeError, "query_mask has dtype float64", lambda: attention(x, x, x, "nystrom", query_mask=np.ones(6))),
     "omega-nan": (ValueError, "omega holds NaN", lambda: attention(x, x, x, "favor", omega=np.full((3, 4), np.nan))),
     "omega-inf": (ValueError, "omega holds NaN or infinite", lambda: attention(x, x, x, "favor", omega=np.full((3, 4), np.inf))),
     "omega-shape": (ValueError, r"omega has shape \(3, 5\), expected \(m, 4\)", lambda: attention(x, x, x, "favor", omega=np.ones((3, 5)))),
@@ -99,6 +99,18 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "omega-integers": (TypeError, "omega has dtype int64", lambda: attention(x, x, x, "favor", omega=np.ones((3, 4), int))),
     "omega-list": (TypeError, "omega is a list", lambda: attention(x, x, x, "favor", omega=[[1.0] * 4])),
     "center-shape": (ValueError, r"q_mean has shape \(3,\)", lambda: attention(x, x, x, "favor", center=(np.ones(3), np.ones(4)))),
+    "center-batch": (ValueError, r"do not broadcast: q \[2\].*q_mean \[3\], k_mean \[\]",
+                     lambda: attention(*3 * [np.zeros((2, 6, 4))], "favor", center=(np.ones((3, 4)), np.ones(4)))),
+    "center-pair": (ValueError, r"do not broadcast.*q_mean \[3\], k_mean \[2\]",
+                    lambda: attention(x, x, x, "favor", center=(np.ones((3, 4)), np.ones((2, 4))))),
+    "landmarks-batch": (ValueError, r"do not broadcast: q \[2\].*landmarks_q \[3\], landmarks_k \[\]",
+                        lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", landmarks=(np.ones((3, 5, 4)), np.ones((5, 4))))),
+    "conv-batch": (ValueError, r"do not broadcast: q \[2\].*conv_weights \[3\]",
+                   lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", conv_weights=np.ones((3, 5)))),
+    "conv-and-landmarks": (ValueError, r"do not broadcast: .*output \[2\], conv_weights \[3\]", lambda: attention(
+        x, x, x, "nystrom", landmarks=2 * (np.ones((2, 5, 4)),), conv_weights=np.ones((3, 5)))),
+    "query-mask-batch": (ValueError, r"do not broadcast: q \[2\].*query_mask \[3\]",
+                         lambda: attention(*3 * [np.zeros((2, 6, 4))], "nystrom", query_mask=np.ones((3, 6), bool))),
     "features-shape": (ValueError, "features must map elementwise",
                        lambda: attention(x, x, x, "favor", features=lambda y: y[..., :1])),
     "feature-map-shape": (ValueError, "feature_map must return one row per row",
@@ -116,6 +128,10 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "seed-negative": (ValueError, "seed must be at least 0, got -1", lambda: subquad.Favor(seed=-1)),
     "features": (ValueError, "features is 'exp', expected one of 'positive'", lambda: subquad.Favor(features="exp")),
     "projection": (ValueError, "projection is 'qr', expected one of 'orthogonal'", lambda: subquad.Favor(projection="qr")),
+    "features-array": (ValueError, r"features is array\(\[0., 0., 0.\]\), expected one of", lambda: subquad.Favor(features=np.zeros(3))),
+    "projection-array": (ValueError, r"projection is array\(\['a', 'b'\].*expected one of",
+                         lambda: subquad.Favor(projection=np.array(["a", "b"]))),
+    "pinv-array": (ValueError, r"pinv is array\(.*expected one of", lambda: subquad.Nystrom(pinv=np.array(["a", "b"]))),
     "omega-and-seed": (ValueError, "omega is given, so seed=1 would have no effect", lambda: subquad.Favor(omega=x, seed=1)),
     "omega-and-count": (ValueError, "num_features=6 would have no effect", lambda: subquad.Favor(omega=x, num_features=6)),
     "omega-and-projection": (ValueError, "projection='iid' would have no effect", lambda: subquad.Favor(omega=x, projection="iid")),
@@ -124,7 +140,10 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "center-kernel": (ValueError, "center leaves only the softmax kernel unchanged", lambda: subquad.Favor(center=True, features="relu")),
     "epsilon-softmax": (ValueError, "kernel_epsilon belongs to generalised kernels", lambda: subquad.Favor(kernel_epsilon=0.1)),
     "epsilon-negative": (ValueError, "kernel_epsilon must be positive", lambda: subquad.Favor(features="relu", kernel_epsilon=-1.0)),
+    "epsilon-array": (TypeError, "kernel_epsilon must be a number", lambda: subquad.Favor(features="relu", kernel_epsilon=np.ones(3))),
     "feature-map": (ValueError, 'feature_map must be "elu" or a function', lambda: subquad.Linear(feature_map="relu")),
+    "feature-map-array": (ValueError, r'feature_map must be "elu" or a function of an array, got array\(',
+                          lambda: subquad.Linear(feature_map=np.zeros(3))),
     "num-landmarks": (ValueError, "num_landmarks must be at least 1, got 0", lambda: subquad.Nystrom(num_landmarks=0)),
     "landmarks": (ValueError, "landmarks is 'kmeans', expected one of 'segment-means'", lambda: subquad.Nystrom(landmarks="kmeans")),
     "landmarks-array": (TypeError, "landmarks must be one of .* or a pair", lambda: subquad.Nystrom(landmarks=x)),
@@ -165,9 +184,19 @@ def read_with_convolution() -> Any:
     return method.attend(x, method.summarize(x, x))
 
 
+def of_heads(*batch: int) -> Any:
+    """A state with these batch axes."""
+    return favor.summarize(*2 * [np.zeros((*batch, 6, 4))])
+
+
+def wide_landmarks(batch: int) -> Any:
+    return subquad.Nystrom(landmarks=2 * (np.ones((batch, 1, 5, 4)),))
+
+
 favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
 nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
 state = favor.summarize(x, x)
+integers = state | {"kv": state["kv"].astype(int)}
 STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "summarize-none": (TypeError, "v is a NoneType, not an array", lambda: favor.summarize(x, None)),
     "summarize-list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: nystrom.summarize(wrong["list"], x)),
@@ -192,11 +221,26 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
                      lambda: favor.attend(np.zeros((3, 1, 6, 4)), favor.summarize(*2 * [np.zeros((2, 1, 6, 4))]))),
     "attend-list-in-state": (TypeError, r"state\['kv'\] is a list", lambda: favor.attend(x, state | {"kv": [1.0]})),
     "attend-none-in-state": (TypeError, r"state\['kv'\] is a NoneType", lambda: favor.attend(x, state | {"kv": None})),
+    "attend-integers": (TypeError, r"state\['kv'\] has dtype int64, expected a real floating", lambda: favor.attend(x, integers)),
+    "merge-integers": (TypeError, r"right\['kv'\] has dtype int64", lambda: favor.merge(state, integers)),
+    "merge-integers-alone": (TypeError, r"left\['kv'\] has dtype int64", lambda: favor.merge(integers, None)),
+    "merge-batch": (ValueError, r"do not broadcast: left \[3, 1\], right \[2, 1\]",
+                    lambda: favor.merge(of_heads(3, 1), of_heads(2, 1))),
+    "attend-options": (ValueError, "q, the state or an option has 5 heads.*the state and its options have 3",
+                       lambda: subquad.Favor(num_features=5, center=(np.ones((3, 4)), x[0])).attend(x, of_heads(5))),
+    "attend-landmarks": (ValueError, r"do not broadcast: q \[\], state \[2, 1\], landmarks_q \[3, 1\]",
+                         lambda: wide_landmarks(3).attend(x, wide_landmarks(2).summarize(x, x))),
+    "step-center": (ValueError, r"do not broadcast: q \[2\].*q_mean \[3\]", lambda: subquad.Favor(
+        center=(np.ones((3, 4)), x[0])).step(*3 * [np.zeros((2, 6, 4))])),
+    "merge-heads": (ValueError, "left has 5 heads.*the arrays of right have 2.*must divide", lambda: favor.merge(*map(of_heads, (5, 2)))),
+    "merge-heads-right": (ValueError, "right has 5 heads.*the arrays of left have 2.*must divide",
+                          lambda: favor.merge(*map(of_heads, (2, 5)))),
     "merge-list": (TypeError, "left is a list, expected the dict", lambda: favor.merge([state], state)),
     "merge-other-m": (ValueError, r"right\['shift'\] ends in \(1, 7\), expected \(1, 5\)", lambda: favor.merge(state, other.summarize(x, x))),
     "merge-other-method": (ValueError, "right holds 'acc', 'max', 'sum'", lambda: favor.merge(state, nystrom.summarize(x, x))),
     "merge-other-values": (ValueError, r"right\['kv'\] ends in \(5, 3\), expected \(5, 4\)",
                            lambda: favor.merge(state, favor.summarize(x, x[:, :3]))),
+    "step-integers": (TypeError, r"state\['kv'\] has dtype int64", lambda: favor.step(x, x, x, integers)),
     "step-none": (TypeError, "k is a NoneType, not an array", lambda: favor.step(x, None, x)),
     "step-list": (TypeError, "q is a list, not an array", lambda: favor.step(wrong["list"], x, x)),
     "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
@@ -264,6 +308,9 @@ SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "step-C-groups": (ValueError, r"C has shape \(2, 2, 2\), expected .*groups must divide d = 3", step(C=ones((2, 2, 2)))),
     "step-ambiguous": (ValueError, r"B of shape \(3, 2\) could be \(d, d_state\) or \(batch, d_state\)",
                        step(u=ones((3, 3)), delta=ones((3, 3)), B=ones((3, 2)))),
+    "step-ambiguous-state": (ValueError, r"C of shape \(3, 2\) could be \(d, d_state\) or \(batch, d_state\)",
+                             step(u=ones((1, 3)), delta=ones((1, 3)), B=ones((1, 2)), C=ones((3, 2)), state=ones((3, 3, 2)))),
+    "step-ambiguous-delta": (ValueError, r"B of shape \(3, 2\) could be", step(u=ones((1, 3)), delta=ones((3, 3)), B=ones((3, 2)))),
     "step-state": (ValueError, r"^state has shape \(2, 2, 3\), expected \(\.\.\., 3, 2\)$", step(state=ones((2, 2, 3)))),
     "step-state-batch": (ValueError, r"do not broadcast: u \[2\].* state \[4\]", step(state=ones((4, 3, 2)))),
     "step-state-integers": (TypeError, "^state has dtype int64", step(state=ones((2, 3, 2), int))),

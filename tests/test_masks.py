@@ -148,6 +148,14 @@ def call_masked(library: Library, row: Row, causal: bool, mask: np.ndarray, arra
     return row.call(causal=causal)(q, k, v, library.array(mask, "float64"), arrays)
 
 
+def test_query_mask_broadcasts_as_a_key_mask_does() -> None:
+    """One entry for all queries: those of an item are all landmarks, or none are."""
+    inputs, row = WHOLE.draw(), named("nystrom")[0]
+    few = np.array([[True], [False]])
+    got, expected = (row.call()(*arguments(inputs), {"query_mask": mask}) for mask in (few, np.repeat(few, N, axis=-1)))
+    assert np.array_equal(got, expected)
+
+
 @rows(CAUSAL)
 def test_mask_of_all_true_is_no_mask(row: Row) -> None:
     inputs = WHOLE.draw()

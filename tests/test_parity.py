@@ -12,14 +12,17 @@ from libraries import (
     TOLERANCE,
     Jax,
     Library,
+    NumPy,
     NumPyReadOnly,
     Strict,
     StrictNoFloat64,
+    Torch,
     TorchMeta,
     relative_error,
 )
-from methods import CASES, MAIN, MAIN_CAUSAL, METHODS, Row, rows
+from methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
 
+import subquad
 from subquad.attention import _door
 
 # a row that catches one kind of mistake needs no more than each way through the code
@@ -106,6 +109,23 @@ def test_computes_in_the_dtype_of_the_inputs(library: Library, row: Row, small_b
 
     for case in ("grouped", "n<n_kv", "blocks"):
         assert library.dtype_name(library.call(evaluate, *drawn(case).values(), dtype="float32")) == "float32"
+
+
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+@pytest.mark.parametrize("method", sorted(subquad.METHODS))
+def test_two_kinds_of_half_precision_are_float32(library: Library, method: str) -> None:
+    """float16 beside bfloat16: NumPy itself has no common dtype for them."""
+    pytest.importorskip("ml_dtypes")
+    given = [drawn("n=2")[name] for name in ("q", "k", "v")]
+    q, k, v = (library.array(x, dtype) for x, dtype in zip(given, ("float16", "bfloat16", "bfloat16"), strict=True))
+    single = [library.array(library.numpy(x), "float32") for x in (q, k, v)]
+    out = subquad.attention(q, k, v, method)
+    assert library.dtype_name(out) == "float32"
+    assert np.array_equal(library.numpy(out), library.numpy(subquad.attention(*single, method)))
+    assert library.dtype_name(subquad.linear_scan(q, k)) == "float32"
+    A, maps = (library.array(-np.ones(shape), "bfloat16") for shape in ((D, 2), (3, 2, 2)))
+    y, state = subquad.selective_scan(q, k, A, maps, maps, return_state=True)
+    assert [library.dtype_name(x) for x in (y, state)] == ["float16", "float32"]
 
 
 @rows(MAIN)

@@ -215,3 +215,26 @@ def test_inputs_are_not_written_to(scan: Scan) -> None:
     before = {name: x.copy() for name, x in drawn.items()}
     scan.call()(drawn)
     assert all(np.array_equal(before[name], x) for name, x in drawn.items())
+
+
+def test_maps_of_a_step_bring_the_batch() -> None:
+    """One input for two items that differ in their maps alone, with a state for each and without."""
+    rng = np.random.default_rng(3)
+    u, delta = rng.standard_normal((1, 1, D)), rng.uniform(0.1, 1, (1, 1, D))
+    A, maps = -rng.uniform(0.1, 1, (D, D_STATE)), rng.standard_normal((2, 2, 1, D_STATE))
+    for state in (None, rng.standard_normal((2, D, D_STATE))):
+        y, last = subquad.selective_scan(u, delta, A, *maps, initial_state=state, return_state=True)
+        step = subquad.selective_scan_step(state, u[:, 0], delta[:, 0], A, *maps[..., 0, :])
+        for got, expected in zip(step, (y[:, 0], last), strict=True):
+            assert relative_error(got, expected) < 1e-14
+
+
+def test_two_axes_are_constant_maps_beside_a_batch_and_beside_one_item() -> None:
+    """In a scan of d steps, and in a step of one item; written out, they are a group for each channel."""
+    drawn = Scan("constant", maps="constant", batch=(1,)).draw(D)
+    u, delta, A, *maps = drawn.values()
+    each = [np.broadcast_to(x, (1, D, D, D_STATE)) for x in maps]
+    constant, expected = (subquad.selective_scan(u, delta, A, *given) for given in (maps, each))
+    assert relative_error(constant, expected) < 1e-14
+    first, _ = subquad.selective_scan_step(None, u[:, 0], delta[:, 0], A, *maps)
+    assert relative_error(first, expected[:, 0]) < 1e-14

@@ -32,7 +32,9 @@ def add_convolution(inputs: Inputs, out: Array, weights: Array | None) -> Array:
         raise ValueError(msg)
     if inputs.key_mask is not None:
         v = xp.where(inputs.key_mask[..., None], v, 0.0)
-    return out + depthwise(xp, v, _arrays.cast(xp, inputs.heads.fold(weights, tail=1), v.dtype))
+    weights = inputs.heads.fold(weights, tail=1)
+    inputs.batch(output=out.shape[:-2], conv_weights=weights.shape[:-1])
+    return out + depthwise(xp, v, _arrays.cast(xp, weights, v.dtype))
 
 
 def depthwise(xp: ModuleType, v: Array, weights: Array) -> Array:

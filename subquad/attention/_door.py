@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,21 @@ class Inputs:
     causal: bool
     scale: float
     heads: Heads
-    leave: Callable[[Array], Array]
+    dtype: Any  # of the output
+
+    def batch(self, **options: tuple[int, ...]) -> tuple[int, ...]:
+        """The common batch shape, also with those of options, folded; ValueError names what does not fit."""
+        mask_batch = None if self.key_mask is None else self.key_mask.shape[:-1]
+        own = {"q": self.q.shape[:-2], "k": self.k.shape[:-2], "v": self.v.shape[:-2], "key_mask": mask_batch}
+        return _arrays.broadcast_batch(**own, **options)
+
+    def leave(self, out: Array) -> Array:
+        """`out` as the caller gets it; options and a state may have brought in more batch axes than the inputs."""
+        out = _arrays.cast(self.xp, out, self.dtype)
+        shape = (*self.batch(out=out.shape[:-2]), self.q.shape[-2], self.v.shape[-1])
+        if tuple(out.shape) != shape:
+            out = self.xp.broadcast_to(out, shape)
+        return self.heads.unfold(out)
 
 
 def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None, scale: float | None) -> Inputs:
@@ -37,20 +51,12 @@ def enter(q: Array, k: Array, v: Array, *, causal: bool, key_mask: Array | None,
     key_mask = check_keys(k, v, key_mask, xp)
     heads = find_heads(xp, counts(k, v), counts(q))
     q, k, v, key_mask = heads.fold(q), heads.fold(k), heads.fold(v), heads.fold_mask(key_mask)
-    mask_batch = None if key_mask is None else key_mask.shape[:-1]
-    batch = _arrays.broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch)
-    dtype = xp.result_type(q, k, v)
+    dtype = _arrays.common_dtype(xp, q, k, v)
     compute = _arrays.compute_dtype(xp, q, k, v)
     q, k, v = (_arrays.cast(xp, x, compute) for x in (q, k, v))
-    shape = (*batch, q.shape[-2], v.shape[-1])
-
-    def leave(out: Array) -> Array:
-        out = _arrays.cast(xp, out, dtype)
-        if tuple(out.shape) != shape:
-            out = xp.broadcast_to(out, shape)
-        return heads.unfold(out)
-
-    return Inputs(xp, q, k, v, key_mask, causal, scale, heads, leave)
+    inputs = Inputs(xp, q, k, v, key_mask, causal, scale, heads, dtype)
+    inputs.batch()
+    return inputs
 
 
 def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
@@ -113,20 +119,21 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
             f"({tuple(v.shape)}); every key needs one value"
         )
         raise ValueError(msg)
-    if key_mask is None:
-        return None
-    if not _arrays.is_dtype(xp, key_mask.dtype, "bool"):
+    return None if key_mask is None else check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
+
+
+def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:
+    """The mask with one entry for each of `n` rows; `rows` is what errors call them."""
+    if not _arrays.is_dtype(xp, mask.dtype, "bool"):
         msg = (
-            f"key_mask has dtype {key_mask.dtype}, expected bool with True = keep; "
+            f"{name} has dtype {mask.dtype}, expected bool with True = keep; "
             f"an additive mask becomes one by `mask == 0`, a 0/1 mask by `mask == 1`"
         )
         raise TypeError(msg)
-    if key_mask.ndim == 0 or key_mask.shape[-1] not in (1, k.shape[-2]):
+    if mask.ndim == 0 or mask.shape[-1] not in (1, n):
         msg = (
-            f"key_mask has shape {tuple(key_mask.shape)}, expected (..., {k.shape[-2]}): "
-            f"its last axis runs over the keys (a mask over queries × keys is not supported)"
+            f"{name} has shape {tuple(mask.shape)}, expected (..., {n}): "
+            f"its last axis runs over the {rows} (a mask over queries × keys is not supported)"
         )
         raise ValueError(msg)
-    if key_mask.shape[-1] == k.shape[-2]:
-        return key_mask
-    return xp.broadcast_to(key_mask, (*key_mask.shape[:-1], k.shape[-2]))
+    return mask if mask.shape[-1] == n else xp.broadcast_to(mask, (*mask.shape[:-1], n))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from subquad._arrays import check_arrays
+from subquad._arrays import check_arrays, check_floating
 from subquad._dispatch import Array
 from subquad.attention import _door
 from subquad.attention._heads import Pair
@@ -29,7 +29,10 @@ class FeatureMethod(Streaming):
 
     def choose_center(self, inputs: _door.Inputs) -> Center:
         """Points to subtract from queries and keys."""
-        return inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
+        pair = inputs.heads.fold_pair(self.given_rows(inputs.xp, inputs.q))
+        if pair is not None:
+            inputs.batch(q_mean=pair[0].shape[:-2], k_mean=pair[1].shape[:-2])
+        return pair
 
     def evaluate(self, inputs: _door.Inputs) -> Array:
         phi = self.map_rows(inputs.xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
@@ -56,7 +59,9 @@ class FeatureMethod(Streaming):
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
         else:
-            check_arrays(q=q, **_door.check_state("state", state, self.holds))
+            arrays = _door.check_state("state", state, self.holds)
+            check_arrays(q=q, **arrays)
+            check_floating(xp, **arrays)
             _door.check_tails("state", state, _tails(phi, v.shape[-1]))
             held = {name: inputs.heads.fold(x) for name, x in state.items()}
         held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)

@@ -70,23 +70,31 @@ class Streaming(Method):
         arrays = {
             key: x for name, state in given.items() for key, x in _door.check_state(name, state, self.holds).items()
         }
+        if not arrays:
+            return None
+        xp = _arrays.check_arrays(**arrays)
+        _arrays.check_floating(xp, **arrays)
         if left is None or right is None:
             return right if left is None else left
-        xp = _arrays.check_arrays(**arrays)
         _door.check_tails("right", right, {name: tuple(x.shape[-2:]) for name, x in left.items()})
-        some = counts(*left.values(), *right.values())
-        heads = find_heads(xp, {min(some, default=1)}, some, few="the other state", many="a state")
+        some = {name: counts(*state.values()) for name, state in given.items()}
+        few, many = sorted(some, key=lambda name: max(some[name], default=1))
+        heads = find_heads(xp, some[few], some[many], few=f"the arrays of {few}", many=many)
         left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
+        _arrays.broadcast_batch(left=left[self.holds[0]].shape[:-2], right=right[self.holds[0]].shape[:-2])
         return {name: heads.unfold(x) for name, x in self.merge_states(xp, left, right).items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
         """Read the state with queries (..., n, d): shape (..., n, d_v), dtype of q."""
-        xp = _door.check_rows(_door.check_state("state", state, self.holds), q=q)
+        arrays = _door.check_state("state", state, self.holds)
+        xp = _door.check_rows(arrays, q=q)
+        _arrays.check_floating(xp, **arrays)
         scale = _door.check_scale(self.default_scale(scale), q.shape[-1])
         dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
         pair = self.given_rows(xp, q)
         held = counts(*state.values(), *pair or ())
-        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few="the state and its options")
+        few, many = "the state and its options", "q, the state or an option"
+        heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few=few, many=many)
         q, state = heads.fold(q), {name: heads.fold(x) for name, x in state.items()}
         _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
         out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))

@@ -120,7 +120,7 @@ class Favor(FeatureMethod):
         if self.center is not False and self.features not in SOFTMAX_FEATURES:
             msg = f"center leaves only the softmax kernel unchanged; features={self.features!r} is another kernel"
             raise ValueError(msg)
-        if self.kernel_epsilon != 0:
+        if _arrays.check_number("kernel_epsilon", self.kernel_epsilon) != 0:
             _arrays.check_positive("kernel_epsilon", self.kernel_epsilon)
             if self.features in SOFTMAX_FEATURES:
                 msg = f"kernel_epsilon belongs to generalised kernels; {self.features} features need none"

@@ -50,7 +50,7 @@ class Linear(FeatureMethod):
     feature_map: str | Callable[[Array], Array] = "elu"
 
     def __post_init__(self) -> None:
-        if self.feature_map != "elu" and not callable(self.feature_map):
+        if not callable(self.feature_map) and not (isinstance(self.feature_map, str) and self.feature_map == "elu"):
             msg = f'feature_map must be "elu" or a function of an array, got {self.feature_map!r}'
             raise ValueError(msg)
 

@@ -54,7 +54,7 @@ class Nystrom(Streaming):
         λ of "ridge".
     conv_weights : array, shape (..., taps), optional
         Depth-wise convolution of v along the sequence, one odd kernel per head, added to the output. Needs n = n_kv.
-    query_mask : array of bool, shape (..., n), optional
+    query_mask : array of bool, broadcastable to (..., n), optional
         Queries that enter the landmarks. Default: `key_mask` in self-attention (n = n_kv), otherwise all.
 
     Notes
@@ -127,11 +127,12 @@ class Nystrom(Streaming):
                 "tokens would reach earlier rows; use 'favor', 'linear' or 'exact'"
             )
             raise NotImplementedError(msg)
-        if self.query_mask is not None:
-            self._check_query_mask(inputs)
+        query_mask = self._query_mask(inputs)
         xp, k, v, key_mask, scale = inputs.xp, inputs.k, inputs.v, inputs.key_mask, inputs.scale
         if isinstance(self.landmarks, str) and min(inputs.q.shape[-2], k.shape[-2]) <= self._m():
             out = softmax_attention(inputs.q, k, v, scale=scale, key_mask=key_mask)
+            if query_mask is not None:  # nothing but its shape counts here
+                out = xp.broadcast_to(out, (*inputs.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
             return add_convolution(inputs, out, self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(inputs)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
@@ -176,6 +177,8 @@ class Nystrom(Streaming):
         q_land, k_land = pair
         m = q_land.shape[-2]
         _door.check_tails("state", state, {"max": (m, 1), "sum": (m, 1), "acc": (m, None)})
+        batches = {"q": q, "state": state["acc"], "landmarks_q": q_land, "landmarks_k": k_land}
+        _arrays.broadcast_batch(**{name: x.shape[:-2] for name, x in batches.items()})
         at_landmarks = divide(xp, state["acc"], state["sum"])
         values = self._landmark_values(xp, q_land, None, k_land, None, at_landmarks, scale)
         return softmax_attention(q, k_land, values, scale=scale)
@@ -186,8 +189,7 @@ class Nystrom(Streaming):
     def _fitting(self, inputs: _door.Inputs) -> int:
         """m, or the number of visible rows where it is smaller: an empty segment has no mean."""
         xp, m = inputs.xp, min(self._m(), inputs.q.shape[-2], inputs.k.shape[-2])
-        query_mask = None if self.query_mask is None else self._check_query_mask(inputs)
-        for name, mask in (("key_mask", inputs.key_mask), ("query_mask", query_mask)):
+        for name, mask in (("key_mask", inputs.key_mask), ("query_mask", self._query_mask(inputs))):
             if mask is None or 0 in mask.shape or not backend_of(xp).concrete(mask):
                 continue
             count = count_visible(xp, mask)
@@ -221,10 +223,9 @@ class Nystrom(Streaming):
         xp = inputs.xp
         if not isinstance(self.landmarks, str):
             q_land, k_land = map(inputs.heads.fold, self.given_rows(xp, inputs.q))
+            inputs.batch(landmarks_q=q_land.shape[:-2], landmarks_k=k_land.shape[:-2])
             return q_land, None, k_land, None
-        q_mask = self_attention_mask(inputs)
-        if self.query_mask is not None:
-            q_mask = self._check_query_mask(inputs)
+        q_mask = self_attention_mask(inputs) if self.query_mask is None else self._query_mask(inputs)
         q_land, q_valid = self._choose(xp, inputs.q, q_mask)
         k_land, k_valid = self._choose(xp, inputs.k, inputs.key_mask)
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
@@ -249,14 +250,14 @@ class Nystrom(Streaming):
                 raise ValueError(msg)
         return _arrays.cast(xp, q_land, like.dtype), _arrays.cast(xp, k_land, like.dtype)
 
-    def _check_query_mask(self, inputs: _door.Inputs) -> Array:
-        mask: Any = self.query_mask
-        _arrays.check_arrays(q=inputs.q, query_mask=mask)
-        n = inputs.q.shape[-2]
-        if not _arrays.is_dtype(inputs.xp, mask.dtype, "bool") or mask.ndim == 0 or mask.shape[-1] != n:
-            msg = f"query_mask has dtype {mask.dtype}, shape {tuple(mask.shape)}, expected bool, (..., {n})"
-            raise ValueError(msg)
-        return inputs.heads.fold_mask(mask)
+    def _query_mask(self, inputs: _door.Inputs) -> Array | None:
+        if self.query_mask is None:
+            return None
+        _arrays.check_arrays(q=inputs.q, query_mask=self.query_mask)
+        mask = _door.check_mask(inputs.xp, "query_mask", self.query_mask, inputs.q.shape[-2], "queries")
+        mask = inputs.heads.fold(mask, tail=1)
+        inputs.batch(query_mask=mask.shape[:-1])
+        return mask
 
     def _landmark_values(
         self,

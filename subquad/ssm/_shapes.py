@@ -36,7 +36,7 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
         msg = f"A has shape {tuple(A.shape)}, expected ({d}, d_state): one row per channel of u {tuple(u.shape)}"
         raise ValueError(msg)
     d_state = A.shape[1]
-    tails = {"delta": (*steps, d), "z": (*steps, d), state: (d, d_state)}
+    tails = {"u": (*steps, d), "delta": (*steps, d), "z": (*steps, d), state: (d, d_state)}
     for name, tail in tails.items():
         x = arrays[name]
         if x is not None and tuple(x.shape[-len(tail) :]) != tail:
@@ -53,19 +53,25 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
             if x is not None and _arrays.is_dtype(xp, x.dtype, "complex floating"):
                 msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
                 raise TypeError(msg)
-    forms = {name: map_rank(name, arrays[name], u, steps, d_state) for name in ("B", "C")}
-    axes = {"u": time + 1, "delta": time + 1, "z": time + 1, state: 2, **forms}
-    batches = {name: arrays[name].shape[:-rank] for name, rank in axes.items() if rank and arrays[name] is not None}
+    batches = {name: arrays[name].shape[: -len(tail)] for name, tail in tails.items() if arrays[name] is not None}
+    rows = steps or _arrays.broadcast_batch(**batches)[-1:]
+    forms = {name: map_rank(name, arrays[name], u, steps, rows, d_state) for name in ("B", "C")}
+    batches |= {name: arrays[name].shape[:-rank] for name, rank in forms.items() if rank}
     return Shapes(xp, _arrays.broadcast_batch(**batches), d, d_state, forms)
 
 
-def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], d_state: int) -> int:
-    """Axes of B or C after the batch: 0 constant, those of time and state for one map per step, one more for groups."""
+def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[int, ...], d_state: int) -> int:
+    """Axes of B or C after the batch: 0 constant, those of time and state for one map per step, one more for groups.
+
+    `rows` is the length of the first of two axes beside a two-axis u: the steps, or without time the common batch.
+    """
     got, d, rank = tuple(x.shape), u.shape[-1], len(steps) + 1
     if got[-1:] == (d_state,):
-        if x.ndim == 2 and u.ndim >= 2 and (u.ndim > 2 or is_constant(name, x, u, "n" if steps else "batch")):
-            if got[0] == d:
+        if x.ndim == 2 and u.ndim >= 2:
+            if got[0] == d and (u.ndim > 2 or is_constant(name, x, rows, d, "n" if steps else "batch")):
                 return 0
+            if u.ndim == 2 and (got[:1] == rows or (not steps and 1 in (got[0], *rows))):
+                return rank
         elif x.ndim == u.ndim and got[-rank:-1] == steps:
             return rank
         elif x.ndim == u.ndim + 1 and got[-rank - 1 : -2] == steps and got[-2] and d % got[-2] == 0:
@@ -78,13 +84,12 @@ def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], d_state: int
     raise ValueError(msg)
 
 
-def is_constant(name: str, x: Array, u: Array, axis: str) -> bool:
-    """Is a two-axis map beside a two-axis u constant? Where both readings fit, the caller must say."""
-    rows, d = u.shape
-    if x.shape[0] == rows == d > 1:
+def is_constant(name: str, x: Array, rows: tuple[int, ...], d: int, axis: str) -> bool:
+    """Is a map (d, d_state) beside a two-axis u constant? Where both readings fit, the caller must say."""
+    if rows == (d,) and d > 1:
         msg = (
             f"{name} of shape {tuple(x.shape)} could be (d, d_state) or ({axis}, d_state), since {axis} = d = {d}; "
             f"add a batch axis of length 1 to all inputs but A, D and delta_bias (and to {name} if it is not constant)"
         )
         raise ValueError(msg)
-    return x.shape[0] not in (rows, 1) or (x.shape[0] == 1 and rows != 1 and d == 1)
+    return rows != (d,)

@@ -127,7 +127,7 @@ def _check_shapes(a: Array, b: Array, initial_state: Array | None) -> tuple[int,
 
 def _dtype_out(xp: ModuleType, a: Array, b: Array, held: Any) -> Any:
     """The common dtype of a and b; one of them complex where the state is."""
-    dtype = xp.result_type(a, b)
+    dtype = _arrays.common_dtype(xp, a, b)
     if xp.isdtype(held, "complex floating") and not _arrays.is_dtype(xp, dtype, "complex floating"):
         return xp.complex128 if dtype == xp.float64 else xp.complex64
     return dtype

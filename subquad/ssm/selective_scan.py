@@ -49,7 +49,8 @@ def selective_scan(
         Diagonal state matrix, per unit of time, real or complex; a negative real part keeps h bounded.
     B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
         Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
-        Complex only if `A` is.
+        Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
+        n = d. Complex only if `A` is.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., n, d), optional
@@ -157,7 +158,7 @@ def scan_checked(
 
 def _dtypes(xp: ModuleType, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64."""
-    common = xp.result_type(*[x for x in arrays.values() if x is not None])
+    common = _arrays.common_dtype(xp, *arrays.values())
     is_complex = _arrays.is_dtype(xp, arrays["A"].dtype, "complex floating")
     wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
     real = xp.float64 if wide else xp.float32

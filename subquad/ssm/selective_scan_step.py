@@ -37,7 +37,7 @@ def selective_scan_step(
     A : array, shape (d, d_state)
         Diagonal state matrix, real or complex.
     B, C : array, shape (..., d_state) or (..., groups, d_state) or (d, d_state)
-        Input and output maps.
+        Input and output maps, as `selective_scan` reads them.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., d), optional
