@@ -17,6 +17,7 @@ from libraries import relative_error  # noqa: E402
 
 import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
+from subquad_numpy import _compile  # noqa: E402
 from subquad_numpy.linear_scan import linear_scan_backward, linear_scan_forward  # noqa: E402
 from subquad_numpy.scan import scan_backward, scan_forward  # noqa: E402
 
@@ -246,6 +247,46 @@ def test_chunks_of_time_give_the_scan(options: str, is_complex: bool, reverse: b
     assert not np.array_equal(chunked_y, y), "chunks were not used"
     assert error(chunked_y, y) < 2e-6
     assert error(chunked_state, state) < 2e-6
+
+
+def test_chunks_of_time_of_a_state_that_grows() -> None:
+    """The decay of a chunk is infinite; the state before it is 0."""
+    u = np.zeros((1, 32768, 1))
+    u[0, -100:] = 1e-3
+    given = {"u": u, "delta": np.ones_like(u), "A": np.full((1, 4), 0.1), "B": np.ones((1, 32768, 1, 4))}
+    y, _ = scan_forward(**given, C=given["B"], threads=1)
+    chunked_y, _ = scan_forward(**given, C=given["B"], threads=4)
+    np.testing.assert_allclose(chunked_y, y, rtol=1e-12)
+
+
+def test_gradient_by_an_input_that_is_infinite() -> None:
+    """It is that of a finite one: the output is linear in u."""
+    given = draw(1, 5, 3, 4, dtype="float64", options="")
+    grad_y, grads = np.ones_like(given["u"]), []
+    for value in (1.0, np.inf):
+        given["u"][0, 2, 1] = value
+        grads.append(scan_backward(**given, delta_softplus=False, reverse=False, grad_y=grad_y).u)
+    np.testing.assert_array_equal(*grads)
+
+
+def test_gradient_of_an_empty_batch_by_what_it_shares() -> None:
+    given = draw(1, 5, 6, 4, dtype="float64", groups=2, options="")
+    given = {name: x[:0] if name in ("u", "delta", "B") else x for name, x in given.items()}
+    found = scan_backward(**given, delta_softplus=False, reverse=False, grad_y=given["u"])
+    assert np.array_equal(found.C, np.zeros_like(given["C"]))
+
+
+def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _compile.numba.cfunc
+
+    def cfunc(signature: Any, *, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            msg = "cannot cache function: no locator available"
+            raise RuntimeError(msg)
+        return real(signature, **options)
+
+    monkeypatch.setattr(_compile.numba, "cfunc", cfunc)
+    assert _compile.native("int64(int64)")(lambda x: 2 * x).ctypes(21) == 42
 
 
 def test_threads_may_call_at_once() -> None:

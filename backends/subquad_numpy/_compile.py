@@ -49,6 +49,18 @@ class Kernel:
             raise MemoryError(msg)
 
 
+def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a C function, kept on disk where there is a place for it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.cfunc(signature, cache=True, error_model="numpy")(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            return numba.cfunc(signature, error_model="numpy")(function)
+
+    return decorate
+
+
 def compiled(name: str, order: tuple[str, ...]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
     """Compile a function (first, last, frame) that returns `DONE`; note the time as `name`.
 
@@ -62,8 +74,8 @@ def compiled(name: str, order: tuple[str, ...]) -> Callable[[Callable[[int, int,
         # a file of its own on disk for each kernel: in a shared one, two processes that compile different
         # kernels at once can leave the code of one under the name of the other
         function.__qualname__ = re.sub(r"\W+", "_", f"{function.__name__} {name}")
-        native = numba.cfunc(signature, cache=True, error_model="numpy")(function)
+        code = native(signature)(function)
         compile_seconds[name] = time.perf_counter() - start
-        return Kernel(native)
+        return Kernel(code)
 
     return decorate

@@ -33,6 +33,7 @@ from subquad_numpy._simd import (
     spread,
     store,
     total,
+    zeros,
 )
 from subquad_numpy._tile import clear, copy, load_part, row_in, store_part, turn_out
 
@@ -221,7 +222,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         log_step = step * LOG2_E
                         drive = step * x
                         g2 = g + g
-                        along_A, along_B = drive - drive, drive - drive
+                        along_A, along_B = zeros(edge), zeros(edge)
                         for s in range(d_state):
                             j = at * d_state + s * lanes
                             lane = s * lanes

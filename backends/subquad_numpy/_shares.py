@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 
-from subquad_numpy._compile import DONE, Kernel
+from subquad_numpy._compile import DONE, Kernel, native
 from subquad_numpy._vector import intrinsic, types
 
 # places in `words`, int64: addresses, numbers, counters
@@ -67,7 +67,7 @@ def worker() -> Any:
     on the core of the first would hold up all: the first lets it run, and it leaves.
     """
 
-    @numba.cfunc("void(CPointer(int64))", cache=True, error_model="numpy")
+    @native("void(CPointer(int64))")
     def work(words: Any) -> None:
         fetch_add(words, ARRIVED, 1)
         is_caller = words[TEAM] > 0 and call(words[SELF], 0, 0, 0) == words[CALLER]

@@ -108,12 +108,13 @@ def _scan_chunks(p: Problem, y: Array, block: int, tasks: int, chunk: int, threa
     sums = np.empty((batch, chunks, d), p.u.dtype)
     frame = p.frame(FRAME, block=block, chunk=chunk, initial_state=None, state=states, delta_sum=sums)
     run_tasks(kernel, tasks * chunks, frame, threads, (p, states, sums))
-    decays = np.exp(sums[..., None].astype(np.float64) * p.A)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
-    for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
-        left = states[:, k].copy()
-        states[:, k] = h
-        h = decays[:, k] * h + left
+    with np.errstate(over="ignore", invalid="ignore"):  # what grows may exceed the range, as it does step by step
+        decays = np.exp(sums[..., None].astype(np.float64) * p.A)
+        for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
+            left = states[:, k].copy()
+            states[:, k] = h
+            h = np.where(h == 0, 0, decays[:, k] * h) + left
     states[:, -1] = h
     frame = p.frame(FRAME, block=block, chunk=chunk, initial_state=states, state=states, y=y)
     run_tasks(kernel, tasks * chunks, frame, threads, (p, states, y))

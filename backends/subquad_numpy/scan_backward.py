@@ -87,7 +87,7 @@ def scan_backward(
         value = results[f"grad_{name}"]
         if name in ("B", "C") and x.ndim == 4:
             value = value[0] if blocks == 1 else value.sum(axis=0)
-            value = value.sum(axis=0, keepdims=True) if x.shape[0] < batch else value
+            value = value.sum(axis=0, keepdims=True) if x.shape[0] != batch else value
             if x.shape[2] < groups:
                 value = value.reshape(*x.shape[:3], groups // x.shape[2], d_state).sum(axis=3)
         elif name in ("A", "B", "C", "D", "delta_bias"):
