@@ -333,10 +333,11 @@ def test_threads_do_not_change_the_numbers() -> None:
                 assert np.array_equal(got, alone)
 
 
-def test_nothing_later_reaches_a_row() -> None:
+@pytest.mark.parametrize("phi", [exponential(16, 40, "float32"), Elu(0.5, 0.5)], ids=["exponential", "elu"])
+def test_nothing_later_reaches_a_row(phi: Any) -> None:
     """Not even its last bit, nor by a number that is not finite; a hidden one reaches nobody."""
     q, k, v = draw(2, 150, 150, 16, 8, "float32")
-    phi, mask = exponential(16, 40, "float32"), np.arange(150)[None].repeat(2, 0) != 20
+    mask = np.arange(150)[None].repeat(2, 0) != 20
 
     def call(k: np.ndarray, v: np.ndarray) -> np.ndarray:
         return features.feature_product(q, k, v, phi=phi, key_mask=mask, causal=True)

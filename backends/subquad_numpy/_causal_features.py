@@ -202,6 +202,8 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     if r >= count or (has_mask and mask[row + r] == 0):
                         for i in range(m):
                             x[i * block + r] = lowest
+                            if elu:
+                                keys[i * block + r] = 0
                 empty = True
                 for i in range(m):
                     known = shift[i] != lowest
