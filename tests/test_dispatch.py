@@ -348,6 +348,13 @@ def test_jax_override_runs(jax_library: Jax) -> None:
     assert relative_error(np.asarray(fast), np.asarray(generic)) <= TOLERANCE["float32"]
 
 
+def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax) -> None:
+    """Its batch axes broadcast with those of q, k and v."""
+    q = jax_library.array(np.ones((1, 9, 4)), "float32")
+    out = subquad.attention(q, q, q, "exact", key_mask=jax_library.array(np.ones((0, 9), bool), "float32"))
+    assert out.shape == (0, 9, 4)
+
+
 @scans("gated", "groups", "complex", "reverse", "constant")
 @pytest.mark.parametrize(("library", "name"), SCAN_OVERRIDES)
 def test_scan_override_runs_and_equals_generic(library: Library, name: str, scan: Scan) -> None:
