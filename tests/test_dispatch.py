@@ -348,6 +348,18 @@ def test_jax_override_runs(jax_library: Jax) -> None:
     assert relative_error(np.asarray(fast), np.asarray(generic)) <= TOLERANCE["float32"]
 
 
+def test_jax_override_leaves_doubles_to_the_generic_form(jax_library: Jax) -> None:
+    """It takes its softmax in float32, where logits overflow that a double holds."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 9, 4))
+    expected = subquad.attention(1e20 * q, 1e20 * k, v, "exact")
+    with jax_library.context("float64"):
+        q, k, v = (jax_library.array(x, "float64") for x in (1e20 * q, 1e20 * k, v))
+        declined = subquad.explain("attention", q, k, v, method="exact").declined
+        assert [name for name, reason in declined if "float32" in reason] == ["dot_product_attention"]
+        got = np.asarray(subquad.attention(q, k, v, "exact"))
+    assert relative_error(got, expected) <= TOLERANCE["float64"]
+
+
 def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax) -> None:
     """Its batch axes broadcast with those of q, k and v."""
     q = jax_library.array(np.ones((1, 9, 4)), "float32")

@@ -19,6 +19,8 @@ def declines(
     masks = () if key_mask is None else key_mask.shape[:-1]
     if 0 in (*q.shape, *k.shape, *v.shape, *masks):
         return "an axis is empty"
+    if any(x.dtype == jnp.float64 for x in (q, k, v)):
+        return "its softmax is taken in float32, the arrays are float64"
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
     if causal:
