@@ -15,6 +15,7 @@ A kernel that finds no memory for its scratch becomes an error of XLA. Offsets i
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -84,12 +85,20 @@ def _literal(value: int) -> tuple[int, int, int, int]:
     return LITERAL, int(low), value >> 32, 0
 
 
-@cache
+_lock = threading.Lock()
+
+
 def register(target: str, make: Callable[..., Any], *kind: Any) -> str:
     """Compile the kernel `make(*kind)` and its handler, and register it; the name to call it by.
 
     The first of `kind` is a dtype; buffers are handled as its real numbers, two for a complex one.
     """
+    with _lock:  # XLA takes a name once
+        return _register(target, make, *kind)
+
+
+@cache
+def _register(target: str, make: Callable[..., Any], *kind: Any) -> str:
     name = "_".join(("subquad", target, *map(str, kind)))
     handler = _handler(make(*kind), np.dtype(kind[0]).type(0).real.dtype)
     new_capsule = ctypes.pythonapi.PyCapsule_New
