@@ -161,6 +161,58 @@ def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
             assert relative_error(np.asarray(got), np.asarray(expected)) < TOLERANCE["float64"]
 
 
+@pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "jit(vmap)", "vmap(grad)", "scan", "checkpoint"])
+def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str) -> None:
+    """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""
+    import jax
+
+    from subquad_jax import _cpu, _linear_scan
+
+    pytest.importorskip("numba")
+    said = []
+
+    def counts() -> bool:  # a new function: nothing is known of it
+        return _linear_scan._counts()
+
+    def ask(x: Any) -> Any:
+        said.append(_cpu.self_check(counts))
+        return x.sum()
+
+    x = jax_library.array(np.ones((2, 3)), "float32")
+    {
+        "eager": ask,
+        "jit": jax.jit(ask),
+        "vmap": jax.vmap(ask),
+        "jit(vmap)": jax.jit(jax.vmap(ask)),
+        "vmap(grad)": jax.vmap(jax.grad(ask)),
+        "scan": lambda x: jax.lax.scan(lambda total, row: (total + ask(row), None), 0.0, x),
+        "checkpoint": jax.grad(jax.checkpoint(ask)),
+    }[transform](x)
+    assert set(said) == {None}
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([MemoryError("full"), True], ["its self-check failed: full", None]),
+        ([False, True], ["its self-check gave wrong numbers"] * 2),
+        ([TypeError("no such field"), True], ["its self-check failed: no such field"] * 2),
+    ],
+    ids=["passes", "wrong", "lasts"],
+)
+def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answers: list[Any], said: list[Any]) -> None:
+    from subquad_jax import _cpu
+
+    given = iter(answers)
+
+    def answer() -> bool:
+        if isinstance(found := next(given), Exception):
+            raise found
+        return found
+
+    assert [_cpu.self_check(answer) for _ in said] == said
+
+
 def test_jax_eager_equals_jit(jax_library: Jax) -> None:
     """Eager calls take Python loops where traced ones take `lax.scan`."""
     import jax
