@@ -38,11 +38,17 @@ def self_check(is_right: Callable[[], bool]) -> str | None:
     if is_right not in _found:
         try:
             with ThreadPoolExecutor(1) as elsewhere:  # what is traced here, a call under vmap, would reach into it
-                right = elsewhere.submit(is_right).result()
+                _found[is_right] = elsewhere.submit(_answer, is_right).result()
         except (MemoryError, RuntimeError) as error:  # no memory, no thread: the next call asks again
             return f"its self-check failed: {error}"
-        except Exception as error:  # whatever went wrong, the generic form is there
-            _found[is_right] = f"its self-check failed: {error}"
-        else:
-            _found[is_right] = None if right else "its self-check gave wrong numbers"
     return _found[is_right]
+
+
+def _answer(is_right: Callable[[], bool]) -> str | None:
+    try:
+        right = is_right()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever went wrong, the generic form is there
+        return f"its self-check failed: {error}"
+    return None if right else "its self-check gave wrong numbers"
