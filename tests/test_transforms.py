@@ -161,6 +161,42 @@ def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
             assert relative_error(np.asarray(got), np.asarray(expected)) < TOLERANCE["float64"]
 
 
+SHARDED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, subquad
+from jax.sharding import Mesh, PartitionSpec as P
+subquad._blocks.BLOCK_ELEMENTS = 1
+rng = np.random.default_rng(0)
+x, delta, B = (jnp.asarray(rng.uniform(0.1, 1, (2, 140, d)), "float32") for d in (6, 6, 3))
+A, batch, rows, everywhere = -jnp.ones((6, 3)), P("x"), P(None, "x"), P()
+for choice in ("auto", "generic"):
+    scan = lambda u, delta, A, B: subquad.selective_scan(u, delta, A, B, B, implementation=choice)
+    linear = lambda a, b: subquad.linear_scan(a, b, implementation=choice)
+    exact = lambda q, k: subquad.attention(q, k, k, "exact", implementation=choice)
+    for function, given, parts, out in (
+        (scan, (x, delta, A, B), (batch, batch, everywhere, batch), batch),
+        (linear, (delta, x), (batch, batch), batch),
+        (exact, (x, delta), (rows, everywhere), rows),
+    ):
+        shards = jax.shard_map(function, mesh=Mesh(np.array(jax.devices()), "x"), in_specs=parts, out_specs=out)
+        def gradients(f):
+            return jax.jit(jax.grad(lambda given: (f(*given) ** 2).sum()))(given)
+        for got, expected in zip(gradients(shards), gradients(function)):
+            error = np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
+            assert error < 2e-5, (choice, given, error)
+"""
+
+
+def test_jax_shard_map(jax_library: Jax) -> None:
+    """Gradients too, those of inputs that all shards share; a loop's carry begins with the type that it will have."""
+    import jax
+
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("this JAX has it elsewhere")
+    python(SHARDED)
+
+
 @pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "jit(vmap)", "vmap(grad)", "scan", "checkpoint"])
 def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str) -> None:
     """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""

@@ -25,6 +25,7 @@ import numba
 import numpy as np
 from numba import carray, cfunc, types
 
+from subquad_jax import _varying
 from subquad_numpy import _shares
 from subquad_numpy._shares import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 from subquad_numpy._simd import pointer
@@ -76,7 +77,8 @@ def call(
         else:
             plan.append(_literal(sizes.get(name, 0)))
     run = jax.ffi.ffi_call(target, list(results.values()), vmap_method="sequential")
-    return run(*given.values(), np.array(plan, np.int32).reshape(-1))
+    made = run(*given.values(), np.array(plan, np.int32).reshape(-1))
+    return _varying.vary(made, _varying.axes_of(given))
 
 
 def _literal(value: int) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ from jax import Array, ShapeDtypeStruct
 
 from subquad.kernels.selective_scan import Inputs, widened
 from subquad.kernels.selective_scan import selective_scan as kernel
-from subquad_jax import _cpu
+from subquad_jax import _cpu, _varying
 
 Outputs = tuple[Array, Array]  # y and the last state, or gradients by them
 
@@ -31,7 +31,9 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
         x = x.astype(inputs.A.dtype)
         return jnp.repeat(x, groups // x.shape[2], axis=2) if x.ndim == 4 else x
 
-    return _scan(delta_softplus, reverse, inputs._replace(B=shared(inputs.B), C=shared(inputs.C)))
+    inputs = inputs._replace(B=shared(inputs.B), C=shared(inputs.C))
+    # of one type, as their gradients will be: JAX sums up those of what was the same in every shard
+    return _scan(delta_softplus, reverse, _varying.vary(inputs, _varying.axes_of(inputs)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
