@@ -187,6 +187,31 @@ for choice in ("auto", "generic"):
             assert error < 2e-5, (choice, given, error)
 """
 
+DIVIDED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, subquad
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+x, A = jnp.linspace(0.1, 1, 2 * 9 * 3).reshape(2, 9, 3), -jnp.ones((3, 3))
+two, one = (Mesh(np.array(jax.devices()[:count]), "x") for count in (2, 1))
+expected = np.asarray(subquad.selective_scan(x, x, A, x, x))
+
+def put(mesh, part, *arrays):
+    return [jax.device_put(array, NamedSharding(mesh, part)) for array in arrays]
+
+for mesh in (two, one):
+    (u,), (weights,) = put(mesh, P("x"), x), put(mesh, P(), A)
+    got = subquad.selective_scan(u, u, weights, u, u)
+    assert np.max(np.abs(np.asarray(got) - expected)) < 1e-5
+subquad.selective_scan(u, u, A, u, u)  # u on a mesh of the one device of A
+try:
+    subquad.selective_scan(*put(two, P("x"), x, x), A, x, x)
+except ValueError as error:
+    assert "u is on device NamedSharding" in str(error) and "A is on cpu:0" in str(error), error
+else:
+    raise AssertionError("A is on one device, u on two")
+"""
+
 
 def test_jax_shard_map(jax_library: Jax) -> None:
     """Gradients too, those of inputs that all shards share; a loop's carry begins with the type that it will have."""
@@ -195,6 +220,11 @@ def test_jax_shard_map(jax_library: Jax) -> None:
     if not hasattr(jax, "shard_map"):
         pytest.skip("this JAX has it elsewhere")
     python(SHARDED)
+
+
+def test_jax_arrays_divided_among_devices(jax_library: Jax) -> None:
+    """A batch in shards and weights that every device has are on the same devices."""
+    python(DIVIDED)
 
 
 @pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "jit(vmap)", "vmap(grad)", "scan", "checkpoint"])
