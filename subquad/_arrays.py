@@ -29,10 +29,18 @@ def check_arrays(**arrays: Array | None) -> ModuleType:
     where = device(given[first])
     for name, x in given.items():
         there = device(x)
-        if where is not None and there is not None and there != where:  # traced arrays have no device
+        if where is None or there is None:  # traced arrays have no device
+            continue
+        if there != where and _devices(there) != _devices(where):
             msg = f"{first} is on device {where} but {name} is on {there}; move them to one device"
             raise ValueError(msg)
     return xp
+
+
+def _devices(where: Any) -> Any:
+    """A device, or the set of those that an array is divided among, in whatever way."""
+    devices = getattr(where, "device_set", ())
+    return devices if len(devices) > 1 else next(iter(devices), where)
 
 
 def _namespace(name: str, x: Array) -> ModuleType:

@@ -348,6 +348,25 @@ def test_jax_override_runs(jax_library: Jax) -> None:
     assert relative_error(np.asarray(fast), np.asarray(generic)) <= TOLERANCE["float32"]
 
 
+def test_jax_override_leaves_doubles_to_the_generic_form(jax_library: Jax) -> None:
+    """It takes its softmax in float32, where logits overflow that a double holds."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 9, 4))
+    expected = subquad.attention(1e20 * q, 1e20 * k, v, "exact")
+    with jax_library.context("float64"):
+        q, k, v = (jax_library.array(x, "float64") for x in (1e20 * q, 1e20 * k, v))
+        declined = subquad.explain("attention", q, k, v, method="exact").declined
+        assert [name for name, reason in declined if "float32" in reason] == ["dot_product_attention"]
+        got = np.asarray(subquad.attention(q, k, v, "exact"))
+    assert relative_error(got, expected) <= TOLERANCE["float64"]
+
+
+def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax) -> None:
+    """Its batch axes broadcast with those of q, k and v."""
+    q = jax_library.array(np.ones((1, 9, 4)), "float32")
+    out = subquad.attention(q, q, q, "exact", key_mask=jax_library.array(np.ones((0, 9), bool), "float32"))
+    assert out.shape == (0, 9, 4)
+
+
 @scans("gated", "groups", "complex", "reverse", "constant")
 @pytest.mark.parametrize(("library", "name"), SCAN_OVERRIDES)
 def test_scan_override_runs_and_equals_generic(library: Library, name: str, scan: Scan) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Jax, Torch
+from libraries import Jax, Torch, relative_error
 from methods import METHODS, Case, D, Row, named, rows
 from scans import Scan, scans
 
@@ -104,6 +104,28 @@ def test_scan_jax_check_grads(jax_library: Jax, scan: Scan) -> None:
 
         drawn = {name: jax_library.array(x, "float64") for name, x in scan.draw(4).items()}
         check_grads(jax.jit(scan.call()), (drawn,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@scans("gated", "complex-groups", "reverse")
+def test_scan_jax_differentiates_twice(jax_library: Jax, scan: Scan) -> None:
+    """Through the kernel's own gradient, and through both outputs."""
+    import jax
+
+    def again(implementation: str) -> Any:
+        def loss(given: dict[str, Any]) -> Any:
+            y, state = scan.call(implementation=implementation)(given)
+            return (y**2).sum() + (abs(state) ** 2).sum()
+
+        def steepness(given: dict[str, Any]) -> Any:
+            return sum((abs(x) ** 2).sum() for x in jax.grad(loss)(given).values())
+
+        return jax.jit(jax.grad(steepness))
+
+    with jax_library.context("float64"):
+        drawn = {name: jax_library.array(x, "float64") for name, x in scan.draw(9).items()}
+        expected = again("generic")(drawn)
+        for name, got in again("auto")(drawn).items():
+            assert relative_error(np.asarray(got), np.asarray(expected[name])) <= 1e-11, name
 
 
 @scans("complex", "complex-groups", "reverse-complex")

@@ -87,19 +87,41 @@ def test_memory_outlives_an_interrupt_of_the_caller() -> None:
     assert not left[0][1]
 
 
+def test_threads_may_register_a_kernel_at_once() -> None:
+    """XLA refuses a second handler of the same name."""
+    pytest.importorskip("jax")
+    from subquad_jax import _ffi
+
+    made = []
+
+    def make(dtype: str) -> Any:
+        made.append(dtype)
+        time.sleep(0.1)
+        return returning(0)
+
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda _: _ffi.register("at once", make, "float32"), range(4)))
+    assert len(set(names)) == 1
+    assert made == ["float32"]
+
+
+def returning(code: int) -> Any:
+    """A compiled kernel that does nothing but return this."""
+
+    class Kernel:
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(lambda *_: code)
+        address = ctypes.cast(function, ctypes.c_void_p).value
+
+    return Kernel()
+
+
 @pytest.mark.parametrize(("returned", "rows"), [(0, 1), (1, 1 << 30)], ids=["scratch", "sums"])
 def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     """For the scratch of a kernel, which then returns 0, or for what is summed up after it: 4 PB."""
     jax = pytest.importorskip("jax")
     from subquad_jax import _ffi
 
-    class Kernel:
-        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
-            lambda *_: returned
-        )
-        address = ctypes.cast(function, ctypes.c_void_p).value
-
-    target = _ffi.register(f"returns {returned}", lambda _: Kernel, "float32")
+    target = _ffi.register(f"returns {returned}", lambda _: returning(returned), "float32")
     out = {"y": jax.ShapeDtypeStruct((1 << 20,), "float32")}
     run = jax.jit(lambda: _ffi.call(target, ("y",), {}, out, {}, tasks=5, threads=2, sums={"y": (rows, 0)}))
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):

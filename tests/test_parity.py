@@ -28,7 +28,9 @@ from subquad.attention import _door
 # a row that catches one kind of mistake needs no more than each way through the code
 FEW = ("n=63", "blocks", "n<n_kv", "grouped", "no-batch", "no-keys")
 # compiling takes half a second, blocks of rows longer: few cases are traced
-TRACED = {"grouped": ("float32", "bfloat16"), "n<n_kv": ("float64",), "blocks": ("float32",)}
+TRACED = {"grouped": ("float32", "bfloat16"), "n<n_kv": ("float64",), "blocks": ("float32",), "n=2": ("float64",)}
+# not causal; "n=2" has d_v = d besides, which JAX's own attention wants
+PLAIN = ("grouped", "n=2")
 # bfloat16 rounds inputs and outputs only, so shapes add nothing
 ROUNDED = ("n=63", "grouped")
 
@@ -40,8 +42,8 @@ def kinds(library: Library, row: Row, case: str) -> list[tuple[str, bool]]:
     ):
         return []
     if isinstance(library, Jax):
-        dtypes = TRACED.get(case, ()) if case != "blocks" or row in MAIN_CAUSAL else ()
-        return [(dtype, row.causal and case != "grouped") for dtype in dtypes]
+        some = {"blocks": MAIN_CAUSAL, "n=2": MAIN}.get(case, METHODS)
+        return [(dtype, row.causal and case not in PLAIN) for dtype in TRACED.get(case, ()) if row in some]
     dtypes = [dtype for dtype in library.dtypes if dtype != "bfloat16" or case in ROUNDED]
     return [(dtype, causal) for dtype in dtypes for causal in row.forms]
 

@@ -161,6 +161,124 @@ def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
             assert relative_error(np.asarray(got), np.asarray(expected)) < TOLERANCE["float64"]
 
 
+SHARDED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, subquad
+from jax.sharding import Mesh, PartitionSpec as P
+subquad._blocks.BLOCK_ELEMENTS = 1
+rng = np.random.default_rng(0)
+x, delta, B = (jnp.asarray(rng.uniform(0.1, 1, (2, 140, d)), "float32") for d in (6, 6, 3))
+A, batch, rows, everywhere = -jnp.ones((6, 3)), P("x"), P(None, "x"), P()
+for choice in ("auto", "generic"):
+    scan = lambda u, delta, A, B: subquad.selective_scan(u, delta, A, B, B, implementation=choice)
+    linear = lambda a, b: subquad.linear_scan(a, b, implementation=choice)
+    exact = lambda q, k: subquad.attention(q, k, k, "exact", implementation=choice)
+    for function, given, parts, out in (
+        (scan, (x, delta, A, B), (batch, batch, everywhere, batch), batch),
+        (linear, (delta, x), (batch, batch), batch),
+        (exact, (x, delta), (rows, everywhere), rows),
+    ):
+        shards = jax.shard_map(function, mesh=Mesh(np.array(jax.devices()), "x"), in_specs=parts, out_specs=out)
+        def gradients(f):
+            return jax.jit(jax.grad(lambda given: (f(*given) ** 2).sum()))(given)
+        for got, expected in zip(gradients(shards), gradients(function)):
+            error = np.max(np.abs(np.asarray(got) - np.asarray(expected))) / np.max(np.abs(np.asarray(expected)))
+            assert error < 2e-5, (choice, given, error)
+"""
+
+DIVIDED = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np, subquad
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+x, A = jnp.linspace(0.1, 1, 2 * 9 * 3).reshape(2, 9, 3), -jnp.ones((3, 3))
+two, one = (Mesh(np.array(jax.devices()[:count]), "x") for count in (2, 1))
+expected = np.asarray(subquad.selective_scan(x, x, A, x, x))
+
+def put(mesh, part, *arrays):
+    return [jax.device_put(array, NamedSharding(mesh, part)) for array in arrays]
+
+for mesh in (two, one):
+    (u,), (weights,) = put(mesh, P("x"), x), put(mesh, P(), A)
+    got = subquad.selective_scan(u, u, weights, u, u)
+    assert np.max(np.abs(np.asarray(got) - expected)) < 1e-5
+subquad.selective_scan(u, u, A, u, u)  # u on a mesh of the one device of A
+try:
+    subquad.selective_scan(*put(two, P("x"), x, x), A, x, x)
+except ValueError as error:
+    assert "u is on device NamedSharding" in str(error) and "A is on cpu:0" in str(error), error
+else:
+    raise AssertionError("A is on one device, u on two")
+"""
+
+
+def test_jax_shard_map(jax_library: Jax) -> None:
+    """Gradients too, those of inputs that all shards share; a loop's carry begins with the type that it will have."""
+    import jax
+
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("this JAX has it elsewhere")
+    python(SHARDED)
+
+
+def test_jax_arrays_divided_among_devices(jax_library: Jax) -> None:
+    """A batch in shards and weights that every device has are on the same devices."""
+    python(DIVIDED)
+
+
+@pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "jit(vmap)", "vmap(grad)", "scan", "checkpoint"])
+def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str) -> None:
+    """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""
+    import jax
+
+    from subquad_jax import _cpu, _linear_scan
+
+    pytest.importorskip("numba")
+    said = []
+
+    def counts() -> bool:  # a new function: nothing is known of it
+        return _linear_scan._counts()
+
+    def ask(x: Any) -> Any:
+        said.append(_cpu.self_check(counts))
+        return x.sum()
+
+    x = jax_library.array(np.ones((2, 3)), "float32")
+    {
+        "eager": ask,
+        "jit": jax.jit(ask),
+        "vmap": jax.vmap(ask),
+        "jit(vmap)": jax.jit(jax.vmap(ask)),
+        "vmap(grad)": jax.vmap(jax.grad(ask)),
+        "scan": lambda x: jax.lax.scan(lambda total, row: (total + ask(row), None), 0.0, x),
+        "checkpoint": jax.grad(jax.checkpoint(ask)),
+    }[transform](x)
+    assert set(said) == {None}
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([MemoryError("full"), True], ["its self-check failed: full", None]),
+        ([False, True], ["its self-check gave wrong numbers"] * 2),
+        ([RuntimeError("another version"), True], ["its self-check failed: another version"] * 2),
+    ],
+    ids=["passes", "wrong", "lasts"],
+)
+def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answers: list[Any], said: list[Any]) -> None:
+    from subquad_jax import _cpu
+
+    given = iter(answers)
+
+    def answer() -> bool:
+        if isinstance(found := next(given), Exception):
+            raise found
+        return found
+
+    assert [_cpu.self_check(answer) for _ in said] == said
+
+
 def test_jax_eager_equals_jit(jax_library: Jax) -> None:
     """Eager calls take Python loops where traced ones take `lax.scan`."""
     import jax

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from subquad._blocks import loop_blocks, rows, take_rows
 from subquad._dispatch import Override
-from subquad_jax import _attention, _linear_scan, _scan
+from subquad_jax import _attention, _linear_scan, _scan, _varying
 
 KERNELS = {
     "softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),),
@@ -49,6 +49,8 @@ def scan_blocks(
         ]
         return step(carry, *cut)
 
+    if jax.sharding.get_abstract_mesh().manual_axes:  # inside `shard_map`, where the types of a carry must not change
+        carry = _varying.vary(carry, _varying.axes_of(jax.eval_shape(body, carry, 0)[0]))
     carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
     if out is not None:
         out = jnp.moveaxis(out, 0, -3)

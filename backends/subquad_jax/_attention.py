@@ -16,13 +16,15 @@ def declines(
     q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
 ) -> str | None:
     """Why JAX's attention cannot take the call."""
-    if 0 in (*q.shape, *k.shape, *v.shape):
+    masks = () if key_mask is None else key_mask.shape[:-1]
+    if 0 in (*q.shape, *k.shape, *v.shape, *masks):
         return "an axis is empty"
+    if any(x.dtype == jnp.float64 for x in (q, k, v)):
+        return "its softmax is taken in float32, the arrays are float64"
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
     if causal:
         return "it multiplies hidden values by 0, so one that is not finite would reach rows that do not see it"
-    masks = () if key_mask is None else key_mask.shape[:-1]
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
     logits = math.prod(batch) * q.shape[-2] * k.shape[-2]
     if logits > LOGITS:

@@ -15,6 +15,7 @@ A kernel that finds no memory for its scratch becomes an error of XLA. Offsets i
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ import numba
 import numpy as np
 from numba import carray, cfunc, types
 
+from subquad_jax import _varying
 from subquad_numpy import _shares
 from subquad_numpy._shares import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 from subquad_numpy._simd import pointer
@@ -75,7 +77,8 @@ def call(
         else:
             plan.append(_literal(sizes.get(name, 0)))
     run = jax.ffi.ffi_call(target, list(results.values()), vmap_method="sequential")
-    return run(*given.values(), np.array(plan, np.int32).reshape(-1))
+    made = run(*given.values(), np.array(plan, np.int32).reshape(-1))
+    return _varying.vary(made, _varying.axes_of(given))
 
 
 def _literal(value: int) -> tuple[int, int, int, int]:
@@ -84,12 +87,20 @@ def _literal(value: int) -> tuple[int, int, int, int]:
     return LITERAL, int(low), value >> 32, 0
 
 
-@cache
+_lock = threading.Lock()
+
+
 def register(target: str, make: Callable[..., Any], *kind: Any) -> str:
     """Compile the kernel `make(*kind)` and its handler, and register it; the name to call it by.
 
     The first of `kind` is a dtype; buffers are handled as its real numbers, two for a complex one.
     """
+    with _lock:  # XLA takes a name once
+        return _register(target, make, *kind)
+
+
+@cache
+def _register(target: str, make: Callable[..., Any], *kind: Any) -> str:
     name = "_".join(("subquad", target, *map(str, kind)))
     handler = _handler(make(*kind), np.dtype(kind[0]).type(0).real.dtype)
     new_capsule = ctypes.pythonapi.PyCapsule_New

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct
 
 from subquad.kernels._linear_scan_gradient import linear_scan_gradient
-from subquad_jax import _cpu
+from subquad_jax import _cpu, _varying
 
 Gradients = tuple[Array, Array, Array | None]  # by a, b and the initial state
 
@@ -23,7 +23,9 @@ def declines(a: Array, b: Array, initial_state: Array | None, /, *, reverse: boo
 
 def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:
     """The kernel `linear_scan`."""
-    return _scan(reverse, a, b, initial_state)
+    inputs = (a, b, initial_state)
+    # of one type, as their gradients will be: JAX sums up those of what was the same in every shard
+    return _scan(reverse, *_varying.vary(inputs, _varying.axes_of(inputs)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -11,7 +11,10 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct
 
 from subquad.kernels.selective_scan import Inputs, widened
-from subquad_jax import _cpu
+from subquad.kernels.selective_scan import selective_scan as kernel
+from subquad_jax import _cpu, _varying
+
+Outputs = tuple[Array, Array]  # y and the last state, or gradients by them
 
 
 def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
@@ -19,7 +22,7 @@ def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str 
     return _cpu.declines(*arrays) or _cpu.self_check(_counts)
 
 
-def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
+def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> Outputs:
     """The kernel `selective_scan`."""
     inputs = widened(jnp, Inputs(*arrays))
     groups = np.lcm.reduce([x.shape[2] for x in (inputs.B, inputs.C) if x.ndim == 4] or [1])
@@ -28,11 +31,13 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
         x = x.astype(inputs.A.dtype)
         return jnp.repeat(x, groups // x.shape[2], axis=2) if x.ndim == 4 else x
 
-    return _scan(delta_softplus, reverse, inputs._replace(B=shared(inputs.B), C=shared(inputs.C)))
+    inputs = inputs._replace(B=shared(inputs.B), C=shared(inputs.C))
+    # of one type, as their gradients will be: JAX sums up those of what was the same in every shard
+    return _scan(delta_softplus, reverse, _varying.vary(inputs, _varying.axes_of(inputs)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, Array]:
+def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> Outputs:
     from subquad_jax import _ffi
     from subquad_numpy import _scan as kernels
     from subquad_numpy import _simd, _threads, scan
@@ -47,11 +52,19 @@ def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Array, A
     return tuple(_ffi.call(target, kernels.FRAME, inputs._asdict(), results, sizes, tasks, threads))
 
 
-def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[tuple[Array, Array], Inputs]:
+def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Outputs, Inputs]:
     return _scan(delta_softplus, reverse, inputs), inputs
 
 
-def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[Array, Array]) -> tuple[Inputs]:
+def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: Outputs) -> tuple[Inputs]:
+    return (_gradient(delta_softplus, reverse, inputs, grads),)
+
+
+_scan.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradient(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: Outputs) -> Inputs:
     from subquad_jax import _ffi
     from subquad_numpy import _scan_backward as kernels
     from subquad_numpy import _simd, _threads, scan_backward
@@ -79,10 +92,24 @@ def _backward(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: tuple[
     by_name = dict(zip(results, found, strict=True))
     # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
     named = inputs._asdict().items()
-    return (Inputs(*(None if x is None else jnp.conj(by_name[f"grad_{name}"]) for name, x in named)),)
+    return Inputs(*(None if x is None else jnp.conj(by_name[f"grad_{name}"]) for name, x in named))
 
 
-_scan.defvjp(_forward, _backward)
+def _gradient_forward(delta_softplus: bool, reverse: bool, *saved: Any) -> tuple[Inputs, Any]:
+    return _gradient(delta_softplus, reverse, *saved), saved
+
+
+def _gradient_backward(delta_softplus: bool, reverse: bool, saved: Any, grads: Inputs) -> tuple[Inputs, Outputs]:
+    """Through the gradient of the generic form: derivatives of any order."""
+
+    def gradient(inputs: Inputs, grads: Outputs) -> Inputs:
+        options = {"delta_softplus": delta_softplus, "reverse": reverse, "implementation": "generic"}
+        return jax.vjp(lambda inputs: kernel(*inputs, **options), inputs)[1](grads)[0]
+
+    return jax.vjp(gradient, *saved)[1](grads)
+
+
+_gradient.defvjp(_gradient_forward, _gradient_backward)
 
 
 def _sizes(inputs: Inputs, delta_softplus: bool, reverse: bool, **more: int) -> dict[str, int]:
