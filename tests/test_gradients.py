@@ -11,6 +11,8 @@ from libraries import Jax, Torch
 from methods import METHODS, Case, D, Row, named, rows
 from scans import Scan, scans
 
+import subquad
+
 # small: finite differences cost one call per number
 N = 5
 CASE = Case((1, 2, N, D), (1, 1, N, D), (1, 1, N, 2))
@@ -93,6 +95,34 @@ def check_scan(scan: Scan, implementation: str) -> None:
             # the state knows nothing of what only the output reads
             silent = i == 1 and name in ("C", "D", "z")
             assert silent or (gradient is not None and bool((gradient != 0).any())), f"{name} has no gradient"
+
+
+def tied(P: Any, other: Any) -> tuple[Any, Any, Any]:
+    """A, B, C where B and C are one parameter."""
+    return -other, P, P
+
+
+def normalised(P: Any, other: Any) -> tuple[Any, Any, Any]:
+    """A, B, C where B = √(1 − exp(2A)) keeps the variance of the state, as in a linear recurrent unit."""
+    A = -P.exp()
+    return A, (1 - (2 * A).exp()).sqrt(), other
+
+
+@pytest.mark.parametrize("maps", [tied, normalised])
+def test_scan_counts_what_its_inputs_share_once(maps: Any) -> None:
+    """Inputs that are or were computed from one another, in a gradient to go on with."""
+    torch = pytest.importorskip("torch")
+    u, delta = torch.rand(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other, P = torch.rand(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    P.requires_grad_()
+
+    def call(P: Any) -> Any:
+        return subquad.selective_scan(u, delta, *maps(P, other))
+
+    assert torch.autograd.gradgradcheck(call, P)
+    loss = call(P).square().sum()
+    plain, further = (torch.autograd.grad(loss, P, retain_graph=True, create_graph=more)[0] for more in (False, True))
+    torch.testing.assert_close(further, plain, rtol=1e-12, atol=1e-12)
 
 
 @scans("gated", "groups", "reverse")

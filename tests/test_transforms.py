@@ -132,6 +132,39 @@ def test_torch_forward_mode_of_the_scan(torch: Any) -> None:
         assert relative_error(tangent.numpy(), value.numpy()) < TOLERANCE["float64"]
 
 
+def scans_of(torch: Any) -> dict[str, Any]:
+    """Both scans as functions of one tensor (5, 3), the other inputs fixed."""
+    generator = torch.Generator().manual_seed(0)
+    a, x = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    A = -torch.rand(3, 2, dtype=torch.float64, generator=generator)
+    return {
+        "linear": lambda b: subquad.linear_scan(a, b),
+        "selective": lambda u: subquad.selective_scan(u, a, A, x[:, :2], a[:, :2], x[0], z=x),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "selective"])
+def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
+    """A vectorised Jacobian by each of PyTorch's ways is the one row by row; so are tangents of its rows."""
+    from torch.autograd.functional import jacobian
+
+    forward_ad = torch.autograd.forward_ad
+    function = scans_of(torch)[name]
+    x = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    want = jacobian(function, x)
+    y, rows = function(x), torch.eye(15, dtype=torch.float64).reshape(15, 5, 3)
+
+    def pull(row: Any, **more: Any) -> Any:
+        return torch.autograd.grad(y, x, row, retain_graph=True, **more)[0]
+
+    batched, mapped = pull(rows, is_grads_batched=True), torch.func.vmap(pull)(rows)
+    with forward_ad.dual_level():
+        duals = [pull(forward_ad.make_dual(row, row)) for row in rows]
+        tangents = torch.stack([forward_ad.unpack_dual(x).tangent for x in duals])
+    for got in (jacobian(function, x, vectorize=True), batched, mapped, tangents):
+        assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
 @rows(SOME)
 def test_jax_transforms(jax_library: Jax, row: Row) -> None:
     """vmap of jit equals the batch; vmap(grad) equals the gradient of the batch."""

@@ -29,6 +29,15 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def declines_operator(*tensors: Tensor | None, **_: bool) -> str | None:
+    """Why a kernel that is an operator on the CPU cannot take the call."""
+    given = [x for x in tensors if x is not None]
+    where = given[0].device.type
+    if where not in ("cpu", "meta"):
+        return f"it runs on cpu, the tensors are on {where}"
+    return without_numba() or declines_plain(given)
+
+
 def declines_compiled(floats: Sequence[Tensor], mask: Tensor | None) -> str | None:
     """Why a compiled CPU kernel that is no operator of PyTorch's cannot take the tensors."""
     if floats[0].device.type != "cpu":
@@ -58,14 +67,20 @@ def in_place(x: Tensor | None) -> Any:
     return None if x is None else x.detach().resolve_neg().numpy()
 
 
-def sees_through(grad: Tensor) -> bool:
-    """Must a backward pass be generic: to be differentiated again (create_graph=True), or as `grad` is not plain?"""
-    legacy = torch._C._functorch.is_legacy_batchedtensor(grad)  # is_grads_batched=True
-    return torch.is_grad_enabled() or legacy or declines_compiled([grad], None) is not None
+def sees_through(*grads: Tensor, operator: bool = False) -> bool:
+    """Must a backward pass be generic: to be differentiated again (create_graph=True), or as `grads` are not plain?
+
+    One that is an `operator` runs wherever PyTorch does, and is a node of the graph while compiling.
+    """
+    if operator and torch.compiler.is_compiling():
+        return False
+    legacy = any(torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)  # is_grads_batched=True
+    reason = declines_plain(grads) if operator else declines_compiled(grads, None)
+    return torch.is_grad_enabled() or legacy or reason is not None
 
 
 def differentiate_again(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor], need: Sequence[bool], grad: Tensor
+    function: Callable[..., Any], tensors: Sequence[Tensor | None], need: Sequence[bool], grad: Any
 ) -> Iterator[Tensor | None]:
     """Gradients of a function by the tensors that need one, which can be differentiated further where that is recorded.
 
@@ -73,7 +88,7 @@ def differentiate_again(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        own = [x.view_as(x) for x in tensors]
+        own = [None if x is None else x.view_as(x) for x in tensors]
         wanted = [x for x, needed in zip(own, need, strict=True) if needed]
         out = function(*own)
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
