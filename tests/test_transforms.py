@@ -165,6 +165,31 @@ def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
         assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < TOLERANCE["float64"]
 
 
+@pytest.mark.parametrize("name", ["linear", "selective"])
+def test_torch_compile_differentiates_forward_through_a_scan(torch: Any, name: str) -> None:
+    """Transforms and tangents inside of a compiled function, where the operator would lose the tangent."""
+    forward_ad = torch.autograd.forward_ad
+    function = scans_of(torch)[name]
+    generator = torch.Generator().manual_seed(1)
+    x, along = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def dual(x: Any) -> Any:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(x, along))).tangent
+
+    def jvp(x: Any) -> Any:
+        return torch.func.jvp(function, (x,), (along,))[1]
+
+    def hessian(x: Any) -> Any:
+        return torch.func.hessian(lambda x: function(x * x).square().sum())(x)
+
+    for call in (dual, jvp, hessian):
+        want = call(x)
+        assert bool((want != 0).any())
+        got = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
+        assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
 @rows(SOME)
 def test_jax_transforms(jax_library: Jax, row: Row) -> None:
     """vmap of jit equals the batch; vmap(grad) equals the gradient of the batch."""

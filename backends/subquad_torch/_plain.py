@@ -17,13 +17,15 @@ without_numba = torch.compiler.assume_constant_result(_kernels.without_numba)  #
 
 def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     """Why an operator cannot take the tensors: those of a transform, with a tangent, or of a subclass."""
-    if torch.compiler.is_compiling():
-        return None  # the operator is a node of the graph
-    wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+    compiling = torch.compiler.is_compiling()
+    wrapped = not compiling and any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     if wrapped or torch._C._are_functorch_transforms_active():  # also of a function that closes over the tensors
         return "functional transforms see through the generic form only"
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    dual = forward_ad._current_level >= 0
+    if dual and (compiling or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)):
         return "forward-mode differentiation sees through the generic form only"  # the tangent would be lost
+    if compiling:
+        return None  # the operator is a node of the graph
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return f"it takes plain tensors, got {[type(x).__name__ for x in tensors]}"
     return None
