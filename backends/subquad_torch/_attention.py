@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from subquad_torch._plain import is_eager
+
 # A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
 MASK_ENTRIES = 2**24
 
@@ -15,7 +17,7 @@ def declines(
 ) -> str | None:
     """Why the fused attention cannot take the call."""
     n, n_kv = q.shape[-2], k.shape[-2]
-    if 0 in (*q.shape, *k.shape, *v.shape):
+    if 0 in (*q.shape, *k.shape, *v.shape, *(() if key_mask is None else key_mask.shape)):
         return "an axis is empty"
     entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
     if causal and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
@@ -39,8 +41,9 @@ def softmax_attention(
     if causal:
         # the fused kernels multiply hidden values by 0: one that is not finite is taken out and put back by hand
         bad = ~(torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(v).all(-1, keepdim=True))
-        k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
-        poison = _reached(bad, n)
+        if not (_can_read([k, v]) and not bad.any()):
+            k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
+            poison = _reached(bad, n)
         if not is_causal:
             position = torch.arange(n_kv, device=q.device)
             visible = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
@@ -55,12 +58,16 @@ def softmax_attention(
     )
     if mask is not None:
         mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
-        mask = mask.expand(-1, -1, n, n_kv)
     out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
     out = out.reshape(*batch, n, v.shape[-1])
     if seen is not None:
         out = torch.where(seen, out, 0.0)
     return out if poison is None else torch.where(poison, torch.nan, out)
+
+
+def _can_read(tensors: list[Tensor]) -> bool:
+    """May one look at values, and for free: on the CPU, where nothing watches?"""
+    return is_eager(tensors) and tensors[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
 
 
 def _reached(bad: Tensor, n: int) -> Tensor:

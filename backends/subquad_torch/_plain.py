@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from subquad_numpy import _kernels
 
 without_numba = torch.compiler.assume_constant_result(_kernels.without_numba)  # asked while compiling too
+FORWARD_MODE = "forward-mode differentiation sees through the generic form only"
 
 
 def declines_plain(tensors: Sequence[Tensor]) -> str | None:
@@ -21,14 +22,25 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     wrapped = not compiling and any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     if wrapped or torch._C._are_functorch_transforms_active():  # also of a function that closes over the tensors
         return "functional transforms see through the generic form only"
-    dual = forward_ad._current_level >= 0
-    if dual and (compiling or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)):
-        return "forward-mode differentiation sees through the generic form only"  # the tangent would be lost
+    if _with_tangent(tensors):
+        return FORWARD_MODE
     if compiling:
         return None  # the operator is a node of the graph
     if any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors):
         return f"it takes plain tensors, got {[type(x).__name__ for x in tensors]}"
     return None
+
+
+def _with_tangent(tensors: Sequence[Tensor]) -> bool:
+    """Has one of them a tangent, or may it while compiling? An operator without formula would lose it."""
+    if forward_ad._current_level < 0:
+        return False
+    return torch.compiler.is_compiling() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def is_eager(tensors: Sequence[Tensor]) -> bool:
+    """Are they plain tensors, and is nothing compiled or recorded as a program?"""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and declines_plain(tensors) is None
 
 
 def declines_operator(*tensors: Tensor | None, **_: bool) -> str | None:
