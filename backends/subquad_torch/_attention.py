@@ -10,6 +10,8 @@ from subquad_torch._plain import is_eager
 
 # A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
 MASK_ENTRIES = 2**24
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
+VECTOR = 16  # numbers in the longest vector of a CPU: of fewer logits, and no mask, its kernel takes NaN for −∞
 
 
 def declines(
@@ -32,7 +34,8 @@ def softmax_attention(
     n, n_kv = q.shape[-2], k.shape[-2]
     if scale <= 0:  # the fused kernels take −∞ times the scale for a hidden key
         q, scale = q * scale, 1.0
-    is_causal = causal and n == n_kv and key_mask is None
+    short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR  # a program has one form for all lengths
+    is_causal = causal and n == n_kv and key_mask is None and not short
     mask = seen = poison = None
     if key_mask is not None:
         keep = key_mask[..., None]
@@ -51,6 +54,8 @@ def softmax_attention(
     if mask is not None:
         seen = mask.any(-1, keepdim=True)
         mask = mask | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
+    elif short:
+        mask = torch.ones((1, n_kv), dtype=torch.bool, device=q.device)
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2])
     # the fused kernels take exactly four axes
     queries, keys, values = (
