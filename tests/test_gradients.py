@@ -52,6 +52,26 @@ def test_torch_gradcheck(row: Row) -> None:
         assert torch.autograd.gradcheck(attend, (*inputs, *given), fast_mode=True)
 
 
+@pytest.mark.parametrize("form", ["plain", "causal", "mask", "causal-mask", "negative-scale"])
+def test_torch_differentiates_exact_attention_twice(form: str) -> None:
+    """PyTorch's fused attention, which wants d_v = d, knows first derivatives only. q, k, v depend on one another."""
+    torch = pytest.importorskip("torch")
+    n = 17
+    mask = torch.arange(n) % 4 > 0 if form in ("mask", "causal-mask") else None
+    options = {"causal": "causal" in form, "key_mask": mask, "scale": -0.7 if form == "negative-scale" else None}
+    drawn = Case((1, 2, n, D), (1, 1, n, D), (1, 1, n, D)).draw()
+    q, k, v = (torch.from_numpy(drawn[name] / 2).requires_grad_() for name in ("q", "k", "v"))
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k * q[:, :1], v + k, "exact", implementation="sdpa", **options)
+
+    assert torch.autograd.gradgradcheck(attend, (q, k, v), fast_mode=True)
+    loss = attend(q, k, v).square().sum()
+    plain, further = (torch.autograd.grad(loss, (q, k, v), retain_graph=True, create_graph=x) for x in (False, True))
+    for one, other in zip(plain, further, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 @rows(named("exact", "exact-generic", "favor-seed", "favor-relu", "linear", "nystrom", "nystrom-ridge"))
 def test_jax_check_grads(jax_library: Jax, row: Row) -> None:
     """Reverse mode against finite differences along a random direction."""

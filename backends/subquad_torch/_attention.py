@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad_torch._plain import is_eager
+from subquad.kernels.softmax_attention import softmax_attention as dispatched_attention
+from subquad_torch._plain import declines_orders, differentiate_again, is_eager, sees_through
 
+generic_attention = dispatched_attention.__wrapped__  # type: ignore[attr-defined]
 # A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
 MASK_ENTRIES = 2**24
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
@@ -24,7 +29,7 @@ def declines(
     entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
     if causal and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
         return f"it would need a mask of {entries} entries, n × n_kv = {n} × {n_kv} for each item of key_mask"
-    return None
+    return declines_orders([q, k, v])
 
 
 def softmax_attention(
@@ -65,9 +70,29 @@ def softmax_attention(
         mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
     out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
     out = out.reshape(*batch, n, v.shape[-1])
+    if out.requires_grad and is_eager([q, k, v]):
+        out = DifferentiableAgain.apply(out, {"scale": scale, "causal": causal}, key_mask, q, k, v)  # type: ignore[no-untyped-call]
     if seen is not None:
         out = torch.where(seen, out, 0.0)
     return out if poison is None else torch.where(poison, torch.nan, out)
+
+
+class DifferentiableAgain(torch.autograd.Function):
+    """The attention `out` of q, k and v itself, with PyTorch's gradient; one to go on with is the generic form's."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, options: dict[str, Any], key_mask: Tensor | None, *floats: Tensor) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(key_mask, *floats)
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if not sees_through(grad, operator=True):
+            return grad, *5 * [None]
+        key_mask, *floats = ctx.saved_tensors
+        again = partial(generic_attention, key_mask=key_mask, **ctx.options)
+        return None, None, None, *differentiate_again(again, floats, ctx.needs_input_grad[3:], grad)
 
 
 def _can_read(tensors: list[Tensor]) -> bool:

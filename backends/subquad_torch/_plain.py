@@ -31,6 +31,22 @@ def declines_plain(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
+def declines_orders(tensors: Sequence[Tensor]) -> str | None:
+    """Why an operator of which PyTorch knows the first derivatives only, backward, cannot take the tensors."""
+    levels = _levels()
+    if "Jvp" in levels or _with_tangent(tensors):
+        return FORWARD_MODE
+    if levels.count("Grad") > 1:
+        return "functional second derivatives see through the generic form only"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _levels() -> list[str]:
+    """Names of the functional transforms that are active, of which a compiled function is made for each."""
+    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
+
+
 def _with_tangent(tensors: Sequence[Tensor]) -> bool:
     """Has one of them a tangent, or may it while compiling? An operator without formula would lose it."""
     if forward_ad._current_level < 0:
