@@ -148,6 +148,14 @@ def test_state_with_more_batch_axes_than_the_arrays(row: Row) -> None:
         assert all(relative_error(after[name], merged[name]) < 1e-12 for name in merged)
 
 
+@rows(MAIN)
+def test_a_mask_alone_may_empty_the_batch(eager: Library, row: Row) -> None:
+    q, k, v = (x[None] for x in list(Case((N, D), (N, D), (N, 5)).draw().values())[:3])
+    for causal in row.forms:
+        out = eager.call(row.call(causal=causal), q, k, v, np.ones((0, N), dtype=bool), {}, dtype="float64")
+        assert eager.numpy(out).shape == (0, N, 5)
+
+
 @scans(*(scan.name for scan in SCANS if scan.batch))
 def test_scan_item_alone_equals_item_in_batch(scan: Scan) -> None:
     drawn = scan.draw(70)

@@ -337,6 +337,22 @@ def test_memory_of_all_items_counts(library: Library, causal: bool, queries: int
         assert (explanation.implementation != "generic") is taken, explanation
 
 
+@pytest.mark.parametrize("form", ["plain", "causal", "mask"])
+def test_memory_of_torch_attention_grows_no_faster_than_n(form: str) -> None:
+    """A mask of the keys is not spread over the queries; without one nothing is copied."""
+    torch = pytest.importorskip("torch")
+    from subquad_torch.bench import peak_extra_memory
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        mask = torch.arange(len(k)) < len(k) - 9 if form == "mask" else None
+        return subquad.attention(q, k, v, "exact", causal=form == "causal", key_mask=mask, implementation="sdpa")
+
+    peaks = [peak_extra_memory(attend, *torch.zeros(3, n, 64)) for n in (2048, 8192)]
+    assert peaks[1] < 5 * peaks[0]
+    copies = 2 if form == "mask" else 0  # of k and v, with zeros for what is hidden
+    assert peaks[1] - peaks[0] <= (copies + 1) * (8192 - 2048) * 64 * 4
+
+
 def test_jax_override_runs(jax_library: Jax) -> None:
     """It wants d_v = d, which the table of cases avoids."""
     q, k, v = (jax_library.array(x, "float32") for x in np.random.default_rng(0).standard_normal((3, 2, 9, 4)))

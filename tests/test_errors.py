@@ -463,6 +463,36 @@ def test_reach_elsewhere(row: Row, name: str) -> None:
     check_reach(Torch(), row, row.causal, name, np.nan)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_kv", [1, 2, 3, 4, 7, 8, 9, 15, 16, 17])
+def test_query_that_is_not_finite_spoils_its_row_however_few_keys_there_are(
+    n_kv: int, dtype: str, value: float
+) -> None:
+    """Fewer than a vector holds, also causal ones; not the rows that see no key."""
+    torch = pytest.importorskip("torch")
+    q, k = torch.rand(2, 40, D, dtype=getattr(torch, dtype), generator=torch.Generator().manual_seed(0))
+    q[n_kv // 2, 0] = value
+    k, row = k[:n_kv] - 0.5, n_kv // 2
+    for rows_of_q, causal in ((q, False), (q[:n_kv], True), (q, True), (q[row : row + 1], True)):
+        out = subquad.attention(rows_of_q, k, k, "exact", causal=causal, implementation="sdpa")
+        want = subquad.attention(rows_of_q, k, k, "exact", causal=causal, implementation="generic")
+        assert torch.equal(out.isnan(), want.isnan())
+        sees = not causal or row >= len(rows_of_q) - n_kv
+        assert bool(out.isnan().any()) is sees
+
+
+def test_query_that_is_not_finite_spoils_its_row_beside_few_landmarks() -> None:
+    torch = pytest.importorskip("torch")
+    q = torch.rand(70, D, generator=torch.Generator().manual_seed(0))
+    spoilt = q.clone()
+    spoilt[33] = torch.nan
+    landmarks = {"landmarks": (q[::10], q[::10])}
+    out = subquad.attention(spoilt, q, q, "nystrom", **landmarks)
+    assert bool(out[33].isnan().all())
+    assert bool(torch.cat([out[:33], out[34:]]).isfinite().all())
+
+
 def check_reach(library: Library, row: Row, causal: bool, name: str, value: float) -> None:
     """One entry of item 0, row 7 is not finite: rows that see it are not finite, all others are as before."""
     inputs, arrays = SEEN.draw(), row.arrays(SEEN)

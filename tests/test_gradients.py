@@ -11,6 +11,8 @@ from libraries import Jax, Torch, relative_error
 from methods import METHODS, Case, D, Row, named, rows
 from scans import Scan, scans
 
+import subquad
+
 # small: finite differences cost one call per number
 N = 5
 CASE = Case((1, 2, N, D), (1, 1, N, D), (1, 1, N, 2))
@@ -48,6 +50,26 @@ def test_torch_gradcheck(row: Row) -> None:
 
         given = [arrays[name].requires_grad_(arrays[name].is_floating_point()) for name in names]
         assert torch.autograd.gradcheck(attend, (*inputs, *given), fast_mode=True)
+
+
+@pytest.mark.parametrize("form", ["plain", "causal", "mask", "causal-mask", "negative-scale"])
+def test_torch_differentiates_exact_attention_twice(form: str) -> None:
+    """PyTorch's fused attention, which wants d_v = d, knows first derivatives only. q, k, v depend on one another."""
+    torch = pytest.importorskip("torch")
+    n = 17
+    mask = torch.arange(n) % 4 > 0 if form in ("mask", "causal-mask") else None
+    options = {"causal": "causal" in form, "key_mask": mask, "scale": -0.7 if form == "negative-scale" else None}
+    drawn = Case((1, 2, n, D), (1, 1, n, D), (1, 1, n, D)).draw()
+    q, k, v = (torch.from_numpy(drawn[name] / 2).requires_grad_() for name in ("q", "k", "v"))
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k * q[:, :1], v + k, "exact", implementation="sdpa", **options)
+
+    assert torch.autograd.gradgradcheck(attend, (q, k, v), fast_mode=True)
+    loss = attend(q, k, v).square().sum()
+    plain, further = (torch.autograd.grad(loss, (q, k, v), retain_graph=True, create_graph=x) for x in (False, True))
+    for one, other in zip(plain, further, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @rows(named("exact", "exact-generic", "favor-seed", "favor-relu", "linear", "nystrom", "nystrom-ridge"))
@@ -93,6 +115,34 @@ def check_scan(scan: Scan, implementation: str) -> None:
             # the state knows nothing of what only the output reads
             silent = i == 1 and name in ("C", "D", "z")
             assert silent or (gradient is not None and bool((gradient != 0).any())), f"{name} has no gradient"
+
+
+def tied(P: Any, other: Any) -> tuple[Any, Any, Any]:
+    """A, B, C where B and C are one parameter."""
+    return -other, P, P
+
+
+def normalised(P: Any, other: Any) -> tuple[Any, Any, Any]:
+    """A, B, C where B = √(1 − exp(2A)) keeps the variance of the state, as in a linear recurrent unit."""
+    A = -P.exp()
+    return A, (1 - (2 * A).exp()).sqrt(), other
+
+
+@pytest.mark.parametrize("maps", [tied, normalised])
+def test_scan_counts_what_its_inputs_share_once(maps: Any) -> None:
+    """Inputs that are or were computed from one another, in a gradient to go on with."""
+    torch = pytest.importorskip("torch")
+    u, delta = torch.rand(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other, P = torch.rand(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    P.requires_grad_()
+
+    def call(P: Any) -> Any:
+        return subquad.selective_scan(u, delta, *maps(P, other))
+
+    assert torch.autograd.gradgradcheck(call, P)
+    loss = call(P).square().sum()
+    plain, further = (torch.autograd.grad(loss, P, retain_graph=True, create_graph=more)[0] for more in (False, True))
+    torch.testing.assert_close(further, plain, rtol=1e-12, atol=1e-12)
 
 
 @scans("gated", "groups", "reverse")

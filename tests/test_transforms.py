@@ -132,6 +132,123 @@ def test_torch_forward_mode_of_the_scan(torch: Any) -> None:
         assert relative_error(tangent.numpy(), value.numpy()) < TOLERANCE["float64"]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_exports_exact_attention_of_any_length(torch: Any, causal: bool) -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return subquad.attention(x, x, x, "exact", causal=causal)
+
+    n = torch.export.Dim("n", min=2, max=4096)
+    program = torch.export.export(Layer(), (torch.rand(1, 20, 8),), dynamic_shapes=({1: n},)).module()
+    for length in (3, 40):
+        x = torch.rand(1, length, 8)
+        assert torch.allclose(program(x), Layer()(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_higher_derivatives_of_exact_attention(torch: Any, causal: bool, compiled: bool) -> None:
+    """Forward mode and functional second derivatives, which PyTorch's own attention lacks, are the generic form's."""
+    generator = torch.Generator().manual_seed(0)
+    x, along = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    forward_ad, func = torch.autograd.forward_ad, torch.func
+
+    def loss(x: Any, implementation: str) -> Any:
+        out = subquad.attention(x, x * x, x, "exact", causal=causal, implementation=implementation)
+        return out.square().sum()
+
+    def dual(x: Any, implementation: str) -> Any:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(loss(forward_ad.make_dual(x, along), implementation)).tangent
+
+    def jvp(x: Any, implementation: str) -> Any:
+        return func.jvp(lambda x: loss(x, implementation), (x,), (along,))[1]
+
+    def hessian(x: Any, implementation: str) -> Any:
+        return func.hessian(lambda x: loss(x, implementation))(x)
+
+    def again(x: Any, implementation: str) -> Any:
+        return func.grad(lambda x: (func.grad(lambda x: loss(x, implementation))(x) * along).sum())(x)
+
+    for call in (dual, jvp, hessian, again):
+        want = call(x, "generic")
+        got = (torch.compile(call, fullgraph=True, backend="aot_eager") if compiled else call)(x, "auto")
+        assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("order", ["one", "batch"])
+def test_torch_functional_first_derivatives_keep_the_fused_attention(torch: Any, order: str) -> None:
+    """It knows those, and holds no n × n matrix."""
+    q = torch.rand(2, 70, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(q: Any) -> Any:
+        return subquad.attention(q, q, q, "exact", implementation="sdpa").square().sum()
+
+    got = torch.func.grad(loss)(q) if order == "one" else torch.func.vmap(torch.func.grad(loss))(q)
+    want = torch.autograd.grad(loss(q.requires_grad_()), q)[0]
+    assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
+def scans_of(torch: Any) -> dict[str, Any]:
+    """Both scans as functions of one tensor (5, 3), the other inputs fixed."""
+    generator = torch.Generator().manual_seed(0)
+    a, x = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    A = -torch.rand(3, 2, dtype=torch.float64, generator=generator)
+    return {
+        "linear": lambda b: subquad.linear_scan(a, b),
+        "selective": lambda u: subquad.selective_scan(u, a, A, x[:, :2], a[:, :2], x[0], z=x),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "selective"])
+def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
+    """A vectorised Jacobian by each of PyTorch's ways is the one row by row; so are tangents of its rows."""
+    from torch.autograd.functional import jacobian
+
+    forward_ad = torch.autograd.forward_ad
+    function = scans_of(torch)[name]
+    x = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    want = jacobian(function, x)
+    y, rows = function(x), torch.eye(15, dtype=torch.float64).reshape(15, 5, 3)
+
+    def pull(row: Any, **more: Any) -> Any:
+        return torch.autograd.grad(y, x, row, retain_graph=True, **more)[0]
+
+    batched, mapped = pull(rows, is_grads_batched=True), torch.func.vmap(pull)(rows)
+    with forward_ad.dual_level():
+        duals = [pull(forward_ad.make_dual(row, row)) for row in rows]
+        tangents = torch.stack([forward_ad.unpack_dual(x).tangent for x in duals])
+    for got in (jacobian(function, x, vectorize=True), batched, mapped, tangents):
+        assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("name", ["linear", "selective"])
+def test_torch_compile_differentiates_forward_through_a_scan(torch: Any, name: str) -> None:
+    """Transforms and tangents inside of a compiled function, where the operator would lose the tangent."""
+    forward_ad = torch.autograd.forward_ad
+    function = scans_of(torch)[name]
+    generator = torch.Generator().manual_seed(1)
+    x, along = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def dual(x: Any) -> Any:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(x, along))).tangent
+
+    def jvp(x: Any) -> Any:
+        return torch.func.jvp(function, (x,), (along,))[1]
+
+    def hessian(x: Any) -> Any:
+        return torch.func.hessian(lambda x: function(x * x).square().sum())(x)
+
+    for call in (dual, jvp, hessian):
+        want = call(x)
+        assert bool((want != 0).any())
+        got = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
+        assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+
+
 @rows(SOME)
 def test_jax_transforms(jax_library: Jax, row: Row) -> None:
     """vmap of jit equals the batch; vmap(grad) equals the gradient of the batch."""

@@ -10,7 +10,7 @@ import torch
 
 from subquad._blocks import loop_blocks, rows
 from subquad._dispatch import Override
-from subquad_torch import _attention, _features, _few, _linear_scan, _scan
+from subquad_torch import _attention, _features, _few, _linear_scan, _plain, _scan
 
 KERNELS = {
     "feature_product": (Override("numba", _features.feature_product, _features.declines),),
@@ -18,9 +18,9 @@ KERNELS = {
         Override("numba", _few.softmax_attention, _few.declines),
         Override("sdpa", _attention.softmax_attention, _attention.declines),
     ),
-    "linear_scan": (Override("numba", _linear_scan.linear_scan, _linear_scan.declines),),
+    "linear_scan": (Override("numba", _linear_scan.linear_scan, _plain.declines_operator),),
     "selective_scan": (
-        Override("numba", _scan.selective_scan, _scan.declines),
+        Override("numba", _scan.selective_scan, _plain.declines_operator),
         Override("rawkernel", _scan.selective_scan, _scan.declines_cuda),
     ),
 }

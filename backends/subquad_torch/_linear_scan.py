@@ -8,16 +8,7 @@ import torch
 from torch import Tensor
 
 from subquad.kernels._linear_scan_gradient import linear_scan_gradient
-from subquad_torch._plain import as_numpy, declines_plain, without_numba
-
-
-def declines(*tensors: Tensor | None, reverse: bool) -> str | None:
-    """Why the compiled kernel cannot take the call."""
-    given = [x for x in tensors if x is not None]
-    where = given[0].device.type
-    if where not in ("cpu", "meta"):
-        return f"it runs on cpu, the tensors are on {where}"
-    return without_numba() or declines_plain(given)
+from subquad_torch._plain import as_numpy, sees_through
 
 
 def linear_scan(a: Tensor, b: Tensor, initial_state: Tensor | None, /, *, reverse: bool) -> Tensor:
@@ -42,7 +33,7 @@ class LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Any, ...]:
         a, h, initial_state = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        if sees_through(grad_h, operator=True):
             by_a, by_b, by_state = linear_scan_gradient(a, h, initial_state, grad_h, reverse=ctx.reverse)
         else:
             by_a, by_b, by_state = scan_backward(a, h, initial_state, ctx.reverse, grad_h)

@@ -7,6 +7,7 @@ arrangement in which eager mode, double backward, `torch.compile(fullgraph=True)
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -15,19 +16,10 @@ from torch import Tensor
 
 from subquad.kernels.selective_scan import Inputs, widened
 from subquad.kernels.selective_scan import selective_scan as dispatched_scan
-from subquad_torch._plain import as_numpy, declines_plain, has, without_numba
+from subquad_torch._plain import as_numpy, declines_plain, differentiate_again, has, sees_through
 
 generic_scan = dispatched_scan.__wrapped__  # type: ignore[attr-defined]
 MAPS = 9  # tensor inputs of the scan: u, delta, A, B, C, D, z, delta_bias, initial_state
-
-
-def declines(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:
-    """Why the CPU kernel cannot take the call."""
-    given = [x for x in tensors if x is not None]
-    where = given[0].device.type
-    if where not in ("cpu", "meta"):
-        return f"it runs on cpu, the tensors are on {where}"
-    return without_numba() or declines_plain(given)
 
 
 def declines_cuda(*tensors: Tensor | None, delta_softplus: bool, reverse: bool) -> str | None:
@@ -66,17 +58,13 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
+        tensors, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
         flags = {"delta_softplus": ctx.delta_softplus, "reverse": ctx.reverse}
-        wanted = [x is not None and need for x, need in zip(tensors, ctx.needs_input_grad[2:], strict=True)]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            given = [x for x, want in zip(tensors, wanted, strict=True) if want]
-            grads = iter(
-                torch.autograd.grad(generic_scan(*tensors, **flags), given, (grad_y, grad_state), create_graph=True)
-            )
-            return (None, None, *(next(grads) if want else None for want in wanted))
+        if sees_through(grad_y, grad_state, operator=True):
+            again = partial(generic_scan, **flags)
+            return None, None, *differentiate_again(again, tensors, need, (grad_y, grad_state))
         found = scan_backward(*tensors, ctx.delta_softplus, ctx.reverse, grad_y, grad_state)
-        return (None, None, *(grad if want else None for grad, want in zip(found, wanted, strict=True)))
+        return None, None, *(grad if needed else None for grad, needed in zip(found, need, strict=True))
 
 
 @torch.library.custom_op("subquad::selective_scan", mutates_args=(), device_types="cpu")
