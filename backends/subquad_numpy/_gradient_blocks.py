@@ -3,7 +3,7 @@
     forward:  φ_k[j] = exp(x[j] − shift),  S = Σ_j φ_k[j] v[j]ᵀ,  s = Σ_j φ_k[j],     x[j] = k[j] W − h |k[j]|²
               φ_q[i] = exp(y[i]),  D[i] = φ_q[i]ᵀ s,  out[i] = φ_q[i]ᵀ S / D[i],     y[i] = q[i] W + start
 
-The gradient is fused like the product itself (see `_features`): queries first (`_query_gradient`), then keys
+The gradient is fused like the product itself (see `_summary`): queries first (`_query_gradient`), then keys
 (`_key_gradient`). The shift cancels in out, so it counts as a constant.
 """
 

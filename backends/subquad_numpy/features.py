@@ -11,9 +11,10 @@ import numpy as np
 from subquad.kernels._feature_map import Elu, Exponential, map_of
 from subquad.kernels.feature_product import feature_product as dispatched_product
 from subquad_numpy._causal_features import CAUSAL_FRAME, causal_kernel
-from subquad_numpy._features import READING_FRAME, SUMMARY_FRAME, reading_kernel, summary_kernel
 from subquad_numpy._frame import offsets, row_step, run, with_whole_rows
+from subquad_numpy._reading import READING_FRAME, reading_kernel
 from subquad_numpy._side import Side, sides_of
+from subquad_numpy._summary import SUMMARY_FRAME, summary_kernel
 
 Array = np.ndarray[Any, Any]
 
