@@ -13,8 +13,15 @@ from interpreter import python
 
 pytest.importorskip("numba")
 
+from numba.core.dispatcher import Dispatcher
+
 from subquad.kernels._feature_map import Elu, Exponential
 from subquad_numpy import features
+from subquad_numpy._causal_features import causal_kernel
+from subquad_numpy._key_gradient import key_gradient_kernel
+from subquad_numpy._query_gradient import query_gradient_kernel
+from subquad_numpy._reading import reading_kernel
+from subquad_numpy._summary import summary_kernel
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
 TOLERANCE = {"float32": 4e-6, "float64": 2e-14}
@@ -365,3 +372,10 @@ def test_no_keys_and_no_queries() -> None:
         assert features.feature_product(q[:, :0], k, v, **options).shape == (2, 0, 6)
     assert features.softmax_attention(q[:, :0], k, v, scale=1.0).shape == (2, 0, 6)
     assert features.feature_product(q[:0], k[:0], v[:0], phi=phi).shape == (0, 3, 6)
+
+
+def test_kernels_on_disk_are_found() -> None:
+    """Numba looks them up by what they close over: a compiled function among that has another name in every process."""
+    for make in (summary_kernel, reading_kernel, causal_kernel, query_gradient_kernel, key_gradient_kernel):
+        cells = make(np.dtype("float32"), True)._native._pyfunc.__closure__
+        assert not any(isinstance(cell.cell_contents, Dispatcher) for cell in cells)

@@ -23,7 +23,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
-from subquad_numpy._maps import map_of
+from subquad_numpy._maps import log_after, log_of, times_value
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
@@ -62,7 +62,6 @@ CAUSAL_FRAME = (
 @cache
 def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `attend(first, last, frame)`."""
-    log_of, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     block = PANEL * lanes  # rows: the columns of one panel
     high = -(-block // TILE_ROWS) * TILE_ROWS
@@ -195,7 +194,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 if elu:
                     for i in range(0, m * block, lanes):
                         store(keys, i, load(keys, i) * k_factor)
-                        store(x, i, log_of(load(keys, i)))
+                        store(x, i, log_of(load(keys, i), elu))
                 else:
                     multiply(turned, depth, 1, height, keys, depth, depth, block, lanes, nothing, 0, x, block)
                 for r in range(block):
@@ -217,16 +216,16 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         rows[i] = 0
                     multiply(rows, d, 1, whole, packed, d, d, width, lanes, reference, 0, phi_q, stride)
                 for r in range(count):
-                    high_lanes = log_after(load(phi_q, r * stride), reference, 0)
+                    high_lanes = log_after(load(phi_q, r * stride), reference, 0, elu)
                     for i in range(lanes, width, lanes):
-                        high_lanes = at_least(log_after(load(phi_q, r * stride + i), reference, i), high_lanes)
+                        high_lanes = at_least(log_after(load(phi_q, r * stride + i), reference, i, elu), high_lanes)
                     highest = largest(high_lanes)
                     if highest == lowest:
                         highest = zero
                     along = zeros(rows)
                     for i in range(0, width, lanes):
                         y = load(phi_q, r * stride + i)
-                        e = times_value(exp_negative(log_after(y, reference, i) - highest), y)
+                        e = times_value(exp_negative(log_after(y, reference, i, elu) - highest), y, elu)
                         store(phi_q, r * stride + i, e)
                         along = along + e * load(k_sum, i)
                     seen[r] = total(along)
@@ -239,7 +238,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     most = at_least(most, finite)
                     for i in range(m):
                         e = exp_negative((load(x, i * block + j) - spread(reference, i)) - most)
-                        store(phi_k, i * block + j, times_value(e, load(above, i * block + j)))
+                        store(phi_k, i * block + j, times_value(e, load(above, i * block + j), elu))
                 multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
                 most_seen = lowest
                 for r in range(count):
@@ -289,7 +288,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     start = new if new != lowest else zero
                     along = zeros(rows)
                     for j in range(0, block, lanes):
-                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j))
+                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), elu)
                         store(x, i * block + j, e)
                         along = along + e
                     store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))

@@ -16,7 +16,7 @@ from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._gradient_blocks import ROWS, add_product, into_panels, rows_out
-from subquad_numpy._maps import map_of
+from subquad_numpy._maps import log_of, times_value
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import aligned, lanes_of, load, pointer, shifted, spread, store, total, zeros
@@ -39,7 +39,6 @@ KEY_FRAME = (
 @cache
 def key_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `differentiate(first, last, frame)` for keys; the chunk varies fastest."""
-    log_of, _, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero = dtype.type(0)
@@ -159,9 +158,9 @@ def key_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     sum_phi = zeros(rows)
                     for i in range(0, width, lanes):
                         y = load(exponents, r * stride + i)
-                        phi = exp_negative(log_of(y) - load(shift, i))
+                        phi = exp_negative(log_of(y, elu) - load(shift, i))
                         change = load(by_phi, r * stride + i) * phi
-                        store(exponents, r * stride + i, times_value(phi, y))
+                        store(exponents, r * stride + i, times_value(phi, y, elu))
                         store(by_phi, r * stride + i, change * factor if elu else change)
                         sum_phi = sum_phi + change
                     edge[0] = -2 * half_scale * total(sum_phi)

@@ -1,7 +1,10 @@
 """φ = value · exp(log) of vectors y, as `subquad.kernels._feature_map` has it.
 
-exponentials:  log = y,           value = 1
-elu(y) + 1:    log = min(y, 0),   value = 1 + max(y, 0)
+    exponentials:  log = y,           value = 1
+    elu(y) + 1:    log = min(y, 0),   value = 1 + max(y, 0)
+
+`elu` is a constant of the kernel that calls. (A function that a kernel closes over would have another name in every
+process, and the kernel on disk would not be found.)
 """
 
 from typing import Any
@@ -11,35 +14,24 @@ from subquad_numpy._simd import at_least, at_most, inline, load
 
 
 @inline
-def _itself(y: Any) -> Any:
+def log_of(y: Any, elu: bool) -> Any:
+    """log φ."""
+    if elu:
+        y = at_most(y, ZERO(y))
     return y
 
 
 @inline
-def _with_its_start(y: Any, start: Any, i: int) -> Any:
-    return y  # the product that gave y began with it
+def log_after(y: Any, start: Any, i: int, elu: bool) -> Any:
+    """log φ + start[i …]; the product that gave y of an exponential began with it."""
+    if elu:
+        y = at_most(y, ZERO(y)) + load(start, i)
+    return y
 
 
 @inline
-def _alone(e: Any, y: Any) -> Any:
+def times_value(e: Any, y: Any, elu: bool) -> Any:
+    """e = exp(log φ) times the value."""
+    if elu:
+        e = e * (at_least(y, ZERO(y)) + 1.0)
     return e
-
-
-@inline
-def _low(y: Any) -> Any:
-    return at_most(y, ZERO(y))
-
-
-@inline
-def _low_after(y: Any, start: Any, i: int) -> Any:
-    return at_most(y, ZERO(y)) + load(start, i)
-
-
-@inline
-def _times_high(e: Any, y: Any) -> Any:
-    return e * (at_least(y, ZERO(y)) + 1.0)
-
-
-def map_of(elu: bool) -> tuple[Any, Any, Any]:
-    """The functions y → log, (y, start, i) → log + start[i …] and (e, y) → e · value, to be compiled into a kernel."""
-    return (_low, _low_after, _times_high) if elu else (_itself, _with_its_start, _alone)

@@ -17,7 +17,7 @@ from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
 from subquad_numpy._gradient_blocks import ROWS, add_product, into_panels, rows_out
-from subquad_numpy._maps import map_of
+from subquad_numpy._maps import log_after, times_value
 from subquad_numpy._math import ZERO, exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
@@ -52,7 +52,6 @@ QUERY_FRAME = (
 @cache
 def query_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `differentiate(first, last, frame)` for queries; the chunk varies fastest."""
-    _, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
@@ -148,16 +147,16 @@ def query_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 if not elu:
                     multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, stride)
                 for r in range(count):
-                    top = log_after(load(exponents, r * stride), start, 0)
+                    top = log_after(load(exponents, r * stride), start, 0, elu)
                     for i in range(lanes, width, lanes):
-                        top = at_least(log_after(load(exponents, r * stride + i), start, i), top)
+                        top = at_least(log_after(load(exponents, r * stride + i), start, i, elu), top)
                     highest = largest(top)
                     if highest == lowest:  # the row sees nothing
                         highest = zero
                     seen = zeros(rows)
                     for i in range(0, width, lanes):
                         y = load(exponents, r * stride + i)
-                        e = times_value(exp_negative(log_after(y, start, i) - highest), y)
+                        e = times_value(exp_negative(log_after(y, start, i, elu) - highest), y, elu)
                         store(exponents, r * stride + i, e)
                         seen = seen + e * load(k_sum, i)
                     edge[0] = total(seen)

@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
-from subquad_numpy._maps import map_of
+from subquad_numpy._maps import log_after, times_value
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack
 from subquad_numpy._simd import (
@@ -49,7 +49,6 @@ READING_FRAME = (
 @cache
 def reading_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `read(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
-    _, log_after, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, lowest = dtype.type(0), dtype.type(-np.inf)
@@ -119,16 +118,16 @@ def reading_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         rows[i] = 0
                     multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, exponents, width)
                 for r in range(count):
-                    top = log_after(load(exponents, r * width), start, 0)
+                    top = log_after(load(exponents, r * width), start, 0, elu)
                     for i in range(lanes, width, lanes):
-                        top = at_least(log_after(load(exponents, r * width + i), start, i), top)
+                        top = at_least(log_after(load(exponents, r * width + i), start, i, elu), top)
                     highest = largest(top)
                     if highest == lowest:  # the row sees nothing
                         highest = zero
                     seen = zeros(rows)
                     for i in range(0, width, lanes):
                         y = load(exponents, r * width + i)
-                        e = times_value(exp_negative(log_after(y, start, i) - highest), y)
+                        e = times_value(exp_negative(log_after(y, start, i, elu) - highest), y, elu)
                         store(exponents, r * width + i, e)
                         seen = seen + e * load(k_sum, i)
                     edge[0] = total(seen)

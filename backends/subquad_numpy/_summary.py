@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
-from subquad_numpy._maps import map_of
+from subquad_numpy._maps import log_of, times_value
 from subquad_numpy._math import exp_negative
 from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
 from subquad_numpy._simd import (
@@ -55,7 +55,6 @@ SUMMARY_FRAME = (
 @cache
 def summary_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `summarize(first, last, frame)`, which runs tasks first to last - 1; the chunk varies fastest."""
-    log_of, _, times_value = map_of(elu)
     lanes = lanes_of(dtype)
     kind = numba.from_dtype(dtype)
     zero, lowest, least = dtype.type(0), dtype.type(-np.inf), np.finfo(dtype).min
@@ -155,13 +154,13 @@ def summary_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     store(new, i, load(shift, i))
                 for r in range(count):
                     for i in range(0, width, lanes):
-                        store(new, i, at_least(log_of(load(exponents, r * stride + i)), load(new, i)))
+                        store(new, i, at_least(log_of(load(exponents, r * stride + i), elu), load(new, i)))
                 for i in range(0, width, lanes):
                     store(block_sum, i, zeros(rows))
                 for r in range(count):
                     for i in range(0, width, lanes):
                         y = load(exponents, r * stride + i)
-                        e = times_value(exp_negative(log_of(y) - at_least(load(new, i), finite)), y)
+                        e = times_value(exp_negative(log_of(y, elu) - at_least(load(new, i), finite)), y, elu)
                         store(exponents, r * stride + i, e)
                         store(block_sum, i, load(block_sum, i) + e)
                 multiply(
