@@ -41,11 +41,12 @@ def instantiations(storage, states, constant=(False, True)):
     sizes = {"groups": 1, "multiprocessors": 1}
     for d_state in states:
         forward = _plan.plan_forward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
-        backward = _plan.plan_backward(1, 1, 1, d_state, **sizes)
+        backward = _plan.plan_backward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
         for constant_B, constant_C in itertools.product(constant, constant):
-            yield forward.kernel("scan_forward", storage, constant_B, constant_C)
+            yield forward.kernel("scan_forward", storage, constant_B, constant_C, True)
             yield backward.kernel("scan_backward", storage, constant_B, constant_C)
         for flag in constant:
+            yield forward.kernel("scan_forward", storage, flag, True, False)
             yield forward.kernel("scan_tail", storage, flag, False)
             yield backward.kernel("scan_tail", storage, flag, True)
     if storage in ("float", "double"):
@@ -89,7 +90,7 @@ def check(kernels, architecture, folder):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_the_usual_kernels_do_not_spill(architecture, tmp_path):
     kernels = list(instantiations("float", [16, 256], constant=(False,)))
-    kernels += ["scan_forward<bf16, 4, 4, 2, false, false>", "scan_backward<bf16, 4, 4, false, false>"]
+    kernels += ["scan_forward<bf16, 4, 4, 2, false, false, true>", "scan_backward<bf16, 4, 4, 2, false, false>"]
     check(kernels, architecture, tmp_path)
 
 

@@ -322,7 +322,7 @@ def test_it_declines_what_it_cannot_do():
 def test_geometry_covers_every_channel_and_step_once(shape, multiprocessors):
     batch, n, d, d_state = shape
     forward = _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
-    backward = _plan.plan_backward(*shape, groups=1, multiprocessors=multiprocessors)
+    backward = _plan.plan_backward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
     for plan in (forward, backward):
         width = _plan.THREADS // plan.lanes * plan.channels
         assert (plan.blocks - 1) * width < d <= plan.blocks * width

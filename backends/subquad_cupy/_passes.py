@@ -56,7 +56,9 @@ def forward(
     """Steps `start` to `stop`, from state `first` to `last`; y is (batch, n, d). What is None is not written."""
     plan = plan_forward(*operands.sizes(start, stop), itemsize=operands.itemsize, **_machine(operands))
     scan = operands.arguments(plan, start, stop, {"y": y}, first=first, last=last, checkpoints=checkpoints)
-    _run(operands, plan, "scan_forward", scan, enters=operands.constant["B"], adjoint=False)
+    constant_B, constant_C = operands.constant.values()
+    flags = constant_B, constant_C or y is None, y is not None  # without y, C is not read
+    _run(operands, plan, plan.kernel("scan_forward", operands.storage, *flags), scan, enters=constant_B, adjoint=False)
 
 
 def backward(
@@ -73,7 +75,7 @@ def backward(
     adjoint of the state before them and the parts of the gradients that are sums over time.
     """
     batch, steps, d, d_state = operands.sizes(start, stop)
-    plan = plan_backward(batch, steps, d, d_state, **_machine(operands))
+    plan = plan_backward(batch, steps, d, d_state, itemsize=operands.itemsize, **_machine(operands))
     per_chunk = (batch, plan.chunks, d)
     totals = {"dA": operands.new_sums(*per_chunk, d_state)}
     totals |= {name: operands.new_sums(*per_chunk) for name in ("dD", "dbias")}
@@ -85,7 +87,9 @@ def backward(
     channels = {name: rows[name] for name in ("dy", "du", "ddelta", "dz")}
     pointers = {"first": adjoint, "last": before, "checkpoints": checkpoints, **totals}
     scan = operands.arguments(plan, start, stop, channels | parts, **pointers)
-    _run(operands, plan, "scan_backward", scan, enters=operands.constant["C"], adjoint=True)
+    constant_B, constant_C = operands.constant.values()
+    kernel = plan.kernel("scan_backward", operands.storage, constant_B, constant_C)
+    _run(operands, plan, kernel, scan, enters=constant_C, adjoint=True)
 
     for name, constant in operands.constant.items():
         part = parts[f"d{name}"]
@@ -101,7 +105,7 @@ def _machine(operands: Operands) -> dict[str, int]:
     return {"groups": operands.groups, "multiprocessors": operands.device.multiprocessors}
 
 
-def _run(operands: Operands, plan: Plan, name: str, scan: np.ndarray, *, enters: bool, adjoint: bool) -> None:
+def _run(operands: Operands, plan: Plan, kernel: str, scan: np.ndarray, *, enters: bool, adjoint: bool) -> None:
     """Launch a kernel; where the sequence is split, after finding what enters each chunk.
 
     `enters` says whether the map that drives the state is constant: B, and of the adjoint C.
@@ -114,5 +118,5 @@ def _run(operands: Operands, plan: Plan, name: str, scan: np.ndarray, *, enters:
         operands.device.launch(plan.kernel("scan_tail", operands.storage, enters, adjoint), plan.grid, scan)
         blocks = -(-batch * d * d_state // THREADS)
         operands.device.launch(f"scan_carry<{operands.accumulator}, {str(adjoint).lower()}>", blocks, scan)
-    operands.device.launch(plan.kernel(name, operands.storage, *operands.constant.values()), plan.grid, scan)
+    operands.device.launch(kernel, plan.grid, scan)
     del scratch  # until here: memory freed earlier could be handed out again

@@ -50,9 +50,8 @@ class Plan:
     grid: int
 
     def kernel(self, name: str, storage: str, *flags: bool) -> str:
-        """C++ name of the instantiation, say ``scan_forward<float, 4, 4, 2, false, false>``."""
-        sizes = [self.states, self.lanes] + [self.channels] * (name != "scan_backward")
-        arguments = [storage, *map(str, sizes), *(str(flag).lower() for flag in flags)]
+        """C++ name of the instantiation, say ``scan_backward<float, 4, 4, 2, false, false>``."""
+        arguments = [storage, *map(str, (self.states, self.lanes, self.channels)), *(str(flag).lower() for flag in flags)]
         return f"{name}<{', '.join(arguments)}>"
 
 
@@ -68,10 +67,13 @@ def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, items
     return _plan(batch, n, d, groups, states, lanes, channels, multiprocessors)
 
 
-def plan_backward(batch: int, n: int, d: int, d_state: int, *, groups: int, multiprocessors: int) -> Plan:
+def plan_backward(
+    batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int
+) -> Plan:
     """Geometry of `scan_backward` and of the first pass before it."""
     states, lanes = _BACKWARD[padded_states(d_state)]
-    return _plan(batch, n, d, groups, states, lanes, 1, multiprocessors)
+    channels = 2 if itemsize == 4 and states == 4 and lanes > 1 else 1  # two share a sum for dB and dC
+    return _plan(batch, n, d, groups, states, lanes, channels, multiprocessors)
 
 
 def checkpoint_interval(d_state: int, itemsize: int) -> int:

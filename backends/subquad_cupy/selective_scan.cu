@@ -8,6 +8,8 @@
 // A block stages a tile of TT steps in shared memory: softplus, bias, D and the gate are paid once per (t, channel)
 // in the cooperative phases, and one exp2 per state remains for the lanes, A being scaled by log2(e) beforehand.
 // Padding is the identity: delta = 0 gives a = 1 and b = 0, so loops over time and states have no ragged branch.
+// What the next tile needs is loaded before the lanes work on this one: few channels run on few warps, which could
+// not hide the latency of memory by their number.
 //
 // Time order and layout are strides: reverse=True is a negative time stride, a slice needs no copy.
 // Nothing is atomic: every sum over blocks is left as partial sums, which the launcher adds in a fixed order.
@@ -62,33 +64,81 @@ __device__ inline void narrow(float x, bf16& y) {  // to nearest even; NaN stays
     y.bits = (u & 0x7fffffffu) > 0x7f800000u ? 0x7fff : (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
 }
 
-template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T x[V]; };
+// Two values in one word, the first in its low half.
+__device__ inline unsigned pair(float low, float high, fp16) {
+    return float_to_half(low) | (unsigned)float_to_half(high) << 16;
+}
+__device__ inline unsigned pair(float low, float high, bf16) {
+#if !defined(SUBQUAD_HOST) && __CUDA_ARCH__ >= 800
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    bf16 x, y;
+    narrow(low, x);
+    narrow(high, y);
+    return x.bits | (unsigned)y.bits << 16;
+#endif
+}
 
-template <int V, typename T, typename acc>
-__device__ inline void load(const T* from, int valid, bool vector, acc (&x)[V]) {
+// V neighbouring values as they lie in memory. They become numbers where they are used, not where they are loaded:
+// what was asked for ahead of time is not waited for.
+template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Raw {
+    unsigned words[sizeof(T) * V / 4];
+
+    __device__ accumulate<T> operator[](int i) const {
+        if constexpr (sizeof(T) == 2) return widen(T{(unsigned short)(words[i / 2] >> i % 2 * 16)});
+        else if constexpr (sizeof(T) == 4) return __uint_as_float(words[i]);
+        else return __longlong_as_double((long long)words[2 * i + 1] << 32 | words[2 * i]);
+    }
+    __device__ void put(int i, T x) {  // over zeros
+        if constexpr (sizeof(T) == 2) {
+            words[i / 2] |= (unsigned)x.bits << i % 2 * 16;
+        } else if constexpr (sizeof(T) == 4) {
+            words[i] = __float_as_uint(x);
+        } else {
+            const long long bits = __double_as_longlong(x);
+            words[2 * i] = (unsigned)bits;
+            words[2 * i + 1] = (unsigned)(bits >> 32);
+        }
+    }
+};
+
+// The first `valid` of V values, and zeros; `vector`: the address is aligned.
+template <int V, typename T> __device__ inline Raw<T, V> load(const T* from, int valid, bool vector) {
+    Raw<T, V> raw = {};
     if (vector && valid >= V) {
-        const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
 #pragma unroll
-        for (int i = 0; i < V; ++i) x[i] = widen(pack.x[i]);
+        for (int i = 0; i < int(sizeof(T)) * V / 4; ++i) raw.words[i] = reinterpret_cast<const Raw<T, V>*>(from)->words[i];
     } else {
 #pragma unroll
-        for (int i = 0; i < V; ++i) x[i] = i < valid ? widen(from[i]) : acc(0);
+        for (int i = 0; i < V; ++i)
+            if (i < valid) raw.put(i, from[i]);
     }
+    return raw;
 }
 
 template <int V, typename T, typename acc>
 __device__ inline void store(T* to, int valid, bool vector, const acc (&x)[V]) {
     if (vector && valid >= V) {
-        Pack<T, V> pack;
+        Raw<T, V> raw;
+        if constexpr (sizeof(T) == 2) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) narrow(x[i], pack.x[i]);
-        *reinterpret_cast<Pack<T, V>*>(to) = pack;
+            for (int i = 0; i < V; i += 2) raw.words[i / 2] = pair(x[i], x[i + 1], T());
+        } else {
+#pragma unroll
+            for (int i = 0; i < V; ++i) raw.put(i, x[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < int(sizeof(T)) * V / 4; ++i) reinterpret_cast<Raw<T, V>*>(to)->words[i] = raw.words[i];
     } else {
 #pragma unroll
         for (int i = 0; i < V; ++i)
             if (i < valid) narrow(x[i], to[i]);
     }
 }
+
+template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T x[V]; };  // in shared memory
 
 // The arguments, mirrored field by field by SCAN in _launch.py.
 struct Series { void* data; long long batch, time, group; };  // strides in bytes; the last axis is contiguous
@@ -164,15 +214,32 @@ template <int R, int NS> struct Lane {
     __device__ Lane(const Scan& p, const Block& w, int lpc)
         : c(threadIdx.x / lpc * R), n(threadIdx.x % lpc * NS), channels(w.channels - c), states(int(p.d_state) - n) {}
 
+    // Whether the lanes' states are aligned in memory that is.
+    template <typename acc> __device__ static bool vector(const void* x, const Scan& p) {
+        return p.d_state % NS == 0 && reinterpret_cast<unsigned long long>(x) % alignof(Raw<acc, NS>) == 0;
+    }
+    template <typename acc>
+    __device__ void load(const void* from, long long entry, const Scan& p, Raw<acc, NS> (&x)[R]) const {
+        const acc* const first = static_cast<const acc*>(from) + (entry + c) * p.d_state + n;
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+            x[r] = ::load<NS>(first + r * p.d_state, from && r < channels ? states : 0, vector<acc>(from, p));
+    }
     template <typename acc>
     __device__ void read(const void* from, long long entry, const Scan& p, acc (&x)[R][NS]) const {
+        Raw<acc, NS> raw[R];
+        load(from, entry, p, raw);
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int j = 0; j < NS; ++j)
-                x[r][j] = from && r < channels && j < states
-                              ? static_cast<const acc*>(from)[(entry + c + r) * p.d_state + n + j]
-                              : acc(0);
+            for (int j = 0; j < NS; ++j) x[r][j] = raw[r][j];
+    }
+    template <typename acc>
+    __device__ void write(void* to, long long entry, const Scan& p, const acc (&x)[R][NS]) const {
+        acc* const first = static_cast<acc*>(to) + (entry + c) * p.d_state + n;
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+            store(first + r * p.d_state, r < channels ? states : 0, vector<acc>(to, p), x[r]);
     }
     template <typename acc>
     __device__ void write(void* to, long long entry, const Scan& p, const Total<acc> (&x)[R][NS]) const {
@@ -182,15 +249,6 @@ template <int R, int NS> struct Lane {
 #pragma unroll
             for (int j = 0; j < NS; ++j) sums[r][j] = x[r][j].sum;
         write(to, entry, p, sums);
-    }
-    template <typename acc>
-    __device__ void write(void* to, long long entry, const Scan& p, const acc (&x)[R][NS]) const {
-#pragma unroll
-        for (int r = 0; r < R; ++r)
-#pragma unroll
-            for (int j = 0; j < NS; ++j)
-                if (r < channels && j < states)
-                    static_cast<acc*>(to)[(entry + c + r) * p.d_state + n + j] = x[r][j];
     }
 };
 
@@ -218,60 +276,110 @@ __device__ inline float softplus(float x) {
 }
 __device__ inline double softplus(double x) { return fmax(x, 0.) + log1p(exp2_(-fabs(x) * LOG2_E)); }
 
-// One thread's share of a tile of (TT, CH) values: rows t, t + STRIDE, ... of the four channels c .. c + 4.
-template <int CH> struct Quad {
-    static constexpr int STRIDE = THREADS / (CH / 4);
+// One thread's share of a tile of (TT, CH) values: rows t, t + STRIDE, ... of the V channels c .. c + V.
+template <int CH, int TT> struct Share {
+    static constexpr int V = TT * CH < 4 * THREADS ? 2 : 4, STRIDE = THREADS / (CH / V);
+    static constexpr int ROUNDS = (TT + STRIDE - 1) / STRIDE, CHANNELS = CH, STEPS = TT;
     int t, c, valid;
-    __device__ Quad(const Block& w) : t(threadIdx.x / (CH / 4)), c(threadIdx.x % (CH / 4) * 4), valid(w.channels - c) {}
+    __device__ Share(const Block& w) : t(threadIdx.x / (CH / V)), c(threadIdx.x % (CH / V) * V), valid(w.channels - c) {}
 
-    template <typename acc> __device__ void channel_values(const void* from, const Block& w, acc (&x)[4]) const {
+    template <typename F> __device__ void each(F work) const {  // work(round, t)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[i] = from && i < valid ? static_cast<const acc*>(from)[w.c0 + c + i] : acc(0);
+        for (int k = 0; k < ROUNDS; ++k)
+            if (TT % STRIDE == 0 || t + k * STRIDE < TT) work(k, t + k * STRIDE);
     }
-    template <typename T, typename acc>
-    __device__ void read(const Scan& p, const Block& w, int series, int t, acc (&x)[4]) const {
-        load<4>(row<T>(p, w, series, t) + w.c0 + c, t < w.steps ? valid : 0, p.vector, x);
-    }
-    template <typename T, typename acc>
-    __device__ void write(const Scan& p, const Block& w, int series, int t, const acc (&x)[4]) const {
-        store<4>(row<T>(p, w, series, t) + w.c0 + c, t < w.steps ? valid : 0, p.vector, x);
+    template <typename acc> __device__ void channel_values(const void* from, const Block& w, acc (&x)[V]) const {
+#pragma unroll
+        for (int i = 0; i < V; ++i) x[i] = from && i < valid ? static_cast<const acc*>(from)[w.c0 + c + i] : acc(0);
     }
     // delta' = softplus(delta + bias), and 0 in the padding
     template <typename T, typename acc>
-    __device__ void step_sizes(const Scan& p, const Block& w, int t, const acc (&bias)[4], acc (&x)[4]) const {
-        read<T>(p, w, at::delta, t, x);
+    __device__ void step_sizes(const Scan& p, const Block& w, int t, Raw<T, V> delta, const acc (&bias)[V], acc (&x)[V]) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            x[i] += bias[i];
-            if (p.softplus) x[i] = softplus(x[i]);
-            if (t >= w.steps || i >= valid) x[i] = 0;
+        for (int i = 0; i < V; ++i) x[i] = delta[i] + bias[i];
+        if (p.softplus) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) x[i] = softplus(x[i]);
+        }
+        const int valid = t < w.steps ? this->valid : 0;
+        if (valid < V) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) x[i] = i < valid ? x[i] : acc(0);
         }
     }
     // dy silu(z): the gradient of the ungated output
     template <typename T, typename acc>
-    __device__ void ungated(const Scan& p, const Block& w, int t, acc (&g)[4]) const {
-        read<T>(p, w, at::dy, t, g);
-        if (!p.rows[at::z].data) return;
-        acc gate[4];
-        read<T>(p, w, at::z, t, gate);
+    __device__ void ungated(const Scan& p, Raw<T, V> dy, Raw<T, V> z, acc (&g)[V]) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] *= gate[i] * sigmoid(gate[i]);
+        for (int i = 0; i < V; ++i) g[i] = dy[i];
+        if (!p.rows[at::z].data) return;
+#pragma unroll
+        for (int i = 0; i < V; ++i) g[i] *= z[i] * sigmoid(z[i]);
+    }
+    template <typename T, typename acc>
+    __device__ void write(const Scan& p, const Block& w, int series, int t, const acc (&x)[V]) const {
+        store<V>(row<T>(p, w, series, t) + w.c0 + c, t < w.steps ? valid : 0, p.vector, x);
     }
 };
 
-// Rows t0 .. t0 + TT of B or C, padded with zeros.
-template <typename T, int TT, int N, typename acc>
-__device__ inline void stage(const Scan& p, const Block& w, int series, int t0, acc (&rows)[TT][N]) {
-    constexpr int V = N < 4 ? N : 4;
-    for (int i = threadIdx.x; i < TT * N / V; i += THREADS) {
-        const int t = i / (N / V), n = i % (N / V) * V;
-        const int valid = t0 + t < w.steps ? int(p.d_state) - n : 0;
-        acc x[V];
-        load<V>(row<const T>(p, w, series, t0 + t) + n, valid, p.vector_state, x);
-#pragma unroll
-        for (int j = 0; j < V; ++j) rows[t][n + j] = x[j];
+// A thread's share of SERIES in one tile; a series that is absent is not loaded.
+template <typename T, typename Share, int... SERIES> struct Tile {
+    Raw<T, Share::V> x[sizeof...(SERIES)][Share::ROUNDS];
+
+    __device__ void load(const Scan& p, const Block& w, const Share& share, int t0) {
+        if (p.vector && w.channels == Share::CHANNELS && t0 + Share::STEPS <= w.steps) load_all<true>(p, w, share, t0);
+        else load_all<false>(p, w, share, t0);
     }
-}
+
+private:
+    template <bool WHOLE> __device__ void load_all(const Scan& p, const Block& w, const Share& share, int t0) {
+        int i = 0;
+        (load_one<WHOLE, SERIES>(p, w, share, t0, x[i++]), ...);
+    }
+    template <bool WHOLE, int S>
+    __device__ void load_one(const Scan& p, const Block& w, const Share& share, int t0, Raw<T, Share::V> (&x)[Share::ROUNDS]) {
+        if constexpr (S != at::count)
+            if (p.rows[S].data) share.each([&](int k, int t) {
+                const int valid = WHOLE ? Share::V : t0 + t < w.steps ? share.valid : 0;
+                x[k] = ::load<Share::V>(row<const T>(p, w, S, t0 + t) + w.c0 + share.c, valid, WHOLE || p.vector);
+            });
+    }
+};
+
+// Rows of B, of C, or of both in one tile, padded with zeros. As many as registers allow are loaded ahead.
+template <typename T, int TT, int N, bool B, bool C> struct Maps {
+    static constexpr int QUADS = N < 4 ? 1 : N / 4, ITEMS = (B + C) * TT * QUADS;
+    static constexpr int ROUNDS = (ITEMS + THREADS - 1) / THREADS, AHEAD = ROUNDS < 2 ? ROUNDS : 2;
+    Raw<T, 4> x[AHEAD ? AHEAD : 1];
+
+    __device__ void load(const Scan& p, const Block& w, int t0) {
+        if (p.vector_state && p.d_state == N && t0 + TT <= w.steps) load_all<true>(p, w, t0);
+        else load_all<false>(p, w, t0);
+    }
+    template <typename acc, int COUNT> __device__ void stage(const Scan& p, const Block& w, int t0, acc (&to)[COUNT][TT][N]) {
+#pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {
+            const int i = threadIdx.x + k * THREADS, t = i / QUADS % TT, n = i % QUADS * 4;
+            if (ITEMS % THREADS && i >= ITEMS) break;
+            const Raw<T, 4> from = k < AHEAD ? x[k < AHEAD ? k : 0] : load_one<false>(p, w, t0, k);
+#pragma unroll
+            for (int j = 0; j < (N < 4 ? N : 4); ++j) to[i / (TT * QUADS)][t][n + j] = from[j];
+        }
+    }
+
+private:
+    template <bool WHOLE> __device__ void load_all(const Scan& p, const Block& w, int t0) {
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) x[k] = load_one<WHOLE>(p, w, t0, k);
+    }
+    template <bool WHOLE> __device__ static Raw<T, 4> load_one(const Scan& p, const Block& w, int t0, int k) {
+        const int i = threadIdx.x + k * THREADS, t = i / QUADS % TT, n = i % QUADS * 4;
+        if (ITEMS % THREADS && i >= ITEMS) return {};
+        const int valid = WHOLE ? 4 : t0 + t < w.steps ? int(p.d_state) - n : 0;
+        const T* const from = B && (!C || i < TT * QUADS) ? row<const T>(p, w, at::B, t0 + t) : row<const T>(p, w, at::C, t0 + t);
+        return ::load<4>(from + n, valid, WHOLE || p.vector_state);
+    }
+};
 
 // Sums v[0 .. W) over the lanes that differ in the bits HIGH .. LOW, by halves: each step sends one half of the values
 // and keeps the other, so W values cost W - 1 shuffles, not W log2(lanes). Afterwards the lane holds width() sums,
@@ -322,20 +430,20 @@ __host__ __device__ constexpr int backward_steps(int states, int size) {
 }
 
 // Blocks that an SM should hold, which caps the registers: 65536 / (THREADS blocks).
-__host__ __device__ constexpr int forward_blocks(int states, int size) { return size > 4 || states > 8 ? 3 : 5; }
-__host__ __device__ constexpr int backward_blocks(int ns, int size, bool constant) {
-    return ns * size > 16 || constant ? 2 : 3;
-}
+__host__ __device__ constexpr int forward_blocks(int states, int size) { return size > 4 || states > 8 ? 3 : 4; }
 
 template <typename acc> struct Drive { acc delta, x; };  // x = delta u: what B[t] multiplies
 
-template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C>
+// Y: whether y is asked for, and not the states alone.
+template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool Y>
 __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumulate<T>))) scan_forward(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
     constexpr int EVERY = backward_steps(N, sizeof(acc));
+    constexpr bool STAGED_C = Y && !CONSTANT_C;
+    constexpr int STAGED = !CONSTANT_B + STAGED_C;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
-    alignas(16) __shared__ acc ys[TT][CH], Bs[CONSTANT_B ? 1 : TT][N], Cs[CONSTANT_C ? 1 : TT][N];
+    alignas(16) __shared__ acc ys[Y ? TT : 1][CH], maps[STAGED ? STAGED : 1][TT][N];
 
     __shared__ Block w;
     locate(p, CH, w);
@@ -346,24 +454,32 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     scale(A, acc(LOG2_E));
     lane.read(p.chunks > 1 ? p.carry : p.first, w.entry, p, h);
     if constexpr (CONSTANT_B) lane.read(p.rows[at::B].data, w.c0, p, Bc);
-    if constexpr (CONSTANT_C) lane.read(p.rows[at::C].data, w.c0, p, Cc);
+    if constexpr (Y && CONSTANT_C) lane.read(p.rows[at::C].data, w.c0, p, Cc);
 
-    const Quad<CH> quad(w);
-
+    using Part = Share<CH, TT>;
+    const Part share(w);
+    Tile<T, Part, at::delta, at::u, Y ? int(at::z) : int(at::count)> next;
+    Maps<T, TT, N, !CONSTANT_B, STAGED_C> next_maps;
+    next.load(p, w, share, 0);
+    next_maps.load(p, w, 0);
     for (int t0 = 0; t0 < w.steps; t0 += TT) {
-        acc bias[4];
-        quad.channel_values(p.bias, w, bias);
-        for (int t = quad.t; t < TT; t += Quad<CH>::STRIDE) {
-            acc delta[4], u[4];
-            quad.template step_sizes<T>(p, w, t0 + t, bias, delta);
-            quad.template read<T>(p, w, at::u, t0 + t, u);
+        const auto rows = next;
+        acc bias[Part::V], D[Part::V];
+        share.channel_values(p.bias, w, bias);
+        if constexpr (Y) share.channel_values(p.D, w, D);
+        share.each([&](int k, int t) {
+            acc delta[Part::V];
+            share.step_sizes(p, w, t0 + t, rows.x[0][k], bias, delta);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) drive[t][quad.c + i] = {delta[i], delta[i] * u[i]};
-        }
-        if constexpr (!CONSTANT_B) stage<T>(p, w, at::B, t0, Bs);
-        if constexpr (!CONSTANT_C) stage<T>(p, w, at::C, t0, Cs);
+            for (int i = 0; i < Part::V; ++i) drive[t][share.c + i] = {delta[i], delta[i] * rows.x[1][k][i]};
+        });
+        next_maps.stage(p, w, t0, maps);
         __syncthreads();
 
+        if (t0 + TT < w.steps) {
+            next.load(p, w, share, t0 + TT);
+            next_maps.load(p, w, t0 + TT);
+        }
         for (int start = 0; live && start < TT; start += EVERY) {
             if (p.checkpoints && t0 + start < w.steps)
                 lane.write(p.checkpoints, (w.b * p.tiles + (w.begin + t0 + start) / EVERY) * p.d + w.c0, p, h);
@@ -371,8 +487,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
             for (int t = start; t < start + EVERY; ++t) {
                 const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
                 Pack<acc, NS> B, C;
-                if constexpr (!CONSTANT_B) B = *reinterpret_cast<const Pack<acc, NS>*>(&Bs[t][lane.n]);
-                if constexpr (!CONSTANT_C) C = *reinterpret_cast<const Pack<acc, NS>*>(&Cs[t][lane.n]);
+                if constexpr (!CONSTANT_B) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
+                if constexpr (STAGED_C) C = *reinterpret_cast<const Pack<acc, NS>*>(&maps[STAGED - 1][t][lane.n]);
                 acc y[R];
 #pragma unroll
                 for (int r = 0; r < R; ++r) {
@@ -381,34 +497,32 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
                     for (int j = 0; j < NS; ++j) {
                         const acc a = exp2_(step.x[r].delta * A[r][j]);
                         h[r][j] = a * h[r][j] + step.x[r].x * (CONSTANT_B ? Bc[r][j] : B.x[j]);
-                        y[r] += (CONSTANT_C ? Cc[r][j] : C.x[j]) * h[r][j];
+                        if constexpr (Y) y[r] += (CONSTANT_C ? Cc[r][j] : C.x[j]) * h[r][j];
                     }
                 }
-                using Sum = Butterfly<R, LPC / 2, 1>;
-                Sum::sum(y);
-                const int first = Sum::held();
+                if constexpr (Y) {
+                    using Sum = Butterfly<R, LPC / 2, 1>;
+                    Sum::sum(y);
+                    const int first = Sum::held();
 #pragma unroll
-                for (int i = 0; i < Sum::width; ++i)
-                    if (first >= 0) ys[t][lane.c + first + i] = y[i];
+                    for (int i = 0; i < Sum::width; ++i)
+                        if (first >= 0) ys[t][lane.c + first + i] = y[i];
+                }
             }
         }
         __syncthreads();
 
-        if (!p.rows[at::y].data) continue;
-        acc D[4];
-        quad.channel_values(p.D, w, D);
-        for (int t = quad.t; t < TT; t += Quad<CH>::STRIDE) {
-            acc u[4], y[4];
-            quad.template read<T>(p, w, at::u, t0 + t, u);
+        if constexpr (Y) {
+            share.each([&](int k, int t) {
+                acc y[Part::V];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) y[i] = ys[t][quad.c + i] + D[i] * u[i];
-            if (p.rows[at::z].data) {
-                acc z[4];
-                quad.template read<T>(p, w, at::z, t0 + t, z);
+                for (int i = 0; i < Part::V; ++i) y[i] = ys[t][share.c + i] + D[i] * rows.x[1][k][i];
+                if (p.rows[at::z].data) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) y[i] *= z[i] * sigmoid(z[i]);
-            }
-            quad.template write<T>(p, w, at::y, t0 + t, y);
+                    for (int i = 0; i < Part::V; ++i) y[i] *= rows.x[2][k][i] * sigmoid(rows.x[2][k][i]);
+                }
+                share.template write<T>(p, w, at::y, t0 + t, y);
+            });
         }
     }
     if (p.last && w.k == p.chunks - 1) lane.write(p.last, w.b * p.d + w.c0, p, h);
@@ -424,7 +538,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
     constexpr acc VANISHED = sizeof(acc) == 8 ? -80 : -40, FOREVER = 1e30f;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
-    alignas(16) __shared__ acc rows[CONSTANT ? 1 : TT][N];
+    alignas(16) __shared__ acc maps[1][TT][N];
 
     __shared__ Block w;
     locate(p, CH, w);
@@ -436,27 +550,34 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     lane.read(p.A, w.c0, p, A);
     scale(A, acc(LOG2_E));
     if constexpr (CONSTANT) lane.read(p.rows[series].data, w.c0, p, constant);
-    const Quad<CH> quad(w);
+    using Part = Share<CH, TT>;
+    const Part share(w);
+    Tile<T, Part, at::delta, ADJOINT ? int(at::dy) : int(at::u), ADJOINT ? int(at::z) : int(at::count)> next;
+    Maps<T, TT, N, !CONSTANT && !ADJOINT, !CONSTANT && ADJOINT> next_maps;
     double passed[R] = {};  // up to 2^20 small terms
     bool vanished = false;
-    const int tiles = (w.steps + TT - 1) / TT;
-    for (int tile = 0; tile < tiles; ++tile) {
-        const int t0 = (ADJOINT ? tile : tiles - 1 - tile) * TT;
-        acc bias[4];
-        quad.channel_values(p.bias, w, bias);
-        for (int t = quad.t; t < TT; t += Quad<CH>::STRIDE) {
-            acc delta[4], x[4];
-            quad.template step_sizes<T>(p, w, t0 + t, bias, delta);
-            if constexpr (ADJOINT) {
-                quad.template ungated<T>(p, w, t0 + t, x);
-            } else {
-                quad.template read<T>(p, w, at::u, t0 + t, x);
-            }
+    const int last = (w.steps - 1) / TT * TT;
+    next.load(p, w, share, ADJOINT ? 0 : last);
+    next_maps.load(p, w, ADJOINT ? 0 : last);
+    for (int walked = 0; walked <= last; walked += TT) {
+        const int t0 = ADJOINT ? walked : last - walked;
+        acc bias[Part::V];
+        share.channel_values(p.bias, w, bias);
+        share.each([&](int k, int t) {
+            acc delta[Part::V], x[Part::V];
+            share.step_sizes(p, w, t0 + t, next.x[0][k], bias, delta);
+            if constexpr (ADJOINT) share.ungated(p, next.x[1][k], next.x[2][k], x);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) drive[t][quad.c + i] = {delta[i], ADJOINT ? x[i] : delta[i] * x[i]};
-        }
-        if constexpr (!CONSTANT) stage<T>(p, w, series, t0, rows);
+            for (int i = 0; i < Part::V; ++i)
+                drive[t][share.c + i] = {delta[i], ADJOINT ? x[i] : delta[i] * next.x[1][k][i]};
+        });
+        next_maps.stage(p, w, t0, maps);
         __syncthreads();
+
+        if (walked < last) {
+            next.load(p, w, share, ADJOINT ? t0 + TT : t0 - TT);
+            next_maps.load(p, w, ADJOINT ? t0 + TT : t0 - TT);
+        }
 
         if (live) {
             acc local[R][NS] = {}, sum[R] = {};
@@ -465,7 +586,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
                 const int t = ADJOINT ? TT - 1 - i : i;
                 const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
                 Pack<acc, NS> B;
-                if constexpr (!CONSTANT) B = *reinterpret_cast<const Pack<acc, NS>*>(&rows[t][lane.n]);
+                if constexpr (!CONSTANT) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
 #pragma unroll
                 for (int r = 0; r < R; ++r) {
                     sum[r] += step.x[r].delta;
@@ -507,25 +628,35 @@ template <typename acc, bool ADJOINT> __global__ void __launch_bounds__(THREADS)
     acc* const carry = static_cast<acc*>(p.carry) + b * p.chunks * states + state;
     const acc* const sums = static_cast<const acc*>(p.sums) + b * p.chunks * p.d + c;
     acc entering = p.first ? static_cast<const acc*>(p.first)[index] : acc(0);
-    for (long long i = 0; i < p.chunks; ++i) {
-        const long long k = ADJOINT ? p.chunks - 1 - i : i;
-        const bool leaves = i + 1 < p.chunks;
-        const acc end = leaves ? carry[k * states] : acc(0), passed = leaves ? sums[k * p.d] : acc(0);
-        carry[k * states] = entering;
-        entering = end + exp2_(A * passed) * entering;
+    constexpr int AHEAD = 8;  // loads that do not wait for one another
+    for (long long i = 0; i < p.chunks; i += AHEAD) {
+        acc end[AHEAD], passed[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) {
+            const long long k = ADJOINT ? p.chunks - 1 - i - j : i + j;
+            const bool leaves = i + j + 1 < p.chunks;
+            end[j] = leaves ? carry[k * states] : acc(0);
+            passed[j] = leaves ? sums[k * p.d] : acc(0);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) {
+            if (i + j >= p.chunks) break;
+            carry[(ADJOINT ? p.chunks - 1 - i - j : i + j) * states] = entering;
+            entering = end[j] + exp2_(A * passed[j]) * entering;
+        }
     }
 }
 
-// Adds up what the threads hold of each channel (thread i % (CH / 4) and those a multiple of CH / 4 further), in order.
-template <int CH, typename acc>
-__device__ inline void sum_shares(const Total<acc> (&share)[4], acc (&shares)[THREADS * 4], void* to, const Block& w) {
+// Adds up what the threads hold of each channel (thread i % (CH / V) and those a multiple of CH / V further), in order.
+template <int CH, int V, typename acc>
+__device__ inline void sum_shares(const Total<acc> (&share)[V], acc (&shares)[THREADS * V], void* to, const Block& w) {
     __syncthreads();  // the shares of the sum before are still being read
 #pragma unroll
-    for (int i = 0; i < 4; ++i) shares[threadIdx.x * 4 + i] = share[i].sum;
+    for (int i = 0; i < V; ++i) shares[threadIdx.x * V + i] = share[i].sum;
     __syncthreads();
     for (int c = threadIdx.x; c < w.channels; c += THREADS) {
         acc sum = 0;
-        for (int i = c; i < THREADS * 4; i += CH) sum += shares[i];
+        for (int i = c; i < THREADS * V; i += CH) sum += shares[i];
         static_cast<acc*>(to)[w.entry + c] = sum;
     }
 }
@@ -533,94 +664,113 @@ __device__ inline void sum_shares(const Total<acc> (&share)[4], acc (&shares)[TH
 // With the adjoint g[t] = dy[t] C[t] + a[t+1] g[t+1] of h[t], a = exp(delta A), and sums over what the left side lacks:
 //     dB = delta u g,  dC = dy h,  dA = sum_t delta a g h[t-1],  d(delta u) = g . B,
 //     ddelta = u (g . B) + sum_n A a g h[t-1],  du = delta (g . B) + D dy,  dD = sum_t dy u
-// (dy here is dy silu(z)). Each tile recomputes a and h from its checkpoint into registers, then walks back.
-template <typename T, int NS, int LPC, bool CONSTANT_B, bool CONSTANT_C>
-__global__ void __launch_bounds__(THREADS, backward_blocks(NS, sizeof(accumulate<T>), CONSTANT_B || CONSTANT_C))
-    scan_backward(const Scan p) {
+// (dy here is dy silu(z)). Each tile recomputes h from its checkpoint into registers, then walks back.
+template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C>
+__global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     using acc = accumulate<T>;
-    constexpr int N = NS * LPC, CH = THREADS / LPC, TT = backward_steps(N, sizeof(acc));
+    constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = backward_steps(N, sizeof(acc));
     constexpr int VARYING = !CONSTANT_B + !CONSTANT_C, M = VARYING ? VARYING * N : 1;
-    alignas(16) __shared__ acc deltas[TT][CH], us[TT][CH], dys[TT][CH], out[3][TT][CH];
-    alignas(16) __shared__ acc Bs[CONSTANT_B ? 1 : TT][N], Cs[CONSTANT_C ? 1 : TT][N];
-    __shared__ acc parts[WARPS][VARYING ? TT : 1][M], shares[THREADS * 4];
+    using Part = Share<CH, TT>;
+    constexpr int V = Part::V;
+    alignas(16) __shared__ Drive<acc> drive[TT][CH];
+    alignas(16) __shared__ acc dys[TT][CH], out[3][TT][CH], maps[VARYING ? VARYING : 1][TT][N];
+    alignas(16) __shared__ acc parts[WARPS][VARYING ? TT : 1][M], shares[THREADS * V];
 
     __shared__ Block w;
     locate(p, CH, w);
-    const Lane<1, NS> lane(p, w, LPC);
-    const bool live = int(threadIdx.x) / 32 * (32 / LPC) < w.channels;
+    const Lane<R, NS> lane(p, w, LPC);
+    const bool live = int(threadIdx.x) / 32 * (32 / LPC * R) < w.channels;
     const int warp = threadIdx.x / 32;
-    acc A[1][NS], r[1][NS], Bc[1][NS], Cc[1][NS];
-    Total<acc> dA[1][NS], dBc[1][NS], dCc[1][NS];
+    acc A[R][NS], adjoint[R][NS], Bc[R][NS], Cc[R][NS];  // adjoint: a[t+1] g[t+1]
+    Total<acc> dA[R][NS], dBc[R][NS], dCc[R][NS];
     lane.read(p.A, w.c0, p, A);
     scale(A, acc(LOG2_E));
-    lane.read(p.chunks > 1 ? p.carry : p.first, w.entry, p, r);
+    lane.read(p.chunks > 1 ? p.carry : p.first, w.entry, p, adjoint);
     if constexpr (CONSTANT_B) lane.read(p.rows[at::B].data, w.c0, p, Bc);
     if constexpr (CONSTANT_C) lane.read(p.rows[at::C].data, w.c0, p, Cc);
 
-    const Quad<CH> quad(w);
-    Total<acc> dD[4], dbias[4];
+    const Part share(w);
+    Total<acc> dD[V], dbias[V];
     if (!live)  // such a warp adds nothing to dB and dC
         for (int i = threadIdx.x % 32; i < (VARYING ? TT : 1) * M; i += 32) parts[warp][i / M][i % M] = 0;
 
-    const int tiles = (w.steps + TT - 1) / TT;
-    for (int tile = tiles - 1; tile >= 0; --tile) {
-        const int t0 = tile * TT;
-        acc start[1][NS];
-        lane.read(p.checkpoints, (w.b * p.tiles + w.begin / TT + tile) * p.d + w.c0, p, start);
-        acc bias[4];
-        quad.channel_values(p.bias, w, bias);
-        for (int t = quad.t; t < TT; t += Quad<CH>::STRIDE) {
-            acc delta[4], u[4], dy[4];
-            quad.template step_sizes<T>(p, w, t0 + t, bias, delta);
-            quad.template read<T>(p, w, at::u, t0 + t, u);
-            quad.template ungated<T>(p, w, t0 + t, dy);
+    Tile<T, Part, at::delta, at::u, at::dy, at::z> next;
+    Maps<T, TT, N, !CONSTANT_B, !CONSTANT_C> next_maps;
+    Raw<acc, NS> next_start[R];
+    const long long checkpoint = w.b * p.tiles + w.begin / TT;
+    const int last = (w.steps - 1) / TT * TT;
+    const auto ahead = [&](int t0) {
+        next.load(p, w, share, t0);
+        next_maps.load(p, w, t0);
+        lane.load(p.checkpoints, (checkpoint + t0 / TT) * p.d + w.c0, p, next_start);
+    };
+    ahead(last);
+    for (int t0 = last; t0 >= 0; t0 -= TT) {
+        const auto rows = next;
+        acc start[R][NS], bias[V], D[V];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                deltas[t][quad.c + i] = delta[i];
-                us[t][quad.c + i] = u[i];
-                dys[t][quad.c + i] = dy[i];
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int j = 0; j < NS; ++j) start[r][j] = next_start[r][j];
+        share.channel_values(p.bias, w, bias);
+        share.channel_values(p.D, w, D);
+        share.each([&](int k, int t) {
+            acc delta[V], dy[V];
+            share.step_sizes(p, w, t0 + t, rows.x[0][k], bias, delta);
+            share.ungated(p, rows.x[2][k], rows.x[3][k], dy);
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                drive[t][share.c + i] = {delta[i], delta[i] * rows.x[1][k][i]};
+                dys[t][share.c + i] = dy[i];
             }
-        }
-        if constexpr (!CONSTANT_B) stage<T>(p, w, at::B, t0, Bs);
-        if constexpr (!CONSTANT_C) stage<T>(p, w, at::C, t0, Cs);
+        });
+        next_maps.stage(p, w, t0, maps);
         __syncthreads();
 
+        if (t0) ahead(t0 - TT);
         if (live) {
-            acc a[TT][NS], h[TT][NS], tile_dA[NS] = {}, tile_dB[NS] = {}, tile_dC[NS] = {};
+            acc h[TT][R][NS], tile_dA[R][NS] = {}, tile_dB[R][NS] = {}, tile_dC[R][NS] = {};
 #pragma unroll
             for (int t = 0; t < TT; ++t) {
-                const acc delta = deltas[t][lane.c], x = delta * us[t][lane.c];
+                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
 #pragma unroll
-                for (int j = 0; j < NS; ++j) {
-                    a[t][j] = exp2_(delta * A[0][j]);
-                    h[t][j] = a[t][j] * (t ? h[t - 1][j] : start[0][j]) + x * (CONSTANT_B ? Bc[0][j] : Bs[t][lane.n + j]);
-                }
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int j = 0; j < NS; ++j) {
+                        const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
+                        const acc a = exp2_(step.x[r].delta * A[r][j]);
+                        h[t][r][j] = a * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]) + step.x[r].x * B;
+                    }
             }
 #pragma unroll
             for (int t = TT - 1; t >= 0; --t) {
-                const acc delta = deltas[t][lane.c], x = delta * us[t][lane.c], dy = dys[t][lane.c];
-                acc sums[4] = {}, products[VARYING ? VARYING * NS : 1];  // sums: g . B, A a g h[t-1], y
+                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
+                const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t][lane.c]);
+                acc sums[4 * R] = {}, products[VARYING ? VARYING * NS : 1] = {};  // sums: g . B, A a g h[t-1], y
 #pragma unroll
-                for (int j = 0; j < NS; ++j) {
-                    const acc B = CONSTANT_B ? Bc[0][j] : Bs[t][lane.n + j], C = CONSTANT_C ? Cc[0][j] : Cs[t][lane.n + j];
-                    const acc g = r[0][j] + dy * C;
-                    r[0][j] = a[t][j] * g;
-                    const acc da = r[0][j] * (t ? h[t - 1][j] : start[0][j]);
-                    tile_dA[j] += delta * da;
-                    sums[0] += g * B;
-                    sums[1] += A[0][j] * da;
-                    sums[2] += C * h[t][j];
-                    if constexpr (CONSTANT_B) tile_dB[j] += x * g;
-                    if constexpr (CONSTANT_C) tile_dC[j] += dy * h[t][j];
-                    if constexpr (!CONSTANT_B) products[j] = x * g;
-                    if constexpr (!CONSTANT_C) products[(VARYING - 1) * NS + j] = dy * h[t][j];
-                }
-                using Sum = Butterfly<4, LPC / 2, 1>;
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int j = 0; j < NS; ++j) {
+                        const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
+                        const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t][lane.n + j];
+                        const acc g = adjoint[r][j] + dy.x[r] * C;
+                        adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
+                        const acc da = adjoint[r][j] * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]);
+                        tile_dA[r][j] += step.x[r].delta * da;
+                        sums[4 * r] += g * B;
+                        sums[4 * r + 1] += A[r][j] * da;
+                        sums[4 * r + 2] += C * h[t][r][j];
+                        if constexpr (CONSTANT_B) tile_dB[r][j] += step.x[r].x * g;
+                        if constexpr (CONSTANT_C) tile_dC[r][j] += dy.x[r] * h[t][r][j];
+                        if constexpr (!CONSTANT_B) products[j] += step.x[r].x * g;
+                        if constexpr (!CONSTANT_C) products[(VARYING - 1) * NS + j] += dy.x[r] * h[t][r][j];
+                    }
+                using Sum = Butterfly<4 * R, LPC / 2, 1>;
                 Sum::sum(sums);
 #pragma unroll
                 for (int i = 0; i < Sum::width; ++i) {
                     const int which = Sum::held() + i;
-                    if (which >= 0 && which < 3) out[which][t][lane.c] = sums[i];
+                    if (which >= 0 && which % 4 < 3) out[which % 4][t][lane.c + which / 4] = sums[i];
                 }
                 if constexpr (VARYING > 0) {
                     using Product = Butterfly<VARYING * NS, 16, LPC>;
@@ -633,60 +783,60 @@ __global__ void __launch_bounds__(THREADS, backward_blocks(NS, sizeof(accumulate
                 }
             }
 #pragma unroll
-            for (int j = 0; j < NS; ++j) {
-                dA[0][j].add(tile_dA[j]);
-                if constexpr (CONSTANT_B) dBc[0][j].add(tile_dB[j]);
-                if constexpr (CONSTANT_C) dCc[0][j].add(tile_dC[j]);
-            }
+            for (int r = 0; r < R; ++r)
+#pragma unroll
+                for (int j = 0; j < NS; ++j) {
+                    dA[r][j].add(tile_dA[r][j]);
+                    if constexpr (CONSTANT_B) dBc[r][j].add(tile_dB[r][j]);
+                    if constexpr (CONSTANT_C) dCc[r][j].add(tile_dC[r][j]);
+                }
         }
         __syncthreads();
 
         if constexpr (VARYING > 0) {
-            for (int i = threadIdx.x; i < TT * M; i += THREADS) {
-                const int t = i / M, n = i % N;
-                if (t0 + t >= w.steps || n >= p.d_state) continue;
-                acc sum = 0;
+            constexpr int W = N < 4 ? N : 4;
+            for (int i = threadIdx.x; i < TT * M / W; i += THREADS) {
+                const int t = i / (M / W), m = i % (M / W) * W, n = m % N;
+                acc sum[W] = {};
 #pragma unroll
-                for (int part = 0; part < WARPS; ++part) sum += parts[part][t][i % M];
-                const int to = CONSTANT_B || i % M >= N ? at::dC : at::dB;
-                row<acc>(p, w, to, t0 + t)[blockIdx.x % p.blocks * p.d_state + n] = sum;
+                for (int part = 0; part < WARPS; ++part)
+#pragma unroll
+                    for (int j = 0; j < W; ++j) sum[j] += parts[part][t][m + j];
+                acc* const to = CONSTANT_B || m >= N ? row<acc>(p, w, at::dC, t0 + t) : row<acc>(p, w, at::dB, t0 + t);
+                const int valid = t0 + t < w.steps ? int(p.d_state) - n : 0;
+                store<W>(to + blockIdx.x % p.blocks * p.d_state + n, valid, p.d_state % W == 0, sum);
             }
         }
-        acc D[4];
-        quad.channel_values(p.D, w, D);
-        for (int t = quad.t; t < TT; t += Quad<CH>::STRIDE) {
-            acc du[4], ddelta[4], raw[4], dz[4], z[4];
-            if (p.softplus) quad.template read<T>(p, w, at::delta, t0 + t, raw);
+        share.each([&](int k, int t) {
+            acc du[V], ddelta[V], dz[V];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const acc u = us[t][quad.c + i], dy = dys[t][quad.c + i], gB = out[0][t][quad.c + i];
-                du[i] = deltas[t][quad.c + i] * gB + D[i] * dy;
-                ddelta[i] = u * gB + acc(LN_2) * out[1][t][quad.c + i];
-                if (p.softplus) ddelta[i] *= sigmoid(raw[i] + bias[i]);
-                if (t0 + t < w.steps && i < quad.valid) {
+            for (int i = 0; i < V; ++i) {
+                const acc u = rows.x[1][k][i], dy = dys[t][share.c + i], gB = out[0][t][share.c + i];
+                du[i] = drive[t][share.c + i].delta * gB + D[i] * dy;
+                ddelta[i] = u * gB + acc(LN_2) * out[1][t][share.c + i];
+                if (p.softplus) ddelta[i] *= sigmoid(rows.x[0][k][i] + bias[i]);
+                if (t0 + t < w.steps && i < share.valid) {
                     dD[i].add(dy * u);
                     dbias[i].add(ddelta[i]);
                 }
             }
-            quad.template write<T>(p, w, at::du, t0 + t, du);
-            quad.template write<T>(p, w, at::ddelta, t0 + t, ddelta);
+            share.template write<T>(p, w, at::du, t0 + t, du);
+            share.template write<T>(p, w, at::ddelta, t0 + t, ddelta);
             if (p.rows[at::z].data) {  // silu'(z) = s (1 + z (1 - s)), s = sigmoid(z)
-                quad.template read<T>(p, w, at::z, t0 + t, z);
-                quad.template read<T>(p, w, at::dy, t0 + t, dz);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const acc s = sigmoid(z[i]), y = out[2][t][quad.c + i] + D[i] * us[t][quad.c + i];
-                    dz[i] *= y * s * (1 + z[i] * (1 - s));
+                for (int i = 0; i < V; ++i) {
+                    const acc z = rows.x[3][k][i], s = sigmoid(z), y = out[2][t][share.c + i] + D[i] * rows.x[1][k][i];
+                    dz[i] = rows.x[2][k][i] * y * s * (1 + z * (1 - s));
                 }
-                quad.template write<T>(p, w, at::dz, t0 + t, dz);
+                share.template write<T>(p, w, at::dz, t0 + t, dz);
             }
-        }
+        });
     }
 
     lane.write(p.dA, w.entry, p, dA);
     if constexpr (CONSTANT_B) lane.write(p.rows[at::dB].data, w.entry, p, dBc);
     if constexpr (CONSTANT_C) lane.write(p.rows[at::dC].data, w.entry, p, dCc);
-    if (p.last && w.k == 0) lane.write(p.last, w.b * p.d + w.c0, p, r);
+    if (p.last && w.k == 0) lane.write(p.last, w.b * p.d + w.c0, p, adjoint);
     sum_shares<CH>(dD, shares, p.dD, w);
     sum_shares<CH>(dbias, shares, p.dbias, w);
 }

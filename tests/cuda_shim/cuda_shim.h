@@ -217,6 +217,16 @@ inline unsigned __float_as_uint(float x) {
     std::memcpy(&bits, &x, 4);
     return bits;
 }
+inline double __longlong_as_double(long long bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
+}
+inline long long __double_as_longlong(double x) {
+    long long bits;
+    std::memcpy(&bits, &x, 8);
+    return bits;
+}
 inline float exp2_(float x) { return std::exp2(x); }
 inline double exp2_(double x) { return std::exp2(x); }
 template <typename T> T reciprocal(T x) { return 1 / x; }
