@@ -41,14 +41,14 @@ def instantiations(storage, states, constant=(False, True)):
     sizes = {"groups": 1, "multiprocessors": 1}
     for d_state in states:
         forward = _plan.plan_forward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
-        backward = _plan.plan_backward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
-        for constant_B, constant_C in itertools.product(constant, constant):
-            yield forward.kernel("scan_forward", storage, constant_B, constant_C, True)
-            yield backward.kernel("scan_backward", storage, constant_B, constant_C)
+        for flags in itertools.product(constant, constant):
+            backward = _plan.plan_backward(1, 1, 1, d_state, itemsize=itemsize, constant=any(flags), **sizes)
+            yield forward.kernel("scan_forward", storage, *flags, True)
+            yield backward.kernel("scan_backward", storage, *flags)
+            yield backward.kernel("scan_tail", storage, flags[1], True)
         for flag in constant:
             yield forward.kernel("scan_forward", storage, flag, True, False)
             yield forward.kernel("scan_tail", storage, flag, False)
-            yield backward.kernel("scan_tail", storage, flag, True)
     if storage in ("float", "double"):
         yield from (f"scan_carry<{storage}, {adjoint}>" for adjoint in ("false", "true"))
 

@@ -3,6 +3,7 @@
 import functools
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,13 @@ def kernels_of(cases):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return Library(build(kernels_of(CASES + SPLIT + LOW_PRECISION), tmp_path_factory.mktemp("shim")))
+def binary(tmp_path_factory):
+    return build(kernels_of(CASES + SPLIT + LOW_PRECISION), tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def library(binary):
+    return Library(binary)
 
 
 @pytest.fixture
@@ -159,8 +165,9 @@ def test_the_order_of_threads_changes_no_bit(library, case):
 
 
 @pytest.mark.parametrize("line", BARRIERS)
-def test_every_barrier_is_needed(library, line):
+def test_every_barrier_is_needed(binary, tmp_path, line):
     """Leaving one out must show in some case and order: a wrong number, or threads that never meet."""
+    library = Library(shutil.copy(binary, tmp_path))  # nothing of an earlier launch lies in its shared memory
 
     def survives(case, seed):
         run = functools.partial(library.run, seed=seed, skipped_line=line)
@@ -172,7 +179,7 @@ def test_every_barrier_is_needed(library, line):
         return max(relative_error(got[name], want[name]) for name in want) < SINGLE
 
     with small_chunks(32):
-        assert not all(survives(case, seed) for case in (CASES[0], SPLIT[0]) for seed in (1, 2, 3))
+        assert not all(survives(case, seed) for case in (CASES[0], *SPLIT[:2]) for seed in (1, 2, 3))
 
 
 def test_sanitizers_find_nothing(tmp_path):
@@ -322,7 +329,7 @@ def test_it_declines_what_it_cannot_do():
 def test_geometry_covers_every_channel_and_step_once(shape, multiprocessors):
     batch, n, d, d_state = shape
     forward = _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
-    backward = _plan.plan_backward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
+    backward = _plan.plan_backward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors, constant=False)
     for plan in (forward, backward):
         width = _plan.THREADS // plan.lanes * plan.channels
         assert (plan.blocks - 1) * width < d <= plan.blocks * width

@@ -75,7 +75,9 @@ def backward(
     adjoint of the state before them and the parts of the gradients that are sums over time.
     """
     batch, steps, d, d_state = operands.sizes(start, stop)
-    plan = plan_backward(batch, steps, d, d_state, itemsize=operands.itemsize, **_machine(operands))
+    constant_B, constant_C = operands.constant.values()
+    sizes = {"itemsize": operands.itemsize, "constant": constant_B or constant_C}
+    plan = plan_backward(batch, steps, d, d_state, **sizes, **_machine(operands))
     per_chunk = (batch, plan.chunks, d)
     totals = {"dA": operands.new_sums(*per_chunk, d_state)}
     totals |= {name: operands.new_sums(*per_chunk) for name in ("dD", "dbias")}
@@ -87,7 +89,6 @@ def backward(
     channels = {name: rows[name] for name in ("dy", "du", "ddelta", "dz")}
     pointers = {"first": adjoint, "last": before, "checkpoints": checkpoints, **totals}
     scan = operands.arguments(plan, start, stop, channels | parts, **pointers)
-    constant_B, constant_C = operands.constant.values()
     kernel = plan.kernel("scan_backward", operands.storage, constant_B, constant_C)
     _run(operands, plan, kernel, scan, enters=constant_C, adjoint=True)
 

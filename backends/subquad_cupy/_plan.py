@@ -68,11 +68,12 @@ def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, items
 
 
 def plan_backward(
-    batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int
+    batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int, constant: bool
 ) -> Plan:
-    """Geometry of `scan_backward` and of the first pass before it."""
+    """Geometry of `scan_backward` and of the first pass before it; `constant`: B or C does not depend on time."""
     states, lanes = _BACKWARD[padded_states(d_state)]
-    channels = 2 if itemsize == 4 and states == 4 and lanes > 1 else 1  # two share a sum for dB and dC
+    # two channels share the sums that make dB and dC, where registers allow
+    channels = 2 if itemsize == 4 and states == 4 and lanes > 1 and not constant else 1
     return _plan(batch, n, d, groups, states, lanes, channels, multiprocessors)
 
 

@@ -106,15 +106,11 @@ template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V :
 
 // The first `valid` of V values, and zeros; `vector`: the address is aligned.
 template <int V, typename T> __device__ inline Raw<T, V> load(const T* from, int valid, bool vector) {
+    if (vector && valid >= V) return *reinterpret_cast<const Raw<T, V>*>(from);
     Raw<T, V> raw = {};
-    if (vector && valid >= V) {
 #pragma unroll
-        for (int i = 0; i < int(sizeof(T)) * V / 4; ++i) raw.words[i] = reinterpret_cast<const Raw<T, V>*>(from)->words[i];
-    } else {
-#pragma unroll
-        for (int i = 0; i < V; ++i)
-            if (i < valid) raw.put(i, from[i]);
-    }
+    for (int i = 0; i < V; ++i)
+        if (i < valid) raw.put(i, from[i]);
     return raw;
 }
 
@@ -129,8 +125,7 @@ __device__ inline void store(T* to, int valid, bool vector, const acc (&x)[V]) {
 #pragma unroll
             for (int i = 0; i < V; ++i) raw.put(i, x[i]);
         }
-#pragma unroll
-        for (int i = 0; i < int(sizeof(T)) * V / 4; ++i) reinterpret_cast<Raw<T, V>*>(to)->words[i] = raw.words[i];
+        *reinterpret_cast<Raw<T, V>*>(to) = raw;
     } else {
 #pragma unroll
         for (int i = 0; i < V; ++i)
@@ -186,10 +181,13 @@ __device__ inline void locate(const Scan& p, int channels_per_block, Block& w) {
     __syncthreads();
 }
 
-template <typename T> __device__ inline T* row(const Scan& p, const Block& w, int series, int t) {
-    T* const x = reinterpret_cast<T*>(w.rows[series] + (long long)t * int(p.rows[series].time));
+template <typename T> __device__ inline T* row(char* first, long long stride, int t) {
+    T* const x = reinterpret_cast<T*>(first + (long long)t * int(stride));
     assume_global(x);
     return x;
+}
+template <typename T> __device__ inline T* row(const Scan& p, const Block& w, int series, int t) {
+    return row<T>(w.rows[series], p.rows[series].time, t);
 }
 
 // A sum over all of a chunk's time in one register, and what its rounding lost (Kahan).
@@ -276,6 +274,12 @@ __device__ inline float softplus(float x) {
 }
 __device__ inline double softplus(double x) { return fmax(x, 0.) + log1p(exp2_(-fabs(x) * LOG2_E)); }
 
+// The block's part of a vector over channels, and zeros.
+template <int CH, typename acc> __device__ inline void stage(const void* from, const Block& w, acc (&to)[CH]) {
+    for (int c = threadIdx.x; c < CH; c += THREADS)
+        to[c] = from && c < w.channels ? static_cast<const acc*>(from)[w.c0 + c] : acc(0);
+}
+
 // One thread's share of a tile of (TT, CH) values: rows t, t + STRIDE, ... of the V channels c .. c + V.
 template <int CH, int TT> struct Share {
     static constexpr int V = TT * CH < 4 * THREADS ? 2 : 4, STRIDE = THREADS / (CH / V);
@@ -288,15 +292,11 @@ template <int CH, int TT> struct Share {
         for (int k = 0; k < ROUNDS; ++k)
             if (TT % STRIDE == 0 || t + k * STRIDE < TT) work(k, t + k * STRIDE);
     }
-    template <typename acc> __device__ void channel_values(const void* from, const Block& w, acc (&x)[V]) const {
-#pragma unroll
-        for (int i = 0; i < V; ++i) x[i] = from && i < valid ? static_cast<const acc*>(from)[w.c0 + c + i] : acc(0);
-    }
     // delta' = softplus(delta + bias), and 0 in the padding
     template <typename T, typename acc>
-    __device__ void step_sizes(const Scan& p, const Block& w, int t, Raw<T, V> delta, const acc (&bias)[V], acc (&x)[V]) const {
+    __device__ void step_sizes(const Scan& p, const Block& w, int t, Raw<T, V> delta, const acc (&bias)[CH], acc (&x)[V]) const {
 #pragma unroll
-        for (int i = 0; i < V; ++i) x[i] = delta[i] + bias[i];
+        for (int i = 0; i < V; ++i) x[i] = delta[i] + bias[c + i];
         if (p.softplus) {
 #pragma unroll
             for (int i = 0; i < V; ++i) x[i] = softplus(x[i]);
@@ -376,8 +376,9 @@ private:
         const int i = threadIdx.x + k * THREADS, t = i / QUADS % TT, n = i % QUADS * 4;
         if (ITEMS % THREADS && i >= ITEMS) return {};
         const int valid = WHOLE ? 4 : t0 + t < w.steps ? int(p.d_state) - n : 0;
-        const T* const from = B && (!C || i < TT * QUADS) ? row<const T>(p, w, at::B, t0 + t) : row<const T>(p, w, at::C, t0 + t);
-        return ::load<4>(from + n, valid, WHOLE || p.vector_state);
+        const bool of_B = B && (!C || i < TT * QUADS);
+        const long long stride = of_B ? p.rows[at::B].time : p.rows[at::C].time;
+        return ::load<4>(row<const T>(w.rows[of_B ? at::B : at::C], stride, t0 + t) + n, valid, WHOLE || p.vector_state);
     }
 };
 
@@ -443,7 +444,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     constexpr bool STAGED_C = Y && !CONSTANT_C;
     constexpr int STAGED = !CONSTANT_B + STAGED_C;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
-    alignas(16) __shared__ acc ys[Y ? TT : 1][CH], maps[STAGED ? STAGED : 1][TT][N];
+    alignas(16) __shared__ acc ys[Y ? TT : 1][CH], maps[STAGED ? STAGED : 1][TT][N], bias[CH], D[CH];
 
     __shared__ Block w;
     locate(p, CH, w);
@@ -456,6 +457,9 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     if constexpr (CONSTANT_B) lane.read(p.rows[at::B].data, w.c0, p, Bc);
     if constexpr (Y && CONSTANT_C) lane.read(p.rows[at::C].data, w.c0, p, Cc);
 
+    stage(p.bias, w, bias);
+    stage(p.D, w, D);
+    __syncthreads();
     using Part = Share<CH, TT>;
     const Part share(w);
     Tile<T, Part, at::delta, at::u, Y ? int(at::z) : int(at::count)> next;
@@ -464,9 +468,6 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     next_maps.load(p, w, 0);
     for (int t0 = 0; t0 < w.steps; t0 += TT) {
         const auto rows = next;
-        acc bias[Part::V], D[Part::V];
-        share.channel_values(p.bias, w, bias);
-        if constexpr (Y) share.channel_values(p.D, w, D);
         share.each([&](int k, int t) {
             acc delta[Part::V];
             share.step_sizes(p, w, t0 + t, rows.x[0][k], bias, delta);
@@ -516,7 +517,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
             share.each([&](int k, int t) {
                 acc y[Part::V];
 #pragma unroll
-                for (int i = 0; i < Part::V; ++i) y[i] = ys[t][share.c + i] + D[i] * rows.x[1][k][i];
+                for (int i = 0; i < Part::V; ++i) y[i] = ys[t][share.c + i] + D[share.c + i] * rows.x[1][k][i];
                 if (p.rows[at::z].data) {
 #pragma unroll
                     for (int i = 0; i < Part::V; ++i) y[i] *= rows.x[2][k][i] * sigmoid(rows.x[2][k][i]);
@@ -538,7 +539,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
     constexpr acc VANISHED = sizeof(acc) == 8 ? -80 : -40, FOREVER = 1e30f;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
-    alignas(16) __shared__ acc maps[1][TT][N];
+    alignas(16) __shared__ acc maps[1][TT][N], bias[CH];
 
     __shared__ Block w;
     locate(p, CH, w);
@@ -550,6 +551,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     lane.read(p.A, w.c0, p, A);
     scale(A, acc(LOG2_E));
     if constexpr (CONSTANT) lane.read(p.rows[series].data, w.c0, p, constant);
+    stage(p.bias, w, bias);
+    __syncthreads();
     using Part = Share<CH, TT>;
     const Part share(w);
     Tile<T, Part, at::delta, ADJOINT ? int(at::dy) : int(at::u), ADJOINT ? int(at::z) : int(at::count)> next;
@@ -561,8 +564,6 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     next_maps.load(p, w, ADJOINT ? 0 : last);
     for (int walked = 0; walked <= last; walked += TT) {
         const int t0 = ADJOINT ? walked : last - walked;
-        acc bias[Part::V];
-        share.channel_values(p.bias, w, bias);
         share.each([&](int k, int t) {
             acc delta[Part::V], x[Part::V];
             share.step_sizes(p, w, t0 + t, next.x[0][k], bias, delta);
@@ -673,7 +674,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     using Part = Share<CH, TT>;
     constexpr int V = Part::V;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
-    alignas(16) __shared__ acc dys[TT][CH], out[3][TT][CH], maps[VARYING ? VARYING : 1][TT][N];
+    alignas(16) __shared__ acc dys[TT][CH], out[3][TT][CH], maps[VARYING ? VARYING : 1][TT][N], bias[CH], D[CH];
     alignas(16) __shared__ acc parts[WARPS][VARYING ? TT : 1][M], shares[THREADS * V];
 
     __shared__ Block w;
@@ -689,6 +690,9 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     if constexpr (CONSTANT_B) lane.read(p.rows[at::B].data, w.c0, p, Bc);
     if constexpr (CONSTANT_C) lane.read(p.rows[at::C].data, w.c0, p, Cc);
 
+    stage(p.bias, w, bias);
+    stage(p.D, w, D);
+    __syncthreads();
     const Part share(w);
     Total<acc> dD[V], dbias[V];
     if (!live)  // such a warp adds nothing to dB and dC
@@ -704,16 +708,16 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
         next_maps.load(p, w, t0);
         lane.load(p.checkpoints, (checkpoint + t0 / TT) * p.d + w.c0, p, next_start);
     };
-    ahead(last);
+    constexpr bool AHEAD = sizeof(acc) == 4;  // float64 has no registers for it
+    if (AHEAD) ahead(last);
     for (int t0 = last; t0 >= 0; t0 -= TT) {
+        if (!AHEAD) ahead(t0);
         const auto rows = next;
-        acc start[R][NS], bias[V], D[V];
+        acc start[R][NS];
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
             for (int j = 0; j < NS; ++j) start[r][j] = next_start[r][j];
-        share.channel_values(p.bias, w, bias);
-        share.channel_values(p.D, w, D);
         share.each([&](int k, int t) {
             acc delta[V], dy[V];
             share.step_sizes(p, w, t0 + t, rows.x[0][k], bias, delta);
@@ -727,7 +731,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
         next_maps.stage(p, w, t0, maps);
         __syncthreads();
 
-        if (t0) ahead(t0 - TT);
+        if (AHEAD && t0) ahead(t0 - TT);
         if (live) {
             acc h[TT][R][NS], tile_dA[R][NS] = {}, tile_dB[R][NS] = {}, tile_dC[R][NS] = {};
 #pragma unroll
@@ -812,9 +816,9 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
 #pragma unroll
             for (int i = 0; i < V; ++i) {
                 const acc u = rows.x[1][k][i], dy = dys[t][share.c + i], gB = out[0][t][share.c + i];
-                du[i] = drive[t][share.c + i].delta * gB + D[i] * dy;
+                du[i] = drive[t][share.c + i].delta * gB + D[share.c + i] * dy;
                 ddelta[i] = u * gB + acc(LN_2) * out[1][t][share.c + i];
-                if (p.softplus) ddelta[i] *= sigmoid(rows.x[0][k][i] + bias[i]);
+                if (p.softplus) ddelta[i] *= sigmoid(rows.x[0][k][i] + bias[share.c + i]);
                 if (t0 + t < w.steps && i < share.valid) {
                     dD[i].add(dy * u);
                     dbias[i].add(ddelta[i]);
@@ -825,7 +829,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
             if (p.rows[at::z].data) {  // silu'(z) = s (1 + z (1 - s)), s = sigmoid(z)
 #pragma unroll
                 for (int i = 0; i < V; ++i) {
-                    const acc z = rows.x[3][k][i], s = sigmoid(z), y = out[2][t][share.c + i] + D[i] * rows.x[1][k][i];
+                    const acc z = rows.x[3][k][i], s = sigmoid(z), y = out[2][t][share.c + i] + D[share.c + i] * rows.x[1][k][i];
                     dz[i] = rows.x[2][k][i] * y * s * (1 + z * (1 - s));
                 }
                 share.template write<T>(p, w, at::dz, t0 + t, dz);
