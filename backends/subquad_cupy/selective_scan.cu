@@ -133,7 +133,8 @@ __device__ inline void store(T* to, int valid, bool vector, const acc (&x)[V]) {
     }
 }
 
-template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T x[V]; };  // in shared memory
+// V neighbouring values in shared memory.
+template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T x[V]; };
 
 // The arguments, mirrored field by field by SCAN in _launch.py.
 struct Series { void* data; long long batch, time, group; };  // strides in bytes; the last axis is contiguous
@@ -156,6 +157,7 @@ struct Scan {
 // What a block works on. It lives in shared memory: in registers, the pointers alone would take two dozen.
 struct Block {
     long long b, k, begin, entry;  // batch item, chunk, its first step, its first row in (batch, chunks, d, ...)
+    long long index;               // among the blocks of this batch item and chunk
     int steps;                     // of the chunk; t below counts from its beginning, in 32 bits
     int c0, channels;              // the block's channels are c0 .. c0 + channels, all of one group
     char* rows[at::count];         // where each series begins
@@ -167,12 +169,14 @@ __device__ inline void locate(const Scan& p, int channels_per_block, Block& w) {
     const int per_group = int(p.blocks / p.groups), width = int(p.d / p.groups), group = int(index / per_group);
     if (threadIdx.x < at::count) {
         const Series& s = p.rows[threadIdx.x];
-        w.rows[threadIdx.x] = static_cast<char*>(s.data) + (s.data ? b * s.batch + begin * s.time + group * s.group : 0);
+        const long long offset = s.data ? b * s.batch + begin * s.time + group * s.group : 0;
+        w.rows[threadIdx.x] = static_cast<char*>(s.data) + offset;
     } else if (threadIdx.x == at::count) {
         const int within = int(index % per_group) * channels_per_block;
         w.b = b;
         w.k = k;
         w.begin = begin;
+        w.index = index;
         w.steps = int(begin + p.chunk < p.n ? p.chunk : p.n - begin);
         w.c0 = group * width + within;
         w.channels = width - within < channels_per_block ? width - within : channels_per_block;
@@ -285,7 +289,8 @@ template <int CH, int TT> struct Share {
     static constexpr int V = TT * CH < 4 * THREADS ? 2 : 4, STRIDE = THREADS / (CH / V);
     static constexpr int ROUNDS = (TT + STRIDE - 1) / STRIDE, CHANNELS = CH, STEPS = TT;
     int t, c, valid;
-    __device__ Share(const Block& w) : t(threadIdx.x / (CH / V)), c(threadIdx.x % (CH / V) * V), valid(w.channels - c) {}
+    __device__ Share(const Block& w)
+        : t(threadIdx.x / (CH / V)), c(threadIdx.x % (CH / V) * V), valid(w.channels - c) {}
 
     template <typename F> __device__ void each(F work) const {  // work(round, t)
 #pragma unroll
@@ -294,7 +299,9 @@ template <int CH, int TT> struct Share {
     }
     // delta' = softplus(delta + bias), and 0 in the padding
     template <typename T, typename acc>
-    __device__ void step_sizes(const Scan& p, const Block& w, int t, Raw<T, V> delta, const acc (&bias)[CH], acc (&x)[V]) const {
+    __device__ void step_sizes(
+        const Scan& p, const Block& w, int t, Raw<T, V> delta, const acc (&bias)[CH], acc (&x)[V]
+    ) const {
 #pragma unroll
         for (int i = 0; i < V; ++i) x[i] = delta[i] + bias[c + i];
         if (p.softplus) {
@@ -337,9 +344,11 @@ private:
         (load_one<WHOLE, SERIES>(p, w, share, t0, x[i++]), ...);
     }
     template <bool WHOLE, int S>
-    __device__ void load_one(const Scan& p, const Block& w, const Share& share, int t0, Raw<T, Share::V> (&x)[Share::ROUNDS]) {
+    __device__ void load_one(
+        const Scan& p, const Block& w, const Share& share, int t0, Raw<T, Share::V> (&x)[Share::ROUNDS]
+    ) {
         if constexpr (S != at::count)
-            if (p.rows[S].data) share.each([&](int k, int t) {
+            if (S != at::z || p.rows[S].data) share.each([&](int k, int t) {
                 const int valid = WHOLE ? Share::V : t0 + t < w.steps ? share.valid : 0;
                 x[k] = ::load<Share::V>(row<const T>(p, w, S, t0 + t) + w.c0 + share.c, valid, WHOLE || p.vector);
             });
@@ -356,7 +365,8 @@ template <typename T, int TT, int N, bool B, bool C> struct Maps {
         if (p.vector_state && p.d_state == N && t0 + TT <= w.steps) load_all<true>(p, w, t0);
         else load_all<false>(p, w, t0);
     }
-    template <typename acc, int COUNT> __device__ void stage(const Scan& p, const Block& w, int t0, acc (&to)[COUNT][TT][N]) {
+    template <typename acc, int COUNT>
+    __device__ void stage(const Scan& p, const Block& w, int t0, acc (&to)[COUNT][TT][N]) const {
 #pragma unroll
         for (int k = 0; k < ROUNDS; ++k) {
             const int i = threadIdx.x + k * THREADS, t = i / QUADS % TT, n = i % QUADS * 4;
@@ -378,7 +388,8 @@ private:
         const int valid = WHOLE ? 4 : t0 + t < w.steps ? int(p.d_state) - n : 0;
         const bool of_B = B && (!C || i < TT * QUADS);
         const long long stride = of_B ? p.rows[at::B].time : p.rows[at::C].time;
-        return ::load<4>(row<const T>(w.rows[of_B ? at::B : at::C], stride, t0 + t) + n, valid, WHOLE || p.vector_state);
+        const T* const from = row<const T>(w.rows[of_B ? at::B : at::C], stride, t0 + t);
+        return ::load<4>(from + n, valid, WHOLE || p.vector_state);
     }
 };
 
@@ -390,16 +401,18 @@ template <int W, int HIGH, int LOW> struct Butterfly {
     using Next = Butterfly<splits ? W / 2 : 1, HIGH / 2, LOW>;
     static constexpr int width = Next::width;
     template <typename acc> __device__ static void sum(acc* v) {
+        constexpr int HALF = splits ? W / 2 : 1;
         const bool upper = threadIdx.x & HIGH;
-        if constexpr (splits) {
+        acc kept[HALF], received[HALF];  // the compiler moves nothing across a shuffle: so none waits for a sum
 #pragma unroll
-            for (int i = 0; i < W / 2; ++i) {
-                const acc kept = upper ? v[i + W / 2] : v[i], sent = upper ? v[i] : v[i + W / 2];
-                v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, HIGH);
-            }
-        } else {
-            v[0] += __shfl_xor_sync(0xffffffffu, v[0], HIGH);
+        for (int i = 0; i < HALF; ++i) {
+            kept[i] = splits && upper ? v[splits ? i + HALF : 0] : v[i];
+            received[i] = splits && !upper ? v[splits ? i + HALF : 0] : v[i];
         }
+#pragma unroll
+        for (int i = 0; i < HALF; ++i) received[i] = __shfl_xor_sync(0xffffffffu, received[i], HIGH);
+#pragma unroll
+        for (int i = 0; i < HALF; ++i) v[i] = kept[i] + received[i];
         Next::sum(v);
     }
     __device__ static int held() {
@@ -431,16 +444,20 @@ __host__ __device__ constexpr int backward_steps(int states, int size) {
 }
 
 // Blocks that an SM should hold, which caps the registers: 65536 / (THREADS blocks).
-__host__ __device__ constexpr int forward_blocks(int states, int size) { return size > 4 || states > 8 ? 3 : 4; }
+__host__ __device__ constexpr int forward_blocks(int states, int lpc, int size) {
+    return size > 4 || states > 8 || lpc == 1 ? 3 : 4;
+}
 
 template <typename acc> struct Drive { acc delta, x; };  // x = delta u: what B[t] multiplies
 
 // Y: whether y is asked for, and not the states alone.
 template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool Y>
-__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumulate<T>))) scan_forward(const Scan p) {
+__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(accumulate<T>)))
+    scan_forward(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
     constexpr int EVERY = backward_steps(N, sizeof(acc));
+    constexpr int GROUP = EVERY < 4 ? EVERY : 4;  // steps whose sums over lanes are taken together
     constexpr bool STAGED_C = Y && !CONSTANT_C;
     constexpr int STAGED = !CONSTANT_B + STAGED_C;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
@@ -449,7 +466,6 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     __shared__ Block w;
     locate(p, CH, w);
     const Lane<R, NS> lane(p, w, LPC);
-    const bool live = int(threadIdx.x) / 32 * (32 / LPC * R) < w.channels;  // the same for the whole warp
     acc A[R][NS], h[R][NS], Bc[R][NS], Cc[R][NS];
     lane.read(p.A, w.c0, p, A);
     scale(A, acc(LOG2_E));
@@ -481,33 +497,34 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
             next.load(p, w, share, t0 + TT);
             next_maps.load(p, w, t0 + TT);
         }
-        for (int start = 0; live && start < TT; start += EVERY) {
+        for (int start = 0; start < TT; start += EVERY) {
             if (p.checkpoints && t0 + start < w.steps)
                 lane.write(p.checkpoints, (w.b * p.tiles + (w.begin + t0 + start) / EVERY) * p.d + w.c0, p, h);
-#pragma unroll 4
-            for (int t = start; t < start + EVERY; ++t) {
-                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
-                Pack<acc, NS> B, C;
-                if constexpr (!CONSTANT_B) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
-                if constexpr (STAGED_C) C = *reinterpret_cast<const Pack<acc, NS>*>(&maps[STAGED - 1][t][lane.n]);
-                acc y[R];
+            for (int t = start; t < start + EVERY; t += GROUP) {
+                acc y[GROUP * R] = {};
 #pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    y[r] = 0;
+                for (int i = 0; i < GROUP; ++i) {
+                    const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t + i][lane.c]);
+                    Pack<acc, NS> B, C;
+                    if constexpr (!CONSTANT_B) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t + i][lane.n]);
+                    constexpr int LAST = STAGED ? STAGED - 1 : 0;
+                    if constexpr (STAGED_C) C = *reinterpret_cast<const Pack<acc, NS>*>(&maps[LAST][t + i][lane.n]);
 #pragma unroll
-                    for (int j = 0; j < NS; ++j) {
-                        const acc a = exp2_(step.x[r].delta * A[r][j]);
-                        h[r][j] = a * h[r][j] + step.x[r].x * (CONSTANT_B ? Bc[r][j] : B.x[j]);
-                        if constexpr (Y) y[r] += (CONSTANT_C ? Cc[r][j] : C.x[j]) * h[r][j];
-                    }
+                    for (int r = 0; r < R; ++r)
+#pragma unroll
+                        for (int j = 0; j < NS; ++j) {
+                            const acc a = exp2_(step.x[r].delta * A[r][j]);
+                            h[r][j] = a * h[r][j] + step.x[r].x * (CONSTANT_B ? Bc[r][j] : B.x[j]);
+                            if constexpr (Y) y[i * R + r] += (CONSTANT_C ? Cc[r][j] : C.x[j]) * h[r][j];
+                        }
                 }
                 if constexpr (Y) {
-                    using Sum = Butterfly<R, LPC / 2, 1>;
+                    using Sum = Butterfly<GROUP * R, LPC / 2, 1>;
                     Sum::sum(y);
                     const int first = Sum::held();
 #pragma unroll
                     for (int i = 0; i < Sum::width; ++i)
-                        if (first >= 0) ys[t][lane.c + first + i] = y[i];
+                        if (first >= 0) ys[t + (first + i) / R][lane.c + (first + i) % R] = y[i];
                 }
             }
         }
@@ -534,7 +551,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
 // the block, so a typical chunk costs its tail only. For the adjoint, r[t] = a[t] (r[t+1] + C[t] dy[t]), the same holds
 // with time turned round: B is C, delta u is dy silu(z), and the tail is the chunk's beginning.
 template <typename T, int NS, int LPC, int R, bool CONSTANT, bool ADJOINT>
-__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumulate<T>))) scan_tail(const Scan p) {
+__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(accumulate<T>)))
+    scan_tail(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
     constexpr acc VANISHED = sizeof(acc) == 8 ? -80 : -40, FOREVER = 1e30f;
@@ -545,7 +563,6 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
     locate(p, CH, w);
     if (w.k == (ADJOINT ? 0 : p.chunks - 1)) return;  // no chunk follows
     const Lane<R, NS> lane(p, w, LPC);
-    const bool live = int(threadIdx.x) / 32 * (32 / LPC * R) < w.channels;
     constexpr int series = ADJOINT ? at::C : at::B;
     acc A[R][NS], constant[R][NS], end[R][NS] = {};
     lane.read(p.A, w.c0, p, A);
@@ -580,7 +597,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
             next_maps.load(p, w, ADJOINT ? t0 + TT : t0 - TT);
         }
 
-        if (live) {
+        {
             acc local[R][NS] = {}, sum[R] = {};
 #pragma unroll 4
             for (int i = 0; i < TT; ++i) {
@@ -610,7 +627,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, sizeof(accumul
                     if (r < lane.channels && j < lane.states) vanished &= A[r][j] * acc(passed[r]) < VANISHED;
             }
         }
-        if (__syncthreads_and(vanished || !live)) {
+        if (__syncthreads_and(vanished)) {
             for (int r = 0; r < R; ++r) passed[r] = FOREVER;  // exp2(A passed) is then exactly 0
             break;
         }
@@ -680,7 +697,6 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     __shared__ Block w;
     locate(p, CH, w);
     const Lane<R, NS> lane(p, w, LPC);
-    const bool live = int(threadIdx.x) / 32 * (32 / LPC * R) < w.channels;
     const int warp = threadIdx.x / 32;
     acc A[R][NS], adjoint[R][NS], Bc[R][NS], Cc[R][NS];  // adjoint: a[t+1] g[t+1]
     Total<acc> dA[R][NS], dBc[R][NS], dCc[R][NS];
@@ -695,8 +711,6 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     __syncthreads();
     const Part share(w);
     Total<acc> dD[V], dbias[V];
-    if (!live)  // such a warp adds nothing to dB and dC
-        for (int i = threadIdx.x % 32; i < (VARYING ? TT : 1) * M; i += 32) parts[warp][i / M][i % M] = 0;
 
     Tile<T, Part, at::delta, at::u, at::dy, at::z> next;
     Maps<T, TT, N, !CONSTANT_B, !CONSTANT_C> next_maps;
@@ -732,7 +746,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
         __syncthreads();
 
         if (AHEAD && t0) ahead(t0 - TT);
-        if (live) {
+        {
             acc h[TT][R][NS], tile_dA[R][NS] = {}, tile_dB[R][NS] = {}, tile_dC[R][NS] = {};
 #pragma unroll
             for (int t = 0; t < TT; ++t) {
@@ -808,7 +822,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
                     for (int j = 0; j < W; ++j) sum[j] += parts[part][t][m + j];
                 acc* const to = CONSTANT_B || m >= N ? row<acc>(p, w, at::dC, t0 + t) : row<acc>(p, w, at::dB, t0 + t);
                 const int valid = t0 + t < w.steps ? int(p.d_state) - n : 0;
-                store<W>(to + blockIdx.x % p.blocks * p.d_state + n, valid, p.d_state % W == 0, sum);
+                store<W>(to + w.index * p.d_state + n, valid, p.d_state % W == 0, sum);
             }
         }
         share.each([&](int k, int t) {
@@ -818,18 +832,23 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
                 const acc u = rows.x[1][k][i], dy = dys[t][share.c + i], gB = out[0][t][share.c + i];
                 du[i] = drive[t][share.c + i].delta * gB + D[share.c + i] * dy;
                 ddelta[i] = u * gB + acc(LN_2) * out[1][t][share.c + i];
-                if (p.softplus) ddelta[i] *= sigmoid(rows.x[0][k][i] + bias[share.c + i]);
-                if (t0 + t < w.steps && i < share.valid) {
-                    dD[i].add(dy * u);
-                    dbias[i].add(ddelta[i]);
-                }
+                dD[i].add(dy * u);  // 0 in the padding
+            }
+            if (p.softplus) {
+#pragma unroll
+                for (int i = 0; i < V; ++i) ddelta[i] *= sigmoid(rows.x[0][k][i] + bias[share.c + i]);
+            }
+            if (t0 + t < w.steps) {
+#pragma unroll
+                for (int i = 0; i < V; ++i) dbias[i].add(ddelta[i]);
             }
             share.template write<T>(p, w, at::du, t0 + t, du);
             share.template write<T>(p, w, at::ddelta, t0 + t, ddelta);
             if (p.rows[at::z].data) {  // silu'(z) = s (1 + z (1 - s)), s = sigmoid(z)
 #pragma unroll
                 for (int i = 0; i < V; ++i) {
-                    const acc z = rows.x[3][k][i], s = sigmoid(z), y = out[2][t][share.c + i] + D[share.c + i] * rows.x[1][k][i];
+                    const acc z = rows.x[3][k][i], s = sigmoid(z);
+                    const acc y = out[2][t][share.c + i] + D[share.c + i] * rows.x[1][k][i];
                     dz[i] = rows.x[2][k][i] * y * s * (1 + z * (1 - s));
                 }
                 share.template write<T>(p, w, at::dz, t0 + t, dz);
