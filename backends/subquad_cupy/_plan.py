@@ -51,7 +51,11 @@ class Plan:
 
     def kernel(self, name: str, storage: str, *flags: bool) -> str:
         """C++ name of the instantiation, say ``scan_backward<float, 4, 4, 2, false, false>``."""
-        arguments = [storage, *map(str, (self.states, self.lanes, self.channels)), *(str(flag).lower() for flag in flags)]
+        arguments = [
+            storage,
+            *map(str, (self.states, self.lanes, self.channels)),
+            *(str(flag).lower() for flag in flags),
+        ]
         return f"{name}<{', '.join(arguments)}>"
 
 
