@@ -51,12 +51,8 @@ class Plan:
 
     def kernel(self, name: str, storage: str, *flags: bool) -> str:
         """C++ name of the instantiation, say ``scan_backward<float, 4, 4, 2, false, false>``."""
-        arguments = [
-            storage,
-            *map(str, (self.states, self.lanes, self.channels)),
-            *(str(flag).lower() for flag in flags),
-        ]
-        return f"{name}<{', '.join(arguments)}>"
+        arguments = [storage, self.states, self.lanes, self.channels, *(str(flag).lower() for flag in flags)]
+        return f"{name}<{', '.join(map(str, arguments))}>"
 
 
 def padded_states(d_state: int) -> int:
