@@ -597,35 +597,33 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(ac
             next_maps.load(p, w, ADJOINT ? t0 + TT : t0 - TT);
         }
 
-        {
-            acc local[R][NS] = {}, sum[R] = {};
+        acc local[R][NS] = {}, sum[R] = {};
 #pragma unroll 4
-            for (int i = 0; i < TT; ++i) {
-                const int t = ADJOINT ? TT - 1 - i : i;
-                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
-                Pack<acc, NS> B;
-                if constexpr (!CONSTANT) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
-#pragma unroll
-                for (int r = 0; r < R; ++r) {
-                    sum[r] += step.x[r].delta;
-#pragma unroll
-                    for (int j = 0; j < NS; ++j) {
-                        const acc a = exp2_(step.x[r].delta * A[r][j]);
-                        const acc x = step.x[r].x * (CONSTANT ? constant[r][j] : B.x[j]);
-                        local[r][j] = ADJOINT ? a * (local[r][j] + x) : a * local[r][j] + x;
-                    }
-                }
-            }
-            vanished = p.softplus;  // a negative step would bring back what has vanished
+        for (int i = 0; i < TT; ++i) {
+            const int t = ADJOINT ? TT - 1 - i : i;
+            const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
+            Pack<acc, NS> B;
+            if constexpr (!CONSTANT) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
 #pragma unroll
             for (int r = 0; r < R; ++r) {
+                sum[r] += step.x[r].delta;
 #pragma unroll
-                for (int j = 0; j < NS; ++j) end[r][j] += exp2_(A[r][j] * acc(passed[r])) * local[r][j];
-                passed[r] += sum[r];
-#pragma unroll
-                for (int j = 0; j < NS; ++j)
-                    if (r < lane.channels && j < lane.states) vanished &= A[r][j] * acc(passed[r]) < VANISHED;
+                for (int j = 0; j < NS; ++j) {
+                    const acc a = exp2_(step.x[r].delta * A[r][j]);
+                    const acc x = step.x[r].x * (CONSTANT ? constant[r][j] : B.x[j]);
+                    local[r][j] = ADJOINT ? a * (local[r][j] + x) : a * local[r][j] + x;
+                }
             }
+        }
+        vanished = p.softplus;  // a negative step would bring back what has vanished
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+#pragma unroll
+            for (int j = 0; j < NS; ++j) end[r][j] += exp2_(A[r][j] * acc(passed[r])) * local[r][j];
+            passed[r] += sum[r];
+#pragma unroll
+            for (int j = 0; j < NS; ++j)
+                if (r < lane.channels && j < lane.states) vanished &= A[r][j] * acc(passed[r]) < VANISHED;
         }
         if (__syncthreads_and(vanished)) {
             for (int r = 0; r < R; ++r) passed[r] = FOREVER;  // exp2(A passed) is then exactly 0
@@ -746,69 +744,67 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
         __syncthreads();
 
         if (AHEAD && t0) ahead(t0 - TT);
-        {
-            acc h[TT][R][NS], tile_dA[R][NS] = {}, tile_dB[R][NS] = {}, tile_dC[R][NS] = {};
+        acc h[TT][R][NS], tile_dA[R][NS] = {}, tile_dB[R][NS] = {}, tile_dC[R][NS] = {};
 #pragma unroll
-            for (int t = 0; t < TT; ++t) {
-                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
-#pragma unroll
-                for (int r = 0; r < R; ++r)
-#pragma unroll
-                    for (int j = 0; j < NS; ++j) {
-                        const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
-                        const acc a = exp2_(step.x[r].delta * A[r][j]);
-                        h[t][r][j] = a * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]) + step.x[r].x * B;
-                    }
-            }
-#pragma unroll
-            for (int t = TT - 1; t >= 0; --t) {
-                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
-                const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t][lane.c]);
-                acc sums[4 * R] = {}, products[VARYING ? VARYING * NS : 1] = {};  // sums: g . B, A a g h[t-1], y
-#pragma unroll
-                for (int r = 0; r < R; ++r)
-#pragma unroll
-                    for (int j = 0; j < NS; ++j) {
-                        const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
-                        const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t][lane.n + j];
-                        const acc g = adjoint[r][j] + dy.x[r] * C;
-                        adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
-                        const acc da = adjoint[r][j] * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]);
-                        tile_dA[r][j] += step.x[r].delta * da;
-                        sums[4 * r] += g * B;
-                        sums[4 * r + 1] += A[r][j] * da;
-                        sums[4 * r + 2] += C * h[t][r][j];
-                        if constexpr (CONSTANT_B) tile_dB[r][j] += step.x[r].x * g;
-                        if constexpr (CONSTANT_C) tile_dC[r][j] += dy.x[r] * h[t][r][j];
-                        if constexpr (!CONSTANT_B) products[j] += step.x[r].x * g;
-                        if constexpr (!CONSTANT_C) products[(VARYING - 1) * NS + j] += dy.x[r] * h[t][r][j];
-                    }
-                using Sum = Butterfly<4 * R, LPC / 2, 1>;
-                Sum::sum(sums);
-#pragma unroll
-                for (int i = 0; i < Sum::width; ++i) {
-                    const int which = Sum::held() + i;
-                    if (which >= 0 && which % 4 < 3) out[which % 4][t][lane.c + which / 4] = sums[i];
-                }
-                if constexpr (VARYING > 0) {
-                    using Product = Butterfly<VARYING * NS, 16, LPC>;
-                    Product::sum(products);
-#pragma unroll
-                    for (int i = 0; i < Product::width; ++i) {
-                        const int which = Product::held() + i;
-                        if (which >= 0) parts[warp][t][which / NS * N + lane.n + which % NS] = products[i];
-                    }
-                }
-            }
+        for (int t = 0; t < TT; ++t) {
+            const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
 #pragma unroll
             for (int r = 0; r < R; ++r)
 #pragma unroll
                 for (int j = 0; j < NS; ++j) {
-                    dA[r][j].add(tile_dA[r][j]);
-                    if constexpr (CONSTANT_B) dBc[r][j].add(tile_dB[r][j]);
-                    if constexpr (CONSTANT_C) dCc[r][j].add(tile_dC[r][j]);
+                    const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
+                    const acc a = exp2_(step.x[r].delta * A[r][j]);
+                    h[t][r][j] = a * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]) + step.x[r].x * B;
                 }
         }
+#pragma unroll
+        for (int t = TT - 1; t >= 0; --t) {
+            const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
+            const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t][lane.c]);
+            acc sums[4 * R] = {}, products[VARYING ? VARYING * NS : 1] = {};  // sums: g . B, A a g h[t-1], y
+#pragma unroll
+            for (int r = 0; r < R; ++r)
+#pragma unroll
+                for (int j = 0; j < NS; ++j) {
+                    const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
+                    const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t][lane.n + j];
+                    const acc g = adjoint[r][j] + dy.x[r] * C;
+                    adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
+                    const acc da = adjoint[r][j] * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]);
+                    tile_dA[r][j] += step.x[r].delta * da;
+                    sums[4 * r] += g * B;
+                    sums[4 * r + 1] += A[r][j] * da;
+                    sums[4 * r + 2] += C * h[t][r][j];
+                    if constexpr (CONSTANT_B) tile_dB[r][j] += step.x[r].x * g;
+                    if constexpr (CONSTANT_C) tile_dC[r][j] += dy.x[r] * h[t][r][j];
+                    if constexpr (!CONSTANT_B) products[j] += step.x[r].x * g;
+                    if constexpr (!CONSTANT_C) products[(VARYING - 1) * NS + j] += dy.x[r] * h[t][r][j];
+                }
+            using Sum = Butterfly<4 * R, LPC / 2, 1>;
+            Sum::sum(sums);
+#pragma unroll
+            for (int i = 0; i < Sum::width; ++i) {
+                const int which = Sum::held() + i;
+                if (which >= 0 && which % 4 < 3) out[which % 4][t][lane.c + which / 4] = sums[i];
+            }
+            if constexpr (VARYING > 0) {
+                using Product = Butterfly<VARYING * NS, 16, LPC>;
+                Product::sum(products);
+#pragma unroll
+                for (int i = 0; i < Product::width; ++i) {
+                    const int which = Product::held() + i;
+                    if (which >= 0) parts[warp][t][which / NS * N + lane.n + which % NS] = products[i];
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int j = 0; j < NS; ++j) {
+                dA[r][j].add(tile_dA[r][j]);
+                if constexpr (CONSTANT_B) dBc[r][j].add(tile_dB[r][j]);
+                if constexpr (CONSTANT_C) dCc[r][j].add(tile_dC[r][j]);
+            }
         __syncthreads();
 
         if constexpr (VARYING > 0) {
