@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 STATES = [2**k for k in range(9)]
 # An SM holds 65536 / (128 registers) blocks: 4 at 128, 3 at 168, 2 at 255. The backward pass keeps a tile of states.
 CEILINGS = {"scan_backward": 255, "scan_carry": 48}
+SHARED = 48 * 1024  # bytes that a kernel may have without asking for more
 
 
 def ceiling(kernel, storage, states, lanes):
@@ -28,11 +29,13 @@ def ceiling(kernel, storage, states, lanes):
 def instantiations(storage, states, constant=(False, True)):
     """C++ names of all kernels that the launcher may ask for."""
     itemsize = 8 if storage == "double" else 4
-    sizes = {"groups": 1, "multiprocessors": 1}
-    for d_state in states:
-        forward = _plan.plan_forward(1, 1, 1, d_state, itemsize=itemsize, **sizes)
+    sizes = {"groups": 1, "itemsize": itemsize}
+    for d_state, multiprocessors in itertools.product(states, (0, 132)):  # a device that is full, and one that is not
+        forward = _plan.plan_forward(1, 1, 1, d_state, multiprocessors=multiprocessors, **sizes)
         for flags in itertools.product(constant, constant):
-            backward = _plan.plan_backward(1, 1, 1, d_state, itemsize=itemsize, constant=any(flags), **sizes)
+            backward = _plan.plan_backward(
+                1, 1, 1, d_state, multiprocessors=multiprocessors, constant=any(flags), **sizes
+            )
             yield forward.kernel("scan_forward", storage, *flags, True)
             yield backward.kernel("scan_backward", storage, *flags)
             yield backward.kernel("scan_tail", storage, flags[1], True)
@@ -44,7 +47,7 @@ def instantiations(storage, states, constant=(False, True)):
 
 
 def compile_report(kernels, architecture, folder):
-    """Registers and bytes spilled, by mangled name."""
+    """Registers and bytes spilled, by mangled name; shared memory is checked."""
     source = folder / "instantiations.cu"
     lines = [f"template __global__ void {kernel}(const Scan);" for kernel in kernels]
     source.write_text("\n".join([_launch.source(), *lines, ""]), encoding="utf-8")
@@ -56,10 +59,11 @@ def compile_report(kernels, architecture, folder):
     assert "warning" not in result.stderr, result.stderr
     found = re.findall(
         r"Function properties for (\S+)\s+\d+ bytes stack frame, "
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers",
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads\s+ptxas info\s+: Used (\d+) registers(?:.* (\d+) bytes smem)?",
         result.stderr,
     )
-    return {name: (int(registers), int(stores) + int(loads)) for name, stores, loads, registers in found}
+    assert max(int(shared or 0) for *_, shared in found) <= SHARED
+    return {name: (int(registers), int(stores) + int(loads)) for name, stores, loads, registers, _ in found}
 
 
 def check(kernels, architecture, folder):

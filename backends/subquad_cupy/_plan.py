@@ -63,8 +63,11 @@ def padded_states(d_state: int) -> int:
 def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int) -> Plan:
     """Geometry of `scan_forward` and of the first pass before it; `itemsize` is the accumulator's, 4 or 8."""
     states, lanes = _FORWARD[padded_states(d_state)]
-    channels = 2 if itemsize == 4 else 1  # two share each read of B and C; float64 has no registers for it
-    return _plan(batch, n, d, groups, states, lanes, channels, multiprocessors)
+    if itemsize == 4:  # two channels share each read of B and C; float64 has no registers for it
+        plan = _plan(batch, n, d, groups, states, lanes, 2, multiprocessors)
+        if plan.chunks > 1 or plan.grid * THREADS >= THREADS_PER_MULTIPROCESSOR * multiprocessors:
+            return plan
+    return _plan(batch, n, d, groups, states, lanes, 1, multiprocessors)  # twice as many blocks
 
 
 def plan_backward(
@@ -79,7 +82,7 @@ def plan_backward(
 
 def checkpoint_interval(d_state: int, itemsize: int) -> int:
     """Steps between the states that `scan_backward` restarts from: its tile, `backward_steps` in CUDA."""
-    return {(4, False): 8, (4, True): 4, (8, False): 4, (8, True): 1}[itemsize, d_state > 128]
+    return min(8 if itemsize == 4 else 4, 2048 // (padded_states(d_state) * itemsize))
 
 
 def _plan(

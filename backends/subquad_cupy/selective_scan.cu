@@ -194,20 +194,31 @@ template <typename T> __device__ inline T* row(const Scan& p, const Block& w, in
     return row<T>(w.rows[series], p.rows[series].time, t);
 }
 
-// A sum over all of a chunk's time in one register, and what its rounding lost (Kahan).
-template <typename acc> struct Total {
-    acc sum = 0, lost = 0;
-    __device__ void add(acc x) {
-        x -= lost;
-        const acc next = sum + x;
-        lost = (next - sum) - x;
-        sum = next;
-    }
-};
+// K sums of each thread over all of a chunk's time, and what their rounding lost (Kahan).
+template <typename acc, int K> struct Totals {
+    static constexpr bool KEPT = sizeof(acc) == 4;
+    acc sum[K][THREADS], lost[KEPT ? K : 1][KEPT ? THREADS : 1];
 
-template <> struct Total<double> {
-    double sum = 0;
-    __device__ void add(double x) { sum += x; }
+    __device__ void clear() {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            sum[k][threadIdx.x] = 0;
+            if constexpr (KEPT) lost[k][threadIdx.x] = 0;
+        }
+    }
+    __device__ void add(int k, acc x) {
+        acc& total = sum[k][threadIdx.x];
+        if constexpr (KEPT) {
+            acc& missing = lost[k][threadIdx.x];
+            x -= missing;
+            const acc next = total + x;
+            missing = (next - total) - x;
+            total = next;
+        } else {
+            total += x;
+        }
+    }
+    __device__ acc operator[](int k) const { return sum[k][threadIdx.x]; }
 };
 
 // The states of one lane: channels c .. c + R of the block, states n .. n + NS of each.
@@ -244,12 +255,12 @@ template <int R, int NS> struct Lane {
             store(first + r * p.d_state, r < channels ? states : 0, vector<acc>(to, p), x[r]);
     }
     template <typename acc>
-    __device__ void write(void* to, long long entry, const Scan& p, const Total<acc> (&x)[R][NS]) const {
+    __device__ void write(void* to, long long entry, const Scan& p, const Totals<acc, R * NS>& x) const {
         acc sums[R][NS];
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int j = 0; j < NS; ++j) sums[r][j] = x[r][j].sum;
+            for (int j = 0; j < NS; ++j) sums[r][j] = x[r * NS + j];
         write(to, entry, p, sums);
     }
 };
@@ -438,9 +449,10 @@ __host__ __device__ constexpr int forward_steps(int channels, int states, int si
     while (steps * (3 * channels + 2 * states) * size > 40 * 1024) steps /= 2;
     return steps;
 }
-// The tile of the backward pass, whose a and h stay in registers; one checkpoint each.
+// The tile of the backward pass, whose h stay in registers; one checkpoint each.
 __host__ __device__ constexpr int backward_steps(int states, int size) {
-    return size > 4 ? (states > 128 ? 1 : 4) : (states > 128 ? 4 : 8);
+    const int steps = 2048 / (states * size), most = size > 4 ? 4 : 8;
+    return steps < most ? steps : most;
 }
 
 // Blocks that an SM should hold, which caps the registers: 65536 / (THREADS blocks).
@@ -665,14 +677,10 @@ template <typename acc, bool ADJOINT> __global__ void __launch_bounds__(THREADS)
 
 // Adds up what the threads hold of each channel (thread i % (CH / V) and those a multiple of CH / V further), in order.
 template <int CH, int V, typename acc>
-__device__ inline void sum_shares(const Total<acc> (&share)[V], acc (&shares)[THREADS * V], void* to, const Block& w) {
-    __syncthreads();  // the shares of the sum before are still being read
-#pragma unroll
-    for (int i = 0; i < V; ++i) shares[threadIdx.x * V + i] = share[i].sum;
-    __syncthreads();
+__device__ inline void sum_shares(const Totals<acc, V>& shares, void* to, const Block& w) {
     for (int c = threadIdx.x; c < w.channels; c += THREADS) {
         acc sum = 0;
-        for (int i = c; i < THREADS * V; i += CH) sum += shares[i];
+        for (int i = c / V; i < THREADS; i += CH / V) sum += shares.sum[c % V][i];
         static_cast<acc*>(to)[w.entry + c] = sum;
     }
 }
@@ -685,19 +693,25 @@ template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C>
 __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = backward_steps(N, sizeof(acc));
+    constexpr int GROUP = TT < 2 ? TT : 2;  // steps whose sums over lanes are taken together
     constexpr int VARYING = !CONSTANT_B + !CONSTANT_C, M = VARYING ? VARYING * N : 1;
     using Part = Share<CH, TT>;
     constexpr int V = Part::V;
     alignas(16) __shared__ Drive<acc> drive[TT][CH];
     alignas(16) __shared__ acc dys[TT][CH], out[3][TT][CH], maps[VARYING ? VARYING : 1][TT][N], bias[CH], D[CH];
-    alignas(16) __shared__ acc parts[WARPS][VARYING ? TT : 1][M], shares[THREADS * V];
+    alignas(16) __shared__ acc parts[WARPS][VARYING ? TT : 1][M];
+    __shared__ Totals<acc, R * NS> totals[1 + CONSTANT_B + CONSTANT_C];  // dA, and dB and dC where they are constant
+    __shared__ Totals<acc, V> dD, dbias;
 
     __shared__ Block w;
     locate(p, CH, w);
     const Lane<R, NS> lane(p, w, LPC);
     const int warp = threadIdx.x / 32;
     acc A[R][NS], adjoint[R][NS], Bc[R][NS], Cc[R][NS];  // adjoint: a[t+1] g[t+1]
-    Total<acc> dA[R][NS], dBc[R][NS], dCc[R][NS];
+    Totals<acc, R * NS>&dA = totals[0], &dBc = totals[CONSTANT_B], &dCc = totals[CONSTANT_B + CONSTANT_C];
+    for (auto& each : totals) each.clear();
+    dD.clear();
+    dbias.clear();
     lane.read(p.A, w.c0, p, A);
     scale(A, acc(LOG2_E));
     lane.read(p.chunks > 1 ? p.carry : p.first, w.entry, p, adjoint);
@@ -708,7 +722,6 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     stage(p.D, w, D);
     __syncthreads();
     const Part share(w);
-    Total<acc> dD[V], dbias[V];
 
     Tile<T, Part, at::delta, at::u, at::dy, at::z> next;
     Maps<T, TT, N, !CONSTANT_B, !CONSTANT_C> next_maps;
@@ -758,42 +771,49 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
                 }
         }
 #pragma unroll
-        for (int t = TT - 1; t >= 0; --t) {
-            const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
-            const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t][lane.c]);
-            acc sums[4 * R] = {}, products[VARYING ? VARYING * NS : 1] = {};  // sums: g . B, A a g h[t-1], y
+        for (int t = TT - GROUP; t >= 0; t -= GROUP) {
+            acc sums[GROUP * R * 4] = {};  // g . B, A a g h[t-1], y
+            acc products[VARYING ? GROUP * VARYING * NS : 1] = {};
 #pragma unroll
-            for (int r = 0; r < R; ++r)
+            for (int i = GROUP - 1; i >= 0; --i) {
+                const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t + i][lane.c]);
+                const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t + i][lane.c]);
+                acc* const sum = sums + i * R * 4;
+                acc* const product = products + i * VARYING * NS;
 #pragma unroll
-                for (int j = 0; j < NS; ++j) {
-                    const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
-                    const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t][lane.n + j];
-                    const acc g = adjoint[r][j] + dy.x[r] * C;
-                    adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
-                    const acc da = adjoint[r][j] * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]);
-                    tile_dA[r][j] += step.x[r].delta * da;
-                    sums[4 * r] += g * B;
-                    sums[4 * r + 1] += A[r][j] * da;
-                    sums[4 * r + 2] += C * h[t][r][j];
-                    if constexpr (CONSTANT_B) tile_dB[r][j] += step.x[r].x * g;
-                    if constexpr (CONSTANT_C) tile_dC[r][j] += dy.x[r] * h[t][r][j];
-                    if constexpr (!CONSTANT_B) products[j] += step.x[r].x * g;
-                    if constexpr (!CONSTANT_C) products[(VARYING - 1) * NS + j] += dy.x[r] * h[t][r][j];
-                }
-            using Sum = Butterfly<4 * R, LPC / 2, 1>;
+                for (int r = 0; r < R; ++r)
+#pragma unroll
+                    for (int j = 0; j < NS; ++j) {
+                        const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t + i][lane.n + j];
+                        const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t + i][lane.n + j];
+                        const acc g = adjoint[r][j] + dy.x[r] * C;
+                        adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
+                        const acc da = adjoint[r][j] * (t + i ? h[t + i ? t + i - 1 : 0][r][j] : start[r][j]);
+                        tile_dA[r][j] += step.x[r].delta * da;
+                        sum[4 * r] += g * B;
+                        sum[4 * r + 1] += A[r][j] * da;
+                        sum[4 * r + 2] += C * h[t + i][r][j];
+                        if constexpr (CONSTANT_B) tile_dB[r][j] += step.x[r].x * g;
+                        if constexpr (CONSTANT_C) tile_dC[r][j] += dy.x[r] * h[t + i][r][j];
+                        if constexpr (!CONSTANT_B) product[j] += step.x[r].x * g;
+                        if constexpr (!CONSTANT_C) product[(VARYING - 1) * NS + j] += dy.x[r] * h[t + i][r][j];
+                    }
+            }
+            using Sum = Butterfly<GROUP * R * 4, LPC / 2, 1>;
             Sum::sum(sums);
 #pragma unroll
             for (int i = 0; i < Sum::width; ++i) {
                 const int which = Sum::held() + i;
-                if (which >= 0 && which % 4 < 3) out[which % 4][t][lane.c + which / 4] = sums[i];
+                if (which >= 0 && which % 4 < 3) out[which % 4][t + which / (4 * R)][lane.c + which / 4 % R] = sums[i];
             }
             if constexpr (VARYING > 0) {
-                using Product = Butterfly<VARYING * NS, 16, LPC>;
+                using Product = Butterfly<GROUP * VARYING * NS, 16, LPC>;
                 Product::sum(products);
 #pragma unroll
                 for (int i = 0; i < Product::width; ++i) {
-                    const int which = Product::held() + i;
-                    if (which >= 0) parts[warp][t][which / NS * N + lane.n + which % NS] = products[i];
+                    const int which = Product::held() + i, state = which % (VARYING * NS);
+                    if (which >= 0)
+                        parts[warp][t + which / (VARYING * NS)][state / NS * N + lane.n + state % NS] = products[i];
                 }
             }
         }
@@ -801,24 +821,27 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
         for (int r = 0; r < R; ++r)
 #pragma unroll
             for (int j = 0; j < NS; ++j) {
-                dA[r][j].add(tile_dA[r][j]);
-                if constexpr (CONSTANT_B) dBc[r][j].add(tile_dB[r][j]);
-                if constexpr (CONSTANT_C) dCc[r][j].add(tile_dC[r][j]);
+                dA.add(r * NS + j, tile_dA[r][j]);
+                if constexpr (CONSTANT_B) dBc.add(r * NS + j, tile_dB[r][j]);
+                if constexpr (CONSTANT_C) dCc.add(r * NS + j, tile_dC[r][j]);
             }
         __syncthreads();
 
         if constexpr (VARYING > 0) {
-            constexpr int W = N < 4 ? N : 4;
-            for (int i = threadIdx.x; i < TT * M / W; i += THREADS) {
-                const int t = i / (M / W), m = i % (M / W) * W, n = m % N;
+            constexpr int W = N < 4 ? N : TT * M < 4 * THREADS ? 2 : 4, ITEMS = TT * M / W;
+#pragma unroll
+            for (int k = 0; k < (ITEMS + THREADS - 1) / THREADS; ++k) {
+                const int i = threadIdx.x + k * THREADS, t = i / (M / W), m = i % (M / W) * W, n = m % N;
+                if (ITEMS % THREADS && i >= ITEMS) break;
                 acc sum[W] = {};
 #pragma unroll
                 for (int part = 0; part < WARPS; ++part)
 #pragma unroll
                     for (int j = 0; j < W; ++j) sum[j] += parts[part][t][m + j];
-                acc* const to = CONSTANT_B || m >= N ? row<acc>(p, w, at::dC, t0 + t) : row<acc>(p, w, at::dB, t0 + t);
-                const int valid = t0 + t < w.steps ? int(p.d_state) - n : 0;
-                store<W>(to + w.index * p.d_state + n, valid, p.d_state % W == 0, sum);
+                const bool of_C = CONSTANT_B || (!CONSTANT_C && m >= N);
+                const long long stride = of_C ? p.rows[at::dC].time : p.rows[at::dB].time;
+                acc* const to = row<acc>(w.rows[of_C ? at::dC : at::dB], stride, t0 + t) + w.index * p.d_state;
+                store<W>(to + n, t0 + t < w.steps ? int(p.d_state) - n : 0, p.d_state % W == 0, sum);
             }
         }
         share.each([&](int k, int t) {
@@ -828,7 +851,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
                 const acc u = rows.x[1][k][i], dy = dys[t][share.c + i], gB = out[0][t][share.c + i];
                 du[i] = drive[t][share.c + i].delta * gB + D[share.c + i] * dy;
                 ddelta[i] = u * gB + acc(LN_2) * out[1][t][share.c + i];
-                dD[i].add(dy * u);  // 0 in the padding
+                dD.add(i, dy * u);  // 0 in the padding
             }
             if (p.softplus) {
 #pragma unroll
@@ -836,7 +859,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
             }
             if (t0 + t < w.steps) {
 #pragma unroll
-                for (int i = 0; i < V; ++i) dbias[i].add(ddelta[i]);
+                for (int i = 0; i < V; ++i) dbias.add(i, ddelta[i]);
             }
             share.template write<T>(p, w, at::du, t0 + t, du);
             share.template write<T>(p, w, at::ddelta, t0 + t, ddelta);
@@ -856,6 +879,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     if constexpr (CONSTANT_B) lane.write(p.rows[at::dB].data, w.entry, p, dBc);
     if constexpr (CONSTANT_C) lane.write(p.rows[at::dC].data, w.entry, p, dCc);
     if (p.last && w.k == 0) lane.write(p.last, w.b * p.d + w.c0, p, adjoint);
-    sum_shares<CH>(dD, shares, p.dD, w);
-    sum_shares<CH>(dbias, shares, p.dbias, w);
+    __syncthreads();
+    sum_shares<CH>(dD, p.dD, w);
+    sum_shares<CH>(dbias, p.dbias, w);
 }

@@ -25,7 +25,6 @@ def build(kernels: Iterable[str], folder: Path, flags: Iterable[str] = ()) -> Pa
     header, binary = folder / "instantiations.h", folder / "shim.so"
     header.write_text("".join(f"KERNEL({kernel})\n" for kernel in sorted(kernels)), encoding="utf-8")
     command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-fno-strict-aliasing", *flags]
-    command += ["-fno-gnu-unique"]  # a copy of the library has shared memory of its own
     command += ["-march=native", "-ffp-contract=fast"]  # fused multiply-add, as nvcc has it
     command += [f"-I{HERE}", f"-I{SOURCE.parent}", f'-DINSTANTIATIONS="{header}"']
     subprocess.run([*command, "-o", str(binary), str(HERE / "driver.cpp")], check=True, timeout=PATIENCE)
