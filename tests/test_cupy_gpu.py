@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from libraries import TOLERANCE, relative_error
 
-from asv_benchmarks.gpu import NO_BFLOAT16, exponentials, has_bfloat16
+from asv_benchmarks.gpu.clock import exponentials
+from asv_benchmarks.gpu.inputs import NO_BFLOAT16, has_bfloat16
 
 pytestmark = pytest.mark.gpu
 
