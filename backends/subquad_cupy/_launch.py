@@ -91,7 +91,7 @@ class CupyDevice:
         return x.astype(like.dtype, copy=False)
 
     def launch(self, kernel: str, blocks: int, arguments: np.ndarray) -> None:
-        _function(kernel, self._index)((blocks,), (THREADS,), (arguments,))
+        compiled(kernel, self._index)((blocks,), (THREADS,), (arguments,))
 
 
 class TorchDevice:
@@ -134,7 +134,7 @@ class TorchDevice:
         import cupy
 
         with cupy.cuda.Device(self._index), self._stream:
-            _function(kernel, self._index)((blocks,), (THREADS,), (arguments,))
+            compiled(kernel, self._index)((blocks,), (THREADS,), (arguments,))
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def _multiprocessors(index: int) -> int:
 
 
 @functools.cache
-def _function(kernel: str, index: int) -> Any:
+def compiled(kernel: str, index: int) -> Any:
     """Compile one instantiation at its first use; modules are per device."""
     import cupy
 

@@ -1,0 +1,110 @@
+"""One run on a CUDA device: ``python -m asv_benchmarks.gpu [--output docs/gpu.rst]``, in less than 8 minutes.
+
+Measures what the device can do (copy, exp2), times the kernels beside their floors and beside what else there
+is, and checks them against float64. Every section stands alone: one that cannot run says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from asv_benchmarks.gpu import table
+from asv_benchmarks.gpu.clock import ceilings
+from asv_benchmarks.gpu.correctness import correctness, sanitized
+from asv_benchmarks.gpu.kernels import kernels
+from asv_benchmarks.gpu.rivals import baselines, crossover
+from asv_benchmarks.gpu.verdict import Found, verdict
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to the others
+
+BUDGET = 440.0  # seconds; sections that would begin later are left out
+
+
+def report() -> Iterator[str]:
+    """The whole page, line by line."""
+    import cupy
+
+    begin = time.perf_counter()
+    device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    yield from title("The scan on a GPU", "=")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    yield f"Written by ``python -m asv_benchmarks.gpu --output docs/gpu.rst`` on one {device}, {today};"
+    yield f"{', '.join(versions())}."
+    yield ""
+    try:
+        copied, exps = ceilings()
+        yield f"Copy: {copied / 1e12:.2f} TB/s; exp2: {exps / 1e12:.2f}e12 per second."
+    except Exception as problem:  # times without floors are better than none
+        copied = exps = math.nan
+        yield f"No ceilings: {table.told(problem)}"
+    found: Found = {}
+    sections = {
+        "Kernels and their floors": lambda: kernels(found, copied, exps),
+        "Other implementations": lambda: baselines(found),
+        "Attention of equal width": crossover,
+        "Errors against float64": lambda: correctness(found, begin + BUDGET),
+        "What was to be reached": lambda: verdict(found),
+    }
+    for name, section in sections.items():
+        yield ""
+        yield from title(name, "-")
+        if time.perf_counter() - begin > BUDGET and "reached" not in name:
+            yield "Left out: the time was up."
+            continue
+        try:
+            yield from section()
+        except Exception as problem:  # the other sections still run
+            yield from ("", f"Stopped by {table.told(problem)}")
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def title(text: str, line: str) -> Iterator[str]:
+    """A heading."""
+    yield from (text, line * len(text), "")
+
+
+def versions() -> Iterator[str]:
+    """What takes part."""
+    import cupy
+
+    yield f"CuPy {cupy.__version__}"
+    for package in ("torch", "jax"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield f"{package} {metadata.version(package)}"
+
+
+def main() -> int:
+    """Print the report, and write it where asked."""
+    parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="a reStructuredText file: docs/gpu.rst")
+    parser.add_argument("--sanitize", action="store_true", help="run small kernels only, for compute-sanitizer")
+    arguments = parser.parse_args()
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as problem:
+        sys.stderr.write(f"no CUDA device to measure: {problem}\n")
+        return 1
+    with contextlib.ExitStack() as stack:
+        outputs = [sys.stdout]
+        if arguments.output is not None:
+            outputs.append(stack.enter_context(arguments.output.open("w", encoding="utf-8")))
+        for line in sanitized() if arguments.sanitize else report():  # at once: what is measured survives the rest
+            for output in outputs:
+                output.write(line + "\n")
+                output.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

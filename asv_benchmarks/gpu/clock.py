@@ -1,0 +1,76 @@
+"""Time on the device, and what the device can do."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+EXP_SOURCE = r"""
+extern "C" __global__ void ceiling(float* out, int rounds) {
+    float x[8];
+    for (int i = 0; i < 8; ++i) x[i] = -1e-3f * (threadIdx.x + i);
+    for (int k = 0; k < rounds; ++k)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(x[i]));
+    float sum = 0;
+    for (int i = 0; i < 8; ++i) sum += x[i];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+"""
+
+
+@functools.cache
+def exponentials() -> Callable[[int], None]:
+    """A kernel of 2^20 threads that take eight exponentials in each of the given number of rounds."""
+    import cupy
+
+    kernel, out = cupy.RawKernel(EXP_SOURCE, "ceiling"), cupy.empty(2**20, dtype="float32")
+    return lambda rounds: kernel((2**12,), (2**8,), (out, cupy.int32(rounds)))
+
+
+def milliseconds(run: Callable[[], Any], seconds: float = 0.4) -> float:
+    """Median time of `run` on the current stream, between events, after warming up.
+
+    The device is kept busy while the host prepares the launches: what is timed is the device alone.
+    """
+    import cupy
+
+    run()
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        exponentials()(1024)  # some 2 ms
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, stop))
+    return statistics.median(times)
+
+
+def wall_milliseconds(run: Callable[[], Any], repeat: int = 7) -> float:
+    """Median time of `run`, which waits for its result, after warming up: one clock for libraries with own streams."""
+    run()
+    run()
+    times: list[float] = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes and exponentials per second."""
+    import cupy
+
+    source = cupy.ones(2**29, dtype="float32")
+    target = cupy.empty_like(source)
+    copied = 2 * source.nbytes / milliseconds(lambda: cupy.copyto(target, source)) * 1e3
+    rounds = 4096
+    return copied, 2**20 * 8 * rounds / milliseconds(lambda: exponentials()(rounds)) * 1e3

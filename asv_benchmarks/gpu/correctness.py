@@ -1,0 +1,113 @@
+"""Every instantiation of the kernels against the float64 kernel, which the tests check."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from asv_benchmarks.gpu import table
+from asv_benchmarks.gpu.inputs import NO_BFLOAT16, OPTIONS, has_bfloat16, inputs
+from asv_benchmarks.gpu.verdict import Found
+from subquad.kernels.selective_scan import Inputs
+from subquad_cupy._launch import CupyDevice, compiled
+from subquad_cupy._scan import scan_backward, scan_forward
+
+# ex2.approx is good to 2 units in the last place, and a state multiplies a dozen; half precision rounds the outputs
+ALLOWED = {"float32": 4e-6, "float16": 2e-3, "bfloat16": 2e-2}
+FORMS = [(), ("B", "C"), ("B",), ("C",)]  # which of B and C are constant
+STATES = (16, 1, 2, 4, 8, 32, 64, 128, 256)
+WHOLE, SPLIT = 200, 777  # steps: the sequence in one piece, and in three
+
+Case = tuple[tuple[str, ...], int, str]
+
+
+def correctness(found: Found, deadline: float) -> Iterator[str]:
+    """The errors, largest over the outputs and over the gradients, relative to the largest value of each."""
+    dtypes = [name for name in ALLOWED if name != "bfloat16" or has_bfloat16()]
+    cases = list(itertools.product(FORMS, STATES, dtypes))
+    compile_ahead([*cases, *itertools.product(FORMS, STATES, ["float64"])])
+    yield from table.header("B, C", "data type", "states", "worst error of an output", "worst error of a gradient")
+    if "bfloat16" not in dtypes:
+        yield table.row("all", "bfloat16", NO_BFLOAT16, "", "")
+    found["unchecked"], found["error"] = len(FORMS) * len(STATES) * len(ALLOWED), 0.0
+    for case in cases:
+        if time.perf_counter() > deadline:
+            yield from ("", f"The last {found['unchecked']:.0f} are left out: the time was up.")
+            return
+        form, d_state, dtype = case
+        arrays = layer(case)
+        exact = Inputs(*(None if x is None else x.astype("float64") for x in arrays))
+        errors = [relative_error(got, want) for got, want in zip(solve(arrays), solve(exact), strict=True)]
+        found["unchecked"] -= 1
+        found["error"] = max(found["error"], max(errors) / ALLOWED[dtype])
+        named = " and ".join(form) + " constant" if form else "of each step"
+        yield table.row(named, dtype, d_state, f"{max(errors[:2]):.1e}", f"{max(errors[2:]):.1e}")
+
+
+def sanitized() -> Iterator[str]:
+    """Kernels of every form, once: what a run under compute-sanitizer looks at.
+
+    Each array is an allocation of its own, for in a pool what lies beyond an array is often another's memory.
+    """
+    import cupy
+
+    cupy.cuda.set_allocator(None)
+    dtypes = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    cases = list(itertools.product(FORMS, (3, 16, 256), dtypes))
+    compile_ahead(cases, WHOLE)
+    compile_ahead(cases)
+    for case in cases:
+        for n in (WHOLE, SPLIT):
+            solve(layer(case, n))
+    cupy.cuda.get_current_stream().synchronize()
+    yield f"{2 * len(cases)} forward and backward passes ran"
+
+
+def compile_ahead(cases: list[Case], n: int = SPLIT) -> None:
+    """Compile what the cases launch, on all cores: one after the other takes minutes."""
+    import cupy
+
+    device, index = Recorder(), cupy.cuda.Device().id
+    for case in cases:
+        solve(layer(case, n), device)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kernel: compiled(kernel, index), sorted(device.kernels)))
+
+
+class Recorder(CupyDevice):
+    """Notes kernels instead of launching them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: set[str] = set()
+
+    def launch(self, kernel: str, blocks: int, arguments: np.ndarray) -> None:
+        self.kernels.add(kernel)
+
+
+def layer(case: Case, n: int = SPLIT) -> Inputs:
+    """Arrays of a case; ragged in every axis."""
+    form, d_state, dtype = case
+    arrays = inputs(2, n, 70, d_state, dtype)
+    return arrays._replace(**{name: getattr(arrays, name)[0, : arrays.A.shape[0], 0] for name in form})
+
+
+def solve(arrays: Inputs, device: CupyDevice | None = None) -> list[Any]:
+    """Outputs and gradients."""
+    import cupy
+
+    y, state, _ = scan_forward(arrays, **OPTIONS, device=device)
+    gradients = scan_backward(cupy.ones_like(y), cupy.ones_like(state), arrays, **OPTIONS, device=device)
+    return [y, state, *(x for x in gradients if x is not None)]
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """Infinite where there is a NaN: a maximum could pass over it."""
+    error = float(abs(got.astype("float64") - want).max() / abs(want).max())
+    return math.inf if math.isnan(error) else error
