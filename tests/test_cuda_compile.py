@@ -30,18 +30,18 @@ def instantiations(storage, states, constant=(False, True)):
     """C++ names of all kernels that the launcher may ask for."""
     itemsize = 8 if storage == "double" else 4
     sizes = {"groups": 1, "itemsize": itemsize}
-    for d_state, multiprocessors in itertools.product(states, (0, 132)):  # a device that is full, and one that is not
-        forward = _plan.plan_forward(1, 1, 1, d_state, multiprocessors=multiprocessors, **sizes)
+    for d_state in states:
+        full, empty = (_plan.plan_forward(1, 1, 1, d_state, multiprocessors=count, **sizes) for count in (0, 132))
         for flags in itertools.product(constant, constant):
-            backward = _plan.plan_backward(
-                1, 1, 1, d_state, multiprocessors=multiprocessors, constant=any(flags), **sizes
-            )
-            yield forward.kernel("scan_forward", storage, *flags, True)
+            backward = _plan.plan_backward(1, 1, 1, d_state, multiprocessors=132, constant=any(flags), **sizes)
+            yield full.kernel("scan_forward", storage, *flags, True)
+            yield empty.kernel("scan_forward", storage, *flags, True)
             yield backward.kernel("scan_backward", storage, *flags)
             yield backward.kernel("scan_tail", storage, flags[1], True)
         for flag in constant:
-            yield forward.kernel("scan_forward", storage, flag, True, False)
-            yield forward.kernel("scan_tail", storage, flag, False)
+            yield full.kernel("scan_forward", storage, flag, True, False)
+            yield empty.kernel("scan_forward", storage, flag, True, False)
+            yield full.kernel("scan_tail", storage, flag, False)
     if storage in ("float", "double"):
         yield from (f"scan_carry<{storage}, {adjoint}>" for adjoint in ("false", "true"))
 

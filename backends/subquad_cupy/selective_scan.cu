@@ -456,15 +456,15 @@ __host__ __device__ constexpr int backward_steps(int states, int size) {
 }
 
 // Blocks that an SM should hold, which caps the registers: 65536 / (THREADS blocks).
-__host__ __device__ constexpr int forward_blocks(int states, int lpc, int size) {
-    return size > 4 || states > 8 || lpc == 1 ? 3 : 4;
+__host__ __device__ constexpr int forward_blocks(int ns, int lpc, int size) {
+    return size > 4 || ns > 4 || lpc == 1 ? 3 : 4;
 }
 
 template <typename acc> struct Drive { acc delta, x; };  // x = delta u: what B[t] multiplies
 
 // Y: whether y is asked for, and not the states alone.
 template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool Y>
-__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(accumulate<T>)))
+__global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumulate<T>)))
     scan_forward(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
@@ -563,7 +563,7 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(ac
 // the block, so a typical chunk costs its tail only. For the adjoint, r[t] = a[t] (r[t+1] + C[t] dy[t]), the same holds
 // with time turned round: B is C, delta u is dy silu(z), and the tail is the chunk's beginning.
 template <typename T, int NS, int LPC, int R, bool CONSTANT, bool ADJOINT>
-__global__ void __launch_bounds__(THREADS, forward_blocks(NS * R, LPC, sizeof(accumulate<T>)))
+__global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumulate<T>)))
     scan_tail(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = forward_steps(CH, N, sizeof(acc));
