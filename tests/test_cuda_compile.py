@@ -22,7 +22,7 @@ SHARED = 48 * 1024  # bytes that a kernel may have without asking for more
 
 def ceiling(kernel, storage, states, lanes):
     """Registers that leave room for the blocks that `forward_blocks` in CUDA asks for."""
-    usual = storage != "d" and states <= 4 and lanes > 1
+    usual = storage != "d" and states <= 4 <= lanes
     return CEILINGS.get(kernel, 128 if usual else 168)
 
 
