@@ -50,7 +50,7 @@ def selective_scan(
     B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
         Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
         Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
-        n = d. Complex only if `A` is.
+        n = d; what could be groups or a batch axis that `u` lacks raises. Complex only if `A` is.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., n, d), optional
