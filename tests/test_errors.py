@@ -521,6 +521,30 @@ def check_reach(library: Library, row: Row, causal: bool, name: str, value: floa
         assert np.max(np.abs(dirty - clean)[finite], initial=0) <= 1e-12 * np.max(np.abs(clean))
 
 
+@pytest.mark.parametrize("implementation", ["auto", "generic"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_scan_state_that_is_not_finite_stays_so(value: float, implementation: str) -> None:
+    """In its channel, in slow decays and in fast ones."""
+    drawn = Scan("plain", extras=("initial_state",)).draw(70)
+    *given, state = drawn.values()
+
+    def call(state: np.ndarray) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            found = subquad.selective_scan(
+                *given, initial_state=state, return_state=True, implementation=implementation
+            )
+        return list(found)
+
+    clean, spoilt = call(state), state.copy()
+    spoilt[0, 2] = value
+    reached = np.arange(state.shape[1]) == 2
+    for dirty, before, axis in zip(call(spoilt), clean, (-1, -2), strict=True):
+        dirty, before = (np.moveaxis(x, axis, -1) for x in (dirty, before))
+        assert np.array_equal(~np.isfinite(dirty[0]), np.broadcast_to(reached, dirty[0].shape))
+        assert np.array_equal(dirty[..., ~reached], before[..., ~reached])
+        assert np.array_equal(dirty[1:], before[1:])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan_input_that_is_not_finite_reaches_later_steps_of_its_channel(reverse: bool) -> None:
     form = Scan("plain", extras=("D",), reverse=reverse)
