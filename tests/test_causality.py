@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libraries import Library, relative_error
+from libraries import TOLERANCE, Library, relative_error
 from methods import CAUSAL, MAIN_CAUSAL, METHODS, Case, D, Row, rows
+
+import subquad
 
 N = 150  # with small blocks: two blocks and a ragged one
 CASE = Case((2, N, D), (2, N, D), (2, N, 3))
@@ -51,6 +53,31 @@ def check_past(library: Library, row: Row, cut: int, later: str) -> None:
     assert not np.array_equal(before[:, cut:], after[:, cut:])  # the change was seen at all
     if later == "nan":
         assert np.all(np.isnan(after[:, cut:]))
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_finite_numbers_may_have_a_sum_beyond_the_range(eager: Library, name: str, poisoned: bool) -> None:
+    """A sum that is not finite does not say that a number is not; nor, beside it, hides one that is not."""
+    if not eager.has_values:
+        pytest.skip("it has no values")
+    q, k, v, _ = CASE.draw().values()
+    q[..., 0] = 0  # whatever the keys have there
+    expected = subquad.attention(q, k, np.abs(v), "exact", causal=True)
+    if name == "k":
+        k[..., 0] = 2.0**126
+        given = [q, k, np.abs(v)]
+    else:
+        expected = expected * 2.0**120
+        given = [q, k, np.abs(v) * 2.0**120]
+    if poisoned:
+        given["qkv".index(name)][:, 100, 1] = np.nan
+    with eager.context("float32"):
+        qkv = eager.arrays(given, "float32")
+        out = eager.numpy(subquad.attention(*qkv, "exact", causal=True))
+    past = 100 if poisoned else N
+    assert relative_error(out[:, :past], expected[:, :past]) <= TOLERANCE["float32"]
+    assert np.isnan(out[:, past:]).all()
 
 
 @rows(CAUSAL)

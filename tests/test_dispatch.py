@@ -192,14 +192,15 @@ def overrides(kernel: str) -> list[Any]:
     return found
 
 
-ATTENTION_OVERRIDES, SCAN_OVERRIDES, LINEAR_SCAN_OVERRIDES, FEATURE_OVERRIDES = map(
-    overrides, ("softmax_attention", "selective_scan", "linear_scan", "feature_product")
+ATTENTION_OVERRIDES, SCAN_OVERRIDES, LINEAR_SCAN_OVERRIDES, FEATURE_OVERRIDES, PINV_OVERRIDES = map(
+    overrides, ("softmax_attention", "selective_scan", "linear_scan", "feature_product", "iterative_pinv")
 )
 
 
 def test_the_list_of_kernels_is_closed() -> None:
     """Each has its test of overrides below; a backend replaces nothing else."""
-    assert set(kernels.__all__) == {"softmax_attention", "selective_scan", "linear_scan", "feature_product"}
+    scans_and_products = {"selective_scan", "linear_scan", "feature_product"}
+    assert set(kernels.__all__) == {"softmax_attention", "iterative_pinv"} | scans_and_products
     for library in (Library(), Torch(), Jax()):
         try:
             backend = backend_of(array_namespace(library.array(np.zeros(1), "float32")))
@@ -269,6 +270,62 @@ def test_feature_override_runs_and_equals_generic(
         assert subquad.explain(subquad.attention, q, k, v, "favor").implementation == "generic"
         generic = subquad.attention(q, k, v, "favor", key_mask=mask, **options)
     assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+
+
+# below, at and beyond vectors and panels; batch axes, one of them empty
+STOCHASTIC = [(1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (3, 64, 64), (2, 100, 100), (256, 256), (0, 4, 4)]
+
+
+def draw_stochastic(*shape: int) -> np.ndarray:
+    """Matrices as Nyström attention has them: rows are positive and add up to 1."""
+    weights = np.exp(np.random.default_rng(0).standard_normal(shape))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", STOCHASTIC)
+@pytest.mark.parametrize(("library", "name"), PINV_OVERRIDES)
+def test_pinv_override_equals_generic(library: Library, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    with library.context(dtype):
+        a = library.array(draw_stochastic(*shape), dtype)
+        fast, generic = (
+            library.numpy(kernels.iterative_pinv(a, iterations=6, implementation=choice))
+            for choice in (name, "generic")
+        )
+    assert fast.shape == generic.shape == shape
+    assert fast.dtype == generic.dtype
+    assert relative_error(fast, generic) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("library", "name"), PINV_OVERRIDES)
+def test_pinv_override_of_any_scale_and_strides(library: Library, name: str) -> None:
+    """‖A‖₁ is not ‖A‖_∞ where A is no weights; a matrix of zeros is its own pseudo-inverse and spoils no other."""
+    host = draw_stochastic(4, 5, 5) * np.asarray([0.0, 1e-4, -3.0, 1e4])[:, None, None] * np.arange(1, 6)
+    with library.context("float64"):
+        a = library.array(host, "float64").mT
+        call = kernels.iterative_pinv
+        fast, generic = (library.numpy(call(a, iterations=30, implementation=x)) for x in (name, "generic"))
+    assert np.allclose(fast[1:] @ np.matrix_transpose(host)[1:], np.eye(5), atol=1e-9)
+    for got, expected in zip(fast, generic, strict=True):
+        assert relative_error(got, expected) <= 1e-9
+
+
+@pytest.mark.parametrize(("library", "name"), PINV_OVERRIDES)
+def test_pinv_override_leaves_large_matrices(library: Library, name: str) -> None:
+    a = library.array(draw_stochastic(257, 257), "float32")
+    with pytest.raises(ValueError, match=f"{name}.* cannot take this call: .*cache"):
+        kernels.iterative_pinv(a, iterations=1, implementation=name)
+
+
+def test_pinv_override_leaves_gradients_to_the_generic_form() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("numba")
+    a = torch.asarray(draw_stochastic(8, 8) * np.arange(8, 16)).requires_grad_()  # the largest sums are unique
+    with pytest.raises(ValueError, match="gradients are recorded through the generic form"):
+        kernels.iterative_pinv(a, iterations=6, implementation="numba")
+    assert torch.autograd.gradcheck(lambda a: kernels.iterative_pinv(a, iterations=6), [a])
+    with torch.no_grad():
+        assert not kernels.iterative_pinv(a, iterations=6, implementation="numba").requires_grad
 
 
 @pytest.mark.parametrize("center", [False, True])

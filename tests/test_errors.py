@@ -311,6 +311,14 @@ SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "step-ambiguous-state": (ValueError, r"C of shape \(3, 2\) could be \(d, d_state\) or \(batch, d_state\)",
                              step(u=ones((1, 3)), delta=ones((1, 3)), B=ones((1, 2)), C=ones((3, 2)), state=ones((3, 3, 2)))),
     "step-ambiguous-delta": (ValueError, r"B of shape \(3, 2\) could be", step(u=ones((1, 3)), delta=ones((3, 3)), B=ones((3, 2)))),
+    "step-groups-or-batch": (ValueError, r"C of shape \(2, 2\) could have 2 groups, or the batch axes \[2\] of other inputs",
+                             step(u=ones(4), delta=ones(4), A=-ones((4, 2)), B=ones(2), state=ones((2, 4, 2)))),
+    "step-constant-or-batch": (ValueError, r"B of shape \(3, 2\) could have 3 groups, or .* u \(3,\) lacks",
+                               step(u=ones(3), delta=ones((3, 3)), B=ones((3, 2)), C=ones(2))),
+    "step-groups-or-batches": (ValueError, r"B of shape \(3, 3, 2\) could have 3 groups, or the batch axes \[3, 3\]",
+                               step(u=ones((1, 3)), delta=ones((3, 3, 3)), B=ones((3, 3, 2)), C=ones((1, 2)))),
+    "groups-or-batch": (ValueError, r"C of shape \(3, 3, 2\) could have 3 groups, or the batch axes \[3, 3\] of",
+                        scan(u=ones((3, 3)), delta=ones((3, 3, 3)), B=ones((3, 1, 2)), C=ones((3, 3, 2)))),
     "step-state": (ValueError, r"^state has shape \(2, 2, 3\), expected \(\.\.\., 3, 2\)$", step(state=ones((2, 2, 3)))),
     "step-state-batch": (ValueError, r"do not broadcast: u \[2\].* state \[4\]", step(state=ones((4, 3, 2)))),
     "step-state-integers": (TypeError, "^state has dtype int64", step(state=ones((2, 3, 2), int))),
@@ -511,6 +519,30 @@ def check_reach(library: Library, row: Row, causal: bool, name: str, value: floa
     assert np.array_equal(~finite, reached)
     if name != "q" or not (row.method == "nystrom" or row.name == "favor-center"):  # a mean forgets the query
         assert np.max(np.abs(dirty - clean)[finite], initial=0) <= 1e-12 * np.max(np.abs(clean))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "generic"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_scan_state_that_is_not_finite_stays_so(value: float, implementation: str) -> None:
+    """In its channel, in slow decays and in fast ones."""
+    drawn = Scan("plain", extras=("initial_state",)).draw(70)
+    *given, state = drawn.values()
+
+    def call(state: np.ndarray) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            found = subquad.selective_scan(
+                *given, initial_state=state, return_state=True, implementation=implementation
+            )
+        return list(found)
+
+    clean, spoilt = call(state), state.copy()
+    spoilt[0, 2] = value
+    reached = np.arange(state.shape[1]) == 2
+    for dirty, before, axis in zip(call(spoilt), clean, (-1, -2), strict=True):
+        dirty, before = (np.moveaxis(x, axis, -1) for x in (dirty, before))
+        assert np.array_equal(~np.isfinite(dirty[0]), np.broadcast_to(reached, dirty[0].shape))
+        assert np.array_equal(dirty[..., ~reached], before[..., ~reached])
+        assert np.array_equal(dirty[1:], before[1:])
 
 
 @pytest.mark.parametrize("reverse", [False, True])

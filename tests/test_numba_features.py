@@ -18,10 +18,12 @@ from numba.core.dispatcher import Dispatcher
 from subquad.kernels._feature_map import Elu, Exponential
 from subquad_numpy import features
 from subquad_numpy._causal_features import causal_kernel
+from subquad_numpy._iterative_pinv import pinv_kernel
 from subquad_numpy._key_gradient import key_gradient_kernel
 from subquad_numpy._query_gradient import query_gradient_kernel
 from subquad_numpy._reading import reading_kernel
 from subquad_numpy._summary import summary_kernel
+from subquad_numpy.iterative_pinv import iterative_pinv
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
 TOLERANCE = {"float32": 4e-6, "float64": 2e-14}
@@ -340,6 +342,14 @@ def test_threads_do_not_change_the_numbers() -> None:
                 assert np.array_equal(got, alone)
 
 
+def test_a_pseudo_inverse_is_the_same_in_any_company() -> None:
+    """Bit-equal alone and in a batch, on one thread and on several."""
+    a = np.abs(np.random.default_rng(0).standard_normal((9, 40, 40), dtype=np.float32))
+    together = iterative_pinv(a, iterations=6, threads=1)
+    assert np.array_equal(iterative_pinv(a, iterations=6, threads=3), together)
+    assert np.array_equal(np.stack([iterative_pinv(x, iterations=6) for x in a]), together)
+
+
 @pytest.mark.parametrize("phi", [exponential(16, 40, "float32"), Elu(0.5, 0.5)], ids=["exponential", "elu"])
 def test_nothing_later_reaches_a_row(phi: Any) -> None:
     """Not even its last bit, nor by a number that is not finite; a hidden one reaches nobody."""
@@ -376,6 +386,7 @@ def test_no_keys_and_no_queries() -> None:
 
 def test_kernels_on_disk_are_found() -> None:
     """Numba looks them up by what they close over: a compiled function among that has another name in every process."""
-    for make in (summary_kernel, reading_kernel, causal_kernel, query_gradient_kernel, key_gradient_kernel):
-        cells = make(np.dtype("float32"), True)._native._pyfunc.__closure__
+    makers = (summary_kernel, reading_kernel, causal_kernel, query_gradient_kernel, key_gradient_kernel)
+    for kernel in (*(make(np.dtype("float32"), True) for make in makers), pinv_kernel(np.dtype("float32"))):
+        cells = kernel._native._pyfunc.__closure__
         assert not any(isinstance(cell.cell_contents, Dispatcher) for cell in cells)

@@ -229,6 +229,28 @@ def test_maps_of_a_step_bring_the_batch() -> None:
             assert relative_error(got, expected) < 1e-14
 
 
+def test_maps_of_one_item_beside_a_batch_of_states() -> None:
+    """Groups where no batch has so many items; as rows, and as groups, where u says with an axis how they are meant."""
+    rng = np.random.default_rng(4)
+    u, delta, A = rng.standard_normal(6), rng.uniform(0.1, 1, 6), -rng.uniform(0.1, 1, (6, D_STATE))
+    state, maps = rng.standard_normal((3, 6, D_STATE)), rng.standard_normal((2, 3, D_STATE))
+    step = subquad.selective_scan_step
+
+    def expected(*each: np.ndarray) -> np.ndarray:
+        """y of maps that are written out, (3 items, 6 channels, d_state)."""
+        h = np.exp(delta[:, None] * A) * state + each[0] * (delta * u)[:, None]
+        return np.sum(h * each[1], axis=-1)
+
+    written = [np.broadcast_to(x[:, None], (3, 6, D_STATE)) for x in maps]
+    assert relative_error(step(state, u[None], delta, A, *maps)[0], expected(*written)) < 1e-14
+    grouped = [np.broadcast_to(np.repeat(x, 2, axis=0), (3, 6, D_STATE)) for x in maps]
+    assert relative_error(step(state, u[None], delta, A, *maps[:, None])[0], expected(*grouped)) < 1e-14
+    with pytest.raises(ValueError, match="could have 3 groups, or the batch axes"):
+        step(state, u, delta, A, *maps)
+    grouped = [np.broadcast_to(np.repeat(x, 3, axis=0), (3, 6, D_STATE)) for x in maps[:, :2]]
+    assert relative_error(step(state, u, delta, A, *maps[:, :2])[0], expected(*grouped)) < 1e-14
+
+
 def test_two_axes_are_constant_maps_beside_a_batch_and_beside_one_item() -> None:
     """In a scan of d steps, and in a step of one item; written out, they are a group for each channel."""
     drawn = Scan("constant", maps="constant", batch=(1,)).draw(D)

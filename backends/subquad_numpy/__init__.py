@@ -10,6 +10,7 @@ KERNELS = {
         Override("numba", _kernels.feature_product, _kernels.feature_product_declines),
         Override("in-place", _attention.feature_product, _attention.feature_product_declines),
     ),
+    "iterative_pinv": (Override("numba", _kernels.iterative_pinv, _kernels.iterative_pinv_declines),),
     "linear_scan": (Override("numba", _kernels.linear_scan, _kernels.linear_scan_declines),),
     "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.scan_declines),),
     "softmax_attention": (

@@ -17,7 +17,7 @@ DONE = 1  # what a kernel returns; a C function that runs into an exception, for
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
     *("_compile", "_scan", "_scan_backward", "_linear_scan"),
-    *("_product", "_maps", "_summary", "_reading", "_causal_features"),
+    *("_product", "_iterative_pinv", "_maps", "_summary", "_reading", "_causal_features"),
     *("_gradient_blocks", "_query_gradient", "_key_gradient"),
 )
 compile_seconds: dict[str, float] = {}

@@ -12,6 +12,7 @@ from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy import _attention
 
 Array = np.ndarray[Any, Any]
+MOST_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))  # long doubles have no vectors
 
 
@@ -51,6 +52,19 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
     from subquad_numpy.linear_scan import linear_scan_forward
 
     return linear_scan_forward(a, b, initial_state, reverse)
+
+
+def iterative_pinv_declines(a: Array, /, *, iterations: int) -> str | None:
+    """Why the compiled iteration cannot take the call."""
+    m = a.shape[-1]
+    return f"matrices of {m} columns do not stay in a core's cache" if m > MOST_COLUMNS else declines(a)
+
+
+def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
+    """The kernel `iterative_pinv`."""
+    from subquad_numpy import iterative_pinv as compiled
+
+    return compiled.iterative_pinv(a, iterations=iterations)
 
 
 def feature_product_declines(

@@ -10,7 +10,7 @@ import torch
 
 from subquad._blocks import loop_blocks, rows
 from subquad._dispatch import Override
-from subquad_torch import _attention, _features, _few, _linear_scan, _plain, _scan
+from subquad_torch import _attention, _features, _few, _linear_scan, _pinv, _plain, _scan
 
 KERNELS = {
     "feature_product": (Override("numba", _features.feature_product, _features.declines),),
@@ -18,6 +18,7 @@ KERNELS = {
         Override("numba", _few.softmax_attention, _few.declines),
         Override("sdpa", _attention.softmax_attention, _attention.declines),
     ),
+    "iterative_pinv": (Override("numba", _pinv.iterative_pinv, _pinv.declines),),
     "linear_scan": (Override("numba", _linear_scan.linear_scan, _plain.declines_operator),),
     "selective_scan": (
         Override("numba", _scan.selective_scan, _plain.declines_operator),

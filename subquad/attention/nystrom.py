@@ -60,7 +60,7 @@ class Nystrom(Streaming):
     Notes
     -----
     Not causal: a landmark mixes rows of all positions, so `causal=True` raises. A value of A⁺ that is large makes
-    single rows large; the output is not a convex combination of values. Kernel: `softmax_attention`.
+    single rows large; the output is not a convex combination of values. Kernels: `softmax_attention`, `iterative_pinv`.
 
     References
     ----------
@@ -274,9 +274,8 @@ class Nystrom(Streaming):
         if k_valid is not None:
             logits = xp.where(k_valid[..., None, :], logits, -math.inf)
         weights = fade(xp, logits, xp.max(logits, axis=-1, keepdims=True))
-        a = divide(xp, weights, xp.sum(weights, axis=-1, keepdims=True))
-        if q_valid is not None:
-            a = xp.where(q_valid[..., :, None], a, 0.0)
-        # what is not finite comes back with B v; decompositions would raise or never end
-        a = xp.where(xp.isfinite(a), a, 0.0)
+        total = xp.sum(weights, axis=-1, keepdims=True)
+        # what is not finite, a whole row, comes back with B v; decompositions would raise or never end
+        keep = xp.isfinite(total) if q_valid is None else xp.isfinite(total) & q_valid[..., :, None]
+        a = xp.where(keep, divide(xp, weights, total), 0.0)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

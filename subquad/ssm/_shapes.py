@@ -54,7 +54,7 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
                 msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
                 raise TypeError(msg)
     batches = {name: arrays[name].shape[: -len(tail)] for name, tail in tails.items() if arrays[name] is not None}
-    rows = steps or _arrays.broadcast_batch(**batches)[-1:]
+    rows = (*_arrays.broadcast_batch(**batches), *steps)
     forms = {name: map_rank(name, arrays[name], u, steps, rows, d_state) for name in ("B", "C")}
     batches |= {name: arrays[name].shape[:-rank] for name, rank in forms.items() if rank}
     return Shapes(xp, _arrays.broadcast_batch(**batches), d, d_state, forms)
@@ -63,18 +63,20 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
 def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[int, ...], d_state: int) -> int:
     """Axes of B or C after the batch: 0 constant, those of time and state for one map per step, one more for groups.
 
-    `rows` is the length of the first of two axes beside a two-axis u: the steps, or without time the common batch.
+    `rows` is what the other inputs have in common before the channels: the batch, and the steps.
     """
     got, d, rank = tuple(x.shape), u.shape[-1], len(steps) + 1
     if got[-1:] == (d_state,):
         if x.ndim == 2 and u.ndim >= 2:
-            if got[0] == d and (u.ndim > 2 or is_constant(name, x, rows, d, "n" if steps else "batch")):
+            last = rows[-1:]  # of the first of two axes beside a two-axis u
+            if got[0] == d and (u.ndim > 2 or is_constant(name, x, last, d, "n" if steps else "batch")):
                 return 0
-            if u.ndim == 2 and (got[:1] == rows or (not steps and 1 in (got[0], *rows))):
+            if u.ndim == 2 and (got[:1] == last or (not steps and 1 in (got[0], *last))):
                 return rank
         elif x.ndim == u.ndim and got[-rank:-1] == steps:
             return rank
         elif x.ndim == u.ndim + 1 and got[-rank - 1 : -2] == steps and got[-2] and d % got[-2] == 0:
+            check_groups(name, x, u, rows)
             return rank + 1
     each = "".join(f"{n}, " for n in steps)
     msg = (
@@ -82,6 +84,18 @@ def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[
         f"for u with {u.ndim} axes; groups must divide d = {d}"
     )
     raise ValueError(msg)
+
+
+def check_groups(name: str, x: Array, u: Array, rows: tuple[int, ...]) -> None:
+    """Raise where the groups of a map could as well be rows, in a batch axis that u lacks and other inputs have."""
+    own = tuple(x.shape[:-1])
+    if len(own) <= len(rows) and own == rows[-len(own) :] and own != (1,) * len(own):
+        msg = (
+            f"{name} of shape {tuple(x.shape)} could have {own[-1]} groups, or the batch axes {list(rows)} of other "
+            f"inputs, which u {tuple(u.shape)} lacks; give u as many axes, of length 1 where it is the same for all "
+            f"(and {name} one more, before the groups, if it has groups)"
+        )
+        raise ValueError(msg)
 
 
 def is_constant(name: str, x: Array, rows: tuple[int, ...], d: int, axis: str) -> bool:

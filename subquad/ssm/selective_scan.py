@@ -50,7 +50,7 @@ def selective_scan(
     B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
         Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
         Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
-        n = d. Complex only if `A` is.
+        n = d; what could be groups or a batch axis that `u` lacks raises. Complex only if `A` is.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., n, d), optional
@@ -90,7 +90,9 @@ def selective_scan(
     Notes
     -----
     O(n d d_state) operations; the generic form holds O(d d_state) states at a time. A is discretised by zero-order
-    hold and B by Euler's rule, as the reference implementation of [1]_ does. Kernel: `selective_scan`.
+    hold and B by Euler's rule, as the reference implementation of [1]_ does. A state that is not finite stays so, and
+    reaches no other channel; compiled kernels may have NaN where the generic form has infinity, for they compute
+    h + (exp(Δ A) − 1) h where a decay is slow, which loses no digits of a number next to 1. Kernel: `selective_scan`.
 
     References
     ----------
