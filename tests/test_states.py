@@ -232,6 +232,24 @@ def test_prefill_then_decode(row: Row) -> None:
         assert relative_error(out[:, 0], full[:, t]) < 1e-12
 
 
+def test_features_of_either_sign_may_cancel(eager: Library) -> None:
+    """In one of two chunks alone, where the row goes on without loss; in all that it sees, where it is 0."""
+    k = np.array([[2.0], [1.0], [-1.0], [-2.0], [3.0]])
+    q, v = np.ones((5, 1)), np.random.default_rng(0).standard_normal((5, 2))
+    total = np.cumsum(k, axis=0)
+    expected = np.where(total == 0, 0, np.cumsum(k * v, axis=0) / np.where(total == 0, 1, total))
+    method = subquad.Linear(feature_map=lambda x: x)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        first, state = method.step(q[:1, :], k[:1, :], v[:1, :])
+        second, _ = method.step(q[1:, :], k[1:, :], v[1:, :], state)
+        return first, second, method(q, k, v, causal=True), method(q[3:4, :], k[:4, :], v[:4, :])
+
+    *steps, whole, row = map(eager.numpy, eager.call(attend, q, k, v, dtype="float64"))
+    for got, wanted in ((np.concatenate(steps), expected), (whole, expected), (row, expected[3:4])):
+        assert relative_error(got, wanted) < 1e-14
+
+
 def test_with_landmarks_is_the_method_it_came_from() -> None:
     """Landmarks of all rows, fixed; then the keys may come in chunks."""
     drawn = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="right").draw()
