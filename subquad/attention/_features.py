@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from subquad._arrays import check_arrays, check_floating
-from subquad._dispatch import Array
+from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._heads import Pair
 from subquad.attention._method import Streaming
@@ -55,17 +55,23 @@ class FeatureMethod(Streaming):
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
+        with backend_of(xp).full_precision(inputs.q):
+            held, out = self._step(inputs, state)
+        return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
+
+    def _step(self, inputs: _door.Inputs, state: Mapping[str, Any] | None) -> tuple[State, Array]:
+        """The state after checked tokens and their output, folded."""
+        xp = inputs.xp
         phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
         if state is None:
             held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
         else:
             arrays = _door.check_state("state", state, self.holds)
-            check_arrays(q=q, **arrays)
+            check_arrays(q=inputs.q, **arrays)
             check_floating(xp, **arrays)
-            _door.check_tails("state", state, _tails(phi, v.shape[-1]))
+            _door.check_tails("state", state, _tails(phi, inputs.v.shape[-1]))
             held = {name: inputs.heads.fold(x) for name, x in state.items()}
-        held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
-        return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
+        return advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
 
     def summarize_keys(
         self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair
