@@ -157,7 +157,7 @@ def _choose(
 ) -> tuple[str, Callable[..., Any], tuple[tuple[str, str], ...]]:
     overrides = backend.kernels.get(name, ())
     known = ["auto", "generic", *(override.name for override in overrides)]
-    if implementation not in known:
+    if not isinstance(implementation, str) or implementation not in known:  # an array would be compared by elements
         msg = f"implementation is {implementation!r}; {name} on {backend.library} has {known}"
         raise ValueError(msg)
     declined: list[tuple[str, str]] = []
