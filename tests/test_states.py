@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, relative_error
+from libraries import TOLERANCE, Library, relative_error
 from methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
 
 import subquad
@@ -217,6 +217,35 @@ def test_step_after_a_state_of_smaller_batch(eager: Library, row: Row) -> None:
 
     out = eager.call(step, *drawn.values(), dtype="float64")
     assert relative_error(eager.numpy(out), full[..., 10:, :]) < 1e-12
+
+
+@rows(named("favor-seed", "favor-trigonometric", "linear", "nystrom"))
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64"), ("float32", "float16")])
+def test_a_state_of_another_precision(eager: Library, row: Row, dtypes: tuple[str, str]) -> None:
+    """Both are computed with in the wider one, no less than float32; the output has the dtype of the tokens."""
+    if type(eager).__name__ == "Strict" and "float16" in dtypes:
+        pytest.skip("it knows no half precision")
+    tokens, held = dtypes
+    past, (q, k, v) = np.random.default_rng(0).standard_normal((2, 20, D)), np.random.default_rng(1).random((3, 9, D))
+    method = row.object() if row.causal else subquad.Nystrom(landmarks=(q[:4], k[:4]))
+    state = {name: x.astype(held) for name, x in method.summarize(*past).items()}
+    expected = [method.attend(q.astype(tokens).astype(float), {name: x.astype(float) for name, x in state.items()})]
+    with eager.context("float64"):
+        own = {name: eager.array(x.astype(float), held) for name, x in state.items()}
+        given = [eager.array(x, tokens) for x in (q, k, v)]
+        if not row.causal:
+            method = subquad.Nystrom(landmarks=(given[0][:4, :], given[1][:4, :]))
+        got = [method.attend(given[0], own)]
+        if row.causal:
+            out, after = method.step(*given, own)
+            got.append(out)
+            rounded = (x.astype(tokens).astype(float) for x in (q, k, v))
+            expected.append(method.step(*rounded, {name: x.astype(float) for name, x in state.items()})[0])
+            wide = "float64" if "float64" in dtypes else "float32"
+            assert {eager.dtype_name(x) for x in after.values()} == {wide}
+        for one, other in zip(got, expected, strict=True):
+            assert eager.dtype_name(one) == tokens
+            assert relative_error(eager.numpy(one), other) < TOLERANCE["float32"]
 
 
 @rows(named("favor-seed", "linear"))

@@ -92,7 +92,8 @@ class Streaming(Method):
         xp = _door.check_rows(arrays, q=q)
         _arrays.check_floating(xp, **arrays)
         scale = _door.check_scale(self.default_scale(scale), q.shape[-1])
-        dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
+        out_dtype, dtype = q.dtype, _arrays.compute_dtype(xp, q, *state.values())
+        q, state = _arrays.cast(xp, q, dtype), {name: _arrays.cast(xp, x, dtype) for name, x in state.items()}
         pair = self.given_rows(xp, q)
         held = counts(*state.values(), *pair or ())
         few, many = "the state and its options", "q, the state or an option"
@@ -101,7 +102,7 @@ class Streaming(Method):
         _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
         with backend_of(xp).full_precision(q):
             out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
-        return heads.unfold(_arrays.cast(xp, out, dtype))
+        return heads.unfold(_arrays.cast(xp, out, out_dtype))
 
     def given_rows(self, xp: ModuleType, like: Array) -> Pair:
         """The option that is a pair of rows (..., rows, d), for q and for k, beside `like`."""
