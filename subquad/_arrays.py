@@ -58,9 +58,10 @@ def _namespace(name: str, x: Array) -> ModuleType:
         except TypeError:
             xp = None
     if xp is None:
+        kind = "bool" if name.endswith("mask") else "float"
         msg = (
             f"{name} is a {type(x).__name__}, not an array; "
-            f"convert it first, for example with numpy.asarray({name}, dtype=float)"
+            f"convert it first, for example with numpy.asarray({name}, dtype={kind})"
         )
         raise TypeError(msg)
     return xp

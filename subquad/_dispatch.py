@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,8 @@ class Backend:
     # cond(predicate, function, given): function(*given) where the predicate is true, else `given`, while tracing; None:
     # there the function is always called
     cond: Callable[..., Any] | None = None
+    # a context in which products of arrays like the one given are computed in their own dtype
+    full_precision: Callable[[Array], AbstractContextManager[Any]] = nullcontext
     # exp(x − y) where x is a temporary that may be overwritten; None: by two operations
     exp_minus: Callable[..., Any] | None = None
     # may an output be filled in place, block by block?
@@ -61,7 +64,7 @@ class Backend:
 
     @classmethod
     def from_package(cls, library: str, package: ModuleType | None) -> Backend:
-        names = ("scan_blocks", "host", "concrete", "cond", "exp_minus", "in_place")
+        names = ("scan_blocks", "host", "concrete", "cond", "full_precision", "exp_minus", "in_place")
         given = {name: getattr(package, name) for name in names if hasattr(package, name)}
         return cls(library, **given, kernels=getattr(package, "KERNELS", {}))
 
@@ -154,7 +157,7 @@ def _choose(
 ) -> tuple[str, Callable[..., Any], tuple[tuple[str, str], ...]]:
     overrides = backend.kernels.get(name, ())
     known = ["auto", "generic", *(override.name for override in overrides)]
-    if implementation not in known:
+    if not isinstance(implementation, str) or implementation not in known:  # an array would be compared by elements
         msg = f"implementation is {implementation!r}; {name} on {backend.library} has {known}"
         raise ValueError(msg)
     declined: list[tuple[str, str]] = []

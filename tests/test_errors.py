@@ -57,7 +57,7 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "mask-length": (ValueError, r"key_mask has shape \(5,\), expected \(\.\.\., 6\)",
                     lambda: attention(x, x, x, "exact", key_mask=np.ones(5, dtype=bool))),
     "mask-scalar": (ValueError, r"key_mask has shape \(\)", lambda: attention(x, x, x, "exact", key_mask=np.array(True))),
-    "mask-list": (TypeError, "key_mask is a list", lambda: attention(x, x, x, "exact", key_mask=[True] * 6)),
+    "mask-list": (TypeError, r"key_mask is a list.*numpy\.asarray\(key_mask, dtype=bool\)", lambda: attention(x, x, x, "exact", key_mask=[True] * 6)),
     "mask-batch": (ValueError, r"do not broadcast.*key_mask \[3\]", lambda: attention(
         np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), "exact", key_mask=np.ones((3, 6), dtype=bool))),
     "causal-integer": (TypeError, "causal must be True or False, got 1", lambda: attention(x, x, x, "exact", causal=1)),
@@ -75,6 +75,8 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "option-with-object": (TypeError, r"options \['seed'\] were given with a Favor object",
                            lambda: attention(x, x, x, subquad.Favor(), seed=3)),
     "implementation": (ValueError, "implementation is 'fast'.*generic", lambda: attention(x, x, x, "exact", implementation="fast")),
+    "implementation-array": (ValueError, r"implementation is array\(.*generic",
+                             lambda: attention(x, x, x, "exact", implementation=np.array(["auto", "generic"]))),
     "nystrom-causal": (NotImplementedError, "no causal form: a landmark.*use 'favor'",
                        lambda: attention(x, x, x, "nystrom", num_landmarks=2, causal=True)),
     "nystrom-causal-short": (NotImplementedError, "no causal form", lambda: attention(x, x, x, "nystrom", causal=True)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, relative_error
+from libraries import TOLERANCE, Library, relative_error
 from methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
 
 import subquad
@@ -219,6 +219,35 @@ def test_step_after_a_state_of_smaller_batch(eager: Library, row: Row) -> None:
     assert relative_error(eager.numpy(out), full[..., 10:, :]) < 1e-12
 
 
+@rows(named("favor-seed", "favor-trigonometric", "linear", "nystrom"))
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64"), ("float32", "float16")])
+def test_a_state_of_another_precision(eager: Library, row: Row, dtypes: tuple[str, str]) -> None:
+    """Both are computed with in the wider one, no less than float32; the output has the dtype of the tokens."""
+    if type(eager).__name__ == "Strict" and "float16" in dtypes:
+        pytest.skip("it knows no half precision")
+    tokens, held = dtypes
+    past, (q, k, v) = np.random.default_rng(0).standard_normal((2, 20, D)), np.random.default_rng(1).random((3, 9, D))
+    method = row.object() if row.causal else subquad.Nystrom(landmarks=(q[:4], k[:4]))
+    state = {name: x.astype(held) for name, x in method.summarize(*past).items()}
+    expected = [method.attend(q.astype(tokens).astype(float), {name: x.astype(float) for name, x in state.items()})]
+    with eager.context("float64"):
+        own = {name: eager.array(x.astype(float), held) for name, x in state.items()}
+        given = [eager.array(x, tokens) for x in (q, k, v)]
+        if not row.causal:
+            method = subquad.Nystrom(landmarks=(given[0][:4, :], given[1][:4, :]))
+        got = [method.attend(given[0], own)]
+        if row.causal:
+            out, after = method.step(*given, own)
+            got.append(out)
+            rounded = (x.astype(tokens).astype(float) for x in (q, k, v))
+            expected.append(method.step(*rounded, {name: x.astype(float) for name, x in state.items()})[0])
+            wide = "float64" if "float64" in dtypes else "float32"
+            assert {eager.dtype_name(x) for x in after.values()} == {wide}
+        for one, other in zip(got, expected, strict=True):
+            assert eager.dtype_name(one) == tokens
+            assert relative_error(eager.numpy(one), other) < TOLERANCE["float32"]
+
+
 @rows(named("favor-seed", "linear"))
 def test_prefill_then_decode(row: Row) -> None:
     """A prompt is summarized, tokens follow one by one: the rows of the causal form on all."""
@@ -230,6 +259,24 @@ def test_prefill_then_decode(row: Row) -> None:
         token = [drawn[name][:, t : t + 1] for name in ("q", "k", "v")]
         out, state = method.step(*token, state)
         assert relative_error(out[:, 0], full[:, t]) < 1e-12
+
+
+def test_features_of_either_sign_may_cancel(eager: Library) -> None:
+    """In one of two chunks alone, where the row goes on without loss; in all that it sees, where it is 0."""
+    k = np.array([[2.0], [1.0], [-1.0], [-2.0], [3.0]])
+    q, v = np.ones((5, 1)), np.random.default_rng(0).standard_normal((5, 2))
+    total = np.cumsum(k, axis=0)
+    expected = np.where(total == 0, 0, np.cumsum(k * v, axis=0) / np.where(total == 0, 1, total))
+    method = subquad.Linear(feature_map=lambda x: x)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        first, state = method.step(q[:1, :], k[:1, :], v[:1, :])
+        second, _ = method.step(q[1:, :], k[1:, :], v[1:, :], state)
+        return first, second, method(q, k, v, causal=True), method(q[3:4, :], k[:4, :], v[:4, :])
+
+    *steps, whole, row = map(eager.numpy, eager.call(attend, q, k, v, dtype="float64"))
+    for got, wanted in ((np.concatenate(steps), expected), (whole, expected), (row, expected[3:4])):
+        assert relative_error(got, wanted) < 1e-14
 
 
 def test_with_landmarks_is_the_method_it_came_from() -> None:

@@ -57,6 +57,51 @@ def test_torch_compile_scan(torch: Any, scan: Scan) -> None:
         assert relative_error(got.numpy(), expected.numpy()) < TOLERANCE["float64"]
 
 
+@rows(named("exact", "exact-generic", "favor-seed", "favor-relu", "linear", "linear-function", "nystrom"))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torch_autocast_leaves_the_precision(torch: Any, row: Row, compiled: bool) -> None:
+    """With a gradient recorded, where causal features are generic: none of its products is rounded to bfloat16."""
+    given = [x.float().requires_grad_() for x in inputs(torch)[:3]]
+    function = row.call(causal=row.causal)
+    want = function(*given, None, {})
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = function(*given, None, {})
+    assert relative_error(got.detach().numpy(), want.detach().numpy()) < TOLERANCE["float32"]
+
+
+@rows(named("favor-seed", "linear", "nystrom"))
+def test_torch_autocast_leaves_the_precision_of_states(torch: Any, row: Row) -> None:
+    q, k, v = (x.float() for x in inputs(torch)[:3])
+    method = row.object() if row.causal else subquad.Nystrom(landmarks=(q[:, :9], k[:, :9]))
+
+    def stream() -> list[Any]:
+        state = method.merge(method.summarize(k[:, :30], v[:, :30]), method.summarize(k[:, 30:], v[:, 30:]))
+        outs = [method.attend(q, state), *state.values()]
+        return [*outs, method.step(q, k, v, state)[0]] if row.causal else outs
+
+    want = stream()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = stream()
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_script_decides_nothing_by_the_values_it_saw(torch: Any) -> None:
+    """Keys unlike the first, which causal features treat on their own, may come later."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 80, 16, generator=generator)
+    omega = torch.randn(32, 16, generator=generator)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k, v, "favor", omega=omega, causal=True)
+
+    traced = torch.jit.trace(attend, (q, k, v), check_trace=False)
+    k = torch.cat([12 * k[:1], k[1:]])
+    assert relative_error(traced(q, k, v).numpy(), attend(q, k, v).numpy()) < TOLERANCE["float32"]
+
+
 def test_torch_compile_step_and_state(torch: Any) -> None:
     method = subquad.Favor(num_features=8)
 

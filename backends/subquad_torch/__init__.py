@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -31,10 +32,18 @@ TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, 
 
 def concrete(*arrays: Any) -> bool:
     """Can values be read? Not in a compiled or recorded function, under a transform, or on the meta device."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return False
     tensors = [x for x in arrays if isinstance(x, torch.Tensor)]
     return not any(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+
+
+def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Without `torch.autocast`: in its half precision, exponents of some hundreds would be off by 1 and more."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def exp_minus(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

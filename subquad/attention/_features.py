@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from subquad._arrays import check_arrays, check_floating
-from subquad._dispatch import Array
+from subquad._arrays import cast, check_arrays, check_floating, compute_dtype
+from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._heads import Pair
 from subquad.attention._method import Streaming
@@ -55,17 +55,28 @@ class FeatureMethod(Streaming):
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
-        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
-        if state is None:
-            held = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
-        else:
+        if state is not None:
             arrays = _door.check_state("state", state, self.holds)
             check_arrays(q=q, **arrays)
             check_floating(xp, **arrays)
-            _door.check_tails("state", state, _tails(phi, v.shape[-1]))
-            held = {name: inputs.heads.fold(x) for name, x in state.items()}
-        held, out = advance(xp, phi, held, inputs.q, inputs.k, inputs.v, inputs.key_mask)
+            dtype = compute_dtype(xp, inputs.q, *arrays.values())
+            if dtype != inputs.q.dtype:
+                q, k, v = (cast(xp, x, dtype) for x in (inputs.q, inputs.k, inputs.v))
+                inputs = replace(inputs, q=q, k=k, v=v)
+            state = {name: inputs.heads.fold(cast(xp, x, dtype)) for name, x in state.items()}
+        with backend_of(xp).full_precision(inputs.q):
+            held, out = self._advance(inputs, state)
         return inputs.leave(out), {name: inputs.heads.unfold(x) for name, x in held.items()}
+
+    def _advance(self, inputs: _door.Inputs, state: State | None) -> tuple[State, Array]:
+        """The state after checked tokens and their output, folded as the state before is."""
+        xp = inputs.xp
+        phi = self.map_rows(xp, inputs.q, scale=inputs.scale, center=self.choose_center(inputs))
+        if state is None:
+            state = no_keys(xp, phi, inputs.k, inputs.v, inputs.key_mask)
+        else:
+            _door.check_tails("state", state, _tails(phi, inputs.v.shape[-1]))
+        return advance(xp, phi, state, inputs.q, inputs.k, inputs.v, inputs.key_mask)
 
     def summarize_keys(
         self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Pair

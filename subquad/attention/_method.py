@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from subquad import _arrays
-from subquad._dispatch import Array
+from subquad._dispatch import Array, backend_of
 from subquad.attention import _door
 from subquad.attention._heads import Pair, counts, find_heads
 from subquad.kernels._online import State
@@ -31,7 +31,8 @@ class Method:
     ) -> Array:
         """The method's output for queries q, keys k and values v; arguments as `subquad.attention`."""
         inputs = _door.enter(q, k, v, causal=causal, key_mask=key_mask, scale=self.default_scale(scale))
-        return inputs.leave(self.evaluate(inputs))
+        with backend_of(inputs.xp).full_precision(inputs.q):
+            return inputs.leave(self.evaluate(inputs))
 
     def default_scale(self, scale: float | None) -> float | None:
         """The scale to use where none is given; None is d ** -0.5."""
@@ -61,7 +62,8 @@ class Streaming(Method):
         per_query = keys | counts(key_mask, tail=1) | counts(*pair or ())
         heads = find_heads(xp, keys, per_query, many="key_mask or an option")
         k, v, key_mask, pair = heads.fold(k), heads.fold(v), heads.fold_mask(key_mask), heads.fold_pair(pair)
-        state = self.summarize_keys(xp, k, v, key_mask=key_mask, scale=scale, pair=pair)
+        with backend_of(xp).full_precision(k):
+            state = self.summarize_keys(xp, k, v, key_mask=key_mask, scale=scale, pair=pair)
         return {name: heads.unfold(x) for name, x in state.items()}
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
@@ -90,15 +92,17 @@ class Streaming(Method):
         xp = _door.check_rows(arrays, q=q)
         _arrays.check_floating(xp, **arrays)
         scale = _door.check_scale(self.default_scale(scale), q.shape[-1])
-        dtype, q = q.dtype, _arrays.cast(xp, q, _arrays.compute_dtype(xp, q, *state.values()))
+        out_dtype, dtype = q.dtype, _arrays.compute_dtype(xp, q, *state.values())
+        q, state = _arrays.cast(xp, q, dtype), {name: _arrays.cast(xp, x, dtype) for name, x in state.items()}
         pair = self.given_rows(xp, q)
         held = counts(*state.values(), *pair or ())
         few, many = "the state and its options", "q, the state or an option"
         heads = find_heads(xp, {min(held, default=1)}, held | counts(q), few=few, many=many)
         q, state = heads.fold(q), {name: heads.fold(x) for name, x in state.items()}
         _arrays.broadcast_batch(q=q.shape[:-2], state=next(iter(state.values())).shape[:-2])
-        out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
-        return heads.unfold(_arrays.cast(xp, out, dtype))
+        with backend_of(xp).full_precision(q):
+            out = self.read_state(xp, q, state, scale=scale, pair=heads.fold_pair(pair))
+        return heads.unfold(_arrays.cast(xp, out, out_dtype))
 
     def given_rows(self, xp: ModuleType, like: Array) -> Pair:
         """The option that is a pair of rows (..., rows, d), for q and for k, beside `like`."""

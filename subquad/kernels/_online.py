@@ -22,5 +22,5 @@ def fade(xp: ModuleType, old: Array, new: Array) -> Array:
 
 
 def divide(xp: ModuleType, numerator: Array, denominator: Array) -> Array:
-    """Zero where the denominator is: the row sees no key."""
-    return numerator / xp.where(denominator == 0, xp.ones_like(denominator), denominator)
+    """Zero where the denominator is: the row sees no key, or what it sees cancels."""
+    return numerator / xp.where(denominator == 0, math.inf, denominator)

@@ -194,11 +194,15 @@ def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given:
 
 def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
     """Σ exp(level) numerator / Σ exp(level) denominator: levels may be far apart, and denominators far from 1."""
-    heights = [_height(xp, denominator, level) for _, denominator, level in parts]
+    # features that are not positive may cancel in one of the parts alone: its numerator counts all the same
+    sizes = [
+        xp.where(below == 0, xp.sum(xp.abs(above), axis=-1, keepdims=True), xp.abs(below)) for above, below, _ in parts
+    ]
+    heights = [_height(xp, size, level) for size, (_, _, level) in zip(sizes, parts, strict=True)]
     highest = finite(xp, xp.maximum(*heights))
     numerator, denominator = 0.0, 0.0
-    for height, (above, below, _) in zip(heights, parts, strict=True):
-        size, weight = xp.abs(below), xp.exp(height - highest)
+    for size, height, (above, below, _) in zip(sizes, heights, parts, strict=True):
+        weight = xp.exp(height - highest)
         numerator = numerator + divide(xp, above, size) * weight
         denominator = denominator + divide(xp, below, size) * weight
     return divide(xp, numerator, denominator)
