@@ -87,6 +87,16 @@ def test_torch_autocast_leaves_the_precision_of_states(torch: Any, row: Row) -> 
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
 
 
+def test_torch_autocast_leaves_the_precision_of_landmarks(torch: Any) -> None:
+    q, k, v = torch.randn(3, 1, 40, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(40) < 35
+    method = subquad.Nystrom(num_landmarks=8)
+    want = method.with_landmarks(q, k, key_mask=mask)(q, k, v, key_mask=mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = method.with_landmarks(q, k, key_mask=mask)(q, k, v, key_mask=mask)
+    assert torch.equal(got, want)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_torch_script_decides_nothing_by_the_values_it_saw(torch: Any) -> None:
     """Keys unlike the first, which causal features treat on their own, may come later."""

@@ -116,7 +116,8 @@ class Nystrom(Streaming):
         """This method with the landmarks of these queries and keys, no more than visible rows, as fixed arrays."""
         inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
         chosen = replace(self, num_landmarks=self._fitting(inputs)) if isinstance(self.landmarks, str) else self
-        q_land, _, k_land, _ = chosen._landmarks(inputs)
+        with backend_of(inputs.xp).full_precision(inputs.q):
+            q_land, _, k_land, _ = chosen._landmarks(inputs)
         pair = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
         return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
 
