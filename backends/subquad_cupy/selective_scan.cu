@@ -329,10 +329,10 @@ template <int CH, int TT> struct Share {
     template <typename T, typename acc>
     __device__ void ungated(const Scan& p, Raw<T, V> dy, Raw<T, V> z, acc (&g)[V]) const {
 #pragma unroll
-        for (int i = 0; i < V; ++i) g[i] = dy[i];
-        if (!p.rows[at::z].data) return;
-#pragma unroll
-        for (int i = 0; i < V; ++i) g[i] *= z[i] * sigmoid(z[i]);
+        for (int i = 0; i < V; ++i) g[i] = dy[i] * gate(p, z[i]);
+    }
+    template <typename acc> __device__ static acc gate(const Scan& p, acc z) {
+        return p.rows[at::z].data ? z * sigmoid(z) : acc(1);
     }
     template <typename T, typename acc>
     __device__ void write(const Scan& p, const Block& w, int series, int t, const acc (&x)[V]) const {
@@ -340,7 +340,7 @@ template <int CH, int TT> struct Share {
     }
 };
 
-// A thread's share of SERIES in one tile; a series that is absent is not loaded.
+// A thread's share of SERIES in one tile; zeros where z is absent.
 template <typename T, typename Share, int... SERIES> struct Tile {
     Raw<T, Share::V> x[sizeof...(SERIES)][Share::ROUNDS];
 
@@ -359,9 +359,11 @@ private:
         const Scan& p, const Block& w, const Share& share, int t0, Raw<T, Share::V> (&x)[Share::ROUNDS]
     ) {
         if constexpr (S != at::count)
-            if (S != at::z || p.rows[S].data) share.each([&](int k, int t) {
+            share.each([&](int k, int t) {
                 const int valid = WHOLE ? Share::V : t0 + t < w.steps ? share.valid : 0;
-                x[k] = ::load<Share::V>(row<const T>(p, w, S, t0 + t) + w.c0 + share.c, valid, WHOLE || p.vector);
+                x[k] = {};
+                if (S != at::z || p.rows[S].data)
+                    x[k] = ::load<Share::V>(row<const T>(p, w, S, t0 + t) + w.c0 + share.c, valid, WHOLE || p.vector);
             });
     }
 };
@@ -546,11 +548,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
             share.each([&](int k, int t) {
                 acc y[Part::V];
 #pragma unroll
-                for (int i = 0; i < Part::V; ++i) y[i] = ys[t][share.c + i] + D[share.c + i] * rows.x[1][k][i];
-                if (p.rows[at::z].data) {
-#pragma unroll
-                    for (int i = 0; i < Part::V; ++i) y[i] *= rows.x[2][k][i] * sigmoid(rows.x[2][k][i]);
-                }
+                for (int i = 0; i < Part::V; ++i)
+                    y[i] = (ys[t][share.c + i] + D[share.c + i] * rows.x[1][k][i]) * share.gate(p, rows.x[2][k][i]);
                 share.template write<T>(p, w, at::y, t0 + t, y);
             });
         }
