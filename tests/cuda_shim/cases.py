@@ -147,5 +147,8 @@ SPLIT = [
     Case(1, 131, 8, 16, constant="BC", decay=3, full=False),
     Case(2, 131, 8, 16, dtype="float64"),
 ]
-LOW_PRECISION = [Case(2, 45, 12, 16, dtype="float16"), Case(2, 45, 12, 16, dtype="bfloat16")]
-SANITIZED = [CASES[0], CASES[2], CASES[4], SPLIT[0]]
+# With blocks that are not full, and with blocks that are: those load and store whole vectors.
+LOW_PRECISION = [
+    Case(*shape, 16, dtype=dtype) for shape in ((2, 45, 12), (1, 40, 64)) for dtype in ("float16", "bfloat16")
+]
+SANITIZED = [CASES[0], CASES[2], CASES[4], CASES[5], SPLIT[0], LOW_PRECISION[3]]
