@@ -12,9 +12,10 @@ neither the state nor the new keys underflow. The first row where that does not 
 
 Linear attention has y and x without a matrix, and features elu(y) + 1: see `_maps`.
 
-Features are rows and keys lanes here: x is (m, block), so that sums over features need nothing of neighbouring lanes.
+Of keys, features are rows here (`_rows_as_lanes`).
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -28,14 +29,21 @@ from subquad_numpy._feature_blocks import (
     OF_KEYS,
     SIDE,
     into_panels,
-    padded,
     query_exponents,
     query_features,
     widths_of,
 )
-from subquad_numpy._maps import log_of, times_value
-from subquad_numpy._math import LEAST, exp_negative
-from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
+from subquad_numpy._maps import times_value
+from subquad_numpy._math import exp_negative
+from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, padded, panel_at
+from subquad_numpy._rows_as_lanes import (
+    choose_reference,
+    directions_in,
+    exponents,
+    features,
+    hide,
+    largest_exponents,
+)
 from subquad_numpy._simd import (
     at_least,
     at_most,
@@ -52,19 +60,26 @@ from subquad_numpy._simd import (
     where_negative,
     zeros,
 )
-from subquad_numpy._tile import clear, load_part, row_in, store_part
+from subquad_numpy._tile import clear, copy, load_part, row_in, store_part
 
 # an item is one task; the queries have W and center of their own
 CAUSAL_FRAME = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
 # the state before, shift −∞ where no key was; the first row that is not done is of int64
 CAUSAL_FRAME |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
+# for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+CAUSAL_FRAME |= {"level": 1, "shifts": 2}
+
+
+def causal_block(dtype: np.dtype[Any]) -> int:
+    """Rows of a block: the columns of one panel."""
+    return PANEL * lanes_of(dtype)
 
 
 @cache
 def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     """Compile `attend(first, last, frames)`."""
     lanes = lanes_of(dtype)
-    block = PANEL * lanes  # rows: the columns of one panel
+    block = causal_block(dtype)
     high = -(-block // TILE_ROWS) * TILE_ROWS
     kind = numba.from_dtype(dtype)
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
@@ -84,18 +99,19 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         widest = max(stride, d_out, block)
         sizes = (
-            *(lanes, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
+            *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
             *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
-            *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out, high),
+            *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
+            *(high, high),
         )
         buffer = np.empty(room(sizes), kind)
         # top is each key's largest exponent over ρ; later are two vectors' worth of 0 … 0 −∞ … −∞, read from any lane
         # on; turned is W turned, with a last column of ones; kv and values are in panels; keys (depth, block), the last
         # row −h|k|²; seen is φ_q · s of each row
         (
-            edge, shift, reference, k_sum, spare, nothing, q_center, k_center, top, later,
+            edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
             packed, turned, x, phi_k, kv, part,
-            keys, values, rows, phi_q, weights, result, from_state, seen,
+            keys, values, rows, phi_q, weights, result, from_state, seen, highest,
         ) = cut(buffer, sizes)  # fmt: skip
         above = keys if elu else x  # what φ's value is made of
         clear(nothing, widest)
@@ -112,6 +128,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
             q_row, k_row, v_row = f.q_x_row, f.x_row, f.v_row
             has_mask, mask, out = f.mask != 0, pointer(f.mask, np.uint8(0)), pointer(f.out, zero)
+            level = pointer(f.level, zero)
             q_numbers, numbers = pointer(f.q_numbers, zero), pointer(f.numbers, zero)
             k_factor, half_scale = numbers[0], numbers[1]
             if f.center != 0:
@@ -119,11 +136,7 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 row_in(pointer(f.center, zero), 0, d, lanes, k_center)
             if not elu:
                 pack(pointer(f.q_W, zero), f.q_W_row, f.q_W_step, d, m, q_numbers[0], lanes, packed, d)
-                W = pointer(f.W, zero)
-                for i in range(m):
-                    for p in range(d):
-                        turned[i * depth + p] = W[p * f.W_row + i * f.W_step] * k_factor
-                    turned[i * depth + d] = 1
+                directions_in(pointer(f.W, zero), f.W_row, f.W_step, d, m, k_factor, turned)
             pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
             shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
             for i in range(stride):
@@ -161,41 +174,19 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 if count == 0:
                     break
 
-                if elu:
-                    for i in range(0, m * block, lanes):
-                        store(keys, i, load(keys, i) * k_factor)
-                        store(x, i, log_of(load(keys, i), elu))
-                else:
-                    multiply(turned, depth, 1, height, keys, depth, depth, block, lanes, nothing, 0, x, block)
-                for r in range(block):
-                    if r >= count or (has_mask and mask[row + r] == 0):
-                        for i in range(m):
-                            x[i * block + r] = lowest
-                            if elu:
-                                keys[i * block + r] = 0
-                empty = True
-                for i in range(m):
-                    known = shift[i] != lowest
-                    empty = empty and not known
-                    start = shift[i] if known else x[i * block]
-                    reference[i] = start if start != lowest else 0
-                for i in range(m, stride):
-                    reference[i] = lowest
+                exponents(keys, turned, d, height, k_factor, nothing, lanes, elu, x, block)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, elu, block)
+                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
+                if f.shifts != 0:
+                    copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
                 query_exponents(
                     shifted(q, row * q_row), q_row, count, d, q_center, q_numbers, packed, reference,
                     width, lanes, edge, elu, rows, phi_q, stride,
                 )  # fmt: skip
-                query_features(phi_q, stride, count, reference, k_sum, width, lanes, elu, seen)
+                query_features(phi_q, stride, count, reference, k_sum, width, lanes, elu, seen, highest)
 
-                for j in range(0, block, lanes):
-                    most = zeros(rows) + lowest
-                    for i in range(m):
-                        most = at_least(load(x, i * block + j) - spread(reference, i), most)
-                    store(top, j, most)
-                    most = at_least(most, LEAST(most))
-                    for i in range(m):
-                        e = exp_negative((load(x, i * block + j) - spread(reference, i)) - most)
-                        store(phi_k, i * block + j, times_value(e, load(above, i * block + j), elu))
+                largest_exponents(x, opposite, m, lanes, top, block)
+                features(x, above, opposite, top, m, lanes, elu, phi_k, block)
                 multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
                 most_seen = lowest
                 for r in range(count):
@@ -224,6 +215,8 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         store(weights, r * block + j, w)
                         weight = weight + w
                     edge[0] = total(weight) + held * seen[r]
+                    if f.level != 0:
+                        level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
                     seen[r] = one / edge[0] if edge[0] != 0 else zero
                     rows[r] = held  # the queries have been read
                 multiply(weights, block, 1, whole, values, block, count, d_out, lanes, nothing, 0, result, d_out)
@@ -238,10 +231,10 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     break
 
                 for i in range(m):
-                    widest = load(x, i * block)
+                    most = load(x, i * block)
                     for j in range(lanes, block, lanes):
-                        widest = at_least(load(x, i * block + j), widest)
-                    new = max(shift[i], largest(widest))
+                        most = at_least(load(x, i * block + j), most)
+                    new = max(shift[i], largest(most))
                     start = new if new != lowest else zero
                     along = zeros(rows)
                     for j in range(0, block, lanes):

@@ -17,8 +17,8 @@ DONE = 1  # what a kernel returns; a C function that runs into an exception, for
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
     *("_compile", "_scan", "_scan_backward", "_linear_scan"),
-    *("_product", "_maps", "_feature_blocks", "_summary", "_reading", "_causal_features"),
-    *("_query_gradient", "_key_gradient"),
+    *("_product", "_maps", "_feature_blocks", "_summary", "_reading", "_rows_as_lanes"),
+    *("_causal_features", "_causal_gradient", "_query_gradient", "_key_gradient"),
 )
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from subquad_numpy._maps import log_after, times_value
 from subquad_numpy._math import LEAST, exp_negative
-from subquad_numpy._product import TILE_ROWS, multiply, pack, panel_at
+from subquad_numpy._product import TILE_ROWS, multiply, pack, padded, panel_at
 from subquad_numpy._simd import at_least, inline, largest, load, pointer, store, total, zeros
 from subquad_numpy._tile import load_part, row_in, store_part
 
@@ -36,12 +36,6 @@ OF_QUERIES: Fields = {"kv_row": None, "start": 1, "kv": 2, "k_sum": 1}  # withou
 def sizes_of(f: Any) -> Any:
     """The words of `HEAD` before `SIDE`."""
     return f.n, f.d, f.m, f.d_v, f.chunks, f.chunk
-
-
-@inline
-def padded(size: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-size // step) * step
 
 
 @inline
@@ -133,14 +127,15 @@ def query_exponents(
 
 @inline
 def query_features(
-    y: Any, stride: int, count: int, start: Any, k_sum: Any, width: int, lanes: int, elu: bool, seen: Any
+    y: Any, stride: int, count: int, start: Any, k_sum: Any, width: int, lanes: int, elu: bool, seen: Any, level: Any
 ) -> None:
-    """φ of each row, over its largest exponential, in place of y; and φᵀ s."""
+    """φ of each row over exp(level), its largest exponential, in place of y; and φᵀ s."""
     for r in range(count):
         top = log_after(load(y, r * stride), start, 0, elu)
         for i in range(lanes, width, lanes):
             top = at_least(log_after(load(y, r * stride + i), start, i, elu), top)
         highest = largest(at_least(top, LEAST(top)))
+        level[r] = highest
         along = zeros(y)
         for i in range(0, width, lanes):
             part = load(y, r * stride + i)

@@ -23,7 +23,6 @@ from subquad_numpy._feature_blocks import (
     into_panels,
     key_exponents,
     pack_keys,
-    padded,
     rows_out,
     sizes_of,
     visible_rows,
@@ -31,7 +30,7 @@ from subquad_numpy._feature_blocks import (
 )
 from subquad_numpy._maps import log_of, times_value
 from subquad_numpy._math import exp_negative
-from subquad_numpy._product import TILE_ROWS, multiply, pack
+from subquad_numpy._product import TILE_ROWS, multiply, pack, padded
 from subquad_numpy._simd import cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy._tile import clear, load_part, row_in, store_part
 

@@ -22,7 +22,6 @@ from subquad_numpy._feature_blocks import (
     add_product,
     center_in,
     into_panels,
-    padded,
     query_exponents,
     query_features,
     rows_out,
@@ -31,7 +30,7 @@ from subquad_numpy._feature_blocks import (
     widths_of,
 )
 from subquad_numpy._math import ZERO
-from subquad_numpy._product import TILE_ROWS, multiply, pack
+from subquad_numpy._product import TILE_ROWS, multiply, pack, padded
 from subquad_numpy._simd import at_least, cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy._tile import clear, copy, load_part, store_part
 
@@ -60,13 +59,13 @@ def query_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         widest = max(stride, d_in, d_out)
         sizes = (
-            *(lanes, ROWS, stride, stride, stride, widest, d_in, d * width, m * d_in, depth * width),
+            *(lanes, ROWS, ROWS, stride, stride, stride, widest, d_in, d * width, m * d_in, depth * width),
             *(stride * d_out, stride * d_in, stride * max(d_in, d_out), ROWS * stride, ROWS * stride, ROWS * d_in),
             *(ROWS * d_in, ROWS * d_out, ROWS * d, ROWS * depth),
         )
         buffer = np.empty(room(sizes), kind)
         (
-            edge, seen, start, k_sum, by_sum, nothing, center, packed, turned, turned_kv,
+            edge, seen, level, start, k_sum, by_sum, nothing, center, packed, turned, turned_kv,
             by_kv, by_W, part, phi, by_phi, result, panels, weighted, rows, weights,
         ) = cut(buffer, sizes)  # fmt: skip
         clear(nothing, widest)
@@ -104,7 +103,7 @@ def query_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     shifted(q, row * q_row), q_row, count, d, center, numbers, packed, start,
                     width, lanes, edge, elu, rows, phi, stride,
                 )  # fmt: skip
-                query_features(phi, stride, count, start, k_sum, width, lanes, elu, seen)
+                query_features(phi, stride, count, start, k_sum, width, lanes, elu, seen, level)
                 for r in range(count):
                     if has_W:
                         for p in range(0, d, lanes):

@@ -18,14 +18,13 @@ from subquad_numpy._feature_blocks import (
     HEAD,
     OF_QUERIES,
     center_in,
-    padded,
     query_exponents,
     query_features,
     sizes_of,
     start_in,
     widths_of,
 )
-from subquad_numpy._product import TILE_ROWS, multiply, pack
+from subquad_numpy._product import TILE_ROWS, multiply, pack, padded
 from subquad_numpy._simd import cut, lanes_of, load, pointer, room, shifted, spread
 from subquad_numpy._tile import clear, store_part
 
@@ -49,11 +48,11 @@ def reading_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         n, d, m, d_v, chunks, chunk = sizes_of(f)
         width, _, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         sizes = (
-            *(lanes, ROWS, width, width, d_out, d_in, d * width, width * d_out),
+            *(lanes, ROWS, ROWS, width, width, d_out, d_in, d * width, width * d_out),
             *(ROWS * stride, ROWS * d_out, ROWS * d),
         )
         buffer = np.empty(room(sizes), kind)
-        edge, seen, start, k_sum, nothing, center, packed, kv, phi, result, rows = cut(buffer, sizes)
+        edge, seen, level, start, k_sum, nothing, center, packed, kv, phi, result, rows = cut(buffer, sizes)
         clear(nothing, d_out)
         clear(center, d_in)
         clear(phi, ROWS * stride)
@@ -78,7 +77,7 @@ def reading_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     shifted(q, row * q_row), q_row, count, d, center, numbers, packed, start,
                     width, lanes, edge, elu, rows, phi, stride,
                 )  # fmt: skip
-                query_features(phi, stride, count, start, k_sum, width, lanes, elu, seen)
+                query_features(phi, stride, count, start, k_sum, width, lanes, elu, seen, level)
                 whole = padded(count, TILE_ROWS)
                 multiply(phi, stride, 1, whole, kv, m, m, d_out, lanes, nothing, 0, result, d_out)
                 for r in range(count):

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels._feature_map import Elu, Exponential
+from subquad_numpy._causal_gradient import CAUSAL_GRADIENT_FRAME, causal_gradient_kernel
 from subquad_numpy._frame import row_step, run, with_whole_rows
 from subquad_numpy._key_gradient import KEY_FRAME, key_gradient_kernel
 from subquad_numpy._query_gradient import QUERY_FRAME, query_gradient_kernel
 from subquad_numpy._side import Side, sides_of
-from subquad_numpy.features import RowSums, Sums, hide
+from subquad_numpy.features import RowSums, Sums, Trace, hide
 
 Array = np.ndarray[Any, Any]
 
@@ -58,6 +59,41 @@ def feature_product_gradient(
         found[5] = mine - sum_to(by_q.q.sum(axis=-2, keepdims=True), q_mean.shape)
         found[6] = -sum_to(by_k.k.sum(axis=-2, keepdims=True), k_mean.shape)
     return tuple(found)
+
+
+def causal_product_gradient(
+    q: Array, k: Array, v: Array, trace: Trace, out: Array, grad: Array, /, *, phi: Exponential | Elu,
+    key_mask: Array | None = None, threads: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Gradients by q, k and v of the same, causal and without centers; `trace` is what `causal_and_trace` found."""
+    keys, queries = sides_of(phi)
+    batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], v.shape[-1]
+    n_kv, m = k.shape[-2], keys.width(d)
+    ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
+    before, after = (None if key_mask is None else key_mask[..., x] for x in (slice(ahead), slice(ahead, None)))
+    after = None if after is None else np.ascontiguousarray(after)
+    late_v, late_out, late_grad = map(with_whole_rows, (v[..., ahead:, :], out[..., early:, :], grad[..., early:, :]))
+    shift, kv, k_sum = map(np.ascontiguousarray, trace.before)
+    by_q, by_k, by_v = (np.empty((*batch, n - early, width), q.dtype) for width in (d, d, d_v))
+    by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m), q.dtype)
+    run(
+        causal_gradient_kernel(q.dtype, keys.is_elu), CAUSAL_GRADIENT_FRAME, batch, 1, 9 * n * d * m, threads,
+        n=n - early, d=d, m=m, d_v=d_v, chunks=1, chunk=n - early,
+        **keys.fields(k[..., ahead:, :]), v=late_v, v_row=row_step(late_v), mask=after,
+        **{f"q_{name}": value for name, value in queries.fields(q[..., early:, :]).items()},
+        kv=kv, k_sum=k_sum, level=trace.level, shifts=trace.shifts,
+        out=late_out, out_row=row_step(late_out), grad=late_grad, grad_row=row_step(late_grad),
+        grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
+    )  # fmt: skip
+    if early:
+        by_q = np.concatenate([np.zeros((*batch, early, d), q.dtype), by_q], axis=-2)
+    if ahead:
+        start = np.where(shift == -math.inf, 0, shift)
+        first = _by_keys(
+            k[..., :ahead, :], v[..., :ahead, :], keys, before, start, by_kv, by_sum, by_W=False, threads=threads
+        )
+        by_k, by_v = np.concatenate([first.k, by_k], axis=-2), np.concatenate([first.v, by_v], axis=-2)
+    return by_q, by_k, by_v
 
 
 def softmax_attention_gradient(

@@ -10,7 +10,7 @@ import numpy as np
 
 from subquad.kernels._feature_map import Elu, Exponential, map_of
 from subquad.kernels.feature_product import feature_product as dispatched_product
-from subquad_numpy._causal_features import CAUSAL_FRAME, causal_kernel
+from subquad_numpy._causal_features import CAUSAL_FRAME, causal_block, causal_kernel
 from subquad_numpy._frame import row_step, run, with_whole_rows
 from subquad_numpy._reading import READING_FRAME, reading_kernel
 from subquad_numpy._side import Side, sides_of
@@ -38,6 +38,14 @@ def feature_product(q: Array, k: Array, v: Array, /, *, causal: bool = False, **
     return causal_product(q, k, v, **options) if causal else product_and_sums(q, k, v, **options)[0]
 
 
+class Trace(NamedTuple):
+    """What the gradient of causal attention through features needs of the forward pass, from the first key on."""
+
+    before: Sums  # over the keys that every row sees; shift is −∞ where there is none
+    level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees nothing
+    shifts: Array  # (..., blocks, m), the shift before each block
+
+
 def product_and_sums(
     q: Array, k: Array, v: Array, /, *, phi: Exponential | Elu, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
@@ -52,11 +60,19 @@ def product_and_sums(
     return out, Sums(start, sums.kv, sums.k_sum)
 
 
-def causal_product(
+def causal_product(q: Array, k: Array, v: Array, /, **options: Any) -> Array:
+    """The same, causal."""
+    return causal_and_trace(q, k, v, **options)[0]
+
+
+def causal_and_trace(
     q: Array, k: Array, v: Array, /, *, phi: Exponential | Elu, key_mask: Array | None = None,
-    threads: int | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
-    """The same, causal. What exceeds the range of the compiled kernel is left to the generic form."""
+    threads: int | None = None, out: Array | None = None, traced: bool = False,
+) -> tuple[Array, Trace | None]:  # fmt: skip
+    """The same, and if asked what its gradient needs, None where the compiled gradient cannot take the call.
+
+    What exceeds the range of the compiled kernel is left to the generic form.
+    """
     given = q, k, v
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
@@ -69,19 +85,24 @@ def causal_product(
         out = np.empty((*batch, n, d_v), q.dtype)
     out[..., :early, :] = 0  # rows before the first key
     if n == early:
-        return out
+        return out, None
     own = sums.shift.ndim - 1
     sums = Sums(*(np.broadcast_to(x, (*batch, *x.shape[own:])) for x in sums))
     q, k, v = q[..., early:, :], k[..., ahead:, :], v[..., ahead:, :]
     rows = out if early == 0 else np.empty((*batch, n - early, d_v), q.dtype)
-    undone = _advance(q, k, v, queries, keys, after, sums, threads, rows)
+    blocks = -(-(n - early) // causal_block(q.dtype))
+    trace = None
+    if traced:
+        shifts = np.empty((*batch, blocks, sums.shift.shape[-1]), q.dtype)
+        trace = Trace(sums, np.full((*batch, n - early), math.nan, q.dtype), shifts)
+    undone = _advance(q, k, v, queries, keys, after, sums, threads, rows, trace)
     if (undone < n - early).any():
         whole = generic_product(*given, phi=map_of(xp, phi, q.shape[-1]), causal=True, key_mask=key_mask)
         mine = np.arange(n - early)[:, None] < undone[..., None, None]
         rows[...] = np.where(mine, rows, whole[..., early:, :])
     if early:
         out[..., early:, :] = rows
-    return out
+    return out, None if trace is None or np.isnan(trace.level).any() else trace
 
 
 def _batch(q: Array, queries: Side, sums: Sums) -> tuple[int, ...]:
@@ -168,7 +189,7 @@ def _summarize(
 
 def _advance(
     q: Array, k: Array, v: Array, queries: Side, keys: Side, mask: Array | None, sums: Sums, threads: int | None,
-    out: Array,
+    out: Array, trace: Trace | None,
 ) -> Array:  # fmt: skip
     """Causal output of rows after a state, into `out`; the first row of each item that is not done."""
     batch, (n, d), d_v = out.shape[:-2], q.shape[-2:], v.shape[-1]
@@ -182,6 +203,7 @@ def _advance(
         **keys.fields(k), v=v, v_row=row_step(v), mask=mask,
         **{f"q_{name}": value for name, value in queries.fields(q).items()},
         shift=shift, kv=kv, k_sum=k_sum, out=out, undone=undone,
+        level=None if trace is None else trace.level, shifts=None if trace is None else trace.shifts,
     )  # fmt: skip
     return undone
 
