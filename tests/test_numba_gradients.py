@@ -192,6 +192,9 @@ for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, directions=True)
     out, sums = features.softmax_and_sums(q, k, v, scale=1.0)
     feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=1.0)
+    phi = Exponential(W, W, 0.5)
+    out, trace = features.causal_and_trace(q, k, v, phi=phi, traced=True)
+    feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi)
 print("done")
 """
 
@@ -204,6 +207,8 @@ def test_nothing_is_read_or_written_behind_an_array() -> None:
 CALLS = {
     "favor": ("favor", {"num_features": 12}, (2, 40, 8), (2, 50, 8)),
     "hyperbolic": ("favor", {"num_features": 12, "features": "hyperbolic"}, (2, 40, 8), (2, 50, 8)),
+    "causal": ("favor", {"num_features": 12, "causal": True}, (2, 4, 140, 8), (2, 1, 150, 8)),
+    "causal linear": ("linear", {"causal": True}, (2, 4, 140, 8), (2, 1, 90, 8)),
     "centred": ("favor", {"num_features": 12, "center": True}, (2, 4, 40, 8), (2, 1, 50, 8)),
     "few keys": ("exact", {}, (2, 4, 4200, 64), (2, 2, 40, 64)),
     "few queries": ("exact", {}, (2, 4, 40, 64), (2, 2, 4200, 64)),
@@ -324,9 +329,8 @@ def test_torch_threads_do_not_change_a_bit() -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             out = subquad.attention(q, k, v, "favor", num_features=40)
-            with torch.no_grad():
-                causal = subquad.attention(q, k, v, "favor", num_features=40, causal=True)
-            found.append([out, causal, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+            causal = subquad.attention(q, k, v, "favor", num_features=40, causal=True)
+            found.append([out, causal, *torch.autograd.grad((out * causal).sum(), (q, k, v))])
     finally:
         torch.set_num_threads(before)
     for one, *others in zip(*found, strict=True):

@@ -12,9 +12,10 @@ neither the state nor the new keys underflow. The first row where that does not 
 
 Linear attention has y and x without a matrix, and features elu(y) + 1: see `_maps`.
 
-Features are rows and keys lanes here: x is (m, block), so that sums over features need nothing of neighbouring lanes.
+Of keys, features are rows here (`_rows_as_lanes`).
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -23,17 +24,35 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy._compile import DONE, compiled, fingerprint
-from subquad_numpy._maps import log_after, log_of, times_value
+from subquad_numpy._feature_blocks import (
+    HEAD,
+    OF_KEYS,
+    SIDE,
+    into_panels,
+    query_exponents,
+    query_features,
+    widths_of,
+)
+from subquad_numpy._maps import times_value
 from subquad_numpy._math import exp_negative
-from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, panel_at
+from subquad_numpy._product import PANEL, TILE_ROWS, multiply, pack, padded, panel_at
+from subquad_numpy._rows_as_lanes import (
+    choose_reference,
+    directions_in,
+    exponents,
+    features,
+    hide,
+    largest_exponents,
+)
 from subquad_numpy._simd import (
-    aligned,
     at_least,
     at_most,
+    cut,
     lanes_of,
     largest,
     load,
     pointer,
+    room,
     shifted,
     spread,
     store,
@@ -41,34 +60,30 @@ from subquad_numpy._simd import (
     where_negative,
     zeros,
 )
-from subquad_numpy._tile import clear, load_part, row_in, store_part
+from subquad_numpy._tile import clear, copy, load_part, row_in, store_part
 
-CAUSAL_FRAME = (
-    # a task is an item: n rows of queries and of keys
-    *("n", "d", "m", "d_v"),
-    # elements from row to row, of U and W also from column to column
-    *("q_row", "k_row", "v_row", "U_row", "U_step", "W_row", "W_step"),
-    # addresses; mask is of bytes, or 0; centers: (…, d), or 0; numbers are (h, factor of U, of W) or of q, k
-    *("q", "k", "v", "U", "W", "mask", "q_center", "k_center", "numbers"),
-    # table of int64: a row (q, k, v, U, W, mask, q_center, k_center) for each item: elements to its first
-    "table",
-    # the state before: (items, m), −∞ where no key was; (items, m, d_v); (items, m)
-    *("shift", "kv", "k_sum"),
-    # (items, n, d_v); (items,) of int64: the first row that is not done
-    *("out", "undone"),
-)
+# an item is one task; the queries have W and center of their own
+CAUSAL_FRAME = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
+# the state before, shift −∞ where no key was; the first row that is not done is of int64
+CAUSAL_FRAME |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
+# for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+CAUSAL_FRAME |= {"level": 1, "shifts": 2}
+
+
+def causal_block(dtype: np.dtype[Any]) -> int:
+    """Rows of a block: the columns of one panel."""
+    return PANEL * lanes_of(dtype)
 
 
 @cache
 def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
-    """Compile `attend(first, last, frame)`."""
+    """Compile `attend(first, last, frames)`."""
     lanes = lanes_of(dtype)
-    block = PANEL * lanes  # rows: the columns of one panel
+    block = causal_block(dtype)
     high = -(-block // TILE_ROWS) * TILE_ROWS
     kind = numba.from_dtype(dtype)
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
     half, nothing_known = dtype.type(0.5), dtype.type(np.nan)
-    least = np.finfo(dtype).min
     # of a product below, some features are lost; nor may an exponential overflow in half of the range
     least_product = dtype.type(np.finfo(dtype).smallest_normal / np.finfo(dtype).eps ** 2)
     most_above = dtype.type(160 if dtype.itemsize == 4 else 1400)
@@ -76,82 +91,57 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
     stamp = fingerprint()
 
     @compiled(f"causal features {dtype}{' elu' * elu}", CAUSAL_FRAME)
-    def attend(first: int, last: int, frame: Any) -> int:
+    def attend(first: int, last: int, frames: Any) -> int:
         stamp  # noqa: B018  part of the key of the cache on disk
-        f = carray(frame, 1)[0]
+        f = carray(frames, last)[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
-        q_row, k_row, v_row = f.q_row, f.k_row, f.v_row
-        U_row, U_step, W_row, W_step = f.U_row, f.U_step, f.W_row, f.W_step
-        all_q, all_k, all_v = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero)
-        all_U, all_W = pointer(f.U, zero), pointer(f.W, zero)
-        has_mask, all_masks = f.mask != 0, pointer(f.mask, np.uint8(0))
-        has_center, q_centers, k_centers = f.q_center != 0, pointer(f.q_center, zero), pointer(f.k_center, zero)
-        numbers, table = pointer(f.numbers, zero), pointer(f.table, np.int64(0))
-        shifts, all_kv, all_sums = pointer(f.shift, zero), pointer(f.kv, zero), pointer(f.k_sum, zero)
-        outs, undone = pointer(f.out, zero), pointer(f.undone, np.int64(0))
-        half_scale, q_factor, k_factor = numbers[0], numbers[1], numbers[2]
-
-        width = -(-m // lanes) * lanes
-        height = -(-width // TILE_ROWS) * TILE_ROWS
-        stride = -(-height // lanes) * lanes  # features, in whole vectors and tiles
-        d_in, d_out, depth = -(-d // lanes) * lanes, -(-d_v // lanes) * lanes, d + 1
-        size = 4 * stride + max(stride, d_out, block) + 2 * d_in + 3 * block
-        size += d * width + stride * depth + 2 * stride * block + m * d_out + stride * d_out
-        size += depth * block + block * d_out + high * (d + stride + block + 2 * d_out) + 2 * high
-        buffer = np.empty(size + 2 * lanes, kind)
-        edge = aligned(buffer)
-        shift = shifted(edge, lanes)
-        reference = shifted(shift, stride)
-        k_sum = shifted(reference, stride)
-        spare = shifted(k_sum, stride)
-        nothing = shifted(spare, stride)
-        q_center = shifted(nothing, max(stride, d_out, block))
-        k_center = shifted(q_center, d_in)
-        top = shifted(k_center, d_in)  # of each key, its largest exponent over ρ
-        later = shifted(top, block)  # two vectors' worth: 0 … 0 −∞ … −∞, read from any lane on
-        packed = shifted(later, 2 * block)
-        turned = shifted(packed, d * width)  # W turned, with a last column of ones
-        x = shifted(turned, stride * depth)
-        phi_k = shifted(x, stride * block)
-        kv = shifted(phi_k, stride * block)  # in panels
-        part = shifted(kv, m * d_out)
-        keys = shifted(part, stride * d_out)  # (depth, block), the last row −h|k|²
+        depth = d + 1  # the last number of a key is −h|k|²
+        width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
+        widest = max(stride, d_out, block)
+        sizes = (
+            *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
+            *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
+            *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
+            *(high, high),
+        )
+        buffer = np.empty(room(sizes), kind)
+        # top is each key's largest exponent over ρ; later are two vectors' worth of 0 … 0 −∞ … −∞, read from any lane
+        # on; turned is W turned, with a last column of ones; kv and values are in panels; keys (depth, block), the last
+        # row −h|k|²; seen is φ_q · s of each row
+        (
+            edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
+            packed, turned, x, phi_k, kv, part,
+            keys, values, rows, phi_q, weights, result, from_state, seen, highest,
+        ) = cut(buffer, sizes)  # fmt: skip
         above = keys if elu else x  # what φ's value is made of
-        values = shifted(keys, depth * block)  # in panels
-        rows = shifted(values, block * d_out)
-        phi_q = shifted(rows, high * d)
-        weights = shifted(phi_q, high * stride)
-        result = shifted(weights, high * block)
-        from_state = shifted(result, high * d_out)
-        seen = shifted(from_state, high * d_out)  # φ_q · s, of each row
-        clear(nothing, max(stride, d_out, block))
-        clear(q_center, 2 * d_in)
-        clear(phi_q, high * (stride + block))
+        clear(nothing, widest)
+        clear(q_center, d_in)
+        clear(k_center, d_in)
+        clear(phi_q, high * stride)
+        clear(weights, high * block)
         clear(turned, stride * depth)
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
-        finite = zeros(edge) + least
 
         for item in range(first, last):
-            entry = item * 8
-            q, k, v = (
-                shifted(all_q, table[entry]), shifted(all_k, table[entry + 1]), shifted(all_v, table[entry + 2])
-            )  # fmt: skip
-            mask, out = shifted(all_masks, table[entry + 5]), shifted(outs, item * n * d_v)
-            if has_center:
-                row_in(q_centers, table[entry + 6], d, lanes, q_center)
-                row_in(k_centers, table[entry + 7], d, lanes, k_center)
+            f = carray(frames, last)[item]
+            q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
+            q_row, k_row, v_row = f.q_x_row, f.x_row, f.v_row
+            has_mask, mask, out = f.mask != 0, pointer(f.mask, np.uint8(0)), pointer(f.out, zero)
+            level = pointer(f.level, zero)
+            q_numbers, numbers = pointer(f.q_numbers, zero), pointer(f.numbers, zero)
+            k_factor, half_scale = numbers[0], numbers[1]
+            if f.center != 0:
+                row_in(pointer(f.q_center, zero), 0, d, lanes, q_center)
+                row_in(pointer(f.center, zero), 0, d, lanes, k_center)
             if not elu:
-                pack(shifted(all_U, table[entry + 3]), U_row, U_step, d, m, q_factor, lanes, packed, d)
-                W = shifted(all_W, table[entry + 4])
-                for i in range(m):
-                    for p in range(d):
-                        turned[i * depth + p] = W[p * W_row + i * W_step] * k_factor
-                    turned[i * depth + d] = 1
-            pack(shifted(all_kv, item * m * d_v), d_v, 1, m, d_v, one, lanes, kv, m)
+                pack(pointer(f.q_W, zero), f.q_W_row, f.q_W_step, d, m, q_numbers[0], lanes, packed, d)
+                directions_in(pointer(f.W, zero), f.W_row, f.W_step, d, m, k_factor, turned)
+            pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
+            shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
             for i in range(stride):
-                shift[i] = shifts[item * m + i] if i < m else lowest
-                k_sum[i] = all_sums[item * m + i] if i < m else 0
+                shift[i] = shifts[i] if i < m else lowest
+                k_sum[i] = sums[i] if i < m else 0
 
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
@@ -159,12 +149,6 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 clear(keys, depth * block)
                 clear(values, block * d_out)
                 for r in range(count):
-                    for p in range(0, d, lanes):
-                        y = load_part(q, (row + r) * q_row + p, d - p, lanes, edge) - load(q_center, p)
-                        if elu:
-                            store(phi_q, r * stride + p, y * q_factor)
-                        else:
-                            store_part(rows, r * d + p, y, d - p, lanes, edge)
                     if has_mask and mask[row + r] == 0:
                         continue
                     square, odd = zeros(rows), zeros(rows)
@@ -179,66 +163,30 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     for j in range(0, d_v, lanes):
                         y = load_part(v, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
-                        before, columns = panel_at(j, d_out, lanes)
-                        store(values, before * block + r * columns + j - before, y)
+                        into_panels(values, block, r, j, d_out, y, lanes)
                     # |k|² overflows long before k itself, and 0 · ∞ is NaN
                     keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
                     if total(odd) != 0:  # this row and all later ones see it
                         poisoned = True
                         count = r
                         break
-                whole = -(-count // TILE_ROWS) * TILE_ROWS
+                whole = padded(count, TILE_ROWS)
                 if count == 0:
                     break
 
-                if elu:
-                    for i in range(0, m * block, lanes):
-                        store(keys, i, load(keys, i) * k_factor)
-                        store(x, i, log_of(load(keys, i), elu))
-                else:
-                    multiply(turned, depth, 1, height, keys, depth, depth, block, lanes, nothing, 0, x, block)
-                for r in range(block):
-                    if r >= count or (has_mask and mask[row + r] == 0):
-                        for i in range(m):
-                            x[i * block + r] = lowest
-                            if elu:
-                                keys[i * block + r] = 0
-                empty = True
-                for i in range(m):
-                    known = shift[i] != lowest
-                    empty = empty and not known
-                    start = shift[i] if known else x[i * block]
-                    reference[i] = start if start != lowest else 0
-                for i in range(m, stride):
-                    reference[i] = lowest
-                if not elu:
-                    for i in range(count * d, whole * d):
-                        rows[i] = 0
-                    multiply(rows, d, 1, whole, packed, d, d, width, lanes, reference, 0, phi_q, stride)
-                for r in range(count):
-                    high_lanes = log_after(load(phi_q, r * stride), reference, 0, elu)
-                    for i in range(lanes, width, lanes):
-                        high_lanes = at_least(log_after(load(phi_q, r * stride + i), reference, i, elu), high_lanes)
-                    highest = largest(high_lanes)
-                    if highest == lowest:
-                        highest = zero
-                    along = zeros(rows)
-                    for i in range(0, width, lanes):
-                        y = load(phi_q, r * stride + i)
-                        e = times_value(exp_negative(log_after(y, reference, i, elu) - highest), y, elu)
-                        store(phi_q, r * stride + i, e)
-                        along = along + e * load(k_sum, i)
-                    seen[r] = total(along)
+                exponents(keys, turned, d, height, k_factor, nothing, lanes, elu, x, block)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, elu, block)
+                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
+                if f.shifts != 0:
+                    copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
+                query_exponents(
+                    shifted(q, row * q_row), q_row, count, d, q_center, q_numbers, packed, reference,
+                    width, lanes, edge, elu, rows, phi_q, stride,
+                )  # fmt: skip
+                query_features(phi_q, stride, count, reference, k_sum, width, lanes, elu, seen, highest)
 
-                for j in range(0, block, lanes):
-                    most = zeros(rows) + lowest
-                    for i in range(m):
-                        most = at_least(load(x, i * block + j) - spread(reference, i), most)
-                    store(top, j, most)
-                    most = at_least(most, finite)
-                    for i in range(m):
-                        e = exp_negative((load(x, i * block + j) - spread(reference, i)) - most)
-                        store(phi_k, i * block + j, times_value(e, load(above, i * block + j), elu))
+                largest_exponents(x, opposite, m, lanes, top, block)
+                features(x, above, opposite, top, m, lanes, elu, phi_k, block)
                 multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
                 most_seen = lowest
                 for r in range(count):
@@ -267,6 +215,8 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         store(weights, r * block + j, w)
                         weight = weight + w
                     edge[0] = total(weight) + held * seen[r]
+                    if f.level != 0:
+                        level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
                     seen[r] = one / edge[0] if edge[0] != 0 else zero
                     rows[r] = held  # the queries have been read
                 multiply(weights, block, 1, whole, values, block, count, d_out, lanes, nothing, 0, result, d_out)
@@ -281,10 +231,10 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     break
 
                 for i in range(m):
-                    widest = load(x, i * block)
+                    most = load(x, i * block)
                     for j in range(lanes, block, lanes):
-                        widest = at_least(load(x, i * block + j), widest)
-                    new = max(shift[i], largest(widest))
+                        most = at_least(load(x, i * block + j), most)
+                    new = max(shift[i], largest(most))
                     start = new if new != lowest else zero
                     along = zeros(rows)
                     for j in range(0, block, lanes):
@@ -302,10 +252,10 @@ def causal_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         before, columns = panel_at(j, d_out, lanes)
                         place = before * m + i * columns + j - before
                         store(kv, place, load(kv, place) * fade + load(part, i * d_out + j))
-            undone[item] = row if lost else n
+            pointer(f.undone, np.int64(0))[0] = row if lost else n
             for i in range(row * d_v, n * d_v):
                 out[i] = nothing_known
-        buffer[0] = 0  # see `aligned`
+        buffer[0] = 0  # see `cut`
         return DONE
 
     return attend

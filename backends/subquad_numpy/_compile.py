@@ -3,7 +3,7 @@
 import ctypes
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -17,8 +17,8 @@ DONE = 1  # what a kernel returns; a C function that runs into an exception, for
 INLINED = (
     *("_vector", "_memory", "_lanewise", "_simd", "_math", "_tile", "_block"),
     *("_compile", "_scan", "_scan_backward", "_linear_scan"),
-    *("_product", "_iterative_pinv", "_maps", "_summary", "_reading", "_causal_features"),
-    *("_gradient_blocks", "_query_gradient", "_key_gradient"),
+    *("_product", "_iterative_pinv", "_maps", "_feature_blocks", "_summary", "_reading", "_rows_as_lanes"),
+    *("_causal_features", "_causal_gradient", "_query_gradient", "_key_gradient"),
 )
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""
@@ -62,10 +62,10 @@ def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def compiled(name: str, order: tuple[str, ...]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
+def compiled(name: str, order: Iterable[str]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
     """Compile a function (first, last, frame) that returns `DONE`; note the time as `name`.
 
-    The frame is one record of int64, the fields of `order`: numbers and addresses.
+    A frame is one record of int64, the fields of `order`: numbers and addresses. The kernel decides how many there are.
     """
     frame = numba.from_dtype(np.dtype([(field, np.int64) for field in order]))
     signature = types.int64(types.int64, types.int64, types.CPointer(frame))

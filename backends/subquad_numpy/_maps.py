@@ -35,3 +35,11 @@ def times_value(e: Any, y: Any, elu: bool) -> Any:
     if elu:
         e = e * (at_least(y, ZERO(y)) + 1.0)
     return e
+
+
+@inline
+def slope_of(phi: Any, y: Any, elu: bool) -> Any:
+    """dφ/dy."""
+    if elu:
+        phi = phi / (at_least(y, ZERO(y)) + 1.0)
+    return phi

@@ -99,12 +99,53 @@ def aligned(typingctx: Any, buffer: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        address = builder.ptrtoint(data, cgutils.intp_t)
-        gap = builder.and_(builder.neg(address), ir.Constant(cgutils.intp_t, BYTES - 1))
-        return builder.inttoptr(builder.add(address, gap), data.type)
+        return _aligned(context, builder, sig.args[0], args[0])
 
     return types.CPointer(buffer.dtype)(buffer), codegen
+
+
+def _aligned(context: Any, builder: Any, kind: Any, buffer: Any) -> Any:
+    data = context.make_array(kind)(context, builder, buffer).data
+    address = builder.ptrtoint(data, cgutils.intp_t)
+    gap = builder.and_(builder.neg(address), ir.Constant(cgutils.intp_t, BYTES - 1))
+    return builder.inttoptr(builder.add(address, gap), data.type)
+
+
+def _whole(context: Any, builder: Any, kind: Any, sizes: Any) -> list[Any]:
+    """Sizes up to whole vectors, be they of float32."""
+    step = BYTES // 4
+    words = [
+        context.cast(builder, builder.extract_value(sizes, i), size, types.intp) for i, size in enumerate(kind.types)
+    ]
+    mask = ir.Constant(cgutils.intp_t, -step)
+    return [builder.and_(builder.add(word, ir.Constant(cgutils.intp_t, step - 1)), mask) for word in words]
+
+
+@intrinsic
+def room(typingctx: Any, sizes: Any) -> Any:
+    """Elements of a buffer that `cut` can cut into parts of these sizes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = ir.Constant(cgutils.intp_t, BYTES // 4)
+        for size in _whole(context, builder, sizes, args[0]):
+            count = builder.add(count, size)
+        return count
+
+    return types.intp(sizes), codegen
+
+
+@intrinsic
+def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
+    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`; as with `aligned`, use it after."""
+    parts = types.UniTuple(types.CPointer(buffer.dtype), len(sizes))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = [_aligned(context, builder, sig.args[0], args[0])]
+        for size in _whole(context, builder, sizes, args[1]):
+            places.append(builder.gep(places[-1], [size]))
+        return context.make_tuple(builder, parts, places[:-1])
+
+    return parts(buffer, sizes), codegen
 
 
 @intrinsic

@@ -80,6 +80,12 @@ _panel_tile, _last_tile = _tile(PANEL), _tile(1)
 
 
 @inline
+def padded(size: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-size // step) * step
+
+
+@inline
 def panel_at(column: int, whole: int, lanes: int) -> tuple[int, int]:
     """First column of the panel that holds `column`, and how many of `whole` columns it has."""
     first = column // (PANEL * lanes) * (PANEL * lanes)

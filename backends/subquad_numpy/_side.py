@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy._frame import in_elements
+from subquad_numpy._frame import in_elements, row_step, with_whole_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -29,20 +29,16 @@ class Side(NamedTuple):
         """Number of features."""
         return d if self.W is None else self.W.shape[-1]
 
-    def in_memory(self) -> Side:
-        """With arrays as the kernels take them."""
-        W, center = self.W, self.center
-        return self._replace(
-            W=None if W is None else in_elements(W), center=None if center is None else np.ascontiguousarray(center)
-        )
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Elements from row to row of W and from column to column."""
-        if self.W is None:
-            return 0, 0
-        row, step = (stride // self.W.itemsize for stride in self.W.strides[-2:])
-        return row, step
+    def fields(self, x: Array) -> dict[str, Any]:
+        """What a kernel is told of rows x on this side: `SIDE` of `_feature_blocks`."""
+        x, W = with_whole_rows(x), None if self.W is None else in_elements(self.W)
+        W_row, W_step = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
+        center = None if self.center is None else np.ascontiguousarray(self.center)
+        numbers = np.array([self.factor, self.half_scale], x.dtype)
+        return {
+            "x_row": row_step(x), "W_row": W_row, "W_step": W_step, "x": x, "W": W, "center": center,
+            "numbers": numbers,
+        }  # fmt: skip
 
 
 def sides_of(phi: Exponential | Elu) -> tuple[Side, Side]:

@@ -20,11 +20,11 @@ from subquad_numpy._lanewise import (
     total,
     where_negative,
 )
-from subquad_numpy._memory import aligned, load, pointer, prefetch, shifted, spread, store, zeros
+from subquad_numpy._memory import aligned, cut, load, pointer, prefetch, room, shifted, spread, store, zeros
 from subquad_numpy._vector import BYTES, FUSE, Vector, inline, intrinsic, lanes_of, types
 
 __all__ = [
-    "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "at_least", "at_most", "fma", "inline",
-    "intrinsic", "lanes_of", "largest", "load", "pointer", "prefetch", "replace_where_zero", "rint", "scale_by_power",
-    "shifted", "spread", "store", "total", "types", "where_negative", "zeros",
+    "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "at_least", "at_most", "cut", "fma", "inline",
+    "intrinsic", "lanes_of", "largest", "load", "pointer", "prefetch", "replace_where_zero", "rint", "room",
+    "scale_by_power", "shifted", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy._frame import offsets, row_step, run, with_whole_rows
+from subquad_numpy._causal_gradient import CAUSAL_GRADIENT_FRAME, causal_gradient_kernel
+from subquad_numpy._frame import row_step, run, with_whole_rows
 from subquad_numpy._key_gradient import KEY_FRAME, key_gradient_kernel
 from subquad_numpy._query_gradient import QUERY_FRAME, query_gradient_kernel
 from subquad_numpy._side import Side, sides_of
-from subquad_numpy.features import RowSums, Sums, hide
+from subquad_numpy.features import RowSums, Sums, Trace, hide
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +61,41 @@ def feature_product_gradient(
     return tuple(found)
 
 
+def causal_product_gradient(
+    q: Array, k: Array, v: Array, trace: Trace, out: Array, grad: Array, /, *, phi: Exponential | Elu,
+    key_mask: Array | None = None, threads: int | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Gradients by q, k and v of the same, causal and without centers; `trace` is what `causal_and_trace` found."""
+    keys, queries = sides_of(phi)
+    batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], v.shape[-1]
+    n_kv, m = k.shape[-2], keys.width(d)
+    ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
+    before, after = (None if key_mask is None else key_mask[..., x] for x in (slice(ahead), slice(ahead, None)))
+    after = None if after is None else np.ascontiguousarray(after)
+    late_v, late_out, late_grad = map(with_whole_rows, (v[..., ahead:, :], out[..., early:, :], grad[..., early:, :]))
+    shift, kv, k_sum = map(np.ascontiguousarray, trace.before)
+    by_q, by_k, by_v = (np.empty((*batch, n - early, width), q.dtype) for width in (d, d, d_v))
+    by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m), q.dtype)
+    run(
+        causal_gradient_kernel(q.dtype, keys.is_elu), CAUSAL_GRADIENT_FRAME, batch, 1, 9 * n * d * m, threads,
+        n=n - early, d=d, m=m, d_v=d_v, chunks=1, chunk=n - early,
+        **keys.fields(k[..., ahead:, :]), v=late_v, v_row=row_step(late_v), mask=after,
+        **{f"q_{name}": value for name, value in queries.fields(q[..., early:, :]).items()},
+        kv=kv, k_sum=k_sum, level=trace.level, shifts=trace.shifts,
+        out=late_out, out_row=row_step(late_out), grad=late_grad, grad_row=row_step(late_grad),
+        grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
+    )  # fmt: skip
+    if early:
+        by_q = np.concatenate([np.zeros((*batch, early, d), q.dtype), by_q], axis=-2)
+    if ahead:
+        start = np.where(shift == -math.inf, 0, shift)
+        first = _by_keys(
+            k[..., :ahead, :], v[..., :ahead, :], keys, before, start, by_kv, by_sum, by_W=False, threads=threads
+        )
+        by_k, by_v = np.concatenate([first.k, by_k], axis=-2), np.concatenate([first.v, by_v], axis=-2)
+    return by_q, by_k, by_v
+
+
 def softmax_attention_gradient(
     q: Array, k: Array, v: Array, sums: RowSums | None, out: Array, grad: Array, /, *, scale: float,
     key_mask: Array | None = None, threads: int | None = None,
@@ -97,28 +133,18 @@ def _by_queries(
 ) -> ByQueries:  # fmt: skip
     """The gradient of `features._read`."""
     batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], kv.shape[-1]
-    m = side.width(d)
-    q, kv, out, grad, side = *map(with_whole_rows, (q, kv, out, grad)), side.in_memory()
+    m, (chunks, chunk) = side.width(d), _chunks(n)
+    kv, out, grad = map(with_whole_rows, (kv, out, grad))
     start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
-    items = math.prod(batch)
-    chunks, chunk = _chunks(n)
-    table = np.zeros((items, 8), np.int64)
-    parts = ((q, 2), (side.W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (grad, 2), (side.center, 1))
-    for place, (x, core) in enumerate(parts):
-        if x is not None:
-            table[:, place] = offsets(x, batch, core)
-    W_row, W_step = side.steps
     grad_q = np.empty((*batch, n, d), q.dtype)
     shapes = ((d_v,), (), (d,)) if by_W else ((d_v,), ())
     grads = [np.empty((chunks, *batch, m, *shape), q.dtype) for shape in shapes]
     run(
-        query_gradient_kernel(q.dtype, side.is_elu), QUERY_FRAME, items * chunks, 3 * items * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
-        q_row=row_step(q), W_row=W_row, W_step=W_step, kv_row=row_step(kv),
-        out_row=row_step(out), grad_row=row_step(grad),
-        q=q, W=side.W, start=start, kv=kv, k_sum=k_sum, out=out, grad=grad, center=side.center,
-        numbers=np.array([side.factor], q.dtype), table=table,
-        grad_q=grad_q, grad_kv=grads[0], grad_sum=grads[1], grad_W=grads[2] if by_W else None,
+        query_gradient_kernel(q.dtype, side.is_elu), QUERY_FRAME, batch, chunks, 3 * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
+        **side.fields(q), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
+        out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
+        grad_q=grad_q, grad_kv=grads[0][0], grad_sum=grads[1][0], grad_W=grads[2][0] if by_W else None,
     )  # fmt: skip
     sums = [x[0] if chunks == 1 else x.sum(axis=0) for x in grads]
     return ByQueries(grad_q, sums[0], sums[1], sums[2] if by_W else None)
@@ -130,25 +156,17 @@ def _by_keys(
 ) -> ByKeys:  # fmt: skip
     """The gradient of `features._summarize`."""
     batch, (n, d), d_v = shift.shape[:-1], k.shape[-2:], v.shape[-1]
-    m = side.width(d)
-    k, v, side = with_whole_rows(k), with_whole_rows(v), side.in_memory()
-    mask = None if mask is None else np.ascontiguousarray(mask)
-    items = math.prod(batch)
-    chunks, chunk = _chunks(n)
-    table = np.zeros((items, 5), np.int64)
-    for place, (x, core) in enumerate(((k, 2), (v, 2), (side.W, 2), (mask, 1), (side.center, 1))):
-        if x is not None:
-            table[:, place] = offsets(x, batch, core)
-    W_row, W_step = side.steps
-    grad_k, grad_v = np.empty((*batch, n, d), k.dtype), np.empty((*batch, n, d_v), k.dtype)
+    m, (chunks, chunk) = side.width(d), _chunks(n)
+    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
+    shift, grad_kv, grad_sum = map(np.ascontiguousarray, (shift, grad_kv, grad_sum))
+    new = np.empty if mask is None else np.zeros
+    grad_k, grad_v = new((*batch, n, d), k.dtype), new((*batch, n, d_v), k.dtype)
     grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
     run(
-        key_gradient_kernel(k.dtype, side.is_elu), KEY_FRAME, items * chunks, 3 * items * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, out_rows=items * m,
-        k_row=row_step(k), v_row=row_step(v), W_row=W_row, W_step=W_step,
-        k=k, v=v, W=side.W, mask=mask, numbers=np.array([side.half_scale, side.factor], k.dtype), center=side.center,
-        table=table, shift=np.ascontiguousarray(shift), grad_kv=np.ascontiguousarray(grad_kv),
-        grad_sum=np.ascontiguousarray(grad_sum), grad_k=grad_k, grad_v=grad_v, grad_W=grad_W,
+        key_gradient_kernel(k.dtype, side.is_elu), KEY_FRAME, batch, chunks, 3 * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
+        **side.fields(k), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
+        grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],
     )  # fmt: skip
     return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))
 

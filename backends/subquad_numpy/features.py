@@ -10,8 +10,8 @@ import numpy as np
 
 from subquad.kernels._feature_map import Elu, Exponential, map_of
 from subquad.kernels.feature_product import feature_product as dispatched_product
-from subquad_numpy._causal_features import CAUSAL_FRAME, causal_kernel
-from subquad_numpy._frame import offsets, row_step, run, with_whole_rows
+from subquad_numpy._causal_features import CAUSAL_FRAME, causal_block, causal_kernel
+from subquad_numpy._frame import row_step, run, with_whole_rows
 from subquad_numpy._reading import READING_FRAME, reading_kernel
 from subquad_numpy._side import Side, sides_of
 from subquad_numpy._summary import SUMMARY_FRAME, summary_kernel
@@ -38,6 +38,14 @@ def feature_product(q: Array, k: Array, v: Array, /, *, causal: bool = False, **
     return causal_product(q, k, v, **options) if causal else product_and_sums(q, k, v, **options)[0]
 
 
+class Trace(NamedTuple):
+    """What the gradient of causal attention through features needs of the forward pass, from the first key on."""
+
+    before: Sums  # over the keys that every row sees; shift is −∞ where there is none
+    level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees nothing
+    shifts: Array  # (..., blocks, m), the shift before each block
+
+
 def product_and_sums(
     q: Array, k: Array, v: Array, /, *, phi: Exponential | Elu, key_mask: Array | None = None,
     threads: int | None = None, out: Array | None = None,
@@ -52,11 +60,19 @@ def product_and_sums(
     return out, Sums(start, sums.kv, sums.k_sum)
 
 
-def causal_product(
+def causal_product(q: Array, k: Array, v: Array, /, **options: Any) -> Array:
+    """The same, causal."""
+    return causal_and_trace(q, k, v, **options)[0]
+
+
+def causal_and_trace(
     q: Array, k: Array, v: Array, /, *, phi: Exponential | Elu, key_mask: Array | None = None,
-    threads: int | None = None, out: Array | None = None,
-) -> Array:  # fmt: skip
-    """The same, causal. What exceeds the range of the compiled kernel is left to the generic form."""
+    threads: int | None = None, out: Array | None = None, traced: bool = False,
+) -> tuple[Array, Trace | None]:  # fmt: skip
+    """The same, and if asked what its gradient needs, None where the compiled gradient cannot take the call.
+
+    What exceeds the range of the compiled kernel is left to the generic form.
+    """
     given = q, k, v
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     ahead, early = max(n_kv - n, 0), max(n - n_kv, 0)
@@ -69,19 +85,24 @@ def causal_product(
         out = np.empty((*batch, n, d_v), q.dtype)
     out[..., :early, :] = 0  # rows before the first key
     if n == early:
-        return out
+        return out, None
     own = sums.shift.ndim - 1
     sums = Sums(*(np.broadcast_to(x, (*batch, *x.shape[own:])) for x in sums))
     q, k, v = q[..., early:, :], k[..., ahead:, :], v[..., ahead:, :]
     rows = out if early == 0 else np.empty((*batch, n - early, d_v), q.dtype)
-    undone = _advance(q, k, v, queries, keys, after, sums, threads, rows)
+    blocks = -(-(n - early) // causal_block(q.dtype))
+    trace = None
+    if traced:
+        shifts = np.empty((*batch, blocks, sums.shift.shape[-1]), q.dtype)
+        trace = Trace(sums, np.full((*batch, n - early), math.nan, q.dtype), shifts)
+    undone = _advance(q, k, v, queries, keys, after, sums, threads, rows, trace)
     if (undone < n - early).any():
         whole = generic_product(*given, phi=map_of(xp, phi, q.shape[-1]), causal=True, key_mask=key_mask)
-        mine = np.arange(n - early)[:, None] < undone.reshape(*batch, 1, 1)
+        mine = np.arange(n - early)[:, None] < undone[..., None, None]
         rows[...] = np.where(mine, rows, whole[..., early:, :])
     if early:
         out[..., early:, :] = rows
-    return out
+    return out, None if trace is None or np.isnan(trace.level).any() else trace
 
 
 def _batch(q: Array, queries: Side, sums: Sums) -> tuple[int, ...]:
@@ -95,8 +116,7 @@ def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, threads: int |
     own = [] if side.W is None else [side.W.shape[:-2]]
     own += [] if side.center is None else [side.center.shape[:-1]]
     batch = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], () if key_mask is None else key_mask.shape[:-1], *own)
-    found = _summarize(batch, k, v, side, key_mask, threads)
-    return Sums(*(x.reshape(*batch, side.width(k.shape[-1]), *x.shape[1:]) for x in found))
+    return _summarize(batch, k, v, side, key_mask, threads)
 
 
 class RowSums(NamedTuple):
@@ -130,7 +150,7 @@ def softmax_and_sums(
     shift, kv, k_sum = _summarize(batch, k, v, Side(q.swapaxes(-1, -2), scale), key_mask, threads, kv=out)
     k_sum[k_sum == 0] = 1  # the row saw nothing and is 0
     kv /= k_sum[..., None]
-    return out, RowSums(np.where(shift == -math.inf, 0, shift).reshape(*batch, n), k_sum.reshape(*batch, n))
+    return out, RowSums(np.where(shift == -math.inf, 0, shift), k_sum)
 
 
 def hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Array | None]:
@@ -144,71 +164,46 @@ def hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Arra
 def _summarize(
     batch: tuple[int, ...], k: Array, v: Array, side: Side, mask: Array | None, threads: int | None,
     kv: Array | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """(shift, Σ φ v, Σ φ) over exp(shift); m features of each item in a row."""
+) -> Sums:  # fmt: skip
+    """What the keys leave; shift is −∞ where there is none."""
     (n, d), d_v = k.shape[-2:], v.shape[-1]
     m, most = side.width(d), side.width(d) if side.is_elu else QUERIES
-    k, v, side = with_whole_rows(k), with_whole_rows(v), side.in_memory()
-    mask = None if mask is None else np.ascontiguousarray(mask)
-    items, blocks = math.prod(batch), -(-m // most)
+    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
     # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
     chunks = max(1, min(MOST_CHUNKS, n // SUMMARY_CHUNK)) if m <= FEW_KEYS else 1
-    rows = items * m
-    shift, k_sum = np.empty((chunks, rows), k.dtype), np.empty((chunks, rows), k.dtype)
-    whole = np.empty((rows, d_v), k.dtype) if kv is None else kv
-    part = whole if chunks == 1 else np.empty((chunks, rows, d_v), k.dtype)
-    table = np.zeros((items, blocks, 7), np.int64)
-    first = np.arange(blocks) * most
-    for place, x, core in ((0, k, 2), (1, v, 2), (2, side.W, 2), (3, mask, 1), (6, side.center, 1)):
-        if x is not None:
-            table[..., place] = offsets(x, batch, core)[:, None]
-    W_row, W_step = side.steps
-    table[..., 2] += first * W_step
-    table[..., 4] = np.arange(items)[:, None] * m + first
-    table[..., 5] = np.minimum(m - first, most)
+    shift, k_sum = np.empty((chunks, *batch, m), k.dtype), np.empty((chunks, *batch, m), k.dtype)
+    whole = np.empty((*batch, m, d_v), k.dtype) if kv is None else kv
+    part = whole[None] if chunks == 1 else np.empty((chunks, *batch, m, d_v), k.dtype)
     run(
-        summary_kernel(k.dtype, side.is_elu), SUMMARY_FRAME, items * blocks * chunks, items * n * d * m, threads,
-        n=n, d=d, m=min(m, most), d_v=d_v, chunks=chunks, chunk=-(-n // chunks), out_rows=rows,
-        k_row=row_step(k), v_row=row_step(v), W_row=W_row, W_step=W_step,
-        k=k, v=v, W=side.W, mask=mask, numbers=np.array([side.half_scale, side.factor], k.dtype), table=table,
-        shift=shift, kv=part, k_sum=k_sum, center=side.center,
+        summary_kernel(k.dtype, side.is_elu), SUMMARY_FRAME, batch, -(-m // most) * chunks, n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=-(-n // chunks), most=most, chunk_step=math.prod(batch) * m,
+        **side.fields(k), v=v, v_row=row_step(v), mask=mask, shift=shift[0], kv=part[0], k_sum=k_sum[0],
     )  # fmt: skip
     if chunks == 1:
-        return shift[0], whole.reshape(rows, d_v), k_sum[0]
+        return Sums(shift[0], whole, k_sum[0])
     largest = shift.max(axis=0)
     fade = np.exp(shift - np.where(largest == -math.inf, 0, largest))
-    np.einsum("cr,crv->rv", fade, part, out=whole.reshape(rows, d_v))
-    return largest, whole.reshape(rows, d_v), (fade * k_sum).sum(axis=0)
+    np.einsum("c...,c...v->...v", fade, part, out=whole)
+    return Sums(largest, whole, (fade * k_sum).sum(axis=0))
 
 
 def _advance(
     q: Array, k: Array, v: Array, queries: Side, keys: Side, mask: Array | None, sums: Sums, threads: int | None,
-    out: Array,
+    out: Array, trace: Trace | None,
 ) -> Array:  # fmt: skip
     """Causal output of rows after a state, into `out`; the first row of each item that is not done."""
     batch, (n, d), d_v = out.shape[:-2], q.shape[-2:], v.shape[-1]
     m = keys.width(d)
-    q, k, v, queries, keys = *map(with_whole_rows, (q, k, v)), queries.in_memory(), keys.in_memory()
-    mask = None if mask is None else np.ascontiguousarray(mask)
-    items = math.prod(batch)
-    table = np.zeros((items, 8), np.int64)
-    parts = (
-        *((q, 2), (k, 2), (v, 2), (queries.W, 2), (keys.W, 2)),
-        *((mask, 1), (queries.center, 1), (keys.center, 1)),
-    )
-    for place, (x, core) in enumerate(parts):
-        if x is not None:
-            table[:, place] = offsets(x, batch, core)
-    (U_row, U_step), (W_row, W_step) = queries.steps, keys.steps
+    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
     shift, kv, k_sum = map(np.ascontiguousarray, sums)
-    undone = np.empty(items, np.int64)
+    undone = np.empty(batch, np.int64)
     run(
-        causal_kernel(q.dtype, keys.is_elu), CAUSAL_FRAME, items, 4 * items * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, q_row=row_step(q), k_row=row_step(k), v_row=row_step(v),
-        U_row=U_row, U_step=U_step, W_row=W_row, W_step=W_step,
-        q=q, k=k, v=v, U=queries.W, W=keys.W, mask=mask, q_center=queries.center, k_center=keys.center,
-        numbers=np.array([keys.half_scale, queries.factor, keys.factor], q.dtype), table=table,
+        causal_kernel(q.dtype, keys.is_elu), CAUSAL_FRAME, batch, 1, 4 * n * d * m, threads,
+        n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
+        **keys.fields(k), v=v, v_row=row_step(v), mask=mask,
+        **{f"q_{name}": value for name, value in queries.fields(q).items()},
         shift=shift, kv=kv, k_sum=k_sum, out=out, undone=undone,
+        level=None if trace is None else trace.level, shifts=None if trace is None else trace.shifts,
     )  # fmt: skip
     return undone
 
@@ -217,21 +212,11 @@ def _read(
     q: Array, side: Side, start: Array | None, kv: Array, k_sum: Array | None, threads: int | None, out: Array
 ) -> None:
     """φᵀ kv / φᵀ k_sum with exponents that begin at `start`, into `out`."""
-    batch, (n, d), d_v = out.shape[:-2], q.shape[-2:], kv.shape[-1]
-    m = side.width(d)
-    q, kv, side = with_whole_rows(q), with_whole_rows(kv), side.in_memory()
-    start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
-    items, chunks = math.prod(batch), max(1, -(-n // READING_CHUNK))
-    table = np.zeros((items, 7), np.int64)
-    parts = ((q, 2), (side.W, 2), (start, 1), (kv, 2), (k_sum, 1), (out, 2), (side.center, 1))
-    for place, (x, core) in enumerate(parts):
-        if x is not None:
-            table[:, place] = offsets(x, batch, core)
-    W_row, W_step = side.steps
+    (n, d), d_v = q.shape[-2:], kv.shape[-1]
+    m, chunks = side.width(d), max(1, -(-n // READING_CHUNK))
+    kv, start, k_sum = with_whole_rows(kv), *(None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
     run(
-        reading_kernel(q.dtype, side.is_elu), READING_FRAME, items * chunks, items * n * d * m, threads,
+        reading_kernel(q.dtype, side.is_elu), READING_FRAME, out.shape[:-2], chunks, n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
-        q_row=row_step(q), W_row=W_row, W_step=W_step, kv_row=row_step(kv),
-        q=q, W=side.W, start=start, kv=kv, k_sum=k_sum, numbers=np.array([side.factor], q.dtype), table=table,
-        out=out, center=side.center,
+        **side.fields(q), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum, out=out,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -22,8 +23,9 @@ def declines(
     if phi.fused is None:
         return "the features are neither exponentials nor elu(x) + 1"
     floats = [q, k, v, *phi.fused.arrays]
-    if causal and torch.is_grad_enabled() and any(x.requires_grad for x in floats):
-        return "gradients of causal use are recorded through the generic form"
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
+    if causal and recorded and (phi.fused.arrays[2:] or any(x.requires_grad for x in phi.fused.arrays)):
+        return "causal gradients by directions or with a center are recorded through the generic form"
     return declines_compiled(floats, key_mask)
 
 
@@ -32,9 +34,8 @@ def feature_product(
 ) -> Tensor:
     """The kernel `feature_product`."""
     assert phi.fused is not None
-    if causal:
-        return _causal_product(phi.fused, q, k, v, key_mask)
-    return FeatureProduct.apply(phi.fused.without_arrays, key_mask, q, k, v, *phi.fused.arrays)  # type: ignore[no-untyped-call, no-any-return]
+    function = CausalProduct if causal else FeatureProduct
+    return function.apply(phi.fused.without_arrays, key_mask, q, k, v, *phi.fused.arrays)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class FeatureProduct(torch.autograd.Function):
@@ -60,12 +61,7 @@ class FeatureProduct(torch.autograd.Function):
         key_mask, out, *floats = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
         if sees_through(grad):
-
-            def again(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-                phi = map_of(xp, ctx.bare.with_arrays(*rest), q.shape[-1])
-                return generic_product(q, k, v, phi=phi, key_mask=key_mask)  # type: ignore[no-any-return]
-
-            return None, None, *differentiate_again(again, floats, need, grad)
+            return None, None, *_again(ctx.bare, key_mask, floats, need, grad, causal=False)
         from subquad_numpy.feature_gradients import feature_product_gradient
         from subquad_torch._threads import threads
 
@@ -74,27 +70,63 @@ class FeatureProduct(torch.autograd.Function):
             q, k, v, ctx.sums, in_place(out), in_place(grad), phi=ctx.bare.with_arrays(*rest),
             key_mask=in_place(key_mask), directions=any(need[3:5]), threads=threads(),
         )  # fmt: skip
-        return (
-            None,
-            None,
-            *(
-                torch.from_numpy(by).sum_to_size(x.shape) if needed else None
-                for by, x, needed in zip(found, floats, need, strict=False)
-            ),
-        )
+        return None, None, *_own(found, floats, need)
 
 
-def _causal_product(phi: Exponential | Elu, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-    """Causal attention of which no gradient is recorded."""
-    from subquad_numpy import features
-    from subquad_torch._threads import threads
+class CausalProduct(torch.autograd.Function):
+    """The same, causal, by q, k and v; what exceeds the range of the compiled kernel takes the generic form too."""
 
-    out = _new_output(q, k, v, key_mask, *phi.arrays[2:])
-    features.causal_product(
-        *map(in_place, (q, k, v)), phi=phi.with_arrays(*map(in_place, phi.arrays)),
-        key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
-    )  # fmt: skip
-    return out
+    @staticmethod
+    def forward(ctx: Any, bare: Exponential | Elu, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
+        from subquad_numpy import features
+        from subquad_torch._threads import threads
+
+        q, k, v, *_ = floats
+        out = _new_output(q, k, v, key_mask, *floats[5:])
+        _, ctx.trace = features.causal_and_trace(
+            *map(in_place, (q, k, v)), phi=bare.with_arrays(*map(in_place, floats[3:])), key_mask=in_place(key_mask),
+            threads=threads(), out=in_place(out), traced=any(ctx.needs_input_grad),
+        )  # fmt: skip
+        ctx.bare = bare
+        ctx.save_for_backward(key_mask, out, *floats)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        key_mask, out, *floats = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        if ctx.trace is None or sees_through(grad):
+            return None, None, *_again(ctx.bare, key_mask, floats, need, grad, causal=True)
+        from subquad_numpy.feature_gradients import causal_product_gradient
+        from subquad_torch._threads import threads
+
+        q, k, v, *rest = map(in_place, floats)
+        found = causal_product_gradient(
+            q, k, v, ctx.trace, in_place(out), in_place(grad), phi=ctx.bare.with_arrays(*rest),
+            key_mask=in_place(key_mask), threads=threads(),
+        )  # fmt: skip
+        return None, None, *_own((*found, None, None), floats, need)
+
+
+def _again(
+    bare: Exponential | Elu, key_mask: Tensor | None, floats: Sequence[Tensor], need: Sequence[bool], grad: Tensor, *,
+    causal: bool,
+) -> Iterator[Tensor | None]:  # fmt: skip
+    """The gradient through the generic form."""
+
+    def product(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+        phi = map_of(xp, bare.with_arrays(*rest), q.shape[-1])
+        return generic_product(q, k, v, phi=phi, causal=causal, key_mask=key_mask)  # type: ignore[no-any-return]
+
+    return differentiate_again(product, floats, need, grad)
+
+
+def _own(found: Sequence[Any], floats: Sequence[Tensor], need: Sequence[bool]) -> Iterator[Tensor | None]:
+    """Gradients of the shapes of the tensors, from those with the batch axes of the whole call."""
+    return (
+        torch.from_numpy(by).sum_to_size(x.shape) if needed else None
+        for by, x, needed in zip(found, floats, need, strict=False)
+    )
 
 
 def _new_output(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *center: Tensor) -> Tensor:
