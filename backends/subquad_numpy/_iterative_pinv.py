@@ -17,7 +17,7 @@ from subquad_numpy._product import PANEL, TILE_ROWS, multiply, panel_at
 from subquad_numpy._simd import aligned, inline, lanes_of, load, pointer, shifted, store
 from subquad_numpy._tile import clear
 
-PINV_FRAME = ("m", "iterations", "a", "z")  # a and z: contiguous (items, m, m)
+PINV_FRAME = dict.fromkeys(("m", "iterations", "a", "z"))  # one for all matrices; a and z: contiguous (items, m, m)
 
 
 @inline

@@ -17,6 +17,6 @@ def iterative_pinv(a: Array, /, *, iterations: int, threads: int | None = None) 
     a = np.ascontiguousarray(a)
     z, m = np.empty_like(a), a.shape[-1]
     if a.size:
-        products = 4 * iterations * a.size * m
-        run(pinv_kernel(a.dtype), PINV_FRAME, a.size // m**2, products, threads, m=m, iterations=iterations, a=a, z=z)
+        items, products = a.size // m**2, 4 * iterations * a.size * m
+        run(pinv_kernel(a.dtype), PINV_FRAME, (), items, products, threads, m=m, iterations=iterations, a=a, z=z)
     return z
