@@ -196,7 +196,7 @@ def _advance(
     m = keys.width(d)
     v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
     shift, kv, k_sum = map(np.ascontiguousarray, sums)
-    undone = np.empty(batch, np.int64)
+    undone = np.zeros(batch, np.int64)
     run(
         causal_kernel(q.dtype, keys.is_elu), CAUSAL_FRAME, batch, 1, 4 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,

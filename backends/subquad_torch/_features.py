@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -34,99 +33,61 @@ def feature_product(
 ) -> Tensor:
     """The kernel `feature_product`."""
     assert phi.fused is not None
-    function = CausalProduct if causal else FeatureProduct
-    return function.apply(phi.fused.without_arrays, key_mask, q, k, v, *phi.fused.arrays)  # type: ignore[no-untyped-call, no-any-return]
+    return FeatureProduct.apply(phi.fused.without_arrays, causal, key_mask, q, k, v, *phi.fused.arrays)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class FeatureProduct(torch.autograd.Function):
-    """Attention whose backward is compiled too; differentiated once more, it takes the generic form."""
+    """Attention whose backward is compiled too, where the forward pass left what it needs.
+
+    Differentiated once more, it takes the generic form.
+    """
 
     @staticmethod
-    def forward(ctx: Any, bare: Exponential | Elu, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
+    def forward(ctx: Any, bare: Exponential | Elu, causal: bool, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
         from subquad_numpy import features
         from subquad_torch._threads import threads
 
-        q, k, v, *_ = floats
-        out = _new_output(q, k, v, key_mask, *floats[5:])
-        _, ctx.sums = features.product_and_sums(
-            *map(in_place, (q, k, v)), phi=bare.with_arrays(*map(in_place, floats[3:])),
-            key_mask=in_place(key_mask), threads=threads(), out=in_place(out),
-        )  # fmt: skip
-        ctx.bare = bare
+        q, k, v, *rest = map(in_place, floats)
+        out = _new_output(*floats[:3], key_mask, *floats[5:])
+        options = {"phi": bare.with_arrays(*rest), "key_mask": in_place(key_mask), "threads": threads()}
+        if causal:
+            recorded = any(ctx.needs_input_grad)
+            _, ctx.left = features.causal_and_trace(q, k, v, **options, out=in_place(out), traced=recorded)
+        else:
+            _, ctx.left = features.product_and_sums(q, k, v, **options, out=in_place(out))
+        ctx.bare, ctx.causal = bare, causal
         ctx.save_for_backward(key_mask, out, *floats)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         key_mask, out, *floats = ctx.saved_tensors
-        need = ctx.needs_input_grad[2:]
-        if sees_through(grad):
-            return None, None, *_again(ctx.bare, key_mask, floats, need, grad, causal=False)
-        from subquad_numpy.feature_gradients import feature_product_gradient
+        need = ctx.needs_input_grad[3:]
+        if ctx.left is None or sees_through(grad):
+
+            def again(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+                phi = map_of(xp, ctx.bare.with_arrays(*rest), q.shape[-1])
+                return generic_product(q, k, v, phi=phi, causal=ctx.causal, key_mask=key_mask)  # type: ignore[no-any-return]
+
+            return None, None, None, *differentiate_again(again, floats, need, grad)
+        from subquad_numpy import feature_gradients
         from subquad_torch._threads import threads
 
         q, k, v, *rest = map(in_place, floats)
-        found = feature_product_gradient(
-            q, k, v, ctx.sums, in_place(out), in_place(grad), phi=ctx.bare.with_arrays(*rest),
-            key_mask=in_place(key_mask), directions=any(need[3:5]), threads=threads(),
-        )  # fmt: skip
-        return None, None, *_own(found, floats, need)
-
-
-class CausalProduct(torch.autograd.Function):
-    """The same, causal, by q, k and v; what exceeds the range of the compiled kernel takes the generic form too."""
-
-    @staticmethod
-    def forward(ctx: Any, bare: Exponential | Elu, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
-        from subquad_numpy import features
-        from subquad_torch._threads import threads
-
-        q, k, v, *_ = floats
-        out = _new_output(q, k, v, key_mask, *floats[5:])
-        _, ctx.trace = features.causal_and_trace(
-            *map(in_place, (q, k, v)), phi=bare.with_arrays(*map(in_place, floats[3:])), key_mask=in_place(key_mask),
-            threads=threads(), out=in_place(out), traced=any(ctx.needs_input_grad),
-        )  # fmt: skip
-        ctx.bare = bare
-        ctx.save_for_backward(key_mask, out, *floats)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        key_mask, out, *floats = ctx.saved_tensors
-        need = ctx.needs_input_grad[2:]
-        if ctx.trace is None or sees_through(grad):
-            return None, None, *_again(ctx.bare, key_mask, floats, need, grad, causal=True)
-        from subquad_numpy.feature_gradients import causal_product_gradient
-        from subquad_torch._threads import threads
-
-        q, k, v, *rest = map(in_place, floats)
-        found = causal_product_gradient(
-            q, k, v, ctx.trace, in_place(out), in_place(grad), phi=ctx.bare.with_arrays(*rest),
-            key_mask=in_place(key_mask), threads=threads(),
-        )  # fmt: skip
-        return None, None, *_own((*found, None, None), floats, need)
-
-
-def _again(
-    bare: Exponential | Elu, key_mask: Tensor | None, floats: Sequence[Tensor], need: Sequence[bool], grad: Tensor, *,
-    causal: bool,
-) -> Iterator[Tensor | None]:  # fmt: skip
-    """The gradient through the generic form."""
-
-    def product(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
-        phi = map_of(xp, bare.with_arrays(*rest), q.shape[-1])
-        return generic_product(q, k, v, phi=phi, causal=causal, key_mask=key_mask)  # type: ignore[no-any-return]
-
-    return differentiate_again(product, floats, need, grad)
-
-
-def _own(found: Sequence[Any], floats: Sequence[Tensor], need: Sequence[bool]) -> Iterator[Tensor | None]:
-    """Gradients of the shapes of the tensors, from those with the batch axes of the whole call."""
-    return (
-        torch.from_numpy(by).sum_to_size(x.shape) if needed else None
-        for by, x, needed in zip(found, floats, need, strict=False)
-    )
+        given = q, k, v, ctx.left, in_place(out), in_place(grad)
+        options = {"phi": ctx.bare.with_arrays(*rest), "key_mask": in_place(key_mask), "threads": threads()}
+        found: tuple[Any, ...]
+        if ctx.causal:
+            found = *feature_gradients.causal_product_gradient(*given, **options), None, None
+        else:
+            found = feature_gradients.feature_product_gradient(*given, **options, directions=any(need[3:5]))
+        return (
+            *(None, None, None),
+            *(
+                torch.from_numpy(by).sum_to_size(x.shape) if needed else None
+                for by, x, needed in zip(found, floats, need, strict=False)
+            ),
+        )
 
 
 def _new_output(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, *center: Tensor) -> Tensor:
