@@ -16,14 +16,14 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 STATES = [2**k for k in range(9)]
 # An SM holds 65536 / (128 registers) blocks: 4 at 128, 3 at 168, 2 at 255. The backward pass keeps a tile of states.
-CEILINGS = {"scan_backward": 255, "scan_carry": 48}
+CEILINGS = {"scan_backward": 255, "scan_carry": 64}
 SHARED = 48 * 1024  # bytes that a kernel may have without asking for more
 
 
 def ceiling(kernel, storage, states, lanes):
     """Registers that leave room for the blocks that `forward_blocks` in CUDA asks for."""
-    usual = storage != "d" and states <= 4 <= lanes
-    return CEILINGS.get(kernel, 128 if usual else 168)
+    usual = 128 if states <= 4 <= lanes else 168
+    return CEILINGS.get(kernel, 255 if storage == "d" else usual)
 
 
 def instantiations(storage, states, constant=(False, True)):

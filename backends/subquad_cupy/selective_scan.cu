@@ -459,7 +459,7 @@ __host__ __device__ constexpr int backward_steps(int states, int size) {
 
 // Blocks that an SM should hold, which caps the registers: 65536 / (THREADS blocks).
 __host__ __device__ constexpr int forward_blocks(int ns, int lpc, int size) {
-    return size > 4 || ns > 4 || lpc < 4 ? 3 : 4;
+    return size > 4 ? 2 : ns > 4 || lpc < 4 ? 3 : 4;
 }
 
 template <typename acc> struct Drive { acc delta, x; };  // x = delta u: what B[t] multiplies
