@@ -655,7 +655,7 @@ template <typename acc, bool ADJOINT> __global__ void __launch_bounds__(THREADS)
     acc* const carry = static_cast<acc*>(p.carry) + b * p.chunks * states + state;
     const acc* const sums = static_cast<const acc*>(p.sums) + b * p.chunks * p.d + c;
     acc entering = p.first ? static_cast<const acc*>(p.first)[index] : acc(0);
-    constexpr int AHEAD = 8;  // loads that do not wait for one another
+    constexpr int AHEAD = 32 / sizeof(acc);  // loads that do not wait for one another
     for (long long i = 0; i < p.chunks; i += AHEAD) {
         acc end[AHEAD], passed[AHEAD];
 #pragma unroll
