@@ -14,6 +14,7 @@ from subquad.cli.definitions import relative_error
 from subquad.cli.libraries import Target
 
 ENOUGH_SECONDS = 0.5  # slow calls are repeated at least `LEAST` times, and no longer than this
+PAUSE = 0.1  # seconds; threads that computed before spin on for some 50 ms, on cores that are to be measured
 LEAST = 3
 ROUNDING = 1e-4  # below it errors are rounding, which differs from library to library
 
@@ -82,6 +83,7 @@ def _times(
 ) -> list[float]:
     """Seconds of each call, from idle device to finished result."""
     synchronize(*args, function(*args))
+    time.sleep(PAUSE)
     times: list[float] = []
     while len(times) < repeat and (len(times) < LEAST or sum(times) < ENOUGH_SECONDS):
         start = time.perf_counter()
