@@ -305,9 +305,12 @@ def test_pinv_override_of_any_scale_and_strides(library: Library, name: str) -> 
         a = library.array(host, "float64").mT
         call = kernels.iterative_pinv
         fast, generic = (library.numpy(call(a, iterations=30, implementation=x)) for x in (name, "generic"))
-    assert np.allclose(fast[1:] @ np.matrix_transpose(host)[1:], np.eye(5), atol=1e-9)
-    for got, expected in zip(fast, generic, strict=True):
-        assert relative_error(got, expected) <= 1e-9
+    # each of 30 steps rounds, and a rounding grows by the condition number in A Z and once more in Z
+    tolerance = 30 * np.finfo(float).eps * np.linalg.cond(host[1:]).max() ** 2
+    assert np.abs(fast[1:] @ np.matrix_transpose(host)[1:] - np.eye(5)).max() <= tolerance
+    assert not fast[0].any()
+    for got, expected in zip(fast[1:], generic[1:], strict=True):
+        assert relative_error(got, expected) <= tolerance
 
 
 @pytest.mark.parametrize(("library", "name"), PINV_OVERRIDES)
