@@ -223,12 +223,12 @@ def _weights(xp: ModuleType, directions: Array, scale: float, twice: bool) -> tu
 def _host_weights(
     projection: str, m: int, d: int, seed: int, bits: int, scale: float, twice: bool
 ) -> tuple[Host, Host]:
-    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; read-only."""
+    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; nobody writes to them.
+
+    They are not marked as read-only: PyTorch, which shares their memory, warns of such arrays.
+    """
     omega = draw_omega(projection, m, d, seed).astype(f"float{bits}")
-    found = _weights(np, omega.T, scale, twice)
-    for x in found:
-        x.setflags(write=False)
-    return found
+    return _weights(np, omega.T, scale, twice)
 
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
