@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 from interpreter import python
-from libraries import LIBRARIES, TOLERANCE, Jax, Library, NumPy, Strict, Torch, TorchMeta, relative_error
-from methods import CASES, Case
-from scans import Scan, scans
+from rows.libraries import LIBRARIES, Jax, Library, NumPy, Strict, Torch, TorchMeta, relative_error, tolerance
+from rows.methods import CASES, Case
+from rows.scans import Scan, scans
 
 import subquad
 from subquad import kernels
@@ -247,7 +247,7 @@ def test_attention_override_runs_and_equals_generic(
                 continue
             ran += 1
             fast, generic = (library.numpy(attend(*given, implementation=choice)) for choice in (name, "generic"))
-            assert relative_error(fast, generic) <= TOLERANCE["float32"]
+            assert relative_error(fast, generic) <= tolerance("float32")
     assert ran or (isinstance(library, Torch) and name == "numba" and case not in FEW)
 
 
@@ -269,7 +269,7 @@ def test_feature_override_runs_and_equals_generic(
         leave_only(monkeypatch, backend, "feature_product", None)
         assert subquad.explain(subquad.attention, q, k, v, "favor").implementation == "generic"
         generic = subquad.attention(q, k, v, "favor", key_mask=mask, **options)
-    assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+    assert relative_error(library.numpy(fast), library.numpy(generic)) <= tolerance("float32")
 
 
 # below, at and beyond vectors and panels; batch axes, one of them empty
@@ -294,7 +294,7 @@ def test_pinv_override_equals_generic(library: Library, name: str, shape: tuple[
         )
     assert fast.shape == generic.shape == shape
     assert fast.dtype == generic.dtype
-    assert relative_error(fast, generic) <= TOLERANCE[dtype]
+    assert relative_error(fast, generic) <= tolerance(dtype)
 
 
 @pytest.mark.parametrize(("library", "name"), PINV_OVERRIDES)
@@ -356,7 +356,7 @@ def test_compiled_attention_takes_one_dtype() -> None:
     expected = kernels.softmax_attention(q, k, v, scale=0.3)
     for single in range(3):
         mixed = [x.astype(np.float32) if i == single else x for i, x in enumerate((q, k, v))]
-        assert relative_error(kernels.softmax_attention(*mixed, scale=0.3), expected) <= TOLERANCE["float32"]
+        assert relative_error(kernels.softmax_attention(*mixed, scale=0.3), expected) <= tolerance("float32")
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -370,7 +370,7 @@ def test_attention_override_on_many_keys(library: Library, name: str, masked: bo
             subquad.attention(q, k, v, "exact", key_mask=mask if masked else None, implementation=choice)
             for choice in (name, "generic")
         )
-    assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+    assert relative_error(library.numpy(fast), library.numpy(generic)) <= tolerance("float32")
 
 
 def leave_only(monkeypatch: pytest.MonkeyPatch, backend: Any, kernel: str, name: str | None) -> None:
@@ -421,7 +421,7 @@ def test_jax_override_runs(jax_library: Jax) -> None:
     assert explanation.implementation == "dot_product_attention"
     fast, generic = (subquad.attention(q, k, v, "exact", key_mask=mask, implementation=choice)
                      for choice in ("dot_product_attention", "generic"))  # fmt: skip
-    assert relative_error(np.asarray(fast), np.asarray(generic)) <= TOLERANCE["float32"]
+    assert relative_error(np.asarray(fast), np.asarray(generic)) <= tolerance("float32")
 
 
 def test_jax_override_leaves_doubles_to_the_generic_form(jax_library: Jax) -> None:
@@ -433,7 +433,7 @@ def test_jax_override_leaves_doubles_to_the_generic_form(jax_library: Jax) -> No
         declined = subquad.explain("attention", q, k, v, method="exact").declined
         assert [name for name, reason in declined if "float32" in reason] == ["dot_product_attention"]
         got = np.asarray(subquad.attention(q, k, v, "exact"))
-    assert relative_error(got, expected) <= TOLERANCE["float64"]
+    assert relative_error(got, expected) <= tolerance("float64")
 
 
 def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax) -> None:
@@ -462,7 +462,7 @@ def test_scan_override_runs_and_equals_generic(library: Library, name: str, scan
         for fast, generic in zip(
             *(scan.call(implementation=choice)(given) for choice in (name, "generic")), strict=True
         ):
-            assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+            assert relative_error(library.numpy(fast), library.numpy(generic)) <= tolerance("float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
@@ -494,7 +494,7 @@ def test_linear_scan_override_runs_and_equals_generic(
             for choice in ("auto", "generic")
         )
         assert called == [{"reverse": reverse}]
-        assert relative_error(library.numpy(fast), library.numpy(generic)) <= TOLERANCE["float32"]
+        assert relative_error(library.numpy(fast), library.numpy(generic)) <= tolerance("float32")
 
 
 def test_override_is_what_a_call_reaches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import (
+from rows.libraries import (
     LIBRARIES,
-    TOLERANCE,
     Jax,
     Library,
     NumPy,
@@ -19,11 +18,11 @@ from libraries import (
     Torch,
     TorchMeta,
     relative_error,
+    tolerance,
 )
-from methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
+from rows.methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
 
 import subquad
-from subquad.attention import _door
 
 # a row that catches one kind of mistake needs no more than each way through the code
 FEW = ("n=63", "blocks", "n<n_kv", "grouped", "no-batch", "no-keys")
@@ -80,13 +79,13 @@ def check(library: Library, row: Row, case: str, dtype: str, causal: bool) -> No
     expected = reference(row.name, case, causal, rounding, dtype)
     assert tuple(out.shape) == expected.shape
     if library.has_values:
-        assert relative_error(library.numpy(out), expected) <= TOLERANCE[dtype]
+        assert relative_error(library.numpy(out), expected) <= tolerance(dtype)
 
 
 @pytest.mark.parametrize(("library", "row", "case"), COMBINATIONS)
-def test_equals_definition(library: Library, row: Row, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_definition(library: Library, row: Row, case: str, request: pytest.FixtureRequest) -> None:
     if CASES[case].small_blocks:
-        monkeypatch.setattr("subquad._blocks.BLOCK_ELEMENTS", 1)
+        request.getfixturevalue("small_blocks")
     for dtype, causal in kinds(library, row, case):
         check(library, row, case, dtype, causal)
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-# max|y − ref| / max|ref|: 64-bit and 32-bit rounding with room for sums of some hundred terms; bfloat16 keeps 8 bits.
-TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2}
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def tolerance(dtype: str, n: int = 128) -> float:
+    """The largest max|y − ref| / max|ref| that rounding explains, of sums of `n` terms.
+
+    Roundings of n terms add up as √n; the factor is for sums of sums, and for exponents of ten and more. Half precision
+    is computed in float32, and rounds what comes in and what goes out.
+    """
+    epsilon = EPSILON[{"complex128": "float64", "complex64": "float32"}.get(dtype, dtype)]
+    return 2.5 * epsilon if epsilon > EPSILON["float32"] else 16 * math.sqrt(n) * epsilon
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
