@@ -23,6 +23,7 @@ from rows.libraries import (
 from rows.methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
 
 import subquad
+from subquad.attention.call import AttentionCall
 
 # a row that catches one kind of mistake needs no more than each way through the code
 FEW = ("n=63", "blocks", "n<n_kv", "grouped", "no-batch", "no-keys")
@@ -101,15 +102,20 @@ def test_raises_no_floating_point_flag(row: Row, small_blocks: None) -> None:
 
 @pytest.mark.parametrize("library", [NumPyReadOnly(), Strict()], ids=str)
 @rows(MAIN)
-def test_computes_in_the_dtype_of_the_inputs(library: Library, row: Row, small_blocks: None) -> None:
+def test_computes_in_the_dtype_of_the_inputs(
+    library: Library, row: Row, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the way out casts: a double among singles would double memory and time, and no value would tell."""
+    computed, leave = [], AttentionCall.leave
 
-    def evaluate(q: Any, k: Any, v: Any, key_mask: Any) -> Any:
-        inputs = _door.enter(q, k, v, causal=row.causal, key_mask=key_mask, scale=row.options.get("scale"))
-        return row.object().evaluate(inputs)
+    def watched(call: AttentionCall, out: Any) -> Any:
+        computed.append(library.dtype_name(out))
+        return leave(call, out)
 
+    monkeypatch.setattr(AttentionCall, "leave", watched)
     for case in ("grouped", "n<n_kv", "blocks"):
-        assert library.dtype_name(library.call(evaluate, *drawn(case).values(), dtype="float32")) == "float32"
+        library.call(row.call(causal=row.causal), *drawn(case).values(), row.arrays(CASES[case]), dtype="float32")
+    assert computed == ["float32"] * 3
 
 
 @pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)

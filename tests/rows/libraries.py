@@ -43,6 +43,7 @@ class Library:
     """NumPy; the base of the others."""
 
     dtypes: tuple[str, ...] = ("float64", "float32")
+    known_dtypes: tuple[str, ...] = ("float64", "float32", "float16")  # that its arrays may have
     has_values = True
 
     def __str__(self) -> str:
@@ -148,6 +149,7 @@ class StrictNoFloat64(Strict):
 
 class Torch(Library):
     dtypes = ("float64", "float32", "bfloat16")
+    known_dtypes = ("float64", "float32", "float16", "bfloat16")
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         torch = pytest.importorskip("torch")
@@ -157,6 +159,19 @@ class Torch(Library):
         torch = pytest.importorskip("torch")
         x = x.detach()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+class TorchCuda(Torch):
+    """Tensors on a GPU."""
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        return super().array(x, dtype).cuda()
+
+    def host(self, x: Any) -> np.ndarray:
+        return super().host(x.cpu())
 
 
 class TorchMeta(Torch):
@@ -173,6 +188,7 @@ class Jax(Library):
     """Under `jit`: every array is a tracer. Double precision is switched on for float64 alone."""
 
     dtypes = ("float64", "float32", "bfloat16")
+    known_dtypes = ("float64", "float32", "float16", "bfloat16")
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         jnp = pytest.importorskip("jax.numpy")
