@@ -1,7 +1,8 @@
 """NumPy backend: arrays that are computed at once and may be filled in place; compiled kernels, attention in place."""
 
 from subquad._dispatch import Override
-from subquad_numpy import _attention, _kernels
+from subquad_numpy import _kernels
+from subquad_numpy.plain import attention as _attention
 
 in_place = True
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from subquad.kernels._feature_map import FeatureMap
 from subquad.kernels.selective_scan import Inputs, widened
-from subquad_numpy import _attention
+from subquad_numpy.plain import attention as _attention
 
 Array = np.ndarray[Any, Any]
 MOST_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
@@ -37,7 +37,7 @@ def scan_declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) ->
 
 def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Array, Array]:
     """The kernel `selective_scan`."""
-    from subquad_numpy.scan import scan_forward
+    from subquad_numpy.selective_scan.calls import scan_forward
 
     return scan_forward(*widened(np, Inputs(*arrays)), delta_softplus, reverse)
 
@@ -49,7 +49,7 @@ def linear_scan_declines(a: Array, b: Array, initial_state: Array | None, /, *, 
 
 def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:
     """The kernel `linear_scan`."""
-    from subquad_numpy.linear_scan import linear_scan_forward
+    from subquad_numpy.linear_scan.calls import linear_scan_forward
 
     return linear_scan_forward(a, b, initial_state, reverse)
 
@@ -62,7 +62,7 @@ def iterative_pinv_declines(a: Array, /, *, iterations: int) -> str | None:
 
 def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
     """The kernel `iterative_pinv`."""
-    from subquad_numpy import iterative_pinv as compiled
+    from subquad_numpy.iterative_pinv import calls as compiled
 
     return compiled.iterative_pinv(a, iterations=iterations)
 
@@ -80,7 +80,7 @@ def feature_product(
     q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
 ) -> Array:
     """The kernel `feature_product`."""
-    from subquad_numpy import features
+    from subquad_numpy.features import calls as features
 
     assert phi.fused is not None
     return features.feature_product(q, k, v, causal=causal, phi=phi.fused, key_mask=key_mask)
@@ -98,6 +98,6 @@ def softmax_attention(
     q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
 ) -> Array:
     """The kernel `softmax_attention`, not causal."""
-    from subquad_numpy import features
+    from subquad_numpy.features import calls as features
 
     return features.softmax_attention(q, k, v, scale=scale, key_mask=key_mask)

@@ -44,7 +44,7 @@ class FeatureProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, bare: Exponential | Elu, causal: bool, key_mask: Tensor | None, *floats: Tensor) -> Tensor:
-        from subquad_numpy import features
+        from subquad_numpy.features import calls as features
         from subquad_torch._threads import threads
 
         q, k, v, *rest = map(in_place, floats)
@@ -70,7 +70,7 @@ class FeatureProduct(torch.autograd.Function):
                 return generic_product(q, k, v, phi=phi, causal=ctx.causal, key_mask=key_mask)  # type: ignore[no-any-return]
 
             return None, None, None, *differentiate_again(again, floats, need, grad)
-        from subquad_numpy import feature_gradients
+        from subquad_numpy.features import gradient_calls as feature_gradients
         from subquad_torch._threads import threads
 
         q, k, v, *rest = map(in_place, floats)

@@ -45,7 +45,7 @@ class SoftmaxAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scale: float, key_mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from subquad_numpy import features
+        from subquad_numpy.features import calls as features
         from subquad_torch._threads import threads
 
         mask_batch = () if key_mask is None else key_mask.shape[:-1]
@@ -68,7 +68,7 @@ class SoftmaxAttention(torch.autograd.Function):
                 return generic_attention(*floats, scale=ctx.scale, key_mask=key_mask)  # type: ignore[no-any-return]
 
             return None, None, *differentiate_again(again, floats, need, grad)
-        from subquad_numpy.feature_gradients import softmax_attention_gradient
+        from subquad_numpy.features.gradient_calls import softmax_attention_gradient
         from subquad_torch._threads import threads
 
         found = softmax_attention_gradient(

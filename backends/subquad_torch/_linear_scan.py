@@ -42,7 +42,7 @@ class LinearScan(torch.autograd.Function):
 
 @torch.library.custom_op("subquad::linear_scan", mutates_args=(), device_types="cpu")
 def scan_forward(a: Tensor, b: Tensor, initial_state: Tensor | None, reverse: bool) -> Tensor:
-    from subquad_numpy.linear_scan import linear_scan_forward
+    from subquad_numpy.linear_scan.calls import linear_scan_forward
     from subquad_torch._threads import threads
 
     h = torch.empty_like(b, memory_format=torch.contiguous_format)  # torch's memory, so that torch accounts for it
@@ -61,7 +61,7 @@ def scan_backward(
     a: Tensor, h: Tensor, initial_state: Tensor | None, reverse: bool, grad_h: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by a, b and the initial state; an empty tensor where there was none."""
-    from subquad_numpy.linear_scan import linear_scan_backward
+    from subquad_numpy.linear_scan.calls import linear_scan_backward
     from subquad_torch._threads import threads
 
     given = (*map(as_numpy, (a, h, initial_state)), reverse, as_numpy(grad_h))

@@ -18,7 +18,7 @@ def declines(a: Tensor, /, *, iterations: int) -> str | None:
 
 def iterative_pinv(a: Tensor, /, *, iterations: int) -> Tensor:
     """The kernel `iterative_pinv`."""
-    from subquad_numpy.iterative_pinv import iterative_pinv as compiled
+    from subquad_numpy.iterative_pinv.calls import iterative_pinv as compiled
     from subquad_torch._threads import threads
 
     return torch.from_numpy(compiled(in_place(a), iterations=iterations, threads=threads()))

@@ -81,7 +81,7 @@ def scan_forward(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    from subquad_numpy import scan
+    from subquad_numpy.selective_scan import calls as scan
     from subquad_torch._threads import threads
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -123,7 +123,7 @@ def scan_backward(
     grad_state: Tensor,
 ) -> list[Tensor]:
     """Gradients by the nine tensors; an empty tensor where there was none."""
-    from subquad_numpy import scan
+    from subquad_numpy.selective_scan import calls as scan
     from subquad_torch._threads import threads
 
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
