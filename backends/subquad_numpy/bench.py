@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy._kernels import without_numba
+from subquad.backend import is_installed
 
 
 def describe() -> dict[str, Any]:
@@ -16,8 +16,8 @@ def describe() -> dict[str, Any]:
 
 def kernel_notes() -> list[str]:
     """How long the kernels take to become callable: compiled once, then read from the disk."""
-    if reason := without_numba():
-        return [f"{reason}: scans and attention run by plain NumPy"]
+    if not is_installed("numba"):
+        return ['numba is not installed (pip install "subquad[numba]"): scans and attention run by plain NumPy']
     from subquad_numpy.codegen.compile import compile_seconds
     from subquad_numpy.features.attend import attend_kernel
     from subquad_numpy.features.summarize import summarize_kernel

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.kernels._feature_map import Elu, Exponential
+from subquad.kernels.feature_map import Elu, FeatureMap
 from subquad_numpy.runtime.arguments import in_elements, row_step, with_whole_rows
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +25,12 @@ class Operand(NamedTuple):
         """Whether the features are elu(factor x) + 1."""
         return self.W is None
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch shape that directions and center bring."""
+        own = () if self.W is None else self.W.shape[:-2]
+        return own if self.center is None else np.broadcast_shapes(own, self.center.shape[:-1])
+
     def width(self, d: int) -> int:
         """Number of features."""
         return d if self.W is None else self.W.shape[-1]
@@ -41,13 +47,21 @@ class Operand(NamedTuple):
         }  # fmt: skip
 
 
-def operands_of(phi: Exponential | Elu) -> tuple[Operand, Operand]:
-    """Keys and queries."""
+def keys_of(phi: FeatureMap, weights: tuple[Array | None, ...]) -> Operand:
+    """The side of the keys."""
     if isinstance(phi, Elu):
-        return Operand(None, phi.keys), Operand(None, phi.queries)
-    keys, queries = Operand(phi.keys, half_scale=abs(phi.scale) / 2), Operand(phi.queries)
-    if phi.center is None:
-        return keys, queries
-    q_mean, k_mean = phi.center
-    W = phi.keys + (phi.scale * q_mean).swapaxes(-1, -2)
-    return keys._replace(W=W, center=k_mean[..., 0, :]), queries._replace(center=q_mean[..., 0, :])
+        return Operand(None, phi.scale_k)
+    W, _, *center = weights
+    keys = Operand(W, half_scale=abs(phi.scale) / 2)
+    if not center:
+        return keys
+    q_mean, k_mean = center
+    return keys._replace(W=W + (phi.scale * q_mean).swapaxes(-1, -2), center=k_mean[..., 0, :])
+
+
+def queries_of(phi: FeatureMap, weights: tuple[Array | None, ...]) -> Operand:
+    """The side of the queries."""
+    if isinstance(phi, Elu):
+        return Operand(None, phi.scale_q)
+    _, W, *center = weights
+    return Operand(W, center=center[0][..., 0, :] if center else None)

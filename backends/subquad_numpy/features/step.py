@@ -64,10 +64,13 @@ from subquad_numpy.features.transposed import (
 
 # an item is one task; the queries have W and center of their own
 STEP_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
-# the state before, shift −∞ where no key was; the first row that is not done is of int64
+# the state before, shift −∞ where no key was; the first row that is not done is of int64: n where all are, n + 1 where
+# all are but the state after them is not
 STEP_RECORD |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
 # for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
 STEP_RECORD |= {"level": 1, "shifts": 2}
+# the state after the last row, contiguous, or 0
+STEP_RECORD |= {"new_shift": 1, "new_kv": 2, "new_k_sum": 1}
 
 
 def block_rows(dtype: np.dtype[Any]) -> int:
@@ -225,7 +228,7 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
                         store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
                 row += count
-                if poisoned or lost or row == n:
+                if poisoned or lost or (row == n and f.new_shift == 0):
                     break
 
                 for i in range(m):
@@ -250,7 +253,18 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         before, columns = panel_at(j, d_out, lanes)
                         place = before * m + i * columns + j - before
                         store(kv, place, load(kv, place) * fade + load(part, i * d_out + j))
-            pointer(f.undone, np.int64(0))[0] = row if lost else n
+            undone = row if lost else n
+            if poisoned and not lost:
+                undone = n + 1
+            pointer(f.undone, np.int64(0))[0] = undone
+            if f.new_shift != 0:
+                copy(shift, m, pointer(f.new_shift, zero))
+                copy(k_sum, m, pointer(f.new_k_sum, zero))
+                new_kv = pointer(f.new_kv, zero)
+                for j in range(d_v):
+                    before, columns = panel_at(j, d_out, lanes)
+                    for i in range(m):
+                        new_kv[i * d_v + j] = kv[before * m + i * columns + j - before]
             for i in range(row * d_v, n * d_v):
                 out[i] = nothing_known
         buffer[0] = 0  # see `cut`

@@ -11,47 +11,63 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels._feature_map import Exponential, FeatureMap
+from subquad.backend import Accepts, Call, Override
+from subquad.kernels.feature_map import Exponential
 
 Array = np.ndarray[Any, Any]
 
 ELEMENTS = 2**17  # of the scratch of a block: half a megabyte of float32
-ROWS, FEW_KEYS = 2048, 512
+ROWS, SMALL_KEYS = 2048, 512
 
 
-def feature_product_declines(
-    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
-) -> str | None:
-    """Why the product with reused memory cannot take the call."""
-    if not isinstance(phi.fused, Exponential):
-        return "the features are not plain exponentials"
-    if phi.fused.center is not None:
-        return "queries and keys are centred"
-    return "it has no causal form" if causal else None
-
-
-def feature_product(
-    q: Array, k: Array, v: Array, /, *, phi: FeatureMap, causal: bool = False, key_mask: Array | None = None
-) -> Array:
-    """The kernel `feature_product` for φ(k) = exp(k W_k − h |k|²), φ(q) = exp(q W_q), not causal."""
-    assert isinstance(phi.fused, Exponential)
-    keys, queries, half_scale = phi.fused.keys, phi.fused.queries, abs(phi.fused.scale) / 2
-    d, m = keys.shape
-    size = max(64, min(ROWS, ELEMENTS // m))
-    rows, log = np.empty((size, d + 1), q.dtype), np.empty((size, m), q.dtype)
-    weights, weights_q = np.vstack([keys, np.ones_like(keys[:1])]), np.vstack([queries, np.ones_like(queries[:1])])
-    batch_kv, k, v, key_mask = _common_batch(k, v, mask=key_mask)
-    shifts = np.empty((*batch_kv, m), q.dtype)
-    kvs, sums = np.empty((*batch_kv, m, v.shape[-1]), q.dtype), np.empty((*batch_kv, m), q.dtype)
-    for item in np.ndindex(batch_kv):
-        mask = None if key_mask is None else key_mask[item]
-        shifts[item], kvs[item], sums[item] = _summarize(k[item], v[item], mask, weights, half_scale, rows, log)
-    batch, q, kvs, shifts, sums, _ = _common_batch(q, kvs, shifts[..., None, :], sums[..., None, :])
-    out = np.empty((*batch, q.shape[-2], v.shape[-1]), q.dtype)
+def feature_summarize(
+    k: Array, v: Array, shift: Array | None, numerator: Array | None, denominator: Array | None, /, *weights: Array,
+    phi: Exponential, key_mask: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """The kernel `feature_summarize` for φ(k) = exp(k W_k − h |k|²) with one W_k for all."""
+    W_k, half_scale = weights[0], abs(phi.scale) / 2
+    d, m = W_k.shape
+    rows, log = _scratch(d, m, k.dtype)
+    directions = np.vstack([W_k, np.ones_like(W_k[:1])])
+    batch, k, v, key_mask = _common_batch(k, v, mask=key_mask)
+    made = (np.empty((*batch, *tail), k.dtype) for tail in ((m, 1), (m, v.shape[-1]), (m, 1)))
+    new, new_numerator, new_denominator = made
     for item in np.ndindex(batch):
-        weights_q[d] = shifts[item][0]
-        _read(q[item], weights_q, kvs[item], sums[item][0], rows, log, out[item])
+        mask = None if key_mask is None else key_mask[item]
+        sums = _summarize(k[item], v[item], mask, directions, half_scale, rows, log)
+        new[item][:, 0], new_numerator[item], new_denominator[item][:, 0] = sums
+    if shift is None:
+        return new, new_numerator, new_denominator
+    largest = np.maximum(shift, new)
+    finite = _finite(largest)
+    fade, fade_new = np.exp(shift - finite), np.exp(new - finite)
+    return largest, numerator * fade + new_numerator * fade_new, denominator * fade + new_denominator * fade_new
+
+
+def feature_attend(
+    q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Exponential
+) -> Array:
+    """The kernel `feature_attend` for φ(q) = exp(q W_q)."""
+    W_q = weights[1]
+    rows, log = _scratch(*W_q.shape, q.dtype)
+    directions = np.vstack([W_q, np.ones_like(W_q[:1])])
+    batch, q, start, numerator, denominator, _ = _common_batch(q, _finite(shift), numerator, denominator)
+    out = np.empty((*batch, q.shape[-2], numerator.shape[-1]), q.dtype)
+    for item in np.ndindex(batch):
+        directions[-1] = start[item][:, 0]
+        _read(q[item], directions, numerator[item], denominator[item][:, 0], rows, log, out[item])
     return out
+
+
+def _scratch(d: int, m: int, dtype: Any) -> tuple[Array, Array]:
+    """Memory for a block of rows, with one more number each, and for their exponents."""
+    size = max(64, min(ROWS, ELEMENTS // max(1, m)))
+    return np.empty((size, d + 1), dtype), np.empty((size, m), dtype)
+
+
+def _finite(shift: Array) -> Array:
+    """The shift with 0 in place of −∞; NaN stays."""
+    return np.where(shift == -math.inf, 0, shift)
 
 
 def _summarize(
@@ -71,7 +87,9 @@ def _summarize(
             keep = mask[start : start + count]
             block, values = (np.where(keep[:, None], x, 0) for x in (block, values))
         augmented[:, :d] = block
-        np.multiply(np.einsum("ij,ij->i", block, block), -half_scale, out=augmented[:, d])
+        augmented[:, d] = 0
+        if half_scale:  # |k|² overflows long before k itself, and 0 · ∞ is NaN
+            np.multiply(np.einsum("ij,ij->i", block, block), -half_scale, out=augmented[:, d])
         np.matmul(augmented, weights, out=exponents)
         if mask is not None:
             exponents[~keep] = -math.inf
@@ -85,7 +103,7 @@ def _summarize(
         k_sum *= fade
         k_sum += ones[:count] @ exponents
         shift = new
-    return np.where(shift == -math.inf, 0, shift), kv, k_sum
+    return shift, kv, k_sum
 
 
 def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: Array, out: Array) -> None:
@@ -103,22 +121,11 @@ def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: A
         _divide(result, exponents @ k_sum)
 
 
-def softmax_attention_declines(
-    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
-) -> str | None:
-    """Why softmax attention with reused memory cannot take the call."""
-    if causal:
-        return "it has no causal form"
-    return "there is no key" if k.shape[-2] == 0 else None
-
-
-def softmax_attention(
-    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
-) -> Array:
-    """The kernel `softmax_attention`, not causal."""
+def softmax_attention(q: Array, k: Array, v: Array, /, *, scale: float, key_mask: Array | None = None) -> Array:
+    """The kernel `softmax_attention`, where every query sees all keys that the mask shows."""
     n, n_kv = q.shape[-2], k.shape[-2]
     batch, q, k, v, key_mask = _common_batch(q, k, v, mask=key_mask)
-    size_kv = n_kv if n_kv <= FEW_KEYS else max(FEW_KEYS, min(ROWS, ELEMENTS // max(1, min(n, FEW_KEYS))))
+    size_kv = n_kv if n_kv <= SMALL_KEYS else max(SMALL_KEYS, min(ROWS, ELEMENTS // max(1, min(n, SMALL_KEYS))))
     size = max(64, min(ROWS, ELEMENTS // size_kv))
     memory = np.empty((size, size_kv), q.dtype)
     out = np.empty((*batch, n, v.shape[-1]), q.dtype)
@@ -176,3 +183,28 @@ def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
     batch = np.broadcast_shapes(*shapes)
     views = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
     return batch, *views, None if mask is None else np.broadcast_to(mask, (*batch, mask.shape[-1]))
+
+
+def _plain_exponentials(call: Call) -> str | None:
+    """Why features with reused memory cannot take the map of a call."""
+    phi, weights = call.static["phi"], call.arrays[5 if call.kernel == "feature_summarize" else 4 :]
+    if not isinstance(phi, Exponential):
+        return "the features are not plain exponentials"
+    if len(weights) > 2:
+        return "queries and keys are centred"
+    return "each item has directions of its own" if weights[0].ndim > 2 else None
+
+
+def _some_key(call: Call) -> str | None:
+    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+
+
+_DTYPES, _MASK = ("float32", "float64", "float128"), frozenset({"key_mask"})
+
+OVERRIDES = (
+    Override(
+        "feature_summarize", "in-place", feature_summarize, Accepts(_DTYPES, options=_MASK, also=_plain_exponentials)
+    ),
+    Override("feature_attend", "in-place", feature_attend, Accepts(_DTYPES, also=_plain_exponentials)),
+    Override("softmax_attention", "in-place", softmax_attention, Accepts(_DTYPES, options=_MASK, also=_some_key)),
+)

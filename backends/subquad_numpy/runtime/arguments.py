@@ -1,4 +1,4 @@
-"""Calls of a kernel on arrays: sizes, strides and addresses as frames of int64, one for each item of a batch."""
+"""Calls of a kernel on arrays: sizes, strides and addresses as records of int64, one for each item of a batch."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def run(
     threads: int | None, **values: Any,
 ) -> None:  # fmt: skip
     """Run a kernel with so many tasks, and products, for each item of the batch."""
-    frames = frames_of(fields, batch, values)
-    if not len(frames):
+    records = records_of(fields, batch, values)
+    if not len(records):
         return
-    threads = 1 if len(frames) * products < SMALL else thread_count(threads)
-    run_tasks(kernel, len(frames) * tasks, frames, threads, values)
+    threads = 1 if len(records) * products < SMALL else thread_count(threads)
+    run_tasks(kernel, len(records) * tasks, records, threads, values)
 
 
-def frame_of(order: Iterable[str], values: Mapping[str, Any]) -> Array:
+def record_of(order: Iterable[str], values: Mapping[str, Any]) -> Array:
     """Sizes and addresses in the order of a kernel's fields; 0 for None."""
     words = [values[name] for name in order]
     return np.array([x.ctypes.data if isinstance(x, np.ndarray) else x or 0 for x in words], np.int64)
 
 
-def frames_of(fields: Mapping[str, int | None], batch: tuple[int, ...], values: Mapping[str, Any]) -> Array:
+def records_of(fields: Mapping[str, int | None], batch: tuple[int, ...], values: Mapping[str, Any]) -> Array:
     """The frame of each item; of an array, the address of the item's own part, with as many axes as `fields` says."""
-    frames = frame_of(fields, values)[None].repeat(math.prod(batch), axis=0)
-    if len(frames) > 1:
+    records = record_of(fields, values)[None].repeat(math.prod(batch), axis=0)
+    if len(records) > 1:
         for place, (name, axes) in enumerate(fields.items()):
             x = values[name]
             if axes is not None and x is not None and x.ndim > axes:
-                frames[:, place] += offsets(x, batch, axes)
-    return frames
+                records[:, place] += offsets(x, batch, axes)
+    return records
 
 
 def with_whole_rows(x: Array) -> Array:

@@ -4,6 +4,8 @@ Kernels run without the interpreter lock, so plain Python threads suffice. No th
 involved: two threads may call at once, next to the pools of other libraries, and after a fork.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import sys
@@ -12,13 +14,14 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 
-from subquad_numpy.codegen.compile import Kernel
-from subquad_numpy.runtime.native_tasks import SHARES_OF_THREAD
+if TYPE_CHECKING:
+    from subquad_numpy.codegen.compile import Kernel
+
+SHARES_OF_THREAD = 8  # one that something else holds up does less
 
 _pools: list[ThreadPoolExecutor] = []
 _members: list[int] = []  # threads of the pool, as the system knows them
@@ -36,6 +39,8 @@ def thread_count(threads: int | None = None) -> int:
     """As asked, else the least of OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of this process."""
     if threads is not None:
         return threads
+    import numba
+
     limit = int(numba.config.NUMBA_NUM_THREADS)
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
