@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subquad_numpy._threads import Team
+from subquad_numpy.runtime.threads import Team
 
 
 class OpenMP(Team):
@@ -26,7 +26,7 @@ class OpenMP(Team):
 
     def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
         """Run all tasks."""
-        from subquad_numpy._shares import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
+        from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
         parallel = _parallel()
         assert parallel is not None
