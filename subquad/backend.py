@@ -123,23 +123,23 @@ class Accepts:
         """All reasons to decline a call; `unused` has the values with which optional keywords are not used."""
         reasons = []
         for name, value in unused.items():
-            given = call.key_mask if name == "key_mask" else call.static[name]
-            if name not in self.options and given is not value:
-                reasons.append("it takes no key_mask" if name == "key_mask" else f"it has no {given} form")
+            option = call.key_mask if name == "key_mask" else call.static[name]
+            if name not in self.options and option is not value:
+                reasons.append("it takes no key_mask" if name == "key_mask" else f"it has no {option} form")
         given = [x for x in call.arrays if x is not None]
         names: list[str] = []
         for x in given:
-            name = dtype_name(x)
-            if name not in names:
-                names.append(name)
+            kind = dtype_name(x)
+            if kind not in names:
+                names.append(kind)
         odd = [name for name in names if name not in self.dtypes]
         if odd:
             reasons.append(f"it computes in {', '.join(self.dtypes)}, not in {', '.join(odd)}")
         elif self.one_dtype and len(names) > 1:
             reasons.append(f"it computes in one dtype, not in {', '.join(sorted(names))}")
-        kind = backend.device_kind(given[0])
-        if kind not in self.devices:
-            reasons.append(f"it runs on {' or '.join(self.devices)}, the arrays are on {kind}")
+        where = backend.device_kind(given[0])
+        if where not in self.devices:
+            reasons.append(f"it runs on {' or '.join(self.devices)}, the arrays are on {where}")
         for name, reason in UNLESS_UNDER.items():
             if getattr(call.conditions, name) and name not in self.under:
                 reasons.append(reason)
@@ -147,9 +147,8 @@ class Accepts:
             if not backend.is_installed(package):
                 reasons.append(f'{package} is not installed (pip install "subquad[{package}]")')
         if self.also is not None and not reasons:  # it may rely on what the fields say
-            reason = self.also(call)
-            if reason is not None:
-                reasons.append(reason)
+            own = self.also(call)
+            reasons += [] if own is None else [own]
         return reasons
 
 

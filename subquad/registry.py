@@ -7,7 +7,6 @@ points of the group "subquad.methods": the name of a method, and the module that
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +114,7 @@ METHODS: dict[str, type[Any]] = {}
 ALIASES: dict[str, str] = {}
 SCANS: dict[str, ScanRow] = {}
 _rows: dict[type, MethodRow] = {}
+_defaults: dict[type, Any] = {}
 
 
 def register(
@@ -200,10 +200,12 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     return row.cls(**options)
 
 
-@functools.cache
 def _default(cls: type[Any]) -> Any:
     """The object with default options; it is frozen and holds no array."""
-    return cls()
+    method = _defaults.get(cls)
+    if method is None:
+        method = _defaults[cls] = cls()
+    return method
 
 
 def _from_entry_point(name: str) -> type[Any] | None:

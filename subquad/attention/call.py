@@ -45,6 +45,9 @@ class AttentionCall:
     `options` are the options of the method that are arrays of rows, cast and folded likewise.
     """
 
+    q: Array  # None where the call has no queries; likewise k and v where it has no keys
+    k: Array
+    v: Array
     __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "state", "v")
 
     def __init__(
@@ -70,9 +73,14 @@ class AttentionCall:
         """The factor of the logits."""
         return self.arrangement.scale
 
+    @property
+    def like(self) -> Array:
+        """An array of the width, dtype and device of queries and keys."""
+        return self.k if self.q is None else self.q
+
     def full_precision(self) -> AbstractContextManager[Any]:
         """A context in which products are computed in the dtype of the arrays."""
-        return self.arrangement.backend.full_precision(self.k if self.q is None else self.q)
+        return self.arrangement.backend.full_precision(self.like)
 
     def batch(self, **others: tuple[int, ...]) -> tuple[int, ...]:
         """The common batch shape, also with those of options, folded; ValueError names what does not fit."""

@@ -142,7 +142,7 @@ class Favor(FeatureMethod):
 
     def _map(self, call: AttentionCall) -> Mapped:
         center = self._center(call)
-        scale, like = call.scale, call.k if call.q is None else call.q
+        scale, like = call.scale, call.like
         twice = self.features == "hyperbolic"
         if self.omega is None:
             bits = call.xp.finfo(like.dtype).bits

@@ -64,7 +64,7 @@ class Linear(FeatureMethod):
         of_queries = -root if call.scale < 0 else root
         if not callable(self.feature_map):
             return Elu(root, of_queries), ()
-        like = call.k if call.q is None else call.q
+        like = call.like
         # one row shows how many features the map has
         row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))
         return Rowwise(self.feature_map, root, of_queries, map_rows(self.feature_map, row).shape[-1]), ()

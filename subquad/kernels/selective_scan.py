@@ -42,7 +42,7 @@ class Gradients(Inputs):
     """Gradient of a loss by each of the inputs; None where the input was None."""
 
 
-def outputs(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> tuple[Like, ...]:
+def outputs(*arrays: Array, delta_softplus: bool, reverse: bool) -> tuple[Like, ...]:
     """What `selective_scan` gives."""
     u, _, A, *_ = arrays
     return Like(tuple(u.shape), u.dtype), Like((u.shape[0], *A.shape), A.dtype)

@@ -70,9 +70,9 @@ def softmax_attention(
             carry, _ = fold_blocks(absorb, carry, take_rows([k, v, mask], *whole), size_kv, xp=xp)
         for part in parts:
             assert visible is not None
-            some = take_rows([k, v, mask], *part)
+            some_k, some_v, some_mask = take_rows([k, v, mask], *part)
             pairs = visible.pairs(xp, (first, first + count), part, n_kv - n, device(rows))
-            carry = absorb_keys(xp, carry, rows, *some, pairs)
+            carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, pairs)
         _, denominator, numerator = carry
         return divide_or_zero(xp, numerator, denominator)
 

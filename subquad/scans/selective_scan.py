@@ -72,10 +72,10 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """exp(A Σ_t Δ[t]): what becomes of the state before."""
     delta, A, bias = arrays["delta"], arrays["A"], arrays.get("delta_bias")
     xp = array_namespace(delta)
-    real, state = _dtypes(xp, tuple(arrays.get(name) for name in INPUTS))
+    real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
     delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), bool(options.get("delta_softplus")))
-    total = xp.sum(delta, axis=-2)
-    return xp.exp(cast(xp, total, state)[..., None] * cast(xp, A, state))
+    total = xp.astype(xp.sum(delta, axis=-2, keepdims=True), state)
+    return xp.exp(xp.matrix_transpose(total) * cast(xp, A, state))
 
 
 def selective_scan_step(
@@ -294,17 +294,16 @@ def _scan(
 ) -> tuple[Array, Array]:
     """y and the last state of inputs that fit."""
     softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
-    options = {"delta_softplus": softplus, "reverse": reverse, "implementation": implementation}
-    y, state = scan_kernel(*form.enter(arrays), **options)
+    y, state = scan_kernel(*form.enter(arrays), delta_softplus=softplus, reverse=reverse, implementation=implementation)
     return form.leave(0, y), form.leave(1, state)
 
 
-def _form(given: Sequence[Any], *, time: int) -> Form:
+def _form(given: tuple[Any, ...], *, time: int) -> Form:
     """How the arrays of a scan, or of one step (`time` 0), are arranged, once they are checked."""
     arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
     shapes = check_inputs(arrays, time=time)
     xp, batch, forms, (d, d_state) = shapes.xp, shapes.batch, shapes.forms, (shapes.d, shapes.d_state)
-    u, delta, A, B, C, D, z, delta_bias, state = arrays.values()
+    u, delta, _, B, C, _, z, _, state = given
     n = u.shape[-2] if time else 1
     real, of_state = _dtypes(xp, given)
     stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
@@ -314,7 +313,7 @@ def _form(given: Sequence[Any], *, time: int) -> Form:
     def rows(x: Array | None) -> Target | None:
         tail = (n, d) if time else (d,)
         target = flat_target(x, stored, batch, tail)
-        return target if target is None or time else target._replace(shape=(target.shape[0], 1, d))
+        return target if target is None else target._replace(shape=(_product(batch), n, d))
 
     def map_target(name: str, x: Array) -> Target:
         dtype = stored
@@ -345,7 +344,7 @@ def _product(sizes: tuple[int, ...]) -> int:
     return count
 
 
-def _dtypes(xp: ModuleType, arrays: Sequence[Array | None]) -> tuple[Any, Any]:
+def _dtypes(xp: ModuleType, arrays: Sequence[Array]) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state), at least float32 and complex64; A is the third array."""
     common = common_dtype(xp, *arrays)
     is_complex = is_dtype(xp, arrays[2].dtype, "complex floating")
