@@ -31,6 +31,7 @@ extensions = [
     "docstrings",
     "mathml",
     "command_help",
+    "method_table",
 ]
 exclude_patterns = ["_build", "benchmarks/*.rst"]  # the latter are included by benchmarks.rst
 smartquotes = False  # a method's name in quotes is code
