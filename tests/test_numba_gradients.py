@@ -13,11 +13,10 @@ from interpreter import python
 
 pytest.importorskip("numba")
 
+from compiled_calls import features_and_pull, softmax_and_pull
+
 import subquad
-from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradient_calls as feature_gradients
-from subquad_numpy.features.gradient_calls import sum_to
+from subquad.kernels.feature_map import Elu, Exponential
 
 torch = pytest.importorskip("torch")
 
@@ -73,8 +72,7 @@ def softmax(scale: float, mask: np.ndarray | None, q: Any, k: Any, v: Any) -> An
 def check(got: Any, expected: list[np.ndarray], dtype: str) -> None:
     largest = max(np.abs(want).max() for want in expected)  # some are 0 by right
     for x, want in zip(got, expected, strict=False):
-        x = sum_to(x, want.shape)
-        assert x.dtype == dtype
+        assert (x.shape, x.dtype) == (want.shape, dtype)
         assert np.abs(x - want).max() <= TOLERANCE[dtype] * max(np.abs(want).max(), largest / 100)
 
 
@@ -88,13 +86,11 @@ def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: st
         dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (d, m), (heads, n, d_v), (1, d), (shared, 1, d)
     )
     keys = keys * np.dtype(dtype).type(d**-0.25)
-    phi = Exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
+    phi, W = Exponential(-(d**-0.5)), [keys, -keys[:, ::-1], *(center if centred else ())]
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
-    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen, directions=True)
-    given = [q, k, v, phi.keys, phi.queries, *(center if centred else ())]
-    check(got, autograd(lambda *x: product(phi.scale, seen, *x), given, grad), dtype)
+    _, pull = features_and_pull(q, k, v, *W, phi=phi, key_mask=seen, by_weights=True)
+    check(pull(grad), autograd(lambda *x: product(phi.scale, seen, *x), [q, k, v, *W], grad), dtype)
 
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
@@ -109,12 +105,11 @@ def test_gradient_of_linear_attention(size: tuple[int, ...], dtype: str, mask: s
     phi = Elu(0.7, -1.3)
 
     def definition(q: Any, k: Any, v: Any) -> Any:
-        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.queries * q, phi.keys * k))
+        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.scale_q * q, phi.scale_k * k))
         return weighted(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, seen)
 
-    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
-    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen)[:3]
-    check(got, autograd(definition, [q, k, v], grad), dtype)
+    _, pull = features_and_pull(q, k, v, phi=phi, key_mask=seen)
+    check(pull(grad), autograd(definition, [q, k, v], grad), dtype)
 
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
@@ -125,18 +120,15 @@ def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: 
     q, k, v, grad = draw(dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (heads, n, d_v))
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    out, sums = features.softmax_and_sums(q, k, v, scale=-0.3, key_mask=seen)
-    got = feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=-0.3, key_mask=seen)
-    check(got, autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
+    _, pull = softmax_and_pull(q, k, v, scale=-0.3, key_mask=seen, save=True)
+    check(pull(grad), autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
 
 
 def test_threads_do_not_change_a_bit() -> None:
     q, k, v, keys, grad = draw("float32", (2, 4500, 16), (2, 4500, 16), (2, 4500, 8), (16, 40), (2, 4500, 8))
-    phi = Exponential(keys / 2, keys / 2, 0.25)
-    out, sums = features.product_and_sums(q, k, v, phi=phi)
+    W = keys / 2, keys / 2
     found = [
-        feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, threads=threads)[:3]
-        for threads in (1, 2, 3)
+        features_and_pull(q, k, v, *W, phi=Exponential(0.25), threads=threads)[1](grad)[:3] for threads in (1, 2, 3)
     ]
     for one, *others in zip(*found, strict=True):
         assert all(np.array_equal(one, other) for other in others)
@@ -147,31 +139,29 @@ def test_hidden_numbers_are_not_read() -> None:
     q, k, v, keys, grad = draw("float32", (1, 600, 8), (1, 70, 8), (1, 70, 8), (8, 24), (1, 600, 8))
     mask = np.arange(70)[None] % 7 > 0
     dirty = [np.where(mask[..., None], x, np.nan) for x in (k, v)]
-    phi = Exponential(keys / 2, keys / 2, 0.25)
+    W = keys / 2, keys / 2
     for a, b, c, g in ((q, k, v, grad), (q, *dirty, grad)):
-        out, sums = features.product_and_sums(a, b, c, phi=phi, key_mask=mask)
-        found = feature_gradients.feature_product_gradient(a, b, c, sums, out, g, phi=phi, key_mask=mask)
-        few, none = features.softmax_and_sums(a, b, c, scale=0.3, key_mask=mask)
-        also = feature_gradients.softmax_attention_gradient(a, b, c, none, few, g, scale=0.3, key_mask=mask)
+        _, of_features = features_and_pull(a, b, c, *W, phi=Exponential(0.25), key_mask=mask)
+        _, of_softmax = softmax_and_pull(a, b, c, scale=0.3, key_mask=mask, save=True)
+        found, also = of_features(g), of_softmax(g)
         for by_q, by_k, by_v in (found[:3], also):
             assert np.isfinite(by_q).all()
             assert (by_k[0, ::7] == 0).all()
             assert (by_v[0, ::7] == 0).all()
             assert (by_k[0, 1::7] != 0).any()
     q[0, 3] = np.nan
-    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask)
-    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask)[1:]:
+    _, pull = softmax_and_pull(q, k, v, scale=0.3, key_mask=mask, save=True)
+    for by in pull(grad)[1:]:
         assert (by[0, ::7] == 0).all()
-    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask & False)
-    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask & False):
+    _, pull = softmax_and_pull(q, k, v, scale=0.3, key_mask=mask & False, save=True)
+    for by in pull(grad):
         assert (by == 0).all()
 
 
 GUARDED = """
 import ctypes, math, numpy
-from subquad.kernels._feature_map import Exponential
-from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradient_calls as feature_gradients
+from compiled_calls import features_and_pull, softmax_and_pull
+from subquad.kernels.feature_map import Exponential
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -187,16 +177,16 @@ def guarded(*shape):
     return x
 numpy.empty, empty = lambda shape, *rest, **more: (
     guarded(*shape) if rest else empty(shape, **more)), numpy.empty  # results too end where memory ends
+new = lambda shape, dtype: guarded(*shape)
 for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     q, k, v, W, grad = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m), guarded(2, n, 5)
-    phi = Exponential(W, W, 0.5, (guarded(1, 7), guarded(1, 7)))
-    out, sums = features.product_and_sums(q, k, v, phi=phi)
-    feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, directions=True)
-    out, sums = features.softmax_and_sums(q, k, v, scale=1.0)
-    feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=1.0)
-    phi = Exponential(W, W, 0.5)
-    out, trace = features.causal_and_trace(q, k, v, phi=phi, traced=True)
-    feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi)
+    center = guarded(1, 7), guarded(1, 7)
+    _, pull = features_and_pull(q, k, v, W, W, *center, phi=Exponential(0.5), new=new, by_weights=True)
+    pull(grad)
+    _, pull = softmax_and_pull(q, k, v, scale=1.0, new=new, save=True)
+    pull(grad)
+    _, pull = features_and_pull(q, k, v, W, W, phi=Exponential(0.5), causal=True, new=new, save=True)
+    assert pull(grad) is not None
 print("done")
 """
 
