@@ -95,6 +95,8 @@ class Compiled:
         outputs from prepared arrays of these shapes and dtypes; None where no single run does.
     unaided : frozenset of int
         Outputs that have no gradient: those whose value is free, like the shift of a state.
+    saves : bool
+        Whether `backward` needs what `forward` saves, beside the arrays and the outputs.
     """
 
     kernel: str
@@ -105,6 +107,7 @@ class Compiled:
     launch: Callable[[Likes, Static], Launch] | None = None
     launch_backward: Callable[[Likes, Static], Launch] | None = None
     unaided: frozenset[int] = frozenset()
+    saves: bool = False
 
 
 def _fused_features(call: Call) -> str | None:
@@ -146,12 +149,14 @@ COMPILED: dict[str, Compiled] = {
             features.step,
             features.step_backward,
             unaided=frozenset({1}),
+            saves=True,
         ),
         Compiled(
             "softmax_attention",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_key),
             features.softmax,
             features.softmax_backward,
+            saves=True,
         ),
         Compiled(
             "selective_scan",

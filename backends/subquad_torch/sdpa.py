@@ -3,41 +3,75 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.kernels.softmax_attention import softmax_attention as dispatched_attention
-from subquad_torch._plain import declines_orders, differentiate_again, is_eager, sees_through
+from subquad.backend import Accepts, Call, Override
+from subquad.kernels import softmax_attention
+from subquad.kernels.visibility import CAUSAL, Visibility
+from subquad_torch.adapt import differentiate_generic
+from subquad_torch.conditions import is_eager, needs_generic, transforms
 
-generic_attention = dispatched_attention.__wrapped__  # type: ignore[attr-defined]
 # A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
 MASK_ENTRIES = 2**24
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
 VECTOR = 16  # numbers in the longest vector of a CPU: of fewer logits, and no mask, its kernel takes NaN for −∞
 
 
-def declines(
-    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
-) -> str | None:
-    """Why the fused attention cannot take the call."""
+KEYS, QUERIES = (16, 512), (16, 256)  # fewer are less than a vector; more do not stay in a cache
+FEW = ((KEYS, "keys", "queries"), (QUERIES, "queries", "keys"))
+
+
+def few_rows(call: Call) -> str | None:
+    """Why the compiled attention should not take a call: it is for many queries to few keys, or few to many.
+
+    Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
+    side fits in one core's cache. Sizes that vary in a compiled program are not looked at.
+    """
+    q, k, _ = call.arrays
     n, n_kv = q.shape[-2], k.shape[-2]
+    for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
+        if (
+            statically_known_true(few >= low)
+            and statically_known_true(few <= high)
+            and statically_known_true(many > high)
+        ):
+            return None
+    return "it is for " + " or ".join(f"{low} to {high} {few} and more {many}" for (low, high), few, many in FEW)
+
+
+def declines(call: Call) -> str | None:
+    """Why the fused attention cannot take the call."""
+    (q, k, v), key_mask, visible = call.arrays, call.key_mask, call.static["visible"]
+    n, n_kv = q.shape[-2], k.shape[-2]
+    if visible is not None and visible != CAUSAL:
+        return f"it has no {visible} form"
     if 0 in (*q.shape, *k.shape, *v.shape, *(() if key_mask is None else key_mask.shape)):
         return "an axis is empty"
     entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
-    if causal and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
+    if visible is not None and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
         return f"it would need a mask of {entries} entries, n × n_kv = {n} × {n_kv} for each item of key_mask"
-    return declines_orders([q, k, v])
+    if transforms().count("Grad") > 1:
+        return "functional second derivatives see through the generic form only"
+    return None
 
 
-def softmax_attention(
-    q: Tensor, k: Tensor, v: Tensor, /, *, scale: float, causal: bool = False, key_mask: Tensor | None = None
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /,
+    *,
+    scale: float,
+    visible: Visibility | None = None,
+    key_mask: Tensor | None = None,
 ) -> Tensor:
     """The kernel `softmax_attention`: causal is aligned at the end, hidden keys and values are not even read."""
-    n, n_kv = q.shape[-2], k.shape[-2]
+    n, n_kv, causal = q.shape[-2], k.shape[-2], visible is not None
     if scale <= 0:  # the fused kernels take −∞ times the scale for a hidden key
         q, scale = q * scale, 1.0
     short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR  # a program has one form for all lengths
@@ -55,8 +89,8 @@ def softmax_attention(
             poison = _reached(bad, n)
         if not is_causal:
             position = torch.arange(n_kv, device=q.device)
-            visible = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
-            mask = visible if mask is None else mask & visible
+            sees = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
+            mask = sees if mask is None else mask & sees
     if mask is not None:
         seen = mask.any(-1, keepdim=True)
         mask = mask | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
@@ -72,7 +106,7 @@ def softmax_attention(
     out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
     out = out.reshape(*batch, n, v.shape[-1])
     if out.requires_grad and is_eager([q, k, v]):
-        out = DifferentiableAgain.apply(out, {"scale": scale, "causal": causal}, key_mask, q, k, v)  # type: ignore[no-untyped-call]
+        out = DifferentiableAgain.apply(out, {"scale": scale, "visible": visible}, q, k, v, key_mask)
     if seen is not None:
         out = torch.where(seen, out, 0.0)
     return out if poison is None else torch.where(poison, torch.nan, out)
@@ -82,18 +116,17 @@ class DifferentiableAgain(torch.autograd.Function):
     """The attention `out` of q, k and v itself, with PyTorch's gradient; one to go on with is the generic form's."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, options: dict[str, Any], key_mask: Tensor | None, *floats: Tensor) -> Tensor:
-        ctx.options = options
-        ctx.save_for_backward(key_mask, *floats)
+    def forward(ctx: Any, out: Tensor, static: dict[str, Any], *arrays: Tensor | None) -> Tensor:
+        ctx.static = static
+        ctx.save_for_backward(*arrays)
         return out.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        if not sees_through(grad, operator=True):
-            return grad, *5 * [None]
-        key_mask, *floats = ctx.saved_tensors
-        again = partial(generic_attention, key_mask=key_mask, **ctx.options)
-        return None, None, None, *differentiate_again(again, floats, ctx.needs_input_grad[3:], grad)
+        if torch.compiler.is_compiling() or not needs_generic([grad]):
+            return grad, None, None, None, None, None
+        need = ctx.needs_input_grad[2:]
+        return None, None, *differentiate_generic(softmax_attention, ctx.saved_tensors, ctx.static, [grad], need)
 
 
 def _can_read(tensors: list[Tensor]) -> bool:
@@ -117,3 +150,17 @@ def _reached(bad: Tensor, n: int) -> Tensor:
         return reached[..., n_kv - n :, :]
     early = torch.zeros((*bad.shape[:-2], n - n_kv, 1), dtype=torch.bool, device=bad.device)
     return torch.cat([early, reached], dim=-2)
+
+
+OVERRIDE = Override(
+    "softmax_attention",
+    "sdpa",
+    attend,
+    Accepts(
+        dtypes=("float32", "float64", "float16", "bfloat16"),
+        devices=(),
+        options=frozenset({"visible", "key_mask"}),
+        under=frozenset({"tracing", "transformed", "recorded", "watched"}),
+        also=declines,
+    ),
+)
