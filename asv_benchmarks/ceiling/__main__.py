@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from asv_benchmarks import ceiling
-from subquad_numpy.scan import scan_forward
+from subquad_numpy.selective_scan.calls import scan_forward
 
 SHAPES = ((1, 2048, 1536, 16), (8, 2048, 64, 16))
 ROUNDS = 15
