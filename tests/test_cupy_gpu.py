@@ -38,7 +38,7 @@ def on_device(cupy, case):
 
 
 def solve(cupy, cases, case):
-    from subquad_cupy._launch import CupyDevice
+    from subquad_cupy.device import CupyDevice
 
     found = cases.solve(case, CupyDevice(), on_device(cupy, case))
     return {name: cupy.asnumpy(x) for name, x in found.items()}
@@ -79,7 +79,7 @@ def test_two_runs_agree_in_every_bit(cupy, cases):
 def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     """Split over blocks, 2^17 steps agree with the same steps in calls too short to be split."""
     from subquad.kernels.selective_scan import Inputs
-    from subquad_cupy._scan import scan_forward
+    from subquad_cupy.selective_scan.calls import scan_forward
 
     rng = cupy.random.default_rng(0)
     n, d, short = 2**17, 64, 500
@@ -101,7 +101,7 @@ def test_a_long_narrow_sequence_equals_its_chunks(cupy):
 
 def test_it_runs_on_the_current_stream(cupy, cases):
     """Inputs that are still being written on the same stream are waited for."""
-    from subquad_cupy._launch import CupyDevice
+    from subquad_cupy.device import CupyDevice
 
     case = cases.CASES[0]
 
@@ -122,7 +122,7 @@ def test_torch_tensors_on_a_side_stream(cases, dtype):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
-    from subquad_cupy._launch import TorchDevice
+    from subquad_cupy.device import TorchDevice
 
     case = next(case for case in cases.CASES[:1] + cases.LOW_PRECISION if case.dtype == dtype)
 
