@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from subquad import attention as _attention
 from subquad.attention import ALIASES, METHODS, find_method
 from subquad.ssm import linear_scan, selective_scan, selective_scan_step
 
@@ -67,7 +67,7 @@ def register(name: str, **row: Any) -> Callable[[Any], Any]:
 
     def add(cls: Any) -> Any:
         METHODS[name] = cls
-        _attention.OPTIONS[cls] = tuple(f.name for f in dataclasses.fields(cls))
+        sys.modules["subquad.attention"].OPTIONS[cls] = tuple(f.name for f in dataclasses.fields(cls))
         ROWS[name] = MethodRow(name, cls, **{"aliases": (), "size": None, "defaults": ({},), **row})
         return cls
 
@@ -138,9 +138,9 @@ for _name, _causal, _state in (
 ):
     METHODS[_name].causal, METHODS[_name].state = _causal, _state  # type: ignore[attr-defined]
 register("exact", cost="n n_kv (d + d_v)")(METHODS["exact"])
-register(
-    "favor", cost="n m (d + d_v)", size="num_features", defaults=({"num_features": 64}, {"num_features": 256})
-)(METHODS["favor"])
+register("favor", cost="n m (d + d_v)", size="num_features", defaults=({"num_features": 64}, {"num_features": 256}))(
+    METHODS["favor"]
+)
 register("linear", cost="n d d_v")(METHODS["linear"])
 register(
     "nystrom", cost="n m (d + d_v)", size="num_landmarks", defaults=({"num_landmarks": 32}, {"num_landmarks": 64})
