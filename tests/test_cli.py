@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from interpreter import PATIENCE
 
-from subquad import _backends, registry
+from subquad import _backends
 from subquad.cli import compare, definitions, libraries, main
 from subquad.cli.inputs import read_npz, read_sample
 

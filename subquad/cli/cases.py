@@ -31,7 +31,7 @@ class Problem:
     def positional(self) -> int:
         """How many of the arrays have no keyword: the first ones."""
         parameters = inspect.signature(self.function).parameters
-        return sum(parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY for name in self.arrays)
+        return sum(x.kind is x.POSITIONAL_ONLY for name, x in parameters.items() if name in self.arrays)
 
     def bind(self, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """The call as a function of the arrays alone; `function` takes the arguments in place of the problem's own."""
@@ -136,10 +136,10 @@ def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, se
     if name not in {*registry.METHODS, *registry.ALIASES}:
         raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS]))
     name, method = registry.ALIASES.get(name, name), registry.find_method(name, dict(options))
-    fields = {field.name for field in dataclasses.fields(method)}
-    if seed is not None and "seed" in fields - options.keys():
+    has_seed = "seed" in {field.name for field in dataclasses.fields(method)} - options.keys()
+    if has_seed and seed is not None:
         with contextlib.suppress(ValueError):  # a method refuses a seed that would change nothing
-            method = dataclasses.replace(method, seed=seed)
+            method = registry.find_method(name, {**options, "seed": seed})
     return Attention(name, options, method, causal)
 
 
