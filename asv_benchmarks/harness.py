@@ -165,10 +165,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
+def compare(name: str, ours: Run, theirs: Run, repeat: int) -> dict[str, Any]:
+    """Two calls in turn: the row of a peer, with the ratio theirs / ours pair by pair."""
+    times = interleave({"ours": ours, "theirs": theirs}, repeat)
+    medians = {f"{side}_ms": 1e3 * statistics.median(found) for side, found in times.items()}
+    ratio = spread([b / a for a, b in zip(times["ours"], times["theirs"], strict=True)])
+    return {"peer": name, "pairs": repeat, **medians, "ratio": ratio}
+
+
 def git(*command: str) -> str:
     """What git prints about this repository; empty where there is none."""
     done = subprocess.run(["git", "-C", str(ROOT), *command], check=False, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+def doubling(first: int, last: int) -> list[int]:
+    """first, 2 first, 4 first … last."""
+    return [n for n in (first << i for i in range(32)) if n <= last]
 
 
 def machine() -> dict[str, Any]:
