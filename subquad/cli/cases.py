@@ -1,7 +1,6 @@
 """What is compared and measured: every method and every scan of the registry, with its options."""
 
 import ast
-import contextlib
 import dataclasses
 import inspect
 import re
@@ -42,12 +41,12 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """One attention method with its options."""
+    """One attention method with its options; `seed` is that of a random method without one among its options."""
 
     name: str
     options: Mapping[str, Any]
-    method: Any
     causal: bool = False
+    seed: int | None = None
     task = "attention"
 
     @property
@@ -75,7 +74,9 @@ class Attention:
         return definitions.attention(*problem.arrays.values(), causal=self.causal)
 
     def _problem(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Problem:
-        return Problem(subquad.attention, {"q": q, "k": k, "v": v}, {"method": self.method, "causal": self.causal})
+        seed = {} if self.seed is None else {"seed": self.seed}
+        options = {"method": self.name, "causal": self.causal, **self.options, **seed}
+        return Problem(subquad.attention, {"q": q, "k": k, "v": v}, options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +136,15 @@ def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, se
         return Scan(name, registry.SCANS[name])
     if name not in {*registry.METHODS, *registry.ALIASES}:
         raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS]))
-    name, method = registry.ALIASES.get(name, name), registry.find_method(name, dict(options))
-    has_seed = "seed" in {field.name for field in dataclasses.fields(method)} - options.keys()
-    if has_seed and seed is not None:
-        with contextlib.suppress(ValueError):  # a method refuses a seed that would change nothing
-            method = registry.find_method(name, {**options, "seed": seed})
-    return Attention(name, options, method, causal)
+    method = registry.find_method(name, dict(options))
+    if "seed" in options or "seed" not in {field.name for field in dataclasses.fields(method)}:
+        seed = None
+    elif seed is not None:
+        try:
+            registry.find_method(name, {**options, "seed": seed})
+        except ValueError:  # a method refuses a seed that would change nothing
+            seed = None
+    return Attention(registry.ALIASES.get(name, name), options, causal, seed)
 
 
 def is_quadratic(case: Case) -> bool:
@@ -150,9 +154,8 @@ def is_quadratic(case: Case) -> bool:
 
 def reason_against_causal(case: Case) -> str | None:
     """Why the operator has no causal form; None where it has one, as all scans do."""
-    if isinstance(case, Scan) or case.method.causal is True:
-        return None
-    return f"{case.name} has no causal form: {case.method.causal}"
+    causal = True if isinstance(case, Scan) else registry.METHODS[case.name].causal
+    return None if causal is True else f"{case.name} has no causal form: {causal}"
 
 
 def shown() -> list[tuple[str, Mapping[str, Any]]]:
