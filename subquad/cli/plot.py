@@ -83,7 +83,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
 
 def colour_of(method: str) -> str:
     """A method keeps its colour whatever stands beside it."""
-    others = [name for name in [*registry.METHODS, *registry.SCANS] if name != EXACT]
+    others = [name for name in [*registry.METHODS, *registry.SCANS, method] if name != EXACT]
     return "black" if method == EXACT else COLOURS[others.index(method) % len(COLOURS)]
 
 
