@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs" / "_ext"))
 
-import results
+results = importlib.import_module("results")
 
 MEASUREMENTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.RESULTS.glob("*.json")}
 
