@@ -1,10 +1,9 @@
 """subquad: sequence operators that cost less than quadratic, on any array library."""
 
-from subquad._dispatch import Explanation
-from subquad._draw import draw_omega
 from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
-from subquad.explain import explain
-from subquad.ssm import linear_scan, selective_scan, selective_scan_step
+from subquad.explain import Explanation, explain
+from subquad.random import draw_omega
+from subquad.scans import linear_scan, merge_scan, selective_scan, selective_scan_step, summarize_scan
 
 __version__ = "0.1.0"
 
@@ -20,6 +19,8 @@ __all__ = [
     "draw_omega",
     "explain",
     "linear_scan",
+    "merge_scan",
     "selective_scan",
     "selective_scan_step",
+    "summarize_scan",
 ]

@@ -1,152 +1,219 @@
-"""Stand-in for the registry of operators, until the real one arrives: METHODS and SCANS as rows."""
+"""Methods and scans as rows of two tables: what `explain`, `compare`, benchmarks, tests and docs read.
+
+A class becomes a method by `register`, a function a scan by `register_scan`. A distribution may add methods by entry
+points of the group "subquad.methods": the name of a method, and the module that registers it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import sys
-from collections.abc import Callable, Mapping
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from subquad.attention import ALIASES, METHODS, find_method
-from subquad.ssm import linear_scan, selective_scan, selective_scan_step
+from subquad.backend import Array
+from subquad.core.spelling import nearest
+from subquad.core.states import State, StateSpec
 
-__all__ = ["ALIASES", "METHODS", "SCANS", "MethodRow", "ScanRow", "find_method", "method_row", "register"]
-
-Arrays = Mapping[str, Any]
-ROWS: dict[str, MethodRow] = {}
-SCANS: dict[str, ScanRow] = {}
+GROUP = "subquad.methods"
+Cls = TypeVar("Cls", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
+Host = np.ndarray[Any, Any]
+Inputs = tuple[dict[str, Host], dict[str, Any]]  # arrays by name in the order of a scan's arguments; its options
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method: `size` is the option that says how large it is, `defaults` the options that compare shows."""
+    """An attention method.
+
+    Attributes
+    ----------
+    name, aliases : str, tuple of str
+        What `attention` calls it.
+    cls : type
+        The class of its objects.
+    cost : str
+        Its operations in n, n_kv, d, d_v and m, such as "n m (d + d_v)".
+    size : str or None
+        The option that says how large it is, such as "num_features".
+    defaults : tuple of dict
+        The options with which it is compared unless somebody says otherwise.
+    """
 
     name: str
-    cls: Any
-    aliases: tuple[str, ...]
-    cost: str
-    size: str | None
-    defaults: tuple[Mapping[str, Any], ...]
+    cls: type[Any]
+    aliases: tuple[str, ...] = ()
+    cost: str = ""
+    size: str | None = None
+    defaults: tuple[Mapping[str, Any], ...] = ({},)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of its options."""
+        return tuple(field.name for field in dataclasses.fields(self.cls) if field.init)
 
 
 @dataclass(frozen=True)
 class ScanRow:
-    """A scan and what draws its inputs."""
+    """A recurrence.
+
+    Attributes
+    ----------
+    name : str
+        Name of the function.
+    function : callable
+        The scan: arrays by position, then options and further arrays by keyword.
+    state : StateSpec
+        What `summarize_scan` gives, and how two of these merge.
+    decay : callable
+        ``decay(arrays, options)``: the factor from the state before the arrays to the state after them.
+    draw : callable
+        ``draw(rng, n)``: example inputs of n steps, float64, at the sizes and time scales of its first use.
+    cost : str
+        Its operations.
+    positional : tuple of str
+        The arrays that it takes by position.
+    step : callable or None
+        One step of it, for decoding.
+    activations : callable or None
+        ``activations(q, k, v)``: inputs made of real queries, keys and values.
+    reference : callable or None
+        ``reference(arrays, options)``: its definition in float64, on NumPy.
+    """
 
     name: str
     function: Callable[..., Any]
-    cost: str
-    state: Any
-    draw: Callable[[Any, int], tuple[dict[str, np.ndarray], dict[str, Any]]]
+    state: StateSpec
+    decay: Callable[[Mapping[str, Any], Mapping[str, Any]], Array]
+    draw: Callable[[np.random.Generator, int], Inputs]
+    cost: str = ""
+    positional: tuple[str, ...] = ()
     step: Callable[..., Any] | None = None
-    drive: Callable[..., Any] | None = None
-    definition: Callable[..., Any] | None = None
+    activations: Callable[[Host, Host, Host], Inputs] | None = None
+    reference: Callable[[Mapping[str, Host], Mapping[str, Any]], Host] | None = None
 
-    def call(self, arrays: Arrays, options: Arrays) -> Any:
-        """The function of arrays by name."""
-        first = [x.name for x in inspect.signature(self.function).parameters.values() if x.kind == x.POSITIONAL_ONLY]
-        rest = {name: x for name, x in arrays.items() if name not in first}
-        return self.function(*(arrays[name] for name in first if name in arrays), **rest, **options)
+    def call(self, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+        """The function's answer for arrays by name."""
+        by_position = [arrays.get(name) for name in self.positional]
+        while by_position and by_position[-1] is None:
+            by_position.pop()
+        return self.function(*by_position, **{name: x for name, x in arrays.items() if name not in self.positional},
+                             **options)  # fmt: skip
 
-    def activations(self, q: Any, k: Any, v: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Inputs made of activations; by default drawn ones of as many tokens."""
-        return self.drive(q, k, v) if self.drive else self.draw(np.random.default_rng(0), q.shape[-2])
-
-    @property
-    def reference(self) -> Callable[..., Any] | None:
-        """The definition in float64."""
-        return self.definition
+    def inputs(self, q: Host, k: Host, v: Host) -> Inputs:
+        """Inputs made of real activations; where the scan has no such maker, example inputs as long as `v`."""
+        if self.activations is None:
+            return self.draw(np.random.Generator(np.random.PCG64(0)), v.shape[-2])
+        return self.activations(q, k, v)
 
 
-def register(name: str, **row: Any) -> Callable[[Any], Any]:
-    """Make a class a method."""
+METHODS: dict[str, type[Any]] = {}
+ALIASES: dict[str, str] = {}
+SCANS: dict[str, ScanRow] = {}
+_rows: dict[type, MethodRow] = {}
+_defaults: dict[type, Any] = {}
 
-    def add(cls: Any) -> Any:
+
+def register(
+    name: str,
+    *,
+    aliases: Sequence[str] = (),
+    cost: str = "",
+    size: str | None = None,
+    defaults: Sequence[Mapping[str, Any]] = ({},),
+) -> Callable[[Cls], Cls]:
+    """Give a class of methods a name; the arguments are fields of `MethodRow`. A decorator.
+
+    Raises
+    ------
+    ValueError
+        If the name or an alias is taken by another class.
+    """
+
+    def decorate(cls: Cls) -> Cls:
+        for word in (name, *aliases):
+            taken = METHODS.get(ALIASES.get(word, word))
+            if taken is not None and taken is not cls:
+                msg = f"the name {word!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
+                raise ValueError(msg)
         METHODS[name] = cls
-        sys.modules["subquad.attention"].OPTIONS[cls] = tuple(f.name for f in dataclasses.fields(cls))
-        ROWS[name] = MethodRow(name, cls, **{"aliases": (), "size": None, "defaults": ({},), **row})
+        _rows[cls] = MethodRow(name, cls, tuple(aliases), cost, size, tuple(defaults))
+        ALIASES.update(dict.fromkeys(aliases, name))
         return cls
 
-    return add
+    return decorate
 
 
-def register_scan(name: str, **row: Any) -> Callable[[Any], Any]:
-    """Make a function a scan."""
+def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
+    """Make a function a scan; the keywords are fields of `ScanRow`. A decorator.
 
-    def add(function: Any) -> Any:
-        SCANS[name] = ScanRow(name, function, **row)
+    Raises
+    ------
+    ValueError
+        If the name is taken by another function.
+    """
+
+    def decorate(function: Function) -> Function:
+        taken = SCANS.get(name)
+        if taken is not None and taken.function is not function:
+            msg = f"the name {name!r} is taken by {taken.function.__module__}.{taken.function.__qualname__}"
+            raise ValueError(msg)
+        SCANS[name] = ScanRow(name, function, **fields)
         return function
 
-    return add
+    return decorate
 
 
 def method_row(name: str) -> MethodRow:
-    """The row of a method."""
-    return ROWS[name]
+    """The row of a method by its name or an alias; ValueError names those that are most like an unknown one."""
+    cls = METHODS.get(ALIASES.get(name, name))
+    if cls is None:
+        cls = _from_entry_point(name)
+    if cls is None:
+        msg = f"unknown method {name!r}; {nearest(name, [*METHODS, *ALIASES])}"
+        raise ValueError(msg)
+    return _rows.get(cls) or MethodRow(name, cls)  # a class that somebody put into METHODS by hand
 
 
-def _draw_selective(rng: Any, n: int) -> Any:
-    d, states = 256, 16
-    arrays = {
-        "u": rng.standard_normal((1, n, d)),
-        "delta": rng.standard_normal((1, n, d)),
-        "A": np.tile(-np.arange(1.0, states + 1), (d, 1)),
-        "B": rng.standard_normal((1, n, states)),
-        "C": rng.standard_normal((1, n, states)),
-        "D": np.ones(d),
-        "z": rng.standard_normal((1, n, d)),
-        "delta_bias": np.full(d, np.log(np.expm1(0.01))),
-    }
-    return arrays, {"delta_softplus": True}
+def scan_row(scan: str | Callable[..., Any]) -> ScanRow:
+    """The row of a scan by its name or function."""
+    for row in SCANS.values():
+        if scan == row.name or scan is row.function:
+            return row
+    name = scan if isinstance(scan, str) else getattr(scan, "__name__", repr(scan))
+    msg = f"unknown scan {name!r}; {nearest(name, SCANS)}"
+    raise ValueError(msg)
 
 
-def _drive_selective(q: Any, k: Any, v: Any) -> Any:
-    if q.ndim > 2:
-        q = q[..., :: q.shape[-3] // k.shape[-3], :, :]
-    d, d_v = k.shape[-1], v.shape[-1]
-    states = min(16, d)
-    delta = k @ (np.random.default_rng(0).standard_normal((d, d_v)) / d**0.5)
-    A, bias = np.tile(-np.arange(1.0, states + 1), (d_v, 1)), np.full(d_v, np.log(np.expm1(0.05)))
-    arrays = {"u": v, "delta": delta, "A": A, "B": k[..., :states], "C": q[..., :states]}
-    return arrays | {"D": np.ones(d_v), "delta_bias": bias}, {"delta_softplus": True}
+def make_method(name: str, options: Mapping[str, Any]) -> Any:
+    """The method object for a name and its options; TypeError for an option that it does not have."""
+    if not options:
+        return _default(METHODS.get(ALIASES.get(name, name)) or method_row(name).cls)
+    row = method_row(name)
+    for option in options:
+        if option not in row.options:
+            msg = f"method {name!r} has no option {option!r}; {nearest(option, row.options)}"
+            raise TypeError(msg)
+    return row.cls(**options)
 
 
-def _define_selective(arrays: Any, _options: Any) -> Any:
-    u, delta, A, B, C, D, bias = (np.asarray(x, dtype=np.float64) for x in arrays.values())
-    delta = np.logaddexp(0.0, delta + bias)
-    h, y = np.zeros((*u.shape[:-2], *A.shape)), np.empty_like(u)
-    for t in range(u.shape[-2]):
-        step = delta[..., t, :, None]
-        h = np.exp(step * A) * h + step * B[..., t, None, :] * u[..., t, :, None]
-        y[..., t, :] = np.sum(C[..., t, None, :] * h, axis=-1) + D * u[..., t, :]
-    return y
+def _default(cls: type[Any]) -> Any:
+    """The object with default options; it is frozen and holds no array."""
+    method = _defaults.get(cls)
+    if method is None:
+        method = _defaults[cls] = cls()
+    return method
 
 
-def _draw_linear(rng: Any, n: int) -> Any:
-    return {"a": rng.uniform(0.8, 1, (1, n, 256)), "b": rng.standard_normal((1, n, 256))}, {}
+def _from_entry_point(name: str) -> type[Any] | None:
+    """The class of a method that another distribution brings, once its module is imported."""
+    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+        entry.load()
+        return METHODS.get(name)
+    return None
 
 
-for _name, _causal, _state in (
-    ("exact", True, None),
-    ("favor", True, {}),
-    ("linear", True, {}),
-    ("nystrom", "its landmarks are means over the whole sequence", {}),
-):
-    METHODS[_name].causal, METHODS[_name].state = _causal, _state  # type: ignore[attr-defined]
-register("exact", cost="n n_kv (d + d_v)")(METHODS["exact"])
-register("favor", cost="n m (d + d_v)", size="num_features", defaults=({"num_features": 64}, {"num_features": 256}))(
-    METHODS["favor"]
-)
-register("linear", cost="n d d_v")(METHODS["linear"])
-register(
-    "nystrom", cost="n m (d + d_v)", size="num_landmarks", defaults=({"num_landmarks": 32}, {"num_landmarks": 64})
-)(METHODS["nystrom"])
-register_scan("linear_scan", cost="n d", state={}, draw=_draw_linear)(linear_scan)
-register_scan(
-    "selective_scan", cost="n d d_state", state={}, draw=_draw_selective, step=selective_scan_step,
-    drive=_drive_selective, definition=_define_selective,
-)(selective_scan)  # fmt: skip
+__all__ = ["ALIASES", "METHODS", "SCANS", "MethodRow", "ScanRow", "State", "register", "register_scan"]

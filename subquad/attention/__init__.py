@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from subquad._arrays import nearest
-from subquad._dispatch import Array
-from subquad.attention._method import Method
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.linear import Linear
+from subquad.attention.method import Method
 from subquad.attention.nystrom import Nystrom
+from subquad.backend import Array
+from subquad.registry import METHODS, make_method
 
-METHODS: dict[str, type[Method]] = {"exact": Exact, "favor": Favor, "linear": Linear, "nystrom": Nystrom}
-OPTIONS = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in METHODS.values()}
-ALIASES = {"performer": "favor", "nystromformer": "nystrom"}
-
-__all__ = ["ALIASES", "METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
+__all__ = ["METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
 
 
 def attention(
@@ -96,12 +91,4 @@ def find_method(method: str | Method, options: dict[str, Any]) -> Method:
     if not isinstance(method, str):
         msg = f"method must be a name or a method object, got {type(method).__name__}; names: {', '.join(METHODS)}"
         raise TypeError(msg)
-    cls = METHODS.get(ALIASES.get(method, method))
-    if cls is None:
-        msg = f"unknown method {method!r}; {nearest(method, [*METHODS, *ALIASES])}"
-        raise ValueError(msg)
-    for name in options:
-        if name not in OPTIONS[cls]:
-            msg = f"method {method!r} has no option {name!r}; {nearest(name, OPTIONS[cls])}"
-            raise TypeError(msg)
-    return cls(**options)
+    return make_method(method, options)

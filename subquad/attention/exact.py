@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from subquad._dispatch import Array
-from subquad.attention._door import Inputs
-from subquad.attention._method import Method
+from subquad.attention.call import AttentionCall
+from subquad.attention.method import Method
+from subquad.backend import Array
 from subquad.kernels.softmax_attention import softmax_attention
+from subquad.kernels.visibility import CAUSAL
+from subquad.registry import register
 
 
-@dataclass(frozen=True)
+@register("exact", cost="n n_kv (d + d_v)")
+@dataclass(frozen=True, repr=False)
 class Exact(Method):
     """Exact softmax attention, out = softmax(s q kᵀ) v.
 
@@ -44,13 +47,13 @@ class Exact(Method):
 
     implementation: str = "auto"
 
-    def evaluate(self, inputs: Inputs) -> Array:
+    def _evaluate(self, call: AttentionCall) -> Array:
         return softmax_attention(
-            inputs.q,
-            inputs.k,
-            inputs.v,
-            scale=inputs.scale,
-            causal=inputs.causal,
-            key_mask=inputs.key_mask,
+            call.q,
+            call.k,
+            call.v,
+            scale=call.scale,
+            visible=CAUSAL if call.causal else None,
+            key_mask=call.key_mask,
             implementation=self.implementation,
         )

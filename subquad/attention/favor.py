@@ -16,35 +16,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from array_api_compat import device
 
-from subquad import _arrays
-from subquad._dispatch import Array, backend_of
-from subquad._draw import PROJECTIONS, draw_omega
-from subquad.attention._door import Inputs
-from subquad.attention._features import FeatureMethod
-from subquad.attention._heads import Pair
-from subquad.attention._rows import mean_row, self_attention_mask
-from subquad.kernels._feature_map import (
-    Center,
-    Exponential,
-    FeatureMap,
-    Features,
-    RowMap,
-    batch_of,
-    centred_keys,
-    exponential_map,
+from subquad.attention.call import ArrayOptions, AttentionCall
+from subquad.attention.feature_method import FeatureMethod, Mapped
+from subquad.attention.means import mean_row, self_attention_mask
+from subquad.backend import Array
+from subquad.core.checks import (
+    check_arrays,
+    check_choice,
+    check_count,
+    check_floating,
+    check_number,
+    check_positive,
+    check_seed,
 )
+from subquad.core.dtypes import cast
+from subquad.core.loading import backend_of
+from subquad.kernels.feature_map import Elementwise, Exponential, FeatureMap, Trigonometric
+from subquad.random import PROJECTIONS, draw_omega
+from subquad.registry import register
 
+Host = np.ndarray[Any, Any]
 SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric")
 FEATURES = (*SOFTMAX_FEATURES, "relu")
 
 
-@dataclass(frozen=True)
+@register(
+    "favor",
+    aliases=("performer",),
+    cost="n m (d + d_v)",
+    size="num_features",
+    defaults=({"num_features": 64}, {"num_features": 256}),
+)
+@dataclass(frozen=True, repr=False)
 class Favor(FeatureMethod):
     """FAVOR+ (Performer): attention through random features, in O(n m d).
 
@@ -102,13 +112,13 @@ class Favor(FeatureMethod):
 
     def __post_init__(self) -> None:
         if self.num_features is not None:
-            _arrays.check_count("num_features", self.num_features)
+            check_count("num_features", self.num_features)
         if self.seed is not None:
-            _arrays.check_seed(self.seed)
+            check_seed(self.seed)
         if self.projection is not None:
-            _arrays.check_choice("projection", self.projection, PROJECTIONS)
+            check_choice("projection", self.projection, PROJECTIONS)
         if not callable(self.features):
-            _arrays.check_choice("features", self.features, FEATURES)
+            check_choice("features", self.features, FEATURES)
         if self.omega is not None:
             for name in ("num_features", "seed", "projection"):
                 if getattr(self, name) is not None:
@@ -120,8 +130,8 @@ class Favor(FeatureMethod):
         if self.center is not False and self.features not in SOFTMAX_FEATURES:
             msg = f"center leaves only the softmax kernel unchanged; features={self.features!r} is another kernel"
             raise ValueError(msg)
-        if _arrays.check_number("kernel_epsilon", self.kernel_epsilon) != 0:
-            _arrays.check_positive("kernel_epsilon", self.kernel_epsilon)
+        if check_number("kernel_epsilon", self.kernel_epsilon) != 0:
+            check_positive("kernel_epsilon", self.kernel_epsilon)
             if self.features in SOFTMAX_FEATURES:
                 msg = f"kernel_epsilon belongs to generalised kernels; {self.features} features need none"
                 raise ValueError(msg)
@@ -130,99 +140,102 @@ class Favor(FeatureMethod):
         """ω for d channels, as drawn: shape (m, d), NumPy, float64."""
         return draw_omega(*self._drawing(d))
 
-    def choose_center(self, inputs: Inputs) -> Center:
+    def _map(self, call: AttentionCall) -> Mapped:
+        center = self._center(call)
+        scale, like = call.scale, call.like
+        twice = self.features == "hyperbolic"
+        if self.omega is None:
+            bits = call.xp.finfo(like.dtype).bits
+            host = call.arrangement.backend.on_host(_host_weights, *self._drawing(like.shape[-1]), bits, scale, twice)
+            W_k = call.xp.asarray(host[0], dtype=like.dtype, device=device(like))
+            W_q = call.xp.asarray(host[1], dtype=like.dtype, device=device(like)) if scale < 0 else W_k
+        else:
+            omega = self._given_omega(call.xp, like)
+            W_k, W_q = _weights(call.xp, call.xp.matrix_transpose(omega), scale, twice)
+        return self._feature_map(scale), (W_k, W_q, *center)
+
+    def _feature_map(self, scale: float) -> FeatureMap:
+        if self.features in ("positive", "hyperbolic"):
+            return Exponential(scale)
+        if self.features == "trigonometric":
+            return Trigonometric(scale)
+        return Elementwise(self.features, self.kernel_epsilon)
+
+    def _center(self, call: AttentionCall) -> tuple[Array, ...]:
+        """q̄ and k̄, or nothing: the pair that was given, or the means of the rows that are seen."""
         if self.center is not True:
-            return super().choose_center(inputs)
-        if inputs.causal:
+            return tuple(call.options.values())
+        if call.causal:
             msg = "center=True would let the mean of later keys into earlier rows; pass center=(q_mean, k_mean)"
             raise NotImplementedError(msg)
-        q_mask = self_attention_mask(inputs)
-        return mean_row(inputs.xp, inputs.q, q_mask), mean_row(inputs.xp, inputs.k, inputs.key_mask)
+        return mean_row(call.xp, call.q, self_attention_mask(call)), mean_row(call.xp, call.k, call.key_mask)
 
-    def given_rows(self, xp: ModuleType, like: Array) -> Pair:
-        if self.center is False:
-            return None
+    def _holds_arrays(self, *, streaming: bool = False) -> bool:
+        return self.center is not False and (streaming or self.center is not True)
+
+    def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
         if self.center is True:
             msg = "a state needs the same center for every chunk; pass center=(q_mean, k_mean)"
             raise ValueError(msg)
-        pair = []
+        assert isinstance(self.center, tuple)
+        pair = {}
         for name, x in zip(("q_mean", "k_mean"), self.center, strict=True):
             x = _from_host(xp, name, x, like)
             if x.ndim == 0 or x.shape[-1] != like.shape[-1]:
                 msg = f"{name} has shape {tuple(x.shape)}, expected ({like.shape[-1]},) or (..., {like.shape[-1]})"
                 raise ValueError(msg)
-            pair.append(xp.expand_dims(x, axis=-2))
-        return pair[0], pair[1]
-
-    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
-        # ω (root x) = (root ω) x; a negative scale turns the queries round
-        directions = xp.matrix_transpose(self._omega(xp, like)) * abs(scale) ** 0.5
-        if self.features == "hyperbolic":
-            directions = xp.concat([directions, -directions], axis=-1)
-        turned = -directions if scale < 0 else directions
-        m = directions.shape[-1]
-
-        def trigonometric_keys(k: Array) -> Features:
-            k, half_norm, own = centred_keys(xp, k, scale, center)
-            return waves(k @ directions), half_norm + own
-
-        def trigonometric_queries(_: Array) -> RowMap:
-            return lambda q: (waves((q if center is None else q - center[0]) @ turned), None)
-
-        def waves(projected: Array) -> Array:
-            return xp.concat([xp.cos(projected), xp.sin(projected)], axis=-1)
-
-        if self.features in ("positive", "hyperbolic"):
-            return exponential_map(xp, Exponential(directions, turned, scale, center))
-        if self.features == "trigonometric":
-            return FeatureMap(trigonometric_keys, trigonometric_queries, 2 * m, 1, batch_of(center))
-        return FeatureMap(
-            lambda k: (self._elementwise(xp, k @ directions), None),
-            lambda _: lambda q: (self._elementwise(xp, q @ turned), None),
-            m,
-            1,
-        )
-
-    def _elementwise(self, xp: ModuleType, projected: Array) -> Array:
-        if self.features == "relu":
-            value = xp.where(projected < 0, 0.0, projected)
-        else:
-            value = self.features(projected)  # type: ignore[operator]
-            if getattr(value, "shape", None) != projected.shape:
-                got = getattr(value, "shape", type(value).__name__)
-                msg = f"features must map elementwise: given shape {tuple(projected.shape)}, it returned {got}"
-                raise ValueError(msg)
-        return value + self.kernel_epsilon if self.kernel_epsilon else value
+            pair[name] = xp.expand_dims(x, axis=-2)
+        return pair
 
     def _drawing(self, d: int) -> tuple[str, int, int, int]:
         """Arguments of `draw_omega`."""
         return self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0
 
-    def _omega(self, xp: ModuleType, like: Array) -> Array:
-        d = like.shape[-1]
+    def _in_force(self) -> dict[str, Any]:
+        options = super()._in_force()
         if self.omega is None:
-            bits = xp.finfo(like.dtype).bits
-            host = backend_of(xp).host(_cast_on_host, *self._drawing(d), bits)
-            return xp.asarray(host, dtype=like.dtype, device=device(like))
+            options["projection"], options["num_features"], _, options["seed"] = self._drawing(0)
+            return {name: value for name, value in options.items() if name != "omega"}
+        return {name: value for name, value in options.items() if name not in ("num_features", "seed", "projection")}
+
+    def _given_omega(self, xp: ModuleType, like: Array) -> Array:
+        """The option `omega` beside `like`, checked."""
+        d = like.shape[-1]
         omega = _from_host(xp, "omega", self.omega, like)
         if omega.ndim != 2 or omega.shape[1] != d or omega.shape[0] == 0:
             msg = f"omega has shape {tuple(omega.shape)}, expected (m, {d}): one row per feature, as wide as q"
             raise ValueError(msg)
-        if backend_of(xp).concrete(omega, like) and not bool(xp.all(xp.isfinite(omega))):
+        if backend_of(xp).is_concrete(omega, like) and not bool(xp.all(xp.isfinite(omega))):
             msg = "omega holds NaN or infinite entries; draw it again, for example with subquad.draw_omega"
             raise ValueError(msg)
         return omega
 
 
-def _cast_on_host(projection: str, m: int, d: int, seed: int, bits: int) -> np.ndarray[Any, Any]:
-    return draw_omega(projection, m, d, seed).astype(f"float{bits}")
+def _weights(xp: ModuleType, directions: Array, scale: float, twice: bool) -> tuple[Array, Array]:
+    """(W_k, W_q), both (d, m or 2 m): ω (√s x) = (√s ω) x, and a negative scale turns the queries round."""
+    directions = directions * abs(scale) ** 0.5
+    if twice:
+        directions = xp.concat([directions, -directions], axis=-1)
+    return directions, -directions if scale < 0 else directions
+
+
+@lru_cache(maxsize=128)
+def _host_weights(
+    projection: str, m: int, d: int, seed: int, bits: int, scale: float, twice: bool
+) -> tuple[Host, Host]:
+    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; read-only."""
+    omega = draw_omega(projection, m, d, seed).astype(f"float{bits}")
+    found = _weights(np, omega.T, scale, twice)
+    for x in found:
+        x.setflags(write=False)
+    return found
 
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
     """An array of the library of `like`, or of NumPy, as an array beside `like`."""
     from_host = isinstance(x, np.ndarray) and not isinstance(like, np.ndarray)
-    own = _arrays.check_arrays(**({} if from_host else {"q": like}), **{name: x})
-    _arrays.check_floating(own, **{name: x})
+    own = check_arrays(**({} if from_host else {"q": like}), **{name: x})
+    check_floating(own, **{name: x})
     if from_host:
         return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=device(like))
-    return _arrays.cast(xp, x, like.dtype)
+    return cast(xp, x, like.dtype)

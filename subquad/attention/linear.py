@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 from array_api_compat import device
 
-from subquad._dispatch import Array
-from subquad.attention._features import FeatureMethod
-from subquad.kernels._feature_map import Center, Elu, FeatureMap, RowMap, elu_map
+from subquad.attention.call import AttentionCall
+from subquad.attention.feature_method import FeatureMethod, Mapped
+from subquad.backend import Array
+from subquad.kernels.feature_map import Elu, Rowwise, map_rows
+from subquad.registry import register
 
 
-@dataclass(frozen=True)
+@register("linear", cost="n d d_v")
+@dataclass(frozen=True, repr=False)
 class Linear(FeatureMethod):
     """Linear attention with the feature map elu(x) + 1, or any other.
 
@@ -57,23 +59,12 @@ class Linear(FeatureMethod):
     def default_scale(self, scale: float | None) -> float | None:
         return 1.0 if scale is None else scale
 
-    def map_rows(self, xp: ModuleType, like: Array, *, scale: float, center: Center) -> FeatureMap:
-        root = abs(scale) ** 0.5
-        of_queries = -root if scale < 0 else root
-        if self.feature_map == "elu":
-            return elu_map(xp, Elu(root, of_queries), like.shape[-1])
-
-        def phi(factor: float) -> RowMap:
-            return lambda x: (self._call(x if factor == 1 else x * factor), None)
-
+    def _map(self, call: AttentionCall) -> Mapped:
+        root = abs(call.scale) ** 0.5
+        of_queries = -root if call.scale < 0 else root
+        if not callable(self.feature_map):
+            return Elu(root, of_queries), ()
+        like = call.like
         # one row shows how many features the map has
-        m = self._call(xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))).shape[-1]
-        return FeatureMap(phi(root), lambda _: phi(of_queries), m, 1)
-
-    def _call(self, x: Array) -> Array:
-        features = self.feature_map(x)  # type: ignore[operator]
-        if getattr(features, "shape", ())[:-1] != x.shape[:-1]:
-            got = getattr(features, "shape", type(features).__name__)
-            msg = f"feature_map must return one row per row: given shape {tuple(x.shape)}, it returned {got}"
-            raise ValueError(msg)
-        return features
+        row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))
+        return Rowwise(self.feature_map, root, of_queries, map_rows(self.feature_map, row).shape[-1]), ()

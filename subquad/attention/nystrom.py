@@ -10,28 +10,39 @@ landmark keys whose values are A⁺ B v: two calls of one kernel and a small mat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from subquad import _arrays
-from subquad._blocks import rows_per_block, scan_blocks
-from subquad._dispatch import Array, backend_of
-from subquad.attention import _door
-from subquad.attention._convolution import add_convolution
-from subquad.attention._landmarks import count_visible, segment_means, uniform_rows
-from subquad.attention._method import Streaming
-from subquad.attention._pinv import PINVS, check_tuning, pinv_times
-from subquad.attention._rows import self_attention_mask
-from subquad.kernels._online import State, divide, fade
-from subquad.kernels.softmax_attention import absorb_keys, no_keys, softmax_attention
+from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, enter
+from subquad.attention.convolution import add_convolution
+from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
+from subquad.attention.means import self_attention_mask
+from subquad.attention.method import Method
+from subquad.attention.pseudo_inverse import OPTION_OF, PSEUDO_INVERSES, check_pinv_options, pinv_times
+from subquad.backend import Array
+from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_seed
+from subquad.core.dtypes import cast
+from subquad.core.loading import backend_of
+from subquad.core.states import State, StateSpec, merge_by_shift
+from subquad.kernels.feature_attention import feature_summarize
+from subquad.kernels.feature_map import Exponential
+from subquad.kernels.max_shift import divide_or_zero, rescale
+from subquad.kernels.softmax_attention import softmax_attention
+from subquad.registry import register
 
 LANDMARKS = ("segment-means", "uniform")
 
 
-@dataclass(frozen=True)
-class Nystrom(Streaming):
+@register(
+    "nystrom",
+    aliases=("nystromformer",),
+    cost="n m (d + d_v)",
+    size="num_landmarks",
+    defaults=({"num_landmarks": 32}, {"num_landmarks": 64}),
+)
+@dataclass(frozen=True, repr=False)
+class Nystrom(Method):
     """Nyström attention: out = F A⁺ (B v), in O(n m (d + d_v)).
 
     Parameters
@@ -79,7 +90,11 @@ class Nystrom(Streaming):
     True
     """
 
-    holds = ("max", "sum", "acc")
+    causal = (
+        "Nyström attention has no causal form: a landmark is made of rows of all positions, so later "
+        "tokens would reach earlier rows; use 'favor', 'linear' or 'exact'"
+    )
+    state = StateSpec({"shift": ("m", 1), "numerator": ("m", "d_v"), "denominator": ("m", 1)}, merge_by_shift)
 
     num_landmarks: int | None = None
     landmarks: str | tuple[Array, Array] = "segment-means"
@@ -92,106 +107,83 @@ class Nystrom(Streaming):
     query_mask: Array | None = None
 
     def __post_init__(self) -> None:
-        _arrays.check_choice("pinv", self.pinv, PINVS)
+        check_choice("pinv", self.pinv, PSEUDO_INVERSES)
         if isinstance(self.landmarks, str):
-            _arrays.check_choice("landmarks", self.landmarks, LANDMARKS)
+            check_choice("landmarks", self.landmarks, LANDMARKS)
         elif not isinstance(self.landmarks, tuple) or len(self.landmarks) != 2:
             msg = (
                 f"landmarks must be one of {LANDMARKS} or a pair (q, k) of arrays, got {type(self.landmarks).__name__}"
             )
             raise TypeError(msg)
         if self.num_landmarks is not None:
-            _arrays.check_count("num_landmarks", self.num_landmarks)
+            check_count("num_landmarks", self.num_landmarks)
         if self.seed is not None:
-            _arrays.check_seed(self.seed)
+            check_seed(self.seed)
             if self.landmarks != "uniform":
                 msg = f'seed={self.seed} would have no effect: only landmarks="uniform" are random'
                 raise ValueError(msg)
-        check_tuning(self.pinv, self._tuning())
+        check_pinv_options(self.pinv, self._tuning())
         if not isinstance(self.landmarks, str) and self.query_mask is not None:
             msg = "query_mask chooses the rows of landmarks, which are given; leave one out"
             raise ValueError(msg)
 
     def with_landmarks(self, q: Array, k: Array, /, *, key_mask: Array | None = None) -> Nystrom:
         """This method with the landmarks of these queries and keys, no more than visible rows, as fixed arrays."""
-        inputs = _door.enter(q, k, k, causal=False, key_mask=key_mask, scale=None)
-        chosen = replace(self, num_landmarks=self._fitting(inputs)) if isinstance(self.landmarks, str) else self
-        with backend_of(inputs.xp).full_precision(inputs.q):
-            q_land, _, k_land, _ = chosen._landmarks(inputs)
-        pair = inputs.heads.unfold(q_land), inputs.heads.unfold(k_land)
+        holds = self._holds_arrays()
+        options = self._array_options if holds else None
+        call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, array_options=options)
+        query_mask = self._query_mask(call)
+        chosen = self if holds else replace(self, num_landmarks=self._fitting(call, query_mask))
+        with call.full_precision():
+            q_land, _, k_land, _ = chosen._landmarks(call, query_mask)
+        heads = call.arrangement.heads
+        pair = heads.unfold(q_land), heads.unfold(k_land)
         return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
 
-    def evaluate(self, inputs: _door.Inputs) -> Array:
-        if inputs.causal:
-            msg = (
-                "Nyström attention has no causal form: a landmark is made of rows of all positions, so later "
-                "tokens would reach earlier rows; use 'favor', 'linear' or 'exact'"
-            )
-            raise NotImplementedError(msg)
-        query_mask = self._query_mask(inputs)
-        xp, k, v, key_mask, scale = inputs.xp, inputs.k, inputs.v, inputs.key_mask, inputs.scale
-        if isinstance(self.landmarks, str) and min(inputs.q.shape[-2], k.shape[-2]) <= self._m():
-            out = softmax_attention(inputs.q, k, v, scale=scale, key_mask=key_mask)
+    def _evaluate(self, call: AttentionCall) -> Array:
+        query_mask = self._query_mask(call)
+        xp, k, v, key_mask, scale = call.xp, call.k, call.v, call.key_mask, call.scale
+        if not call.options and min(call.q.shape[-2], k.shape[-2]) <= self._m():
+            out = softmax_attention(call.q, k, v, scale=scale, key_mask=key_mask)
             if query_mask is not None:  # nothing but its shape counts here
-                out = xp.broadcast_to(out, (*inputs.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
-            return add_convolution(inputs, out, self.conv_weights)
-        q_land, q_valid, k_land, k_valid = self._landmarks(inputs)
+                out = xp.broadcast_to(out, (*call.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
+            return add_convolution(call, out, self.conv_weights)
+        q_land, q_valid, k_land, k_valid = self._landmarks(call, query_mask)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
         if k_valid is not None:  # no more visible keys than landmarks: each is its own landmark, and F v is exact
             few = count_visible(xp, key_mask)[..., None] <= self._m()
             visible, _ = self._choose(xp, v, key_mask)
             values = xp.where(few, visible, values)
-        out = softmax_attention(inputs.q, k_land, values, scale=scale, key_mask=k_valid)
-        return add_convolution(inputs, out, self.conv_weights)
+        out = softmax_attention(call.q, k_land, values, scale=scale, key_mask=k_valid)
+        return add_convolution(call, out, self.conv_weights)
 
-    def summarize_keys(
-        self, xp: ModuleType, k: Array, v: Array, *, key_mask: Array | None, scale: float, pair: Any
-    ) -> State:
-        q_land = pair[0] * scale
-        mask = None if key_mask is None else key_mask[..., None]
-        batch = _arrays.broadcast_batch(
-            landmarks=q_land.shape[:-2],
-            k=k.shape[:-2],
-            v=v.shape[:-2],
-            key_mask=None if mask is None else mask.shape[:-2],
-        )
-        carry = no_keys(xp, q_land, (*batch, q_land.shape[-2]), v.shape[-1])
+    def _summarize(self, call: AttentionCall) -> State:
+        # the sums of softmax attention at the landmark queries are those of the features exp(s q̃ᵀ k)
+        W_k = call.xp.matrix_transpose(call.options["landmarks_q"] * call.scale)
+        none = None, None, None
+        summary = feature_summarize(call.k, call.v, *none, W_k, None, phi=Exponential(0.0), key_mask=call.key_mask)
+        return dict(zip(("shift", "numerator", "denominator"), summary, strict=True))
 
-        def absorb(carry: Any, *block: Array) -> tuple[Any, None]:
-            return absorb_keys(xp, carry, q_land, *block), None
-
-        if k.shape[-2]:
-            size = rows_per_block(math.prod(batch) * q_land.shape[-2])
-            carry, _ = scan_blocks(absorb, carry, [k, v, mask], size, xp=xp)
-        return dict(zip(self.holds, carry, strict=True))
-
-    def merge_states(self, xp: ModuleType, left: State, right: State) -> State:
-        new = xp.maximum(left["max"], right["max"])
-        one, other = fade(xp, left["max"], new), fade(xp, right["max"], new)
-        return {"max": new} | {name: left[name] * one + right[name] * other for name in ("sum", "acc")}
-
-    def read_state(self, xp: ModuleType, q: Array, state: Mapping[str, Any], *, scale: float, pair: Any) -> Array:
+    def _attend(self, call: AttentionCall) -> Array:
         if self.conv_weights is not None:
             msg = "the convolution of conv_weights reads v, which a state does not hold; add it to the output yourself"
             raise NotImplementedError(msg)
-        q_land, k_land = pair
-        m = q_land.shape[-2]
-        _door.check_tails("state", state, {"max": (m, 1), "sum": (m, 1), "acc": (m, None)})
-        batches = {"q": q, "state": state["acc"], "landmarks_q": q_land, "landmarks_k": k_land}
-        _arrays.broadcast_batch(**{name: x.shape[:-2] for name, x in batches.items()})
-        at_landmarks = divide(xp, state["acc"], state["sum"])
-        values = self._landmark_values(xp, q_land, None, k_land, None, at_landmarks, scale)
-        return softmax_attention(q, k_land, values, scale=scale)
+        q_land, k_land, state = call.options["landmarks_q"], call.options["landmarks_k"], call.state
+        assert state is not None
+        self.state.check_sizes("state", state, m=q_land.shape[-2])
+        at_landmarks = divide_or_zero(call.xp, state["numerator"], state["denominator"])
+        values = self._landmark_values(call.xp, q_land, None, k_land, None, at_landmarks, call.scale)
+        return softmax_attention(call.q, k_land, values, scale=call.scale)
 
     def _m(self) -> int:
         return self.num_landmarks or 64
 
-    def _fitting(self, inputs: _door.Inputs) -> int:
+    def _fitting(self, call: AttentionCall, query_mask: Array | None) -> int:
         """m, or the number of visible rows where it is smaller: an empty segment has no mean."""
-        xp, m = inputs.xp, min(self._m(), inputs.q.shape[-2], inputs.k.shape[-2])
-        for name, mask in (("key_mask", inputs.key_mask), ("query_mask", self._query_mask(inputs))):
-            if mask is None or 0 in mask.shape or not backend_of(xp).concrete(mask):
+        xp, m = call.xp, min(self._m(), call.q.shape[-2], call.k.shape[-2])
+        for name, mask in (("key_mask", call.key_mask), ("query_mask", query_mask)):
+            if mask is None or 0 in mask.shape or not backend_of(xp).is_concrete(mask):
                 continue
             count = count_visible(xp, mask)
             most = int(xp.max(count))
@@ -214,25 +206,38 @@ class Nystrom(Streaming):
     def _tuning(self) -> dict[str, float | None]:
         return {"iterations": self.iterations, "rcond": self.rcond, "ridge": self.ridge}
 
+    def _in_force(self) -> dict[str, Any]:
+        options = super()._in_force()
+        defaults = {"num_landmarks": 64, "seed": 0, "iterations": 6, "rcond": 1e-3, "ridge": 1e-2}
+        unused = {name for name, pinv in OPTION_OF.items() if pinv != self.pinv}
+        if self.landmarks != "uniform":
+            unused.add("seed")
+        if not isinstance(self.landmarks, str):
+            unused |= {"num_landmarks", "query_mask"}
+        options |= {name: value for name, value in defaults.items() if options[name] is None}
+        return {name: value for name, value in options.items() if name not in unused and value is not None}
+
     def _choose(self, xp: ModuleType, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
         if self.landmarks == "uniform":
             return uniform_rows(xp, x, mask, self._m(), self.seed or 0)
         return segment_means(xp, x, mask, self._m())
 
-    def _landmarks(self, inputs: _door.Inputs) -> tuple[Array, Array | None, Array, Array | None]:
+    def _landmarks(
+        self, call: AttentionCall, query_mask: Array | None
+    ) -> tuple[Array, Array | None, Array, Array | None]:
         """q̃ and k̃ with the landmarks that hold a row; None: all do."""
-        xp = inputs.xp
-        if not isinstance(self.landmarks, str):
-            q_land, k_land = map(inputs.heads.fold, self.given_rows(xp, inputs.q))
-            inputs.batch(landmarks_q=q_land.shape[:-2], landmarks_k=k_land.shape[:-2])
-            return q_land, None, k_land, None
-        q_mask = self_attention_mask(inputs) if self.query_mask is None else self._query_mask(inputs)
-        q_land, q_valid = self._choose(xp, inputs.q, q_mask)
-        k_land, k_valid = self._choose(xp, inputs.k, inputs.key_mask)
+        if call.options:
+            return call.options["landmarks_q"], None, call.options["landmarks_k"], None
+        xp, q_mask = call.xp, self_attention_mask(call) if query_mask is None else query_mask
+        q_land, q_valid = self._choose(xp, call.q, q_mask)
+        k_land, k_valid = self._choose(xp, call.k, call.key_mask)
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
         return xp.where(xp.isfinite(q_land), q_land, 0.0), q_valid, k_land, k_valid
 
-    def given_rows(self, xp: ModuleType, like: Array) -> tuple[Array, Array]:
+    def _holds_arrays(self, *, streaming: bool = False) -> bool:
+        return streaming or not isinstance(self.landmarks, str)
+
+    def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
         if isinstance(self.landmarks, str):
             msg = (
                 "a state needs landmarks that do not depend on the chunk: use method.with_landmarks(q, k), "
@@ -240,8 +245,8 @@ class Nystrom(Streaming):
             )
             raise ValueError(msg)
         q_land, k_land = self.landmarks
-        _arrays.check_arrays(q=like, landmarks_q=q_land, landmarks_k=k_land)
-        _arrays.check_floating(xp, landmarks_q=q_land, landmarks_k=k_land)
+        check_arrays(q=like, landmarks_q=q_land, landmarks_k=k_land)
+        check_floating(xp, landmarks_q=q_land, landmarks_k=k_land)
         m = self.num_landmarks
         for name, x in (("q", q_land), ("k", k_land)):
             fits = x.ndim >= 2 and x.shape[-1] == like.shape[-1] and x.shape[-2] == q_land.shape[-2]
@@ -249,15 +254,16 @@ class Nystrom(Streaming):
                 expected = f"(..., {m or 'm'}, {like.shape[-1]})"
                 msg = f"landmarks for {name} have shape {tuple(x.shape)}, expected {expected}, as many for q as for k"
                 raise ValueError(msg)
-        return _arrays.cast(xp, q_land, like.dtype), _arrays.cast(xp, k_land, like.dtype)
+        return {"landmarks_q": cast(xp, q_land, like.dtype), "landmarks_k": cast(xp, k_land, like.dtype)}
 
-    def _query_mask(self, inputs: _door.Inputs) -> Array | None:
+    def _query_mask(self, call: AttentionCall) -> Array | None:
+        """The option `query_mask`, checked and folded."""
         if self.query_mask is None:
             return None
-        _arrays.check_arrays(q=inputs.q, query_mask=self.query_mask)
-        mask = _door.check_mask(inputs.xp, "query_mask", self.query_mask, inputs.q.shape[-2], "queries")
-        mask = inputs.heads.fold(mask, tail=1)
-        inputs.batch(query_mask=mask.shape[:-1])
+        check_arrays(q=call.q, query_mask=self.query_mask)
+        mask = check_mask(call.xp, "query_mask", self.query_mask, call.q.shape[-2], "queries")
+        mask = call.arrangement.heads.fold(mask, tail=1)
+        call.batch(query_mask=mask.shape[:-1])
         return mask
 
     def _landmark_values(
@@ -274,9 +280,9 @@ class Nystrom(Streaming):
         logits = (q_land * scale) @ xp.matrix_transpose(k_land)
         if k_valid is not None:
             logits = xp.where(k_valid[..., None, :], logits, -math.inf)
-        weights = fade(xp, logits, xp.max(logits, axis=-1, keepdims=True))
+        weights = rescale(xp, logits, xp.max(logits, axis=-1, keepdims=True))
         total = xp.sum(weights, axis=-1, keepdims=True)
         # what is not finite, a whole row, comes back with B v; decompositions would raise or never end
         keep = xp.isfinite(total) if q_valid is None else xp.isfinite(total) & q_valid[..., :, None]
-        a = xp.where(keep, divide(xp, weights, total), 0.0)
+        a = xp.where(keep, divide_or_zero(xp, weights, total), 0.0)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

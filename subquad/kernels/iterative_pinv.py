@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace, device
 
-from subquad._dispatch import Array, kernel
-from subquad.kernels._online import divide
+from subquad.backend import Array, Like
+from subquad.core.kernel import kernel
+from subquad.kernels.max_shift import divide_or_zero
 
 
-@kernel
+def outputs(a: Array, /, *, iterations: int) -> tuple[Like, ...]:
+    """What `iterative_pinv` gives."""
+    return (Like(tuple(a.shape), a.dtype),)
+
+
+@kernel(outputs=outputs)
 def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
     """Z ≈ A⁺ of finite matrices (..., m, m)."""
     xp = array_namespace(a)
@@ -19,7 +25,7 @@ def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
     norms = xp.max(xp.sum(magnitude, axis=-1, keepdims=True), axis=-2, keepdims=True) * xp.max(
         xp.sum(magnitude, axis=-2, keepdims=True), axis=-1, keepdims=True
     )
-    z = divide(xp, xp.matrix_transpose(a), norms)
+    z = divide_or_zero(xp, xp.matrix_transpose(a), norms)
     eye = xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
     seven, fifteen, thirteen = 7 * eye, 15 * eye, 13 * eye
     for _ in range(iterations):

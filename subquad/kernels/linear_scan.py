@@ -11,14 +11,20 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace, device
 
-from subquad._blocks import scan_blocks
-from subquad._dispatch import Array, kernel
-from subquad.kernels._runs import cut_runs, join_runs, run_sizes
+from subquad.backend import Array, Like
+from subquad.core.block_loop import fold_blocks
+from subquad.core.kernel import kernel
+from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
 
 RUN = 16  # steps of a run: the length of the loop over steps, twice; the joining costs log₂(n / RUN) / RUN of a pass
 
 
-@kernel
+def outputs(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> tuple[Like, ...]:
+    """What `linear_scan` gives."""
+    return (Like(tuple(b.shape), b.dtype),)
+
+
+@kernel(outputs=outputs, gradient=lambda arrays, outputs, grads, **static: _gradient(arrays, outputs, grads, **static))
 def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:
     """h of checked arrays of one dtype: a, b, h are (batch, n, d), initial_state (batch, d)."""
     xp = array_namespace(a)
@@ -44,8 +50,45 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
     before = xp.reshape(initial_state, (batch, 1, 1, d))
     if columns > 1:
         zero = xp.zeros((batch, columns, 1, d), dtype=b.dtype, device=device(b))
-        (decay, left), _ = scan_blocks(learn, (xp.ones_like(zero), zero), runs, 1, xp=xp, exact=True)
+        (decay, left), _ = fold_blocks(learn, (xp.ones_like(zero), zero), runs, 1, xp=xp, exact=True)
         before = join_runs(xp, decay, left, before)
-    _, h = scan_blocks(emit, before, runs, 1, xp=xp, exact=True)
+    _, h = fold_blocks(emit, before, runs, 1, xp=xp, exact=True)
     h = xp.reshape(h, (batch, columns * steps, d))[:, :n, :]
     return xp.flip(h, axis=1) if reverse else h
+
+
+def _gradient(
+    arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], grads: tuple[Array, ...], *, reverse: bool
+) -> tuple[Array | None, ...]:
+    """Gradients by a, b and the initial state, as `Kernel.gradient` has them."""
+    a, _, initial_state = arrays
+    return linear_scan_gradient(a, outputs[0], initial_state, grads[0], reverse=reverse)
+
+
+def linear_scan_gradient(
+    a: Array, h: Array, initial_state: Array | None, grad_h: Array, /, *, reverse: bool
+) -> tuple[Array, Array, Array | None]:
+    """Gradients by a, b and the initial state, ∂/∂Re + i ∂/∂Im of a real loss; n ≥ 1.
+
+        G[t] = ∂h[t] + conj(a[t+1]) G[t+1],    ∂b = G,    ∂a[t] = G[t] conj(h[t−1]),    ∂h[−1] = conj(a[0]) G[0]
+
+    It is written with linear scans, so that it can be differentiated in its turn.
+    As the scan: a, h, grad_h are (batch, n, d), initial_state (batch, d); h is what the scan returned.
+    """
+    xp = array_namespace(a)
+    batch, _, d = a.shape
+    zero = xp.zeros((batch, 1, d), dtype=a.dtype, device=device(a))
+    start = zero if initial_state is None else xp.reshape(initial_state, (batch, 1, d))
+    tail, head = slice(1, None), slice(None, -1)
+    next_a = xp.concat([zero, a[:, head, :]] if reverse else [a[:, tail, :], zero], axis=1)
+    previous_h = xp.concat([h[:, tail, :], start] if reverse else [start, h[:, head, :]], axis=1)
+    G = linear_scan(_conj(next_a), grad_h, None, reverse=not reverse)
+    first = a.shape[1] - 1 if reverse else 0
+    grad_state = None if initial_state is None else _conj(a[:, first, :]) * G[:, first, :]
+    return G * _conj(previous_h), G, grad_state
+
+
+def _conj(x: Array) -> Array:
+    """conj of complex numbers; the standard has none of real ones."""
+    xp = array_namespace(x)
+    return xp.conj(x) if xp.isdtype(x.dtype, "complex floating") else x

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from subquad._arrays import cast, is_half
-from subquad._blocks import scan_blocks
-from subquad._dispatch import Array, kernel
-from subquad.kernels._runs import cut_runs, join_runs, run_sizes
+from subquad.backend import Array, Like
+from subquad.core.block_loop import fold_blocks
+from subquad.core.dtypes import cast, is_half
+from subquad.core.kernel import kernel
+from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
 
 RUN = 32  # steps of a run: the length of the loop over steps, twice per span
 STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
@@ -41,7 +42,13 @@ class Gradients(Inputs):
     """Gradient of a loss by each of the inputs; None where the input was None."""
 
 
-@kernel
+def outputs(*arrays: Array, delta_softplus: bool, reverse: bool) -> tuple[Like, ...]:
+    """What `selective_scan` gives."""
+    u, _, A, *_ = arrays
+    return Like(tuple(u.shape), u.dtype), Like((u.shape[0], *A.shape), A.dtype)
+
+
+@kernel(outputs=outputs)
 def selective_scan(
     u: Array,
     delta: Array,
@@ -82,7 +89,7 @@ def selective_scan(
         return _span(xp, state, A, B, C, span)
 
     columns = max(1, min(64, STEP_ELEMENTS // max(1, batch * d * A.shape[-1])))
-    state, y = scan_blocks(advance, state, rows, RUN * columns, xp=xp)
+    state, y = fold_blocks(advance, state, rows, RUN * columns, xp=xp)
     if reverse:
         y = xp.flip(y, axis=-2)
     return cast(xp, skip_and_gate(xp, y, u, D, z), stored), state
@@ -162,8 +169,8 @@ def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tupl
     before = xp.expand_dims(state, axis=1)
     if columns > 1:
         zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=device(state))
-        left, _ = scan_blocks(learn, zero, runs, 1, xp=xp, exact=True)
+        left, _ = fold_blocks(learn, zero, runs, 1, xp=xp, exact=True)
         total = xp.matrix_transpose(xp.sum(runs[1], axis=-2, keepdims=True))
         before = join_runs(xp, xp.exp(total * A), left, before)
-    h, y = scan_blocks(emit, before, runs, 1, xp=xp, exact=True)
+    h, y = fold_blocks(emit, before, runs, 1, xp=xp, exact=True)
     return h[:, -1, ...], xp.reshape(y, (batch, columns * steps, d))[:, :n, :]

@@ -2,7 +2,8 @@
 
     out[i] = Σ_j exp(s q[i]·k[j]) v[j] / Σ_j exp(s q[i]·k[j]),    j over the keys that row i sees
 
-No n × n matrix exists: a block of rows keeps (m, l, acc) = (max, Σ exp(· − m), Σ exp(· − m) v) while the keys pass by.
+No n × n matrix exists: a block of rows keeps (shift, denominator, numerator) = (max, Σ exp(· − max), Σ exp(· − max) v)
+while the keys pass by.
 """
 
 from __future__ import annotations
@@ -12,69 +13,80 @@ from types import ModuleType
 
 from array_api_compat import array_namespace, device
 
-from subquad._arrays import broadcast_batch
-from subquad._blocks import rows_per_block, scan_blocks, take_rows
-from subquad._dispatch import Array, backend_of, kernel
-from subquad.kernels._online import divide, finite
+from subquad.backend import Array, Like
+from subquad.core.block_loop import fold_blocks, rows_per_block, take_rows
+from subquad.core.kernel import kernel
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+from subquad.kernels.max_shift import divide_or_zero, finite_shift
+from subquad.kernels.visibility import Visibility
 
 Carry = tuple[Array, Array, Array]
 
 MANY_KEYS = 256  # from here on both axes are blocked
-TRACED_BLOCKS = 16  # the causal loop over blocks of rows is unrolled while tracing; no more than this
+TRACED_BLOCKS = 16  # a loop over blocks of rows is unrolled while tracing; no more than this
 
 
-@kernel
+def batch_shape(q: Array, k: Array, v: Array, key_mask: Array | None) -> tuple[int, ...]:
+    """The common batch shape of the arguments."""
+    mask = None if key_mask is None else key_mask.shape[:-1]
+    return broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask)
+
+
+def outputs(
+    q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
+) -> tuple[Like, ...]:
+    """What `softmax_attention` gives."""
+    return (Like((*batch_shape(q, k, v, key_mask), q.shape[-2], v.shape[-1]), q.dtype),)
+
+
+@kernel(outputs=outputs, options={"visible": None, "key_mask": None})
 def softmax_attention(
-    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
+    q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
 ) -> Array:
-    """Softmax attention of checked, floating arrays; see the module for the formula.
+    """Softmax attention of checked, floating arrays; the module has the formula.
 
-    Causal: row i sees keys up to i + (n_kv − n). A row that sees no key gives 0.
+    `visible` says which keys each row sees; None is all. A row that sees no key gives 0.
     """
     xp = array_namespace(q)
     n, n_kv = q.shape[-2], k.shape[-2]
     mask = None if key_mask is None else key_mask[..., None]
-    batch = broadcast_batch(
-        q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=None if mask is None else mask.shape[:-2]
-    )
+    batch = batch_shape(q, k, v, key_mask)
     heads = max(1, math.prod(batch))
     size = rows_per_block(heads * min(max(n_kv, 1), MANY_KEYS))
 
-    def attend(rows: Array, first: int | None) -> Array:
-        """Output of a block of rows; `first` is the position of its first row, None where all keys are seen."""
+    def attend(rows: Array, first: int) -> Array:
+        """Output of a block of rows that begins with row `first`."""
         rows = rows * scale
         count = rows.shape[-2]
         carry = no_keys(xp, rows, (*batch, count), v.shape[-1])
-        seen = n_kv if first is None else min(max(first + n_kv - n + 1, 0), n_kv)
-        seen_by_some = n_kv if first is None else min(max(first + count + n_kv - n, 0), n_kv)
+        whole, parts = ((0, n_kv), ()) if visible is None else visible.spans(first, count, n, n_kv)
         size_kv = rows_per_block(heads * max(count, 1))
 
         def absorb(carry: Carry, *block: Array) -> tuple[Carry, None]:
             return absorb_keys(xp, carry, rows, *block), None
 
-        if seen:
-            carry, _ = scan_blocks(absorb, carry, take_rows([k, v, mask], 0, seen), size_kv, xp=xp)
-        if seen_by_some > seen:
-            some_k, some_v, some_mask = take_rows([k, v, mask], seen, seen_by_some)
-            # row r of the block sees key c of `block` where c < (r + first + n_kv − n + 1) − seen
-            where = device(rows)
-            limit = xp.arange(count, device=where)[:, None] + (first + n_kv - n + 1 - seen)
-            visible = xp.arange(seen_by_some - seen, device=where) < limit
-            carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, visible)
-        _, total, acc = carry
-        return divide(xp, acc, total)
+        if whole[1] > whole[0]:
+            carry, _ = fold_blocks(absorb, carry, take_rows([k, v, mask], *whole), size_kv, xp=xp)
+        for part in parts:
+            assert visible is not None
+            some_k, some_v, some_mask = take_rows([k, v, mask], *part)
+            pairs = visible.pairs(xp, (first, first + count), part, n_kv - n, device(rows))
+            carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, pairs)
+        _, denominator, numerator = carry
+        return divide_or_zero(xp, numerator, denominator)
 
-    if not causal:
-        _, out = scan_blocks(lambda _, rows: (None, attend(rows, None)), None, [q], size, xp=xp)
+    if visible is None:
+        _, out = fold_blocks(lambda _, rows: (None, attend(rows, 0)), None, [q], size, xp=xp)
         return out
-    if not backend_of(xp).concrete(q):
+    if not backend_of(xp).is_concrete(q):
         size = max(size, -(-n // TRACED_BLOCKS))
     blocks = [attend(q[..., i : min(i + size, n), :], i) for i in range(0, n, size)] or [attend(q, 0)]
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=-2)
 
 
 def no_keys(xp: ModuleType, like: Array, shape: tuple[int, ...], d_v: int) -> Carry:
-    """(m, l, acc) of rows of shape `shape` before any key."""
+    """(shift, denominator, numerator) of rows of shape `shape` before any key."""
     where = device(like)
     return (
         xp.full((*shape, 1), -math.inf, dtype=like.dtype, device=where),
@@ -92,8 +104,8 @@ def absorb_keys(
     mask: Array | None,
     visible: Array | None = None,
 ) -> Carry:
-    """(m, l, acc) after the keys k; `mask` (..., n_kv, 1) hides keys, `visible` (n, n_kv) hides them from rows."""
-    maximum, total, acc = carry
+    """The carry after the keys k; `mask` (..., n_kv, 1) hides keys, `visible` (n, n_kv) hides them from rows."""
+    shift, denominator, numerator = carry
     poison = None
     if mask is not None:  # 0 · NaN is NaN, in products and in their gradients: a hidden key enters none
         k, v = xp.where(mask, k, 0.0), xp.where(mask, v, 0.0)
@@ -106,12 +118,12 @@ def absorb_keys(
         bad = ~xp.all(xp.isfinite(v), axis=-1, keepdims=True)
         poison = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
         v = xp.where(bad, 0.0, v)
-    new = xp.maximum(maximum, xp.max(logits, axis=-1, keepdims=True))
-    reference = finite(xp, new)
+    new = xp.maximum(shift, xp.max(logits, axis=-1, keepdims=True))
+    reference = finite_shift(xp, new)
     weights = xp.exp(logits - reference)
-    fade = xp.exp(maximum - reference)
-    total = total * fade + xp.sum(weights, axis=-1, keepdims=True)
-    acc = acc * fade + weights @ v
+    faded = xp.exp(shift - reference)
+    denominator = denominator * faded + xp.sum(weights, axis=-1, keepdims=True)
+    numerator = numerator * faded + weights @ v
     if poison is not None:
-        acc = xp.where(poison, math.nan, acc)
-    return new, total, acc
+        numerator = xp.where(poison, math.nan, numerator)
+    return new, denominator, numerator

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import device
 
-from subquad._arrays import broadcast_batch
-from subquad._blocks import rows_per_block, scan_blocks
-from subquad._dispatch import Array, backend_of
-from subquad._draw import generator
+from subquad.backend import Array
+from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+from subquad.random import generator
 
 OFFSET_BITS = 12  # random offsets within a stratum, as integers: the same on every library
 
@@ -47,14 +48,14 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
     batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
     total = xp.zeros((*batch, m, x.shape[-1]), dtype=x.dtype, device=device(x))
     size = rows_per_block(math.prod(batch) * m)
-    total, _ = scan_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
+    total, _ = fold_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
     rows = xp.where(names < longer, length + 1, length)
     return total / xp.astype(xp.where(rows == 0, 1, rows), x.dtype)[..., None], rows > 0
 
 
 def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int) -> tuple[Array, Array | None]:
     """One random row from each of m equal strata, (..., m, d), and which strata hold a row, (..., m)."""
-    host = backend_of(xp).host(_offsets, m, seed)
+    host = backend_of(xp).on_host(_offsets, m, seed)
     if mask is None:
         edges = _strata(np.arange(m + 1), x.shape[-2], m)
         index = edges[:-1] + (host * np.diff(edges) >> OFFSET_BITS)

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from subquad._arrays import check_choice, check_count, check_seed
+from subquad.core.checks import check_choice, check_count, check_seed
 
 Host = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

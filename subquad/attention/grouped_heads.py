@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from subquad._dispatch import Array
-
-Pair = tuple[Array, Array] | None  # rows of an option, for queries and for keys
+from subquad.backend import Array
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,6 @@ class Heads:
     def fold_mask(self, mask: Array | None) -> Array | None:
         return None if mask is None else self.fold(mask, tail=1)
 
-    def fold_pair(self, pair: Pair) -> Pair:
-        return None if pair is None else (self.fold(pair[0]), self.fold(pair[1]))
-
     def unfold(self, x: Array) -> Array:
         """(..., h_kv, g or 1, n, d) → (..., all heads or h_kv, n, d)."""
         if self.groups == 1 or x.ndim < 4:
@@ -43,7 +38,7 @@ class Heads:
         return self.xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
 
 
-def counts(*arrays: Array | None, tail: int = 2) -> set[int]:
+def head_counts(*arrays: Array | None, tail: int = 2) -> set[int]:
     """Numbers of heads, other than one, of arrays (..., heads, tail)."""
     return {x.shape[-tail - 1] for x in arrays if x is not None and x.ndim > tail} - {1}
 

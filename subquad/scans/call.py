@@ -1,16 +1,92 @@
-"""The door of the selective scan and of one step of it: libraries, dtypes, shapes, and three forms of B and C."""
+"""The one door of recurrences: libraries, dtypes, shapes, the forms of maps; and the way back.
+
+What the shapes and dtypes of a call decide is a `Form`: how each array gets its place before a kernel, and how outputs
+come back. It is found once for each signature and kept.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from subquad import _arrays
-from subquad._dispatch import Array
+from subquad.backend import Array
+from subquad.core.checks import check_arrays, check_floating, check_given
+from subquad.core.dtypes import is_dtype
+from subquad.core.kernel import backend_of_type
+from subquad.core.shapes import broadcast_batch
+
+MAX_KEPT = 1024
+_forms: dict[Any, Form] = {}
+
+
+class Target(NamedTuple):
+    """The place of an array before a kernel: its dtype, then broadcast to `wide`, then the shape; None: as it is."""
+
+    dtype: Any
+    wide: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def place(self, xp: ModuleType, x: Array) -> Array:
+        """`x` in its place."""
+        if x.dtype != self.dtype:
+            x = xp.astype(x, self.dtype)
+        if self.wide is not None:
+            x = xp.broadcast_to(x, self.wide)
+        return x if self.shape is None or x.shape == self.shape else xp.reshape(x, self.shape)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the arrays of a call get their places, and the outputs their dtypes and shapes."""
+
+    xp: ModuleType
+    targets: tuple[Target | None, ...]
+    outputs: tuple[Target, ...]
+
+    def enter(self, arrays: Sequence[Array | None]) -> list[Array | None]:
+        """The arrays as a kernel takes them."""
+        xp = self.xp
+        return [
+            None if x is None or target is None else target.place(xp, x)
+            for x, target in zip(arrays, self.targets, strict=True)
+        ]
+
+    def leave(self, index: int, x: Array) -> Array:
+        """An output as the caller gets it."""
+        return self.outputs[index].place(self.xp, x)
+
+
+def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form]) -> Form:
+    """The form of a call of this kind, found by `find` unless it is known; errors are raised there."""
+    backend = backend_of_type(arrays[0])
+    signature = None if backend is None else backend.signature(arrays)
+    if signature is None:
+        return find()
+    form = _forms.get((kind, signature))
+    if form is None:
+        form = find()
+        if len(_forms) >= MAX_KEPT:
+            _forms.clear()
+        _forms[kind, signature] = form
+    return form
+
+
+def flat_target(x: Array | None, dtype: Any, batch: tuple[int, ...], tail: tuple[int, ...]) -> Target | None:
+    """The target (product of `batch`, tail) of an array (..., tail), broadcast where it must be."""
+    if x is None:
+        return None
+    count = 1
+    for size in batch:
+        count *= size
+    own = tuple(x.shape[: x.ndim - len(tail)])
+    wide = None if own == batch else (*batch, *tail)
+    return Target(dtype, wide, (count, *tail))
 
 
 class Shapes(NamedTuple):
-    """What inputs that fit say; `forms` is the number of axes of B and C after the batch, see `map_rank`."""
+    """What the inputs of a selective scan say that fit; `forms`: axes of B and C after the batch, see `map_rank`."""
 
     xp: ModuleType
     batch: tuple[int, ...]
@@ -21,11 +97,11 @@ class Shapes(NamedTuple):
 
 def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
     """Raise unless the inputs, by name, fit. `time` is the number of axes of time: 1 in a scan, 0 in one step."""
-    _arrays.check_given(**{name: arrays[name] for name in ("u", "delta", "A", "B", "C")})
-    xp = _arrays.check_arrays(**arrays)
+    check_given(**{name: arrays[name] for name in ("u", "delta", "A", "B", "C")})
+    xp = check_arrays(**arrays)
     state = "initial_state" if time else "state"
-    _arrays.check_floating(xp, **{name: arrays[name] for name in ("u", "delta", "D", "z", "delta_bias")})
-    _arrays.check_floating(xp, complex_too=True, **{name: arrays[name] for name in ("A", "B", "C", state)})
+    check_floating(xp, **{name: arrays[name] for name in ("u", "delta", "D", "z", "delta_bias")})
+    check_floating(xp, complex_too=True, **{name: arrays[name] for name in ("A", "B", "C", state)})
     u, A = arrays["u"], arrays["A"]
     if u.ndim <= time:
         expected = "(..., n, d) with at least two axes" if time else "(..., d)"
@@ -47,17 +123,17 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
         if x is not None and tuple(x.shape) != (d,):
             msg = f"{name} has shape {tuple(x.shape)}, expected ({d},): one number per channel"
             raise ValueError(msg)
-    if not _arrays.is_dtype(xp, A.dtype, "complex floating"):
+    if not is_dtype(xp, A.dtype, "complex floating"):
         for name in ("B", "C", state):
             x = arrays[name]
-            if x is not None and _arrays.is_dtype(xp, x.dtype, "complex floating"):
+            if x is not None and is_dtype(xp, x.dtype, "complex floating"):
                 msg = f"{name} is complex ({x.dtype}) but A is real; make A complex too, or take the real part"
                 raise TypeError(msg)
     batches = {name: arrays[name].shape[: -len(tail)] for name, tail in tails.items() if arrays[name] is not None}
-    rows = (*_arrays.broadcast_batch(**batches), *steps)
+    rows = (*broadcast_batch(**batches), *steps)
     forms = {name: map_rank(name, arrays[name], u, steps, rows, d_state) for name in ("B", "C")}
     batches |= {name: arrays[name].shape[:-rank] for name, rank in forms.items() if rank}
-    return Shapes(xp, _arrays.broadcast_batch(**batches), d, d_state, forms)
+    return Shapes(xp, broadcast_batch(**batches), d, d_state, forms)
 
 
 def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[int, ...], d_state: int) -> int:

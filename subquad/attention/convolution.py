@@ -10,31 +10,32 @@ from types import ModuleType
 import numpy as np
 from array_api_compat import device
 
-from subquad import _arrays
-from subquad._dispatch import Array
-from subquad.attention._door import Inputs
+from subquad.attention.call import AttentionCall
+from subquad.backend import Array
+from subquad.core.checks import check_arrays, check_floating
+from subquad.core.dtypes import cast
 
 TILE = 64  # rows of the banded matrix, at least
 
 
-def add_convolution(inputs: Inputs, out: Array, weights: Array | None) -> Array:
+def add_convolution(call: AttentionCall, out: Array, weights: Array | None) -> Array:
     """`out` + the convolution of v; `out` itself without weights."""
     if weights is None:
         return out
-    xp, v = inputs.xp, inputs.v
-    _arrays.check_arrays(q=inputs.q, conv_weights=weights)
-    _arrays.check_floating(xp, conv_weights=weights)
+    xp, v = call.xp, call.v
+    check_arrays(q=call.q, conv_weights=weights)
+    check_floating(xp, conv_weights=weights)
     if weights.ndim == 0 or weights.shape[-1] % 2 == 0:
         msg = f"conv_weights has shape {tuple(weights.shape)}, expected (..., taps) with an odd number of taps"
         raise ValueError(msg)
-    if inputs.q.shape[-2] != v.shape[-2]:
-        msg = f"conv_weights needs one value per query, got n = {inputs.q.shape[-2]} and n_kv = {v.shape[-2]}"
+    if call.q.shape[-2] != v.shape[-2]:
+        msg = f"conv_weights needs one value per query, got n = {call.q.shape[-2]} and n_kv = {v.shape[-2]}"
         raise ValueError(msg)
-    if inputs.key_mask is not None:
-        v = xp.where(inputs.key_mask[..., None], v, 0.0)
-    weights = inputs.heads.fold(weights, tail=1)
-    inputs.batch(output=out.shape[:-2], conv_weights=weights.shape[:-1])
-    return out + depthwise(xp, v, _arrays.cast(xp, weights, v.dtype))
+    if call.key_mask is not None:
+        v = xp.where(call.key_mask[..., None], v, 0.0)
+    weights = call.arrangement.heads.fold(weights, tail=1)
+    call.batch(output=out.shape[:-2], conv_weights=weights.shape[:-1])
+    return out + depthwise(xp, v, cast(xp, weights, v.dtype))
 
 
 def depthwise(xp: ModuleType, v: Array, weights: Array) -> Array:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from subquad._dispatch import Array, backend_of
-from subquad.attention._door import Inputs
+from subquad.attention.call import AttentionCall
+from subquad.backend import Array
+from subquad.core.loading import backend_of
 
 
-def self_attention_mask(inputs: Inputs) -> Array | None:
+def self_attention_mask(call: AttentionCall) -> Array | None:
     """The mask of the queries: in self-attention (n = n_kv) a hidden key's query is padding too."""
-    return inputs.key_mask if inputs.q.shape[-2] == inputs.k.shape[-2] else None
+    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None
 
 
 def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
@@ -18,7 +19,7 @@ def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
     keep = None if mask is None else mask[..., None]
     mean, total = _mean(xp, x, keep)
     # a finite sum is one of finite rows; to look at each row costs many times as much
-    if backend_of(xp).concrete(x, mask) and bool(xp.all(xp.isfinite(total))):
+    if backend_of(xp).is_concrete(x, mask) and bool(xp.all(xp.isfinite(total))):
         return mean
     finite = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
     return _mean(xp, x, finite if keep is None else keep & finite)[0]

@@ -10,22 +10,23 @@ from types import ModuleType
 
 from array_api_compat import device
 
-from subquad import _arrays
-from subquad._dispatch import Array
+from subquad.backend import Array
+from subquad.core.checks import check_count, check_positive
+from subquad.core.shapes import broadcast_batch
 from subquad.kernels.iterative_pinv import iterative_pinv
 
-PINVS = ("iterative", "exact", "ridge")
-TUNING = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # the one that each number belongs to
+PSEUDO_INVERSES = ("iterative", "exact", "ridge")
+OPTION_OF = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # the one that each number belongs to
 
 
-def check_tuning(pinv: str, tuning: Mapping[str, float | None]) -> None:
+def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
     """Raise for a number that is out of range or would have no effect."""
     for option, value in tuning.items():
         if value is None:
             continue
-        (_arrays.check_count if option == "iterations" else _arrays.check_positive)(option, value)
-        if pinv != TUNING[option]:
-            kind = TUNING[option]
+        (check_count if option == "iterations" else check_positive)(option, value)
+        if pinv != OPTION_OF[option]:
+            kind = OPTION_OF[option]
             msg = f"{option}={value} would have no effect with pinv={pinv!r}; it belongs to pinv={kind!r}"
             raise ValueError(msg)
 
@@ -43,5 +44,5 @@ def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[st
 
 def _broadcast_pair(xp: ModuleType, a: Array, b: Array) -> tuple[Array, Array]:
     """Both with the common batch shape, which `solve` does not find by itself on every library."""
-    batch = _arrays.broadcast_batch(a=a.shape[:-2], b=b.shape[:-2])
+    batch = broadcast_batch(a=a.shape[:-2], b=b.shape[:-2])
     return xp.broadcast_to(a, (*batch, *a.shape[-2:])), xp.broadcast_to(b, (*batch, *b.shape[-2:]))

@@ -1,17 +1,17 @@
-"""What may come in: array library, device, dtype and shape, checked once at the door."""
+"""TypeError and ValueError for what may not come in: array libraries, devices, dtypes, numbers."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from subquad._dispatch import Array, library_of
+from subquad.backend import Array
+from subquad.core.dtypes import is_dtype
+from subquad.core.loading import library_of
 
 
 def check_arrays(**arrays: Array | None) -> ModuleType:
@@ -85,44 +85,6 @@ def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array
             raise TypeError(msg)
 
 
-def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
-    """`isdtype` of the standard, False for the dtypes that it does not know, but for bfloat16."""
-    try:
-        return bool(xp.isdtype(dtype, kinds))
-    except TypeError:
-        return _is_bfloat16(dtype) and "real floating" in ((kinds,) if isinstance(kinds, str) else kinds)
-
-
-def is_half(xp: ModuleType, dtype: Any) -> bool:
-    """A real floating dtype of less than 32 bits: for storage, not to compute in."""
-    return _is_bfloat16(dtype) or (xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32)
-
-
-def _is_bfloat16(dtype: Any) -> bool:
-    """That of the package ml_dtypes, which NumPy and CuPy take, but say nothing of."""
-    return getattr(dtype, "name", None) == "bfloat16"
-
-
-def common_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
-    """The dtype that the arrays promote to."""
-    given = [x for x in arrays if x is not None]
-    try:
-        return xp.result_type(*given)
-    except TypeError:  # float16 and bfloat16 of ml_dtypes: NumPy has no answer, other libraries say float32
-        return xp.result_type(xp.float32, *[x for x in given if not is_half(xp, x.dtype)])
-
-
-def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
-    """The dtype to compute in: the common one, but at least float32."""
-    dtype = common_dtype(xp, *arrays)
-    return xp.float32 if is_half(xp, dtype) else dtype
-
-
-def cast(xp: ModuleType, x: Array | None, dtype: Any) -> Array | None:
-    """`x` in `dtype`, the same object where it has it already."""
-    return x if x is None or x.dtype == dtype else xp.astype(x, dtype)
-
-
 def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         msg = f"{name} must be True or False, got {value!r} of type {type(value).__name__}"
@@ -172,37 +134,3 @@ def check_positive(name: str, value: Any) -> float:
         msg = f"{name} must be positive, got {value}"
         raise ValueError(msg)
     return float(value)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say of a name that is none of these."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}Known: {', '.join(known) or 'none'}"
-
-
-def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The common batch shape by the standard's rules; ValueError names the arguments that do not fit."""
-    result: list[int] = []
-    for shape in shapes.values():
-        if shape is None:
-            continue
-        for axis in range(1, len(shape) + 1):
-            if axis > len(result):
-                result.insert(0, shape[-axis])
-            elif result[-axis] == 1:
-                result[-axis] = shape[-axis]
-            elif shape[-axis] not in (1, result[-axis]):
-                listed = ", ".join(f"{name} {list(s)}" for name, s in shapes.items() if s is not None)
-                msg = f"batch shapes do not broadcast: {listed}; they must be equal or 1 axis by axis"
-                raise ValueError(msg)
-    return tuple(result)
-
-
-def flatten_batch(xp: ModuleType, x: Array, batch: tuple[int, ...], rank: int) -> Array:
-    """(..., tail) → (product of `batch`, tail), the tail being the last `rank` axes; broadcast where it must be."""
-    tail = x.shape[-rank:]
-    if tuple(x.shape[:-rank]) != batch:
-        x = xp.broadcast_to(x, (*batch, *tail))
-    return xp.reshape(x, (math.prod(batch), *tail))

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from array_api_compat import device
 
-from subquad._dispatch import Array
+from subquad.backend import Array
 
 
 def run_sizes(n: int, longest: int) -> tuple[int, int]:

@@ -1,0 +1,254 @@
+"""The one door of attention: checks, grouped queries, dtypes, masks and states of a call; and the way back.
+
+What the shapes and dtypes of a call decide is an `Arrangement`. It is found once for each signature and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+from subquad.attention.grouped_heads import Heads, find_heads, head_counts
+from subquad.backend import Array, Backend
+from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
+from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
+from subquad.core.kernel import backend_of_type
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+from subquad.core.states import State, StateSpec
+
+MAX_KEPT = 1024
+ArrayOptions = Mapping[str, Array]
+_arrangements: dict[Any, Arrangement] = {}
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What the shapes and dtypes of a call decide."""
+
+    xp: ModuleType
+    backend: Backend
+    scale: float
+    heads: Heads
+    out_dtype: Any
+    out_shape: tuple[int, ...] | None  # folded
+    as_given: bool  # arrays need no cast and no fold, and a mask has an entry for each key
+
+
+class AttentionCall:
+    """Checked arguments of a call, in the compute dtype, with grouped queries on an axis of their own.
+
+    Grouped: q (..., h_kv, g, n, d), k and v (..., h_kv, 1, n_kv, ·), key_mask (..., h_kv or 1, g or 1, n_kv).
+    `options` are the options of the method that are arrays of rows, cast and folded likewise.
+    """
+
+    q: Array  # None where the call has no queries; likewise k and v where it has no keys
+    k: Array
+    v: Array
+    __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "state", "v")
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        rows: Mapping[str, Array],
+        key_mask: Array | None,
+        state: Mapping[str, Array] | None,
+        causal: bool,
+        options: ArrayOptions,
+    ) -> None:
+        self.arrangement, self.key_mask, self.state = arrangement, key_mask, state
+        self.q, self.k, self.v = rows.get("q"), rows.get("k"), rows.get("v")
+        self.causal, self.options = causal, options
+
+    @property
+    def xp(self) -> ModuleType:
+        """The namespace of the arrays."""
+        return self.arrangement.xp
+
+    @property
+    def scale(self) -> float:
+        """The factor of the logits."""
+        return self.arrangement.scale
+
+    @property
+    def like(self) -> Array:
+        """An array of the width, dtype and device of queries and keys."""
+        return self.k if self.q is None else self.q
+
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """A context in which products are computed in the dtype of the arrays."""
+        return self.arrangement.backend.full_precision(self.like)
+
+    def batch(self, **others: tuple[int, ...]) -> tuple[int, ...]:
+        """The common batch shape, also with those of options, folded; ValueError names what does not fit."""
+        own = {name: x.shape[:-2] for name in ("q", "k", "v") if (x := getattr(self, name)) is not None}
+        if self.key_mask is not None:
+            own["key_mask"] = self.key_mask.shape[:-1]
+        if self.state is not None:
+            own["state"] = next(iter(self.state.values())).shape[:-2]
+        return broadcast_batch(**own, **others)
+
+    def leave(self, out: Array) -> Array:
+        """`out` as the caller gets it; options and a state may have brought in more batch axes than the inputs."""
+        made = self.arrangement
+        if out.shape == made.out_shape and out.dtype == made.out_dtype and made.heads.groups == 1:
+            return out
+        out = cast(self.xp, out, made.out_dtype)
+        assert self.q is not None
+        shape = (*self.batch(out=out.shape[:-2]), self.q.shape[-2], out.shape[-1])
+        if tuple(out.shape) != shape:
+            out = self.xp.broadcast_to(out, shape)
+        return made.heads.unfold(out)
+
+    def leave_state(self, state: State) -> State:
+        """`state` as the caller gets it."""
+        heads = self.arrangement.heads
+        return state if heads.groups == 1 else {name: heads.unfold(x) for name, x in state.items()}
+
+
+def enter(
+    spec: StateSpec | None,
+    rows: Mapping[str, Any],
+    *,
+    key_mask: Array | None = None,
+    state: Mapping[str, Array] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    array_options: Callable[[ModuleType, Array], ArrayOptions] | None = None,
+) -> AttentionCall:
+    """Check a call and arrange its arrays. `rows` are q, k and v, those that this kind of call has.
+
+    `array_options(xp, like)` gives the method's options that are arrays (..., rows, d), checked; None: it has none.
+    """
+    key = None
+    if array_options is None:
+        key = _key(spec, rows, key_mask, state, causal, scale)
+        arrangement = None if key is None else _arrangements.get(key)
+        if arrangement is not None and arrangement.as_given:
+            return AttentionCall(arrangement, rows, key_mask, state, causal, {})
+    held = {} if state is None or spec is None else spec.check("state", state)
+    xp = check_rows({"key_mask": key_mask, **held}, **rows)
+    check_floating(xp, **held)
+    causal = check_flag("causal", causal)
+    like = next(iter(rows.values()))
+    factor = float(like.shape[-1]) ** -0.5 if scale is None else check_scale(scale)
+    mask = check_keys(rows["k"], rows["v"], key_mask, xp) if "k" in rows else None
+    out_dtype = common_dtype(xp, *rows.values())
+    compute = compute_dtype(xp, *rows.values(), *held.values())
+    untouched = mask is key_mask and all(x.dtype == compute for x in (*rows.values(), *held.values()))
+    rows = {name: cast(xp, x, compute) for name, x in rows.items()}
+    state = None if state is None else {name: cast(xp, x, compute) for name, x in state.items()}
+    options = {} if array_options is None else array_options(xp, next(iter(rows.values())))
+    heads = _find_heads(xp, rows, mask, state, options)
+    arrangement = Arrangement(xp, backend_of(xp), factor, heads, out_dtype, None, untouched and heads.groups == 1)
+    call = AttentionCall(
+        arrangement,
+        {name: heads.fold(x) for name, x in rows.items()},
+        heads.fold_mask(mask),
+        None if state is None else {name: heads.fold(x) for name, x in state.items()},
+        causal,
+        {name: heads.fold(x) for name, x in options.items()},
+    )
+    batch = call.batch(**{name: x.shape[:-2] for name, x in call.options.items()})
+    if key is not None:
+        if len(_arrangements) >= MAX_KEPT:
+            _arrangements.clear()
+        values = call.v if state is None or call.v is not None else state.get("numerator")
+        if call.q is not None and values is not None:
+            arrangement = replace(arrangement, out_shape=(*batch, call.q.shape[-2], values.shape[-1]))
+        _arrangements[key] = arrangement
+    return call
+
+
+def _key(
+    spec: StateSpec | None,
+    rows: Mapping[str, Any],
+    key_mask: Array | None,
+    state: Mapping[str, Array] | None,
+    causal: Any,
+    scale: Any,
+) -> Any:
+    """What decides an arrangement; None where it must be found out at every call."""
+    if (causal is not True and causal is not False) or (scale is not None and scale.__class__ is not float):
+        return None
+    arrays = (*rows.values(), key_mask)
+    backend = backend_of_type(arrays[0])
+    if backend is None:
+        return None
+    if state is None:
+        signature, names = backend.signature(arrays), None
+    elif state.__class__ is dict:
+        signature, names = backend.signature((*arrays, *state.values())), (id(spec), *state)
+    else:
+        return None
+    return None if signature is None else (signature, *rows, causal, scale, names)
+
+
+def _find_heads(
+    xp: ModuleType, rows: Mapping[str, Array], mask: Array | None, state: State | None, options: ArrayOptions
+) -> Heads:
+    """The fold of a call: which arrays have the heads of keys, and which those of queries."""
+    if "k" in rows:
+        keys = head_counts(rows["k"], rows["v"])
+        if "q" in rows:
+            return find_heads(xp, keys, head_counts(rows["q"]))
+        per_query = keys | head_counts(mask, tail=1) | head_counts(*options.values())
+        return find_heads(xp, keys, per_query, many="key_mask or an option")
+    held = head_counts(*(state or {}).values(), *options.values())
+    few, many = "the state and its options", "q, the state or an option"
+    return find_heads(xp, {min(held, default=1)}, held | head_counts(rows["q"]), few=few, many=many)
+
+
+def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
+    """The library of q, k and v, those that there are, and of other arrays; queries and keys are of one width."""
+    check_given(**rows)
+    xp = check_arrays(**rows, **others)
+    check_floating(xp, **rows)
+    for name, x in rows.items():
+        if x.ndim < 2:
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
+            raise ValueError(msg)
+        if x.shape[-1] == 0 and name != "v":
+            msg = f"{name} has no channels: shape {tuple(x.shape)}, expected (..., n, d) with d ≥ 1"
+            raise ValueError(msg)
+    q, k = rows.get("q"), rows.get("k")
+    if q is not None and k is not None and q.shape[-1] != k.shape[-1]:
+        msg = f"q has {q.shape[-1]} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
+        raise ValueError(msg)
+    return xp
+
+
+def check_scale(scale: Any) -> float:
+    """A number; ValueError or TypeError for anything else."""
+    return check_number("scale", scale, why="; to scale by an array, multiply q by it")
+
+
+def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
+    """The mask with one entry for each key."""
+    if v.shape[-2] != k.shape[-2]:
+        msg = (
+            f"k has {k.shape[-2]} rows (axis −2 of {tuple(k.shape)}) but v has {v.shape[-2]} "
+            f"({tuple(v.shape)}); every key needs one value"
+        )
+        raise ValueError(msg)
+    return None if key_mask is None else check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
+
+
+def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:
+    """The mask with one entry for each of `n` rows; `rows` is what errors call them."""
+    if not is_dtype(xp, mask.dtype, "bool"):
+        msg = (
+            f"{name} has dtype {mask.dtype}, expected bool with True = keep; "
+            f"an additive mask becomes one by `mask == 0`, a 0/1 mask by `mask == 1`"
+        )
+        raise TypeError(msg)
+    if mask.ndim == 0 or mask.shape[-1] not in (1, n):
+        msg = (
+            f"{name} has shape {tuple(mask.shape)}, expected (..., {n}): "
+            f"its last axis runs over the {rows} (a mask over queries × keys is not supported)"
+        )
+        raise ValueError(msg)
+    return mask if mask.shape[-1] == n else xp.broadcast_to(mask, (*mask.shape[:-1], n))

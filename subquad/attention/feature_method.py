@@ -1,0 +1,78 @@
+"""Methods that see queries and keys through features: a feature map makes a method, with all its calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from array_api_compat import device
+
+from subquad.attention.call import AttentionCall
+from subquad.attention.method import Method
+from subquad.backend import Array
+from subquad.core.states import State, StateSpec, merge_by_shift
+from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
+from subquad.kernels.feature_map import FeatureMap
+from subquad.kernels.visibility import alignment
+
+NO_KEYS = None, None, None
+Mapped = tuple[FeatureMap, tuple[Array, ...]]  # a map and its weights
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureMethod(Method):
+    """A method defined by a feature map. A subclass gives `_map`."""
+
+    state = StateSpec({"shift": ("width", 1), "numerator": ("m", "d_v"), "denominator": ("m", 1)}, merge_by_shift)
+
+    def _map(self, call: AttentionCall) -> Mapped:
+        """The map of rows to features, and its weights, for the arrays of a call."""
+        raise NotImplementedError
+
+    def _evaluate(self, call: AttentionCall) -> Array:
+        phi, weights = self._map(call)
+        q, k, v, key_mask = call.q, call.k, call.v, call.key_mask
+        if not call.causal:
+            state = feature_summarize(k, v, *NO_KEYS, *weights, phi=phi, key_mask=key_mask)
+            return feature_attend(q, *state, *weights, phi=phi)
+        ahead, early = alignment(q.shape[-2], k.shape[-2])
+        state = NO_KEYS
+        if ahead:  # keys that every row sees
+            head = None if key_mask is None else key_mask[..., :ahead]
+            state = feature_summarize(k[..., :ahead, :], v[..., :ahead, :], *NO_KEYS, *weights, phi=phi, key_mask=head)
+            k, v = k[..., ahead:, :], v[..., ahead:, :]
+            key_mask = None if key_mask is None else key_mask[..., ahead:]
+        if early:  # rows before the first key
+            q = q[..., early:, :]
+        out, *_ = feature_step(q, k, v, *state, *weights, phi=phi, key_mask=key_mask)
+        if early:
+            xp, shape = call.xp, (*out.shape[:-2], early, out.shape[-1])
+            out = xp.concat([xp.zeros(shape, dtype=out.dtype, device=device(out)), out], axis=-2)
+        return out
+
+    def _summarize(self, call: AttentionCall) -> State:
+        phi, weights = self._map(call)
+        return _named(feature_summarize(call.k, call.v, *NO_KEYS, *weights, phi=phi, key_mask=call.key_mask))
+
+    def _attend(self, call: AttentionCall) -> Array:
+        phi, weights = self._map(call)
+        return feature_attend(call.q, *self._state(call, phi, weights), *weights, phi=phi)
+
+    def _step(self, call: AttentionCall) -> tuple[Array, State]:
+        phi, weights = self._map(call)
+        state = NO_KEYS if call.state is None else self._state(call, phi, weights)
+        out, *after = feature_step(call.q, call.k, call.v, *state, *weights, phi=phi, key_mask=call.key_mask)
+        return out, _named(after)
+
+    def _state(self, call: AttentionCall, phi: FeatureMap, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The three arrays of the state, of the sizes of this map and of these values."""
+        state = call.state
+        assert state is not None
+        m, width = phi.sizes(call.q.shape[-1], *weights)
+        sizes = {"m": m, "width": width} | ({} if call.v is None else {"d_v": call.v.shape[-1]})
+        self.state.check_sizes("state", state, **sizes)
+        return state["shift"], state["numerator"], state["denominator"]
+
+
+def _named(state: tuple[Array, ...] | list[Array]) -> State:
+    shift, numerator, denominator = state
+    return {"shift": shift, "numerator": numerator, "denominator": denominator}

@@ -1,0 +1,1 @@
+"""What attention and scans stand on: choice of kernels, loading of backends, checks, shapes, dtypes, states, blocks."""

@@ -1,0 +1,204 @@
+"""What a kernel is, how one of its implementations is chosen for a call, and how `explain` listens.
+
+Arrays are positional arguments of a kernel; what it takes by keyword is hashable, except the array `key_mask`. So one
+rule serves every kernel: what decides the choice is the signature of the arrays and the keywords.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from subquad.backend import Array, Backend, Call, Like, Override
+from subquad.core import loading
+from subquad.core.loading import backend_of, library_of
+
+MAX_KEPT = 1024  # choices of a kernel that are remembered; a program has few signatures, decoding may have many
+
+_backends: dict[type, Backend] = {}  # of array types whose backend says what decides a call
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation a kernel uses for a call, and why not the others.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel.
+    implementation : str
+        "generic", or the name of the override.
+    declined : tuple of (str, str)
+        The overrides that were asked before and declined, each with its reasons.
+    """
+
+    kernel: str
+    implementation: str
+    declined: tuple[tuple[str, str], ...] = ()
+
+
+class _Listener(threading.local):
+    """The choices that `explain` collects in this thread; None where nobody asks."""
+
+    choices: list[Choice] | None = None
+
+
+_listener = _Listener()
+
+
+@contextmanager
+def listening() -> Iterator[list[Choice]]:
+    """Collect the choices of every kernel that is reached; none of them runs, zeros of the declared form come back."""
+    before, _listener.choices = _listener.choices, []
+    try:
+        yield _listener.choices
+    finally:
+        _listener.choices = before
+
+
+def backend_of_type(array: Array) -> Backend | None:
+    """The backend of an array's type, where it has been met before and gives signatures."""
+    return _backends.get(array.__class__)
+
+
+def remember_type(array: Array, backend: Backend) -> None:
+    """Let `backend_of_type` find the backend of such arrays."""
+    if type(backend).signature is not Backend.signature:
+        _backends[array.__class__] = backend
+
+
+class Kernel:
+    """A replaceable operation.
+
+    Attributes
+    ----------
+    name : str
+        Name of the generic function.
+    generic : callable
+        The form in plain Array API: the meaning of every override.
+    outputs : callable
+        ``outputs(*arrays, **keywords)`` is a tuple of `Like`: what comes back, without computing.
+    options : mapping
+        Optional keywords that an override may not know, each with the value that means "not used".
+    gradient : callable or None
+        ``gradient(arrays, outputs, grads, **static)``: derivatives written with kernels, to be differentiated again.
+    """
+
+    def __init__(
+        self,
+        generic: Callable[..., Any],
+        outputs: Callable[..., tuple[Like, ...]],
+        options: Mapping[str, Any],
+        gradient: Callable[..., Any] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, generic)
+        self.name, self.generic, self.outputs, self.options = generic.__name__, generic, outputs, dict(options)
+        self.gradient = gradient
+        self._chosen: dict[Any, Callable[..., Any]] = {}
+        loading.KERNELS[self.name] = self.options
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.name}>"
+
+    def __call__(self, *arrays: Array | None, implementation: str = "auto", **keywords: Any) -> Any:
+        """What the chosen implementation gives."""
+        key = None
+        backend = _backends.get(arrays[0].__class__)
+        if backend is not None:
+            signature = backend.signature((*arrays, keywords.get("key_mask")))
+            if signature is not None:
+                key = self._key(signature, implementation, keywords)
+                run = self._chosen.get(key)
+                if run is not None and _listener.choices is None:
+                    return run(*arrays, **keywords)
+        choice, run, xp = self._choose(arrays, implementation, keywords)
+        if _listener.choices is not None:
+            _listener.choices.append(choice)
+            return self._zeros(xp, arrays, keywords)
+        if key is not None:
+            if len(self._chosen) >= MAX_KEPT:
+                self._chosen.clear()
+            self._chosen[key] = run
+        return run(*arrays, **keywords)
+
+    def forget(self) -> None:
+        """Choose anew from now on: overrides have changed."""
+        self._chosen.clear()
+
+    def _key(self, signature: Any, implementation: str, keywords: Mapping[str, Any]) -> Any:
+        """What decides a choice; None where a keyword cannot be hashed."""
+        if "key_mask" in keywords:  # it is in the signature
+            keywords = {**keywords, "key_mask": None}
+        key = (implementation, signature, *keywords.items())
+        try:
+            hash(key)
+        except TypeError:  # such as a wrong `implementation`, about which the choice will complain
+            return None
+        return key
+
+    def _choose(
+        self, arrays: tuple[Array | None, ...], implementation: str, keywords: Mapping[str, Any]
+    ) -> tuple[Choice, Callable[..., Any], ModuleType]:
+        xp = array_namespace(arrays[0])
+        backend = backend_of(xp)
+        remember_type(arrays[0], backend)
+        overrides = [override for override in backend.overrides if override.kernel == self.name]
+        known = ["auto", "generic", *(override.name for override in overrides)]
+        if not isinstance(implementation, str) or implementation not in known:  # an array would be compared by elements
+            msg = f"implementation is {implementation!r}; {self.name} on {library_of(xp)} has {known}"
+            raise ValueError(msg)
+        key_mask = keywords.get("key_mask")
+        static = {name: value for name, value in {**self.options, **keywords}.items() if name != "key_mask"}
+        declined: list[tuple[str, str]] = []
+        call = None
+        for override in overrides:
+            if implementation not in ("auto", override.name):
+                continue
+            if call is None:
+                conditions = backend.conditions([x for x in (*arrays, key_mask) if x is not None])
+                call = Call(self.name, arrays, key_mask, static, conditions)
+            reasons = override.accepts.why_not(call, backend, self.options)
+            if not reasons:
+                return Choice(self.name, override.name, tuple(declined)), self._runner(override), xp
+            declined.append((override.name, "; ".join(reasons)))
+            if implementation == override.name:
+                msg = (
+                    f"implementation {implementation!r} cannot take this call: {'; '.join(reasons)}. "
+                    f"Use 'auto' or 'generic'"
+                )
+                raise ValueError(msg)
+        return Choice(self.name, "generic", tuple(declined)), self.generic, xp
+
+    def _runner(self, override: Override) -> Callable[..., Any]:
+        """The function of an override, without the keywords that it does not know."""
+        unknown = [name for name in self.options if name not in override.accepts.options]
+        if not unknown:
+            return override.run
+
+        def run(*arrays: Array | None, **keywords: Any) -> Any:
+            return override.run(*arrays, **{name: x for name, x in keywords.items() if name not in unknown})
+
+        return run
+
+    def _zeros(self, xp: ModuleType, arrays: tuple[Array | None, ...], keywords: Mapping[str, Any]) -> Any:
+        """Arrays of the declared form."""
+        where = device(arrays[0])
+        made = tuple(xp.zeros(x.shape, dtype=x.dtype, device=where) for x in self.outputs(*arrays, **keywords))
+        return made[0] if len(made) == 1 else made
+
+
+def kernel(
+    *,
+    outputs: Callable[..., tuple[Like, ...]],
+    options: Mapping[str, Any] | None = None,
+    gradient: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a replaceable operation; the decorated function is its generic form. The arguments are as in `Kernel`."""
+    return lambda generic: Kernel(generic, outputs, options or {}, gradient)

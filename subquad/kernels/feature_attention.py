@@ -1,0 +1,337 @@
+"""Attention through features, in O(n m d): what FAVOR+ and linear attention share, by what it does to a state.
+
+    out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j]),    φ = value · exp(log)
+
+A `FeatureMap` gives φ as a pair: `value` (..., n, m) or None for 1, and `log` (..., n, m), (..., n, 1) or None for 0.
+Every sum over keys is kept relative to exp(shift), the largest exponent so far *per feature* (or of all, where `log`
+has one column). The shift cancels between the query and the key side, exactly; without it real keys underflow to 0/0 in
+float32.
+
+A state is three arrays, or three times None before any key:
+
+    shift        (..., m or 1, 1)    −∞ where there is no key yet
+    numerator    (..., m, d_v)       Σ φ(k) vᵀ / exp(shift)
+    denominator  (..., m, 1)         Σ φ(k) / exp(shift)
+
+The shift is a gauge: what a gradient by it is worth shows in numerator and denominator too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from subquad.backend import Array, Like
+from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.kernel import kernel
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+from subquad.kernels.feature_map import FeatureMap, Features
+from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
+
+CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
+
+
+class Sums(NamedTuple):
+    """A state as the code here has it: the shift as a row (..., 1, m or 1), beside exponents (..., n, m)."""
+
+    shift: Array
+    numerator: Array
+    denominator: Array
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch shape."""
+        return tuple(self.denominator.shape[:-2])
+
+    def outside(self, xp: ModuleType) -> tuple[Array, Array, Array]:
+        """The three arrays of a state."""
+        return xp.matrix_transpose(self.shift), self.numerator, self.denominator
+
+
+def summarize_outputs(
+    k: Array, v: Array, *rest: Array | None, phi: FeatureMap, key_mask: Array | None = None
+) -> tuple[Like, ...]:
+    """What `feature_summarize` gives."""
+    state, weights = rest[:3], rest[3:]
+    m, width = phi.sizes(k.shape[-1], *weights)
+    batch = keys_batch(phi, weights, k, v, key_mask, state[2])
+    return tuple(Like((*batch, *tail), k.dtype) for tail in ((width, 1), (m, v.shape[-1]), (m, 1)))
+
+
+def attend_outputs(q: Array, shift: Array, numerator: Array, *rest: Array, phi: FeatureMap) -> tuple[Like, ...]:
+    """What `feature_attend` gives."""
+    batch = broadcast_batch(q=q.shape[:-2], state=numerator.shape[:-2], center=phi.batch(*rest[1:]))
+    return (Like((*batch, q.shape[-2], numerator.shape[-1]), q.dtype),)
+
+
+def step_outputs(
+    q: Array, k: Array, v: Array, *rest: Array | None, phi: FeatureMap, key_mask: Array | None = None
+) -> tuple[Like, ...]:
+    """What `feature_step` gives."""
+    state = summarize_outputs(k, v, *rest, phi=phi, key_mask=key_mask)
+    batch = broadcast_batch(q=q.shape[:-2], state=state[2].shape[:-2])
+    return (Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), *state)
+
+
+def keys_batch(
+    phi: FeatureMap, weights: tuple[Any, ...], k: Array, v: Array, key_mask: Array | None, held: Array | None = None
+) -> tuple[int, ...]:
+    """The batch shape of sums over keys, after a state whose denominators are `held`."""
+    return broadcast_batch(
+        state=None if held is None else held.shape[:-2],
+        k=k.shape[:-2],
+        v=v.shape[:-2],
+        key_mask=None if key_mask is None else key_mask.shape[:-1],
+        center=phi.batch_of_keys(*weights),
+    )
+
+
+@kernel(outputs=summarize_outputs, options={"key_mask": None})
+def feature_summarize(
+    k: Array,
+    v: Array,
+    shift: Array | None,
+    numerator: Array | None,
+    denominator: Array | None,
+    /,
+    *weights: Array,
+    phi: FeatureMap,
+    key_mask: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """The state with the keys k and values v added."""
+    xp = array_namespace(k)
+    sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
+    if k.shape[-2] == 0:
+        return sums.outside(xp)
+
+    def add(sums: Sums, k: Array, v: Array, mask: Array | None) -> tuple[Sums, None]:
+        k, v = _visible(xp, k, v, mask)
+        value, log = _hide(xp, phi.map_keys(xp, k, *weights), mask)
+        return _add(xp, sums, v, value, log), None
+
+    mask = None if key_mask is None else key_mask[..., None]
+    size = rows_per_block(math.prod(sums.denominator.shape[:-1]))
+    sums, _ = fold_blocks(add, sums, [k, v, mask], size, xp=xp)
+    return sums.outside(xp)
+
+
+@kernel(outputs=attend_outputs)
+def feature_attend(
+    q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: FeatureMap
+) -> Array:
+    """Output of all queries from a state, (..., n, d_v)."""
+    xp = array_namespace(q)
+    shift = xp.matrix_transpose(shift)
+    queries = phi.map_queries(xp, finite_shift(xp, shift), *weights)
+
+    def rows(_: None, q: Array) -> tuple[None, Array]:
+        phi_q, _ = _query_features(xp, queries(q), shift)
+        return None, divide_or_zero(xp, phi_q @ numerator, phi_q @ denominator)
+
+    batch = broadcast_batch(q=q.shape[:-2], state=denominator.shape[:-2], center=phi.batch(*weights))
+    if q.shape[-2] == 0:
+        return xp.zeros((*batch, 0, numerator.shape[-1]), dtype=q.dtype, device=device(q))
+    _, out = fold_blocks(rows, None, [q], rows_per_block(math.prod(batch) * denominator.shape[-2]), xp=xp)
+    return out
+
+
+@kernel(outputs=step_outputs, options={"key_mask": None})
+def feature_step(
+    q: Array,
+    k: Array,
+    v: Array,
+    shift: Array | None,
+    numerator: Array | None,
+    denominator: Array | None,
+    /,
+    *weights: Array,
+    phi: FeatureMap,
+    key_mask: Array | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """Causal output of new rows after a state, one key for each query, and the state that includes them."""
+    xp = array_namespace(q)
+    sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
+    batch = broadcast_batch(q=q.shape[:-2], state=sums.batch)
+    if q.shape[-2] == 0:
+        return xp.zeros((*batch, 0, v.shape[-1]), dtype=q.dtype, device=device(q)), *sums.outside(xp)
+
+    def step(sums: Sums, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Sums, Array]:
+        return _causal_block(xp, phi, weights, sums, q, k, v, mask)
+
+    mask = None if key_mask is None else key_mask[..., None]
+    size = rows_per_block(math.prod(batch) * sums.denominator.shape[-2], max_rows=CAUSAL_ROWS)
+    sums, out = fold_blocks(step, sums, [q, k, v, mask], size, xp=xp)
+    return out, *sums.outside(xp)
+
+
+def _begin(
+    xp: ModuleType,
+    phi: FeatureMap,
+    weights: tuple[Array, ...],
+    k: Array,
+    v: Array,
+    key_mask: Array | None,
+    shift: Array | None,
+    numerator: Array | None,
+    denominator: Array | None,
+) -> Sums:
+    """The state before new keys, in the batch shape that these will give it: a traced loop carries one shape."""
+    batch = keys_batch(phi, weights, k, v, key_mask, denominator)
+    if denominator is None or shift is None or numerator is None:
+        (m, width), where = phi.sizes(k.shape[-1], *weights), device(k)
+        return Sums(
+            xp.full((*batch, 1, width), -math.inf, dtype=k.dtype, device=where),
+            xp.zeros((*batch, m, v.shape[-1]), dtype=k.dtype, device=where),
+            xp.zeros((*batch, m, 1), dtype=k.dtype, device=where),
+        )
+    sums = Sums(xp.matrix_transpose(shift), numerator, denominator)
+    return Sums(*(x if tuple(x.shape[:-2]) == batch else xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in sums))
+
+
+def _causal_block(
+    xp: ModuleType,
+    phi: FeatureMap,
+    weights: tuple[Array, ...],
+    sums: Sums,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+) -> tuple[Sums, Array]:
+    """Rows of one block: what the state holds, and the keys of the block up to each row, pair by pair.
+
+    Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to ρ, the shift of the
+    state (in a first block, the exponents of its first key), so that φ(q) reaches what the state holds. If the features
+    of a key are so far below ρ that the product of a pair underflows, that pair is recomputed relative to 0
+    (`from_zero`).
+    """
+    k, v = _visible(xp, k, v, mask)
+    value, log = _hide(xp, phi.map_keys(xp, k, *weights), mask)
+    position = xp.arange(q.shape[-2], device=device(q))
+    visible = position[:, None] >= position
+    # a key or value that is not finite reaches the rows that see it and no others, though 0 · NaN is NaN
+    bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
+    if mask is not None:
+        bad = bad & mask
+    safe_v = xp.where(bad, 0.0, v)
+    seen = visible & xp.matrix_transpose(~bad)
+
+    shift = sums.shift
+    reference = finite_shift(xp, shift if log is None else xp.where(shift == -math.inf, log[..., :1, :], shift))
+    phi_q, level = _query_features(xp, phi.map_queries(xp, reference, *weights)(q), reference)
+    if log is None:
+        pairs, level_pairs = phi_q @ xp.matrix_transpose(value), level
+        pairs = xp.where(seen, pairs, 0.0)
+    else:
+        products, a = _pairs(xp, phi_q, value, log - reference)
+        a = xp.where(seen, a, -math.inf)
+        most = finite_shift(xp, xp.max(a, axis=-1, keepdims=True))
+        pairs, level_pairs = xp.where(seen, products * xp.exp(a - most), 0.0), level + most
+        info = xp.finfo(q.dtype)
+        least = info.smallest_normal / info.eps**2  # of what is below, some features are lost
+        lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
+
+        def from_zero(pairs: Array, level_pairs: Array) -> tuple[Array, Array]:
+            zero = xp.zeros_like(reference)
+            own_phi_q, own_level = _query_features(xp, phi.map_queries(xp, zero, *weights)(q), zero)
+            own_products, own_a = _pairs(xp, own_phi_q, value, log - zero)
+            one, other = _height(xp, products, a + level), _height(xp, own_products, own_a + own_level)
+            other = xp.where(own_products < least, xp.maximum(one, other), other)
+            logs = xp.where(seen, xp.where(products < least, other, one), -math.inf)
+            most = finite_shift(xp, xp.max(logs, axis=-1, keepdims=True))
+            return xp.where(lost, xp.exp(logs - most), pairs), xp.where(lost, most, level_pairs)
+
+        if shift.shape[-1] > 1:
+            pairs, level_pairs = _if_any(xp, lost, from_zero, (pairs, level_pairs))
+    of_block = pairs @ safe_v, xp.sum(pairs, axis=-1, keepdims=True), level_pairs
+    out = _merge_rows(xp, of_block, (phi_q @ sums.numerator, phi_q @ sums.denominator, level))
+    poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
+    return _add(xp, sums, v, value, log), xp.where(poisoned, math.nan, out)
+
+
+def _pairs(xp: ModuleType, phi_q: Array, value: Array | None, log: Array) -> tuple[Array, Array]:
+    """Products of the features of all pairs, (..., n, n), over exp(a), and a, (..., 1, n): the largest of each key."""
+    largest = xp.max(log, axis=-1, keepdims=True)
+    phi_k = _exp_difference(xp, log, finite_shift(xp, largest))
+    phi_k = phi_k if value is None else phi_k * value
+    return phi_q @ xp.matrix_transpose(phi_k), xp.matrix_transpose(largest)
+
+
+def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
+    """`change(*given)`, not computed where it would change nothing since the condition is nowhere true."""
+    backend = backend_of(xp)
+    if backend.is_concrete(condition):
+        return change(*given) if bool(xp.any(condition)) else given
+    return backend.where_any(xp.any(condition), change, given)
+
+
+def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
+    """Σ exp(level) numerator / Σ exp(level) denominator: levels may be far apart, and denominators far from 1."""
+    # features that are not positive may cancel in one of the parts alone: its numerator counts all the same
+    sizes = [
+        xp.where(below == 0, xp.sum(xp.abs(above), axis=-1, keepdims=True), xp.abs(below)) for above, below, _ in parts
+    ]
+    heights = [_height(xp, size, level) for size, (_, _, level) in zip(sizes, parts, strict=True)]
+    highest = finite_shift(xp, xp.maximum(*heights))
+    numerator, denominator = 0.0, 0.0
+    for size, height, (above, below, _) in zip(sizes, heights, parts, strict=True):
+        weight = xp.exp(height - highest)
+        numerator = numerator + divide_or_zero(xp, above, size) * weight
+        denominator = denominator + divide_or_zero(xp, below, size) * weight
+    return divide_or_zero(xp, numerator, denominator)
+
+
+def _height(xp: ModuleType, total: Array, level: Array) -> Array:
+    """log |total| + level."""
+    size = xp.abs(total)
+    return xp.where(size == 0, -math.inf, xp.log(xp.where(size == 0, 1.0, size)) + level)
+
+
+def _add(xp: ModuleType, sums: Sums, v: Array, value: Array | None, log: Array | None) -> Sums:
+    """The sums with the keys of a block added; the shift grows to the block's largest exponents."""
+    if log is None:
+        shift, phi_k, faded = xp.zeros_like(sums.shift), value, 1.0
+    else:
+        shift = xp.maximum(sums.shift, xp.max(log, axis=-2, keepdims=True))
+        phi_k = _exp_difference(xp, log, finite_shift(xp, shift))
+        phi_k = phi_k if value is None else phi_k * value
+        faded = xp.matrix_transpose(rescale(xp, sums.shift, shift))  # (..., m or 1, 1)
+    return Sums(
+        shift,
+        sums.numerator * faded + xp.matrix_transpose(phi_k) @ v,
+        sums.denominator * faded + xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)),
+    )
+
+
+def _visible(xp: ModuleType, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Zeros in place of hidden rows: 0 · NaN is NaN, in products and in their gradients."""
+    return (k, v) if mask is None else (xp.where(mask, k, 0.0), xp.where(mask, v, 0.0))
+
+
+def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
+    """Features of the keys with masked keys set to φ = 0."""
+    value, log = features
+    if mask is None:
+        return value, log
+    hidden = None if value is None else xp.where(mask, value, 0.0)
+    return hidden, None if log is None else xp.where(mask, log, -math.inf)
+
+
+def _query_features(xp: ModuleType, features: Features, shift: Array) -> tuple[Array, Array]:
+    """φ(q) · exp(shift − level), and that level, up to a factor of each row; `log` None stands for such a factor."""
+    value, log = features
+    if log is None:
+        return value, shift
+    level = xp.max(log, axis=-1, keepdims=True)
+    phi = _exp_difference(xp, log, level)
+    return (phi if value is None else phi * value), level
+
+
+def _exp_difference(xp: ModuleType, x: Array, y: Array) -> Array:
+    """exp(x − y); x is not used again."""
+    return backend_of(xp).exp_difference(xp, x, y)

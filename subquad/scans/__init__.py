@@ -1,0 +1,7 @@
+"""Recurrences: the selective scan and its step, the plain linear recurrence, and states that merge."""
+
+from subquad.scans.linear_scan import linear_scan
+from subquad.scans.selective_scan import selective_scan, selective_scan_step
+from subquad.scans.states import merge_scan, summarize_scan
+
+__all__ = ["linear_scan", "merge_scan", "selective_scan", "selective_scan_step", "summarize_scan"]

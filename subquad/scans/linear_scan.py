@@ -1,0 +1,213 @@
+"""The linear scan: the recurrence below every diagonal state-space model and gated linear RNN.
+
+h[t] = a[t] h[t−1] + b[t]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal, overload
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from subquad.backend import Array
+from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
+from subquad.core.dtypes import common_dtype, compute_dtype, is_dtype
+from subquad.core.shapes import broadcast_batch
+from subquad.core.states import StateSpec, merge_by_decay
+from subquad.kernels.linear_scan import linear_scan as scan_kernel
+from subquad.registry import Host, Inputs, register_scan
+from subquad.scans.call import Form, Target, flat_target, form_of
+
+
+def draw(rng: np.random.Generator, n: int) -> Inputs:
+    """Factors of memories from 1 to 100 steps, and terms that keep h of unit size."""
+    a = np.exp(-np.exp(rng.uniform(np.log(0.01), 0.0, (2, n, 64))))
+    return {"a": a, "b": np.sqrt(1 - a * a) * rng.standard_normal(a.shape)}, {}
+
+
+def activations(q: Host, k: Host, v: Host) -> Inputs:
+    """A gated recurrence over real activations: b = v, and a = sigmoid of the first channels of k, at 0.9 and above."""
+    gate = np.mean(k, axis=-1, keepdims=True)
+    return {"a": 0.9 + 0.1 / (1 + np.exp(-np.broadcast_to(gate, v.shape))), "b": v}, {}
+
+
+def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
+    """The recurrence, step by step, in float64."""
+    a, b = (np.asarray(arrays[name], np.result_type(arrays[name], np.float64)) for name in ("a", "b"))
+    a, b = np.broadcast_arrays(a, b)
+    start = arrays.get("initial_state")
+    h = np.zeros((*b.shape[:-2], b.shape[-1]), b.dtype) if start is None else np.asarray(start)
+    out = np.empty(np.broadcast_shapes(b.shape, (*h.shape[:-1], 1, h.shape[-1])), np.result_type(a, b, h))
+    steps = range(b.shape[-2])
+    for t in reversed(steps) if options.get("reverse") else steps:
+        h = out[..., t, :] = a[..., t, :] * h + b[..., t, :]
+    return out
+
+
+def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
+    """Π_t a[t]: what becomes of the state before."""
+    a = arrays["a"]
+    xp = array_namespace(a)
+    return xp.prod(xp.astype(a, compute_dtype(xp, a, arrays["b"])), axis=-2)
+
+
+@overload
+def linear_scan(
+    a: Array,
+    b: Array,
+    /,
+    *,
+    initial_state: Array | None = None,
+    return_state: Literal[False] = False,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> Array: ...
+@overload
+def linear_scan(
+    a: Array,
+    b: Array,
+    /,
+    *,
+    initial_state: Array | None = None,
+    return_state: Literal[True],
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> tuple[Array, Array]: ...
+@register_scan(
+    "linear_scan",
+    state=StateSpec({"state": ("d",), "decay": ("d",)}, merge_by_decay),
+    decay=decay,
+    draw=draw,
+    cost="n d",
+    positional=("a", "b"),
+    activations=activations,
+    reference=definition,
+)
+def linear_scan(
+    a: Array,
+    b: Array,
+    /,
+    *,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> Any:
+    """Linear recurrence of the first order, each channel on its own.
+
+        h[t] = a[t] h[t−1] + b[t],    h[−1] = initial_state
+
+    Parameters
+    ----------
+    a : array, shape (..., n, d)
+        Factors, real or complex; of absolute value at most 1, or h grows.
+    b : array, shape (..., n, d)
+        Terms, real or complex. Batch axes broadcast against those of `a`.
+    initial_state : array, shape (..., d), optional
+        The state before the first step (with `reverse`, after the last). Default: zero.
+    return_state : bool, default False
+        Return (h, state) instead of h.
+    reverse : bool, default False
+        Run time from the end: h[t] = a[t] h[t+1] + b[t].
+    implementation : str, default "auto"
+        "auto", "generic", or the name of a kernel; see `subquad.explain`.
+
+    Returns
+    -------
+    h : array, shape (..., n, d)
+        With the common dtype of `a` and `b`, complex also if `initial_state` is, and on their device.
+    state : array, shape (..., d)
+        Only with `return_state`: the state after the last step, at least float32. A scan of the next chunk that
+        starts from it continues this one, to rounding.
+
+    Raises
+    ------
+    TypeError
+        For inputs that are not arrays of one library with a floating dtype.
+    ValueError
+        If shapes or devices do not fit; the message names the argument and the shape expected.
+
+    See Also
+    --------
+    selective_scan : Factors and terms from step sizes and maps, and an output read from the state.
+
+    Notes
+    -----
+    O(n d) operations and numbers compute. float16 and bfloat16 are computed in float32. The generic form advances runs
+    of the sequence side by side and joins them by a parallel prefix [1]_, [2]_. It multiplies consecutive factors and
+    never divides; of factors beyond 1 such a product may overflow though h does not, and h is then not finite. The
+    kernels that walk through time form no products. Kernel: `linear_scan`.
+
+    References
+    ----------
+    .. [1] G. E. Blelloch, "Prefix Sums and Their Applications", CMU-CS-90-190, 1990, section 1.4.
+    .. [2] E. Martin, C. Cundy, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", ICLR 2018.
+
+    Examples
+    --------
+    A factor of 1 gives the running sum, a factor of 0 starts anew:
+
+    >>> import numpy as np, subquad
+    >>> a, b = np.asarray([1.0, 1.0, 0.0, 1.0]), np.ones((4, 1))
+    >>> subquad.linear_scan(a[:, None], b)[:, 0]
+    array([1., 2., 1., 2.])
+    """
+    arrays = a, b, initial_state
+    form = form_of("linear_scan", arrays, lambda: _form(*arrays))
+    reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
+    a, b, start = form.enter(arrays)
+    h = scan_kernel(a, b, start, reverse=reverse, implementation=implementation)
+    out = form.leave(0, h)
+    if not return_state:
+        return out
+    xp, (batch, n, d) = form.xp, h.shape
+    if n:
+        row = 0 if reverse else n - 1
+        state = xp.concat([h[:, row : row + 1, :]], axis=1)  # a copy: a view would keep all of h in memory
+    else:
+        state = xp.zeros((batch, d), dtype=h.dtype, device=device(h)) if start is None else start
+    return out, form.leave(1, state)
+
+
+def _form(a: Array, b: Array, initial_state: Array | None) -> Form:
+    """How the arrays of a call are arranged, once they are checked."""
+    check_given(a=a, b=b)
+    xp = check_arrays(a=a, b=b, initial_state=initial_state)
+    check_floating(xp, complex_too=True, a=a, b=b, initial_state=initial_state)
+    n, d = _check_shapes(a, b, initial_state)
+    batches = {"a": a.shape[:-2], "b": b.shape[:-2]}
+    batches |= {} if initial_state is None else {"initial_state": initial_state.shape[:-1]}
+    batch = broadcast_batch(**batches)
+    compute = compute_dtype(xp, a, b, initial_state)
+    targets = (
+        flat_target(a, compute, batch, (n, d)),
+        flat_target(b, compute, batch, (n, d)),
+        flat_target(initial_state, compute, batch, (d,)),
+    )
+    out = Target(_dtype_out(xp, a, b, compute), None, (*batch, n, d))
+    return Form(xp, targets, (out, Target(compute, None, (*batch, d))))
+
+
+def _check_shapes(a: Array, b: Array, initial_state: Array | None) -> tuple[int, int]:
+    if a.ndim < 2:
+        msg = f"a has shape {tuple(a.shape)}, expected (..., n, d) with at least two axes"
+        raise ValueError(msg)
+    n, d = a.shape[-2:]
+    if tuple(b.shape[-2:]) != (n, d):
+        msg = f"b has shape {tuple(b.shape)}, expected (..., {n}, {d}): one term per factor of a {tuple(a.shape)}"
+        raise ValueError(msg)
+    if initial_state is not None and tuple(initial_state.shape[-1:]) != (d,):
+        msg = f"initial_state has shape {tuple(initial_state.shape)}, expected (..., {d}): one number per channel"
+        raise ValueError(msg)
+    return n, d
+
+
+def _dtype_out(xp: ModuleType, a: Array, b: Array, compute: Any) -> Any:
+    """The common dtype of a and b; one of them complex where the state is."""
+    dtype = common_dtype(xp, a, b)
+    if xp.isdtype(compute, "complex floating") and not is_dtype(xp, dtype, "complex floating"):
+        return xp.complex128 if dtype == xp.float64 else xp.complex64
+    return dtype

@@ -1,0 +1,355 @@
+"""The selective state-space scan (S6) of Mamba (Gu & Dao, 2023).
+
+h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, overload
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array
+from subquad.core.checks import check_flag
+from subquad.core.dtypes import cast, common_dtype, is_dtype, is_half
+from subquad.core.states import StateSpec, merge_by_decay
+from subquad.kernels.selective_scan import selective_scan as scan_kernel
+from subquad.kernels.selective_scan import step_sizes
+from subquad.registry import Host, Inputs, register_scan
+from subquad.scans.call import Form, Target, check_inputs, flat_target, form_of
+
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+STEP_INPUTS = (*INPUTS[:-1], "state")
+D_STATE = 16  # of example inputs
+
+
+def draw(rng: np.random.Generator, n: int) -> Inputs:
+    """A Mamba layer as it begins: A = −1 … −16, D = 1, step sizes about 0.01; 256 channels."""
+    d = 256
+    u, delta, z = rng.standard_normal((3, 1, n, d))
+    B, C = rng.standard_normal((2, 1, n, D_STATE))
+    arrays = {"u": u, "delta": delta, "A": np.tile(-np.arange(1.0, D_STATE + 1), (d, 1)), "B": B, "C": C}
+    bias = np.full(d, np.log(np.expm1(0.01)))  # softplus(bias) = 0.01
+    return {**arrays, "D": np.ones(d), "z": z, "delta_bias": bias}, {"delta_softplus": True}
+
+
+def activations(q: Host, k: Host, v: Host) -> Inputs:
+    """A Mamba layer over real activations.
+
+    u = v; delta = k P with P drawn once, biased to steps of 0.05; B and C are the first channels of k and of the first
+    query head that reads it; A = −1 … −16 and D = 1: the sizes and time scales that Mamba starts from.
+    """
+    if q.ndim > 2:
+        q = q[..., :: q.shape[-3] // k.shape[-3], :, :]
+    d, d_v = k.shape[-1], v.shape[-1]
+    d_state = min(D_STATE, d)
+    delta = k @ np.random.Generator(np.random.PCG64(0)).standard_normal((d, d_v)) / d**0.5
+    A = np.tile(-np.arange(1.0, d_state + 1), (d_v, 1))
+    arrays = {"u": v, "delta": delta, "A": A, "B": k[..., :d_state], "C": q[..., :d_state], "D": np.ones(d_v)}
+    bias = np.full(d_v, np.log(np.expm1(0.05)))  # softplus(bias) = 0.05
+    return {**arrays, "delta_bias": bias}, {"delta_softplus": True}
+
+
+def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
+    """The recurrence, step by step, in float64: y for real A, and B, C of each step."""
+    wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
+    u, delta, A, B, C = (wide[name] for name in INPUTS[:5])
+    delta = delta + wide.get("delta_bias", 0)
+    delta = np.logaddexp(0, delta) if options.get("delta_softplus") else delta
+    h, y = np.zeros((*u.shape[:-2], *A.shape)), np.empty_like(u)
+    for t in range(u.shape[-2]):
+        step = delta[..., t, :, None]
+        h = np.exp(step * A) * h + step * u[..., t, :, None] * B[..., t, None, :]
+        y[..., t, :] = (h * C[..., t, None, :]).sum(-1)
+    y = y + wide["D"] * u if "D" in wide else y
+    return y * wide["z"] / (1 + np.exp(-wide["z"])) if "z" in wide else y
+
+
+def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
+    """exp(A Σ_t Δ[t]): what becomes of the state before."""
+    delta, A, bias = arrays["delta"], arrays["A"], arrays.get("delta_bias")
+    xp = array_namespace(delta)
+    real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
+    delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), bool(options.get("delta_softplus")))
+    total = xp.astype(xp.sum(delta, axis=-2, keepdims=True), state)
+    return xp.exp(xp.matrix_transpose(total) * cast(xp, A, state))
+
+
+def selective_scan_step(
+    state: Array | None,
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    implementation: str = "auto",
+) -> tuple[Array, Array]:
+    """One step of `selective_scan`, for decoding token by token: the same numbers, without the axis of time.
+
+        h ← exp(Δ A) h + Δ B u,    y = (C·h + D u) silu(z)
+
+    Parameters
+    ----------
+    state : array, shape (..., d, d_state), or None
+        The state before the step; None is zero.
+    u, delta : array, shape (..., d)
+        Input and step sizes of one token.
+    A : array, shape (d, d_state)
+        Diagonal state matrix, real or complex.
+    B, C : array, shape (..., d_state) or (..., groups, d_state) or (d, d_state)
+        Input and output maps, as `selective_scan` reads them.
+    D : array, shape (d,), optional
+        Skip connection.
+    z : array, shape (..., d), optional
+        Gate.
+    delta_bias : array, shape (d,), optional
+        Added to `delta` first.
+    delta_softplus : bool, default False
+        Apply softplus to the step sizes.
+    implementation : str, default "auto"
+        "auto", "generic", or the name of a kernel.
+
+    Returns
+    -------
+    y : array, shape (..., d)
+        With the dtype of `u`.
+    state : array, shape (..., d, d_state)
+        The state after the step; the one given is not written to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `selective_scan`.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> one, state = np.ones(1), None
+    >>> for _ in range(3):
+    ...     y, state = subquad.selective_scan_step(state, one, one, np.zeros((1, 1)), one, one)
+    >>> y
+    array([3.])
+    """
+    arrays = u, delta, A, B, C, D, z, delta_bias, state
+    form = form_of("selective_scan_step", arrays, lambda: _form(arrays, time=0))
+    return _scan(form, arrays, delta_softplus, implementation)
+
+
+@overload
+def selective_scan(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    initial_state: Array | None = None,
+    return_state: Literal[False] = False,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> Array: ...
+@overload
+def selective_scan(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    initial_state: Array | None = None,
+    return_state: Literal[True],
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> tuple[Array, Array]: ...
+@register_scan(
+    "selective_scan",
+    state=StateSpec({"state": ("d", "d_state"), "decay": ("d", "d_state")}, merge_by_decay),
+    decay=decay,
+    draw=draw,
+    cost="n d d_state",
+    positional=INPUTS[:6],
+    step=selective_scan_step,
+    activations=activations,
+    reference=definition,
+)
+def selective_scan(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    implementation: str = "auto",
+) -> Any:
+    """Selective state-space scan (S6), diagonal in the state.
+
+        Δ[t] = softplus(delta[t] + delta_bias)         (the sum itself without delta_softplus)
+        h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    h[−1] = initial_state
+        y[t] = (C[t]·h[t] + D u[t]) silu(z[t])         (2 Re(C[t]·h[t]) for complex A)
+
+    Parameters
+    ----------
+    u : array, shape (..., n, d)
+        Input sequence, real floating dtype.
+    delta : array, shape (..., n, d)
+        Step sizes, in the unit of time of `A`; positive after bias and softplus.
+    A : array, shape (d, d_state)
+        Diagonal state matrix, per unit of time, real or complex; a negative real part keeps h bounded.
+    B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
+        Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
+        Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
+        n = d; what could be groups or a batch axis that `u` lacks raises. Complex only if `A` is.
+    D : array, shape (d,), optional
+        Skip connection.
+    z : array, shape (..., n, d), optional
+        Gate: the output is multiplied by silu(z) = z / (1 + exp(−z)).
+    delta_bias : array, shape (d,), optional
+        Added to `delta` first.
+    delta_softplus : bool, default False
+        Apply softplus(x) = log1p(exp(x)) to the step sizes.
+    initial_state : array, shape (..., d, d_state), optional
+        The state before the first step (with `reverse`, after the last). Default: zero.
+    return_state : bool, default False
+        Return (y, state) instead of y.
+    reverse : bool, default False
+        Run time from the end: h[t] = exp(Δ[t] A) h[t+1] + Δ[t] B[t] u[t].
+    implementation : str, default "auto"
+        "auto", "generic", or the name of a kernel; see `subquad.explain`.
+
+    Returns
+    -------
+    y : array, shape (..., n, d)
+        With the dtype and on the device of `u`.
+    state : array, shape (..., d, d_state)
+        Only with `return_state`: the state after the last step, at least float32, complex if `A` is. A scan of the
+        next chunk that starts from it continues this one, to rounding.
+
+    Raises
+    ------
+    TypeError
+        For inputs that are not arrays of one library with a floating dtype.
+    ValueError
+        If shapes or devices do not fit; the message names the argument and the shape expected.
+
+    See Also
+    --------
+    selective_scan_step : One step of the same recurrence.
+
+    Notes
+    -----
+    O(n d d_state) operations; the generic form holds O(d d_state) states at a time. A is discretised by zero-order
+    hold and B by Euler's rule, as the reference implementation of [1]_ does. A state that is not finite stays so, and
+    reaches no other channel; compiled kernels may have NaN where the generic form has infinity, for they compute
+    h + (exp(Δ A) − 1) h where a decay is slow, which loses no digits of a number next to 1. Kernel: `selective_scan`.
+
+    References
+    ----------
+    .. [1] A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, algorithm 2.
+
+    Examples
+    --------
+    With A = 0 and unit maps the state is a running sum:
+
+    >>> import numpy as np, subquad
+    >>> one = np.ones((3, 1))
+    >>> subquad.selective_scan(one, one, np.zeros((1, 1)), one, one)[:, 0]
+    array([1., 2., 3.])
+    """
+    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
+    form = form_of("selective_scan", arrays, lambda: _form(arrays, time=1))
+    return_state = check_flag("return_state", return_state)
+    y, state = _scan(form, arrays, delta_softplus, implementation, reverse=reverse)
+    return (y, state) if return_state else y
+
+
+def _scan(
+    form: Form, arrays: Sequence[Any], delta_softplus: bool, implementation: str, *, reverse: bool = False
+) -> tuple[Array, Array]:
+    """y and the last state of inputs that fit."""
+    softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
+    y, state = scan_kernel(*form.enter(arrays), delta_softplus=softplus, reverse=reverse, implementation=implementation)
+    return form.leave(0, y), form.leave(1, state)
+
+
+def _form(given: tuple[Any, ...], *, time: int) -> Form:
+    """How the arrays of a scan, or of one step (`time` 0), are arranged, once they are checked."""
+    arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
+    shapes = check_inputs(arrays, time=time)
+    xp, batch, forms, (d, d_state) = shapes.xp, shapes.batch, shapes.forms, (shapes.d, shapes.d_state)
+    u, delta, _, B, C, _, z, _, state = given
+    n = u.shape[-2] if time else 1
+    real, of_state = _dtypes(xp, given)
+    stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
+    if all(x is None or x.dtype == u.dtype for x in (delta, z)) and is_half(xp, u.dtype):
+        stored = u.dtype
+
+    def rows(x: Array | None) -> Target | None:
+        tail = (n, d) if time else (d,)
+        target = flat_target(x, stored, batch, tail)
+        return target if target is None else target._replace(shape=(_product(batch), n, d))
+
+    def map_target(name: str, x: Array) -> Target:
+        dtype = stored
+        if x.dtype != stored:
+            dtype = of_state if is_dtype(xp, x.dtype, "complex floating") else real
+        rank = forms[name]  # axes of time, groups and state
+        if not rank:
+            return Target(dtype)
+        groups = x.shape[-2] if rank == time + 2 else 1
+        own = tuple(x.shape[: x.ndim - rank])
+        if all(size == 1 for size in own):
+            return Target(dtype, None, (1, n, groups, d_state))
+        wide = None if own == batch else (*batch, *x.shape[x.ndim - rank :])
+        return Target(dtype, wide, (_product(batch), n, groups, d_state))
+
+    targets = (
+        rows(u), rows(delta), Target(of_state), map_target("B", B), map_target("C", C), Target(real), rows(z),
+        Target(real), flat_target(state, of_state, batch, (d, d_state)),
+    )  # fmt: skip
+    tail = (n, d) if time else (d,)
+    return Form(xp, targets, (Target(u.dtype, None, (*batch, *tail)), Target(of_state, None, (*batch, d, d_state))))
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    count = 1
+    for size in sizes:
+        count *= size
+    return count
+
+
+def _dtypes(xp: ModuleType, arrays: Sequence[Array]) -> tuple[Any, Any]:
+    """(dtype of the real arrays, dtype of the state), at least float32 and complex64; A is the third array."""
+    common = common_dtype(xp, *arrays)
+    is_complex = is_dtype(xp, arrays[2].dtype, "complex floating")
+    wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
+    real = xp.float64 if wide else xp.float32
+    if not is_complex:
+        return real, real
+    return real, xp.complex128 if wide else xp.complex64
