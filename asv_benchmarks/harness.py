@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 import subquad
-from subquad import _backends, registry
+from subquad import registry
 from subquad.cli.cases import Case, Problem, find_case, reason_against_causal
 from subquad.cli.clock import interleave, seconds
 from subquad.cli.errors import CommandError
 from subquad.cli.libraries import Target, targets
 from subquad.cli.measure import Prepared
+from subquad.core import loading
 
 __all__ = ["Case", "Prepared", "Problem", "interleave", "seconds"]
 
@@ -64,7 +65,7 @@ def one_step(operator: str) -> Problem:
     """One token after a state that other tokens left behind."""
     if operator in registry.SCANS:
         return _scan_step(registry.SCANS[operator])
-    method, arrays = registry.find_method(operator, {}), case(operator).random(1).arrays
+    method, arrays = registry.make_method(operator, {}), case(operator).random(1).arrays
     _, left = method.step(*arrays.values())
 
     def step(q: Any, k: Any, v: Any, /, **fields: Any) -> tuple[Any, ...]:
@@ -101,7 +102,7 @@ def mamba(xp: ModuleType, shape: tuple[int, int, int], d_state: int, dtype: Any 
 
 def backends() -> list[str]:
     """The libraries to measure, "library" or "library:device": SUBQUAD_BENCH_BACKENDS, else all that can be found."""
-    known = list(_backends.names())
+    known = list(loading.names())
     found = os.environ.get("SUBQUAD_BENCH_BACKENDS", ",".join(known)).split(",")
     if unknown := [backend for backend in found if backend.partition(":")[0] not in known]:
         msg = f"SUBQUAD_BENCH_BACKENDS names {', '.join(unknown)}; there are {', '.join(known)}"
@@ -111,7 +112,7 @@ def backends() -> list[str]:
 
 def package_of(backend: str) -> str:
     """The package that serves a library."""
-    return _backends.names()[backend.partition(":")[0]]
+    return loading.names()[backend.partition(":")[0]]
 
 
 class PerOperator:

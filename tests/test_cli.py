@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from interpreter import PATIENCE
 
-from subquad import _backends
 from subquad.cli import compare, definitions, libraries, main
 from subquad.cli.inputs import read_npz, read_sample
+from subquad.core import loading
 
 FAST = ["--backends", "numpy", "--n", "16,40", "--repeat", "2"]
 
@@ -331,7 +331,7 @@ def test_info_lists_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert f"NumPy {np.__version__}" in shown
-    for name in _backends.names():
+    for name in loading.names():
         assert f"\n{name}" in shown
 
 
@@ -342,14 +342,14 @@ def test_info_and_compare_survive_broken_backends(
     for name, text in {
         "raising": "raise RuntimeError('half\\ninstalled')",
         "lacking": "import a_library_that_nobody_has",
-        "benchless": "KERNELS = {}",
+        "benchless": "from subquad.backend import Backend\n\nBACKEND = Backend()",
     }.items():
         package = tmp_path / f"subquad_{name}"
         package.mkdir()
         (package / "__init__.py").write_text(text + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     names = {name: f"subquad_{name}" for name in ("raising", "lacking", "benchless", "numpy")}
-    monkeypatch.setattr(_backends, "names", lambda: names)
+    monkeypatch.setattr(loading, "names", lambda: names)
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert "fails when imported: RuntimeError: half installed" in shown

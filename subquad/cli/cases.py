@@ -103,7 +103,7 @@ class Scan:
 
     def real(self, inputs: Inputs) -> Problem:
         """A scan driven by queries, keys and values."""
-        return self._problem(*self.row.activations(inputs.q, inputs.k, inputs.v))
+        return self._problem(*self.row.inputs(inputs.q, inputs.k, inputs.v))
 
     def reference(self, problem: Problem) -> np.ndarray:
         """The definition in float64, or the generic form in float64 where the registry has no definition."""
@@ -136,12 +136,12 @@ def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, se
         return Scan(name, registry.SCANS[name])
     if name not in {*registry.METHODS, *registry.ALIASES}:
         raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS]))
-    method = registry.find_method(name, dict(options))
+    method = registry.make_method(name, options)
     if "seed" in options or "seed" not in {field.name for field in dataclasses.fields(method)}:
         seed = None
     elif seed is not None:
         try:
-            registry.find_method(name, {**options, "seed": seed})
+            registry.make_method(name, {**options, "seed": seed})
         except ValueError:  # a method refuses a seed that would change nothing
             seed = None
     return Attention(registry.ALIASES.get(name, name), options, causal, seed)

@@ -3,14 +3,14 @@
 import dataclasses
 import importlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from subquad import _backends
 from subquad.cli.errors import CommandError, unknown
+from subquad.core import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Library:
     reason: str | None
     version: str | None = None
     devices: tuple[str, ...] = ()
-    kernels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     bench: ModuleType | None = None
 
 
@@ -41,7 +41,7 @@ def find(wanted: Iterable[str] | None = None) -> dict[str, Library]:
 
     A package is imported for it; a broken one becomes a reason, never an exception.
     """
-    packages = _backends.names()
+    packages = loading.names()
     host_first = sorted(packages, key=lambda name: name != np.__name__)
     return {name: _ask(name, packages[name]) for name in host_first if wanted is None or name in wanted}
 
@@ -51,10 +51,9 @@ def _ask(name: str, package: str) -> Library:
         module = importlib.import_module(package)
         bench = importlib.import_module(f"{package}.bench")
         about = bench.describe()
-        kernels = {
-            kernel: tuple(override.name for override in overrides)
-            for kernel, overrides in getattr(module, "KERNELS", {}).items()
-        }
+        kernels: dict[str, list[str]] = {}
+        for override in loading.checked(module).overrides:
+            kernels.setdefault(override.kernel, []).append(override.name)
         return Library(name, about["reason"], about["version"], tuple(about["devices"]), kernels, bench)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == package.partition(".")[0]:
@@ -104,7 +103,7 @@ def _resolve(item: str, found: dict[str, Library]) -> tuple[str, str]:
     """Library and device of one item of `--backends`."""
     name, _, device = item.partition(":")
     if name not in found:
-        msg = f"--backends: {unknown('backend', name, _backends.names())}"
+        msg = f"--backends: {unknown('backend', name, loading.names())}"
         raise CommandError(msg)
     library = found[name]
     if library.reason is not None:
