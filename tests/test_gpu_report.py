@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asv_benchmarks.gpu import correctness, table
-from asv_benchmarks.gpu.verdict import CRITERIA, verdict
+from asv_benchmarks.gpu.table import CRITERIA, verdict
 from subquad_cupy import _plan
 from subquad_cupy._launch import STORAGE
 
