@@ -134,17 +134,18 @@ def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, se
             msg = f"{name} takes no options here; leave out {', '.join(options)}"
             raise TypeError(msg)
         return Scan(name, registry.SCANS[name])
-    if name not in {*registry.METHODS, *registry.ALIASES}:
-        raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS]))
-    method = registry.make_method(name, options)
-    if "seed" in options or "seed" not in {field.name for field in dataclasses.fields(method)}:
-        seed = None
-    elif seed is not None:
+    try:
+        row = registry.method_row(name)
+    except ValueError:
+        raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS])) from None
+    registry.make_method(name, options)
+    seed = None if "seed" in options or "seed" not in row.options else seed
+    if seed is not None:
         try:
             registry.make_method(name, {**options, "seed": seed})
         except ValueError:  # a method refuses a seed that would change nothing
             seed = None
-    return Attention(registry.ALIASES.get(name, name), options, causal, seed)
+    return Attention(row.name, options, causal, seed)
 
 
 def is_quadratic(case: Case) -> bool:
