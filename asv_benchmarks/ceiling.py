@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from asv_benchmarks import harness
-from subquad_numpy.scan import scan_forward
+from subquad_numpy.selective_scan.calls import scan_forward
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC")
 SHAPES = ((1, 2048, 1536), (8, 2048, 64))  # batch, n, d

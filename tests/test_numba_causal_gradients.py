@@ -13,7 +13,8 @@ from test_numba_gradients import TOLERANCE, autograd, check, draw
 
 import subquad
 from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy import feature_gradients, features
+from subquad_numpy.features import calls as features
+from subquad_numpy.features import gradient_calls as feature_gradients
 
 torch = pytest.importorskip("torch")
 

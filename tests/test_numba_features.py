@@ -16,14 +16,14 @@ pytest.importorskip("numba")
 from numba.core.dispatcher import Dispatcher
 
 from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy import features
-from subquad_numpy._causal_features import causal_kernel
-from subquad_numpy._iterative_pinv import pinv_kernel
-from subquad_numpy._key_gradient import key_gradient_kernel
-from subquad_numpy._query_gradient import query_gradient_kernel
-from subquad_numpy._reading import reading_kernel
-from subquad_numpy._summary import summary_kernel
-from subquad_numpy.iterative_pinv import iterative_pinv
+from subquad_numpy.features import calls as features
+from subquad_numpy.features.attend import attend_kernel
+from subquad_numpy.features.attend_gradient import attend_gradient_kernel
+from subquad_numpy.features.step import step_kernel
+from subquad_numpy.features.summarize import summarize_kernel
+from subquad_numpy.features.summarize_gradient import summarize_gradient_kernel
+from subquad_numpy.iterative_pinv.calls import iterative_pinv
+from subquad_numpy.iterative_pinv.kernel import pinv_kernel
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
 TOLERANCE = {"float32": 4e-6, "float64": 2e-14}
@@ -264,7 +264,7 @@ def test_rows_between_other_numbers() -> None:
 GUARDED = """
 import ctypes, math, numpy
 from subquad.kernels._feature_map import Exponential
-from subquad_numpy import features
+from subquad_numpy.features import calls as features
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -386,7 +386,7 @@ def test_no_keys_and_no_queries() -> None:
 
 def test_kernels_on_disk_are_found() -> None:
     """Numba looks them up by what they close over: a compiled function among that has another name in every process."""
-    makers = (summary_kernel, reading_kernel, causal_kernel, query_gradient_kernel, key_gradient_kernel)
+    makers = (summarize_kernel, attend_kernel, step_kernel, attend_gradient_kernel, summarize_gradient_kernel)
     for kernel in (*(make(np.dtype("float32"), True) for make in makers), pinv_kernel(np.dtype("float32"))):
         cells = kernel._native._pyfunc.__closure__
         assert not any(isinstance(cell.cell_contents, Dispatcher) for cell in cells)

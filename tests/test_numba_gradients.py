@@ -15,8 +15,9 @@ pytest.importorskip("numba")
 
 import subquad
 from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy import feature_gradients, features
-from subquad_numpy.feature_gradients import sum_to
+from subquad_numpy.features import calls as features
+from subquad_numpy.features import gradient_calls as feature_gradients
+from subquad_numpy.features.gradient_calls import sum_to
 
 torch = pytest.importorskip("torch")
 
@@ -169,7 +170,8 @@ def test_hidden_numbers_are_not_read() -> None:
 GUARDED = """
 import ctypes, math, numpy
 from subquad.kernels._feature_map import Exponential
-from subquad_numpy import features, feature_gradients
+from subquad_numpy.features import calls as features
+from subquad_numpy.features import gradient_calls as feature_gradients
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]

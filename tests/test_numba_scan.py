@@ -17,9 +17,9 @@ from libraries import relative_error  # noqa: E402
 
 import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
-from subquad_numpy import _compile  # noqa: E402
-from subquad_numpy.linear_scan import linear_scan_backward, linear_scan_forward  # noqa: E402
-from subquad_numpy.scan import scan_backward, scan_forward  # noqa: E402
+from subquad_numpy.codegen import compile as codegen_compile  # noqa: E402
+from subquad_numpy.linear_scan.calls import linear_scan_backward, linear_scan_forward  # noqa: E402
+from subquad_numpy.selective_scan.calls import scan_backward, scan_forward  # noqa: E402
 
 Arrays = dict[str, Any]
 torch.set_num_threads(1)  # the loops of the definition are too small for more
@@ -277,7 +277,7 @@ def test_gradient_of_an_empty_batch_by_what_it_shares() -> None:
 
 
 def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _compile.numba.cfunc
+    real = codegen_compile.numba.cfunc
 
     def cfunc(signature: Any, *, cache: bool = False, **options: Any) -> Any:
         if cache:
@@ -285,8 +285,8 @@ def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError(msg)
         return real(signature, **options)
 
-    monkeypatch.setattr(_compile.numba, "cfunc", cfunc)
-    assert _compile.native("int64(int64)")(lambda x: 2 * x).ctypes(21) == 42
+    monkeypatch.setattr(codegen_compile.numba, "cfunc", cfunc)
+    assert codegen_compile.native("int64(int64)")(lambda x: 2 * x).ctypes(21) == 42
 
 
 def test_threads_may_call_at_once() -> None:
@@ -437,8 +437,8 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     numba = pytest.importorskip("numba")
-    from subquad_numpy._math import ONE, sigmoid, softplus, split_exp2
-    from subquad_numpy._simd import add_where_zero, inline, load, store
+    from subquad_numpy.codegen import add_where_zero, inline, load, store
+    from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
     def exp2(x: Any) -> Any:

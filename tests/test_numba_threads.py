@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from subquad_numpy import _threads
-from subquad_numpy._threads import run_tasks
+from subquad_numpy.runtime import threads as _threads
+from subquad_numpy.runtime.threads import run_tasks
 
 FRAME = np.zeros(1, np.int64)
 

@@ -26,9 +26,9 @@ import numpy as np
 from numba import carray, cfunc, types
 
 from subquad_jax import _varying
-from subquad_numpy import _shares
-from subquad_numpy._shares import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
-from subquad_numpy._simd import pointer
+from subquad_numpy.codegen import pointer
+from subquad_numpy.runtime import native_tasks as _shares
+from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD = 2  # rows of the plan before the frame: number of tasks, number of threads

@@ -30,10 +30,10 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(reverse: bool, a: Array, b: Array, initial_state: Array | None) -> Array:
-    from subquad_numpy import _linear_scan as kernels
+    from subquad_numpy.linear_scan import kernel as kernels
 
     operands = {"a": a, "b": b, "initial_state": initial_state}
-    return _call(kernels.linear_scan_kernel, kernels.LINEAR_FRAME, reverse, operands, {"h": b.shape})[0]
+    return _call(kernels.linear_scan_kernel, kernels.SCAN_RECORD, reverse, operands, {"h": b.shape})[0]
 
 
 def _forward(reverse: bool, a: Array, b: Array, initial_state: Array | None) -> tuple[Array, Any]:
@@ -51,11 +51,11 @@ _scan.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(reverse: bool, a: Array, h: Array, initial_state: Array | None, grad_h: Array) -> Gradients:
-    from subquad_numpy import _linear_scan as kernels
+    from subquad_numpy.linear_scan import kernel as kernels
 
     operands = {"a": a, "h": h, "initial_state": initial_state, "grad_h": grad_h}
     results = {"grad_a": a.shape, "grad_b": a.shape, "grad_initial_state": (a.shape[0], a.shape[2])}
-    order = kernels.LINEAR_GRADIENT_FRAME
+    order = kernels.GRADIENT_RECORD
     by_a, by_b, by_state = _call(kernels.linear_scan_gradient_kernel, order, reverse, operands, results)
     return by_a, by_b, None if initial_state is None else by_state
 
@@ -81,7 +81,7 @@ def _call(
 ) -> Any:
     """Results of these shapes from the kernel that `make` compiles for a dtype."""
     from subquad_jax import _ffi
-    from subquad_numpy.linear_scan import cut_work
+    from subquad_numpy.linear_scan.calls import cut_work
 
     like = operands["a"]
     assert like is not None

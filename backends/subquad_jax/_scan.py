@@ -39,8 +39,10 @@ def selective_scan(*arrays: Array | None, delta_softplus: bool, reverse: bool) -
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> Outputs:
     from subquad_jax import _ffi
-    from subquad_numpy import _scan as kernels
-    from subquad_numpy import _simd, _threads, scan
+    from subquad_numpy import codegen as _simd
+    from subquad_numpy.runtime import threads as _threads
+    from subquad_numpy.selective_scan import calls as scan
+    from subquad_numpy.selective_scan import forward as kernels
 
     u, A = inputs.u, inputs.A
     batch, _, d = u.shape
@@ -49,7 +51,7 @@ def _scan(delta_softplus: bool, reverse: bool, inputs: Inputs) -> Outputs:
     results = {"y": ShapeDtypeStruct(u.shape, u.dtype), "state": ShapeDtypeStruct((batch, *A.shape), A.dtype)}
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=u.shape[1])
     target = _ffi.register("selective_scan", kernels.forward_kernel, *_kind(inputs))
-    return tuple(_ffi.call(target, kernels.FRAME, inputs._asdict(), results, sizes, tasks, threads))
+    return tuple(_ffi.call(target, kernels.FORWARD_RECORD, inputs._asdict(), results, sizes, tasks, threads))
 
 
 def _forward(delta_softplus: bool, reverse: bool, inputs: Inputs) -> tuple[Outputs, Inputs]:
@@ -66,8 +68,10 @@ _scan.defvjp(_forward, _backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradient(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: Outputs) -> Inputs:
     from subquad_jax import _ffi
-    from subquad_numpy import _scan_backward as kernels
-    from subquad_numpy import _simd, _threads, scan_backward
+    from subquad_numpy import codegen as _simd
+    from subquad_numpy.runtime import threads as _threads
+    from subquad_numpy.selective_scan import backward as kernels
+    from subquad_numpy.selective_scan import gradient_calls as scan_backward
 
     u, A = inputs.u, inputs.A
     batch, n, d = u.shape
@@ -88,7 +92,7 @@ def _gradient(delta_softplus: bool, reverse: bool, inputs: Inputs, grads: Output
     sizes = _sizes(inputs, delta_softplus, reverse, block=block, chunk=min(scan_backward.TILE, n))
     target = _ffi.register("selective_scan_backward", kernels.backward_kernel, *_kind(inputs))
     tasks = batch * groups * blocks
-    found = _ffi.call(target, kernels.GRADIENT_FRAME, operands, results, sizes, tasks, _threads.thread_count(), sums)
+    found = _ffi.call(target, kernels.BACKWARD_RECORD, operands, results, sizes, tasks, _threads.thread_count(), sums)
     by_name = dict(zip(results, found, strict=True))
     # the kernel gives ∂/∂Re + i ∂/∂Im; a cotangent in JAX is its conjugate
     named = inputs._asdict().items()

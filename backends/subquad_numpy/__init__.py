@@ -1,20 +1,27 @@
 """NumPy backend: arrays that are computed at once and may be filled in place; compiled kernels, attention in place."""
 
-from subquad._dispatch import Override
-from subquad_numpy import _attention, _kernels
+from __future__ import annotations
 
-in_place = True
+from collections.abc import Hashable, Sequence
+from typing import Any, ClassVar
 
-KERNELS = {
-    "feature_product": (
-        Override("numba", _kernels.feature_product, _kernels.feature_product_declines),
-        Override("in-place", _attention.feature_product, _attention.feature_product_declines),
-    ),
-    "iterative_pinv": (Override("numba", _kernels.iterative_pinv, _kernels.iterative_pinv_declines),),
-    "linear_scan": (Override("numba", _kernels.linear_scan, _kernels.linear_scan_declines),),
-    "selective_scan": (Override("numba", _kernels.selective_scan, _kernels.scan_declines),),
-    "softmax_attention": (
-        Override("numba", _kernels.softmax_attention, _kernels.softmax_attention_declines),
-        Override("in-place", _attention.softmax_attention, _attention.softmax_attention_declines),
-    ),
-}
+from subquad.backend import Backend, Override
+from subquad_numpy.compiled import COMPILED, as_override
+from subquad_numpy.plain import attention
+
+__all__ = ["BACKEND", "NumpyBackend"]
+
+
+class NumpyBackend(Backend):
+    """NumPy computes at once; what decides a call are classes, shapes and dtypes."""
+
+    library: ClassVar[str] = "numpy"
+    overrides: ClassVar[tuple[Override, ...]] = (*map(as_override, COMPILED.values()), *attention.OVERRIDES)
+    fills_in_place: ClassVar[bool] = True
+
+    def signature(self, arrays: Sequence[Any]) -> Hashable:
+        """Class, shape and dtype of each array."""
+        return tuple([None if x is None else (x.__class__, x.shape, x.dtype) for x in arrays])
+
+
+BACKEND = NumpyBackend()

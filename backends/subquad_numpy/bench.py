@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy._kernels import without_numba
+from subquad.backend import is_installed
 
 
 def describe() -> dict[str, Any]:
@@ -16,17 +16,17 @@ def describe() -> dict[str, Any]:
 
 def kernel_notes() -> list[str]:
     """How long the kernels take to become callable: compiled once, then read from the disk."""
-    if reason := without_numba():
-        return [f"{reason}: scans and attention run by plain NumPy"]
-    from subquad_numpy._compile import compile_seconds
-    from subquad_numpy._reading import reading_kernel
-    from subquad_numpy._scan import forward_kernel
-    from subquad_numpy._scan_backward import backward_kernel
-    from subquad_numpy._summary import summary_kernel
+    if not is_installed("numba"):
+        return ['numba is not installed (pip install "subquad[numba]"): scans and attention run by plain NumPy']
+    from subquad_numpy.codegen.compile import compile_seconds
+    from subquad_numpy.features.attend import attend_kernel
+    from subquad_numpy.features.summarize import summarize_kernel
+    from subquad_numpy.selective_scan.backward import backward_kernel
+    from subquad_numpy.selective_scan.forward import forward_kernel
 
     for make in (forward_kernel, backward_kernel):
         make("float32", False, False, False)
-    for make_features in (summary_kernel, reading_kernel):
+    for make_features in (summarize_kernel, attend_kernel):
         make_features(np.dtype("float32"), False)
     return [f"{name}: callable after {seconds:.1f} s" for name, seconds in compile_seconds.items()]
 

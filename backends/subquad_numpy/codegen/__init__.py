@@ -1,0 +1,30 @@
+"""Explicit vectors for Numba: what kernels are written in.
+
+LLVM's own vectoriser guards every loop over arrays with checks for overlap and gives up where the loop is
+short; with vectors as values neither happens, and a state can stay in a register. LLVM splits a vector of 64
+bytes into what the machine has (one AVX-512 register, two of AVX2, four of NEON or SSE).
+
+Vectors live inside compiled code only.
+"""
+
+from subquad_numpy.codegen.pointers import aligned, cut, load, pointer, prefetch, room, shifted, spread, store, zeros
+from subquad_numpy.codegen.vector_ops import (
+    absolute,
+    add_where_zero,
+    at_least,
+    at_most,
+    fma,
+    largest,
+    replace_where_zero,
+    rint,
+    scale_by_power,
+    total,
+    where_negative,
+)
+from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, inline, intrinsic, lanes_of, types
+
+__all__ = [
+    "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "at_least", "at_most", "cut", "fma", "inline",
+    "intrinsic", "lanes_of", "largest", "load", "pointer", "prefetch", "replace_where_zero", "rint", "room",
+    "scale_by_power", "shifted", "spread", "store", "total", "types", "where_negative", "zeros",
+]  # fmt: skip

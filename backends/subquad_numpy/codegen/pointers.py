@@ -1,0 +1,165 @@
+"""Vectors and memory: loads, stores, pointers.
+
+`memory` is a flat, contiguous Numba array or a pointer; `index` counts elements, and nothing is checked.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_scalar, types
+
+
+def _address(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
+    if isinstance(memory_type, types.Array):
+        memory = context.make_array(memory_type)(context, builder, memory).data
+    return builder.gep(memory, [index])
+
+
+@intrinsic
+def load(typingctx: Any, memory: Any, index: Any) -> Any:
+    """The vector at memory[index], memory[index + 1], …"""
+    vector = Vector(memory.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], *args)
+        address = builder.bitcast(address, context.get_value_type(vector).as_pointer())
+        return builder.load(address, align=vector.element.bitwidth // 8)
+
+    return vector(memory, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx: Any, memory: Any, index: Any, value: Vector) -> Any:
+    """Write a vector to memory[index], memory[index + 1], …"""
+    if not isinstance(value, Vector) or value.element != memory.dtype:
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], *args[:2])
+        address = builder.bitcast(address, context.get_value_type(value).as_pointer())
+        builder.store(args[2], address, align=value.element.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(memory, types.intp, value), codegen
+
+
+@intrinsic
+def spread(typingctx: Any, memory: Any, index: Any) -> Any:
+    """A vector with memory[index] in every lane."""
+    vector = Vector(memory.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalar = builder.load(_address(context, builder, sig.args[0], *args))
+        return spread_scalar(context, builder, vector.element, vector, scalar)
+
+    return vector(memory, types.intp), codegen
+
+
+@intrinsic
+def zeros(typingctx: Any, memory: Any) -> Any:
+    """A vector of zeros, of the element type of `memory`."""
+    vector = Vector(memory.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(context.get_value_type(vector), None)
+
+    return vector(memory), codegen
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """An integer address as a pointer to elements of the type of the scalar `like`."""
+    target = types.CPointer(like)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(target))
+
+    return target(types.uintp, like), codegen
+
+
+@intrinsic
+def shifted(typingctx: Any, memory: Any, count: Any) -> Any:
+    """The pointer `count` elements further on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return memory(memory, types.intp), codegen
+
+
+@intrinsic
+def aligned(typingctx: Any, buffer: Any) -> Any:
+    """Pointer to the first element of `buffer` on a boundary of `BYTES`.
+
+    Helpers take it instead of the array because an array passed along is counted, and the calls that count it
+    push everything out of the vector registers. `buffer` must be used once more after the last use of the
+    pointer.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _aligned(context, builder, sig.args[0], args[0])
+
+    return types.CPointer(buffer.dtype)(buffer), codegen
+
+
+def _aligned(context: Any, builder: Any, kind: Any, buffer: Any) -> Any:
+    data = context.make_array(kind)(context, builder, buffer).data
+    address = builder.ptrtoint(data, cgutils.intp_t)
+    gap = builder.and_(builder.neg(address), ir.Constant(cgutils.intp_t, BYTES - 1))
+    return builder.inttoptr(builder.add(address, gap), data.type)
+
+
+def _whole(context: Any, builder: Any, kind: Any, sizes: Any) -> list[Any]:
+    """Sizes up to whole vectors, be they of float32."""
+    step = BYTES // 4
+    words = [
+        context.cast(builder, builder.extract_value(sizes, i), size, types.intp) for i, size in enumerate(kind.types)
+    ]
+    mask = ir.Constant(cgutils.intp_t, -step)
+    return [builder.and_(builder.add(word, ir.Constant(cgutils.intp_t, step - 1)), mask) for word in words]
+
+
+@intrinsic
+def room(typingctx: Any, sizes: Any) -> Any:
+    """Elements of a buffer that `cut` can cut into parts of these sizes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = ir.Constant(cgutils.intp_t, BYTES // 4)
+        for size in _whole(context, builder, sizes, args[0]):
+            count = builder.add(count, size)
+        return count
+
+    return types.intp(sizes), codegen
+
+
+@intrinsic
+def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
+    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`; as with `aligned`, use it after."""
+    parts = types.UniTuple(types.CPointer(buffer.dtype), len(sizes))
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = [_aligned(context, builder, sig.args[0], args[0])]
+        for size in _whole(context, builder, sizes, args[1]):
+            places.append(builder.gep(places[-1], [size]))
+        return context.make_tuple(builder, parts, places[:-1])
+
+    return parts(buffer, sizes), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, memory: Any, index: Any) -> Any:
+    """Ask for the cache line of memory[index], which need not exist."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, sig.args[0], *args)
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, keep, data = 0, 3, 1
+        hints = [ir.Constant(word, hint) for hint in (read, keep, data)]
+        builder.call(function, [builder.bitcast(address, byte), *hints])
+        return context.get_dummy_value()
+
+    return types.none(memory, types.intp), codegen

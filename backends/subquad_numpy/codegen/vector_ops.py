@@ -1,0 +1,137 @@
+"""Functions of vectors that are one instruction of LLVM or two, lane by lane; and the sum over lanes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from subquad_numpy.codegen.vector_type import FUSE, Vector, intrinsic, types
+
+
+def _llvm(name: str, flags: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Code generator of the LLVM intrinsic `name`, elementwise over vectors."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = context.get_value_type(sig.return_type)
+        letter = "f32" if sig.return_type.element == types.float32 else "f64"
+        kind = ir.FunctionType(wide, [wide] * len(args))
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{sig.return_type.lanes}{letter}")
+        return builder.call(function, args, fastmath=flags)
+
+    return codegen
+
+
+@intrinsic
+def rint(typingctx: Any, x: Vector) -> Any:
+    """Nearest integer, halves to even."""
+    return x(x), _llvm("rint")
+
+
+@intrinsic
+def absolute(typingctx: Any, x: Vector) -> Any:
+    """|x|."""
+    return x(x), _llvm("fabs")
+
+
+@intrinsic
+def fma(typingctx: Any, x: Vector, y: Vector, z: Vector) -> Any:
+    """x y + z with one rounding, always: for error terms. Elsewhere x * y + z fuses where the machine can."""
+    return x(x, y, z), _llvm("fma")
+
+
+def _clamp(predicate: str) -> Callable[..., Any]:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        beyond = builder.fcmp_ordered(predicate, args[0], args[1])
+        return builder.select(beyond, args[1], args[0])
+
+    return codegen
+
+
+@intrinsic
+def at_least(typingctx: Any, x: Vector, bound: Any) -> Any:
+    """max(x, bound), NaN where x is NaN."""
+    return x(x, x), _clamp("<")
+
+
+@intrinsic
+def at_most(typingctx: Any, x: Vector, bound: Any) -> Any:
+    """min(x, bound), NaN where x is NaN."""
+    return x(x, x), _clamp(">")
+
+
+@intrinsic
+def where_negative(typingctx: Any, x: Vector, yes: Vector, no: Vector) -> Any:
+    """`yes` where x < 0, else `no`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        negative = builder.fcmp_ordered("<", args[0], ir.Constant(args[0].type, None))
+        return builder.select(negative, args[1], args[2])
+
+    return x(x, x, x), codegen
+
+
+def _select_zero(when_zero: Callable[..., Any]) -> Callable[..., Any]:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = builder.fcmp_ordered("==", args[0], ir.Constant(args[0].type, None))
+        return builder.select(zero, when_zero(builder, *args[1:]), args[1])
+
+    return codegen
+
+
+@intrinsic
+def replace_where_zero(typingctx: Any, key: Vector, x: Vector, other: Vector) -> Any:
+    """`other` where key == 0, else x."""
+    return x(x, x, x), _select_zero(lambda *args: args[2])
+
+
+@intrinsic
+def add_where_zero(typingctx: Any, key: Vector, x: Vector, term: Vector) -> Any:
+    """x + term where key == 0, else x."""
+    return x(x, x, x), _select_zero(lambda builder, x, term: builder.fadd(x, term, flags=FUSE))
+
+
+@intrinsic
+def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
+    """x 2^exponent for whole exponents, by adding to the exponent bits of x: nothing is checked.
+
+    A NaN stays a NaN: its conversion to an integer has no low bits set on any machine (0, or only the sign
+    bit).
+    """
+    mantissa = 23 if x.element == types.float32 else 52
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(x.element.bitwidth), x.lanes)
+        shift = ir.Constant(wide, [mantissa] * x.lanes)
+        power = builder.shl(builder.fptosi(args[1], wide), shift)
+        return builder.bitcast(builder.add(builder.bitcast(args[0], wide), power), args[0].type)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def total(typingctx: Any, x: Vector) -> Any:
+    """Sum over the lanes, pairwise."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = args[0].type
+        letter = "f32" if x.element == types.float32 else "f64"
+        kind = ir.FunctionType(wide.element, [wide.element, wide])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{x.lanes}{letter}")
+        return builder.call(function, [ir.Constant(wide.element, -0.0), args[0]], fastmath=("reassoc",))
+
+    return x.element(x), codegen
+
+
+@intrinsic
+def largest(typingctx: Any, x: Vector) -> Any:
+    """Largest of the lanes that are not NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = args[0].type
+        letter = "f32" if x.element == types.float32 else "f64"
+        kind = ir.FunctionType(wide.element, [wide])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{x.lanes}{letter}")
+        return builder.call(function, args)
+
+    return x.element(x), codegen

@@ -1,0 +1,202 @@
+"""The compiled kernels, one record each. NumPy runs it, PyTorch and JAX adapt it; no kernel has glue of its own.
+
+Numba is imported at the first call of a kernel, not with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from subquad.backend import Accepts, Call, Like, Override
+from subquad.kernels.feature_map import Elu, Exponential
+from subquad_numpy.features import calls as features
+from subquad_numpy.iterative_pinv import calls as iterative_pinv
+from subquad_numpy.linear_scan import calls as linear_scan
+from subquad_numpy.runtime.launch import Launch
+from subquad_numpy.selective_scan import calls as selective_scan
+
+__all__ = ["COMPILED", "Compiled", "Launch", "as_override"]
+
+Array = np.ndarray[Any, Any]
+Arrays = Sequence[Array | None]
+Likes = Sequence[Like | None]
+Static = Mapping[str, Any]
+
+MAX_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
+REAL = ("float32", "float64")
+COMPLEX = (*REAL, "complex64", "complex128")
+
+
+class Forward(Protocol):
+    """``forward(arrays, static) -> (outputs, saved)``; `saved` is what the backward pass needs beside the outputs.
+
+    `new(shape, dtype)` makes the memory of outputs. `save` says that a backward pass will come. `threads` is how many
+    run, or a `runtime.threads.Team` of another library's.
+    """
+
+    def __call__(
+        self,
+        arrays: Arrays,
+        static: Static,
+        *,
+        new: Callable[[tuple[int, ...], Any], Array] = ...,
+        save: bool = ...,
+        threads: int | None = ...,
+    ) -> tuple[tuple[Array, ...], Any]: ...
+
+
+class Backward(Protocol):
+    """``backward(arrays, static, saved, outputs, grads, need)`` is a gradient for each array, of the array's shape.
+
+    `grads` has None for an output that nobody differentiates, `need` says which arrays want a gradient; None stands for
+    zero, or for one that nobody wants. Of complex arrays it is ∂/∂Re + i ∂/∂Im of a real loss. The whole is None where
+    the compiled gradient cannot be used: the generic form is differentiated then.
+    """
+
+    def __call__(
+        self,
+        arrays: Arrays,
+        static: Static,
+        saved: Any,
+        outputs: Arrays,
+        grads: Arrays,
+        need: Sequence[bool],
+        *,
+        threads: int | None = ...,
+    ) -> tuple[Array | None, ...] | None: ...
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel on memory of the host.
+
+    `arrays` are the kernel's positional arguments, and after them its `key_mask` (None where there is none) if it has
+    one; `static` are its other keywords.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel of `subquad.kernels`.
+    accepts : Accepts
+        What it takes.
+    forward : Forward
+        The kernel.
+    backward : Backward or None
+        Its gradient.
+    prepare : callable or None
+        ``prepare(xp, arrays)``: the arrays as `launch` takes them, by operations of the namespace that can be
+        differentiated. None: as they are.
+    launch, launch_backward : callable or None
+        ``launch(likes, static)`` and ``launch_backward(likes, static)`` say how one run of compiled code computes the
+        outputs from prepared arrays of these shapes and dtypes; None where no single run does.
+    unaided : frozenset of int
+        Outputs that have no gradient: those whose value is free, like the shift of a state.
+    saves : bool
+        Whether `backward` needs what `forward` saves, beside the arrays and the outputs.
+    """
+
+    kernel: str
+    accepts: Accepts
+    forward: Forward
+    backward: Backward | None = None
+    prepare: Callable[..., tuple[Any, ...]] | None = None
+    launch: Callable[[Likes, Static], Launch] | None = None
+    launch_backward: Callable[[Likes, Static], Launch] | None = None
+    unaided: frozenset[int] = frozenset()
+    saves: bool = False
+
+
+def _fused_features(call: Call) -> str | None:
+    """Why the compiled features cannot take the map of a call."""
+    known = isinstance(call.static["phi"], (Exponential, Elu))
+    return None if known else "the features are neither exponentials nor elu(x) + 1"
+
+
+def _some_key(call: Call) -> str | None:
+    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+
+
+def _small_matrices(call: Call) -> str | None:
+    m = call.arrays[0].shape[-1]
+    return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
+
+
+_NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
+
+COMPILED: dict[str, Compiled] = {
+    record.kernel: record
+    for record in (
+        Compiled(
+            "feature_summarize",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
+            features.summarize,
+            features.summarize_backward,
+            unaided=frozenset({0}),
+        ),
+        Compiled(
+            "feature_attend",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_fused_features),
+            features.attend,
+            features.attend_backward,
+        ),
+        Compiled(
+            "feature_step",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
+            features.step,
+            features.step_backward,
+            unaided=frozenset({1}),
+            saves=True,
+        ),
+        Compiled(
+            "softmax_attention",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_key),
+            features.softmax,
+            features.softmax_backward,
+            saves=True,
+        ),
+        Compiled(
+            "selective_scan",
+            Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=_NUMBA),
+            selective_scan.scan,
+            selective_scan.scan_backward,
+            prepare=selective_scan.prepare,
+            launch=selective_scan.launch,
+            launch_backward=selective_scan.launch_backward,
+        ),
+        Compiled(
+            "linear_scan",
+            Accepts(dtypes=COMPLEX, needs=_NUMBA),
+            linear_scan.scan,
+            linear_scan.scan_backward,
+            launch=linear_scan.launch,
+            launch_backward=linear_scan.launch_backward,
+        ),
+        Compiled(
+            "iterative_pinv", Accepts(dtypes=REAL, needs=_NUMBA, also=_small_matrices), iterative_pinv.iterative_pinv
+        ),
+    )
+}
+"""Every compiled kernel by name."""
+
+
+def as_override(compiled: Compiled) -> Override:
+    """The override by which NumPy runs a compiled kernel."""
+    forward = compiled.forward
+
+    if "key_mask" in compiled.accepts.options:
+
+        def run(*arrays: Array | None, key_mask: Array | None = None, **static: Any) -> Any:
+            outputs, _ = forward((*arrays, key_mask), static)
+            return outputs if len(outputs) > 1 else outputs[0]
+
+    else:
+
+        def run(*arrays: Array | None, **static: Any) -> Any:
+            outputs, _ = forward(arrays, static)
+            return outputs if len(outputs) > 1 else outputs[0]
+
+    return Override(compiled.kernel, "numba", run, compiled.accepts)

@@ -1,0 +1,1 @@
+"""Attention through features, and softmax attention with few keys or few queries, compiled."""

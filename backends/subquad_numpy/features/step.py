@@ -1,0 +1,273 @@
+"""Causal attention through exponential features, fused: the state of a head and a block of rows never leave its cache.
+
+    out[i] = Σ_{j ≤ i} w[i, j] v[j] / Σ_{j ≤ i} w[i, j],    w[i, j] = exp(y[i]) · exp(x[j]),  over features
+    y[i] = q[i] U,    x[j] = k[j] W − h |k[j]|²
+
+of q and k less their centers. Blocks of rows come one after the other: what the state holds of earlier keys,
+S = Σ_j exp(x[j] − shift) v[j]ᵀ and s, and the keys of the block pair by pair. No row depends on a later key, not even
+in its last bit. Exponents are taken relative to the state's shift, or in a first block to the first key; each key is
+scaled by its own largest feature exp(a[j]), and row i by exp(−R[i]), R[i] half the largest a[j] that it sees, so that
+neither the state nor the new keys underflow. The first row where that does not suffice, as `_causal_block` of
+`subquad.kernels.feature_product` says, is reported and ends the item.
+
+Linear attention has y and x without a matrix, and features elu(y) + 1: see `phi`.
+
+Of keys, features are rows here (`transposed`).
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import (
+    at_least,
+    at_most,
+    cut,
+    lanes_of,
+    largest,
+    load,
+    pointer,
+    room,
+    shifted,
+    spread,
+    store,
+    total,
+    where_negative,
+    zeros,
+)
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, multiply, pack, padded, panel_at
+from subquad_numpy.codegen.vector_math import exp_negative
+from subquad_numpy.features.blocks import (
+    HEAD,
+    OF_KEYS,
+    SIDE,
+    into_panels,
+    query_exponents,
+    query_features,
+    widths_of,
+)
+from subquad_numpy.features.phi import times_value
+from subquad_numpy.features.transposed import (
+    choose_reference,
+    exponents,
+    features,
+    hide,
+    largest_exponents,
+    load_directions,
+)
+
+# an item is one task; the queries have W and center of their own
+STEP_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
+# the state before, shift −∞ where no key was; the first row that is not done is of int64: n where all are, n + 1 where
+# all are but the state after them is not
+STEP_RECORD |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
+# for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+STEP_RECORD |= {"level": 1, "shifts": 2}
+# the state after the last row, contiguous, or 0
+STEP_RECORD |= {"new_shift": 1, "new_kv": 2, "new_k_sum": 1}
+
+
+def block_rows(dtype: np.dtype[Any]) -> int:
+    """Rows of a block: the columns of one panel."""
+    return PANEL_VECTORS * lanes_of(dtype)
+
+
+@cache
+def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+    """Compile `attend(first, last, frames)`."""
+    lanes = lanes_of(dtype)
+    block = block_rows(dtype)
+    high = -(-block // TILE_ROWS) * TILE_ROWS
+    kind = numba.from_dtype(dtype)
+    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
+    half, nothing_known = dtype.type(0.5), dtype.type(np.nan)
+    # of a product below, some features are lost; nor may an exponential overflow in half of the range
+    least_product = dtype.type(np.finfo(dtype).smallest_normal / np.finfo(dtype).eps ** 2)
+    most_above = dtype.type(160 if dtype.itemsize == 4 else 1400)
+    far, huge = dtype.type(1e30), np.finfo(dtype).max
+
+    @compiled(f"causal features {dtype}{' elu' * elu}", STEP_RECORD)
+    def attend(first: int, last: int, frames: Any) -> int:
+        f = carray(frames, last)[0]
+        n, d, m, d_v = f.n, f.d, f.m, f.d_v
+        depth = d + 1  # the last number of a key is −h|k|²
+        width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
+        widest = max(stride, d_out, block)
+        sizes = (
+            *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
+            *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
+            *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
+            *(high, high),
+        )
+        buffer = np.empty(room(sizes), kind)
+        # top is each key's largest exponent over ρ; later are two vectors' worth of 0 … 0 −∞ … −∞, read from any lane
+        # on; turned is W turned, with a last column of ones; kv and values are in panels; keys (depth, block), the last
+        # row −h|k|²; seen is φ_q · s of each row
+        (
+            edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
+            packed, turned, x, phi_k, kv, part,
+            keys, values, rows, phi_q, weights, result, from_state, seen, highest,
+        ) = cut(buffer, sizes)  # fmt: skip
+        above = keys if elu else x  # what φ's value is made of
+        clear(nothing, widest)
+        clear(q_center, d_in)
+        clear(k_center, d_in)
+        clear(phi_q, high * stride)
+        clear(weights, high * block)
+        clear(turned, stride * depth)
+        for j in range(2 * block):
+            later[j] = 0 if j < block else lowest
+
+        for item in range(first, last):
+            f = carray(frames, last)[item]
+            q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
+            q_row, k_row, v_row = f.q_x_row, f.x_row, f.v_row
+            has_mask, mask, out = f.mask != 0, pointer(f.mask, np.uint8(0)), pointer(f.out, zero)
+            level = pointer(f.level, zero)
+            q_numbers, numbers = pointer(f.q_numbers, zero), pointer(f.numbers, zero)
+            k_factor, half_scale = numbers[0], numbers[1]
+            if f.center != 0:
+                load_padded_row(pointer(f.q_center, zero), 0, d, lanes, q_center)
+                load_padded_row(pointer(f.center, zero), 0, d, lanes, k_center)
+            if not elu:
+                pack(pointer(f.q_W, zero), f.q_W_row, f.q_W_column, d, m, q_numbers[0], lanes, packed, d)
+                load_directions(pointer(f.W, zero), f.W_row, f.W_column, d, m, k_factor, turned)
+            pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
+            shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
+            for i in range(stride):
+                shift[i] = shifts[i] if i < m else lowest
+                k_sum[i] = sums[i] if i < m else 0
+
+            row, poisoned, lost = 0, False, False
+            while row < n and not poisoned:
+                count = min(block, n - row)
+                clear(keys, depth * block)
+                clear(values, block * d_out)
+                for r in range(count):
+                    if has_mask and mask[row + r] == 0:
+                        continue
+                    square, odd = zeros(rows), zeros(rows)
+                    for p in range(0, d, lanes):
+                        y = load_part(k, (row + r) * k_row + p, d - p, lanes, edge)
+                        odd = odd + (y - y)  # not 0 if the number is not finite
+                        y = y - load(k_center, p)
+                        square = square + y * y
+                        store(spare, 0, y)
+                        for lane in range(min(lanes, d - p)):
+                            keys[(p + lane) * block + r] = spare[lane]
+                    for j in range(0, d_v, lanes):
+                        y = load_part(v, (row + r) * v_row + j, d_v - j, lanes, edge)
+                        odd = odd + (y - y)
+                        into_panels(values, block, r, j, d_out, y, lanes)
+                    # |k|² overflows long before k itself, and 0 · ∞ is NaN
+                    keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
+                    if total(odd) != 0:  # this row and all later ones see it
+                        poisoned = True
+                        count = r
+                        break
+                whole = padded(count, TILE_ROWS)
+                if count == 0:
+                    break
+
+                exponents(keys, turned, d, height, k_factor, nothing, lanes, elu, x, block)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, elu, block)
+                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
+                if f.shifts != 0:
+                    copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
+                query_exponents(
+                    shifted(q, row * q_row), q_row, count, d, q_center, q_numbers, packed, reference,
+                    width, lanes, edge, elu, rows, phi_q, stride,
+                )  # fmt: skip
+                query_features(phi_q, stride, count, reference, k_sum, width, lanes, elu, seen, highest)
+
+                largest_exponents(x, opposite, m, lanes, top, block)
+                features(x, above, opposite, top, m, lanes, elu, phi_k, block)
+                multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
+                most_seen = lowest
+                for r in range(count):
+                    most_seen = max(most_seen, top[r])
+                    pivot = most_seen if most_seen != lowest else zero
+                    smallest = zeros(rows) + huge
+                    for j in range(0, block, lanes):
+                        a = load(top, j) + load(later, block - 1 - r + j)
+                        smallest = at_most(where_negative(a + far, smallest, load(weights, r * block + j)), smallest)
+                    if -largest(-smallest) < least_product or (pivot > most_above and not empty):
+                        lost = True
+                        count = r
+                        break
+                    divisor = pivot
+                    if not empty:
+                        divisor = pivot * half if pivot > 0 else zero
+                        pivot = max(pivot, zero)
+                    store(spare, 0, exp_negative(zeros(rows) + (divisor - pivot)))
+                    grown = one / spare[0]
+                    store(spare, 0, exp_negative(zeros(rows) - (zero if empty else divisor)))
+                    from_before = spare[0]
+                    weight = zeros(rows)
+                    for j in range(0, block, lanes):
+                        a = load(top, j) + load(later, block - 1 - r + j)
+                        w = load(weights, r * block + j) * (exp_negative(a - pivot) * grown)
+                        store(weights, r * block + j, w)
+                        weight = weight + w
+                    edge[0] = total(weight) + from_before * seen[r]
+                    if f.level != 0:
+                        level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
+                    seen[r] = one / edge[0] if edge[0] != 0 else zero
+                    rows[r] = from_before  # the queries have been read
+                multiply(weights, block, 1, whole, values, block, count, d_out, lanes, nothing, 0, result, d_out)
+                multiply(phi_q, stride, 1, whole, kv, m, m, d_out, lanes, nothing, 0, from_state, d_out)
+                for r in range(count):
+                    faded_row, inverse = spread(rows, r), spread(seen, r)
+                    for j in range(0, d_v, lanes):
+                        value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
+                        store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
+                row += count
+                if poisoned or lost or (row == n and f.new_shift == 0):
+                    break
+
+                for i in range(m):
+                    most = load(x, i * block)
+                    for j in range(lanes, block, lanes):
+                        most = at_least(load(x, i * block + j), most)
+                    new = max(shift[i], largest(most))
+                    start = new if new != lowest else zero
+                    along = zeros(rows)
+                    for j in range(0, block, lanes):
+                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), elu)
+                        store(x, i * block + j, e)
+                        along = along + e
+                    store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))
+                    reference[i] = spare[0]
+                    k_sum[i] = k_sum[i] * spare[0] + total(along)
+                    shift[i] = new
+                multiply(x, block, 1, height, values, block, count, d_out, lanes, nothing, 0, part, d_out)
+                for i in range(m):
+                    fade = spread(reference, i)
+                    for j in range(0, d_out, lanes):
+                        before, columns = panel_at(j, d_out, lanes)
+                        place = before * m + i * columns + j - before
+                        store(kv, place, load(kv, place) * fade + load(part, i * d_out + j))
+            undone = row if lost else n
+            if poisoned and not lost:
+                undone = n + 1
+            pointer(f.undone, np.int64(0))[0] = undone
+            if f.new_shift != 0:
+                copy(shift, m, pointer(f.new_shift, zero))
+                copy(k_sum, m, pointer(f.new_k_sum, zero))
+                new_kv = pointer(f.new_kv, zero)
+                for j in range(d_v):
+                    before, columns = panel_at(j, d_out, lanes)
+                    for i in range(m):
+                        new_kv[i * d_v + j] = kv[before * m + i * columns + j - before]
+            for i in range(row * d_v, n * d_v):
+                out[i] = nothing_known
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return attend

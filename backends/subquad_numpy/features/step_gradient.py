@@ -1,0 +1,224 @@
+"""The gradient of causal attention through exponential features, fused: two walks over its blocks.
+
+    p[i, j] = exp(y[i] − L[i]) · exp(x[j]),  over features,    dw[i, j] = g[i] · (v[j] − out[i]),    j ≤ i
+    dy[i] = exp(y[i] − L[i]) ∘ Σ_{j ≤ i} dw[i, j] exp(x[j]),   dx[j] = exp(x[j]) ∘ Σ_{i ≥ j} dw[i, j] exp(y[i] − L[i])
+    dq = dy Uᵀ,    dk = dx Wᵀ − 2 h (Σ_m dx) k,    dv[j] = Σ_{i ≥ j} p[i, j] g[i]
+
+L is the log of a row's sum of weights, g the gradient by out; linear attention is as in `phi`. The first walk goes
+forward and carries what earlier keys leave, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second goes back and carries what
+later queries leave, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ, where σ is the largest x up to the block:
+no exponent is above 0, as p ≤ 1. Pairs within a block are formed as `step` has them, over the same ρ.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import at_most, cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import clear, copy, load_part
+from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, padded
+from subquad_numpy.codegen.vector_math import ZERO, exp_negative
+from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, into_panels, store_rows, widths_of
+from subquad_numpy.features.phi import slope_of
+from subquad_numpy.features.step import block_rows
+from subquad_numpy.features.transposed import (
+    add_product,
+    choose_reference,
+    exponents,
+    features,
+    hide,
+    lanes_to_rows,
+    largest_exponents,
+    load_directions,
+    product,
+    rows_to_lanes,
+    through_directions,
+)
+
+# an item is one task; the queries have W of their own, and there are no centers
+STEP_GRADIENT_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
+# what the forward pass had and left: see there
+STEP_GRADIENT_RECORD |= {"kv": 2, "k_sum": 1, "level": 1, "shifts": 2}
+STEP_GRADIENT_RECORD |= {"out_row": None, "out": 2, "grad_row": None, "grad": 2}
+# contiguous; kv and k_sum are of the state before
+STEP_GRADIENT_RECORD |= {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 1}
+
+
+@cache
+def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+    """Compile `differentiate(first, last, frames)`."""
+    lanes = lanes_of(dtype)
+    block = block_rows(dtype)
+    kind = numba.from_dtype(dtype)
+    zero, lowest = dtype.type(0), dtype.type(-np.inf)
+
+    @compiled(f"causal gradient {dtype}{' elu' * elu}", STEP_GRADIENT_RECORD)
+    def differentiate(first: int, last: int, frames: Any) -> int:
+        f = carray(frames, last)[0]
+        n, d, m, d_v = f.n, f.d, f.m, f.d_v
+        blocks = -(-n // block)
+        depth, depth_v = d + 1, d_v + 1
+        _, height, stride, _, d_out = widths_of(m, d, d_v, lanes)
+        high, high_d, high_v = padded(block, TILE_ROWS), padded(depth, TILE_ROWS), padded(depth_v, TILE_ROWS)
+        across = padded(high_v, lanes)  # of a row of the state
+        sizes = (
+            *(lanes, stride, stride, stride, stride, stride, max(stride, across, block)),
+            *(block, block, block, block, block, 2 * block, 2 * block),
+            *(stride * depth + TILE_ROWS, stride * depth + TILE_ROWS, stride * across, stride * d_out, block * d_out),
+            *(high_d * block, high_d * block, high_v * block, high_v * block, max(high_d, high_v, stride) * block),
+            *(stride * block, stride * block, stride * block, stride * block, stride * block, stride * block),
+            *(stride * block, high * block, high * block),
+        )
+        buffer = np.empty(room(sizes), kind)
+        (
+            edge, shift, after, reference, opposite, sums, nothing,
+            top, level, gap, bound, zeroes, later, earlier,
+            turned_k, turned_q, state, part, panels,
+            keys, queries, values, grads, by_rows,
+            x, y, phi_k, phi_q, phi_after, by_phi, other, pairs, weights,
+        ) = cut(buffer, sizes)  # fmt: skip
+        above_k, above_q = (keys, queries) if elu else (x, y)  # what φ's value is made of
+        clear(edge, room(sizes) - 2 * lanes)
+        for j in range(2 * block):
+            later[j] = 0 if j < block else lowest
+            earlier[j] = lowest if j < block else 0
+
+        for item in range(first, last):
+            f = carray(frames, last)[item]
+            q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
+            out, grad = pointer(f.out, zero), pointer(f.grad, zero)
+            q_row, k_row, v_row, out_row, g_row = f.q_x_row, f.x_row, f.v_row, f.out_row, f.grad_row
+            mask, has_mask = pointer(f.mask, np.uint8(0)), f.mask != 0
+            grad_q, grad_k, grad_v = pointer(f.grad_q, zero), pointer(f.grad_k, zero), pointer(f.grad_v, zero)
+            shifts, levels, kv = pointer(f.shifts, zero), pointer(f.level, zero), pointer(f.kv, zero)
+            q_factor, k_factor = pointer(f.q_numbers, zero)[0], pointer(f.numbers, zero)[0]
+            half_scale = pointer(f.numbers, zero)[1]
+            if not elu:
+                load_directions(pointer(f.W, zero), f.W_row, f.W_column, d, m, k_factor, turned_k)
+                load_directions(pointer(f.q_W, zero), f.q_W_row, f.q_W_column, d, m, q_factor, turned_q)
+            copy(pointer(f.k_sum, zero), m, sums)
+            for i in range(m):
+                copy(shifted(kv, i * d_v), d_v, shifted(state, i * across))
+                state[i * across + d_v] = sums[i]
+
+            for step in range(2 * blocks):
+                back = step >= blocks
+                at = 2 * blocks - 1 - step if back else step
+                row, is_last = at * block, at == blocks - 1
+                count = min(block, n - row)
+                whole = padded(count, TILE_ROWS)
+                if step == blocks:
+                    clear(state, stride * across)
+                    clear(sums, stride)
+                for i in range(m):
+                    shift[i] = shifts[at * m + i]
+                    after[i] = lowest  # −σ, of no use in the last block
+                    if not is_last:
+                        sigma = shifts[(at + 1) * m + i]
+                        after[i] = -sigma if sigma != lowest else 0
+                here = shifted(mask, row)
+                rows_to_lanes(shifted(q, row * q_row), q_row, count, d, here, False, lanes, edge, queries, block)
+                rows_to_lanes(shifted(k, row * k_row), k_row, count, d, here, has_mask, lanes, edge, keys, block)
+                rows_to_lanes(shifted(v, row * v_row), v_row, count, d_v, here, has_mask, lanes, edge, values, block)
+                rows_to_lanes(shifted(grad, row * g_row), g_row, count, d_v, here, False, lanes, edge, grads, block)
+                for r in range(block):
+                    values[d_v * block + r], grads[d_v * block + r], bound[r] = 1, 0, -lowest
+                    if r < count:
+                        along = zeros(x)
+                        for j in range(0, d_v, lanes):
+                            g = load_part(grad, (row + r) * g_row + j, d_v - j, lanes, edge)
+                            along = along + g * load_part(out, (row + r) * out_row + j, d_v - j, lanes, edge)
+                        grads[d_v * block + r], bound[r] = -total(along), levels[row + r]
+                if half_scale != 0:
+                    for j in range(0, block, lanes):
+                        square = zeros(x)
+                        for p in range(d):
+                            square = square + load(keys, p * block + j) * load(keys, p * block + j)
+                        store(keys, d * block + j, square * -half_scale)
+                exponents(keys, turned_k, d, height, k_factor, nothing, lanes, elu, x, block)
+                exponents(queries, turned_q, d, height, q_factor, nothing, lanes, elu, y, block)
+                hide(x, keys, m, count, here, has_mask, elu, block)
+                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
+                largest_exponents(x, opposite, m, lanes, top, block)
+                largest_exponents(y, reference, m, lanes, level, block)
+                features(x, above_k, opposite, top, m, lanes, elu, phi_k, block)
+                features(y, above_q, reference, level, m, lanes, elu, phi_q, block)
+                features(x, above_k, after, zeroes, m, lanes, elu, phi_after, block)
+                for j in range(0, block, lanes):
+                    store(gap, j, load(level, j) - load(bound, j))
+
+                if not back:
+                    product(state, across, 1, height, grads, depth_v, lanes, nothing, by_phi, block)
+                    for j in range(0, block, lanes):
+                        distance = load(gap, j)
+                        faded = exp_negative(at_most(distance, ZERO(distance)))
+                        for i in range(0, m * block, block):
+                            store(by_phi, i + j, zeros(x) if empty else load(by_phi, i + j) * faded)
+                    product(values, 1, block, whole, grads, depth_v, lanes, nothing, pairs, block)
+                    for r in range(count):
+                        for j in range(0, block, lanes):
+                            e = exp_negative(spread(top, r) + load(earlier, block - r + j) + load(gap, j))
+                            store(pairs, r * block + j, load(pairs, r * block + j) * e)
+                    add_product(phi_k, block, 1, height, pairs, count, lanes, by_phi, block)
+                    for i in range(0, m * block, lanes):
+                        store(by_phi, i, load(by_phi, i) * slope_of(load(phi_q, i), load(above_q, i), elu))
+                    through_directions(by_phi, turned_q, d, m, q_factor, nothing, lanes, elu, by_rows, block)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), block)
+                    if is_last:
+                        continue
+                else:
+                    product(state, across, 1, height, values, depth_v, lanes, nothing, by_phi, block)
+                    product(state, 1, across, high_v, phi_after, m, lanes, nothing, by_rows, block)
+                    product(phi_q, 1, block, whole, phi_k, m, lanes, nothing, weights, block)
+                    product(grads, 1, block, whole, values, depth_v, lanes, nothing, pairs, block)
+                    for r in range(count):
+                        for j in range(0, block, lanes):
+                            e = exp_negative(spread(gap, r) + load(later, block - 1 - r + j) + load(top, j))
+                            store(weights, r * block + j, load(weights, r * block + j) * e)
+                            store(pairs, r * block + j, load(pairs, r * block + j) * e)
+                    add_product(grads, block, 1, high_v, weights, count, lanes, by_rows, block)
+                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), block)
+                    product(phi_q, block, 1, height, pairs, count, lanes, nothing, other, block)
+                    for i in range(0, m * block, lanes):
+                        far = load(by_phi, i) * slope_of(load(phi_after, i), load(above_k, i), elu)
+                        near = load(other, i) * slope_of(load(phi_k, i), load(above_k, i), elu)
+                        store(by_phi, i, near + far)
+                    through_directions(by_phi, turned_k, d, m, k_factor, nothing, lanes, elu, by_rows, block)
+                    if not elu:
+                        for j in range(0, block, lanes):
+                            norm = load(by_rows, d * block + j) * (-2 * half_scale)
+                            for p in range(0, d * block, block):
+                                store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
+                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), block)
+                    features(y, above_q, shift, bound, m, lanes, elu, other, block)
+
+                # what these keys, or these queries, leave
+                phi, rows = (other, grads) if back else (phi_after, values)
+                for r in range(count):
+                    for j in range(0, d_v, lanes):
+                        for lane in range(min(lanes, d_v - j)):
+                            edge[lane] = rows[(j + lane) * block + r]
+                        into_panels(panels, block, r, j, d_out, load(edge, 0), lanes)
+                multiply(phi, block, 1, height, panels, block, count, d_out, lanes, nothing, 0, part, d_out)
+                for i in range(m):
+                    edge[0] = shift[i] + after[i]
+                    fade = exp_negative(spread(edge, 0))
+                    along = zeros(x)
+                    for j in range(0, block, lanes):
+                        along = along + load(phi, i * block + j) * load(rows, d_v * block + j)
+                    store(edge, 0, fade)
+                    sums[i] = sums[i] * edge[0] + total(along)
+                    for j in range(0, d_out, lanes):
+                        store(state, i * across + j, load(state, i * across + j) * fade + load(part, i * d_out + j))
+                    state[i * across + d_v] = sums[i]
+
+            copy(sums, m, pointer(f.grad_sum, zero))
+            store_rows(pointer(f.grad_kv, zero), 0, m, d_v, state, across, lanes, edge)
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return differentiate

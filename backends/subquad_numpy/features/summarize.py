@@ -1,0 +1,127 @@
+"""What keys leave of attention through exponential features, fused.
+
+    S = Σ_j exp(x[j]) v[j]ᵀ,  s = Σ_j exp(x[j]),  both over exp(shift)
+
+in the letters of `blocks`: one half of FAVOR+, `attend` the other. With W = q̃ᵀ it is softmax attention of a
+few queries q̃, one half of Nyström attention. A task is one chunk of rows, for some of the features.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import at_least, cut, lanes_of, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import clear, copy, load_part
+from subquad_numpy.codegen.matmul import TILE_ROWS, multiply
+from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.features.blocks import (
+    HEAD,
+    OF_KEYS,
+    into_panels,
+    key_exponents,
+    load_center,
+    pack_keys,
+    sizes_of,
+    store_rows,
+    visible_rows,
+    widths_of,
+)
+from subquad_numpy.features.phi import log_of, times_value
+
+ROWS = 16 * TILE_ROWS  # of a block: exponents of 256 features take 128 kB
+
+# most features of a task; the first chunk's sums, and features from them to those of the next
+SUMMARIZE_RECORD = HEAD | OF_KEYS | {"most": None, "shift": 1, "kv": 2, "k_sum": 1, "chunk_step": None}
+
+
+@cache
+def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+    """Compile `summarize(first, last, frames)`; of the tasks of an item the chunk varies fastest, then the features."""
+    lanes = lanes_of(dtype)
+    kind = numba.from_dtype(dtype)
+    zero, lowest = dtype.type(0), dtype.type(-np.inf)
+
+    @compiled(f"summary of keys {dtype}{' elu' * elu}", SUMMARIZE_RECORD)
+    def summarize(first: int, last: int, frames: Any) -> int:
+        f = carray(frames, last)[0]
+        n, d, all_m, d_v, chunks, chunk = sizes_of(f)
+        most, parts = f.most, -(-all_m // f.most)
+        depth = d + 1  # the last number of a key is −h|k|²
+        widest, _, stride, d_in, d_out = widths_of(min(all_m, most), d, d_v, lanes)
+        sizes = (
+            *(lanes, stride, stride, stride, stride, max(stride, d_out), d_in),
+            *(stride * d_out, stride * d_out, depth * widest, ROWS * d_out, ROWS * stride, ROWS * depth),
+        )
+        buffer, places = np.empty(room(sizes), kind), np.empty(ROWS, np.int64)
+        edge, shift, new, k_sum, block_sum, nothing, center, kv, block_kv, packed, values, x, rows = cut(buffer, sizes)
+        clear(nothing, max(stride, d_out))
+        clear(x, ROWS * stride)
+        clear(center, d_in)
+
+        packed_W = packed_from = -1
+        for task in range(first, last):
+            f = carray(frames, last)[task // (chunks * parts)]
+            k, v, numbers = pointer(f.x, zero), pointer(f.v, zero), pointer(f.numbers, zero)
+            k_row, v_row, mask = f.x_row, f.v_row, pointer(f.mask, np.uint8(0))
+            begin = task // chunks % parts * most
+            m = min(most, all_m - begin)
+            width, height, _, _, _ = widths_of(m, d, d_v, lanes)
+            load_center(f, d, lanes, center, zero)
+            if not elu and (packed_W != f.W or packed_from != begin):
+                packed_W, packed_from = f.W, begin
+                W = shifted(pointer(f.W, zero), begin * f.W_column)
+                pack_keys(W, f.W_row, f.W_column, d, m, numbers[0], lanes, packed)
+            for i in range(stride):
+                shift[i] = lowest
+                k_sum[i] = 0
+            clear(kv, stride * d_out)
+
+            row = task % chunks * chunk
+            stop = min(n, row + chunk)
+            while True:
+                count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
+                if count == 0:
+                    break
+                key_exponents(
+                    k, k_row, places, count, d, center, numbers, packed, nothing,
+                    width, lanes, edge, elu, rows, x, stride,
+                )  # fmt: skip
+                for r in range(count):
+                    for j in range(0, d_v, lanes):
+                        value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
+                        into_panels(values, ROWS, r, j, d_out, value, lanes)
+                copy(shift, width, new)
+                for r in range(count):
+                    for i in range(0, width, lanes):
+                        store(new, i, at_least(log_of(load(x, r * stride + i), elu), load(new, i)))
+                clear(block_sum, width)
+                for r in range(count):
+                    for i in range(0, width, lanes):
+                        y = load(x, r * stride + i)
+                        e = times_value(exp_negative(log_of(y, elu) - at_least(load(new, i), LEAST(y))), y, elu)
+                        store(x, r * stride + i, e)
+                        store(block_sum, i, load(block_sum, i) + e)
+                multiply(x, 1, stride, height, values, ROWS, count, d_out, lanes, nothing, 0, block_kv, d_out)
+                for i in range(0, width, lanes):
+                    y = load(new, i)
+                    fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))
+                    store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
+                    store(shift, i, fade)
+                for i in range(m):
+                    fade = spread(shift, i)
+                    for j in range(0, d_out, lanes):
+                        store(kv, i * d_out + j, load(kv, i * d_out + j) * fade + load(block_kv, i * d_out + j))
+                copy(new, width, shift)
+
+            place = task % chunks * f.chunk_step + begin
+            copy(shift, m, shifted(pointer(f.shift, zero), place))
+            copy(k_sum, m, shifted(pointer(f.k_sum, zero), place))
+            store_rows(pointer(f.kv, zero), place * d_v, m, d_v, kv, d_out, lanes, edge)
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return summarize

@@ -1,0 +1,1 @@
+"""Pseudo-inverses of small matrices by iteration, compiled."""

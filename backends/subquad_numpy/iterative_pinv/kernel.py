@@ -1,0 +1,112 @@
+"""Pseudo-inverses of small matrices by iteration, one matrix in one core's cache from beginning to end.
+
+    Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))),    from Z = Aᵀ / (‖A‖₁ ‖A‖_∞)
+
+All matrices lie in the panels of `codegen.matmul`, factors and products alike: nothing is packed anew between products.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, shifted, store
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, multiply, panel_at
+
+PINV_RECORD = dict.fromkeys(("m", "iterations", "a", "z"))  # one for all matrices; a and z: contiguous (items, m, m)
+
+
+@inline
+def _identity(target: Any, factor: Any, m: int, panel_rows: int, whole: int, lanes: int) -> None:
+    """T = factor I."""
+    clear(target, panel_rows * whole)
+    for i in range(m):
+        first, columns = panel_at(i, whole, lanes)
+        target[first * panel_rows + i * columns + i - first] = factor
+
+
+@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+def _add_product(left: Any, right: Any, target: Any, m: int, panel_rows: int, whole: int, lanes: int) -> None:
+    """T += L R, of panels of `panel_rows` rows."""
+    for j in range(0, whole, PANEL_VECTORS * lanes):
+        _, columns = panel_at(j, whole, lanes)
+        to = shifted(target, j * panel_rows)
+        for p in range(0, m, PANEL_VECTORS * lanes):
+            _, steps = panel_at(p, whole, lanes)
+            multiply(
+                shifted(left, p * panel_rows), steps, 1, panel_rows, shifted(right, j * panel_rows + p * columns), panel_rows,
+                min(steps, m - p), columns, lanes, to, columns, to, columns,
+            )  # fmt: skip
+
+
+@cache
+def pinv_kernel(dtype: np.dtype[Any]) -> Any:
+    """Compile `invert(first, last, frame)`; a task is one matrix."""
+    lanes = lanes_of(dtype)
+    kind = numba.from_dtype(dtype)
+    zero = dtype.type(0)
+
+    @compiled(f"iterative pinv {dtype}", PINV_RECORD)
+    def invert(first: int, last: int, frame: Any) -> int:
+        f = carray(frame, 1)[0]
+        m, iterations = f.m, f.iterations
+        all_a, all_z = pointer(f.a, zero), pointer(f.z, zero)
+        whole = -(-m // lanes) * lanes
+        panel_rows = -(-whole // TILE_ROWS) * TILE_ROWS
+        size = panel_rows * whole
+        buffer = np.empty(5 * size + panel_rows + lanes, kind)
+        minus_a = aligned(buffer)
+        z = shifted(minus_a, size)
+        minus_az = shifted(z, size)
+        t = shifted(minus_az, size)
+        s = shifted(t, size)
+        row_sums = shifted(s, size)
+        clear(minus_a, 2 * size)
+        for item in range(first, last):
+            a, out = shifted(all_a, item * m * m), shifted(all_z, item * m * m)
+            clear(row_sums, m)
+            norm_1 = norm_inf = zero
+            for j in range(m):
+                column_sum = zero
+                for i in range(m):
+                    magnitude = abs(a[i * m + j])
+                    column_sum += magnitude
+                    row_sums[i] += magnitude
+                norm_1 = max(norm_1, column_sum)
+            for i in range(m):
+                norm_inf = max(norm_inf, row_sums[i])
+            norms = norm_1 * norm_inf
+            if norms == 0:
+                norms += 1
+            for j in range(m):
+                before, columns = panel_at(j, whole, lanes)
+                for i in range(m):
+                    place = before * panel_rows + i * columns + j - before
+                    minus_a[place] = -a[i * m + j]
+                    z[place] = a[j * m + i] / norms
+            for _ in range(iterations):
+                clear(minus_az, size)
+                _add_product(minus_a, z, minus_az, m, panel_rows, whole, lanes)
+                _identity(t, 7, m, panel_rows, whole, lanes)
+                for i in range(0, size, lanes):
+                    store(t, i, load(t, i) + load(minus_az, i))
+                _identity(s, 15, m, panel_rows, whole, lanes)
+                _add_product(minus_az, t, s, m, panel_rows, whole, lanes)
+                _identity(t, 13, m, panel_rows, whole, lanes)
+                _add_product(minus_az, s, t, m, panel_rows, whole, lanes)
+                clear(s, size)
+                _add_product(z, t, s, m, panel_rows, whole, lanes)
+                for i in range(0, size, lanes):
+                    store(z, i, load(s, i) * 0.25)
+            for j in range(m):
+                before, columns = panel_at(j, whole, lanes)
+                for i in range(m):
+                    out[i * m + j] = z[before * panel_rows + i * columns + j - before]
+        buffer[0] = 0  # see `aligned`
+        return DONE
+
+    return invert

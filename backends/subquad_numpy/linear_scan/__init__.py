@@ -1,0 +1,1 @@
+"""The linear scan, compiled, and its gradient."""

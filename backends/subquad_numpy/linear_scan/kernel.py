@@ -1,0 +1,136 @@
+"""Linear scan and its gradient; a task is a block of channels of one batch item.
+
+    h[t] = a[t] h[t-1] + b[t]
+    G[t] = ∂h[t] + conj(a[t+1]) G[t+1],      ∂b = G,      ∂a[t] = G[t] conj(h[t-1])
+
+Bound by memory: real numbers go in vectors, complex ones one by one.
+"""
+
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, prefetch, shifted, store
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
+
+SCAN_RECORD = ("n", "d", "block", "reverse", "a", "b", "initial_state", "h")
+GRADIENT_RECORD = (
+    *("n", "d", "block", "reverse", "a", "h", "initial_state", "grad_h"),
+    *("grad_a", "grad_b", "grad_initial_state"),
+)
+ROWS_AHEAD = 8
+
+
+@inline
+def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
+    """Batch item, first channel, number of channels."""
+    blocks = -(-d // block)
+    c0 = task % blocks * block
+    return task // blocks, c0, min(block, d - c0)
+
+
+@cache
+def linear_scan_kernel(dtype: str) -> Any:
+    """Compile `scan(first, last, frame)` for a real or complex `dtype`."""
+    is_complex = np.dtype(dtype).kind == "c"
+    lanes = lanes_of(np.dtype(dtype))
+    kind = numba.from_dtype(np.dtype(dtype))
+    zero = np.dtype(dtype).type(0)
+
+    @compiled(f"linear scan {dtype}", SCAN_RECORD)
+    def scan(first: int, last: int, frame: Any) -> int:
+        f = carray(frame, 1)[0]
+        n, d, block, reverse = f.n, f.d, f.block, f.reverse
+        a, b = pointer(f.a, zero), pointer(f.b, zero)
+        initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
+        ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
+        buffer = np.empty(block + 2 * lanes, kind)
+        edge = aligned(buffer)
+        state = shifted(edge, lanes)
+        for task in range(first, last):
+            item, c0, width = _task(task, d, block)
+            for c in range(block):
+                state[c] = 0
+            if f.initial_state != 0:
+                load_padded_row(initial_state, item * d + c0, width, lanes, state)
+            for t in range(n):
+                row = (item * n + (n - 1 - t if reverse else t)) * d + c0
+                if is_complex:
+                    for c in range(width):
+                        state[c] = a[row + c] * state[c] + b[row + c]
+                        h[row + c] = state[c]
+                else:
+                    for at in range(0, width, lanes):
+                        prefetch(a, row + at + ahead)
+                        prefetch(b, row + at + ahead)
+                        rate = load_part(a, row + at, width - at, lanes, edge)
+                        value = rate * load(state, at) + load_part(b, row + at, width - at, lanes, edge)
+                        store(state, at, value)
+                        store_part(h, row + at, value, width - at, lanes, edge)
+        buffer[0] = 0  # see `aligned`
+        return DONE
+
+    return scan
+
+
+@cache
+def linear_scan_gradient_kernel(dtype: str) -> Any:
+    """Compile `gradient(first, last, frame)` for a real or complex `dtype`."""
+    is_complex = np.dtype(dtype).kind == "c"
+    lanes = lanes_of(np.dtype(dtype))
+    kind = numba.from_dtype(np.dtype(dtype))
+    zero = np.dtype(dtype).type(0)
+
+    @compiled(f"linear scan gradient {dtype}", GRADIENT_RECORD)
+    def gradient(first: int, last: int, frame: Any) -> int:
+        f = carray(frame, 1)[0]
+        n, d, block, reverse = f.n, f.d, f.block, f.reverse
+        a, h = pointer(f.a, zero), pointer(f.h, zero)
+        initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
+        grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
+        grad_initial_state = pointer(f.grad_initial_state, zero)
+        back = d if reverse else -d  # from a row to that of the step before
+        ahead = ROWS_AHEAD * back
+        buffer = np.empty(2 * block + 2 * lanes, kind)
+        edge = aligned(buffer)
+        carry = shifted(edge, lanes)  # conj(a[t+1]) G[t+1]
+        start = shifted(carry, block)
+        for task in range(first, last):
+            item, c0, width = _task(task, d, block)
+            for c in range(block):
+                carry[c] = 0
+                start[c] = 0
+            if f.initial_state != 0:
+                load_padded_row(initial_state, item * d + c0, width, lanes, start)
+            for t in range(n - 1, -1, -1):
+                row = (item * n + (n - 1 - t if reverse else t)) * d + c0
+                if is_complex:
+                    for c in range(width):
+                        G = grad_h[row + c] + carry[c]
+                        before = start[c] if t == 0 else h[row + back + c]
+                        grad_b[row + c] = G
+                        grad_a[row + c] = G * before.conjugate()
+                        carry[c] = a[row + c].conjugate() * G
+                else:
+                    for at in range(0, width, lanes):
+                        count = width - at
+                        prefetch(a, row + at + ahead)
+                        prefetch(h, row + at + ahead)
+                        prefetch(grad_h, row + at + ahead)
+                        G = load_part(grad_h, row + at, count, lanes, edge) + load(carry, at)
+                        before = load(start, at)
+                        if t > 0:
+                            before = load_part(h, row + back + at, count, lanes, edge)
+                        store_part(grad_b, row + at, G, count, lanes, edge)
+                        store_part(grad_a, row + at, G * before, count, lanes, edge)
+                        store(carry, at, load_part(a, row + at, count, lanes, edge) * G)
+            for c in range(width):
+                grad_initial_state[item * d + c0 + c] = carry[c]
+        buffer[0] = 0  # see `aligned`
+        return DONE
+
+    return gradient

@@ -1,0 +1,1 @@
+"""Attention without Numba: NumPy alone, with reused memory."""

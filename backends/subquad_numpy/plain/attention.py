@@ -1,0 +1,210 @@
+"""Attention on NumPy with reused memory: one head after the other, in blocks that stay in a core's cache.
+
+The same blocked sums as the generic kernels. What is gained: scratch is written again and again in place of fresh
+temporaries, whose page faults cost more than the arithmetic, and matrix products are large and two-dimensional.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from subquad.backend import Accepts, Call, Override
+from subquad.kernels.feature_map import Exponential
+
+Array = np.ndarray[Any, Any]
+
+ELEMENTS = 2**17  # of the scratch of a block: half a megabyte of float32
+ROWS, SMALL_KEYS = 2048, 512
+
+
+def feature_summarize(
+    k: Array, v: Array, shift: Array | None, numerator: Array | None, denominator: Array | None, /, *weights: Array,
+    phi: Exponential, key_mask: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """The kernel `feature_summarize` for φ(k) = exp(k W_k − h |k|²) with one W_k for all."""
+    W_k, half_scale = weights[0], abs(phi.scale) / 2
+    d, m = W_k.shape
+    rows, log = _scratch(d, m, k.dtype)
+    directions = np.vstack([W_k, np.ones_like(W_k[:1])])
+    batch, k, v, key_mask = _common_batch(k, v, mask=key_mask)
+    made = (np.empty((*batch, *tail), k.dtype) for tail in ((m, 1), (m, v.shape[-1]), (m, 1)))
+    new, new_numerator, new_denominator = made
+    for item in np.ndindex(batch):
+        mask = None if key_mask is None else key_mask[item]
+        sums = _summarize(k[item], v[item], mask, directions, half_scale, rows, log)
+        new[item][:, 0], new_numerator[item], new_denominator[item][:, 0] = sums
+    if shift is None:
+        return new, new_numerator, new_denominator
+    largest = np.maximum(shift, new)
+    finite = _finite(largest)
+    fade, fade_new = np.exp(shift - finite), np.exp(new - finite)
+    return largest, numerator * fade + new_numerator * fade_new, denominator * fade + new_denominator * fade_new
+
+
+def feature_attend(
+    q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Exponential
+) -> Array:
+    """The kernel `feature_attend` for φ(q) = exp(q W_q)."""
+    W_q = weights[1]
+    rows, log = _scratch(*W_q.shape, q.dtype)
+    directions = np.vstack([W_q, np.ones_like(W_q[:1])])
+    batch, q, start, numerator, denominator, _ = _common_batch(q, _finite(shift), numerator, denominator)
+    out = np.empty((*batch, q.shape[-2], numerator.shape[-1]), q.dtype)
+    for item in np.ndindex(batch):
+        directions[-1] = start[item][:, 0]
+        _read(q[item], directions, numerator[item], denominator[item][:, 0], rows, log, out[item])
+    return out
+
+
+def _scratch(d: int, m: int, dtype: Any) -> tuple[Array, Array]:
+    """Memory for a block of rows, with one more number each, and for their exponents."""
+    size = max(64, min(ROWS, ELEMENTS // max(1, m)))
+    return np.empty((size, d + 1), dtype), np.empty((size, m), dtype)
+
+
+def _finite(shift: Array) -> Array:
+    """The shift with 0 in place of −∞; NaN stays."""
+    return np.where(shift == -math.inf, 0, shift)
+
+
+def _summarize(
+    k: Array, v: Array, mask: Array | None, weights: Array, half_scale: float, rows: Array, log: Array
+) -> tuple[Array, Array, Array]:
+    """(shift, Σ φ(k) vᵀ, Σ φ(k)) of one head, relative to exp(shift)."""
+    d, m = k.shape[-1], weights.shape[-1]
+    shift = np.full(m, -math.inf, k.dtype)
+    kv, k_sum = np.zeros((m, v.shape[-1]), k.dtype), np.zeros(m, k.dtype)
+    part = np.empty_like(kv)
+    ones = np.ones(len(rows), k.dtype)
+    for start in range(0, len(k), len(rows)):
+        block, values = k[start : start + len(rows)], v[start : start + len(rows)]
+        count = len(block)
+        augmented, exponents = rows[:count], log[:count]
+        if mask is not None:
+            keep = mask[start : start + count]
+            block, values = (np.where(keep[:, None], x, 0) for x in (block, values))
+        augmented[:, :d] = block
+        augmented[:, d] = 0
+        if half_scale:  # |k|² overflows long before k itself, and 0 · ∞ is NaN
+            np.multiply(np.einsum("ij,ij->i", block, block), -half_scale, out=augmented[:, d])
+        np.matmul(augmented, weights, out=exponents)
+        if mask is not None:
+            exponents[~keep] = -math.inf
+        new = np.maximum(shift, exponents.max(axis=0))
+        finite = np.where(new == -math.inf, 0, new)
+        np.subtract(exponents, finite, out=exponents)
+        np.exp(exponents, out=exponents)
+        fade = np.exp(shift - finite)
+        kv *= fade[:, None]
+        kv += np.matmul(exponents.T, values, out=part)
+        k_sum *= fade
+        k_sum += ones[:count] @ exponents
+        shift = new
+    return shift, kv, k_sum
+
+
+def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: Array, out: Array) -> None:
+    """Output of the queries of one head, into `out`."""
+    d = q.shape[-1]
+    for start in range(0, len(q), len(rows)):
+        block = q[start : start + len(rows)]
+        count = len(block)
+        augmented, exponents, result = rows[:count], log[:count], out[start : start + count]
+        augmented[:, :d], augmented[:, d] = block, 1
+        np.matmul(augmented, weights, out=exponents)
+        np.subtract(exponents, exponents.max(axis=1, keepdims=True), out=exponents)
+        np.exp(exponents, out=exponents)
+        np.matmul(exponents, kv, out=result)
+        _divide(result, exponents @ k_sum)
+
+
+def softmax_attention(q: Array, k: Array, v: Array, /, *, scale: float, key_mask: Array | None = None) -> Array:
+    """The kernel `softmax_attention`, where every query sees all keys that the mask shows."""
+    n, n_kv = q.shape[-2], k.shape[-2]
+    batch, q, k, v, key_mask = _common_batch(q, k, v, mask=key_mask)
+    size_kv = n_kv if n_kv <= SMALL_KEYS else max(SMALL_KEYS, min(ROWS, ELEMENTS // max(1, min(n, SMALL_KEYS))))
+    size = max(64, min(ROWS, ELEMENTS // size_kv))
+    memory = np.empty((size, size_kv), q.dtype)
+    out = np.empty((*batch, n, v.shape[-1]), q.dtype)
+    for item in np.ndindex(batch):
+        mask = None if key_mask is None else key_mask[item]
+        keys, values = k[item], v[item]
+        if mask is not None:
+            keys, values = (np.where(mask[:, None], x, 0) for x in (keys, values))
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            _attend(q[item][rows] * scale, keys, values, mask, size_kv, memory, out[item][rows])
+    return out
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory: Array, out: Array) -> None:
+    """Online softmax of a block of rows of one head over blocks of `size` keys, into `out`."""
+    count, n_kv = len(q), len(k)
+    maximum = np.full((count, 1), -math.inf, q.dtype)
+    total = np.zeros(count, q.dtype)
+    part = out if n_kv <= size else np.empty_like(out)
+    for start in range(0, n_kv, size):
+        block = k[start : start + size]
+        logits = memory.reshape(-1)[: count * len(block)].reshape(count, len(block))
+        np.matmul(q, block.T, out=logits)
+        if mask is not None:
+            logits[:, ~mask[start : start + size]] = -math.inf
+        new = np.maximum(maximum, logits.max(axis=1, keepdims=True))
+        finite = np.where(new == -math.inf, 0, new)
+        np.subtract(logits, finite, out=logits)
+        np.exp(logits, out=logits)
+        np.matmul(logits, v[start : start + size], out=part)
+        sums = logits @ np.ones(len(block), q.dtype)
+        if n_kv <= size:
+            total = sums
+            break
+        fade = np.exp(maximum - finite)
+        total = total * fade[:, 0] + sums
+        if start == 0:
+            out[...] = part
+        else:
+            out *= fade
+            out += part
+        maximum = new
+    _divide(out, total)
+
+
+def _divide(out: Array, total: Array) -> None:
+    """Divide rows in place; a row that saw nothing is 0 already."""
+    out /= np.where(total == 0, 1, total)[:, None]
+
+
+def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
+    """The batch shape, every array as a view of that batch, and the mask likewise."""
+    shapes = [x.shape[:-2] for x in arrays] + ([] if mask is None else [mask.shape[:-1]])
+    batch = np.broadcast_shapes(*shapes)
+    views = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
+    return batch, *views, None if mask is None else np.broadcast_to(mask, (*batch, mask.shape[-1]))
+
+
+def _plain_exponentials(call: Call) -> str | None:
+    """Why features with reused memory cannot take the map of a call."""
+    phi, weights = call.static["phi"], call.arrays[5 if call.kernel == "feature_summarize" else 4 :]
+    if not isinstance(phi, Exponential):
+        return "the features are not plain exponentials"
+    if len(weights) > 2:
+        return "queries and keys are centred"
+    return "each item has directions of its own" if weights[0].ndim > 2 else None
+
+
+def _some_key(call: Call) -> str | None:
+    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+
+
+_DTYPES, _MASK = ("float32", "float64", "float128"), frozenset({"key_mask"})
+
+OVERRIDES = (
+    Override(
+        "feature_summarize", "in-place", feature_summarize, Accepts(_DTYPES, options=_MASK, also=_plain_exponentials)
+    ),
+    Override("feature_attend", "in-place", feature_attend, Accepts(_DTYPES, also=_plain_exponentials)),
+    Override("softmax_attention", "in-place", softmax_attention, Accepts(_DTYPES, options=_MASK, also=_some_key)),
+)

@@ -1,0 +1,1 @@
+"""The selective scan, compiled, and its gradient."""

@@ -1,0 +1,323 @@
+"""Gradient of the selective scan: states are computed again from checkpoints, a tile of time at once.
+
+With g the gradient of C · h + D u, G[t] that of h[t], and x = Δ A:
+
+    G[t] = C[t] g[t] + exp(x[t+1]) G[t+1],        ∂x[t] = exp(x[t]) h[t-1] G[t]
+    ∂B[t] = Σ_c Δ u G,    ∂C[t] = Σ_c g h,    ∂A = Σ_t Δ ∂x,    ∂Δ = Σ_s (A ∂x + u B G),    ∂u = D g + Σ_s Δ B G
+
+For complex numbers a gradient is ∂/∂Re + i ∂/∂Im of the real loss, PyTorch's convention; JAX's is its
+conjugate.
+"""
+
+from functools import cache
+from math import pi
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import (
+    add_where_zero,
+    aligned,
+    lanes_of,
+    load,
+    pointer,
+    prefetch,
+    rint,
+    shifted,
+    spread,
+    store,
+    total,
+    zeros,
+)
+from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
+from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.selective_scan.forward import ROWS_AHEAD
+from subquad_numpy.selective_scan.layout import (
+    HEAD,
+    inputs_of,
+    lay_out,
+    load_matrix,
+    load_rates,
+    locate,
+    options_of,
+    sizes_of,
+)
+
+BACKWARD_RECORD = (
+    *HEAD,
+    *("grad_y", "grad_state"),
+    *("grad_u", "grad_delta", "grad_z", "grad_initial_state"),
+    # sums over time in float64, of one batch item: (batch, d, d_state), (batch, d)
+    *("grad_A", "grad_D", "grad_delta_bias"),
+    # (blocks of a group, batch, n, groups, d_state), or for constants (batch, d, d_state) in float64
+    *("grad_B", "grad_C"),
+)
+"""What a gradient kernel is told; `chunk` is the length of a tile."""
+
+
+@cache
+def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
+    """Compile `backward(first, last, frame)`: tasks first to last - 1 of batch * groups * blocks."""
+    lanes = lanes_of(np.dtype(dtype))
+    kind = numba.from_dtype(np.dtype(dtype))
+    zero = np.dtype(dtype).type(0)
+    zero64 = np.float64(0)
+    parts = 2 if is_complex else 1
+    name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
+
+    @compiled(name, BACKWARD_RECORD)
+    def backward(first: int, last: int, frame: Any) -> int:
+        f = carray(frame, 1)[0]
+        batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
+        has_D, has_z, has_bias, has_state = options_of(f)
+        grad_y, grad_state = pointer(f.grad_y, zero), pointer(f.grad_state, zero)
+        grad_u, grad_delta = pointer(f.grad_u, zero), pointer(f.grad_delta, zero)
+        grad_z, grad_initial_state = pointer(f.grad_z, zero), pointer(f.grad_initial_state, zero)
+        grad_A, grad_D, grad_bias = (
+            pointer(f.grad_A, zero64),
+            pointer(f.grad_D, zero64),
+            pointer(f.grad_delta_bias, zero64),
+        )
+        grad_B, grad_C = pointer(f.grad_B, zero), pointer(f.grad_C, zero)
+        grad_B64, grad_C64 = pointer(f.grad_B, zero64), pointer(f.grad_C, zero64)
+
+        tiles = -(-n // tile)
+        ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
+
+        matrix = block * d_state
+        planes = parts * matrix
+        row_sums = d_state * lanes
+        buffer = np.empty(
+            (9 + parts * (4 + 2 * tile + tiles)) * matrix + 4 * row_sums + (4 + 2 * tile) * block + 2 * lanes,
+            kind,
+        )
+        edge = aligned(buffer)
+        # Gr, Gi: exp(x[t+1]) G[t+1]
+        Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, Gr = lay_out(shifted(edge, lanes), matrix)
+        Gi = shifted(Gr, matrix)
+        tile_A = shifted(Gi, matrix)  # sums over the tile
+        tile_B = shifted(tile_A, planes)
+        tile_C = shifted(tile_B, planes)
+        checkpoints = shifted(tile_C, planes)
+        states = shifted(checkpoints, tiles * planes)
+        decays = shifted(states, (tile + 1) * planes)
+        row_B = shifted(decays, tile * planes)
+        row_C = shifted(row_B, 2 * row_sums)
+        skip = shifted(row_C, 2 * row_sums)
+        bias = shifted(skip, block)
+        tile_D = shifted(bias, block)
+        tile_bias = shifted(tile_D, block)
+        steps = shifted(tile_bias, block)
+        outs = shifted(steps, tile * block)
+        sums = np.empty(6 * matrix + 2 * block + 8, np.float64)
+        sum_A = aligned(sums)
+        sum_B = shifted(sum_A, 2 * matrix)
+        sum_C = shifted(sum_B, 2 * matrix)
+        sum_D = shifted(sum_C, 2 * matrix)
+        sum_bias = shifted(sum_D, block)
+
+        for task in range(first, last):
+            item, group, block_of_group, c0, width = locate(task, d, groups, block)
+            vectors = -(-width // lanes)
+            row_of_A = c0 * d_state * parts
+            row_of_state = (item * d + c0) * d_state * parts
+
+            clear(checkpoints, planes)
+            clear(skip, 4 * block)
+            clear(tile_A, 3 * planes)
+            clear(sum_A, 6 * matrix + 2 * block)
+            load_rates(A, row_of_A, width, d_state, lanes, 1.0, is_complex, Ar, Ai, Ai_rest)
+            load_matrix(grad_state, row_of_state, width, d_state, lanes, is_complex, Gr, Gi)
+            if constant_B:
+                load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
+            if constant_C:
+                load_matrix(C, row_of_A, width, d_state, lanes, is_complex, Cr, Ci)
+            if has_state:
+                imaginary = shifted(checkpoints, matrix)
+                load_matrix(initial_state, row_of_state, width, d_state, lanes, is_complex, checkpoints, imaginary)
+            if has_D:
+                load_padded_row(D, c0, width, lanes, skip)
+            if has_bias:
+                load_padded_row(delta_bias, c0, width, lanes, bias)
+
+            # once forwards over all tiles but the last for the checkpoints, then backwards over all
+            for sweep in range(2 * tiles - 1):
+                k = min(sweep, 2 * tiles - 2 - sweep)
+                start = k * tile
+                length = min(n - start, tile)
+                copy(shifted(checkpoints, k * planes), planes, states)
+                for i in range(length):
+                    time = n - 1 - (start + i) if reverse else start + i
+                    row = (item * n + time) * d + c0
+                    row_of_B = item * B_step + (time * groups + group) * d_state * parts
+                    row_of_C = item * C_step + (time * groups + group) * d_state * parts
+                    before = shifted(states, i * planes)
+                    after = shifted(before, planes)
+                    decay_now = shifted(decays, i * planes)
+                    for v in range(vectors):
+                        at = v * lanes
+                        count = width - at
+                        prefetch(delta, row + at + ahead)
+                        prefetch(u, row + at + ahead)
+                        step = load_part(delta, row + at, count, lanes, edge) + load(bias, at)
+                        if delta_softplus:
+                            step = softplus(step)
+                        store(steps, i * block + at, step)
+                        x = load_part(u, row + at, count, lanes, edge)
+                        drive = step * x
+                        log_step = step * LOG2_E
+                        out = x * load(skip, at)
+                        if is_complex:
+                            out = out * 0.5
+                        for s in range(d_state):
+                            j = at * d_state + s * lanes
+                            b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
+                            c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
+                            factor, whole = split_exp2(log_step * load(Ar, j))
+                            h = load(before, j)
+                            if is_complex:
+                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + s * parts + 1)
+                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + s * parts + 1)
+                                a, a_i = split_rotation(factor, whole, step, load(Ai, j), load(Ai_rest, j))
+                                h_i = load(before, matrix + j)
+                                next_h = add_where_zero(whole, (a * h - a_i * h_i) + drive * b, h)
+                                next_h_i = add_where_zero(whole, (a * h_i + a_i * h) + drive * b_i, h_i)
+                                store(decay_now, j, a)
+                                store(decay_now, matrix + j, a_i)
+                                store(after, matrix + j, next_h_i)
+                                out = out + next_h * c - next_h_i * c_i
+                            else:
+                                next_h = add_where_zero(whole, factor * h + drive * b, h)
+                                store(decay_now, j, factor)
+                                out = out + next_h * c
+                            store(after, j, next_h)
+                        if is_complex:
+                            out = out * 2.0
+                        store(outs, i * block + at, out)
+                if sweep < tiles - 1:
+                    copy(shifted(states, length * planes), planes, shifted(checkpoints, (k + 1) * planes))
+                    continue
+
+                for i in range(length - 1, -1, -1):
+                    time = n - 1 - (start + i) if reverse else start + i
+                    row = (item * n + time) * d + c0
+                    row_of_B = item * B_step + (time * groups + group) * d_state * parts
+                    row_of_C = item * C_step + (time * groups + group) * d_state * parts
+                    before = shifted(states, i * planes)
+                    after = shifted(before, planes)
+                    decay_now = shifted(decays, i * planes)
+                    clear(row_B, 4 * row_sums)
+                    for v in range(vectors):
+                        at = v * lanes
+                        count = width - at
+                        prefetch(grad_y, row + at - ahead)
+                        prefetch(z, row + at - ahead)
+                        step = load(steps, i * block + at)
+                        x = load_part(u, row + at, count, lanes, edge)
+                        g = load_part(grad_y, row + at, count, lanes, edge)
+                        if has_z:
+                            gate = load_part(z, row + at, count, lanes, edge)
+                            open_part = sigmoid(gate)
+                            slope = open_part * (gate * sigmoid(-gate) + 1.0)
+                            store_part(grad_z, row + at, g * load(outs, i * block + at) * slope, count, lanes, edge)
+                            g = g * (gate * open_part)
+                        store(tile_D, at, load(tile_D, at) + g * x)
+                        log_step = step * LOG2_E
+                        drive = step * x
+                        g2 = g + g
+                        along_A, along_B = zeros(edge), zeros(edge)
+                        for s in range(d_state):
+                            j = at * d_state + s * lanes
+                            lane = s * lanes
+                            whole = rint(log_step * load(Ar, j))  # tells how the decay is kept
+                            b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
+                            c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
+                            if is_complex:
+                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + s * parts + 1)
+                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + s * parts + 1)
+                                G, G_i = load(Gr, j) + g2 * c, load(Gi, j) - g2 * c_i
+                                a, a_i = load(decay_now, j), load(decay_now, matrix + j)
+                                h, h_i = load(before, j), load(before, matrix + j)
+                                w = add_where_zero(whole, a * G + a_i * G_i, G)
+                                w_i = add_where_zero(whole, a * G_i - a_i * G, G_i)
+                                X, X_i = h * w + h_i * w_i, h * w_i - h_i * w
+                                store(Gr, j, w)
+                                store(Gi, j, w_i)
+                                store(tile_A, j, load(tile_A, j) + step * X)
+                                store(tile_A, matrix + j, load(tile_A, matrix + j) + step * X_i)
+                                along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi)
+                                along_B = along_B + b * G + b_i * G_i
+                                to_B, to_B_i = drive * G, drive * G_i
+                                to_C, to_C_i = g2 * load(after, j), -(g2 * load(after, matrix + j))
+                                if constant_B:
+                                    store(tile_B, matrix + j, load(tile_B, matrix + j) + to_B_i)
+                                else:
+                                    store(row_B, row_sums + lane, load(row_B, row_sums + lane) + to_B_i)
+                                if constant_C:
+                                    store(tile_C, matrix + j, load(tile_C, matrix + j) + to_C_i)
+                                else:
+                                    store(row_C, row_sums + lane, load(row_C, row_sums + lane) + to_C_i)
+                            else:
+                                G = load(Gr, j) + g * c
+                                w = add_where_zero(whole, load(decay_now, j) * G, G)
+                                X = w * load(before, j)
+                                store(Gr, j, w)
+                                store(tile_A, j, load(tile_A, j) + step * X)
+                                along_A = along_A + load(Ar, j) * X
+                                along_B = along_B + b * G
+                                to_B, to_C = drive * G, g * load(after, j)
+                            if constant_B:
+                                store(tile_B, j, load(tile_B, j) + to_B)
+                            else:
+                                store(row_B, lane, load(row_B, lane) + to_B)
+                            if constant_C:
+                                store(tile_C, j, load(tile_C, j) + to_C)
+                            else:
+                                store(row_C, lane, load(row_C, lane) + to_C)
+                        store_part(grad_u, row + at, g * load(skip, at) + step * along_B, count, lanes, edge)
+                        to_delta = along_A + x * along_B
+                        if delta_softplus:
+                            raw = load_part(delta, row + at, count, lanes, edge) + load(bias, at)
+                            to_delta = to_delta * sigmoid(raw)
+                        store_part(grad_delta, row + at, to_delta, count, lanes, edge)
+                        store(tile_bias, at, load(tile_bias, at) + to_delta)
+                    row_of_sum = ((block_of_group * batch + item) * n + time) * groups + group
+                    for s in range(d_state):
+                        for p in range(parts):
+                            o = (row_of_sum * d_state + s) * parts + p
+                            lane = p * row_sums + s * lanes
+                            if not constant_B:
+                                grad_B[o] = total(load(row_B, lane))
+                            if not constant_C:
+                                grad_C[o] = total(load(row_C, lane))
+
+                for i in range(planes):
+                    sum_A[i] += tile_A[i]
+                    sum_B[i] += tile_B[i]
+                    sum_C[i] += tile_C[i]
+                for i in range(block):
+                    sum_D[i] += tile_D[i]
+                    sum_bias[i] += tile_bias[i]
+                clear(tile_A, 3 * planes)
+                clear(tile_D, 2 * block)
+
+            for p in range(parts):
+                row_of_p = row_of_state + p
+                store_transposed(grad_initial_state, row_of_p, parts, width, d_state, lanes, shifted(Gr, p * matrix))
+                store_transposed(grad_A, row_of_p, parts, width, d_state, lanes, shifted(sum_A, p * matrix))
+                if constant_B:
+                    store_transposed(grad_B64, row_of_p, parts, width, d_state, lanes, shifted(sum_B, p * matrix))
+                if constant_C:
+                    store_transposed(grad_C64, row_of_p, parts, width, d_state, lanes, shifted(sum_C, p * matrix))
+            for i in range(width):
+                grad_D[item * d + c0 + i] = sum_D[i]
+                grad_bias[item * d + c0 + i] = sum_bias[i]
+        buffer[0] = 0  # see `aligned`
+        sums[0] = 0
+        return DONE
+
+    return backward

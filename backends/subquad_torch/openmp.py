@@ -1,0 +1,72 @@
+"""PyTorch's own threads for the compiled kernels.
+
+After each of its operations PyTorch's threads wait for the next by spinning. Threads of ours would share their cores
+with them; so its threads do our work. They are those of the OpenMP library that PyTorch is linked with, which it
+reaches by a function that all such libraries on Linux have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+import torch
+
+from subquad_numpy.runtime.threads import Team
+
+
+class OpenMP(Team):
+    """As many threads of PyTorch's."""
+
+    def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
+        """Run all tasks."""
+        from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
+
+        parallel = _parallel()
+        assert parallel is not None
+        words = words_for(kernel, tasks, frame, self)
+        get_core, addresses = _scheduler()
+        words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
+        parallel(worker().address, words.ctypes.data, self, 0)
+        if words[FAILED]:
+            msg = "a compiled kernel found no memory for its scratch"
+            raise MemoryError(msg)
+
+
+def threads() -> int:
+    """How many threads PyTorch uses, and where it can be told so, which."""
+    count = torch.get_num_threads()
+    return count if _parallel() is None or _forked else OpenMP(count)
+
+
+@cache
+def _parallel() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of PyTorch's OpenMP library, or None."""
+    if sys.platform != "linux":
+        return None
+    try:
+        function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):  # another build
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
+
+
+@cache
+def _scheduler() -> tuple[Any, list[int | None]]:
+    """sched_getcpu, and the addresses of what a thread needs to make way for another."""
+    system = ctypes.CDLL(None)
+    names = ("pthread_self", "sched_yield", "sched_getcpu", "sched_getaffinity", "sched_setaffinity")
+    return system.sched_getcpu, [ctypes.cast(getattr(system, name), ctypes.c_void_p).value for name in names]
+
+
+_forked: list[bool] = []
+if hasattr(os, "register_at_fork"):  # OpenMP's threads do not survive a fork
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))
