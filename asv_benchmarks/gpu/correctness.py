@@ -13,7 +13,7 @@ import numpy as np
 
 from asv_benchmarks.gpu import table
 from asv_benchmarks.gpu.inputs import NO_BFLOAT16, OPTIONS, has_bfloat16, inputs
-from asv_benchmarks.gpu.verdict import Found
+from asv_benchmarks.gpu.table import Found
 from subquad.kernels.selective_scan import Inputs
 from subquad_cupy._launch import CupyDevice, compiled
 from subquad_cupy._scan import scan_backward, scan_forward
