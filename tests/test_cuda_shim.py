@@ -26,7 +26,7 @@ from cuda_shim.cases import (  # noqa: E402
 )
 from cuda_shim.mutated import MUTATED  # noqa: E402
 from interpreter import PATIENCE  # noqa: E402
-from libraries import relative_error  # noqa: E402
+from rows.libraries import relative_error  # noqa: E402
 
 from subquad.backend import Backend, Call  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402

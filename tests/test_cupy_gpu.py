@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from libraries import TOLERANCE, relative_error
+from rows.libraries import relative_error, tolerance
 
 from asv_benchmarks.gpu.clock import exponentials
 from asv_benchmarks.gpu.inputs import NO_BFLOAT16, has_bfloat16
@@ -172,7 +172,7 @@ def test_torch_autograd_through_the_front_door(torch_inputs, cases, dtype):
     for got, want in zip(*results, strict=True):
         assert got.dtype == want.dtype
         got, want = (x.detach().double().cpu().numpy() for x in (got, want))
-        assert relative_error(got, want) <= cases.LOW.get(dtype, TOLERANCE["float32"])
+        assert relative_error(got, want) <= cases.LOW.get(dtype, tolerance("float32"))
 
 
 def test_torch_compile_keeps_the_kernel_and_declines_what_it_cannot_do(torch_inputs):
@@ -191,7 +191,7 @@ def test_torch_compile_keeps_the_kernel_and_declines_what_it_cannot_do(torch_inp
         assert torch.equal(got, want)
     complex_A = [*arrays[:2], arrays[2].to(torch.complex64), *arrays[3:]]
     got, want = (form(*complex_A).cpu().numpy() for form in (compiled, scan))  # both generic, in different blocks
-    assert relative_error(got, want) <= TOLERANCE["float32"]
+    assert relative_error(got, want) <= tolerance("float32")
 
 
 def test_torch_func_sees_through_the_generic_form(torch_inputs):
@@ -203,4 +203,4 @@ def test_torch_func_sees_through_the_generic_form(torch_inputs):
     u.requires_grad_()
     (want,) = torch.autograd.grad(subquad.selective_scan(u, *rest, delta_softplus=True).sum(), u)
     got, want = (x.double().cpu().numpy() for x in (loss(u.detach()), want))
-    assert relative_error(got, want) <= TOLERANCE["float32"]
+    assert relative_error(got, want) <= tolerance("float32")
