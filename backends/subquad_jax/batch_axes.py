@@ -44,9 +44,7 @@ def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[i
 
 def _aligned(arrays: Arrays, batched: Sequence[Any], axes: Sequence[int]) -> Arrays:
     """Arrays whose first axis is the new one, with axes of length 1 behind it so that the others keep their places."""
-    ranks = [
-        0 if x is None else x.ndim - own - bool(mine) for x, mine, own in zip(arrays, batched, axes, strict=True)
-    ]
+    ranks = [0 if x is None else x.ndim - own - bool(mine) for x, mine, own in zip(arrays, batched, axes, strict=True)]
     return tuple(
         x.reshape(x.shape[0], *[1] * (max(ranks) - rank), *x.shape[1:]) if x is not None and mine else x
         for x, mine, rank in zip(arrays, batched, ranks, strict=True)
