@@ -100,7 +100,7 @@ class Accepts:
     one_dtype : bool, default True
         All arrays have one dtype.
     devices : tuple of str, default ("cpu",)
-        Kinds of devices, as `Backend.device_kind` names them.
+        Kinds of devices, as `Backend.device_kind` names them; () is every kind.
     options : frozenset of str
         Optional keywords of the kernel that the override knows. A call that uses another is declined.
     under : frozenset of str
@@ -138,7 +138,7 @@ class Accepts:
         elif self.one_dtype and len(names) > 1:
             reasons.append(f"it computes in one dtype, not in {', '.join(sorted(names))}")
         where = backend.device_kind(given[0])
-        if where not in self.devices:
+        if self.devices and where not in self.devices:
             reasons.append(f"it runs on {' or '.join(self.devices)}, the arrays are on {where}")
         for name, reason in UNLESS_UNDER.items():
             if getattr(call.conditions, name) and name not in self.under:

@@ -41,6 +41,8 @@ class MethodRow:
         The option that says how large it is, such as "num_features".
     defaults : tuple of dict
         The options with which it is compared unless somebody says otherwise.
+    options : tuple of str
+        Names of its options; those of the class.
     """
 
     name: str
@@ -49,11 +51,11 @@ class MethodRow:
     cost: str = ""
     size: str | None = None
     defaults: tuple[Mapping[str, Any], ...] = ({},)
+    options: tuple[str, ...] = dataclasses.field(init=False)
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Names of its options."""
-        return tuple(field.name for field in dataclasses.fields(self.cls) if field.init)
+    def __post_init__(self) -> None:
+        names = tuple(field.name for field in dataclasses.fields(self.cls) if field.init)
+        object.__setattr__(self, "options", names)  # once: tracers cannot ask a class for its fields
 
 
 @dataclass(frozen=True)

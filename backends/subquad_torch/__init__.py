@@ -1,69 +1,87 @@
-"""PyTorch backend: what tracing needs, and PyTorch's own fused attention."""
+"""PyTorch backend: what tracing needs, compiled kernels on tensors, and PyTorch's own fused attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from subquad._blocks import loop_blocks, rows
-from subquad._dispatch import Override
-from subquad_torch import _attention, _features, _few, _linear_scan, _pinv, _plain, _scan
-
-KERNELS = {
-    "feature_product": (Override("numba", _features.feature_product, _features.declines),),
-    "softmax_attention": (
-        Override("numba", _few.softmax_attention, _few.declines),
-        Override("sdpa", _attention.softmax_attention, _attention.declines),
-    ),
-    "iterative_pinv": (Override("numba", _pinv.iterative_pinv, _pinv.declines),),
-    "linear_scan": (Override("numba", _linear_scan.linear_scan, _plain.declines_operator),),
-    "selective_scan": (
-        Override("numba", _scan.selective_scan, _plain.declines_operator),
-        Override("rawkernel", _scan.selective_scan, _scan.declines_cuda),
-    ),
-}
+from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
+from subquad.core.block_loop import loop_blocks, row_count
+from subquad_numpy.compiled import COMPILED
+from subquad_torch import cuda, sdpa
+from subquad_torch.adapt import NUMBERS, as_override
+from subquad_torch.conditions import conditions, fixes_weights, is_installed, is_watched, is_wrapped, signature
 
 TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory
+WATCHED = ("linear_scan", "selective_scan")  # their generic forms are long programs
+LIMITS = {"softmax_attention": sdpa.few_rows, "feature_step": fixes_weights}
 
 
-def concrete(*arrays: Any) -> bool:
-    """Can values be read? Not in a compiled or recorded function, under a transform, or on the meta device."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    tensors = [x for x in arrays if isinstance(x, torch.Tensor)]
-    return not any(x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+class TorchBackend(Backend):
+    """What PyTorch has beyond the standard."""
+
+    library = "torch"
+    overrides = (
+        *(as_override(x, watched=x.kernel in WATCHED, also=LIMITS.get(x.kernel)) for x in COMPILED.values()),
+        sdpa.OVERRIDE,
+        cuda.OVERRIDE,
+    )
+
+    def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
+        return signature(arrays)
+
+    def conditions(self, arrays: Sequence[Array | None]) -> Conditions:
+        return conditions([x for x in arrays if x is not None])
+
+    def device_kind(self, array: Array) -> str:
+        return array.device.type
+
+    def is_installed(self, package: str) -> bool:
+        return is_installed(package)
+
+    def fold_blocks(
+        self, step: Callable[..., Any], carry: Any, arrays: Sequence[Array | None], size: int, *, exact: bool = False
+    ) -> tuple[Any, Array | None]:
+        """The Python loop; with fewer and larger blocks where it gets unrolled into a graph."""
+        if torch.compiler.is_compiling() and not exact:
+            size = max(size, -(-row_count(arrays) // TRACED_BLOCKS))
+        return loop_blocks(step, carry, arrays, size)
+
+    def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(*args)`; while compiling its result is a constant of the program, and numbers are those of now."""
+        return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
+
+    def is_concrete(self, *arrays: Array | None) -> bool:
+        """Not in a compiled or recorded function, under a transform, or on the meta device."""
+        if torch.compiler.is_compiling() or is_watched():
+            return False
+        return not any(isinstance(x, Tensor) and (x.is_meta or is_wrapped(x)) for x in arrays)
+
+    def full_precision(self, like: Array) -> AbstractContextManager[Any]:
+        """Without `torch.autocast`: in its half precision, exponents of some hundreds would be off by 1 and more."""
+        if not torch._C._is_any_autocast_enabled():
+            return NO_CONTEXT
+        kind = like.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return torch.autocast(kind, enabled=False)
+        return NO_CONTEXT
+
+    def exp_difference(self, xp: Any, x: Array, y: Array) -> Array:
+        """Over x where nothing is recorded or traced."""
+        recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        if recorded or not self.is_concrete(x, y) or torch.broadcast_shapes(x.shape, y.shape) != x.shape:
+            return torch.exp(x - y)
+        return x.sub_(y).exp_()
 
 
-def full_precision(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """Without `torch.autocast`: in its half precision, exponents of some hundreds would be off by 1 and more."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def exp_minus(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """exp(x − y), over x where nothing is recorded or traced."""
-    recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    if recorded or not concrete(x, y) or torch.broadcast_shapes(x.shape, y.shape) != x.shape:
-        return torch.exp(x - y)
-    return x.sub_(y).exp_()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def host(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of Python values while compiling; its result is a constant of the graph."""
+@torch.compiler.assume_constant_result
+def _constant(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def scan_blocks(
-    step: Callable[..., tuple[Any, Any]], carry: Any, arrays: Sequence[Any], size: int, *, exact: bool = False
-) -> tuple[Any, Any]:
-    """The Python loop; with fewer and larger blocks where it gets unrolled into a graph."""
-    if torch.compiler.is_compiling() and not exact:
-        size = max(size, -(-rows(arrays) // TRACED_BLOCKS))
-    return loop_blocks(step, carry, arrays, size, xp=xp)
+BACKEND = TorchBackend()

@@ -146,7 +146,9 @@ class Favor(FeatureMethod):
         twice = self.features == "hyperbolic"
         if self.omega is None:
             bits = call.xp.finfo(like.dtype).bits
-            host = call.arrangement.backend.on_host(_host_weights, *self._drawing(like.shape[-1]), bits, scale, twice)
+            host = call.arrangement.backend.on_host(
+                _weights_on_host, *self._drawing(like.shape[-1]), bits, scale, twice
+            )
             W_k = call.xp.asarray(host[0], dtype=like.dtype, device=device(like))
             W_q = call.xp.asarray(host[1], dtype=like.dtype, device=device(like)) if scale < 0 else W_k
         else:
@@ -219,16 +221,21 @@ def _weights(xp: ModuleType, directions: Array, scale: float, twice: bool) -> tu
     return directions, -directions if scale < 0 else directions
 
 
+def _weights_on_host(*drawing: Any) -> tuple[Host, Host]:
+    """`_drawn_weights`; a plain function, which tracers can be told to call."""
+    return _drawn_weights(*drawing)
+
+
 @lru_cache(maxsize=128)
-def _host_weights(
+def _drawn_weights(
     projection: str, m: int, d: int, seed: int, bits: int, scale: float, twice: bool
 ) -> tuple[Host, Host]:
-    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; read-only."""
+    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; nobody writes them.
+
+    They are not marked as read-only, since PyTorch, which shares the memory, warns of such arrays.
+    """
     omega = draw_omega(projection, m, d, seed).astype(f"float{bits}")
-    found = _weights(np, omega.T, scale, twice)
-    for x in found:
-        x.setflags(write=False)
-    return found
+    return _weights(np, omega.T, scale, twice)
 
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:

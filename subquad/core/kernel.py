@@ -89,6 +89,9 @@ class Kernel:
         Optional keywords that an override may not know, each with the value that means "not used".
     gradient : callable or None
         ``gradient(arrays, outputs, grads, **static)``: derivatives written with kernels, to be differentiated again.
+    pinned : callable or None
+        ``pinned(arrays, outputs, **keywords)``: the generic form where an output that is free to choose, a shift, is
+        the one in `outputs`, a constant. Differentiate it, not `generic`, where an override chose that output.
     """
 
     def __init__(
@@ -97,10 +100,11 @@ class Kernel:
         outputs: Callable[..., tuple[Like, ...]],
         options: Mapping[str, Any],
         gradient: Callable[..., Any] | None = None,
+        pinned: Callable[..., Any] | None = None,
     ) -> None:
         functools.update_wrapper(self, generic)
         self.name, self.generic, self.outputs, self.options = generic.__name__, generic, outputs, dict(options)
-        self.gradient = gradient
+        self.gradient, self.pinned = gradient, pinned
         self._chosen: dict[Any, Callable[..., Any]] = {}
         loading.KERNELS[self.name] = self.options
 
@@ -118,9 +122,10 @@ class Kernel:
                 run = self._chosen.get(key)
                 if run is not None and _listener.choices is None:
                     return run(*arrays, **keywords)
-        choice, run, xp = self._choose(arrays, implementation, keywords)
+        name, run, declined, xp = self._choose(arrays, implementation, keywords)
         if _listener.choices is not None:
-            _listener.choices.append(choice)
+            reasons = tuple((other, "; ".join(why)) for other, why in declined)
+            _listener.choices.append(Choice(self.name, name, reasons))
             return self._zeros(xp, arrays, keywords)
         if key is not None:
             if len(self._chosen) >= MAX_KEPT:
@@ -145,7 +150,8 @@ class Kernel:
 
     def _choose(
         self, arrays: tuple[Array | None, ...], implementation: str, keywords: Mapping[str, Any]
-    ) -> tuple[Choice, Callable[..., Any], ModuleType]:
+    ) -> tuple[str, Callable[..., Any], list[tuple[str, list[str]]], ModuleType]:
+        """Name and function of the implementation, the overrides that declined with their reasons, the namespace."""
         xp = array_namespace(arrays[0])
         backend = backend_of(xp)
         remember_type(arrays[0], backend)
@@ -156,7 +162,7 @@ class Kernel:
             raise ValueError(msg)
         key_mask = keywords.get("key_mask")
         static = {name: value for name, value in {**self.options, **keywords}.items() if name != "key_mask"}
-        declined: list[tuple[str, str]] = []
+        declined: list[tuple[str, list[str]]] = []
         call = None
         for override in overrides:
             if implementation not in ("auto", override.name):
@@ -166,15 +172,15 @@ class Kernel:
                 call = Call(self.name, arrays, key_mask, static, conditions)
             reasons = override.accepts.why_not(call, backend, self.options)
             if not reasons:
-                return Choice(self.name, override.name, tuple(declined)), self._runner(override), xp
-            declined.append((override.name, "; ".join(reasons)))
+                return override.name, self._runner(override), declined, xp
+            declined.append((override.name, reasons))
             if implementation == override.name:
                 msg = (
                     f"implementation {implementation!r} cannot take this call: {'; '.join(reasons)}. "
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
-        return Choice(self.name, "generic", tuple(declined)), self.generic, xp
+        return "generic", self.generic, declined, xp
 
     def _runner(self, override: Override) -> Callable[..., Any]:
         """The function of an override, without the keywords that it does not know."""
@@ -199,6 +205,7 @@ def kernel(
     outputs: Callable[..., tuple[Like, ...]],
     options: Mapping[str, Any] | None = None,
     gradient: Callable[..., Any] | None = None,
+    pinned: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a replaceable operation; the decorated function is its generic form. The arguments are as in `Kernel`."""
-    return lambda generic: Kernel(generic, outputs, options or {}, gradient)
+    return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned)

@@ -91,7 +91,32 @@ def keys_batch(
     )
 
 
-@kernel(outputs=summarize_outputs, options={"key_mask": None})
+def summarize_pinned(
+    arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], *, phi: FeatureMap, key_mask: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """The state of `feature_summarize` over exp(shift) of the shift in `outputs`; for maps that have a `log`."""
+    k, v, shift, numerator, denominator, *weights = arrays
+    xp = array_namespace(k)
+    level = outputs[0] + 1  # above every exponent, however they were rounded: what is largest depends on no key
+    if shift is None or numerator is None or denominator is None:
+        before = xp.zeros_like(outputs[1]), xp.zeros_like(outputs[2])
+    else:
+        faded = rescale(xp, shift, level)
+        before = numerator * faded, denominator * faded
+    _, *sums = feature_summarize.generic(k, v, level, *before, *weights, phi=phi, key_mask=key_mask)
+    back = rescale(xp, level, outputs[0])
+    return outputs[0], sums[0] * back, sums[1] * back
+
+
+def step_pinned(
+    arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], *, phi: FeatureMap, key_mask: Array | None = None
+) -> tuple[Array, ...]:
+    """What `feature_step` gives, with the state over exp(shift) of the shift in `outputs`."""
+    out, *_ = feature_step.generic(*arrays, phi=phi, key_mask=key_mask)
+    return out, *summarize_pinned(arrays[1:], outputs[1:], phi=phi, key_mask=key_mask)
+
+
+@kernel(outputs=summarize_outputs, options={"key_mask": None}, pinned=summarize_pinned)
 def feature_summarize(
     k: Array,
     v: Array,
@@ -140,7 +165,7 @@ def feature_attend(
     return out
 
 
-@kernel(outputs=step_outputs, options={"key_mask": None})
+@kernel(outputs=step_outputs, options={"key_mask": None}, pinned=step_pinned)
 def feature_step(
     q: Array,
     k: Array,

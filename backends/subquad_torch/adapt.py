@@ -1,0 +1,418 @@
+"""Any compiled kernel under PyTorch: one operator with its fake, its gradient, and derivatives beyond.
+
+Outside of compilers a kernel is a plain function, or where gradients are recorded an `autograd.Function`: PyTorch's
+dispatcher would cost more than all the rest of a small call. Compilers, recorders and the meta device meet the
+operators `subquad::forward` and `subquad::backward`, in which a word names the kernel and a text holds its keywords.
+They have no autograd formula of their own. That is the one arrangement in which eager mode, double backward,
+`torch.compile(fullgraph=True)` forward and backward, and `torch.export` all work. Functional transforms (`torch.func`)
+and forward mode take the generic form and see through it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+from subquad import kernels
+from subquad.backend import Accepts, Call, Like, Override
+from subquad.core.kernel import Kernel
+from subquad_numpy.compiled import Compiled
+from subquad_torch.conditions import is_batch, is_recorded, is_watched, needs_generic, not_plain
+from subquad_torch.openmp import threads
+
+Arrays = Sequence[Tensor | None]
+Static = Mapping[str, Any]
+Reason = Callable[[Call], str | None]
+
+NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {np.dtype(name): getattr(torch, name) for name in ("float32", "float64", "complex64", "complex128", "bool")}
+
+
+@dataclass(frozen=True)
+class Native:
+    """A kernel on the memory of plain tensors.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel.
+    forward : callable
+        ``forward(arrays, static, save=False)`` gives the outputs, and if asked what `backward` needs beside them. The
+        arrays are the kernel's, its key mask last.
+    backward : callable or None
+        ``backward(arrays, static, saved, outputs, grads, need)`` gives the gradients by the arrays that need one, or
+        None where it cannot.
+    unaided : tuple of int
+        Outputs that have no gradient.
+    saves : bool
+        Whether `backward` needs more than the arrays and the outputs.
+    watched : bool
+        Whether what watches operations may see the operator alone; else it sees those of the generic form.
+    """
+
+    kernel: str
+    forward: Callable[..., tuple[tuple[Tensor, ...], Any]]
+    backward: Callable[..., Sequence[Tensor | None] | None] | None
+    unaided: tuple[int, ...] = ()
+    saves: bool = False
+    watched: bool = False
+
+
+_natives: dict[tuple[str, bool], Native] = {}  # by the name of the kernel, and whether the tensors are on CUDA
+
+
+def kernel_of(name: str) -> Kernel:
+    """The kernel of a name."""
+    return getattr(kernels, name)
+
+
+def native_of(name: str, arrays: Arrays) -> Native:
+    """What runs a kernel on these tensors; the first is never None."""
+    like = arrays[0]
+    assert like is not None
+    return _natives[name, like.is_cuda]
+
+
+def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | None = None) -> Override:
+    """The override "numba" of a compiled kernel; `also` is one more reason to decline."""
+    native = Native(
+        compiled.kernel,
+        partial(_forward_on_host, compiled),
+        None if compiled.backward is None else partial(_backward_on_host, compiled),
+        tuple(sorted(compiled.unaided)),
+        compiled.saves,
+        watched,
+    )
+    accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=_first_of(compiled.accepts.also, also))
+    return override(native, "numba", accepts, widened=True)
+
+
+def override(native: Native, name: str, accepts: Accepts, *, widened: bool = False) -> Override:
+    """An override; `widened` tensors of half precision come to it as float32."""
+    _natives[native.kernel, "cuda" in accepts.devices] = native
+    under = {"tracing"} | ({"recorded"} if native.backward else set()) | ({"watched"} if native.watched else set())
+    halves = [dtype for word, dtype in HALF.items() if widened and word in accepts.dtypes]
+    masked = "key_mask" in kernel_of(native.kernel).options
+
+    def run(*arrays: Tensor | None, **static: Any) -> Any:
+        if masked:
+            arrays = (*arrays, static.pop("key_mask", None))
+        if halves:
+            arrays = tuple(x.float() if x is not None and x.dtype in halves else x for x in arrays)
+        if native.backward is not None and is_recorded(arrays):
+            if torch.compiler.is_compiling():
+                outputs = Recorded.apply(native.kernel, encode(static), *_distinct(arrays))
+            else:
+                outputs = Recorded.apply(native.kernel, static, *arrays)
+        else:
+            outputs = _call(native, arrays, static)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    also = _first_of(not_plain, accepts.also)
+    return Override(native.kernel, name, run, replace(accepts, under=frozenset(under), also=also))
+
+
+def _first_of(*reasons: Reason | None) -> Reason:
+    """The first reason that one of these finds."""
+    given = [reason for reason in reasons if reason is not None]
+
+    def also(call: Call) -> str | None:
+        for reason in given:
+            found = reason(call)
+            if found is not None:
+                return found
+        return None
+
+    return also
+
+
+def _distinct(arrays: Arrays) -> Arrays:
+    """The arrays, none twice: a compiler takes no function of one tensor at two places."""
+    found: list[Tensor | None] = []
+    for x in arrays:
+        again = x is not None and any(x is y for y in found)
+        found.append(x.view_as(x) if x is not None and again else x)
+    return found
+
+
+def _call(native: Native, arrays: Arrays, static: Static) -> tuple[Tensor, ...]:
+    """The outputs, where nothing is recorded."""
+    if _meets_operator(arrays):
+        return tuple(torch.ops.subquad.forward(native.kernel, list(arrays), encode(static)))
+    return native.forward(arrays, static)[0]
+
+
+def _meets_operator(arrays: Arrays) -> bool:
+    """Whether a call must go through PyTorch's dispatcher."""
+    like = arrays[0]
+    assert like is not None
+    return torch.compiler.is_compiling() or like.is_meta or is_watched()
+
+
+class Recorded(torch.autograd.Function):
+    """A kernel whose gradient is compiled too; differentiated once more, it takes the generic form."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: str, keywords: Static | str, *arrays: Tensor | None) -> tuple[Tensor, ...]:
+        """The outputs; while compiling the keywords are a text."""
+        native, left = native_of(kernel, arrays), None
+        if isinstance(keywords, str):
+            outputs = tuple(torch.ops.subquad.forward(kernel, list(arrays), keywords))
+        elif _meets_operator(arrays):
+            outputs = _call(native, arrays, keywords)
+        else:
+            outputs, left = native.forward(arrays, keywords, save=True)
+        ctx.kernel, ctx.keywords, ctx.count, ctx.left = kernel, keywords, len(arrays), left
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
+        ctx.save_for_backward(*arrays, *outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        saved, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        arrays, outputs = saved[: ctx.count], saved[ctx.count :]
+        native, found = native_of(ctx.kernel, arrays), None
+        if torch.compiler.is_compiling():
+            text = ctx.keywords if isinstance(ctx.keywords, str) else encode(ctx.keywords)
+            found = torch.ops.subquad.backward(ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need))
+        else:
+            static = decode(ctx.keywords) if isinstance(ctx.keywords, str) else ctx.keywords
+            if not needs_generic(grads) and (native.watched or not is_watched()):
+                found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
+            if found is None:
+                found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
+        return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
+
+
+def _pull(
+    native: Native, arrays: Arrays, static: Static, left: Any, outputs: Arrays, grads: Arrays, need: Sequence[bool]
+) -> Sequence[Tensor | None] | None:
+    """Gradients by plain ones, compiled; None where they cannot be."""
+    if _meets_operator(arrays):
+        given = native.kernel, list(arrays), encode(static), list(outputs), list(grads), list(need)
+        return torch.ops.subquad.backward(*given)
+    assert native.backward is not None
+    return native.backward(arrays, static, left, outputs, grads, need)
+
+
+def differentiate_generic(
+    kernel: Kernel,
+    arrays: Arrays,
+    static: Static,
+    grads: Arrays,
+    need: Sequence[bool],
+    outputs: Sequence[Tensor] | None = None,
+) -> list[Tensor | None]:
+    """Gradients of the generic form by the arrays that need one; to be differentiated further where that is recorded.
+
+    Each array stands for itself alone, also where one was computed from another: what it depends on is not the
+    kernel's. `outputs` are those of an override: what it was free to choose stays as it is.
+    """
+    if kernel.gradient is not None and outputs is not None and not is_batch(grads):
+        return list(kernel.gradient(tuple(arrays), outputs, grads, **static))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [None if x is None else _cut(x, needed) for x, needed in zip(arrays, need, strict=True)]
+        found = _generic(kernel, own, static, outputs)
+    wanted = [x for x, needed in zip(own, need, strict=True) if needed]
+    pairs = [(out, by) for out, by in zip(found, grads, strict=True) if by is not None and out.requires_grad]
+    by_wanted = torch.autograd.grad(
+        [out for out, _ in pairs], wanted, [by for _, by in pairs], create_graph=create_graph, allow_unused=True
+    )
+    pulled = iter(by_wanted)
+    return [_or_zero(next(pulled), x) if needed else None for x, needed in zip(arrays, need, strict=True)]
+
+
+def _cut(x: Tensor, needed: bool) -> Tensor:
+    """A tensor with the values of x to differentiate by; in an operator x asks for no gradient itself."""
+    return x.detach().requires_grad_() if needed and not x.requires_grad else x.view_as(x)
+
+
+def _generic(kernel: Kernel, arrays: list[Any], static: Static, outputs: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """The outputs by the generic form."""
+    keywords = dict(static)
+    if "key_mask" in kernel.options:
+        *arrays, keywords["key_mask"] = arrays
+    if kernel.pinned is not None and outputs is not None:
+        return kernel.pinned(tuple(arrays), outputs, **keywords)
+    found = kernel.generic(*arrays, **keywords)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _or_zero(grad: Tensor | None, x: Tensor | None) -> Tensor:
+    """A gradient, 0 where nothing depends on x."""
+    assert x is not None
+    return torch.zeros_like(x) if grad is None else grad
+
+
+@torch.library.custom_op(
+    "subquad::forward", mutates_args=(), schema="(str kernel, Tensor?[] arrays, str static) -> Tensor[]"
+)
+def _forward(kernel: str, arrays: list[Tensor | None], static: str) -> list[Tensor]:
+    """The outputs of a kernel."""
+    return list(native_of(kernel, arrays).forward(arrays, decode(static))[0])
+
+
+@_forward.register_fake
+def _(kernel: str, arrays: list[Tensor | None], static: str) -> list[Tensor]:
+    like = arrays[0]
+    assert like is not None
+    return [like.new_empty(x.shape, dtype=x.dtype) for x in _declared(kernel_of(kernel), arrays, decode(static))]
+
+
+@torch.library.custom_op(
+    "subquad::backward",
+    mutates_args=(),
+    schema="(str kernel, Tensor?[] arrays, str static, Tensor[] outputs, Tensor?[] grads, bool[] need) -> Tensor[]",
+)
+def _backward(
+    kernel: str,
+    arrays: list[Tensor | None],
+    static: str,
+    outputs: list[Tensor],
+    grads: list[Tensor | None],
+    need: list[bool],
+) -> list[Tensor]:
+    """Gradients of a kernel by its arrays; an empty tensor where none is needed."""
+    native, keywords = native_of(kernel, arrays), decode(static)
+    assert native.backward is not None
+    if not outputs[0].is_cuda:  # a program that is compiled has zeros for what nobody differentiates
+        grads = [by if i == 0 or (by is not None and bool(by.any())) else None for i, by in enumerate(grads)]
+    left = native.forward(arrays, keywords, save=True)[1] if native.saves else None
+    found = native.backward(arrays, keywords, left, outputs, grads, need)
+    if found is None:
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):  # off here
+            found = differentiate_generic(kernel_of(kernel), arrays, keywords, grads, need, outputs)
+    return [_or_empty(by, needed, outputs[0]) for by, needed in zip(found, need, strict=True)]
+
+
+@_backward.register_fake
+def _(
+    kernel: str,
+    arrays: list[Tensor | None],
+    static: str,
+    outputs: list[Tensor],
+    grads: list[Tensor | None],
+    need: list[bool],
+) -> list[Tensor]:
+    by = [None if x is None else x.new_empty(x.shape) for x in arrays]
+    return [_or_empty(x, needed, outputs[0]) for x, needed in zip(by, need, strict=True)]
+
+
+def _or_empty(grad: Tensor | None, needed: bool, like: Tensor) -> Tensor:
+    """A gradient in rows, or an empty tensor."""
+    return grad.contiguous() if needed and grad is not None else like.new_empty(0)
+
+
+def _declared(kernel: Kernel, arrays: Arrays, static: Static) -> tuple[Like, ...]:
+    """The outputs that a kernel declares."""
+    if "key_mask" not in kernel.options:
+        return kernel.outputs(*arrays, **static)
+    *given, key_mask = arrays
+    return kernel.outputs(*given, **static, key_mask=key_mask)
+
+
+def encode(static: Static) -> str:
+    """Keywords as a text: numbers, words, None and frozen dataclasses of these."""
+    words: list[Any] = []
+    for name, value in static.items():
+        cls = type(value)
+        fields = getattr(cls, "__dataclass_fields__", None)
+        if fields is None:
+            words.append((name, _number(value)))
+        else:
+            words.append((name, cls.__module__, cls.__name__, {x: _number(getattr(value, x)) for x in fields}))
+    return _written(words)
+
+
+def _number(value: Any) -> Any:
+    """The value; a number that varies in a compiled program becomes that of this call."""
+    return guard_scalar(value) if isinstance(value, NUMBERS) else value
+
+
+@torch.compiler.assume_constant_result
+def _written(words: list[Any]) -> str:
+    return json.dumps(words)
+
+
+@cache
+def decode(text: str) -> Static:
+    """The keywords of a text of `encode`."""
+    static = {}
+    for name, value, *rest in json.loads(text):
+        if rest:
+            cls = getattr(importlib.import_module(value), rest[0])
+            static[name] = cls(**rest[1])
+        else:
+            static[name] = value
+    return static
+
+
+def _forward_on_host(
+    compiled: Compiled, arrays: Arrays, static: Static, save: bool = False
+) -> tuple[tuple[Tensor, ...], Any]:
+    """`Native.forward` of a compiled kernel of NumPy's."""
+    like = arrays[0]
+    assert like is not None
+    made: dict[int, tuple[Any, Tensor]] = {}
+
+    def new(shape: tuple[int, ...], dtype: Any) -> Any:
+        """Memory of PyTorch's own, so that PyTorch accounts for it."""
+        tensor = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
+        memory = tensor.numpy()
+        made[id(memory)] = memory, tensor
+        return memory
+
+    given = [memory_of(x) for x in arrays]
+    outputs, left = compiled.forward(given, static, new=new, save=save, threads=threads())
+    return tuple([made[id(x)][1] if id(x) in made else _tensor(x, given) for x in outputs]), left
+
+
+def _backward_on_host(
+    compiled: Compiled,
+    arrays: Arrays,
+    static: Static,
+    left: Any,
+    outputs: Arrays,
+    grads: Arrays,
+    need: Sequence[bool],
+) -> Sequence[Tensor | None] | None:
+    """`Native.backward` of a compiled kernel of NumPy's."""
+    assert compiled.backward is not None
+    given, results, by = ([memory_of(x) for x in tensors] for tensors in (arrays, outputs, grads))
+    found = compiled.backward(given, static, left, results, by, need, threads=threads())
+    if found is None:
+        return None
+    return [
+        (torch.zeros_like(x) if grad is None else _tensor(grad)) if needed and x is not None else None
+        for grad, x, needed in zip(found, arrays, need, strict=True)
+    ]
+
+
+def memory_of(x: Tensor | None) -> Any:
+    """The tensor's memory as a NumPy array, strides as they are."""
+    if x is None:
+        return None
+    if x.requires_grad:
+        x = x.detach()
+    if x.is_conj() or x.is_neg():  # marks that memory does not show
+        x = x.resolve_conj().resolve_neg()
+    return x.numpy()
+
+
+def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
+    """A tensor of memory that kernels made, and that is none of the arrays given."""
+    if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
+        memory = memory.copy()
+    return torch.from_numpy(memory)

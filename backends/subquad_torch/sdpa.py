@@ -1,0 +1,166 @@
+"""Softmax attention by torch.nn.functional.scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.functional import scaled_dot_product_attention
+
+from subquad.backend import Accepts, Call, Override
+from subquad.kernels import softmax_attention
+from subquad.kernels.visibility import CAUSAL, Visibility
+from subquad_torch.adapt import differentiate_generic
+from subquad_torch.conditions import is_eager, needs_generic, transforms
+
+# A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
+MASK_ENTRIES = 2**24
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
+VECTOR = 16  # numbers in the longest vector of a CPU: of fewer logits, and no mask, its kernel takes NaN for −∞
+
+
+KEYS, QUERIES = (16, 512), (16, 256)  # fewer are less than a vector; more do not stay in a cache
+FEW = ((KEYS, "keys", "queries"), (QUERIES, "queries", "keys"))
+
+
+def few_rows(call: Call) -> str | None:
+    """Why the compiled attention should not take a call: it is for many queries to few keys, or few to many.
+
+    Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
+    side fits in one core's cache. Sizes that vary in a compiled program are not looked at.
+    """
+    q, k, _ = call.arrays
+    n, n_kv = q.shape[-2], k.shape[-2]
+    for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
+        if (
+            statically_known_true(few >= low)
+            and statically_known_true(few <= high)
+            and statically_known_true(many > high)
+        ):
+            return None
+    return "it is for " + " or ".join(f"{low} to {high} {few} and more {many}" for (low, high), few, many in FEW)
+
+
+def declines(call: Call) -> str | None:
+    """Why the fused attention cannot take the call."""
+    (q, k, v), key_mask, visible = call.arrays, call.key_mask, call.static["visible"]
+    n, n_kv = q.shape[-2], k.shape[-2]
+    if visible is not None and visible != CAUSAL:
+        return f"it has no {visible} form"
+    if 0 in (*q.shape, *k.shape, *v.shape, *(() if key_mask is None else key_mask.shape)):
+        return "an axis is empty"
+    entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
+    if visible is not None and (n != n_kv or key_mask is not None) and entries > MASK_ENTRIES:
+        return f"it would need a mask of {entries} entries, n × n_kv = {n} × {n_kv} for each item of key_mask"
+    if transforms().count("Grad") > 1:
+        return "functional second derivatives see through the generic form only"
+    return None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /,
+    *,
+    scale: float,
+    visible: Visibility | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """The kernel `softmax_attention`: causal is aligned at the end, hidden keys and values are not even read."""
+    n, n_kv, causal = q.shape[-2], k.shape[-2], visible is not None
+    if scale <= 0:  # the fused kernels take −∞ times the scale for a hidden key
+        q, scale = q * scale, 1.0
+    short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR  # a program has one form for all lengths
+    is_causal = causal and n == n_kv and key_mask is None and not short
+    mask = seen = poison = None
+    if key_mask is not None:
+        keep = key_mask[..., None]
+        k, v = torch.where(keep, k, 0.0), torch.where(keep, v, 0.0)  # 0 · NaN is NaN: hide the values as well
+        mask = key_mask[..., None, :]
+    if causal:
+        # the fused kernels multiply hidden values by 0: one that is not finite is taken out and put back by hand
+        if not (_can_read([k, v]) and _surely_finite(k, v)):
+            bad = ~(torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(v).all(-1, keepdim=True))
+            k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
+            poison = _reached(bad, n)
+        if not is_causal:
+            position = torch.arange(n_kv, device=q.device)
+            sees = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
+            mask = sees if mask is None else mask & sees
+    if mask is not None:
+        seen = mask.any(-1, keepdim=True)
+        mask = mask | ~seen  # a row of only hidden keys would be 0/0; it is set to 0 below
+    elif short:
+        mask = torch.ones((1, n_kv), dtype=torch.bool, device=q.device)
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], () if mask is None else mask.shape[:-2])
+    # the fused kernels take exactly four axes
+    queries, keys, values = (
+        x.expand(*batch, *x.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *x.shape[-2:]) for x in (q, k, v)
+    )
+    if mask is not None:
+        mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
+    out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
+    out = out.reshape(*batch, n, v.shape[-1])
+    if out.requires_grad and is_eager([q, k, v]):
+        out = DifferentiableAgain.apply(out, {"scale": scale, "visible": visible}, q, k, v, key_mask)
+    if seen is not None:
+        out = torch.where(seen, out, 0.0)
+    return out if poison is None else torch.where(poison, torch.nan, out)
+
+
+class DifferentiableAgain(torch.autograd.Function):
+    """The attention `out` of q, k and v itself, with PyTorch's gradient; one to go on with is the generic form's."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, static: dict[str, Any], *arrays: Tensor | None) -> Tensor:
+        ctx.static = static
+        ctx.save_for_backward(*arrays)
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling() or not needs_generic([grad]):
+            return grad, None, None, None, None, None
+        need = ctx.needs_input_grad[2:]
+        return None, None, *differentiate_generic(softmax_attention, ctx.saved_tensors, ctx.static, [grad], need)
+
+
+def _can_read(tensors: list[Tensor]) -> bool:
+    """May one look at values, and for free: on the CPU, where nothing watches?"""
+    return is_eager(tensors) and tensors[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
+
+
+def _surely_finite(*tensors: Tensor) -> bool:
+    """Is every number finite? False also where finite ones have a sum beyond the range.
+
+    A finite sum is one of finite numbers; to look at each number costs ten times as much.
+    """
+    return all(math.isfinite(x.detach().sum()) for x in tensors)
+
+
+def _reached(bad: Tensor, n: int) -> Tensor:
+    """Which of n rows see a key that is `bad`: (..., n_kv, 1) → (..., n, 1)."""
+    n_kv = bad.shape[-2]
+    reached = bad.to(torch.int32).cumsum(-2) > 0
+    if n <= n_kv:
+        return reached[..., n_kv - n :, :]
+    early = torch.zeros((*bad.shape[:-2], n - n_kv, 1), dtype=torch.bool, device=bad.device)
+    return torch.cat([early, reached], dim=-2)
+
+
+OVERRIDE = Override(
+    "softmax_attention",
+    "sdpa",
+    attend,
+    Accepts(
+        dtypes=("float32", "float64", "float16", "bfloat16"),
+        devices=(),
+        options=frozenset({"visible", "key_mask"}),
+        under=frozenset({"tracing", "transformed", "recorded", "watched"}),
+        also=declines,
+    ),
+)
