@@ -14,7 +14,7 @@ Array = Any
 class Rows(NamedTuple):
     """A result that tasks leave in so many parts, zeros before, which are added up; in float64 if `wide`."""
 
-    count: int
+    parts: int
     wide: bool
 
 

@@ -63,7 +63,7 @@ class _Work:
         self.words = words_for(kernel, tasks, records, threads)
         self.address = self.words.__array_interface__["data"][0]
         self.take_shares = worker().take_shares
-        self.memory = kernel, records, memory
+        self.memory: Any = kernel, records, memory
         self.finished = threading.Lock()
         self.finished.acquire()
 
