@@ -11,13 +11,14 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from asv_benchmarks import harness
-from subquad_numpy.selective_scan.calls import scan_forward
+from subquad_numpy.compiled import COMPILED
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC")
 SHAPES = ((1, 2048, 1536), (8, 2048, 64))  # batch, n, d
@@ -46,13 +47,19 @@ def cpp_scan(layer: dict[str, np.ndarray], out: np.ndarray, *, threads: int, blo
     return out
 
 
+def _reuse(out: np.ndarray) -> Callable[..., np.ndarray]:
+    """What makes memory for outputs: `out` for one of its shape."""
+    return lambda shape, dtype: out if shape == out.shape else np.empty(shape, dtype)
+
+
 def compare(shape: tuple[int, int, int], threads: int, rounds: int = ROUNDS) -> str:
     """Median times, and the speed of Numba as a part of that of C++ by wall and by processor time."""
     layer = harness.mamba(np, shape, STATES)
     out = np.empty_like(layer["u"])
     u, delta, A, B, C, D, z = (layer[name] for name in NAMES)
-    maps, options = (B[:, :, None], C[:, :, None]), {"delta_softplus": True, "threads": threads, "out": out}
-    sides = {"numba": functools.partial(scan_forward, u, delta, A, *maps, D, z, **options)}
+    arrays = u, delta, A, B[:, :, None], C[:, :, None], D, z, None, None
+    static, memory = {"delta_softplus": True, "reverse": False}, {"threads": threads, "new": _reuse(out)}
+    sides = {"numba": functools.partial(COMPILED["selective_scan"].forward, arrays, static, **memory)}
     sides |= {f"C++ {x}": functools.partial(cpp_scan, layer, out, threads=threads, block=x) for x in BLOCKS}
     work: dict[str, list[float]] = {name: [] for name in sides}
 
