@@ -11,7 +11,6 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
-from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels import feature_step
 from subquad.kernels.feature_map import Elu, Exponential
@@ -145,7 +144,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
             sums = [xp.where(undone == n, x, other) for x, other in zip(after, sums, strict=True)]
         return xp.where(done, out, whole), *sums
 
-    return backend_of(xp).where_any(xp.any(undone != n), complete, (found["out"], *after))
+    return run.where_any(xp.any(undone != n), complete, (found["out"], *after))
 
 
 def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
