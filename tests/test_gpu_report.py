@@ -11,8 +11,8 @@ import pytest
 
 from asv_benchmarks.gpu import correctness, table
 from asv_benchmarks.gpu.table import CRITERIA, verdict
-from subquad_cupy import _plan
-from subquad_cupy._launch import STORAGE
+from subquad_cupy.device import STORAGE
+from subquad_cupy.selective_scan import plan
 
 
 def rows(lines):
@@ -29,7 +29,7 @@ def test_a_nan_is_no_small_error():
 
 def test_every_instantiation_is_checked():
     """Every row of the tables of launches, every choice of constant maps."""
-    assert sorted(correctness.STATES) == sorted(_plan._FORWARD) == sorted(_plan._BACKWARD)
+    assert sorted(correctness.STATES) == sorted(plan._FORWARD) == sorted(plan._BACKWARD)
     assert sorted("".join(form) for form in correctness.FORMS) == ["", "B", "BC", "C"]
     assert correctness.ALLOWED.keys() | {"float64"} == STORAGE.keys()
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import oracle  # noqa: E402
 import torch_scan  # noqa: E402
-from libraries import relative_error  # noqa: E402
+from rows.libraries import relative_error  # noqa: E402
 
 import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Jax, Library, NumPy, Strict, Torch, relative_error
-from methods import Case, D
+from rows.libraries import Jax, Library, NumPy, Strict, Torch, relative_error
+from rows.methods import Case, D
 
 import subquad
 from asv_benchmarks.peers.attention import PEERS, Peer, errors_of

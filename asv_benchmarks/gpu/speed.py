@@ -14,7 +14,7 @@ from asv_benchmarks.gpu.clock import milliseconds
 from asv_benchmarks.gpu.inputs import NO_BFLOAT16, OPTIONS, STATES, has_bfloat16, inputs
 from asv_benchmarks.gpu.table import LONG, USUAL, Found
 from asv_benchmarks.peers import scans
-from subquad_cupy._scan import scan_backward, scan_forward
+from subquad_cupy.selective_scan.calls import scan_backward, scan_forward
 
 SHAPES = [USUAL, (1, 4096, 2048), (1, 65536, 1024), LONG, (1, 524288, 1024)]
 

@@ -27,6 +27,7 @@ from subquad.backend import Accepts, Call, Like, Override
 from subquad.core.kernel import Kernel
 from subquad_numpy.compiled import Compiled
 from subquad_torch.conditions import is_batch, is_recorded, is_watched, needs_generic, not_plain
+from subquad_torch.openmp import threads
 
 Arrays = Sequence[Tensor | None]
 Static = Mapping[str, Any]
@@ -286,6 +287,8 @@ def _backward(
     """Gradients of a kernel by its arrays; an empty tensor where none is needed."""
     native, keywords = native_of(kernel, arrays), decode(static)
     assert native.backward is not None
+    if not outputs[0].is_cuda:  # a program that is compiled has zeros for what nobody differentiates
+        grads = [by if i == 0 or (by is not None and bool(by.any())) else None for i, by in enumerate(grads)]
     left = native.forward(arrays, keywords, save=True)[1] if native.saves else None
     found = native.backward(arrays, keywords, left, outputs, grads, need)
     if found is None:
@@ -372,7 +375,7 @@ def _forward_on_host(
         return memory
 
     given = [memory_of(x) for x in arrays]
-    outputs, left = compiled.forward(given, static, new=new, save=save, threads=_threads()())
+    outputs, left = compiled.forward(given, static, new=new, save=save, threads=threads())
     return tuple([made[id(x)][1] if id(x) in made else _tensor(x, given) for x in outputs]), left
 
 
@@ -388,7 +391,7 @@ def _backward_on_host(
     """`Native.backward` of a compiled kernel of NumPy's."""
     assert compiled.backward is not None
     given, results, by = ([memory_of(x) for x in tensors] for tensors in (arrays, outputs, grads))
-    found = compiled.backward(given, static, left, results, by, need, threads=_threads()())
+    found = compiled.backward(given, static, left, results, by, need, threads=threads())
     if found is None:
         return None
     return [
@@ -413,11 +416,3 @@ def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
     if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
         memory = memory.copy()
     return torch.from_numpy(memory)
-
-
-@cache
-def _threads() -> Callable[[], int]:
-    """`threads`, whose module loads Numba."""
-    from subquad_torch.openmp import threads
-
-    return threads

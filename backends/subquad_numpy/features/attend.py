@@ -27,10 +27,11 @@ from subquad_numpy.features.blocks import (
     sizes_of,
     widths_of,
 )
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 8 * TILE_ROWS  # of a block: exponents of 256 features take 64 kB
 
-ATTEND_RECORD = HEAD | OF_QUERIES | {"out": 2}
+ATTEND_RECORD = fields(HEAD, OF_QUERIES, {"out": 2})
 
 
 @cache

@@ -33,12 +33,17 @@ from subquad_numpy.features.blocks import (
     store_rows,
     widths_of,
 )
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 8 * TILE_ROWS  # of a block
 
-ATTEND_GRADIENT_RECORD = HEAD | OF_QUERIES | {"out_row": None, "out": 2, "grad_row": None, "grad": 2}
-# contiguous; the first chunk's sums, and features from them to those of the next
-ATTEND_GRADIENT_RECORD |= {"grad_q": 2, "grad_kv": 2, "grad_sum": 1, "grad_W": 2, "chunk_step": None}
+ATTEND_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_QUERIES,
+    {"out_row": None, "out": 2, "grad_row": None, "grad": 2},
+    # contiguous; the first chunk's sums, and features from them to those of the next
+    {"grad_q": 2, "grad_kv": 2, "grad_sum": 2, "grad_W": 2, "chunk_step": None},
+)
 
 
 @cache

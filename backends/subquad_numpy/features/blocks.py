@@ -16,8 +16,7 @@ from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, pack, padded, panel_at
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.phi import log_after, times_value
-
-Fields = dict[str, int | None]  # None is a number for all items; else the axes of an array that are an item's own
+from subquad_numpy.runtime.arguments import Fields
 
 # elements from row to row, of W also from column to column
 SIDE: Fields = dict.fromkeys(("x_row", "W_row", "W_column"))
@@ -26,10 +25,11 @@ SIDE |= {"x": 2, "W": 2, "center": 1, "numbers": 1}
 
 # rows of an item, their numbers, features, numbers of a value; a task is one of so many chunks of so many rows
 HEAD: Fields = dict.fromkeys(("n", "d", "m", "d_v", "chunks", "chunk")) | SIDE
-"""What every kernel is told of an item first, as 64-bit integers in this order: numbers, and addresses or 0."""
+"""What every kernel is told of an item: see `runtime.arguments` for what a record type is."""
 
 OF_KEYS: Fields = {"v_row": None, "v": 2, "mask": 1}  # the mask is of bytes
-OF_QUERIES: Fields = {"kv_row": None, "start": 1, "kv": 2, "k_sum": 1}  # without start it is 0, without k_sum 1
+# without start it is 0, without k_sum 1; `is_shift`: a start of −∞ stands for a feature without a key, and is 0
+OF_QUERIES: Fields = {"kv_row": None, "is_shift": None, "start": 2, "kv": 2, "k_sum": 2}
 
 
 @inline
@@ -175,4 +175,6 @@ def load_start(f: Any, m: int, width: int, zero: Any, start: Any, k_sum: Any) ->
         k_sum[i] = 0
         if i < m:
             start[i] = starts[i] if f.start != 0 else 0
+            if f.is_shift != 0 and start[i] == -float("inf"):
+                start[i] = 0
             k_sum[i] = sums[i] if f.k_sum != 0 else 1

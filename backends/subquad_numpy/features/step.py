@@ -61,16 +61,22 @@ from subquad_numpy.features.transposed import (
     largest_exponents,
     load_directions,
 )
+from subquad_numpy.runtime.arguments import fields
 
 # an item is one task; the queries have W and center of their own
-STEP_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
-# the state before, shift −∞ where no key was; the first row that is not done is of int64: n where all are, n + 1 where
-# all are but the state after them is not
-STEP_RECORD |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
-# for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
-STEP_RECORD |= {"level": 1, "shifts": 2}
-# the state after the last row, contiguous, or 0
-STEP_RECORD |= {"new_shift": 1, "new_kv": 2, "new_k_sum": 1}
+STEP_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {f"q_{name}": axes for name, axes in SIDE.items()},
+    # the state before, or 0; the shift is −∞ where no key was
+    {"shift": 2, "kv": 2, "k_sum": 2, "out": 2},
+    # the first row that is not done, int64: n where all are, n + 1 where all are but the state after them is not
+    {"undone": 0},
+    # for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+    {"level": 1, "shifts": 2},
+    # contiguous: the state after the last row, written where `keeps` is not 0
+    {"keeps": None, "new_shift": 2, "new_kv": 2, "new_k_sum": 2},
+)
 
 
 def block_rows(dtype: np.dtype[Any]) -> int:
@@ -138,11 +144,15 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             if not elu:
                 pack(pointer(f.q_W, zero), f.q_W_row, f.q_W_column, d, m, q_numbers[0], lanes, packed, d)
                 load_directions(pointer(f.W, zero), f.W_row, f.W_column, d, m, k_factor, turned)
-            pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
+            has_state = f.shift != 0
+            if has_state:
+                pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
+            else:
+                clear(kv, m * d_out)
             shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
             for i in range(stride):
-                shift[i] = shifts[i] if i < m else lowest
-                k_sum[i] = sums[i] if i < m else 0
+                shift[i] = shifts[i] if has_state and i < m else lowest
+                k_sum[i] = sums[i] if has_state and i < m else 0
 
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
@@ -228,7 +238,7 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
                         store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
                 row += count
-                if poisoned or lost or (row == n and f.new_shift == 0):
+                if poisoned or lost or (row == n and f.keeps == 0):
                     break
 
                 for i in range(m):
@@ -257,7 +267,7 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             if poisoned and not lost:
                 undone = n + 1
             pointer(f.undone, np.int64(0))[0] = undone
-            if f.new_shift != 0:
+            if f.keeps != 0:
                 copy(shift, m, pointer(f.new_shift, zero))
                 copy(k_sum, m, pointer(f.new_k_sum, zero))
                 new_kv = pointer(f.new_kv, zero)

@@ -38,14 +38,18 @@ from subquad_numpy.features.transposed import (
     rows_to_lanes,
     through_directions,
 )
+from subquad_numpy.runtime.arguments import fields
 
 # an item is one task; the queries have W of their own, and there are no centers
-STEP_GRADIENT_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
-# what the forward pass had and left: see there
-STEP_GRADIENT_RECORD |= {"kv": 2, "k_sum": 1, "level": 1, "shifts": 2}
-STEP_GRADIENT_RECORD |= {"out_row": None, "out": 2, "grad_row": None, "grad": 2}
-# contiguous; kv and k_sum are of the state before
-STEP_GRADIENT_RECORD |= {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 1}
+STEP_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {f"q_{name}": axes for name, axes in SIDE.items()},
+    # what the forward pass had and left: see there
+    {"kv": 2, "k_sum": 2, "level": 1, "shifts": 2, "out_row": None, "out": 2, "grad_row": None, "grad": 2},
+    # contiguous; kv and k_sum are of the state before
+    {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 2},
+)
 
 
 @cache

@@ -31,11 +31,12 @@ from subquad_numpy.features.blocks import (
     widths_of,
 )
 from subquad_numpy.features.phi import log_of, times_value
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 16 * TILE_ROWS  # of a block: exponents of 256 features take 128 kB
 
 # most features of a task; the first chunk's sums, and features from them to those of the next
-SUMMARIZE_RECORD = HEAD | OF_KEYS | {"most": None, "shift": 1, "kv": 2, "k_sum": 1, "chunk_step": None}
+SUMMARIZE_RECORD = fields(HEAD, OF_KEYS, {"most": None, "shift": 2, "kv": 2, "k_sum": 2, "chunk_step": None})
 
 
 @cache

@@ -33,13 +33,18 @@ from subquad_numpy.features.blocks import (
     widths_of,
 )
 from subquad_numpy.features.phi import log_of, times_value
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 8 * TILE_ROWS  # of a block
 
 # what the forward pass left, and the sums over queries
-SUMMARIZE_GRADIENT_RECORD = HEAD | OF_KEYS | {"shift": 1, "grad_kv": 2, "grad_sum": 1}
-# contiguous, zeros where the mask hides; the first chunk's sums, and features from them to those of the next
-SUMMARIZE_GRADIENT_RECORD |= {"grad_k": 2, "grad_v": 2, "grad_W": 2, "chunk_step": None}
+SUMMARIZE_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {"shift": 2, "grad_kv": 2, "grad_sum": 2},
+    # contiguous, zeros where the mask hides; the first chunk's sums, and features from them to those of the next
+    {"grad_k": 2, "grad_v": 2, "grad_W": 2, "chunk_step": None},
+)
 
 
 @cache

@@ -16,8 +16,9 @@ from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, shif
 from subquad_numpy.codegen.compile import DONE, compiled
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, multiply, panel_at
+from subquad_numpy.runtime.arguments import fields
 
-PINV_RECORD = dict.fromkeys(("m", "iterations", "a", "z"))  # one for all matrices; a and z: contiguous (items, m, m)
+PINV_RECORD = fields({"m": None, "iterations": None, "a": 0, "z": 0})  # one for all matrices; contiguous (items, m, m)
 
 
 @inline

@@ -16,11 +16,12 @@ from numba import carray
 from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, prefetch, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled
 from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
+from subquad_numpy.runtime.arguments import Fields, fields
 
-SCAN_RECORD = ("n", "d", "block", "reverse", "a", "b", "initial_state", "h")
-GRADIENT_RECORD = (
-    *("n", "d", "block", "reverse", "a", "h", "initial_state", "grad_h"),
-    *("grad_a", "grad_b", "grad_initial_state"),
+_SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse"))
+SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "h"), 0))
+GRADIENT_RECORD = fields(
+    _SIZES, dict.fromkeys(("a", "h", "initial_state", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
 ROWS_AHEAD = 8
 

@@ -34,6 +34,7 @@ from subquad_numpy.codegen import (
 from subquad_numpy.codegen.compile import DONE, compiled
 from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
 from subquad_numpy.selective_scan.layout import (
     HEAD,
@@ -46,15 +47,10 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
-BACKWARD_RECORD = (
-    *HEAD,
-    *("grad_y", "grad_state"),
-    *("grad_u", "grad_delta", "grad_z", "grad_initial_state"),
-    # sums over time in float64, of one batch item: (batch, d, d_state), (batch, d)
-    *("grad_A", "grad_D", "grad_delta_bias"),
-    # (blocks of a group, batch, n, groups, d_state), or for constants (batch, d, d_state) in float64
-    *("grad_B", "grad_C"),
-)
+OF_OUTPUTS, OF_ROWS = ("grad_y", "grad_state"), ("grad_u", "grad_delta", "grad_z", "grad_initial_state")
+OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")  # in float64, of one batch item: (batch, d, d_state), (batch, d)
+OF_MAPS = ("grad_B", "grad_C")  # (blocks of a group, batch, n, groups, d_state); of constants as `OVER_TIME`
+BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS), 0))
 """What a gradient kernel is told; `chunk` is the length of a tile."""
 
 

@@ -19,6 +19,7 @@ from subquad_numpy.codegen import add_where_zero, aligned, lanes_of, load, point
 from subquad_numpy.codegen.compile import DONE, compiled
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     inputs_of,
@@ -30,14 +31,9 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
-FORWARD_RECORD = (
-    *HEAD,
-    # (batch, chunks, d, d_state), as initial_state; both may be the same
-    "state",
-    # y: without it only the state is computed; delta_sum: (batch, chunks, d), the sums of Δ
-    *("y", "delta_sum"),
-)
-"""What a kernel is told, as 64-bit integers in this order."""
+# state: (batch, chunks, d, d_state), as initial_state; both may be the same. Without y only the state is computed.
+# delta_sum: (batch, chunks, d), the sums of Δ
+FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0})
 
 ROWS_AHEAD = 4  # rows lie a page or more apart, out of reach for the hardware's own prefetching
 

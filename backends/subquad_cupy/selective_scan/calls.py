@@ -8,35 +8,38 @@ from __future__ import annotations
 
 from typing import Any
 
+from subquad.backend import Accepts, Call, dtype_name
 from subquad.kernels.selective_scan import Gradients, Inputs
-from subquad_cupy import _plan
-from subquad_cupy._launch import STORAGE, Device, launcher
-from subquad_cupy._operands import Operands
-from subquad_cupy._passes import backward, forward, window, windows
+from subquad_cupy.device import STORAGE, Device, launcher
+from subquad_cupy.selective_scan import plan
+from subquad_cupy.selective_scan.operands import Operands
+from subquad_cupy.selective_scan.passes import backward, forward, window, windows
+from subquad_cupy.selective_scan.plan import MAX_BLOCKS, MAX_STATES
 
 Array = Any
 
 
-def declines(*arrays: Array | None, delta_softplus: bool, reverse: bool) -> str | None:
-    """Why the CUDA kernel cannot take these inputs, or None."""
-    u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*arrays)
-    names = {str(x.dtype).rpartition(".")[2] for x in (u, delta, z) if x is not None}
-    others = {str(x.dtype).rpartition(".")[2] for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
-    if any(name.startswith("complex") for name in names | others):
-        return "complex states are left to the generic scan"
-    if len(names) > 1 or not names <= STORAGE.keys():
-        return f"u, delta and z must share one of {', '.join(STORAGE)}, not {', '.join(sorted(names))}"
+def declines(call: Call) -> str | None:
+    """Why the CUDA kernel cannot take a call, beyond what the fields of `ACCEPTS` say."""
+    u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*call.arrays)
+    names = {dtype_name(x) for x in (u, delta, z) if x is not None}
+    others = {dtype_name(x) for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
+    if len(names) > 1:
+        return f"u, delta and z must share one dtype, not {', '.join(sorted(names))}"
     wide = "float64" if names == {"float64"} else "float32"
-    if str(A.dtype).rpartition(".")[2] != wide or not others <= names | {wide}:
+    if dtype_name(A) != wide or not others <= names | {wide}:
         return f"parameters of {', '.join(sorted(others))} beside inputs of {names.pop()}"
-    if not 1 <= A.shape[1] <= _plan.MAX_STATES:
-        return f"d_state is {A.shape[1]}; the kernel has 1 to {_plan.MAX_STATES}"
+    if not 1 <= A.shape[1] <= MAX_STATES:
+        return f"d_state is {A.shape[1]}; the kernel has 1 to {MAX_STATES}"
     groups = {x.shape[2] for x in (B, C) if x.ndim == 4 and x.shape[2] != 1}
     if len(groups) > 1:
         return f"B and C have {B.shape[2]} and {C.shape[2]} groups"
-    if u.ndim == 3 and u.shape[0] * u.shape[2] * -(-u.shape[1] // _plan.MIN_CHUNK) > _plan.MAX_BLOCKS:
+    if u.ndim == 3 and u.shape[0] * u.shape[2] * -(-u.shape[1] // plan.MIN_CHUNK) > MAX_BLOCKS:
         return f"batch x channels of {u.shape[0]} x {u.shape[2]} exceed one launch"
     return None
+
+
+ACCEPTS = Accepts(dtypes=tuple(STORAGE), one_dtype=False, devices=("cuda",), also=declines)
 
 
 def scan_forward(

@@ -7,25 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-from jax import Array
 
-from subquad_numpy._kernels import without_numba
+from subquad.backend import Call
 
 
-def declines(first: Array, *others: Array | None) -> str | None:
-    """Why the compiled kernels cannot take the arrays."""
-    if reason := without_numba():
-        return reason
-    for x in (first, *others):
-        if isinstance(x, jax.core.Tracer):
-            continue
-        if x is not None and any(device.platform != "cpu" for device in x.devices()):
-            return f"it runs on the CPU, the arrays are on {x.devices()}"
+def declines(call: Call, is_right: Callable[[], bool]) -> str | None:
+    """Why the compiled kernels cannot take a call, whichever it is; `is_right` is a check for `self_check`."""
     if jax.default_backend() != "cpu":
-        return f"it runs on the CPU, JAX's default is {jax.default_backend()}"
-    if 0 in first.shape:
+        return f"it runs on cpu, JAX's default is {jax.default_backend()}"
+    if any(0 in x.shape for x in (*call.arrays, call.key_mask) if x is not None):
         return "an axis is empty"
-    return None
+    return self_check(is_right)
 
 
 _found: dict[Callable[[], bool], str | None] = {}

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import definitions
 import numpy as np
 import pytest
 
 import subquad
+from rows import definitions
 
 Array = np.ndarray
 D, D_STATE = 6, 3  # channels, states

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from typing import Any, Protocol
 
 import numpy as np
 
-from subquad_cupy._plan import THREADS
+from subquad_cupy.compile import compiled
+from subquad_cupy.selective_scan.plan import THREADS
 
 Array = Any
 
@@ -25,7 +25,7 @@ SCAN = np.dtype(
     [("rows", _ROWS, len(SERIES))]
     + [(name, np.uint64) for name in _POINTERS]
     + [(name, np.int64) for name in _SIZES + _FLAGS]
-)  # struct Scan of selective_scan.cu; CuPy passes a structured NumPy array of one element by value
+)  # struct Scan of scan.cu; CuPy passes a structured NumPy array of one element by value
 
 
 class Device(Protocol):
@@ -168,11 +168,6 @@ def _adopt(stream: int, index: int) -> Any:
     return cupy.cuda.ExternalStream(stream, index)
 
 
-def source() -> str:
-    """Text of the CUDA source."""
-    return files(__package__).joinpath("selective_scan.cu").read_text(encoding="utf-8")
-
-
 def address(pointer: int, *strides: int) -> int:
     """The bits that decide whether rows at `pointer` with `strides` are aligned."""
     return functools.reduce(lambda bits, stride: bits | abs(stride), strides, pointer)
@@ -183,13 +178,3 @@ def _multiprocessors(index: int) -> int:
     import cupy
 
     return int(cupy.cuda.runtime.deviceGetAttribute(cupy.cuda.runtime.cudaDevAttrMultiProcessorCount, index))
-
-
-@functools.cache
-def compiled(kernel: str, index: int) -> Any:
-    """Compile one instantiation at its first use; modules are per device."""
-    import cupy
-
-    with cupy.cuda.Device(index):
-        module = cupy.RawModule(code=source(), options=("-std=c++17",), name_expressions=[kernel])
-        return module.get_function(kernel)

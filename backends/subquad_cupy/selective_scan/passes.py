@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from subquad_cupy._operands import Operands
-from subquad_cupy._plan import MIN_CHUNK, THREADS, Plan, plan_backward, plan_forward
+from subquad_cupy.selective_scan.operands import Operands
+from subquad_cupy.selective_scan.plan import MIN_CHUNK, THREADS, Plan, plan_backward, plan_forward
 
 Array = Any
 

@@ -136,7 +136,7 @@ __device__ inline void store(T* to, int valid, bool vector, const acc (&x)[V]) {
 // V neighbouring values in shared memory.
 template <typename T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T x[V]; };
 
-// The arguments, mirrored field by field by SCAN in _launch.py.
+// The arguments, mirrored field by field by SCAN in device.py.
 struct Series { void* data; long long batch, time, group; };  // strides in bytes; the last axis is contiguous
 namespace at { enum { u, delta, z, B, C, y, dy, du, ddelta, dz, dB, dC, count }; }
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-# max|y − ref| / max|ref|: 64-bit and 32-bit rounding with room for sums of some hundred terms; bfloat16 keeps 8 bits.
-TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2}
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def tolerance(dtype: str, n: int = 128) -> float:
+    """The largest max|y − ref| / max|ref| that rounding explains, of sums of `n` terms.
+
+    Roundings of n terms add up as √n; the factor is for sums of sums, and for exponents of ten and more. Half precision
+    is computed in float32, and rounds what comes in and what goes out.
+    """
+    epsilon = EPSILON[{"complex128": "float64", "complex64": "float32"}.get(dtype, dtype)]
+    return 2.5 * epsilon if epsilon > EPSILON["float32"] else 16 * math.sqrt(n) * epsilon
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -33,6 +43,7 @@ class Library:
     """NumPy; the base of the others."""
 
     dtypes: tuple[str, ...] = ("float64", "float32")
+    known_dtypes: tuple[str, ...] = ("float64", "float32", "float16")  # that its arrays may have
     has_values = True
 
     def __str__(self) -> str:
@@ -138,6 +149,7 @@ class StrictNoFloat64(Strict):
 
 class Torch(Library):
     dtypes = ("float64", "float32", "bfloat16")
+    known_dtypes = ("float64", "float32", "float16", "bfloat16")
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         torch = pytest.importorskip("torch")
@@ -147,6 +159,19 @@ class Torch(Library):
         torch = pytest.importorskip("torch")
         x = x.detach()
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+class TorchCuda(Torch):
+    """Tensors on a GPU."""
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        return super().array(x, dtype).cuda()
+
+    def host(self, x: Any) -> np.ndarray:
+        return super().host(x.cpu())
 
 
 class TorchMeta(Torch):
@@ -163,6 +188,7 @@ class Jax(Library):
     """Under `jit`: every array is a tracer. Double precision is switched on for float64 alone."""
 
     dtypes = ("float64", "float32", "bfloat16")
+    known_dtypes = ("float64", "float32", "float16", "bfloat16")
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         jnp = pytest.importorskip("jax.numpy")

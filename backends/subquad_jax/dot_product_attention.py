@@ -8,23 +8,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from subquad.backend import Accepts, Call, Override
+
 # It forms all logits at once: beyond this many the blocked form is better.
 LOGITS = 2**24
 
 
-def declines(
-    q: Array, k: Array, v: Array, /, *, scale: float, causal: bool = False, key_mask: Array | None = None
-) -> str | None:
+def declines(call: Call) -> str | None:
     """Why JAX's attention cannot take the call."""
+    (q, k, v), key_mask = call.arrays, call.key_mask
+    assert q is not None
+    assert k is not None
+    assert v is not None
     masks = () if key_mask is None else key_mask.shape[:-1]
     if 0 in (*q.shape, *k.shape, *v.shape, *masks):
         return "an axis is empty"
-    if any(x.dtype == jnp.float64 for x in (q, k, v)):
-        return "its softmax is taken in float32, the arrays are float64"
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
-    if causal:
-        return "it multiplies hidden values by 0, so one that is not finite would reach rows that do not see it"
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
     logits = math.prod(batch) * q.shape[-2] * k.shape[-2]
     if logits > LOGITS:
@@ -39,10 +39,9 @@ def softmax_attention(
     /,
     *,
     scale: float,
-    causal: bool = False,
     key_mask: Array | None = None,
 ) -> Array:
-    """The kernel `softmax_attention` for calls that are not causal."""
+    """The kernel `softmax_attention` for rows that see all keys."""
     mask = seen = None
     if key_mask is not None:
         k, v = (jnp.where(key_mask[..., None], x, 0.0) for x in (k, v))
@@ -61,3 +60,19 @@ def softmax_attention(
     out = jax.nn.dot_product_attention(rows_first(q), rows_first(k), rows_first(v), mask=mask, scale=scale)
     out = jnp.moveaxis(out[0], 1, 0).reshape(*batch, q.shape[-2], v.shape[-1])
     return out if seen is None else jnp.where(seen, out, 0.0)
+
+
+OVERRIDE = Override(
+    "softmax_attention",
+    "dot_product_attention",
+    softmax_attention,
+    Accepts(
+        # its softmax is taken in float32; nor does it take a form of visibility: it multiplies hidden values by 0, so
+        # one that is not finite would reach rows that do not see it
+        dtypes=("float32", "float16", "bfloat16"),
+        devices=("cpu", "gpu", "tpu"),
+        options=frozenset({"key_mask"}),
+        under=frozenset({"tracing"}),
+        also=declines,
+    ),
+)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import definitions
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
 
 import subquad
+from rows import definitions
 
 Array = np.ndarray
 D = 8  # channels of q and k

@@ -24,3 +24,8 @@ def vary(tree: Any, axes: frozenset[Any]) -> Any:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, tree)
+
+
+def inside() -> bool:
+    """Whether arrays are shards of a `jax.shard_map`, where loops and conditions want types that agree."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)

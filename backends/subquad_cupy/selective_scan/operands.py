@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.selective_scan import Inputs
-from subquad_cupy._launch import SCAN, SERIES, STORAGE, Device, address
-from subquad_cupy._plan import Plan, checkpoint_interval
+from subquad_cupy.device import SCAN, SERIES, STORAGE, Device, address
+from subquad_cupy.selective_scan.plan import Plan, checkpoint_interval
 
 Array = Any
 
@@ -75,7 +75,7 @@ class Operands:
     def arguments(
         self, plan: Plan, start: int, stop: int, rows: dict[str, Array | None], **pointers: Array | None
     ) -> np.ndarray:
-        """One `Scan` of selective_scan.cu, with `rows` beside those of the inputs."""
+        """One `Scan` of scan.cu, with `rows` beside those of the inputs."""
         scan = np.zeros(1, dtype=SCAN)
         channels, states = 0, 0  # bits of every address and stride: low zeros are alignment
         for name, x in (self.rows | rows).items():
