@@ -11,7 +11,6 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -47,19 +46,16 @@ def cpp_scan(layer: dict[str, np.ndarray], out: np.ndarray, *, threads: int, blo
     return out
 
 
-def _reuse(out: np.ndarray) -> Callable[..., np.ndarray]:
-    """What makes memory for outputs: `out` for one of its shape."""
-    return lambda shape, dtype: out if shape == out.shape else np.empty(shape, dtype)
-
-
 def compare(shape: tuple[int, int, int], threads: int, rounds: int = ROUNDS) -> str:
     """Median times, and the speed of Numba as a part of that of C++ by wall and by processor time."""
     layer = harness.mamba(np, shape, STATES)
     out = np.empty_like(layer["u"])
     u, delta, A, B, C, D, z = (layer[name] for name in NAMES)
-    arrays = u, delta, A, B[:, :, None], C[:, :, None], D, z, None, None
-    static, memory = {"delta_softplus": True, "reverse": False}, {"threads": threads, "new": _reuse(out)}
-    sides = {"numba": functools.partial(COMPILED["selective_scan"].forward, arrays, static, **memory)}
+    arrays = (u, delta, A, B[:, :, None], C[:, :, None], D, z, None, None)
+    memory = {out.shape: out, (shape[0], *A.shape): np.empty((shape[0], *A.shape), np.float32)}
+    options = {"new": lambda sizes, _: memory[tuple(sizes)], "threads": threads}
+    scan, static = COMPILED["selective_scan"].forward, {"delta_softplus": True, "reverse": False}
+    sides = {"numba": functools.partial(scan, arrays, static, **options)}
     sides |= {f"C++ {x}": functools.partial(cpp_scan, layer, out, threads=threads, block=x) for x in BLOCKS}
     work: dict[str, list[float]] = {name: [] for name in sides}
 
