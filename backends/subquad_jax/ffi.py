@@ -38,8 +38,7 @@ from subquad_numpy.codegen import inline, intrinsic, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
 from subquad_numpy.runtime import native_tasks
 from subquad_numpy.runtime.launch import Launch, Rows
-from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SIZE, TASKS, worker
-from subquad_numpy.runtime.threads import SHARES_OF_THREAD
+from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD, ROW = 4, 4  # words of a plan before the sizes; of a field before its steps
