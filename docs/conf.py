@@ -32,8 +32,9 @@ extensions = [
     "mathml",
     "command_help",
     "method_table",
+    "results",
 ]
-exclude_patterns = ["_build", "benchmarks/*.rst"]  # the latter are included by benchmarks.rst
+exclude_patterns = ["_build"]
 smartquotes = False  # a method's name in quotes is code
 default_role = "py:obj"  # `name` links where the name is documented, and is code where it is not
 highlight_language = "text"  # a block after "::" is a formula

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asv_benchmarks.gpu import correctness, table
-from asv_benchmarks.gpu.verdict import CRITERIA, verdict
+from asv_benchmarks.gpu.table import CRITERIA, verdict
 from subquad_cupy.device import STORAGE
 from subquad_cupy.selective_scan import plan
 
