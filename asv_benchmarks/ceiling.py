@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from asv_benchmarks import harness
-from subquad_numpy.selective_scan.calls import scan_forward
+from subquad_numpy.compiled import COMPILED
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC")
 SHAPES = ((1, 2048, 1536), (8, 2048, 64))  # batch, n, d
@@ -51,8 +51,11 @@ def compare(shape: tuple[int, int, int], threads: int, rounds: int = ROUNDS) -> 
     layer = harness.mamba(np, shape, STATES)
     out = np.empty_like(layer["u"])
     u, delta, A, B, C, D, z = (layer[name] for name in NAMES)
-    maps, options = (B[:, :, None], C[:, :, None]), {"delta_softplus": True, "threads": threads, "out": out}
-    sides = {"numba": functools.partial(scan_forward, u, delta, A, *maps, D, z, **options)}
+    arrays = (u, delta, A, B[:, :, None], C[:, :, None], D, z, None, None)
+    memory = {out.shape: out, (shape[0], *A.shape): np.empty((shape[0], *A.shape), np.float32)}
+    options = {"new": lambda sizes, _: memory[tuple(sizes)], "threads": threads}
+    scan, static = COMPILED["selective_scan"].forward, {"delta_softplus": True, "reverse": False}
+    sides = {"numba": functools.partial(scan, arrays, static, **options)}
     sides |= {f"C++ {x}": functools.partial(cpp_scan, layer, out, threads=threads, block=x) for x in BLOCKS}
     work: dict[str, list[float]] = {name: [] for name in sides}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from subquad.backend import Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count, take_rows
-from subquad_jax import adapt, dot_product_attention, shard_types
+from subquad_jax import adapt, branches, dot_product_attention, shard_types
 from subquad_numpy.compiled import COMPILED
 
 
@@ -38,20 +38,8 @@ class JaxBackend(Backend):
         return not any(isinstance(x, jax.core.Tracer) for x in arrays)
 
     def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-        """`change(*given)` where the condition holds, else `given`; what its gradient needs is computed again.
-
-        Of a batch under `vmap` all items are changed where it holds for any, so that it stays a condition.
-        """
-        condition = _anywhere(condition)
-
-        def changed(*given: Any) -> tuple[Any, ...]:
-            return tuple(jax.checkpoint(change)(*given))
-
-        if shard_types.inside():  # both branches of a condition must have one type
-            axes = shard_types.axes_of(jax.eval_shape(changed, *given)) | shard_types.axes_of(given)
-            branches = [lambda *x, f=f: shard_types.vary(f(*x), axes) for f in (changed, lambda *same: same)]
-            return jax.lax.cond(condition, *branches, *given)
-        return jax.lax.cond(condition, changed, lambda *same: same, *given)
+        """`change(*given)` where the condition holds, else `given`, by `lax.cond`."""
+        return branches.where_any(condition, change, given)
 
     def fold_blocks(
         self, step: Callable[..., Any], carry: Any, arrays: Sequence[Any], size: int, *, exact: bool = False
@@ -79,17 +67,6 @@ class JaxBackend(Backend):
             carry, rest = step(carry, *take_rows(arrays, whole * size, n))
             out = rest if out is None else jnp.concatenate([out, rest], axis=-2)
         return carry, out
-
-
-@jax.custom_batching.custom_vmap
-def _anywhere(condition: Any) -> Any:
-    """A condition that is one for all items of a batch."""
-    return condition
-
-
-@_anywhere.def_vmap
-def _anywhere_in_batch(size: int, batched: Any, condition: Any) -> tuple[Any, bool]:
-    return _anywhere(jnp.any(condition, axis=0)), False
 
 
 BACKEND = JaxBackend()

@@ -7,7 +7,7 @@ kernel whose arrays have batch axes gets one more; others run item by item.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,9 +19,10 @@ from jax import Array
 import subquad.kernels
 from subquad.backend import UNLESS_UNDER, Call, Override
 from subquad.core.kernel import Kernel
-from subquad_jax import conditions, shard_types
+from subquad_jax import branches, conditions, shard_types
 from subquad_jax.batch_axes import Arrays, Function, with_batch_axes
 from subquad_numpy.compiled import Compiled
+from subquad_numpy.runtime.launch import Launch
 
 Static = tuple[tuple[str, Any], ...]
 MOST_KEPT = 256  # functions, one for each kernel and its options
@@ -45,7 +46,7 @@ def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
         arrays = (*arrays, keywords.pop("key_mask", None))
     traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
     static = tuple(sorted(keywords.items()))
-    found = (_transformable if traced else _plain)(compiled, static)(*arrays)
+    found = (_transformable if traced else _eager)(compiled, static)(*arrays)
     return found[0] if len(found) == 1 else found
 
 
@@ -60,16 +61,58 @@ def kernel_of(compiled: Compiled) -> Kernel:
     return getattr(subquad.kernels, compiled.kernel)
 
 
+class InProgram:
+    """A `Run` of launches in a program of XLA."""
+
+    def __call__(self, launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
+        from subquad_jax import ffi
+
+        return ffi.call(launch, operands)
+
+    def where_any(self, condition: Array, change: Callable[..., Any], given: Arrays) -> Any:
+        return branches.where_any(condition, change, given)
+
+
+class FirstTry(InProgram):
+    """A program that changes nothing and says where it should have: compiled in a fraction of the time."""
+
+    def __init__(self) -> None:
+        self.conditions: list[Array] = []
+
+    def where_any(self, condition: Array, change: Callable[..., Any], given: Arrays) -> Any:
+        self.conditions.append(condition)
+        return given
+
+
 @lru_cache(MOST_KEPT)
-def _plain(compiled: Compiled, static: Static) -> Function:
-    """The kernel as a program of its own: an eager call is one dispatch."""
-    from subquad_jax import ffi
+def _program(compiled: Compiled, static: Static) -> Function:
+    """The kernel as a program of its own."""
 
     def function(*arrays: Array | None) -> tuple[Array, ...]:
         assert compiled.launch is not None
-        return compiled.launch(arrays, dict(static), ffi.call)
+        return compiled.launch(arrays, dict(static), InProgram())
 
     return jax.jit(function)
+
+
+@lru_cache(MOST_KEPT)
+def _eager(compiled: Compiled, static: Static) -> Function:
+    """The kernel as one dispatch; as a second one where something must be completed."""
+
+    @jax.jit
+    def first_try(*arrays: Array | None) -> tuple[tuple[Array, ...], list[Array]]:
+        assert compiled.launch is not None
+        run = FirstTry()
+        return compiled.launch(arrays, dict(static), run), run.conditions
+
+    def function(*arrays: Array | None) -> tuple[Array, ...]:
+        found, conditions = first_try(*arrays)
+        # arrays that a traced function closes over have values, what is computed of them has none
+        if any(isinstance(x, jax.core.Tracer) or bool(x) for x in conditions):
+            return _program(compiled, static)(*arrays)
+        return found
+
+    return function
 
 
 @lru_cache(MOST_KEPT)
@@ -98,7 +141,7 @@ def _with_batch_axes(compiled: Compiled, static: Static) -> Function:
     def own_axes(i: int, count: int) -> int:
         return 1 if has_mask and i == count - 1 else 2
 
-    mapped = with_batch_axes(_plain(compiled, static), generic, own_axes)
+    mapped = with_batch_axes(_program(compiled, static), generic, own_axes)
 
     @jax.custom_jvp
     def function(*arrays: Array | None) -> tuple[Array, ...]:
@@ -113,11 +156,11 @@ def _with_batch_axes(compiled: Compiled, static: Static) -> Function:
 
 def _with_gradient(compiled: Compiled, static: Static) -> Function:
     """A kernel whose first derivatives in reverse are compiled too."""
-    plain, reference = _plain(compiled, static), _gradient_of_generic(compiled, static)
+    program, reference = _program(compiled, static), _gradient_of_generic(compiled, static)
 
     @jax.custom_vjp
     def function(*arrays: Array | None) -> tuple[Array, ...]:
-        return plain(*arrays)
+        return program(*arrays)
 
     def forward(*arrays: Array | None) -> tuple[tuple[Array, ...], Any]:
         outputs = function(*arrays)
@@ -131,11 +174,9 @@ def _with_gradient(compiled: Compiled, static: Static) -> Function:
 
     @jax.custom_vjp
     def gradient(arrays: Arrays, outputs: Arrays, grads: tuple[Array, ...]) -> Arrays:
-        from subquad_jax import ffi
-
         assert compiled.launch_backward is not None
         # a cotangent in JAX is the conjugate of ∂/∂Re + i ∂/∂Im
-        return _conj(compiled.launch_backward(arrays, dict(static), outputs, _conj(grads), ffi.call))
+        return _conj(compiled.launch_backward(arrays, dict(static), outputs, _conj(grads), InProgram()))
 
     def gradient_forward(*saved: Any) -> tuple[Arrays, Any]:
         return gradient(*saved), saved

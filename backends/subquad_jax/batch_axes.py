@@ -14,7 +14,7 @@ Function = Callable[..., tuple[Array, ...]]
 
 
 def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[int, int], int]) -> Function:
-    """`function` of arrays that broadcast in their first axes; the last `own_axes(i, count)` axes of array i are its own.
+    """`function` of arrays that broadcast in their first axes; array i has `own_axes(i, count)` of its own.
 
     Where the generic form does not take one more axis of some array, items are run one after the other.
     """

@@ -36,6 +36,7 @@ from subquad.backend import Like
 from subquad_jax import shard_types
 from subquad_numpy.codegen import inline, intrinsic, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
+from subquad_numpy.runtime import native_tasks
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
@@ -285,8 +286,8 @@ def _handler(real: str) -> Any:
         error[0] = 0  # it has been in use until here
         return made
 
-    # a file on disk for each state of the sources, as `compiled` of `subquad_numpy` has it
-    handler.__qualname__ = f"handler_{real}_{fingerprint(Path(__file__).parent)[:16]}"
+    # a file on disk for each state of what it inlines
+    handler.__qualname__ = f"handler_{real}_{fingerprint(Path(native_tasks.__file__).parent)}"
     word = types.int64
     return native(word(types.CPointer(word), word, types.CPointer(word)))(handler)
 

@@ -25,7 +25,7 @@ from subquad_numpy.selective_scan import launch as of_selective_scan
 __all__ = ["COMPILED", "Compiled", "as_override"]
 
 Array = np.ndarray[Any, Any]
-Arrays = Sequence[Array | None]
+Arrays = Sequence[Any]  # arrays, or None where there is none
 Static = Mapping[str, Any]
 
 MAX_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
@@ -115,16 +115,17 @@ class Compiled:
 
 def _fused_features(call: Call) -> str | None:
     """Why the compiled features cannot take the map of a call."""
-    known = isinstance(call.static["phi"], (Exponential, Elu))
+    known = isinstance(call.static["phi"], Exponential | Elu)
     return None if known else "the features are neither exponentials nor elu(x) + 1"
 
 
 def _some_key(call: Call) -> str | None:
-    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+    _, k, *_ = call.arrays
+    return "there is no key" if k is not None and k.shape[-2] == 0 else None
 
 
 def _small_matrices(call: Call) -> str | None:
-    m = call.arrays[0].shape[-1]
+    m = 0 if call.arrays[0] is None else call.arrays[0].shape[-1]
     return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
 
 

@@ -79,10 +79,10 @@ def measure(case: Case, target: Target, n: int, problem: Problem, reference: np.
         prepared = Prepared(target, problem.bind(), tuple(problem.arrays.values()))
         error = relative_error(prepared.bench.to_numpy(prepared.run()), reference)
         (times,) = interleave({"": prepared.run}, repeat, enough=ENOUGH_SECONDS, least=LEAST).values()
-        explain = problem.bind(functools.partial(subquad.explain, problem.function))
+        explained = problem.bind(functools.partial(subquad.explain, problem.function))(*prepared.args)
         return dataclasses.replace(
             who,
-            implementation=explain(*prepared.args).implementation,
+            implementation=" and ".join({choice.implementation: None for choice in explained.choices}) or "generic",
             error=error if np.isfinite(error) else None,
             time=statistics.median(times),
             times=tuple(times),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from array_api_compat import array_namespace
 
-from rows.libraries import EPSILON, CuPy, Jax, Library, NumPy, Torch, TorchCuda
+from rows.libraries import CuPy, Jax, Library, NumPy, Torch, TorchCuda
 from rows.scans import SCANS
 from subquad import kernels
 from subquad.backend import Backend, Override
@@ -23,6 +23,7 @@ from subquad.kernels.feature_map import Elu, Exponential, FeatureMap
 from subquad.kernels.visibility import CAUSAL
 
 Array = np.ndarray
+HALVES = ("float16", "bfloat16")
 Arrays = tuple[Array | None, ...]
 KERNELS: dict[str, Kernel] = {name: getattr(kernels, name) for name in kernels.__all__}
 D, D_V, M = 8, 3, 12  # channels of rows, of values; features
@@ -53,7 +54,7 @@ class Example:
 
     def given(self, library: Library, dtype: str, chosen: Iterable[str] = ()) -> tuple[list[Any], dict[str, Any]]:
         """Arrays of a library and keywords, with the optional ones that are chosen."""
-        wide = "float32" if EPSILON[dtype] > EPSILON["float32"] else dtype
+        wide = "float32" if dtype in HALVES else dtype
         arrays = [None if x is None else library.array(x, wide if i in self.never_half else dtype)
                   for i, x in enumerate(self.arrays)]  # fmt: skip
         keywords = {name: self.options[name] for name in chosen}

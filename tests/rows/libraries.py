@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+AS_PRECISE = {
+    "complex128": "float64",
+    "complex64": "float32",
+    "float128": "float64",
+}  # long doubles are read as doubles
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -24,7 +29,7 @@ def tolerance(dtype: str, n: int = 128) -> float:
     Roundings of n terms add up as √n; the factor is for sums of sums, and for exponents of ten and more. Half precision
     is computed in float32, and rounds what comes in and what goes out.
     """
-    epsilon = EPSILON[{"complex128": "float64", "complex64": "float32"}.get(dtype, dtype)]
+    epsilon = EPSILON[AS_PRECISE.get(dtype, dtype)]
     return 2.5 * epsilon if epsilon > EPSILON["float32"] else 16 * math.sqrt(n) * epsilon
 
 

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numba import types
 
+from subquad_numpy.codegen.vector_type import lanes_of
+
 DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""
@@ -65,6 +67,12 @@ def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
             return numba.cfunc(signature, error_model="numpy")(function)
 
     return decorate
+
+
+def element(dtype: Any) -> tuple[int, Any, Any]:
+    """(how many are in a vector, Numba's type, zero) of a dtype: with what the text of a kernel begins."""
+    dtype = np.dtype(dtype)
+    return lanes_of(dtype), numba.from_dtype(dtype), dtype.type(0)
 
 
 def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:

@@ -146,7 +146,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     if save:
         likes |= {"level": np.empty((*batch, n), dtype), "shifts": np.empty((*batch, blocks, m), dtype)}
     advance = Run(
-        step_kernel(dtype, keys.is_elu), STEP_RECORD, batch, 1, 4 * n * d * m,
+        step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
         {
             **rows_k.fields(), **rows_q.fields("q_"), **likes, "v": like_v, "v_row": row_step(like_v),
             "mask": None if key_mask is None else fixed(fix_mask, key_mask),
@@ -305,10 +305,11 @@ def step_backward(
     by_q, by_k, by_v = (np.empty((*batch, n, width), q.dtype) for width in (d, d, d_v))
     by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m, 1), q.dtype)
     run(
-        step_gradient_kernel(q.dtype, keys.is_elu), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
+        step_gradient_kernel(q.dtype, keys.phi), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
         **Rows(k, keys).fields(), v=v_rows, v_row=row_step(v_rows), mask=mask,
-        **Rows(q, queries).fields("q_"), kv=saved.numerator, k_sum=saved.denominator, level=saved.level, shifts=saved.shifts,
+        **Rows(q, queries).fields("q_"), kv=saved.numerator, k_sum=saved.denominator,
+        level=saved.level, shifts=saved.shifts,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
     )  # fmt: skip
@@ -377,13 +378,13 @@ class ByKeys(NamedTuple):
 
 
 class _Sums:
-    """What keys of one form leave of their features: (…, m, 1), (…, m, d_v), (…, m, 1); −∞ first where there is no key."""
+    """What keys of one form leave: (…, m, 1), (…, m, d_v), (…, m, 1); the first is −∞ where there is no key."""
 
     def __init__(self, batch: tuple[int, ...], k: Array, v: Array, side: Operand, mask: Array | None) -> None:
         from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
 
         (n, d), d_v, self.dtype = k.shape[-2:], v.shape[-1], k.dtype
-        m, most = side.width(d), side.width(d) if side.is_elu else QUERIES
+        m, most = side.width(d), side.width(d) if side.W is None else QUERIES
         self.rows, self.fix_v = Rows(k, side), fix_rows(v)
         self.fix_mask = None if mask is None else fix_items(mask, 1)
         # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
@@ -391,7 +392,7 @@ class _Sums:
         self.column, self.matrix = (*batch, m, 1), (*batch, m, d_v)
         v, column = fixed(self.fix_v, v), np.empty(self.column, k.dtype)
         self.run = Run(
-            summarize_kernel(k.dtype, side.is_elu), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
+            summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": -(-n // chunks), "most": most,
                 "chunk_step": math.prod(batch) * m, **self.rows.fields(), "v": v, "v_row": row_step(v),
@@ -424,7 +425,7 @@ class _Sums:
 
 
 class _Reading:
-    """φᵀ kv / φᵀ k_sum of queries of one form, with exponents that begin at `start`; None: at 0, and k_sum is of ones."""
+    """φᵀ kv / φᵀ k_sum of queries of one form, with exponents that begin at `start`. Without start it is 0, k_sum 1."""
 
     def __init__(
         self, batch: tuple[int, ...], q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, *,
@@ -438,7 +439,7 @@ class _Reading:
         self.fix_start, self.fix_k_sum = (None if x is None else fix_items(x, 2) for x in (start, k_sum))
         kv = fixed(self.fix_kv, kv)
         self.run = Run(
-            attend_kernel(q.dtype, side.is_elu), ATTEND_RECORD, batch, chunks, n * d * m,
+            attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK, **self.rows.fields(),
                 "start": None if start is None else fixed(self.fix_start, start), "is_shift": int(is_shift),
@@ -475,7 +476,7 @@ def _by_queries(
     widths = (d_v, 1, d) if by_W else (d_v, 1)
     grads = [np.empty((chunks, *batch, m, width), q.dtype) for width in widths]
     run(
-        attend_gradient_kernel(q.dtype, side.is_elu), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
+        attend_gradient_kernel(q.dtype, side.phi), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
         **Rows(q, side).fields(), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
@@ -500,7 +501,7 @@ def _by_keys(
     grad_k, grad_v = new((*batch, n, d), k.dtype), new((*batch, n, d_v), k.dtype)
     grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
     run(
-        summarize_gradient_kernel(k.dtype, side.is_elu), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
+        summarize_gradient_kernel(k.dtype, side.phi), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
         threads, n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
         **Rows(k, side).fields(), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
         grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],

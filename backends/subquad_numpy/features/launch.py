@@ -11,7 +11,6 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
-from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels import feature_step
 from subquad.kernels.feature_map import Elu, Exponential
@@ -31,9 +30,9 @@ class Side(NamedTuple):
     turned: bool = False
 
     @property
-    def is_elu(self) -> bool:
-        """Whether the features are elu(factor x) + 1."""
-        return self.W is None
+    def phi(self) -> str:
+        """The name of the map, as `features.phi.MAPS` has it."""
+        return "elu" if self.W is None else "exponential"
 
     def width(self, d: int) -> int:
         """Number of features."""
@@ -73,14 +72,14 @@ def sides_of(xp: ModuleType, phi: Exponential | Elu, weights: Sequence[Array]) -
     return Side(W, half_scale=abs(phi.scale) / 2, center=k_mean), Side(W_q, center=q_mean)
 
 
-def launch_summarize(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch_summarize(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `feature_summarize`."""
     k, v, shift, numerator, denominator, *weights, key_mask = arrays
     keys, _ = sides_of(array_namespace(k), static["phi"], weights)
     return _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
 
 
-def launch_attend(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `feature_attend`."""
     q, shift, numerator, denominator, *weights = arrays
     xp = array_namespace(q)
@@ -88,7 +87,7 @@ def launch_attend(arrays: Sequence[Array | None], static: Mapping[str, Any], run
     return (_read(q, queries, shift, numerator, denominator, run, is_shift=True),)
 
 
-def launch_step(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `feature_step`; what exceeds the range of the compiled kernel is left to the generic form."""
     from subquad_numpy.features.step import STEP_RECORD, step_kernel
 
@@ -110,7 +109,7 @@ def launch_step(arrays: Sequence[Array | None], static: Mapping[str, Any], run: 
     of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
     made = Launch(
         step_kernel,
-        (np.dtype(q.dtype), keys.is_elu),
+        (np.dtype(q.dtype), keys.phi),
         STEP_RECORD,
         # the first row that is not done, of 64 bits, which a library may not have
         {"out": Like((*batch, n, d_v), q.dtype), "undone": Like((*batch, 2), np.dtype(np.int32))}
@@ -145,10 +144,10 @@ def launch_step(arrays: Sequence[Array | None], static: Mapping[str, Any], run: 
             sums = [xp.where(undone == n, x, other) for x, other in zip(after, sums, strict=True)]
         return xp.where(done, out, whole), *sums
 
-    return backend_of(xp).where_any(xp.any(undone != n), complete, (found["out"], *after))
+    return run.where_any(xp.any(undone != n), complete, (found["out"], *after))
 
 
-def launch_softmax(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `softmax_attention` with few keys or few queries, all of which see all."""
     from subquad_numpy.features.calls import SMALL_KEYS
 
@@ -191,14 +190,14 @@ def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, run: Run) -> S
     xp, (n, d), d_v, m = array_namespace(k), k.shape[-2:], v.shape[-1], side.width(k.shape[-1])
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch, weights=side.batch)
-    most = m if side.is_elu else QUERIES
+    most = m if side.W is None else QUERIES
     # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
     chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
     items = math.prod(batch)
     found = run(
         Launch(
             summarize_kernel,
-            (np.dtype(k.dtype), side.is_elu),
+            (np.dtype(k.dtype), side.phi),
             SUMMARIZE_RECORD,
             {
                 name: Like((chunks, *batch, m, width), k.dtype)
@@ -247,7 +246,7 @@ def _read(
     chunks = max(1, -(-n // READING_CHUNK))
     made = Launch(
         attend_kernel,
-        (np.dtype(q.dtype), side.is_elu),
+        (np.dtype(q.dtype), side.phi),
         ATTEND_RECORD,
         {"out": Like((*batch, n, d_v), q.dtype)},
         {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.kernels.feature_map import Elu, FeatureMap
+from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.runtime.arguments import fix_elements, fix_items, fix_rows, row_step
 
 Array = np.ndarray[Any, Any]
@@ -23,9 +23,9 @@ class Operand(NamedTuple):
     center: Array | None = None  # (…, d)
 
     @property
-    def is_elu(self) -> bool:
-        """Whether the features are elu(factor x) + 1."""
-        return self.W is None
+    def phi(self) -> str:
+        """The name of the map, as `features.phi.MAPS` has it."""
+        return "elu" if self.W is None else "exponential"
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ class Operand(NamedTuple):
         return d if self.W is None else self.W.shape[-1]
 
 
-def keys_of(phi: FeatureMap, weights: Weights) -> Operand:
+def keys_of(phi: Elu | Exponential, weights: Weights) -> Operand:
     """The side of the keys."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_k)
@@ -50,7 +50,7 @@ def keys_of(phi: FeatureMap, weights: Weights) -> Operand:
     return keys._replace(W=W + (phi.scale * q_mean).swapaxes(-1, -2), center=k_mean[..., 0, :])
 
 
-def queries_of(phi: FeatureMap, weights: Weights) -> Operand:
+def queries_of(phi: Elu | Exponential, weights: Weights) -> Operand:
     """The side of the queries."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_q)
@@ -76,7 +76,7 @@ class Rows:
         """The fields of the record, with the arrays that the form was taken from."""
         x, W, center, numbers = self(self.example, self.operand.W, self.operand.center)
         W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
-        own = {"x_row": row_step(x), "W_row": W_row, "W_column": W_column}
+        own: dict[str, Any] = {"x_row": row_step(x), "W_row": W_row, "W_column": W_column}
         own |= {"x": x, "W": W, "center": center, "numbers": numbers}
         return {prefix + name: value for name, value in own.items()}
 
@@ -92,7 +92,7 @@ class Rows:
 
 
 def operand_from(
-    make: Callable[[FeatureMap, Weights], Operand], phi: FeatureMap, weights: Weights
+    make: Callable[[Any, Weights], Operand], phi: Elu | Exponential, weights: Weights
 ) -> Callable[..., Any]:
     """A function of weights of this form that gives W and center of `make(phi, weights)`, at no cost where it can."""
     if len(weights) > 2:

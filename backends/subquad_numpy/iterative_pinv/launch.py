@@ -12,7 +12,7 @@ from subquad.backend import Array, Like
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
 
-def launch(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `iterative_pinv`."""
     from subquad_numpy.iterative_pinv.kernel import PINV_RECORD, pinv_kernel
 

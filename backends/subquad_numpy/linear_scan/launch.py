@@ -14,7 +14,7 @@ from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.launch import Launch, Run
 
 
-def launch(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `linear_scan`."""
     from subquad_numpy.linear_scan.kernel import SCAN_RECORD, linear_scan_kernel
 
@@ -26,7 +26,7 @@ def launch(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) 
 
 
 def launch_backward(
-    arrays: Sequence[Array | None],
+    arrays: Sequence[Any],
     static: Mapping[str, Any],
     outputs: Sequence[Array],
     grads: Sequence[Array],

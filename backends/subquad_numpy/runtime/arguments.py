@@ -78,7 +78,8 @@ class Forms:
     """
 
     def __init__(self, plan: Callable[..., Callable[..., Any]]) -> None:
-        self.plan, self.kept, self.__doc__ = plan, {}, plan.__doc__
+        self.plan, self.__doc__ = plan, plan.__doc__
+        self.kept: dict[Any, Callable[..., Any]] = {}
 
     def __call__(
         self, arrays: Sequence[Array | None], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty,

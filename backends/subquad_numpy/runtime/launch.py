@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from subquad.backend import Like
 
@@ -14,7 +14,7 @@ Array = Any
 class Rows(NamedTuple):
     """A result that tasks leave in so many parts, zeros before, which are added up; in float64 if `wide`."""
 
-    count: int
+    parts: int
     wide: bool
 
 
@@ -57,8 +57,17 @@ class Launch:
     summed: Mapping[str, Rows] = field(default_factory=dict)
 
 
-Run = Callable[[Launch, Mapping[str, Array | None]], dict[str, Array]]
-"""Runs a launch on operands, by field; the results by field. Operands that are None, or missing, are the address 0."""
+class Run(Protocol):
+    """What a library does with launches."""
+
+    def __call__(self, launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
+        """Run compiled code: the results by field. An operand that is None, or missing, is the address 0."""
+        ...
+
+    def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
+        """`Backend.where_any`, or its place may be taken by a call that is made again with the change."""
+        ...
+
 
 SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
 

@@ -15,11 +15,11 @@ from llvmlite import ir
 
 from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
-from subquad_numpy.runtime.threads import SHARES_OF_THREAD
 
 # places in `words`, int64: addresses, numbers, counters
 KERNEL, TASKS, SHARES, FRAME, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
+SHARES_OF_THREAD = 8  # one that something else holds up does less
 MOST_CORES = 8192  # as the system counts them
 MOST_YIELDS = 1000  # some 0.3 ms: the team may be smaller than it was to be
 

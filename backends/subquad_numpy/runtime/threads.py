@@ -19,7 +19,6 @@ import numpy as np
 if TYPE_CHECKING:
     from subquad_numpy.codegen.compile import Kernel
 
-SHARES_OF_THREAD = 8  # one that something else holds up does less
 KEEPS_CORES, HAS_AFFINITY = sys.platform == "linux", hasattr(os, "sched_getaffinity")
 _limits: dict[tuple[int, bytes | None], int] = {}  # (NUMBA_NUM_THREADS, OMP_NUM_THREADS) → threads
 
@@ -63,7 +62,7 @@ class _Work:
         self.words = words_for(kernel, tasks, records, threads)
         self.address = self.words.__array_interface__["data"][0]
         self.take_shares = worker().take_shares
-        self.memory = kernel, records, memory
+        self.memory: Any = kernel, records, memory
         self.finished = threading.Lock()
         self.finished.acquire()
 

@@ -13,14 +13,12 @@ from functools import cache
 from math import pi
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
 from subquad_numpy.codegen import (
     add_where_zero,
     aligned,
-    lanes_of,
     load,
     pointer,
     prefetch,
@@ -31,7 +29,7 @@ from subquad_numpy.codegen import (
     total,
     zeros,
 )
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy.runtime.arguments import fields
@@ -57,9 +55,7 @@ BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME,
 @cache
 def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
     """Compile `backward(first, last, frame)`: tasks first to last - 1 of batch * groups * blocks."""
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
     zero64 = np.float64(0)
     parts = 2 if is_complex else 1
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"

@@ -11,12 +11,11 @@ a complex matrix as two of them.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import add_where_zero, aligned, lanes_of, load, pointer, prefetch, shifted, spread, store
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import add_where_zero, aligned, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy.runtime.arguments import fields
@@ -45,9 +44,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     There are batch * groups * blocks of a group * chunks tasks; the chunk varies fastest.
     `dtype` is that of real numbers.
     """
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
     parts = 2 if is_complex else 1
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 

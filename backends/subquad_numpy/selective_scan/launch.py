@@ -16,7 +16,7 @@ from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy.runtime.launch import Launch, Rows, Run
 
 
-def launch(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The kernel `selective_scan`."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
@@ -43,7 +43,7 @@ def launch(arrays: Sequence[Array | None], static: Mapping[str, Any], run: Run) 
 
 
 def launch_backward(
-    arrays: Sequence[Array | None],
+    arrays: Sequence[Any],
     static: Mapping[str, Any],
     outputs: Sequence[Array],
     grads: Sequence[Array],

@@ -7,8 +7,8 @@ from subquad_numpy.codegen import inline, pointer, shifted
 from subquad_numpy.codegen.copies import load_transposed, load_transposed_rest
 from subquad_numpy.runtime.arguments import Fields
 
-# B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0 where all share one; block
-# is at most the channels of a task, a multiple of the lanes; chunk at most its steps
+# B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0 where all share one;
+# block is at most the channels of a task, a multiple of the lanes; chunk at most its steps
 SIZES = ("batch", "n", "d", "groups", "d_state", "block", "chunk", "B_step", "C_step", "delta_softplus", "reverse")
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
