@@ -20,7 +20,7 @@ class NumpyBackend(Backend):
     fills_in_place: ClassVar[bool] = True
 
     def signature(self, arrays: Sequence[Any]) -> Hashable:
-        """The class, shape and dtype of each array, by which NumPy remembers how a call goes."""
+        """Class, shape and dtype of each array."""
         return tuple([None if x is None else (x.__class__, x.shape, x.dtype) for x in arrays])
 
 

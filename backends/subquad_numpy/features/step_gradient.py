@@ -4,10 +4,10 @@
     dy[i] = exp(y[i] − L[i]) ∘ Σ_{j ≤ i} dw[i, j] exp(x[j]),   dx[j] = exp(x[j]) ∘ Σ_{i ≥ j} dw[i, j] exp(y[i] − L[i])
     dq = dy Uᵀ,    dk = dx Wᵀ − 2 h (Σ_m dx) k,    dv[j] = Σ_{i ≥ j} p[i, j] g[i]
 
-L is the log of a row's sum of weights, g the gradient by out; linear attention is as in `phi`. The first walk goes
-forward and carries what earlier keys leave, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second goes back and carries what
-later queries leave, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ, where σ is the largest x up to the block:
-no exponent is above 0, as p ≤ 1. Pairs within a block are formed as `step` has them, over the same ρ.
+L is the log of a row's sum of weights, g is the gradient by out; linear attention is as in `phi`. The first walk goes
+forward and carries the sums over earlier keys, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second walk goes back and carries
+the sums over later queries, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ. Here σ is the maximum of x up to the
+block, so that no exponent is above 0, as p ≤ 1. Pairs within a block are formed as in `step`, relative to its ρ.
 """
 
 from functools import cache
@@ -40,21 +40,21 @@ from subquad_numpy.features.transposed import (
 )
 from subquad_numpy.runtime.arguments import fields
 
-# an item is one task; the queries have W of their own, and there are no centers
+# An item is one task. The fields q_* are the queries' `SIDE`, those without prefix are the keys'; centers are not read.
 STEP_GRADIENT_RECORD = fields(
     HEAD,
     OF_KEYS,
     {f"q_{name}": axes for name, axes in SIDE.items()},
-    # what the forward pass had and left: see there
+    # the state before, and what `step` left for the gradient: see `STEP_RECORD`; then the gradient by out
     {"kv": 2, "k_sum": 2, "level": 1, "shifts": 2, "out_row": None, "out": 2, "grad_row": None, "grad": 2},
-    # contiguous; kv and k_sum are of the state before
+    # contiguous; grad_kv and grad_sum are by the state before
     {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 2},
 )
 
 
 @cache
 def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `differentiate(first, last, frames)`."""
+    """Compile the gradient of the causal step; a task is one item."""
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
     block = block_rows(dtype)
@@ -68,7 +68,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         depth, depth_v = d + 1, d_v + 1
         _, height, stride, _, d_out = widths_of(m, d, d_v, lanes)
         high, high_d, high_v = padded(block, TILE_ROWS), padded(depth, TILE_ROWS), padded(depth_v, TILE_ROWS)
-        across = padded(high_v, lanes)  # of a row of the state
+        across = padded(high_v, lanes)  # stride of the rows of the carried state, each of d_v + 1 numbers
         sizes = (
             *(lanes, stride, stride, stride, stride, stride, max(stride, across, block)),
             *(block, block, block, block, block, 2 * block, 2 * block),
@@ -77,6 +77,12 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             *(stride * block, stride * block, stride * block, stride * block, stride * block, stride * block),
             *(stride * block, high * block, high * block),
         )
+        # Vectors of the block's rows:
+        #     top, level        largest exponent over ρ of each key, of each query
+        #     bound, gap        L of each query (∞ from `count` on), and level − L
+        #     zeroes            zeros, as a `top` that scales nothing
+        #     later, earlier    0 and −∞, block times each: added from some place on, they hide later or earlier keys
+        # Features: phi_k and phi_q are over ρ, phi_after is over σ. sums is the last column of the state.
         buffer = np.empty(room(sizes), kind)
         (
             edge, shift, after, reference, opposite, sums, nothing,
@@ -85,7 +91,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             keys, queries, values, grads, by_rows,
             x, y, phi_k, phi_q, phi_after, by_phi, other, pairs, weights,
         ) = cut(buffer, sizes)  # fmt: skip
-        above_k, above_q = (keys, queries) if phi == ELU else (x, y)  # what φ's value is made of
+        above_k, above_q = (keys, queries) if phi == ELU else (x, y)  # the y of which φ's value is a function
         clear(edge, room(sizes) - 2 * lanes)
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
@@ -114,6 +120,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 copy(shifted(kv, i * d_v), d_v, shifted(state, i * across))
                 state[i * across + d_v] = sums[i]
 
+            # steps 0 … blocks − 1 are the first walk, the others the second, with the blocks in reverse order
             for step in range(2 * blocks):
                 back = step >= blocks
                 at = 2 * blocks - 1 - step if back else step
@@ -125,7 +132,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     clear(sums, stride)
                 for i in range(m):
                     shift[i] = shifts[at * m + i]
-                    after[i] = lowest  # −σ, of no use in the last block
+                    after[i] = lowest  # −σ; not needed in the last block, since nothing follows
                     if not is_last:
                         sigma = shifts[(at + 1) * m + i]
                         after[i] = -sigma if sigma != lowest else 0
@@ -160,7 +167,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
-                if not back:
+                if not back:  # gradient by queries: from the state, then from pairs within the block
                     product(state_rows, height, grads, depth_v, by_phi, frame)
                     for j in range(0, block, lanes):
                         distance = load(gap, j)
@@ -205,7 +212,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), frame)
                     features(y, above_q, shift, bound, m, phi, other, frame)
 
-                # what these keys, or these queries, leave
+                # add the sums over these keys to S, or over these queries to R; both fade as σ changes
                 left, rows = (other, grads) if back else (phi_after, values)
                 for r in range(count):
                     for j in range(0, d_v, lanes):

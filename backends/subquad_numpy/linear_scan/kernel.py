@@ -3,7 +3,7 @@
     h[t] = a[t] h[t-1] + b[t]
     G[t] = ∂h[t] + conj(a[t+1]) G[t+1],      ∂b = G,      ∂a[t] = G[t] conj(h[t-1])
 
-Bound by memory: real numbers go in vectors, complex ones one by one.
+The time is that of reading and writing memory. Real numbers are computed in vectors, complex numbers one by one.
 """
 
 from functools import cache
@@ -22,12 +22,12 @@ SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "h"), 0))
 GRADIENT_RECORD = fields(
     _SIZES, dict.fromkeys(("a", "h", "initial_state", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
-ROWS_AHEAD = 8
+ROWS_AHEAD = 8  # the rows that are prefetched are so many steps of time ahead
 
 
 @inline
 def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
-    """Batch item, first channel, number of channels."""
+    """(batch item, first channel, number of channels) of a task."""
     blocks = -(-d // block)
     c0 = task % blocks * block
     return task // blocks, c0, min(block, d - c0)
@@ -35,7 +35,7 @@ def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
 
 @cache
 def linear_scan_kernel(dtype: str) -> Any:
-    """Compile `scan(first, last, frame)` for a real or complex `dtype`."""
+    """Compile the scan for a real or complex `dtype`; there is one argument record."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
@@ -48,7 +48,7 @@ def linear_scan_kernel(dtype: str) -> Any:
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
         buffer = np.empty(block + 2 * lanes, kind)
         edge = aligned(buffer)
-        state = shifted(edge, lanes)
+        state = shifted(edge, lanes)  # h[t] of the channels of a task
         for task in range(first, last):
             item, c0, width = _task(task, d, block)
             for c in range(block):
@@ -77,7 +77,7 @@ def linear_scan_kernel(dtype: str) -> Any:
 
 @cache
 def linear_scan_gradient_kernel(dtype: str) -> Any:
-    """Compile `gradient(first, last, frame)` for a real or complex `dtype`."""
+    """Compile the gradient of the scan for a real or complex `dtype`; there is one argument record."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
@@ -89,12 +89,12 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
         initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
         grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
         grad_initial_state = pointer(f.grad_initial_state, zero)
-        back = d if reverse else -d  # from a row to that of the step before
+        back = d if reverse else -d  # elements from a row to the row of the step before
         ahead = ROWS_AHEAD * back
         buffer = np.empty(2 * block + 2 * lanes, kind)
         edge = aligned(buffer)
         carry = shifted(edge, lanes)  # conj(a[t+1]) G[t+1]
-        start = shifted(carry, block)
+        start = shifted(carry, block)  # the state before the first step
         for task in range(first, last):
             item, c0, width = _task(task, d, block)
             for c in range(block):
