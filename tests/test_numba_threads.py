@@ -90,17 +90,18 @@ def test_memory_outlives_an_interrupt_of_the_caller() -> None:
 def test_threads_may_register_a_kernel_at_once() -> None:
     """XLA refuses a second handler of the same name."""
     pytest.importorskip("jax")
-    from subquad_jax import _ffi
+    from subquad_jax import ffi
+    from subquad_numpy.runtime.launch import Launch
 
     made = []
 
-    def make(dtype: str) -> Any:
+    def at_once(dtype: str) -> Any:
         made.append(dtype)
         time.sleep(0.1)
         return returning(0)
 
     with ThreadPoolExecutor(4) as pool:
-        names = list(pool.map(lambda _: _ffi.register("at once", make, "float32"), range(4)))
+        names = list(pool.map(lambda _: ffi.register(Launch(at_once, ("float32",), {}, {})), range(4)))
     assert len(set(names)) == 1
     assert made == ["float32"]
 
@@ -119,10 +120,15 @@ def returning(code: int) -> Any:
 def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     """For the scratch of a kernel, which then returns 0, or for what is summed up after it: 4 PB."""
     jax = pytest.importorskip("jax")
-    from subquad_jax import _ffi
+    from subquad.backend import Like
+    from subquad_jax import ffi
+    from subquad_numpy.runtime.launch import Launch, Rows
 
-    target = _ffi.register(f"returns {returned}", lambda _: returning(returned), "float32")
-    out = {"y": jax.ShapeDtypeStruct((1 << 20,), "float32")}
-    run = jax.jit(lambda: _ffi.call(target, ("y",), {}, out, {}, tasks=5, threads=2, sums={"y": (rows, 0)}))
+    def make(dtype: str) -> Any:
+        return returning(returned)
+
+    make.__name__ = f"returns_{returned}"
+    out = {"y": Like((1 << 20,), np.dtype("float32"))}
+    launch = Launch(make, ("float32",), {"y": None}, out, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
-        jax.block_until_ready(run())
+        jax.block_until_ready(jax.jit(lambda: ffi.call(launch, {}))())
