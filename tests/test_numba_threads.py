@@ -143,25 +143,17 @@ def test_threads_may_register_a_kernel_at_once() -> None:
     """XLA refuses a second handler of the same name."""
     pytest.importorskip("jax")
     from subquad_jax import ffi
-<<<<<<< HEAD
-=======
-    from subquad_numpy.runtime.launch import Launch
->>>>>>> jax
 
     made = []
 
-    def at_once(dtype: str) -> Any:
+    def make(dtype: str) -> Any:
         made.append(dtype)
         time.sleep(0.1)
         return Kernel(lambda first, last: DONE)
 
     launch = Launch(make, ("float32",), {}, {})
     with ThreadPoolExecutor(4) as pool:
-<<<<<<< HEAD
         names = list(pool.map(lambda _: ffi.register(launch), range(4)))
-=======
-        names = list(pool.map(lambda _: ffi.register(Launch(at_once, ("float32",), {}, {})), range(4)))
->>>>>>> jax
     assert len(set(names)) == 1
     assert made == ["float32"]
 
@@ -170,26 +162,13 @@ def test_threads_may_register_a_kernel_at_once() -> None:
 def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     """For the scratch of a kernel, which then returns 0, or for what is summed up after it: 4 PB."""
     jax = pytest.importorskip("jax")
-<<<<<<< HEAD
     from subquad_jax import ffi
 
     def make(dtype: str) -> Any:
         return Kernel(lambda first, last: returned)
 
-    make.__name__ = f"returns {returned}"
+    make.__name__ = f"returns_{returned}"
     y = {"y": Like((1 << 20,), np.dtype("float32"))}
     launch = Launch(make, ("float32",), {"y": None}, y, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
-=======
-    from subquad.backend import Like
-    from subquad_jax import ffi
-    from subquad_numpy.runtime.launch import Launch, Rows
-
-    def make(dtype: str) -> Any:
-        return returning(returned)
-
-    make.__name__ = f"returns_{returned}"
-    out = {"y": Like((1 << 20,), np.dtype("float32"))}
-    launch = Launch(make, ("float32",), {"y": None}, out, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
->>>>>>> jax
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
         jax.block_until_ready(jax.jit(lambda: ffi.call(launch, {}))())
