@@ -1,4 +1,4 @@
-"""Tasks over a few threads: the caller's own and a small shared pool.
+"""Tasks over threads: the caller's own and a small shared pool.
 
 Kernels run without the interpreter lock, so plain Python threads suffice: each takes shares of the tasks in compiled
 code (`native_tasks`) until none is left. No threading layer of Numba is involved, so that two threads may call at
