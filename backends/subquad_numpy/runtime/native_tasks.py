@@ -17,7 +17,7 @@ from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
 
 # places in `words`, int64: addresses, numbers, counters
-KERNEL, TASKS, SHARES, FRAME, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
+KERNEL, TASKS, SHARES, RECORDS, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
 SHARES_OF_THREAD = 8  # one that something else holds up does less
 MOST_CORES = 8192  # as the system counts them
@@ -92,7 +92,7 @@ def worker() -> Worker:
                 break
             first = words[TASKS] * share // words[SHARES]
             last = words[TASKS] * (share + 1) // words[SHARES]
-            if call(words[KERNEL], first, last, words[FRAME]) != DONE:
+            if call(words[KERNEL], first, last, words[RECORDS]) != DONE:
                 fetch_add(words, FAILED, 1)
             if fetch_add(words, FINISHED, 1) == words[SHARES] - 1:
                 did_last = 1

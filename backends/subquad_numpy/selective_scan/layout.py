@@ -1,4 +1,4 @@
-"""What the scan's kernels begin with: the head of a frame, the place of a block, its matrices in scratch memory."""
+"""What the scan's kernels begin with: the head of a records, the place of a block, its matrices in scratch memory."""
 
 from math import pi
 from typing import Any
