@@ -42,7 +42,7 @@ from subquad_numpy.codegen import inline, intrinsic, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
 from subquad_numpy.runtime import native_tasks
 from subquad_numpy.runtime.launch import Launch, Rows
-from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
+from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD, ROW = 4, 4  # words of a plan before the sizes; words of a field before its strides
@@ -188,7 +188,7 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
     """Run all tasks on new threads and this one; returns how many shares of the tasks failed."""
     threads = min(threads, tasks)
     words = np.zeros(SIZE, np.int64)
-    words[KERNEL], words[TASKS], words[FRAME] = kernel, tasks, records.ctypes.data
+    words[KERNEL], words[TASKS], words[RECORDS] = kernel, tasks, records.ctypes.data
     words[SHARES] = min(tasks, SHARES_OF_THREAD * threads) if threads > 1 else 1
     ids = np.zeros(max(threads, 1), np.int64)
     failed = np.zeros(max(threads, 1), np.int64)

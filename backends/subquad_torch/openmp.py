@@ -24,13 +24,13 @@ from subquad_numpy.runtime.threads import Team
 class OpenMP(Team):
     """A number of PyTorch's threads, as a team that runs tasks."""
 
-    def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
-        """Run all tasks of a call on these threads; `frame` holds the argument records."""
+    def run(self, kernel: Any, tasks: int, records: np.ndarray[Any, Any]) -> None:
+        """Run all tasks of a call on these threads; `records` are the argument records."""
         from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
         parallel = _parallel()
         assert parallel is not None
-        words = words_for(kernel, tasks, frame, self)
+        words = words_for(kernel, tasks, records, self)
         get_core, addresses = _scheduler()
         words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
         parallel(worker().address, words.ctypes.data, self, 0)

@@ -24,12 +24,14 @@ CODEGEN = Path(__file__).parent
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder inlines: all of `codegen`, and of the folder all but `calls.py`.
+    """Hash of the sources that a kernel of this folder inlines: `codegen`, and what in the folder is written in it.
 
     Numba finds a kernel on disk by the kernel's own file, and would not notice a change in the code that is inlined.
     """
-    sources = [path for where in (CODEGEN, folder) for path in sorted(where.glob("*.py")) if path.name != "calls.py"]
-    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    sources = [path.read_bytes() for path in sorted(CODEGEN.glob("*.py"))]
+    own = (path.read_bytes() for path in sorted(folder.glob("*.py")))
+    sources += [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
+    return sha256(b"".join(sources)).hexdigest()[:16]
 
 
 def _forget_others(folder: Path, name: str, stamp: str) -> None:

@@ -73,12 +73,12 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
     if old_shift is None:
         return summarize
     whole = np.broadcast_shapes(batch, old_shift.shape[:-2])
-    column, matrix = ((*whole, *x[-2:]) for x in (sums.column, sums.matrix))
+    column, matrix, dtype = (*whole, *sums.column[-2:]), (*whole, *sums.matrix[-2:]), k.dtype
 
     def merge(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
         shift, numerator, denominator = arrays[2:5]
         (more_shift, more_numerator, more_denominator), _ = summarize(arrays, np.empty, threads)
-        outputs = new(column, k.dtype), new(matrix, k.dtype), new(column, k.dtype)
+        outputs = new(column, dtype), new(matrix, dtype), new(column, dtype)
         finite = _finite(np.maximum(shift, more_shift, out=outputs[0]))
         fade, fade_more = np.exp(shift - finite), np.exp(more_shift - finite)
         for old, more, out in ((numerator, more_numerator, outputs[1]), (denominator, more_denominator, outputs[2])):
@@ -149,7 +149,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     advance = Run(
         step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
         {
-            **rows_k.fields(), **rows_q.fields("q_"), **likes, "v": like_v, "v_row": row_step(like_v),
+            **rows_k.fields(k, keys), **rows_q.fields(q, queries, "q_"), **likes,
+            "v": like_v, "v_row": row_step(like_v),
             "mask": None if key_mask is None else fixed(fix_mask, key_mask),
             **dict(zip(("shift", "kv", "k_sum"), like_state, strict=True)),
             "n": n, "d": d, "m": m, "d_v": d_v, "chunks": 1, "chunk": n, "keeps": writes.reshape(-1),
@@ -311,8 +312,8 @@ def step_backward(
     run(
         step_gradient_kernel(q.dtype, keys.phi), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
-        **Rows(k, keys).fields(), v=v_rows, v_row=row_step(v_rows), mask=mask,
-        **Rows(q, queries).fields("q_"), kv=saved.numerator, k_sum=saved.denominator,
+        **Rows(k, keys).fields(k, keys), v=v_rows, v_row=row_step(v_rows), mask=mask,
+        **Rows(q, queries).fields(q, queries, "q_"), kv=saved.numerator, k_sum=saved.denominator,
         level=saved.level, shifts=saved.shifts,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
@@ -400,7 +401,7 @@ class _Sums:
             summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": -(-n // chunks), "most": most,
-                "chunk_step": math.prod(batch) * m, **self.rows.fields(), "v": v, "v_row": row_step(v),
+                "chunk_step": math.prod(batch) * m, **self.rows.fields(k, side), "v": v, "v_row": row_step(v),
                 "mask": None if mask is None else fixed(self.fix_mask, mask),
                 "shift": column, "kv": np.empty(self.matrix, k.dtype), "k_sum": column,
             },
@@ -449,7 +450,8 @@ class _Reading:
         self.run = Run(
             attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
             {
-                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK, **self.rows.fields(),
+                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK,
+                **self.rows.fields(q, side),
                 "start": None if start is None else fixed(self.fix_start, start), "is_shift": int(is_shift),
                 "kv": kv, "kv_row": row_step(kv), "k_sum": None if k_sum is None else fixed(self.fix_k_sum, k_sum),
                 "out": np.empty((*batch, n, d_v), q.dtype),
@@ -486,7 +488,7 @@ def _by_queries(
     run(
         attend_gradient_kernel(q.dtype, side.phi), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(q, side).fields(), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
+        **Rows(q, side).fields(q, side), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=grad_q, grad_kv=grads[0][0], grad_sum=grads[1][0], grad_W=grads[2][0] if by_W else None,
     )  # fmt: skip
@@ -511,7 +513,8 @@ def _by_keys(
     run(
         summarize_gradient_kernel(k.dtype, side.phi), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
         threads, n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(k, side).fields(), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
+        **Rows(k, side).fields(k, side), v=v, v_row=row_step(v), mask=mask,
+        shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
         grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],
     )  # fmt: skip
     return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))

@@ -61,8 +61,8 @@ def queries_of(phi: Elu | Exponential, weights: Weights) -> Operand:
 class Rows:
     """Queries or keys of one form, and their operand, as fields of an argument record.
 
-    `fields` gives all fields of `SIDE` of `features.blocks`, to plan a run. A call gives the arrays alone, in the
-    order of `SIDE`, for other rows and another operand of that form.
+    A call gives the arrays of `SIDE` of `features.blocks` in their order, for rows and an operand of that form. None of
+    the arrays that the form was taken from is kept.
     """
 
     def __init__(self, x: Array, operand: Operand) -> None:
@@ -70,17 +70,16 @@ class Rows:
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
         self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
-        self.operand, self.example = operand, x
 
-    def fields(self, prefix: str = "") -> dict[str, Any]:
-        """The numbers of the argument record and, as examples, the arrays that the form was taken from."""
-        x, W, center, numbers = self(self.example, self.operand.W, self.operand.center)
+    def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:
+        """The fields of the record for the arrays that the form was taken from."""
+        rows, W, center, numbers = self(x, operand.W, operand.center)
         W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
-        own: dict[str, Any] = {"x_row": row_step(x), "W_row": W_row, "W_column": W_column}
-        own |= {"x": x, "W": W, "center": center, "numbers": numbers}
+        own: dict[str, Any] = {"x_row": row_step(rows), "W_row": W_row, "W_column": W_column}
+        own |= {"x": rows, "W": W, "center": center, "numbers": numbers}
         return {prefix + name: value for name, value in own.items()}
 
-    def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Array | None, ...]:
+    def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Any, ...]:
         """(rows, directions, center, numbers) with strides that a kernel can read; numbers are (factor, h)."""
         if self.fix_x is not None:
             x = self.fix_x(x)

@@ -150,7 +150,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
 
-        frame, scratch = Block(block, lanes, nothing, edge), Scratch(rows, nothing, edge)
+        space, scratch = Block(block, lanes, nothing, edge), Scratch(rows, nothing, edge)
         directions, numerator, value_panels = Panels(packed, d), Panels(kv, m), Panels(values, block)
         phi_rows, pairs, products = rows_at(phi_q, stride), rows_at(weights, block), rows_at(result, d_out)
         earlier, part_rows, zero_row = rows_at(from_state, d_out), rows_at(part, d_out), rows_at(nothing, 0)
@@ -214,18 +214,18 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if count == 0:
                     break
 
-                exponents(keys, turned, d, height, k_factor, phi, x, frame)
-                hide(x, keys, m, count, shifted(mask, row), has_mask, phi, frame)
-                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
+                exponents(keys, turned, d, height, k_factor, phi, x, space)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, phi, space)
+                empty = choose_reference(shift, x, m, stride, space, reference, opposite)
                 if f.shifts != 0:
                     copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
                 rows_of_q = rows_at(shifted(q, row * q_row), q_row)
                 query_exponents(rows_of_q, count, queries, reference, phi_rows, scratch, lanes, phi)
                 query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest)
 
-                largest_exponents(x, opposite, m, top, frame)
-                features(x, above, opposite, top, m, phi, phi_k, frame)
-                product(phi_rows, whole, phi_k, m, weights, frame)
+                largest_exponents(x, opposite, m, top, space)
+                features(x, above, opposite, top, m, phi, phi_k, space)
+                product(phi_rows, whole, phi_k, m, weights, space)
                 most_seen = lowest
                 for r in range(count):
                     most_seen = max(most_seen, top[r])

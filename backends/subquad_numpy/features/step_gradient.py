@@ -97,7 +97,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             later[j] = 0 if j < block else lowest
             earlier[j] = lowest if j < block else 0
 
-        frame = Block(block, lanes, nothing, edge)
+        space = Block(block, lanes, nothing, edge)
         state_rows, value_panels = rows_at(state, across), Panels(panels, block)
         part_rows, zero_row = rows_at(part, d_out), rows_at(nothing, 0)
 
@@ -137,10 +137,10 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         sigma = shifts[(at + 1) * m + i]
                         after[i] = -sigma if sigma != lowest else 0
                 here = shifted(mask, row)
-                rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, frame)
-                rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, frame)
-                rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, frame)
-                rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, frame)
+                rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, space)
+                rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, space)
+                rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, space)
+                rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, space)
                 for r in range(block):
                     values[d_v * block + r], grads[d_v * block + r], bound[r] = 1, 0, -lowest
                     if r < count:
@@ -155,62 +155,62 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         for p in range(d):
                             square = square + load(keys, p * block + j) * load(keys, p * block + j)
                         store(keys, d * block + j, square * -half_scale)
-                exponents(keys, turned_k, d, height, k_factor, phi, x, frame)
-                exponents(queries, turned_q, d, height, q_factor, phi, y, frame)
-                hide(x, keys, m, count, here, has_mask, phi, frame)
-                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
-                largest_exponents(x, opposite, m, top, frame)
-                largest_exponents(y, reference, m, level, frame)
-                features(x, above_k, opposite, top, m, phi, phi_k, frame)
-                features(y, above_q, reference, level, m, phi, phi_q, frame)
-                features(x, above_k, after, zeroes, m, phi, phi_after, frame)
+                exponents(keys, turned_k, d, height, k_factor, phi, x, space)
+                exponents(queries, turned_q, d, height, q_factor, phi, y, space)
+                hide(x, keys, m, count, here, has_mask, phi, space)
+                empty = choose_reference(shift, x, m, stride, space, reference, opposite)
+                largest_exponents(x, opposite, m, top, space)
+                largest_exponents(y, reference, m, level, space)
+                features(x, above_k, opposite, top, m, phi, phi_k, space)
+                features(y, above_q, reference, level, m, phi, phi_q, space)
+                features(x, above_k, after, zeroes, m, phi, phi_after, space)
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
                 if not back:  # gradient by queries: from the state, then from pairs within the block
-                    product(state_rows, height, grads, depth_v, by_phi, frame)
+                    product(state_rows, height, grads, depth_v, by_phi, space)
                     for j in range(0, block, lanes):
                         distance = load(gap, j)
                         faded = exp_negative(at_most(distance, ZERO(distance)))
                         for i in range(0, m * block, block):
                             store(by_phi, i + j, zeros(x) if empty else load(by_phi, i + j) * faded)
-                    product(turned(rows_at(values, block)), whole, grads, depth_v, pairs, frame)
+                    product(turned(rows_at(values, block)), whole, grads, depth_v, pairs, space)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(top, r) + load(earlier, block - r + j) + load(gap, j))
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(rows_at(phi_k, block), height, pairs, count, by_phi, frame)
+                    add_product(rows_at(phi_k, block), height, pairs, count, by_phi, space)
                     for i in range(0, m * block, lanes):
                         store(by_phi, i, load(by_phi, i) * slope_of(load(phi_q, i), load(above_q, i), phi))
-                    through_directions(by_phi, turned_q, d, m, q_factor, phi, by_rows, frame)
-                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), frame)
+                    through_directions(by_phi, turned_q, d, m, q_factor, phi, by_rows, space)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), space)
                     if is_last:
                         continue
                 else:
-                    product(state_rows, height, values, depth_v, by_phi, frame)
-                    product(turned(state_rows), high_v, phi_after, m, by_rows, frame)
-                    product(turned(rows_at(phi_q, block)), whole, phi_k, m, weights, frame)
-                    product(turned(rows_at(grads, block)), whole, values, depth_v, pairs, frame)
+                    product(state_rows, height, values, depth_v, by_phi, space)
+                    product(turned(state_rows), high_v, phi_after, m, by_rows, space)
+                    product(turned(rows_at(phi_q, block)), whole, phi_k, m, weights, space)
+                    product(turned(rows_at(grads, block)), whole, values, depth_v, pairs, space)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(gap, r) + load(later, block - 1 - r + j) + load(top, j))
                             store(weights, r * block + j, load(weights, r * block + j) * e)
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(rows_at(grads, block), high_v, weights, count, by_rows, frame)
-                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), frame)
-                    product(rows_at(phi_q, block), height, pairs, count, other, frame)
+                    add_product(rows_at(grads, block), high_v, weights, count, by_rows, space)
+                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), space)
+                    product(rows_at(phi_q, block), height, pairs, count, other, space)
                     for i in range(0, m * block, lanes):
                         far = load(by_phi, i) * slope_of(load(phi_after, i), load(above_k, i), phi)
                         near = load(other, i) * slope_of(load(phi_k, i), load(above_k, i), phi)
                         store(by_phi, i, near + far)
-                    through_directions(by_phi, turned_k, d, m, k_factor, phi, by_rows, frame)
+                    through_directions(by_phi, turned_k, d, m, k_factor, phi, by_rows, space)
                     if phi != ELU:
                         for j in range(0, block, lanes):
                             norm = load(by_rows, d * block + j) * (-2 * half_scale)
                             for p in range(0, d * block, block):
                                 store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
-                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), frame)
-                    features(y, above_q, shift, bound, m, phi, other, frame)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), space)
+                    features(y, above_q, shift, bound, m, phi, other, space)
 
                 # add the sums over these keys to S, or over these queries to R; both fade as σ changes
                 left, rows = (other, grads) if back else (phi_after, values)

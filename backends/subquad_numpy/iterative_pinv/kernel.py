@@ -44,12 +44,12 @@ def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: i
 
 @cache
 def pinv_kernel(dtype: np.dtype[Any]) -> Any:
-    """Compile the iteration; a task is one matrix."""
+    """Compile `invert(first, last, records)`; a task is one matrix."""
     lanes, kind, zero = element(dtype)
 
     @compiled(f"iterative pinv {dtype}", PINV_RECORD)
-    def invert(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def invert(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         m, iterations = f.m, f.iterations
         all_a, all_z = pointer(f.a, zero), pointer(f.z, zero)
         width = -(-m // lanes) * lanes

@@ -35,13 +35,13 @@ def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
 
 @cache
 def linear_scan_kernel(dtype: str) -> Any:
-    """Compile the scan for a real or complex `dtype`; there is one argument record."""
+    """Compile `scan(first, last, records)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan {dtype}", SCAN_RECORD)
-    def scan(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def scan(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, b = pointer(f.a, zero), pointer(f.b, zero)
         initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
@@ -77,13 +77,13 @@ def linear_scan_kernel(dtype: str) -> Any:
 
 @cache
 def linear_scan_gradient_kernel(dtype: str) -> Any:
-    """Compile the gradient of the scan for a real or complex `dtype`; there is one argument record."""
+    """Compile `gradient(first, last, records)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan gradient {dtype}", GRADIENT_RECORD)
-    def gradient(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def gradient(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, h = pointer(f.a, zero), pointer(f.h, zero)
         initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)

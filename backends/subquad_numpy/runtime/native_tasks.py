@@ -17,12 +17,12 @@ from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
 
 # Places in `words`, which all threads of a call share, int64:
-#     KERNEL, FRAME               addresses of the kernel and of the argument records
+#     KERNEL, RECORDS             addresses of the kernel and of the argument records
 #     TASKS, SHARES               how many tasks, and into how many shares they are cut
 #     NEXT, FINISHED, FAILED      counters: the next share to take, shares done, shares without memory for scratch
 #     ARRIVED, TEAM               counter of threads that have begun; how many are expected (0: nobody waits for them)
 #     CALLER, CORE                the calling thread, and the core that it runs on
-KERNEL, TASKS, SHARES, FRAME, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
+KERNEL, TASKS, SHARES, RECORDS, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # addresses of functions of the operating system
 SHARES_OF_THREAD = 8  # shares per thread: a thread slowed by other work takes fewer of them
 MOST_CORES = 8192  # bits of a set of cores, as the operating system takes it
@@ -100,7 +100,7 @@ def worker() -> Worker:
                 break
             first = words[TASKS] * share // words[SHARES]
             last = words[TASKS] * (share + 1) // words[SHARES]
-            if call(words[KERNEL], first, last, words[FRAME]) != DONE:
+            if call(words[KERNEL], first, last, words[RECORDS]) != DONE:
                 fetch_add(words, FAILED, 1)
             if fetch_add(words, FINISHED, 1) == words[SHARES] - 1:
                 did_last = 1

@@ -57,15 +57,15 @@ BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME,
 
 @cache
 def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
-    """Compile the gradient; there is one argument record, and batch * groups * blocks of a group tasks."""
+    """Compile `backward(first, last, records)`: tasks first to last - 1 of batch * groups * blocks."""
     lanes, kind, zero = element(dtype)
     zero64 = np.float64(0)
     parts = 2 if is_complex else 1
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, BACKWARD_RECORD)
-    def backward(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def backward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)

@@ -43,7 +43,7 @@ ROWS_AHEAD = 4
 
 @cache
 def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
-    """Compile the scan for real numbers of a `dtype`; there is one argument record.
+    """Compile `forward(first, last, records)`, which runs tasks first to last - 1.
 
     There are batch * groups * blocks of a group * chunks tasks; the chunk varies fastest.
     """
@@ -52,8 +52,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, FORWARD_RECORD)
-    def forward(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def forward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
