@@ -14,6 +14,7 @@ from subquad.backend import Call, Conditions
 
 PLAIN = (Tensor, torch.nn.Parameter)  # tensors with memory of their own and no way of their own to compute
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 transforms_active = torch._C._are_functorch_transforms_active
 
 
@@ -99,14 +100,13 @@ def needs_generic(grads: Sequence[Tensor | None]) -> bool:
     So it is where the pass will be differentiated in its turn (create_graph=True), and where a gradient is a wrapper, a
     batch of gradients (is_grads_batched=True) or has a tangent.
     """
+    if torch.is_grad_enabled() or transforms_active():
+        return True
     given = [x for x in grads if x is not None]
-    return (
-        torch.is_grad_enabled()
-        or is_transformed(given)
-        or has_tangent(given)
-        or is_batch(given)
-        or not all(type(x) in PLAIN for x in given)
-    )
+    for x in given:
+        if x.__class__ not in PLAIN or is_wrapped(x) or is_batched(x):
+            return True
+    return has_tangent(given)
 
 
 def is_eager(arrays: Sequence[Tensor]) -> bool:
@@ -122,7 +122,7 @@ def is_eager(arrays: Sequence[Tensor]) -> bool:
 
 def is_batch(grads: Sequence[Tensor | None]) -> bool:
     """Whether gradients are a batch of them (is_grads_batched=True), which no shape shows."""
-    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)
+    return any(x is not None and is_batched(x) for x in grads)
 
 
 def fixes_weights(call: Call) -> str | None:

@@ -32,8 +32,8 @@ def few_rows(call: Call) -> str | None:
     Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
     side fits in one core's cache. Sizes that vary in a compiled program are not looked at.
     """
-    q, k, _ = call.arrays
-    n, n_kv = q.shape[-2], k.shape[-2]
+    tensors: tuple[Any, ...] = call.arrays
+    n, n_kv = tensors[0].shape[-2], tensors[1].shape[-2]
     for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
         if (
             statically_known_true(few >= low)
@@ -46,7 +46,8 @@ def few_rows(call: Call) -> str | None:
 
 def declines(call: Call) -> str | None:
     """Why the fused attention cannot take the call."""
-    (q, k, v), key_mask, visible = call.arrays, call.key_mask, call.static["visible"]
+    tensors: tuple[Any, ...] = call.arrays
+    (q, k, v), key_mask, visible = tensors, call.key_mask, call.static["visible"]
     n, n_kv = q.shape[-2], k.shape[-2]
     if visible is not None and visible != CAUSAL:
         return f"it has no {visible} form"
