@@ -1,79 +1,90 @@
-"""`python -m asv_benchmarks.floor`: each operator's time as a multiple of its floor on this machine.
+"""`python -m asv_benchmarks.floor`: time as a multiple of the time of the matrix products and exponentials alone.
 
-The floor of an operator is the time of its matrix products and exponentials alone, at the rates that the same library
-reaches in the same run, one after the other on blocks that fit the cache. Products of `rows × d` by `d × m` and the
-exponentials of `rows × m` are what FAVOR+ and Nyström attention are made of: per head and direction (queries, keys)
-two products and one exponential of n × m each.
+Per head and side (queries, keys) FAVOR+ and Nyström attention take two products and one exponential of n × m. The floor
+does them block by block in cache, by the same library, in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
+from array_api_compat import array_namespace
 
-import subquad
-from asv_benchmarks.peers.timing import rotate
+from asv_benchmarks import harness
+from subquad.cli.cases import HEADS, D, find_case
 
-HEADS, D, ROWS = 8, 64, 1024
-OPERATORS = {"favor": ("num_features", 256), "nystrom": ("num_landmarks", 64)}
+ROWS = 1024  # of a block: what it makes stays in the cache
+SIZES = {"favor": {"num_features": 256}, "nystrom": {"num_landmarks": 64}}
+PRODUCTS, EXPONENTIALS = 4, 2  # of n × m, per head
 
 
-def rates(library: str, m: int) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]:
-    """Calls that multiply, exponentiate and copy one block of ROWS × m."""
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((ROWS, D), dtype=np.float32), rng.standard_normal((D, m), dtype=np.float32)
-    y, other = np.empty((ROWS, m), np.float32), np.zeros((ROWS, m), np.float32)
-    if library == "numpy":
-        return lambda: np.matmul(x, w, out=y), lambda: np.exp(other, out=y), lambda: np.copyto(y, other)
-    tx, tw, ty, to = map(torch.from_numpy, (x, w, y, other))
-    return lambda: torch.mm(tx, tw, out=ty), lambda: torch.exp(to, out=ty), lambda: ty.copy_(to)
+def calls(backend: str, method: str, n: int) -> dict[str, harness.Run]:
+    """The method, all products and all exponentials, each ready to be timed."""
+    (m,) = SIZES[method].values()
+    found = {"ours": harness.prepare(backend, find_case(method, SIZES[method]).random(n)).run}
+    target, rng = harness.target(backend), np.random.default_rng(0)
+    x, w, y = (rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, D), (D, m), (ROWS, m)))
+    for name, function, arrays in (
+        ("products", _multiply, (x, w, y)),
+        ("exponentials", _exponentiate, (np.zeros_like(y), y)),
+    ):
+        count = HEADS * n // ROWS * (PRODUCTS if name == "products" else EXPONENTIALS)
+        found[name] = _often(harness.Prepared(target, function, arrays), count)
+    return found
+
+
+def multiple(times: dict[str, list[float]]) -> float:
+    """How many times longer than the floor, by the least times: what else the machine does only ever adds."""
+    return min(times["ours"]) / (min(times["products"]) + min(times["exponentials"]))
+
+
+def _often(prepared: harness.Prepared, count: int) -> harness.Run:
+    def run() -> None:
+        for _ in range(count):
+            out = prepared.call(*prepared.args)
+        prepared.bench.synchronize(out)
+
+    return run
+
+
+def _multiply(x: Any, w: Any, out: Any) -> Any:
+    """Into memory that is there already, where the library can: fresh pages would cost more than the product."""
+    xp = array_namespace(x)
+    try:
+        return xp.matmul(x, w, out=out)
+    except TypeError:  # arrays that are never written to
+        return xp.matmul(x, w)
+
+
+def _exponentiate(x: Any, out: Any) -> Any:
+    xp = array_namespace(x)
+    try:
+        return xp.exp(x, out=out)
+    except (TypeError, NotImplementedError):
+        return xp.exp(x)
 
 
 def main() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.floor", description=__doc__.partition("\n")[0])
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--repeat", type=int, default=9)
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    host = rng.standard_normal((3, 1, HEADS, args.n, D), dtype=np.float32)
-    title = f"(1, {HEADS}, {args.n}, {D}) float32, {torch.get_num_threads()} threads, medians of {args.repeat}"
-    columns = ("matmul / ms", "exp / ms", "floor / ms", "ours / ms", "multiple", "causal / ms", "copy GB/s")
-    table = Table("operator", *columns, title=title)
-    for name, (option, m) in OPERATORS.items():
-        for library, convert in (("numpy", np.asarray), ("torch", torch.from_numpy)):
-            q, k, v = map(convert, host)
-
-            def run(causal: bool = False, name: str = name, option: str = option, m: int = m) -> Any:
-                return subquad.attention(q, k, v, name, causal=causal, **{option: m})  # noqa: B023
-
-            blocks = [_often(call, HEADS * args.n // ROWS) for call in rates(library, m)]
-            calls = {"ours": run, **dict(zip(("matmul", "exp", "copy"), blocks, strict=True))}
-            if name == "favor":
-                calls["causal"] = lambda run=run: run(causal=True)
-            with torch.no_grad():
-                seconds = {key: statistics.median(x) for key, x in rotate(calls, args.repeat).items()}
-            matmul, exp = 4 * seconds["matmul"], 2 * seconds["exp"]
-            bandwidth = 2 * 4 * HEADS * args.n * m / seconds["copy"] / 1e9
-            row = (matmul, exp, matmul + exp, seconds["ours"])
-            causal = f"{1e3 * seconds['causal']:.1f}" if "causal" in seconds else "–"
-            cells = [*(f"{1e3 * x:.1f}" for x in row), f"{row[3] / row[2]:.2f}", causal, f"{bandwidth:.0f}"]
-            table.add_row(f"{name} ({m}) on {library}", *cells)
+    title = f"({HEADS}, {args.n}, {D}) float32, medians of {args.repeat}"
+    table = Table("operator", "products / ms", "exponentials / ms", "ours / ms", "multiple", title=title)
+    for method, backend in ((method, backend) for method in SIZES for backend in harness.backends()):
+        try:
+            times = harness.interleave(calls(backend, method, args.n), args.repeat)
+        except NotImplementedError:
+            continue
+        medians = [f"{1e3 * statistics.median(times[x]):.1f}" for x in ("products", "exponentials", "ours")]
+        table.add_row(f"{method} on {backend}", *medians, f"{multiple(times):.2f}")
     Console(width=120).print(table)
-
-
-def _often(call: Callable[[], Any], times: int) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(times):
-            call()
-
-    return run
 
 
 if __name__ == "__main__":

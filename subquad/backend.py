@@ -83,7 +83,7 @@ class Call:
     """
 
     kernel: str
-    arrays: tuple[Array | None, ...]
+    arrays: tuple[Any, ...]  # or None where there is none
     key_mask: Array | None = None
     static: Mapping[str, Any] = field(default_factory=dict)
     conditions: Conditions = PLAIN

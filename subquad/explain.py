@@ -106,5 +106,5 @@ def _find(function: Any) -> Callable[..., Any]:
     if isinstance(getattr(function, "__self__", None), Method) and function.__name__ in CALLS:
         return function
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
-    msg = f"explain knows {', '.join(known)} and calls of methods, got {function!r}; {nearest(name, known)}"
+    msg = f"explain knows these functions and calls of methods, got {function!r}; {nearest(name, known)}"
     raise ValueError(msg)

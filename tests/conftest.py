@@ -11,7 +11,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from libraries import EAGER, LIBRARIES, Jax, Library
+from rows.libraries import EAGER, LIBRARIES, Jax, Library
 
 
 def pytest_configure() -> None:
@@ -43,7 +43,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 64 rows, so that short sequences are cut into several, the last one ragged."""
-    monkeypatch.setattr("subquad._blocks.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("subquad.core.block_loop.BLOCK_ELEMENTS", 1)
 
 
 @pytest.fixture

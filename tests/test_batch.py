@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, relative_error
-from methods import MAIN, METHODS, Case, D, Row, named, rows
-from scans import SCANS, Scan, is_shared, scans
+from rows.libraries import Library, relative_error
+from rows.methods import MAIN, METHODS, Case, D, Row, named, rows
+from rows.scans import SCANS, Scan, is_shared, scans
 
 import subquad
 

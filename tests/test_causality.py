@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libraries import TOLERANCE, Library, relative_error
-from methods import CAUSAL, MAIN_CAUSAL, METHODS, Case, D, Row, rows
+from rows.libraries import Library, relative_error, tolerance
+from rows.methods import CAUSAL, MAIN_CAUSAL, METHODS, Case, D, Row, rows
 
 import subquad
 
@@ -76,7 +76,7 @@ def test_finite_numbers_may_have_a_sum_beyond_the_range(eager: Library, name: st
         qkv = eager.arrays(given, "float32")
         out = eager.numpy(subquad.attention(*qkv, "exact", causal=True))
     past = 100 if poisoned else N
-    assert relative_error(out[:, :past], expected[:, :past]) <= TOLERANCE["float32"]
+    assert relative_error(out[:, :past], expected[:, :past]) <= tolerance("float32")
     assert np.isnan(out[:, past:]).all()
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from interpreter import PATIENCE
 
-from subquad import _backends
-from subquad.cli import compare, definitions, labels, libraries, main
+from subquad.cli import compare, definitions, libraries, main
 from subquad.cli.inputs import read_npz, read_sample
+from subquad.core import loading
 
 FAST = ["--backends", "numpy", "--n", "16,40", "--repeat", "2"]
 
@@ -55,7 +55,7 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
     assert main(["compare", *FAST, "--out", str(tmp_path / "new" / "folder")]) == 0
     facts = report(tmp_path / "new" / "folder")
     rows = facts["results"]
-    names = ["exact", "favor 64", "favor 256", "nystrom 32", "nystrom 64", "linear", "selective_scan"]
+    names = ["exact", "favor 64", "favor 256", "linear", "nystrom 32", "nystrom 64", "linear_scan", "selective_scan"]
     assert [(row["n"], row["label"]) for row in rows] == [(n, name) for n in (16, 40) for name in names]
     assert facts["complete"] is True
     assert facts["inputs"]["shapes"] == {"q": [3, 1024, 64], "k": [1, 1024, 64], "v": [1, 1024, 64]}
@@ -74,12 +74,13 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
 
 def test_errors_are_those_of_the_method(tmp_path: Path) -> None:
     """Exact attention and the scan are right to rounding; landmarks for every token are exact; few are not."""
-    methods = "exact,nystrom:num_landmarks=40,nystrom:num_landmarks=2,selective_scan"
+    methods = "exact,nystrom:num_landmarks=40,nystrom:num_landmarks=2,linear_scan,selective_scan"
     assert main(["compare", *FAST, "--methods", methods, "--out", str(tmp_path)]) == 0
     error = {row["label"]: row["error"] for row in report(tmp_path)["results"] if row["n"] == 40}
     assert error["exact"] < 2e-6
     assert error["nystrom 40"] < 2e-6
     assert error["selective_scan"] < 2e-6
+    assert error["linear_scan"] < 2e-6
     assert error["nystrom 2"] > 0.05
 
 
@@ -125,7 +126,7 @@ def test_every_library_gives_the_same_error(tmp_path: Path, file: Path) -> None:
 def test_causal_leaves_out_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FAST, "--causal", "--out", str(tmp_path)]) == 0
     facts = report(tmp_path)
-    assert {row["method"] for row in facts["results"]} == {"exact", "favor", "linear", "selective_scan"}
+    assert {row["method"] for row in facts["results"]} == {"exact", "favor", "linear", "linear_scan", "selective_scan"}
     assert any(note.startswith("nystrom 32, nystrom 64 left out: ") for note in facts["notes"])
     assert max(row["error"] for row in facts["results"] if row["method"] == "exact") < 2e-6
     assert "left out" in capsys.readouterr().out
@@ -277,7 +278,7 @@ def test_file_that_cannot_be_read(tmp_path: Path, file: Path, capsys: pytest.Cap
 BAD_ARGUMENTS = [
     (["--methods", "favour"], ["no method is called 'favour'", "did you mean 'favor'"]),
     (["--methods", "zzz"], ["no method is called 'zzz'", "Known: ", "selective_scan"]),
-    (["--methods", "favor:num_feature=8"], ["no option of favor is called 'num_feature'", "'num_features'"]),
+    (["--methods", "favor:num_feature=8"], ["has no option 'num_feature'", "'num_features'"]),
     (["--methods", "favor:64"], ["'64' is no option", "name=value"]),
     (["--methods", "favor:num_features=8,seed=3"], ["'seed=3'", "joined to their method by colons"]),
     (["--methods", "favor:num_features=0"], ["favor:num_features=0", "num_features"]),
@@ -330,7 +331,7 @@ def test_info_lists_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert f"NumPy {np.__version__}" in shown
-    for name in _backends.names():
+    for name in loading.names():
         assert f"\n{name}" in shown
 
 
@@ -341,14 +342,14 @@ def test_info_and_compare_survive_broken_backends(
     for name, text in {
         "raising": "raise RuntimeError('half\\ninstalled')",
         "lacking": "import a_library_that_nobody_has",
-        "benchless": "KERNELS = {}",
+        "benchless": "from subquad.backend import Backend\n\nBACKEND = Backend()",
     }.items():
         package = tmp_path / f"subquad_{name}"
         package.mkdir()
         (package / "__init__.py").write_text(text + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     names = {name: f"subquad_{name}" for name in ("raising", "lacking", "benchless", "numpy")}
-    monkeypatch.setattr(_backends, "names", lambda: names)
+    monkeypatch.setattr(loading, "names", lambda: names)
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert "fails when imported: RuntimeError: half installed" in shown
@@ -359,18 +360,6 @@ def test_info_and_compare_survive_broken_backends(
     assert [row["backend"] for row in report(tmp_path)["results"]] == ["numpy"]
     assert "raising left out" in " ".join(capsys.readouterr().out.split())
     assert "raising cannot be used" in refused(capsys, "compare", "--backends", "raising")
-
-
-def test_labels_avoid_marks_and_each_other() -> None:
-    from matplotlib.figure import Figure
-
-    axes = Figure(figsize=(4, 3)).add_subplot()
-    axes.set(xlim=(0, 10), ylim=(0, 10))
-    marks = [labels.Mark(x, 5.0, "label", "black") for x in (4.6, 5.0, 5.4)]
-    labels.place(axes, marks, segments=[((0, 5), (10, 5))])
-    places = [text.get_position() for text in axes.texts]
-    assert len(set(places)) > 1
-    assert all(y != 0 for _, y in places)  # none on the line
 
 
 def test_python_m_runs_the_command(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from collections import defaultdict
 import pytest
 from interpreter import PATIENCE
 
-from subquad_cupy import _launch, _plan
+from subquad_cupy.compile import source as cuda_source
+from subquad_cupy.device import STORAGE
+from subquad_cupy.selective_scan.plan import plan_backward, plan_forward
 
 NVCC = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -31,9 +33,9 @@ def instantiations(storage, states, constant=(False, True)):
     itemsize = 8 if storage == "double" else 4
     sizes = {"groups": 1, "itemsize": itemsize}
     for d_state in states:
-        full, empty = (_plan.plan_forward(1, 1, 1, d_state, multiprocessors=count, **sizes) for count in (0, 132))
+        full, empty = (plan_forward(1, 1, 1, d_state, multiprocessors=count, **sizes) for count in (0, 132))
         for flags in itertools.product(constant, constant):
-            backward = _plan.plan_backward(1, 1, 1, d_state, multiprocessors=132, constant=any(flags), **sizes)
+            backward = plan_backward(1, 1, 1, d_state, multiprocessors=132, constant=any(flags), **sizes)
             yield full.kernel("scan_forward", storage, *flags, True)
             yield empty.kernel("scan_forward", storage, *flags, True)
             yield backward.kernel("scan_backward", storage, *flags)
@@ -50,7 +52,7 @@ def compile_report(kernels, architecture, folder):
     """Registers and bytes spilled, by mangled name; shared memory is checked."""
     source = folder / "instantiations.cu"
     lines = [f"template __global__ void {kernel}(const Scan);" for kernel in kernels]
-    source.write_text("\n".join([_launch.source(), *lines, ""]), encoding="utf-8")
+    source.write_text("\n".join([cuda_source(), *lines, ""]), encoding="utf-8")
     command = [NVCC, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", str(source)]
     command += ["-o", str(folder / "out.cubin")]
     # all instantiations of a data type take minutes
@@ -91,6 +93,6 @@ def test_the_usual_kernels_do_not_spill(architecture, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("storage", _launch.STORAGE.values())
+@pytest.mark.parametrize("storage", STORAGE.values())
 def test_no_instantiation_spills(storage, architecture, tmp_path):
     check(sorted(set(instantiations(storage, STATES))), architecture, tmp_path)

@@ -26,10 +26,11 @@ from cuda_shim.cases import (  # noqa: E402
 )
 from cuda_shim.mutated import MUTATED  # noqa: E402
 from interpreter import PATIENCE  # noqa: E402
-from libraries import relative_error  # noqa: E402
+from rows.libraries import relative_error  # noqa: E402
 
+from subquad.backend import Backend, Call  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
-from subquad_cupy import _passes, _plan, _scan  # noqa: E402
+from subquad_cupy.selective_scan import calls, passes, plan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
@@ -152,7 +153,8 @@ def test_torch_asks_the_kernel_of_its_device():
 
     @torch.compile(fullgraph=True, backend="eager")
     def taken(x, A):
-        return x if _scan.declines(x, x, A, maps, maps, None, None, None, None, **options) is None else x + 1
+        call = Call("selective_scan", (x, x, A, maps, maps, None, None, None, None))
+        return x if calls.declines(call) is None else x + 1
 
     assert taken(x, torch.ones(4, 8)).equal(x)
     assert taken(x, torch.ones(4, 8, dtype=torch.complex64)).equal(x + 1)
@@ -235,7 +237,7 @@ def test_slices_are_read_in_place(library):
         library.run(kernel, blocks, arguments)
 
     def solve_in_place(inputs):
-        y, state, _ = _scan.scan_forward(Inputs(*inputs), delta_softplus=False, reverse=False, device=NumpyDevice(run))
+        y, state, _ = calls.scan_forward(Inputs(*inputs), delta_softplus=False, reverse=False, device=NumpyDevice(run))
         return y, state
 
     got = solve_in_place(inputs)
@@ -258,8 +260,8 @@ def test_offsets_are_64_bit(device):
     delta, maps = np.abs(u), rng.standard_normal((2, 8, 1, 16)).astype("float32")
     shared = (-np.ones((41, 16), dtype="float32"), maps, maps, None, None, None, None)
     options = {"delta_softplus": False, "reverse": False, "device": device}
-    got = _scan.scan_forward(Inputs(u, delta, *shared), **options)
-    want = _scan.scan_forward(Inputs(u.copy(), delta, *shared), **options)
+    got = calls.scan_forward(Inputs(u, delta, *shared), **options)
+    want = calls.scan_forward(Inputs(u.copy(), delta, *shared), **options)
     np.testing.assert_array_equal(got[0], want[0], strict=True)
 
 
@@ -272,7 +274,7 @@ def test_bounded_scratch_changes_nothing_but_the_passes(library, monkeypatch):
         launched.append((kernel.partition("<")[0], int(arguments["n"][0])))
         library.run(kernel, blocks, arguments)
 
-    monkeypatch.setattr(_passes, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(passes, "CHECKPOINT_BYTES", 1)
     got = solve(case, NumpyDevice(run, multiprocessors=1))
     assert [steps for kernel, steps in launched if kernel == "scan_backward"] == [88, 256, 256]
     assert_close(got, case, SINGLE)
@@ -289,8 +291,8 @@ def test_saved_checkpoints_spare_the_second_forward_pass(library):
     arrays, dy, _ = case.inputs()
     inputs = [None if x is None else x.astype("float32") for x in arrays.values()]
     options = case.options | {"device": device}
-    *_, checkpoints = _scan.scan_forward(Inputs(*inputs), **options, save=True)
-    got = _scan.scan_backward(dy.astype("float32"), None, Inputs(*inputs), **options, checkpoints=checkpoints)
+    *_, checkpoints = calls.scan_forward(Inputs(*inputs), **options, save=True)
+    got = calls.scan_backward(dy.astype("float32"), None, Inputs(*inputs), **options, checkpoints=checkpoints)
     assert launched == ["scan_forward", "scan_backward"]
     assert relative_error(got.A, expected(case)["dA"]) < SINGLE
 
@@ -305,10 +307,10 @@ def test_nothing_to_do_launches_nothing(shape):
     state = np.full((batch, d, 4), 3, dtype="float32")
     options = {"delta_softplus": True, "reverse": False, "device": NumpyDevice(run)}
     inputs = Inputs(x, x, A, maps, maps, None, None, None, state)
-    y, last, _ = _scan.scan_forward(inputs, **options)
+    y, last, _ = calls.scan_forward(inputs, **options)
     assert y.shape == shape
     np.testing.assert_array_equal(last, state)
-    gradients = _scan.scan_backward(x, state, inputs, **options)
+    gradients = calls.scan_backward(x, state, inputs, **options)
     np.testing.assert_array_equal(gradients.A, np.zeros((d, 4)))
     np.testing.assert_array_equal(gradients.initial_state, state)
     assert not np.shares_memory(gradients.initial_state, state)  # a torch operator may not return its input
@@ -316,14 +318,19 @@ def test_nothing_to_do_launches_nothing(shape):
     np.testing.assert_array_equal(gradients.C, np.zeros_like(maps))
 
 
+class CudaHost(Backend):
+    def device_kind(self, array):
+        return "cuda"
+
+
 def test_it_declines_what_it_cannot_do():
     x, A, maps = np.ones((1, 2, 4), "float32"), -np.ones((4, 8), "float32"), np.ones((1, 2, 2, 8), "float32")
-    options = {"delta_softplus": False, "reverse": False}
 
     def reason(u=x, delta=x, A=A, B=maps, C=maps):
-        return _scan.declines(u, delta, A, B, C, None, None, None, None, **options)
+        call = Call("selective_scan", (u, delta, A, B, C, None, None, None, None))
+        return "; ".join(calls.ACCEPTS.why_not(call, CudaHost(), {}))
 
-    assert reason() is None
+    assert reason() == ""
     assert "complex" in reason(A=A.astype(complex))
     assert "float64" in reason(u=x.astype(float))
     assert "float64" in reason(A=A.astype(float))
@@ -335,20 +342,20 @@ def test_it_declines_what_it_cannot_do():
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 2048, 2048, 16), (1, 524288, 64, 16), (3, 1000, 770, 200)])
 def test_geometry_covers_every_channel_and_step_once(shape, multiprocessors):
     batch, n, d, d_state = shape
-    forward = _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
-    backward = _plan.plan_backward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors, constant=False)
-    for plan in (forward, backward):
-        width = _plan.THREADS // plan.lanes * plan.channels
-        assert (plan.blocks - 1) * width < d <= plan.blocks * width
-        assert (plan.chunks - 1) * plan.chunk < n <= plan.chunks * plan.chunk
-        assert plan.chunk % _plan.CHUNK_MULTIPLE == 0
-        assert plan.states * plan.lanes >= d_state
-        assert plan.grid == batch * plan.blocks * plan.chunks <= _plan.MAX_BLOCKS
+    forward = plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors)
+    backward = plan.plan_backward(*shape, groups=1, itemsize=4, multiprocessors=multiprocessors, constant=False)
+    for made in (forward, backward):
+        width = plan.THREADS // made.lanes * made.channels
+        assert (made.blocks - 1) * width < d <= made.blocks * width
+        assert (made.chunks - 1) * made.chunk < n <= made.chunks * made.chunk
+        assert made.chunk % plan.CHUNK_MULTIPLE == 0
+        assert made.states * made.lanes >= d_state
+        assert made.grid == batch * made.blocks * made.chunks <= plan.MAX_BLOCKS
 
 
 def test_only_a_long_narrow_sequence_is_split():
     def chunks(*shape):
-        return _plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=132).chunks
+        return plan.plan_forward(*shape, groups=1, itemsize=4, multiprocessors=132).chunks
 
     assert chunks(8, 2048, 2048, 16) == 1
     assert chunks(1, 200, 64, 16) == 1

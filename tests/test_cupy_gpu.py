@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from libraries import TOLERANCE, relative_error
+from rows.libraries import relative_error, tolerance
 
 from asv_benchmarks.gpu.clock import exponentials
 from asv_benchmarks.gpu.inputs import NO_BFLOAT16, has_bfloat16
@@ -38,7 +38,7 @@ def on_device(cupy, case):
 
 
 def solve(cupy, cases, case):
-    from subquad_cupy._launch import CupyDevice
+    from subquad_cupy.device import CupyDevice
 
     found = cases.solve(case, CupyDevice(), on_device(cupy, case))
     return {name: cupy.asnumpy(x) for name, x in found.items()}
@@ -79,7 +79,7 @@ def test_two_runs_agree_in_every_bit(cupy, cases):
 def test_a_long_narrow_sequence_equals_its_chunks(cupy):
     """Split over blocks, 2^17 steps agree with the same steps in calls too short to be split."""
     from subquad.kernels.selective_scan import Inputs
-    from subquad_cupy._scan import scan_forward
+    from subquad_cupy.selective_scan.calls import scan_forward
 
     rng = cupy.random.default_rng(0)
     n, d, short = 2**17, 64, 500
@@ -101,7 +101,7 @@ def test_a_long_narrow_sequence_equals_its_chunks(cupy):
 
 def test_it_runs_on_the_current_stream(cupy, cases):
     """Inputs that are still being written on the same stream are waited for."""
-    from subquad_cupy._launch import CupyDevice
+    from subquad_cupy.device import CupyDevice
 
     case = cases.CASES[0]
 
@@ -122,7 +122,7 @@ def test_torch_tensors_on_a_side_stream(cases, dtype):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this torch has no CUDA")
-    from subquad_cupy._launch import TorchDevice
+    from subquad_cupy.device import TorchDevice
 
     case = next(case for case in cases.CASES[:1] + cases.LOW_PRECISION if case.dtype == dtype)
 
@@ -172,7 +172,7 @@ def test_torch_autograd_through_the_front_door(torch_inputs, cases, dtype):
     for got, want in zip(*results, strict=True):
         assert got.dtype == want.dtype
         got, want = (x.detach().double().cpu().numpy() for x in (got, want))
-        assert relative_error(got, want) <= cases.LOW.get(dtype, TOLERANCE["float32"])
+        assert relative_error(got, want) <= cases.LOW.get(dtype, tolerance("float32"))
 
 
 def test_torch_compile_keeps_the_kernel_and_declines_what_it_cannot_do(torch_inputs):
@@ -191,7 +191,7 @@ def test_torch_compile_keeps_the_kernel_and_declines_what_it_cannot_do(torch_inp
         assert torch.equal(got, want)
     complex_A = [*arrays[:2], arrays[2].to(torch.complex64), *arrays[3:]]
     got, want = (form(*complex_A).cpu().numpy() for form in (compiled, scan))  # both generic, in different blocks
-    assert relative_error(got, want) <= TOLERANCE["float32"]
+    assert relative_error(got, want) <= tolerance("float32")
 
 
 def test_torch_func_sees_through_the_generic_form(torch_inputs):
@@ -203,4 +203,4 @@ def test_torch_func_sees_through_the_generic_form(torch_inputs):
     u.requires_grad_()
     (want,) = torch.autograd.grad(subquad.selective_scan(u, *rest, delta_softplus=True).sum(), u)
     got, want = (x.double().cpu().numpy() for x in (loss(u.detach()), want))
-    assert relative_error(got, want) <= TOLERANCE["float32"]
+    assert relative_error(got, want) <= tolerance("float32")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, Torch
-from methods import METHODS, Case, D, Row, named, rows
-from scans import Scan
+from rows.libraries import Library, Torch
+from rows.methods import METHODS, Case, D, Row, named, rows
+from rows.scans import Scan
 
 import subquad
 
@@ -167,7 +167,7 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "landmarks-of-few-queries": (ValueError, "query_mask leaves between 2 and 6", lambda: few_queries()),
     "landmarks-of-no-queries": (ValueError, "at least one visible query", lambda: few_queries(0, 0)),
     "step-lengths": (ValueError, "one key per query, got 5 queries and 6 keys", lambda: subquad.Favor().step(x[:5], x, x)),
-    "explain": (ValueError, "explain knows attention, selective_scan", lambda: subquad.explain("softmax", x)),
+    "explain": (ValueError, "explain knows these functions and calls of methods, got 'softmax'; Known: attention, linear_scan", lambda: subquad.explain("softmax", x)),
     "draw-omega": (ValueError, "projection", lambda: subquad.draw_omega("qr", 3, 4, 0)),
 }  # fmt: skip
 
@@ -198,7 +198,7 @@ def wide_landmarks(batch: int) -> Any:
 favor, other = subquad.Favor(num_features=5), subquad.Favor(num_features=7)
 nystrom = subquad.Nystrom(landmarks=(x[:3], x[:3]))
 state = favor.summarize(x, x)
-integers = state | {"kv": state["kv"].astype(int)}
+integers = state | {"numerator": state["numerator"].astype(int)}
 STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "summarize-none": (TypeError, "v is a NoneType, not an array", lambda: favor.summarize(x, None)),
     "summarize-list": (TypeError, r"k is a list, not an array.*numpy\.asarray\(k", lambda: nystrom.summarize(wrong["list"], x)),
@@ -214,18 +214,21 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "attend-no-channels": (ValueError, "q has no channels", lambda: favor.attend(x[:, :0], state)),
     "attend-no-state": (TypeError, "state is a NoneType, expected the dict that summarize", lambda: favor.attend(x, None)),
     "attend-array": (TypeError, "state is a ndarray, expected the dict", lambda: nystrom.attend(x, x)),
-    "attend-other-method": (ValueError, "state holds 'k', 'kv', 'shift', expected 'acc', 'max', 'sum'", lambda: nystrom.attend(x, state)),
-    "attend-method-of-others": (ValueError, "state holds 'acc', 'max', 'sum', expected", lambda: favor.attend(x, nystrom.summarize(x, x))),
-    "attend-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\).*options", lambda: other.attend(x, state)),
-    "attend-other-landmarks": (ValueError, r"state\['max'\] ends in \(3, 1\), expected \(4, 1\)",
+    "attend-other-method": (ValueError, r"state\['shift'\] ends in \(5, 1\), expected \(3, 1\)", lambda: nystrom.attend(x, state)),
+    "attend-method-of-others": (ValueError, r"state\['shift'\] ends in \(3, 1\), expected \(5, 1\)",
+                                lambda: favor.attend(x, nystrom.summarize(x, x))),
+    "attend-scan": (ValueError, "state holds 'decay', 'state', expected 'denominator', 'numerator', 'shift': a state belongs to",
+                    lambda: favor.attend(x, subquad.summarize_scan("linear_scan", x, x))),
+    "attend-other-m": (ValueError, r"state\['shift'\] ends in \(5, 1\), expected \(7, 1\).*options", lambda: other.attend(x, state)),
+    "attend-other-landmarks": (ValueError, r"state\['shift'\] ends in \(3, 1\), expected \(4, 1\)",
                                lambda: subquad.Nystrom(landmarks=(x[:4], x[:4])).attend(x, nystrom.summarize(x, x))),
     "attend-batch": (ValueError, r"do not broadcast: q \[3, 1\], state \[2, 1\]",
                      lambda: favor.attend(np.zeros((3, 1, 6, 4)), favor.summarize(*2 * [np.zeros((2, 1, 6, 4))]))),
-    "attend-list-in-state": (TypeError, r"state\['kv'\] is a list", lambda: favor.attend(x, state | {"kv": [1.0]})),
-    "attend-none-in-state": (TypeError, r"state\['kv'\] is a NoneType", lambda: favor.attend(x, state | {"kv": None})),
-    "attend-integers": (TypeError, r"state\['kv'\] has dtype int64, expected a real floating", lambda: favor.attend(x, integers)),
-    "merge-integers": (TypeError, r"right\['kv'\] has dtype int64", lambda: favor.merge(state, integers)),
-    "merge-integers-alone": (TypeError, r"left\['kv'\] has dtype int64", lambda: favor.merge(integers, None)),
+    "attend-list-in-state": (TypeError, r"state\['numerator'\] is a list", lambda: favor.attend(x, state | {"numerator": [1.0]})),
+    "attend-none-in-state": (TypeError, r"state\['numerator'\] is a NoneType", lambda: favor.attend(x, state | {"numerator": None})),
+    "attend-integers": (TypeError, r"state\['numerator'\] has dtype int64, expected a real floating", lambda: favor.attend(x, integers)),
+    "merge-integers": (TypeError, r"right\['numerator'\] has dtype int64", lambda: favor.merge(state, integers)),
+    "merge-integers-alone": (TypeError, r"left\['numerator'\] has dtype int64", lambda: favor.merge(integers, None)),
     "merge-batch": (ValueError, r"do not broadcast: left \[3, 1\], right \[2, 1\]",
                     lambda: favor.merge(of_heads(3, 1), of_heads(2, 1))),
     "attend-options": (ValueError, "q, the state or an option has 5 heads.*the state and its options have 3",
@@ -238,19 +241,19 @@ STATES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "merge-heads-right": (ValueError, "right has 5 heads.*the arrays of left have 2.*must divide",
                           lambda: favor.merge(*map(of_heads, (2, 5)))),
     "merge-list": (TypeError, "left is a list, expected the dict", lambda: favor.merge([state], state)),
-    "merge-other-m": (ValueError, r"right\['shift'\] ends in \(1, 7\), expected \(1, 5\)", lambda: favor.merge(state, other.summarize(x, x))),
-    "merge-other-method": (ValueError, "right holds 'acc', 'max', 'sum'", lambda: favor.merge(state, nystrom.summarize(x, x))),
-    "merge-other-values": (ValueError, r"right\['kv'\] ends in \(5, 3\), expected \(5, 4\)",
+    "merge-other-m": (ValueError, r"right\['shift'\] ends in \(7, 1\), expected \(5, 1\)", lambda: favor.merge(state, other.summarize(x, x))),
+    "merge-other-method": (ValueError, r"right\['shift'\] ends in \(3, 1\), expected \(5, 1\)", lambda: favor.merge(state, nystrom.summarize(x, x))),
+    "merge-other-values": (ValueError, r"right\['numerator'\] ends in \(5, 3\), expected \(5, 4\)",
                            lambda: favor.merge(state, favor.summarize(x, x[:, :3]))),
-    "step-integers": (TypeError, r"state\['kv'\] has dtype int64", lambda: favor.step(x, x, x, integers)),
+    "step-integers": (TypeError, r"state\['numerator'\] has dtype int64", lambda: favor.step(x, x, x, integers)),
     "step-none": (TypeError, "k is a NoneType, not an array", lambda: favor.step(x, None, x)),
     "step-list": (TypeError, "q is a list, not an array", lambda: favor.step(wrong["list"], x, x)),
     "step-one-axis": (ValueError, r"q has shape \(4,\).*at least two axes", lambda: favor.step(x[0], x[0], x[0])),
-    "step-other-m": (ValueError, r"state\['shift'\] ends in \(1, 5\), expected \(1, 7\)", lambda: other.step(x, x, x, state)),
-    "step-other-values": (ValueError, r"state\['kv'\] ends in \(5, 4\), expected \(5, 3\)", lambda: favor.step(x, x, x[:, :3], state)),
-    "step-batch": (ValueError, r"do not broadcast: state \[2\], k \[3\]",
+    "step-other-m": (ValueError, r"state\['shift'\] ends in \(5, 1\), expected \(7, 1\)", lambda: other.step(x, x, x, state)),
+    "step-other-values": (ValueError, r"state\['numerator'\] ends in \(5, 4\), expected \(5, 3\)", lambda: favor.step(x, x, x[:, :3], state)),
+    "step-batch": (ValueError, r"do not broadcast: q \[3\], k \[3\], v \[3\], state \[2\]",
                    lambda: favor.step(*3 * [np.zeros((3, 6, 4))], favor.summarize(*2 * [np.zeros((2, 6, 4))]))),
-    "step-other-method": (ValueError, "state holds 'acc', 'max', 'sum'", lambda: favor.step(x, x, x, nystrom.summarize(x, x))),
+    "step-other-method": (ValueError, r"state\['shift'\] ends in \(3, 1\), expected \(5, 1\)", lambda: favor.step(x, x, x, nystrom.summarize(x, x))),
 }  # fmt: skip
 
 

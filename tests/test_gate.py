@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from asv_benchmarks.gate import measure, trees
-from asv_benchmarks.gate.cases import CASES
-from asv_benchmarks.gate.measure import Slowdown
-from asv_benchmarks.gate.trees import ROOT, NoBaseError, checked_out, find_commit
+pytest.importorskip("rich")
 
-CASE = "selective_scan_step"
+from asv_benchmarks import gate, harness, tree
+from asv_benchmarks.gate import Finding, compare
+from asv_benchmarks.harness import ROOT
+
+CASE = {"selective_scan step": gate.cases()["selective_scan step"]}
 PAIRS = 15
 
 
 @pytest.fixture
-def head() -> str:
-    if shutil.which("git") is None:
-        pytest.skip("git is absent")
-    try:
-        return find_commit("HEAD")
-    except NoBaseError as error:
-        pytest.skip(f"{ROOT} is no repository: {error}")
+def base(tmp_path: Path) -> Path:
+    """The files of HEAD."""
+    if shutil.which("git") is None or not harness.git("rev-parse", "HEAD"):
+        pytest.skip(f"{ROOT} is no repository, or git is absent")
+    return tree.check_out(ROOT, "HEAD", tmp_path)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A tree whose subquad has nothing in it."""
+    (tmp_path / "subquad").mkdir()
+    (tmp_path / "subquad" / "__init__.py").write_text("")
+    return tmp_path
 
 
 @pytest.fixture
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "CASE_SECONDS", 0.02)
+    monkeypatch.setattr(gate, "CASE_SECONDS", 0.02)
+
+
+def slower(base: Sequence[float], tree: Sequence[float]) -> tuple[float, float]:
+    return Finding("", {"base": list(base), "tree": list(tree)}, {}).slower
 
 
 def samples(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,84 +52,73 @@ def samples(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_looks_like_no_slowdown(seed: int) -> None:
-    assert Slowdown.of(*samples(seed)).least < 1.5
+    assert min(slower(*samples(seed))) < 1.5
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_quiet_half_shows_the_slowdown(seed: int) -> None:
     """Noise that both sides share leaves the ratio as it is."""
     noise, _ = samples(seed)
-    assert Slowdown.of(noise, 2 * noise).least == pytest.approx(2)
+    assert min(slower(noise, 2 * noise)) == pytest.approx(2)
 
 
 def test_a_lucky_sample_of_the_base_is_not_enough() -> None:
     base, tree = np.ones(PAIRS), np.ones(PAIRS)
     base[3] = 0.4
-    assert Slowdown.of(base, tree).least == 1
-    assert Slowdown.of(base, tree).most == 2.5
+    assert min(slower(base, tree)) == 1
+    assert max(slower(base, tree)) == 2.5
 
 
 def test_most_pairs_disturbed_is_not_enough() -> None:
     base, tree = np.ones(PAIRS), np.full(PAIRS, 3.0)
     tree[3] = 1.05
-    assert Slowdown.of(base, tree).least == pytest.approx(1.05)
+    assert min(slower(base, tree)) == pytest.approx(1.05)
 
 
 @pytest.mark.usefixtures("_briefly")
 @pytest.mark.parametrize(("injected", "alarm"), [(1, False), (12, True)])
 def test_the_working_tree_against_itself(injected: int, alarm: bool) -> None:
-    (finding,) = measure.compare(ROOT, ROOT, [CASE], factor=4, injected=injected)
-    assert finding.base_failure is None
-    assert finding.tree_failure is None
-    assert finding.is_alarm(4) == alarm, finding
+    (finding,) = compare(ROOT, ROOT, CASE, factor=4, injected=injected)
+    assert not finding.failures
+    assert (min(finding.slower) > 4) == alarm, finding
 
 
 @pytest.mark.usefixtures("_briefly")
-def test_the_files_of_a_commit_are_measured(head: str) -> None:
+def test_the_files_of_a_commit_are_measured(base: Path) -> None:
     """How fast they are is not asked: the working tree may be faster or slower."""
-    with checked_out(head) as base:
-        (finding,) = measure.compare(base, ROOT, [CASE], factor=4)
-    if finding.base_failure:
-        pytest.skip(f"HEAD cannot run the case: {finding.base_failure}")
-    assert finding.tree_failure is None
-    assert finding.slowdown is not None
+    (finding,) = compare(base, ROOT, CASE, factor=4)
+    assert not finding.failures
+    assert min(map(len, finding.times.values())) >= gate.LEAST
 
 
-def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trees, "PATIENCE", 0.5)
-    (tmp_path / "subquad").mkdir()
-    (tmp_path / "subquad" / "__init__.py").write_text("import time; time.sleep(60)")
-    with trees.workers(tmp_path) as (worker,):
-        worker.ask("prepare", CASE)
-        assert "ended with" in worker.answer()["failure"]
+def test_a_process_that_hangs_is_ended(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "PATIENCE", 1)
+    (empty / "subquad" / "__init__.py").write_text("import time; time.sleep(60)")
+    with tree.process(empty, {}) as ask, pytest.raises(ChildProcessError, match="the process ended with"):
+        ask(*CASE.values())
 
 
-def test_a_case_that_the_base_lacks_is_new(tmp_path: Path) -> None:
-    (tmp_path / "subquad").mkdir()
-    (tmp_path / "subquad" / "__init__.py").write_text("")
-    (finding,) = measure.compare(tmp_path, ROOT, [CASE], factor=1.5)
-    assert finding.base_failure is not None
-    assert "selective_scan_step" in finding.base_failure
-    assert not finding.is_alarm(1.5)
+def test_a_case_that_the_base_lacks_is_new(empty: Path) -> None:
+    (finding,) = compare(empty, ROOT, CASE, factor=1.5)
+    assert finding.failures.keys() == {"base"}
+    assert "selective_scan_step" in finding.failures["base"]
+    assert max(finding.slower) < 1.5
 
 
-def test_a_case_that_the_working_tree_lost_is_an_alarm(tmp_path: Path) -> None:
-    (tmp_path / "subquad").mkdir()
-    (tmp_path / "subquad" / "__init__.py").write_text("")
-    (finding,) = measure.compare(ROOT, tmp_path, [CASE], factor=1.5)
-    assert finding.tree_failure is not None
-    assert finding.is_alarm(1.5)
+def test_a_case_that_the_working_tree_lost_is_an_alarm(empty: Path) -> None:
+    (finding,) = compare(ROOT, empty, CASE, factor=1.5)
+    assert finding.failures.keys() == {"tree"}
+    assert min(finding.slower) > 1.5
 
 
 def test_a_tree_without_the_package_is_noticed(tmp_path: Path) -> None:
     """Another copy may be installed: it must not be measured in its place."""
-    (finding,) = measure.compare(tmp_path, ROOT, [CASE], factor=1.5)
-    assert finding.base_failure is not None
-    assert finding.slowdown is None
+    (finding,) = compare(tmp_path, ROOT, CASE, factor=1.5)
+    assert "subquad" in finding.failures["base"]
 
 
-def test_cases_run() -> None:
-    import subquad  # noqa: F401  the cases import it by themselves
-
-    for make in CASES.values():
-        assert make()() is not None
+@pytest.mark.usefixtures("_briefly")
+def test_every_case_runs_in_the_working_tree() -> None:
+    with tree.process(ROOT, {}) as ask:
+        for question in gate.cases().values():
+            ask(question)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Jax, Torch, relative_error
-from methods import METHODS, Case, D, Row, named, rows
-from scans import Scan, scans
+from rows.libraries import Jax, Torch, relative_error
+from rows.methods import METHODS, Case, D, Row, named, rows
+from rows.scans import Scan, scans
 
 import subquad
 

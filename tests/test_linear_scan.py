@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import definitions
 import numpy as np
 import pytest
-from libraries import LIBRARIES, TOLERANCE, CuPy, Jax, Library, NumPy, Strict, Torch, relative_error
+from rows import definitions
+from rows.libraries import LIBRARIES, CuPy, Jax, Library, NumPy, Strict, Torch, relative_error, tolerance
 
 import subquad
 
@@ -103,7 +103,7 @@ def test_equals_the_loop(library: Library, form: Form, n: int, implementation: s
         for x, reference in zip(got, expected, strict=True):
             assert tuple(x.shape) == reference.shape
             if library.has_values:
-                assert relative_error(library.numpy(x), reference) <= TOLERANCE[dtype]
+                assert relative_error(library.numpy(x), reference) <= tolerance(dtype)
 
 
 def test_half_precision_is_rounded_once() -> None:
@@ -143,8 +143,8 @@ def test_full_equals_chunks(form: Form, implementation: str, chunk: int) -> None
     for start in reversed(starts) if form.reverse else starts:
         rows = slice(start, start + chunk)
         parts[start], state = form.call(implementation)(a[..., rows, :], b[..., rows, :], state)
-    assert relative_error(np.concatenate([parts[start] for start in starts], axis=-2), full) <= TOLERANCE["float64"]
-    assert relative_error(state, last) <= TOLERANCE["float64"]
+    assert relative_error(np.concatenate([parts[start] for start in starts], axis=-2), full) <= tolerance("float64")
+    assert relative_error(state, last) <= tolerance("float64")
 
 
 @implementations
@@ -190,18 +190,18 @@ def test_no_factor_is_too_small(factor: float, dtype: str, implementation: str) 
     given = [x.astype(dtype) for x in (np.full_like(a, factor), b, state)]
     h, _ = FORMS[1].call(implementation)(*given)
     expected = definitions.linear_scan(*(x.astype(np.float64) for x in given))[0]
-    assert relative_error(h, expected) <= TOLERANCE[dtype]
+    assert relative_error(h, expected) <= tolerance(dtype)
 
 
 def test_generic_takes_no_more_steps_for_a_longer_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("subquad.kernels.linear_scan")  # the package's attribute is the function
-    driver, steps = module.scan_blocks, []
+    driver, steps = module.fold_blocks, []
 
     def counted(step: Any, carry: Any, arrays: Any, size: int, **options: Any) -> Any:
         steps.append(arrays[0].shape[-2] / size)
         return driver(step, carry, arrays, size, **options)
 
-    monkeypatch.setattr(module, "scan_blocks", counted)
+    monkeypatch.setattr(module, "fold_blocks", counted)
     for n in (100, 10_000):
         steps.clear()
         subquad.linear_scan(*np.ones((2, n, 1)), implementation="generic")
@@ -277,7 +277,7 @@ def test_gradient_is_the_same_on_jax_and_torch(jax_library: Jax, form: Form, imp
         loss = weighted(form, implementation, lambda h: h.real)
         found = jax.jit(jax.grad(loss, argnums=tuple(range(len(given)))))(*given)
     for ours, theirs in zip(found, torch_gradients(form, n), strict=True):
-        assert relative_error(np.conj(np.asarray(ours)), theirs) <= TOLERANCE["float64"]
+        assert relative_error(np.conj(np.asarray(ours)), theirs) <= tolerance("float64")
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -289,7 +289,7 @@ def test_torch_gradient_of_the_kernel_is_that_of_the_generic_form(form: Form, ag
     tensors = [torch.from_numpy(x).requires_grad_() for x in form.draw(n) if x is not None]
     found = torch.autograd.grad(weighted(form, "auto", lambda h: h.real)(*tensors), tensors, create_graph=again)
     for got, expected in zip(found, torch_gradients(form, n), strict=True):
-        assert relative_error(got.detach().resolve_conj().numpy(), expected) <= TOLERANCE["float64"]
+        assert relative_error(got.detach().resolve_conj().numpy(), expected) <= tolerance("float64")
 
 
 @forms("state", "reverse")
@@ -309,7 +309,7 @@ def test_only_the_gradients_asked_for_come() -> None:
     assert a.grad is None
     assert state.grad is None
     expected = definitions.linear_scan(*(np.flip(x, -2) for x in (shifted(a.numpy()), np.ones(h.shape))))[0]
-    assert relative_error(b.grad.numpy(), np.flip(expected, -2)) <= TOLERANCE["float64"]
+    assert relative_error(b.grad.numpy(), np.flip(expected, -2)) <= tolerance("float64")
 
 
 def shifted(a: np.ndarray) -> np.ndarray:
@@ -326,11 +326,11 @@ def test_torch_compile_full_graph(form: Form, implementation: str) -> None:
     ours, theirs = ([torch.from_numpy(x).requires_grad_() for x in form.draw(40)] for _ in range(2))
     compiled = torch.compile(form.call(implementation), fullgraph=True, backend="aot_eager")
     for got, expected in zip(compiled(*ours), form.call("generic")(*theirs), strict=True):
-        assert relative_error(got.detach().numpy(), expected.detach().numpy()) <= TOLERANCE["float64"]
+        assert relative_error(got.detach().numpy(), expected.detach().numpy()) <= tolerance("float64")
     for tensors, function in ((ours, compiled), (theirs, form.call("generic"))):
         function(*tensors)[0].abs().square().sum().backward()
     for got, expected in zip(ours, theirs, strict=True):
-        assert relative_error(got.grad.numpy(), expected.grad.numpy()) <= TOLERANCE["float64"]
+        assert relative_error(got.grad.numpy(), expected.grad.numpy()) <= tolerance("float64")
     torch._dynamo.reset()
 
 
@@ -340,11 +340,11 @@ def test_torch_func(form: Form) -> None:
     tensors = [torch.from_numpy(x) for x in form.draw(20)]
     mapped = torch.func.vmap(form.call())(*tensors)
     for got, expected in zip(mapped, form.call()(*tensors), strict=True):
-        assert relative_error(got.numpy(), expected.numpy()) <= TOLERANCE["float64"]
+        assert relative_error(got.numpy(), expected.numpy()) <= tolerance("float64")
     loss = weighted(form, "auto", lambda h: h.real)
     found = torch.func.grad(loss, argnums=(0, 1, 2))(*tensors)
     for got, expected in zip(found, torch_gradients(form, 20), strict=True):
-        assert relative_error(got.resolve_conj().numpy(), expected) <= TOLERANCE["float64"]
+        assert relative_error(got.resolve_conj().numpy(), expected) <= tolerance("float64")
 
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
@@ -358,7 +358,7 @@ def test_torch_forward_mode_keeps_the_tangent(needs_gradient: bool) -> None:
         h, _ = FORMS[0].call()(a, forward_ad.make_dual(b.requires_grad_(needs_gradient), b.detach()))
         value, tangent = forward_ad.unpack_dual(h)
         assert tangent is not None
-        assert relative_error(tangent.detach().numpy(), value.detach().numpy()) <= TOLERANCE["float64"]
+        assert relative_error(tangent.detach().numpy(), value.detach().numpy()) <= tolerance("float64")
 
 
 @forms("state", "reverse")
@@ -368,11 +368,11 @@ def test_jax_transforms(jax_library: Jax, form: Form) -> None:
     with jax_library.context("float64"):
         given = [jax_library.array(x, "float64") for x in form.draw(20)]
         for got, expected in zip(jax.vmap(jax.jit(form.call()))(*given), form.call()(*given), strict=True):
-            assert relative_error(np.asarray(got), np.asarray(expected)) <= TOLERANCE["float64"]
+            assert relative_error(np.asarray(got), np.asarray(expected)) <= tolerance("float64")
         loss = jax.grad(weighted(form, "auto", lambda h: h.real), argnums=(0, 1, 2))
         each = jax.jit(jax.vmap(loss))(*given)
     for got, expected in zip(each, torch_gradients(form, 20), strict=True):
-        assert relative_error(np.asarray(got), expected) <= TOLERANCE["float64"]
+        assert relative_error(np.asarray(got), expected) <= tolerance("float64")
 
 
 def test_jax_forward_mode_of_the_generic_form(jax_library: Jax) -> None:
@@ -382,4 +382,4 @@ def test_jax_forward_mode_of_the_generic_form(jax_library: Jax) -> None:
         a, b, state = (jax_library.array(x, "float64") for x in FORMS[1].draw(20))
         scan = FORMS[1].call("generic")
         _, (tangent, _) = jax.jvp(lambda b: scan(a, b, state), (b,), (b,))
-        assert relative_error(np.asarray(tangent), np.asarray(scan(a, b)[0])) <= TOLERANCE["float64"]
+        assert relative_error(np.asarray(tangent), np.asarray(scan(a, b)[0])) <= tolerance("float64")

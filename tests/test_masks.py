@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, Torch, relative_error
-from methods import CAUSAL, MAIN, METHODS, Case, D, Row, named, rows
+from rows.libraries import Library, Torch, relative_error
+from rows.methods import CAUSAL, MAIN, METHODS, Case, D, Row, named, rows
 
 N = 37
 WHOLE = Case((2, N, D), (2, N, D), (2, N, 5))

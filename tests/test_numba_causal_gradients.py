@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("numba")
 
+from compiled_calls import Done, Mapped, causal_product, elu, gradients
+from compiled_calls import exponential as exponential_map
 from test_numba_gradients import TOLERANCE, autograd, check, draw
 
 import subquad
-from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradient_calls as feature_gradients
 
 torch = pytest.importorskip("torch")
 
@@ -53,9 +52,9 @@ def exponential(scale: float, keys: np.ndarray, queries: np.ndarray, mask: np.nd
     return definition
 
 
-def linear(phi: Elu, mask: np.ndarray | None) -> Any:
+def linear(phi: Mapped, mask: np.ndarray | None) -> Any:
     def definition(q: Any, k: Any, v: Any) -> Any:
-        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.queries * q, phi.keys * k))
+        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.phi.scale_q * q, phi.phi.scale_k * k))
         return causal(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, mask)
 
     return definition
@@ -74,16 +73,13 @@ def test_gradient_is_that_of_the_definition(size: tuple[int, ...], kind: str, dt
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     late = np.broadcast_to(np.arange(n_kv) >= n_kv // 2, (shared, n_kv))
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None], "late": late}
-    phi: Exponential | Elu
     if kind == "elu":
-        phi = Elu(0.7, -1.3)
+        phi = elu(0.7, -1.3)
         definition = linear(phi, seen[mask])
     else:
-        phi = Exponential(keys, -keys[:, ::-1], -(d**-0.5))
-        definition = exponential(phi.scale, phi.keys, phi.queries, seen[mask])
-    out, trace = features.causal_and_trace(q, k, v, phi=phi, key_mask=seen[mask], traced=True)
-    assert trace is not None
-    got = feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi, key_mask=seen[mask])
+        phi = exponential_map(keys, -keys[:, ::-1], -(d**-0.5))
+        definition = exponential(phi.phi.scale, *phi.weights, seen[mask])
+    got = gradients(causal_product(q, k, v, phi=phi, key_mask=seen[mask], save=True), phi, grad)
     check(got, autograd(definition, [q, k, v], grad), dtype)
 
 
@@ -95,11 +91,9 @@ def test_blocks_of_exponents_far_apart(dtype: str, growing: bool) -> None:
     q, k, v, keys, grad = draw(dtype, (1, n, d), (1, n, d), (1, n, d), (d, m), (1, n, d))
     size = np.linspace(0, 8, n, dtype=dtype) if growing else np.linspace(3, 0, n, dtype=dtype)
     k = k * size[:, None]
-    phi = Exponential(keys, keys, 0.1)
-    out, trace = features.causal_and_trace(q, k, v, phi=phi, traced=True)
-    assert trace is not None
-    got = feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi)
-    expected = autograd(exponential(phi.scale, keys, keys, None), [q, k, v], grad)
+    phi = exponential_map(keys, keys, 0.1)
+    got = gradients(causal_product(q, k, v, phi=phi, save=True), phi, grad)
+    expected = autograd(exponential(phi.phi.scale, keys, keys, None), [q, k, v], grad)
     exponent = np.abs(k @ keys).max()  # its last place is a relative error of the weight
     for by, want in zip(got, expected, strict=True):
         assert np.abs(by - want).max() <= np.finfo(dtype).eps * 8 * exponent * np.abs(want).max()
@@ -108,10 +102,8 @@ def test_blocks_of_exponents_far_apart(dtype: str, growing: bool) -> None:
 def test_no_gradient_comes_from_the_past() -> None:
     q, k, v, keys, grad = draw("float32", (1, 100, 8), (1, 100, 8), (1, 100, 8), (8, 24), (1, 100, 8))
     grad[:, 50:] = 0
-    phi = Exponential(keys / 2, keys / 2, 0.25)
-    out, trace = features.causal_and_trace(q, k, v, phi=phi, traced=True)
-    assert trace is not None
-    by_q, by_k, by_v = feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi)
+    phi = exponential_map(keys / 2, keys / 2, 0.25)
+    by_q, by_k, by_v = gradients(causal_product(q, k, v, phi=phi, save=True), phi, grad)
     assert (by_q[:, 50:] == 0).all()
     assert (by_k[:, 50:] == 0).all()
     assert (by_v[:, 50:] == 0).all()
@@ -121,13 +113,11 @@ def test_no_gradient_comes_from_the_past() -> None:
 def test_hidden_numbers_are_not_read() -> None:
     q, k, v, keys, grad = draw("float32", (1, 100, 8), (1, 100, 8), (1, 100, 8), (8, 24), (1, 100, 8))
     mask = np.arange(100)[None] % 3 != 0
-    phi = Exponential(keys / 2, keys / 2, 0.25)
+    phi = exponential_map(keys / 2, keys / 2, 0.25)
     found = []
     for hidden in (0.0, np.nan):
         a, b = (np.where(mask[..., None], x, np.float32(hidden)) for x in (k, v))
-        out, trace = features.causal_and_trace(q, a, b, phi=phi, key_mask=mask, traced=True)
-        assert trace is not None
-        found.append(feature_gradients.causal_product_gradient(q, a, b, trace, out, grad, phi=phi, key_mask=mask))
+        found.append(gradients(causal_product(q, a, b, phi=phi, key_mask=mask, save=True), phi, grad))
         assert (found[-1][1][~mask] == 0).all()
         assert (found[-1][2][~mask] == 0).all()
     assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True))
@@ -141,8 +131,9 @@ def test_what_the_kernel_cannot_take_is_generic(fault: str) -> None:
         k[:, 0] *= 60  # ρ of the first block
     else:
         v[:, 40, 3] = np.nan
-    _, trace = features.causal_and_trace(q, k, v, phi=Exponential(keys, keys, 0.35), traced=True)
-    assert trace is None
+    done: Done = causal_product(q, k, v, phi=exponential_map(keys, keys, 0.35), save=True)
+    _, _, saved, _ = done.verbs[-1]
+    assert saved is None
     found = []
     for dtype in (np.float32, np.float64):
         given = [torch.tensor(x.astype(dtype), requires_grad=True) for x in (q, k, v)]

@@ -13,11 +13,11 @@ from interpreter import python
 
 pytest.importorskip("numba")
 
+import compiled_calls
+from compiled_calls import elu, exponential, gradients, softmax_gradients
+
 import subquad
-from subquad.kernels._feature_map import Elu, Exponential
-from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradient_calls as feature_gradients
-from subquad_numpy.features.gradient_calls import sum_to
+from subquad_numpy.features.calls import sum_to
 
 torch = pytest.importorskip("torch")
 
@@ -88,13 +88,12 @@ def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: st
         dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (d, m), (heads, n, d_v), (1, d), (shared, 1, d)
     )
     keys = keys * np.dtype(dtype).type(d**-0.25)
-    phi = Exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
+    phi = exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
-    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen, directions=True)
-    given = [q, k, v, phi.keys, phi.queries, *(center if centred else ())]
-    check(got, autograd(lambda *x: product(phi.scale, seen, *x), given, grad), dtype)
+    got = gradients(compiled_calls.product(q, k, v, phi=phi, key_mask=seen, save=True), phi, grad)
+    given = [q, k, v, *phi.weights]
+    check(got, autograd(lambda *x: product(phi.phi.scale, seen, *x), given, grad), dtype)
 
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
@@ -106,14 +105,13 @@ def test_gradient_of_linear_attention(size: tuple[int, ...], dtype: str, mask: s
     q[0, 0, 0] = k[0, 0, 0] = 0  # where the map is not smooth but for its first derivative
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    phi = Elu(0.7, -1.3)
+    phi = elu(0.7, -1.3)
 
     def definition(q: Any, k: Any, v: Any) -> Any:
-        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.queries * q, phi.keys * k))
+        phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.phi.scale_q * q, phi.phi.scale_k * k))
         return weighted(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, seen)
 
-    out, sums = features.product_and_sums(q, k, v, phi=phi, key_mask=seen)
-    got = feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, key_mask=seen)[:3]
+    got = gradients(compiled_calls.product(q, k, v, phi=phi, key_mask=seen, save=True), phi, grad)[:3]
     check(got, autograd(definition, [q, k, v], grad), dtype)
 
 
@@ -125,19 +123,15 @@ def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: 
     q, k, v, grad = draw(dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (heads, n, d_v))
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
-    out, sums = features.softmax_and_sums(q, k, v, scale=-0.3, key_mask=seen)
-    got = feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=-0.3, key_mask=seen)
+    got = softmax_gradients(q, k, v, grad, scale=-0.3, key_mask=seen)
     check(got, autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
 
 
 def test_threads_do_not_change_a_bit() -> None:
     q, k, v, keys, grad = draw("float32", (2, 4500, 16), (2, 4500, 16), (2, 4500, 8), (16, 40), (2, 4500, 8))
-    phi = Exponential(keys / 2, keys / 2, 0.25)
-    out, sums = features.product_and_sums(q, k, v, phi=phi)
-    found = [
-        feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, threads=threads)[:3]
-        for threads in (1, 2, 3)
-    ]
+    phi = exponential(keys / 2, keys / 2, 0.25)
+    done = compiled_calls.product(q, k, v, phi=phi, save=True)
+    found = [gradients(done, phi, grad, threads=threads)[:3] for threads in (1, 2, 3)]
     for one, *others in zip(*found, strict=True):
         assert all(np.array_equal(one, other) for other in others)
 
@@ -147,31 +141,26 @@ def test_hidden_numbers_are_not_read() -> None:
     q, k, v, keys, grad = draw("float32", (1, 600, 8), (1, 70, 8), (1, 70, 8), (8, 24), (1, 600, 8))
     mask = np.arange(70)[None] % 7 > 0
     dirty = [np.where(mask[..., None], x, np.nan) for x in (k, v)]
-    phi = Exponential(keys / 2, keys / 2, 0.25)
+    phi = exponential(keys / 2, keys / 2, 0.25)
     for a, b, c, g in ((q, k, v, grad), (q, *dirty, grad)):
-        out, sums = features.product_and_sums(a, b, c, phi=phi, key_mask=mask)
-        found = feature_gradients.feature_product_gradient(a, b, c, sums, out, g, phi=phi, key_mask=mask)
-        few, none = features.softmax_and_sums(a, b, c, scale=0.3, key_mask=mask)
-        also = feature_gradients.softmax_attention_gradient(a, b, c, none, few, g, scale=0.3, key_mask=mask)
+        found = gradients(compiled_calls.product(a, b, c, phi=phi, key_mask=mask, save=True), phi, g)
+        also = softmax_gradients(a, b, c, g, scale=0.3, key_mask=mask)
         for by_q, by_k, by_v in (found[:3], also):
             assert np.isfinite(by_q).all()
             assert (by_k[0, ::7] == 0).all()
             assert (by_v[0, ::7] == 0).all()
             assert (by_k[0, 1::7] != 0).any()
     q[0, 3] = np.nan
-    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask)
-    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask)[1:]:
+    for by in softmax_gradients(q, k, v, grad, scale=0.3, key_mask=mask)[1:]:
         assert (by[0, ::7] == 0).all()
-    few, none = features.softmax_and_sums(q, k, v, scale=0.3, key_mask=mask & False)
-    for by in feature_gradients.softmax_attention_gradient(q, k, v, none, few, grad, scale=0.3, key_mask=mask & False):
+    for by in softmax_gradients(q, k, v, grad, scale=0.3, key_mask=mask & False):
         assert (by == 0).all()
 
 
 GUARDED = """
-import ctypes, math, numpy
-from subquad.kernels._feature_map import Exponential
-from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradient_calls as feature_gradients
+import ctypes, math, numpy, sys
+sys.path.insert(0, "tests")
+from compiled_calls import causal_product, exponential, gradients, product, softmax_gradients
 libc, page = ctypes.CDLL(None), 4096
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -186,17 +175,14 @@ def guarded(*shape):
     x[...] = 0.1
     return x
 numpy.empty, empty = lambda shape, *rest, **more: (
-    guarded(*shape) if rest else empty(shape, **more)), numpy.empty  # results too end where memory ends
+    guarded(*shape) if rest and rest[0] == numpy.float32 else empty(shape, *rest, **more)), numpy.empty  # results too end where memory ends
 for n, n_kv, m in ((257, 31, 300), (600, 40, 17), (5, 700, 513)):
     q, k, v, W, grad = guarded(2, n, 7), guarded(2, n_kv, 7), guarded(2, n_kv, 5), guarded(7, m), guarded(2, n, 5)
-    phi = Exponential(W, W, 0.5, (guarded(1, 7), guarded(1, 7)))
-    out, sums = features.product_and_sums(q, k, v, phi=phi)
-    feature_gradients.feature_product_gradient(q, k, v, sums, out, grad, phi=phi, directions=True)
-    out, sums = features.softmax_and_sums(q, k, v, scale=1.0)
-    feature_gradients.softmax_attention_gradient(q, k, v, sums, out, grad, scale=1.0)
-    phi = Exponential(W, W, 0.5)
-    out, trace = features.causal_and_trace(q, k, v, phi=phi, traced=True)
-    feature_gradients.causal_product_gradient(q, k, v, trace, out, grad, phi=phi)
+    phi, options = exponential(W, W, 0.5, (guarded(1, 7), guarded(1, 7))), {"save": True, "new": numpy.empty}
+    gradients(product(q, k, v, phi=phi, **options), phi, grad)
+    softmax_gradients(q, k, v, grad, scale=1.0)
+    phi = exponential(W, W, 0.5)
+    gradients(causal_product(q, k, v, phi=phi, **options), phi, grad)
 print("done")
 """
 

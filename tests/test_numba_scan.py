@@ -13,13 +13,12 @@ torch = pytest.importorskip("torch")
 
 import oracle  # noqa: E402
 import torch_scan  # noqa: E402
-from libraries import relative_error  # noqa: E402
+from compiled_calls import linear_scan_backward, linear_scan_forward, scan_backward, scan_forward  # noqa: E402
+from rows.libraries import relative_error  # noqa: E402
 
 import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_numpy.codegen import compile as codegen_compile  # noqa: E402
-from subquad_numpy.linear_scan.calls import linear_scan_backward, linear_scan_forward  # noqa: E402
-from subquad_numpy.selective_scan.calls import scan_backward, scan_forward  # noqa: E402
 
 Arrays = dict[str, Any]
 torch.set_num_threads(1)  # the loops of the definition are too small for more

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
+import os
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import finalize
 
@@ -14,54 +17,87 @@ import pytest
 
 pytest.importorskip("numba")
 
-from subquad_numpy.runtime import threads as _threads
-from subquad_numpy.runtime.threads import run_tasks
+from subquad.backend import Like
+from subquad_numpy.codegen.compile import DONE
+from subquad_numpy.runtime import threads as runtime
+from subquad_numpy.runtime.launch import Launch, Rows
+from subquad_numpy.runtime.threads import run_tasks, thread_count
 
-FRAME = np.zeros(1, np.int64)
+RECORDS = np.zeros(1, np.int64)
+
+
+class Kernel:
+    """A Python function (first, last) -> int as a compiled kernel is called: by its address, or from Python."""
+
+    def __init__(self, function: Callable[[int, int], int]) -> None:
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        self.function = kind(lambda first, last, records: function(first, last))
+        self.address = ctypes.cast(self.function, ctypes.c_void_p).value
+
+    def __call__(self, first: int, last: int, records: Any) -> None:
+        self.function(first, last, None)
 
 
 def test_every_task_runs_once() -> None:
     seen: list[int] = []
-    run_tasks(lambda first, last, frame: seen.extend(range(first, last)), 101, FRAME, 3, None)
-    assert sorted(seen) == [*range(101)]
+
+    def work(first: int, last: int) -> int:
+        seen.extend(range(first, last))
+        return DONE
+
+    for threads in (1, 2, 3):
+        run_tasks(Kernel(work), 101, RECORDS, threads, None)
+        assert sorted(seen) == [*range(101)]
+        seen.clear()
 
 
-def test_an_error_in_any_thread_reaches_the_caller() -> None:
-    def fail(first: int, last: int, frame: Any) -> None:
-        if first == 4:
-            raise MemoryError
+def test_several_threads_may_call_at_once() -> None:
+    def call(number: int) -> list[int]:
+        seen: list[int] = []
 
+        def work(first: int, last: int) -> int:
+            time.sleep(0.001)
+            seen.extend(range(first, last))
+            return DONE
+
+        run_tasks(Kernel(work), 40, RECORDS, 3, None)
+        return sorted(seen)
+
+    with ThreadPoolExecutor(4) as pool:
+        for seen in pool.map(call, range(8)):
+            assert seen == [*range(40)]
+
+
+def test_no_memory_in_any_thread_is_an_error_of_the_caller() -> None:
     with pytest.raises(MemoryError):
-        run_tasks(fail, 16, FRAME, 2, None)
+        run_tasks(Kernel(lambda first, last: 0 if first == 4 else DONE), 16, RECORDS, 2, None)
 
 
-def test_a_thread_that_could_not_be_started_is_waited_for_if_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An executor raises where it can start no thread, with the work already in its queue: another may take it."""
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller does everything, and nothing waits for a thread that will never come."""
 
-    class Full(ThreadPoolExecutor):
-        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-            super().submit(*args, **kwargs)
-            msg = "can't start new thread"
-            raise RuntimeError(msg)
+    def fail(thread: Any) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
 
-    done, started, caller = [], threading.Event(), threading.get_ident()
+    monkeypatch.setattr(runtime, "_pools", [])
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    done: list[int] = []
 
-    def work(first: int, last: int, frame: Any) -> None:
-        if threading.get_ident() == caller:
-            started.wait(10)
-        else:
-            started.set()
-            time.sleep(0.1)
+    def work(first: int, last: int) -> int:
         done.append(first)
+        return DONE
 
-    with Full(1) as pool:
-        monkeypatch.setattr(_threads, "_pools", [pool])
-        run_tasks(work, 2, FRAME, 2, None)
-        assert sorted(done) == [0, 1]
+    run_tasks(Kernel(work), 2, RECORDS, 2, None)
+    assert sorted(done) == [0, 1]
+    assert runtime._pools[0].waiting.empty()
 
 
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="interrupts reach the main thread"
+)
 def test_memory_outlives_an_interrupt_of_the_caller() -> None:
-    """What threads of the pool still write is not freed under them, and they begin nothing more."""
+    """What a thread of the pool still writes is not freed under it."""
 
     class Memory:
         pass
@@ -70,59 +106,69 @@ def test_memory_outlives_an_interrupt_of_the_caller() -> None:
     freed, caller = threading.Event(), threading.get_ident()
     finalize(memory, freed.set)
 
-    def work(first: int, last: int, frame: Any) -> None:
+    def work(first: int, last: int) -> int:
         if threading.get_ident() == caller:
             started.wait(10)
-            raise KeyboardInterrupt
-        started.set()
-        go.wait(10)
-        left.append((first, freed.is_set()))
+        elif not started.is_set():
+            started.set()
+            time.sleep(0.1)  # until the caller waits
+            _thread.interrupt_main()
+            go.wait(10)
+            left.append(freed.is_set())
+        return DONE
 
+    kernel = Kernel(work)
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(work, 100, FRAME, 2, memory)
+        run_tasks(kernel, 100, RECORDS, 2, memory)
     del memory
     go.set()
     assert freed.wait(10)
-    assert len(left) == 1
-    assert not left[0][1]
+    assert left == [False]
+
+
+def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment counts as it is at the call."""
+    assert thread_count(7) == 7
+    for text, most in (("1", 1), ("2,1", 2), ("many", None), (None, None)):
+        if text is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", text)
+        count = thread_count()
+        assert 1 <= count <= (os.cpu_count() or 1)
+        assert most is None or count <= most
 
 
 def test_threads_may_register_a_kernel_at_once() -> None:
     """XLA refuses a second handler of the same name."""
     pytest.importorskip("jax")
-    from subquad_jax import _ffi
+    from subquad_jax import ffi
 
     made = []
 
     def make(dtype: str) -> Any:
         made.append(dtype)
         time.sleep(0.1)
-        return returning(0)
+        return Kernel(lambda first, last: DONE)
 
+    launch = Launch(make, ("float32",), {}, {})
     with ThreadPoolExecutor(4) as pool:
-        names = list(pool.map(lambda _: _ffi.register("at once", make, "float32"), range(4)))
+        names = list(pool.map(lambda _: ffi.register(launch), range(4)))
     assert len(set(names)) == 1
     assert made == ["float32"]
-
-
-def returning(code: int) -> Any:
-    """A compiled kernel that does nothing but return this."""
-
-    class Kernel:
-        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(lambda *_: code)
-        address = ctypes.cast(function, ctypes.c_void_p).value
-
-    return Kernel()
 
 
 @pytest.mark.parametrize(("returned", "rows"), [(0, 1), (1, 1 << 30)], ids=["scratch", "sums"])
 def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     """For the scratch of a kernel, which then returns 0, or for what is summed up after it: 4 PB."""
     jax = pytest.importorskip("jax")
-    from subquad_jax import _ffi
+    from subquad_jax import ffi
 
-    target = _ffi.register(f"returns {returned}", lambda _: returning(returned), "float32")
-    out = {"y": jax.ShapeDtypeStruct((1 << 20,), "float32")}
-    run = jax.jit(lambda: _ffi.call(target, ("y",), {}, out, {}, tasks=5, threads=2, sums={"y": (rows, 0)}))
+    def make(dtype: str) -> Any:
+        return Kernel(lambda first, last: returned)
+
+    make.__name__ = f"returns_{returned}"
+    y = {"y": Like((1 << 20,), np.dtype("float32"))}
+    launch = Launch(make, ("float32",), {"y": None}, y, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
-        jax.block_until_ready(run())
+        jax.block_until_ready(jax.jit(lambda: ffi.call(launch, {}))())

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Jax, Library, Torch, relative_error
 from oracle import SCANS, UPDATES, channels_last, expected_gradients, inputs_of, load
+from rows.libraries import Jax, Library, Torch, relative_error
 
 import subquad
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from libraries import relative_error
+from rows.libraries import relative_error
 
 torch = pytest.importorskip("torch")
 N = 512

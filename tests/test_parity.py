@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import (
+from rows.libraries import (
     LIBRARIES,
-    TOLERANCE,
     Jax,
     Library,
     NumPy,
@@ -19,11 +18,12 @@ from libraries import (
     Torch,
     TorchMeta,
     relative_error,
+    tolerance,
 )
-from methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
+from rows.methods import CASES, MAIN, MAIN_CAUSAL, METHODS, D, Row, rows
 
 import subquad
-from subquad.attention import _door
+from subquad.attention.call import AttentionCall
 
 # a row that catches one kind of mistake needs no more than each way through the code
 FEW = ("n=63", "blocks", "n<n_kv", "grouped", "no-batch", "no-keys")
@@ -80,13 +80,13 @@ def check(library: Library, row: Row, case: str, dtype: str, causal: bool) -> No
     expected = reference(row.name, case, causal, rounding, dtype)
     assert tuple(out.shape) == expected.shape
     if library.has_values:
-        assert relative_error(library.numpy(out), expected) <= TOLERANCE[dtype]
+        assert relative_error(library.numpy(out), expected) <= tolerance(dtype)
 
 
 @pytest.mark.parametrize(("library", "row", "case"), COMBINATIONS)
-def test_equals_definition(library: Library, row: Row, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_definition(library: Library, row: Row, case: str, request: pytest.FixtureRequest) -> None:
     if CASES[case].small_blocks:
-        monkeypatch.setattr("subquad._blocks.BLOCK_ELEMENTS", 1)
+        request.getfixturevalue("small_blocks")
     for dtype, causal in kinds(library, row, case):
         check(library, row, case, dtype, causal)
 
@@ -102,15 +102,20 @@ def test_raises_no_floating_point_flag(row: Row, small_blocks: None) -> None:
 
 @pytest.mark.parametrize("library", [NumPyReadOnly(), Strict()], ids=str)
 @rows(MAIN)
-def test_computes_in_the_dtype_of_the_inputs(library: Library, row: Row, small_blocks: None) -> None:
+def test_computes_in_the_dtype_of_the_inputs(
+    library: Library, row: Row, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before the way out casts: a double among singles would double memory and time, and no value would tell."""
+    computed, leave = [], AttentionCall.leave
 
-    def evaluate(q: Any, k: Any, v: Any, key_mask: Any) -> Any:
-        inputs = _door.enter(q, k, v, causal=row.causal, key_mask=key_mask, scale=row.options.get("scale"))
-        return row.object().evaluate(inputs)
+    def watched(call: AttentionCall, out: Any) -> Any:
+        computed.append(library.dtype_name(out))
+        return leave(call, out)
 
+    monkeypatch.setattr(AttentionCall, "leave", watched)
     for case in ("grouped", "n<n_kv", "blocks"):
-        assert library.dtype_name(library.call(evaluate, *drawn(case).values(), dtype="float32")) == "float32"
+        library.call(row.call(causal=row.causal), *drawn(case).values(), row.arrays(CASES[case]), dtype="float32")
+    assert computed == ["float32"] * 3
 
 
 @pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Jax, Library, NumPy, Strict, Torch, relative_error
-from methods import Case, D
+from rows.libraries import Jax, Library, NumPy, Strict, Torch, relative_error
+from rows.methods import Case, D
 
 import subquad
-from asv_benchmarks.peers.attention import PEERS, Peer
+from asv_benchmarks.peers.attention import PEERS, Peer, errors_of
 
 torch = pytest.importorskip("torch")
 N = 96
@@ -117,10 +117,7 @@ def test_exact_rows_compute_the_same(peer: Peer) -> None:
 @pytest.mark.parametrize("peer", EXACT, ids=lambda peer: peer.name)
 def test_errors_of_exact_rows_are_those_of_rounding(peer: Peer) -> None:
     """The definition hides what the calls hide."""
-    pytest.importorskip("rich")
     pytest.importorskip(peer.library)
-    from asv_benchmarks.peers.__main__ import errors_of
-
     real_activations()  # skips where there are none
     errors = errors_of(peer)
     assert max(errors["error_ours"], errors["error_theirs"]) < 1e-6

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library
+from rows.libraries import Library
 
 import subquad
 

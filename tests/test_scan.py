@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import LIBRARIES, TOLERANCE, Jax, Library, relative_error
-from scans import D_STATE, SCANS, D, Scan, is_shared, scans
+from rows.libraries import LIBRARIES, Jax, Library, relative_error, tolerance
+from rows.scans import D_STATE, SCANS, D, Scan, is_shared, scans
 
 import subquad
 
@@ -43,7 +43,7 @@ def test_equals_the_loop(library: Library, scan: Scan, n: int) -> None:
         assert [tuple(x.shape) for x in (y, state)] == [x.shape for x in expected]
         if library.has_values:
             for got, ref in zip((y, state), expected, strict=True):
-                assert relative_error(library.numpy(got), ref) <= TOLERANCE[dtype]
+                assert relative_error(library.numpy(got), ref) <= tolerance(dtype)
 
 
 @scans()
@@ -53,7 +53,7 @@ def test_generic_equals_the_loop(scan: Scan, small_spans: None) -> None:
         for got, ref in zip(
             scan.call(implementation="generic")(scan.draw(n)), scan.reference(scan.draw(n)), strict=True
         ):
-            assert relative_error(got, ref) <= TOLERANCE["float64"]
+            assert relative_error(got, ref) <= tolerance("float64")
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_extreme_rates_stay_finite(rate: float) -> None:
     drawn["A"] = np.full((D, D_STATE), rate)
     for dtype in ("float32", "float64"):
         y, _ = scan.call()({name: x.astype(dtype) for name, x in drawn.items()})
-        assert relative_error(y, scan.reference(drawn)[0]) <= TOLERANCE[dtype]
+        assert relative_error(y, scan.reference(drawn)[0]) <= tolerance(dtype)
 
 
 def test_softplus_of_large_steps_does_not_overflow() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import definitions
 import numpy as np
 import pytest
-from libraries import relative_error
+from rows import definitions
+from rows.libraries import relative_error
 
 import subquad
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import TOLERANCE, Library, relative_error
-from methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
+from rows.libraries import Library, relative_error, tolerance
+from rows.methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
 
 import subquad
 
@@ -245,7 +245,7 @@ def test_a_state_of_another_precision(eager: Library, row: Row, dtypes: tuple[st
             assert {eager.dtype_name(x) for x in after.values()} == {wide}
         for one, other in zip(got, expected, strict=True):
             assert eager.dtype_name(one) == tokens
-            assert relative_error(eager.numpy(one), other) < TOLERANCE["float32"]
+            assert relative_error(eager.numpy(one), other) < tolerance("float32")
 
 
 @rows(named("favor-seed", "linear"))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from interpreter import python
-from libraries import TOLERANCE, Jax, relative_error
-from methods import Case, D, Row, named, rows
-from scans import Scan, scans
+from rows.libraries import Jax, relative_error, tolerance
+from rows.methods import Case, D, Row, named, rows
+from rows.scans import Scan, scans
 
 import subquad
 
@@ -41,7 +41,7 @@ def test_torch_compile_full_graph(torch: Any, row: Row) -> None:
     function = row.call(causal=row.causal)
     expected = function(q, k, v, mask, {})
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert relative_error(compiled(q, k, v, mask, {}).numpy(), expected.numpy()) < TOLERANCE["float64"]
+    assert relative_error(compiled(q, k, v, mask, {}).numpy(), expected.numpy()) < tolerance("float64")
     q.requires_grad_()
     compiled(q, k, v, mask, {}).square().sum().backward()
     got, q.grad = q.grad, None
@@ -54,7 +54,7 @@ def test_torch_compile_scan(torch: Any, scan: Scan) -> None:
     drawn = {name: torch.from_numpy(x) for name, x in scan.draw(40).items()}
     compiled = torch.compile(scan.call(), fullgraph=True, backend="aot_eager")
     for got, expected in zip(compiled(drawn), scan.call()(drawn), strict=True):
-        assert relative_error(got.numpy(), expected.numpy()) < TOLERANCE["float64"]
+        assert relative_error(got.numpy(), expected.numpy()) < tolerance("float64")
 
 
 @rows(named("exact", "exact-generic", "favor-seed", "favor-relu", "linear", "linear-function", "nystrom"))
@@ -68,7 +68,7 @@ def test_torch_autocast_leaves_the_precision(torch: Any, row: Row, compiled: boo
         function = torch.compile(function, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = function(*given, None, {})
-    assert relative_error(got.detach().numpy(), want.detach().numpy()) < TOLERANCE["float32"]
+    assert relative_error(got.detach().numpy(), want.detach().numpy()) < tolerance("float32")
 
 
 @rows(named("favor-seed", "linear", "nystrom"))
@@ -109,7 +109,7 @@ def test_torch_script_decides_nothing_by_the_values_it_saw(torch: Any) -> None:
 
     traced = torch.jit.trace(attend, (q, k, v), check_trace=False)
     k = torch.cat([12 * k[:1], k[1:]])
-    assert relative_error(traced(q, k, v).numpy(), attend(q, k, v).numpy()) < TOLERANCE["float32"]
+    assert relative_error(traced(q, k, v).numpy(), attend(q, k, v).numpy()) < tolerance("float32")
 
 
 def test_torch_compile_step_and_state(torch: Any) -> None:
@@ -122,7 +122,7 @@ def test_torch_compile_step_and_state(torch: Any) -> None:
 
     q, k, v, _ = inputs(torch)
     compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")
-    assert relative_error(compiled(q, k, v).numpy(), decode(q, k, v).numpy()) < TOLERANCE["float64"]
+    assert relative_error(compiled(q, k, v).numpy(), decode(q, k, v).numpy()) < tolerance("float64")
 
 
 COLD = """
@@ -148,7 +148,7 @@ def test_torch_vmap(torch: Any, row: Row) -> None:
     function = row.call(causal=row.causal)
     expected = function(q, k, v, mask, {})
     mapped = torch.func.vmap(lambda q, k, v, mask: function(q, k, v, mask, {}))(q, k, v, mask)
-    assert relative_error(mapped.numpy(), expected.numpy()) < TOLERANCE["float64"]
+    assert relative_error(mapped.numpy(), expected.numpy()) < tolerance("float64")
 
 
 @rows(ROUTES)
@@ -168,7 +168,7 @@ def test_torch_func_of_the_scan(torch: Any, scan: Scan) -> None:
     axes["A"] = None
     mapped = torch.func.vmap(scan.call(), in_dims=(axes,))(drawn)
     for got, expected in zip(mapped, scan.call()(drawn), strict=True):
-        assert relative_error(got.numpy(), expected.numpy()) < TOLERANCE["float64"]
+        assert relative_error(got.numpy(), expected.numpy()) < tolerance("float64")
     gradient = torch.func.grad(lambda given: scan.call(return_state=False)(given).square().sum())(drawn)
     leaf = drawn["u"].requires_grad_()
     scan.call(return_state=False)(drawn).square().sum().backward()
@@ -184,7 +184,7 @@ def test_torch_forward_mode_of_the_scan(torch: Any) -> None:
         y = scan.call(return_state=False)({**given, "u": forward_ad.make_dual(given["u"], given["u"].clone())})
         value, tangent = forward_ad.unpack_dual(y)
         assert tangent is not None
-        assert relative_error(tangent.numpy(), value.numpy()) < TOLERANCE["float64"]
+        assert relative_error(tangent.numpy(), value.numpy()) < tolerance("float64")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -230,7 +230,7 @@ def test_torch_higher_derivatives_of_exact_attention(torch: Any, causal: bool, c
     for call in (dual, jvp, hessian, again):
         want = call(x, "generic")
         got = (torch.compile(call, fullgraph=True, backend="aot_eager") if compiled else call)(x, "auto")
-        assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+        assert relative_error(got.numpy(), want.numpy()) < tolerance("float64")
 
 
 @pytest.mark.parametrize("order", ["one", "batch"])
@@ -243,7 +243,7 @@ def test_torch_functional_first_derivatives_keep_the_fused_attention(torch: Any,
 
     got = torch.func.grad(loss)(q) if order == "one" else torch.func.vmap(torch.func.grad(loss))(q)
     want = torch.autograd.grad(loss(q.requires_grad_()), q)[0]
-    assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+    assert relative_error(got.numpy(), want.numpy()) < tolerance("float64")
 
 
 def scans_of(torch: Any) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
         duals = [pull(forward_ad.make_dual(row, row)) for row in rows]
         tangents = torch.stack([forward_ad.unpack_dual(x).tangent for x in duals])
     for got in (jacobian(function, x, vectorize=True), batched, mapped, tangents):
-        assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < TOLERANCE["float64"]
+        assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < tolerance("float64")
 
 
 @pytest.mark.parametrize("name", ["linear", "selective"])
@@ -301,7 +301,7 @@ def test_torch_compile_differentiates_forward_through_a_scan(torch: Any, name: s
         want = call(x)
         assert bool((want != 0).any())
         got = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
-        assert relative_error(got.numpy(), want.numpy()) < TOLERANCE["float64"]
+        assert relative_error(got.numpy(), want.numpy()) < tolerance("float64")
 
 
 @rows(SOME)
@@ -315,7 +315,7 @@ def test_jax_transforms(jax_library: Jax, row: Row) -> None:
         q, k, v, mask = (jax_library.array(drawn[name], "float64") for name in ("q", "k", "v", "key_mask"))
         expected = jax.jit(lambda q, k, v, mask: function(q, k, v, mask, {}))
         mapped = jax.vmap(expected)(q, k, v, mask)
-        assert relative_error(np.asarray(mapped), np.asarray(expected(q, k, v, mask))) < TOLERANCE["float64"]
+        assert relative_error(np.asarray(mapped), np.asarray(expected(q, k, v, mask))) < tolerance("float64")
         loss = jax.grad(lambda q, k, v, mask: (function(q, k, v, mask, {}) ** 2).sum())
         one, all_ = jax.jit(jax.vmap(loss))(q, k, v, mask), jax.jit(loss)(q, k, v, mask)
         assert relative_error(np.asarray(one), np.asarray(all_)) < 1e-11
@@ -330,7 +330,7 @@ def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
         axes = {name: 0 if x.ndim == 3 else None for name, x in drawn.items()}
         mapped = jax.jit(jax.vmap(scan.call(), in_axes=(axes,)))(drawn)
         for got, expected in zip(mapped, scan.call()(drawn), strict=True):
-            assert relative_error(np.asarray(got), np.asarray(expected)) < TOLERANCE["float64"]
+            assert relative_error(np.asarray(got), np.asarray(expected)) < tolerance("float64")
 
 
 SHARDED = """
@@ -338,7 +338,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp, numpy as np, subquad
 from jax.sharding import Mesh, PartitionSpec as P
-subquad._blocks.BLOCK_ELEMENTS = 1
+subquad.core.block_loop.BLOCK_ELEMENTS = 1
 rng = np.random.default_rng(0)
 x, delta, B = (jnp.asarray(rng.uniform(0.1, 1, (2, 140, d)), "float32") for d in (6, 6, 3))
 A, batch, rows, everywhere = -jnp.ones((6, 3)), P("x"), P(None, "x"), P()
@@ -404,16 +404,16 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""
     import jax
 
-    from subquad_jax import _cpu, _linear_scan
+    from subquad_jax import conditions, ffi
 
     pytest.importorskip("numba")
     said = []
 
     def counts() -> bool:  # a new function: nothing is known of it
-        return _linear_scan._counts()
+        return ffi.round_trip_is_right()
 
     def ask(x: Any) -> Any:
-        said.append(_cpu.self_check(counts))
+        said.append(conditions.self_check(counts))
         return x.sum()
 
     x = jax_library.array(np.ones((2, 3)), "float32")
@@ -439,7 +439,7 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     ids=["passes", "wrong", "lasts"],
 )
 def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answers: list[Any], said: list[Any]) -> None:
-    from subquad_jax import _cpu
+    from subquad_jax import conditions
 
     given = iter(answers)
 
@@ -448,7 +448,7 @@ def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answer
             raise found
         return found
 
-    assert [_cpu.self_check(answer) for _ in said] == said
+    assert [conditions.self_check(answer) for _ in said] == said
 
 
 def test_jax_eager_equals_jit(jax_library: Jax) -> None:
@@ -460,7 +460,7 @@ def test_jax_eager_equals_jit(jax_library: Jax) -> None:
     for row in named("exact-generic", "favor-seed"):
         function = row.call(causal=True)
         eager, traced = function(q, k, v, None, {}), jax.jit(lambda q, f=function: f(q, k, v, None, {}))(q)
-        assert relative_error(np.asarray(traced), np.asarray(eager)) < TOLERANCE["float32"]
+        assert relative_error(np.asarray(traced), np.asarray(eager)) < tolerance("float32")
 
 
 def test_jax_methods_and_states_inside_jit(jax_library: Jax) -> None:
@@ -474,5 +474,5 @@ def test_jax_methods_and_states_inside_jit(jax_library: Jax) -> None:
     out, state = step(q[:, :35], k[:, :35], v[:, :35])
     out_later, state = step(q[:, 35:], k[:, 35:], v[:, 35:], state)
     full = jax.jit(lambda q, k, v: method(q, k, v, causal=True))(q, k, v)
-    assert relative_error(np.concatenate([out, out_later], axis=1), np.asarray(full)) < TOLERANCE["float32"]
+    assert relative_error(np.concatenate([out, out_later], axis=1), np.asarray(full)) < tolerance("float32")
     assert jax.tree.structure(state).num_leaves == len(state)

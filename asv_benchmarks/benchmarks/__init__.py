@@ -4,11 +4,20 @@ Array libraries read the number of threads when they are imported, so it is set 
 thread unless SUBQUAD_BENCH_THREADS says otherwise: a shared machine gives one core steadily, rarely all of them.
 """
 
+import contextlib
+import importlib
 import os
+import sys
+from pathlib import Path
 
-THREADS = os.environ.get("SUBQUAD_BENCH_THREADS", "1")
-POOLS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR", "NUMBA")
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is measured is the subquad that is installed
 
-os.environ |= {f"{pool}_NUM_THREADS": THREADS for pool in POOLS}
-os.environ["NPROC"] = THREADS  # the pool of XLA on the CPU
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves device memory to the other libraries
+from asv_benchmarks import environment
+
+os.environ |= environment(os.environ.get("SUBQUAD_BENCH_THREADS", "1"))
+
+from asv_benchmarks.harness import backends, package_of
+
+for _backend in backends():  # asv forks a process for each measurement: they find the libraries imported, none started
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"{package_of(_backend)}.bench")

@@ -1,41 +1,23 @@
-"""How far each method is from exact attention, on the activations of a trained model that come with the package."""
+"""How far each operator is from its definition, on the activations of a trained model that come with the package."""
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
-import subquad
-from subquad.cli import definitions
+from asv_benchmarks import harness
+from subquad.cli.definitions import relative_error
 from subquad.cli.inputs import read_sample
 
-from .attention import check
-from .common import BACKENDS, Operator
 
+class Accuracy(harness.PerOperator):
+    """Relative Frobenius error against the definition in float64: exact attention, or the recurrence of a scan."""
 
-class Accuracy(Operator):
-    """Relative Frobenius error against the definition in float64."""
+    timeout = 120.0
 
-    params = (BACKENDS, list(subquad.METHODS), [False, True])
-    param_names = ("backend", "method", "causal")
+    def setup(self, backend: str, operator: str) -> None:
+        """A call, and what it should return."""
+        case = harness.case(operator)
+        problem = case.real(read_sample())
+        self.prepared, self.reference = harness.prepare(backend, problem), case.reference(problem)
 
-    def check(self, method: str, causal: bool) -> None:
-        """A causal form."""
-        check(method, causal)
-
-    def function(self, method: str, causal: bool) -> Callable[..., Any]:
-        """A call of `subquad.attention` with the method's default options and seed."""
-        return lambda q, k, v: subquad.attention(q, k, v, method, causal=causal)
-
-    def arrays(self, method: str, causal: bool) -> tuple[np.ndarray, ...]:
-        """q, k and v of one layer."""
-        sample = read_sample()
-        return sample.q, sample.k, sample.v
-
-    def track_error(self, _backend: str, method: str, causal: bool) -> float:
+    def track_error(self, _backend: str, _operator: str) -> float:
         """0 is exact, 1 is as good as answering 0."""
-        prepared = self.prepared
-        out = prepared.bench.to_numpy(prepared.call(*prepared.args))
-        return definitions.relative_error(out, definitions.attention(*self.arrays(method, causal), causal=causal))
+        return relative_error(self.prepared.bench.to_numpy(self.prepared.run()), self.reference)
 
     track_error.unit = "relative error"  # type: ignore[attr-defined]

@@ -3,27 +3,42 @@
 import os
 from dataclasses import dataclass
 
+from asv_benchmarks.harness import Case
+from subquad.cli.cases import is_quadratic
+
 
 @dataclass(frozen=True)
 class Profile:
-    """Lengths of the sequences."""
+    """Lengths of the sequences; the exponent is fitted over `slope_lengths`.
+
+    What takes quadratic time, and its gradient in places quadratic memory, goes up to the lengths that are named.
+    """
 
     lengths: tuple[int, ...]
-    gradient_lengths: tuple[int, ...]
-    slope_lengths: tuple[int, ...]  # the exponent is fitted over all of them
-    # exact attention takes quadratic time, and its gradient in places quadratic memory
-    exact_up_to: int
-    exact_gradient_up_to: int
-    exact_slope_up_to: int
+    slope_lengths: tuple[int, ...]
+    gradient_up_to: int
+    quadratic_up_to: int
+    quadratic_gradient_up_to: int
+    quadratic_slope_up_to: int
+
+    def longest(self, case: Case, *, gradient: bool = False) -> int:
+        """The greatest length of a benchmark of one length."""
+        if not is_quadratic(case):
+            return self.gradient_up_to if gradient else self.lengths[-1]
+        return self.quadratic_gradient_up_to if gradient else self.quadratic_up_to
+
+    def slope(self, case: Case) -> list[int]:
+        """The lengths over which the exponent is fitted."""
+        return [n for n in self.slope_lengths if not is_quadratic(case) or n <= self.quadratic_slope_up_to]
 
 
 PROFILES = {
-    "smoke": Profile((256,), (256,), (256, 512), 256, 256, 512),
-    "quick": Profile((1024, 4096), (1024,), (1024, 2048, 4096), 4096, 1024, 2048),
+    "smoke": Profile((256,), (256, 512), 256, 256, 256, 512),
+    "quick": Profile((1024, 4096), (1024, 2048, 4096), 1024, 4096, 1024, 2048),
     "full": Profile(
         (256, 1024, 4096, 16_384, 65_536),
-        (256, 1024, 4096, 16_384),
         (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536),
+        16_384,
         16_384,
         4096,
         8192,

@@ -17,13 +17,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from asv_benchmarks.gpu import table
-from asv_benchmarks.gpu.clock import ceilings
-from asv_benchmarks.gpu.correctness import correctness, sanitized
-from asv_benchmarks.gpu.kernels import kernels
-from asv_benchmarks.gpu.rivals import baselines, crossover
-from asv_benchmarks.gpu.verdict import Found, verdict
-
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to the others
 
 BUDGET = 440.0  # seconds; sections that would begin later are left out
@@ -33,30 +26,32 @@ def report() -> Iterator[str]:
     """The whole page, line by line."""
     import cupy
 
+    from asv_benchmarks.gpu import speed, table
+    from asv_benchmarks.gpu.clock import ceilings
+    from asv_benchmarks.gpu.correctness import correctness
+
     begin = time.perf_counter()
     device = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    yield from title("The scan on a GPU", "=")
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    yield from ("The scan on a GPU", "=================", "")
     yield f"Written by ``python -m asv_benchmarks.gpu --output docs/gpu.rst`` on one {device}, {today};"
-    yield f"{', '.join(versions())}."
-    yield ""
+    yield from (f"CuPy {cupy.__version__}{''.join(versions())}.", "")
     try:
         copied, exps = ceilings()
         yield f"Copy: {copied / 1e12:.2f} TB/s; exp2: {exps / 1e12:.2f}e12 per second."
     except Exception as problem:  # times without floors are better than none
         copied = exps = math.nan
         yield f"No ceilings: {table.told(problem)}"
-    found: Found = {}
+    found: table.Found = {}
     sections = {
-        "Kernels and their floors": lambda: kernels(found, copied, exps),
-        "Other implementations": lambda: baselines(found),
-        "Attention of equal width": crossover,
+        "Kernels and their floors": lambda: speed.kernels(found, copied, exps),
+        "Other implementations": lambda: speed.rivals(found),
+        "Attention of equal width": speed.crossover,
         "Errors against float64": lambda: correctness(found, begin + BUDGET),
-        "What was to be reached": lambda: verdict(found),
+        "What was to be reached": lambda: table.verdict(found),
     }
     for name, section in sections.items():
-        yield ""
-        yield from title(name, "-")
+        yield from ("", name, "-" * len(name), "")
         if time.perf_counter() - begin > BUDGET and "reached" not in name:
             yield "Left out: the time was up."
             continue
@@ -67,19 +62,11 @@ def report() -> Iterator[str]:
         cupy.get_default_memory_pool().free_all_blocks()
 
 
-def title(text: str, line: str) -> Iterator[str]:
-    """A heading."""
-    yield from (text, line * len(text), "")
-
-
 def versions() -> Iterator[str]:
-    """What takes part."""
-    import cupy
-
-    yield f"CuPy {cupy.__version__}"
+    """Of the others that take part."""
     for package in ("torch", "jax"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            yield f"{package} {metadata.version(package)}"
+            yield f", {package} {metadata.version(package)}"
 
 
 def main() -> int:
@@ -95,6 +82,8 @@ def main() -> int:
     except (ImportError, RuntimeError) as problem:
         sys.stderr.write(f"no CUDA device to measure: {problem}\n")
         return 1
+    from asv_benchmarks.gpu.correctness import sanitized
+
     with contextlib.ExitStack() as stack:
         outputs = [sys.stdout]
         if arguments.output is not None:

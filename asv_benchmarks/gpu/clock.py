@@ -1,4 +1,8 @@
-"""Time on the device, and what the device can do."""
+"""Time on the device, and what the device can do.
+
+`cupyx.profiler.benchmark` would count the time in which the host prepares the launches; `milliseconds` hides it behind
+other work.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+
+from asv_benchmarks import harness
 
 EXP_SOURCE = r"""
 extern "C" __global__ void ceiling(float* out, int rounds) {
@@ -31,11 +36,8 @@ def exponentials() -> Callable[[int], None]:
     return lambda rounds: kernel((2**12,), (2**8,), (out, cupy.int32(rounds)))
 
 
-def milliseconds(run: Callable[[], Any], seconds: float = 0.4) -> float:
-    """Median time of `run` on the current stream, between events, after warming up.
-
-    The device is kept busy while the host prepares the launches: what is timed is the device alone.
-    """
+def milliseconds(run: harness.Run, seconds: float = 0.4) -> float:
+    """Median time of `run` on the current stream, between events, after warming up: that of the device alone."""
     import cupy
 
     run()
@@ -44,24 +46,12 @@ def milliseconds(run: Callable[[], Any], seconds: float = 0.4) -> float:
     end = time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-        exponentials()(1024)  # some 2 ms
+        exponentials()(1024)  # some 2 ms, in which the host prepares the launches
         start.record()
         run()
         stop.record()
         stop.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, stop))
-    return statistics.median(times)
-
-
-def wall_milliseconds(run: Callable[[], Any], repeat: int = 7) -> float:
-    """Median time of `run`, which waits for its result, after warming up: one clock for libraries with own streams."""
-    run()
-    run()
-    times: list[float] = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from asv_benchmarks.gpu import table
 from asv_benchmarks.gpu.inputs import NO_BFLOAT16, OPTIONS, has_bfloat16, inputs
-from asv_benchmarks.gpu.verdict import Found
+from asv_benchmarks.gpu.table import Found
 from subquad.kernels.selective_scan import Inputs
-from subquad_cupy._launch import CupyDevice, compiled
-from subquad_cupy._scan import scan_backward, scan_forward
+from subquad_cupy.compile import compiled
+from subquad_cupy.device import CupyDevice
+from subquad_cupy.selective_scan.calls import scan_backward, scan_forward
 
 # ex2.approx is good to 2 units in the last place, and a state multiplies a dozen; half precision rounds the outputs
 ALLOWED = {"float32": 4e-6, "float16": 2e-3, "bfloat16": 2e-2}

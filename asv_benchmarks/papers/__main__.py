@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asv_benchmarks import record
+from asv_benchmarks import harness
 from asv_benchmarks.papers import memory
 from asv_benchmarks.papers.paper import Paper, times
-from asv_benchmarks.render.tables import bounded, megabytes
+from subquad.cli.digits import three_digits
 
 TABLES = ("nystromformer", "mamba", "performer")
 REPEAT, SECONDS = 7, 15.0  # rounds of a length, and seconds after which fewer will do, but for the summary's
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of each library (default: the cores of this process)")
     parser.add_argument("--out", type=Path, help="JSON file (default asv_benchmarks/results/TABLE.json)")
     args = parser.parse_args()
-    threads = record.use_threads(args.threads)
+    threads = harness.use_threads(args.threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -42,19 +42,17 @@ def main() -> None:
     if hasattr(module, "crossover"):
         content["crossover"] = module.crossover(rows)
     show(paper, rows, content.get("crossover"))
-    flags = [*(["--quick"] if args.quick else []), *([f"--threads {args.threads}"] if args.threads else [])]
-    record.write(
-        args.out or record.RESULTS / f"{args.table}.json",
-        module="asv_benchmarks.papers", arguments=[args.table, *flags], title=paper.title,
-        packages=["numpy", *paper.packages], threads=threads, **content, rows=rows,
-    )  # fmt: skip
+    flags = [*([" --quick"] if args.quick else []), *([f" --threads {args.threads}"] if args.threads else [])]
+    out, packages = args.out or harness.RESULTS / f"{args.table}.json", ["numpy", *paper.packages]
+    command = f"papers {args.table}{''.join(flags)}"
+    harness.write(out, command, title=paper.title, packages=packages, threads=threads, **content, rows=rows)
 
 
 def show(paper: Paper, rows: list[dict[str, Any]], crossover: float | None) -> None:
     lengths = sorted({row["n"] for row in rows})
-    units = {"ms": lambda row: f"{row['ms']['median']:.3g}"}
+    units = {"ms": lambda row: three_digits(row["ms"]["median"])}
     if paper.instance_bytes:
-        units["MB beyond inputs and output"] = lambda row: bounded(megabytes(row), memory.LEAST_BYTES / 1e6)
+        units["MB beyond inputs and output"] = lambda row: three_digits(row["extra_bytes"] / 1e6)
     console = Console(width=160)
     for unit, text in units.items():
         table = Table(unit, *map(str, lengths), title=paper.title)

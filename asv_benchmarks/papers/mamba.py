@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from asv_benchmarks.papers.paper import Paper, Row, doubling
-from asv_benchmarks.peers.scans import Problem, mambapy, ours_torch
-from asv_benchmarks.peers.timing import Run
+import subquad
+from asv_benchmarks import harness
+from asv_benchmarks.papers.paper import Paper, Row
+from asv_benchmarks.peers import scans
 
 WIDTH, STATES, D = 1536, 16, 64
 SCAN, ATTENTION = "selective scan, subquad", "causal attention (torch SDPA)"
 
 
-def scan(make: Callable[[Problem, bool], Run]) -> Callable[[int], Run]:
-    return lambda n: make(Problem.draw(1, n, WIDTH, STATES), False)
+def scan(function: Callable[..., Any]) -> Callable[[int], harness.Run]:
+    return lambda n: harness.Prepared(harness.target("torch"), function, scans.draw(1, n, WIDTH, STATES)).run
 
 
-def attention(n: int) -> Run:
+def attention(n: int) -> harness.Run:
     """As many channels over all heads as the scan has."""
     q, k, v = torch.randn((3, 1, WIDTH // D, n, D), generator=torch.Generator().manual_seed(0)).unbind()
     return lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -44,12 +45,12 @@ PAPER = Paper(
     "float32, forward",
     source='A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, figure 8',
     rows=[
-        Row(SCAN, scan(ours_torch), 65536),
+        Row(SCAN, scan(subquad.selective_scan), 65536),
         Row(ATTENTION, attention, 16384),
-        Row("parallel scan (mambapy, torch)", scan(mambapy), 4096),
+        Row("parallel scan (mambapy, torch)", scan(scans.mambapy), 4096),
     ],
-    lengths=doubling(64, 65536),
-    quick=doubling(64, 2048),
+    lengths=harness.doubling(64, 65536),
+    quick=harness.doubling(64, 2048),
     packages=("torch", "numba", "mambapy"),
     baselines=[ATTENTION],
 )

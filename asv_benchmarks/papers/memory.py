@@ -1,4 +1,4 @@
-"""Peak memory of calls, measured in a process of its own: `python -m asv_benchmarks.papers.memory TABLE N…`.
+"""Peak memory of calls, measured in a process of its own: `python -m asv_benchmarks.papers.memory TABLE THREADS N…`.
 
 Two measures, both beyond the call's inputs and its output:
 
@@ -27,6 +27,7 @@ from typing import Any
 
 LEAST_BYTES = 10**6
 THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+STATUS = Path("/proc/self/status")
 
 
 def measure(table: str, lengths: Sequence[int], threads: int) -> list[dict[str, Any]]:
@@ -44,36 +45,28 @@ def _main(table: str, threads: str, *lengths: str) -> None:
     torch.set_num_threads(int(threads))
     paper = importlib.import_module(f"asv_benchmarks.papers.{table}").PAPER
     found = []
-    for n in map(int, lengths):
-        sys.stderr.write(f"memory at n = {n}\n")
-        for row in paper.rows:
-            if n > row.longest:
-                continue
-            call = row.make(n)
-            allocated = peak_extra_memory(call)
-            resident = _resident(call)
-            both = {"resident_bytes": resident, "allocated_bytes": allocated}
-            found.append({"name": row.name, "n": n, "extra_bytes": max(resident or 0, allocated or 0), **both})
-            del call
-            gc.collect()
+    for row, n in ((row, n) for n in map(int, lengths) for row in paper.rows if n <= row.longest):
+        sys.stderr.write(f"memory of {row.name} at n = {n}\n")
+        call = row.make(n)
+        both = {"resident_bytes": _resident(call), "allocated_bytes": peak_extra_memory(call)}
+        found.append({"name": row.name, "n": n, "extra_bytes": max(x or 0 for x in both.values()), **both})
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _resident(call: Any) -> int | None:
     """Peak resident bytes of a warmed-up call, beyond what was there and what it returns; None where not Linux."""
-    if not Path("/proc/self/clear_refs").exists():
+    if not STATUS.exists():
         return None
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    STATUS.with_name("clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
     before = _status("VmRSS")
     out = call()
     return max(0, _status("VmHWM") - before - out.numel() * out.element_size())
 
 
 def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    return 1024 * int(found[1])
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"))
+    return 1024 * int(kilobytes)
 
 
 if __name__ == "__main__":

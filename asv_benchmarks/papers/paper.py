@@ -6,10 +6,10 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from asv_benchmarks.peers.timing import Run, Spread, rotate
+from asv_benchmarks import harness
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
     """
 
     name: str
-    make: Callable[[int], Run]
+    make: Callable[[int], harness.Run]
     longest: int
     group: str = ""
 
@@ -50,22 +50,11 @@ def times(paper: Paper, lengths: Sequence[int], repeat: int, seconds: float) -> 
     The summary's length, whose ratios are quoted, has all of its rounds whatever they take.
     """
     for n in lengths:
-        rows = [row for row in paper.rows if n <= row.longest]
+        rows = {f"{row.group}: {row.name}": row for row in paper.rows if n <= row.longest}
         sys.stderr.write(f"n = {n}: {len(rows)} rows\n")
         enough = math.inf if n == paper.summary else seconds
-        found = rotate({_key(row): row.make(n) for row in rows}, repeat, enough)
-        for row in rows:
-            spread = Spread.of([1e3 * x for x in found[_key(row)]])
-            rounds = len(found[_key(row)])
-            yield {"name": row.name, "group": row.group, "n": n, "rounds": rounds, "ms": asdict(spread)}
-        del found
+        found = harness.interleave({key: row.make(n) for key, row in rows.items()}, repeat, enough=enough)
+        for key, row in rows.items():
+            spread, rounds = harness.spread([1e3 * x for x in found[key]]), len(found[key])
+            yield {"name": row.name, "group": row.group, "n": n, "rounds": rounds, "ms": spread}
         gc.collect()
-
-
-def _key(row: Row) -> str:
-    return f"{row.group}: {row.name}"
-
-
-def doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, 4 first … last."""
-    return [n for n in (first << i for i in range(32)) if n <= last]

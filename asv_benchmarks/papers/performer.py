@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 import subquad
-from asv_benchmarks.papers.paper import Paper, Row, doubling
-from asv_benchmarks.peers.timing import Run
+from asv_benchmarks.harness import Run, doubling
+from asv_benchmarks.papers.paper import Paper, Row
 
 WIDTH, HEADS, HIDDEN, FEATURES = 512, 8, 2048, 256
 FORWARD, BOTH = "forward", "forward + backward"

@@ -1,4 +1,4 @@
 """The packages that people use today, beside ours: same inputs, one process, interleaved.
 
-A peer is one entry of a table: `attention.PEERS` or `scans.SCAN_PEERS`.
+A peer is one entry of `PEERS` in attention.py or scans.py.
 """

@@ -7,18 +7,22 @@ that computes the same thing. It is timed on random numbers, and its error taken
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 import subquad
-from asv_benchmarks.peers.timing import Run
-from subquad import _backends
+from asv_benchmarks import harness
+from asv_benchmarks.harness import Run
+from subquad.cli import definitions
+from subquad.cli.inputs import read_sample
 
+N = 8192
+PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention")
 Make = Callable[[Any, Any, Any], Run]  # of arrays q, k, v
 
 
@@ -45,7 +49,7 @@ class Peer:
     @property
     def bench(self) -> Any:
         """How arrays of the library are made and waited for."""
-        return importlib.import_module(f"{_backends.names()[self.library]}.bench")
+        return harness.target(self.library).bench
 
     def ours(self, *qkv: Any, **options: Any) -> Run:
         """Our call, compiled where the library compiles."""
@@ -80,6 +84,49 @@ def _differentiated(make: Callable[..., Run], inputs: tuple[Any, ...]) -> Run:
             return torch.autograd.grad(out, inputs, torch.ones_like(out))
 
     return differentiate
+
+
+def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[str, Any]]]:
+    """Time on random numbers at length n, error on the sample of real activations."""
+    import torch
+
+    host = np.random.default_rng(0).standard_normal((3, 1, 8, n, 64), dtype=np.float32)
+    rows = []
+    with torch.no_grad():
+        for peer in peers:
+            calls = peer.calls(*(peer.bench.asarray(x) for x in host))
+            row = harness.compare(peer.name, *calls, min(repeat, peer.repeat or repeat))
+            rows.append(row if peer.gradient else row | errors_of(peer))
+    return f"attention, (1, 8, {n}, 64) float32", rows
+
+
+def errors_of(peer: Peer) -> dict[str, float]:
+    """Relative error of both against exact attention in float64, at equal m; the median over draws.
+
+    Beside them that of answering the mean of v, which knows no query: an error above it has learnt nothing, and one
+    equal to it may have answered just that.
+    """
+    import torch
+
+    sample = read_sample()
+    shared_by = sample.q.shape[0] // sample.k.shape[0]
+    host = [sample.q, *(np.repeat(x, shared_by, axis=0) for x in (sample.k, sample.v))]
+    seen = real_keys(sample.n) if peer.padded else slice(None)
+    exact = definitions.attention(host[0], *(x[:, seen] for x in host[1:]), causal=peer.causal)
+    arrays = [peer.bench.asarray(x[None]) for x in host]
+    errors: dict[str, list[float]] = {"error_ours": [], "error_theirs": []}
+    for seed in range(max(1, peer.seeds)):
+        torch.manual_seed(seed)
+        calls = peer.ours(*arrays, **({"seed": seed} if peer.seeds else {})), peer.theirs(*arrays)
+        for values, call in zip(errors.values(), calls, strict=True):
+            out = peer.bench.to_numpy(call())[0]
+            if out.shape != exact.shape:  # (n, heads · d) or (n, heads, d)
+                out = np.swapaxes(out.reshape(out.shape[0], exact.shape[0], -1), 0, 1)
+            values.append(definitions.relative_error(out, exact))
+    mean = definitions.mean_of_values(host[0], host[2][:, seen], causal=peer.causal)
+    mean = mean[:, :1] if peer.padded else mean  # each row is the same, and they are as many as the keys
+    found = {name: statistics.median(values) for name, values in errors.items()}
+    return found | {"error_mean": definitions.relative_error(mean, exact)}
 
 
 def performer(q: Any, k: Any, v: Any) -> Run:
@@ -124,9 +171,7 @@ def transformers_nystrom(q: Any, k: Any, v: Any) -> Run:
     )
     layer = NystromformerSelfAttention(config).eval()
     layer.conv_kernel_size = None
-    for name, x in (("query", q), ("key", k), ("value", v)):
-        layer._modules.pop(name)
-        object.__setattr__(layer, name, constant(heads_last(x)))
+    bypass(layer, query=heads_last(q), key=heads_last(k), value=heads_last(v))
     hidden = heads_last(q)
     return lambda: layer(hidden)[0]
 
@@ -138,9 +183,7 @@ def nystrom_attention(q: Any, k: Any, v: Any) -> Run:
 
     heads, _, d = q.shape[1:]
     layer = NystromAttention(dim=heads * d, dim_head=d, heads=heads, num_landmarks=64, residual=False).eval()
-    joined = torch.cat([heads_last(x) for x in (q, k, v)], dim=-1)
-    layer._modules.pop("to_qkv")
-    object.__setattr__(layer, "to_qkv", constant(joined))
+    bypass(layer, to_qkv=torch.cat([heads_last(x) for x in (q, k, v)], dim=-1))
     layer.to_out = torch.nn.Identity()
     hidden = heads_last(q)
     return lambda: layer(hidden)
@@ -186,8 +229,11 @@ def heads_last(x: Any) -> Any:
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def constant(value: Any) -> Callable[[Any], Any]:
-    return lambda _: value
+def bypass(layer: Any, **values: Any) -> None:
+    """Let projections of a layer return these values, whatever they are given."""
+    for name, value in values.items():
+        layer._modules.pop(name)
+        object.__setattr__(layer, name, lambda _, value=value: value)
 
 
 FAVOR: dict[str, Any] = {"method": "favor", "options": {"num_features": 256}, "seeds": 15}

@@ -1,187 +1,166 @@
 """The selective scan's peers: what runs Mamba where there is no CUDA.
 
-Each peer makes a call of no arguments from a `Problem`; with `gradient`, the call returns the gradients of
-Σ y · weight by all inputs. Peers keep their own layout, prepared outside the timed call.
+A peer is one entry of `PEERS`: a function of u, delta (batch, n, d), A (d, d_state), B, C (batch, n, d_state) and
+D (d,) in the arrays of its library. It is timed beside ours on the same library, which compiles and differentiates both
+alike; those that want channels before time get arrays that lie so in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from asv_benchmarks.peers.timing import Run
+import subquad
+from asv_benchmarks import harness
+from subquad.cli.definitions import relative_error
+
+N, WIDTH, STATES = 2048, 1536, 16
+PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "mambapy")
+Arrays = tuple[Any, ...]
+
+
+def draw(batch: int, n: int, d: int, d_state: int) -> Arrays:
+    """A Mamba layer's u, Δ after softplus, A, B, C and D."""
+    layer = harness.mamba(np, (batch, n, d), d_state)
+    delta = np.logaddexp(0, layer["delta"] + layer["delta_bias"]).astype(np.float32)
+    return layer["u"], delta, *(layer[name] for name in ("A", "B", "C", "D"))
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Inputs of a scan as NumPy float32: u, delta (batch, n, d), A (d, d_state), B, C (batch, n, d_state), D (d,)."""
+class Peer:
+    """One peer: with `gradient`, the gradients of ½‖y‖² by all six arrays are taken as well."""
 
-    u: np.ndarray
-    delta: np.ndarray
-    A: np.ndarray
-    B: np.ndarray
-    C: np.ndarray
-    D: np.ndarray
-    weight: np.ndarray
+    name: str
+    scan: Callable[..., Any]
+    library: str = "torch"
+    gradient: bool = False
+    channels_first: bool = False
 
-    @classmethod
-    def draw(cls, batch: int, n: int, d: int, d_state: int) -> Problem:
-        """Like Mamba's own: A = −(1 … d_state), step sizes between 0.001 and 0.1."""
-        rng = np.random.default_rng(0)
-        u, weight = rng.standard_normal((2, batch, n, d), dtype=np.float32)
-        delta = np.exp(rng.uniform(np.log(1e-3), np.log(1e-1), (batch, n, d))).astype(np.float32)
-        A = np.tile(-np.arange(1, d_state + 1, dtype=np.float32), (d, 1))
-        B, C = rng.standard_normal((2, batch, n, d_state), dtype=np.float32)
-        return cls(u, delta, A, B, C, rng.standard_normal(d).astype(np.float32), weight)
+    def theirs(self, arrays: Arrays) -> harness.Run:
+        """A call on arrays that lie as the peer wants them; `outputs` turns back what it returns."""
+        given = tuple(map(turned, arrays)) if self.channels_first else arrays
+        return harness.Prepared(harness.target(self.library), self.scan, given, gradient=self.gradient).run
 
-    def wide(self) -> Problem:
-        """The same problem in float64."""
-        return Problem(*(x.astype(np.float64) for x in (*self.inputs(), self.weight)))
-
-    def inputs(self) -> tuple[np.ndarray, ...]:
-        return self.u, self.delta, self.A, self.B, self.C, self.D
+    def ours(self, arrays: Arrays) -> harness.Run:
+        """The same by subquad."""
+        return harness.Prepared(
+            harness.target(self.library), subquad.selective_scan, arrays, gradient=self.gradient
+        ).run
 
 
-def _torch_run(scan: Callable[..., Any], p: Problem, gradient: bool, turn: bool = False) -> Run:
-    """`scan` of tensors; `turn` hands it channels before time, as mamba-ssm has them, and turns back what returns."""
+def turned(x: np.ndarray) -> np.ndarray:
+    """Channels before time, or back."""
+    return np.ascontiguousarray(np.swapaxes(x, 1, 2)) if x.ndim == 3 else x
+
+
+def outputs(run: harness.Run, *, channels_first: bool = False) -> list[np.ndarray]:
+    """y, or the gradients by each array, with time before channels."""
+    out = run()
+    found = [np.asarray(x) for x in (out if isinstance(out, tuple) else [out])]
+    return [turned(x) for x in found] if channels_first else found
+
+
+def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[str, Any]]]:
+    """Time, and the largest error of an output against the loop in float64."""
+    arrays = draw(1, n, WIDTH, STATES)
+    wide, exact, rows = tuple(x.astype(np.float64) for x in arrays), {}, []
+    for peer in peers:
+        if peer.gradient not in exact:
+            loop = Peer("", unbound_loop, gradient=peer.gradient, channels_first=True)
+            exact[peer.gradient] = outputs(loop.theirs(wide), channels_first=True)
+        ours, theirs = peer.ours(arrays), peer.theirs(arrays)
+        found = {"error_ours": outputs(ours), "error_theirs": outputs(theirs, channels_first=peer.channels_first)}
+        errors = {name: max(map(relative_error, out, exact[peer.gradient])) for name, out in found.items()}
+        assert max(errors.values()) < 1e-3, f"{peer.name} computes something else: {errors}"
+        rows.append(harness.compare(peer.name, ours, theirs, repeat) | errors)
+    return f"selective scan, batch 1, n = {n}, d = {WIDTH}, d_state = {STATES}, float32", rows
+
+
+def sliced(x: Any) -> Iterable[Any]:
+    """Time step by time step, as mamba-ssm's reference indexes."""
+    return (x[:, :, t] for t in range(x.shape[2]))
+
+
+def unbound(x: Any) -> Iterable[Any]:
+    """Time step by time step for autograd, which indexing makes quadratic: that would be no fair peer."""
+    return x.unbind(2)
+
+
+def reference_loop(
+    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, rows: Callable[[Any], Iterable[Any]] = sliced
+) -> Any:
+    """mamba-ssm's formula as its reference writes it: (batch, d, n, d_state) tensors, and an einsum per step."""
     import torch
 
-    def tensor(x: np.ndarray) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(np.swapaxes(x, 1, 2) if turn and x.ndim == 3 else x))
-
-    inputs, weight = [tensor(x).requires_grad_(gradient) for x in p.inputs()], tensor(p.weight)
-
-    def back(x: Any) -> Any:  # a view: costs nothing
-        return x.transpose(1, 2) if turn and x.ndim == 3 else x
-
-    def run() -> Any:
-        if not gradient:
-            with torch.no_grad():
-                return back(scan(*inputs))
-        return [back(x) for x in torch.autograd.grad((scan(*inputs) * weight).sum(), inputs)]
-
-    return run
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    state, ys = torch.zeros_like(decay[:, :, 0]), []
+    for a, b, c in zip(rows(decay), rows(drive), rows(C), strict=True):
+        state = a * state + b
+        ys.append(torch.einsum("bdn,bn->bd", state, c))
+    return torch.stack(ys, dim=2) + u * D[:, None]
 
 
-def ours_torch(p: Problem, gradient: bool) -> Run:
-    import subquad
-
-    return _torch_run(subquad.selective_scan, p, gradient)
+unbound_loop = functools.partial(reference_loop, rows=unbound)
 
 
-def reference_loop(p: Problem, gradient: bool) -> Run:
-    """mamba-ssm's formula as its reference writes it: (batch, d, n, d_state) tensors, slices and einsum per step."""
-    import torch
-
-    def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-        decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
-        drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
-        state, ys = torch.zeros_like(decay[:, :, 0]), []
-        if gradient:  # unbind: indexing in the loop makes autograd quadratic, and would be no fair peer
-            for a, b, c in zip(decay.unbind(2), drive.unbind(2), C.unbind(2), strict=True):
-                state = a * state + b
-                ys.append(torch.einsum("bdn,bn->bd", state, c))
-        else:
-            for t in range(u.shape[-1]):
-                state = decay[:, :, t] * state + drive[:, :, t]
-                ys.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
-        return torch.stack(ys, dim=2) + u * D[:, None]
-
-    return _torch_run(scan, p, gradient, turn=True)
-
-
-def transformers_slow_path(p: Problem, gradient: bool) -> Run:
+def transformers_slow_path(*arrays: Any) -> Any:
     """The scan of transformers' Mamba block where no CUDA kernel is installed, alone: no projections around it."""
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-    return _torch_run(mamba_selective_scan, p, gradient, turn=True)
+    return mamba_selective_scan(*arrays)
 
 
-def mambapy(p: Problem, gradient: bool) -> Run:
+def mambapy(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
     """mambapy's parallel scan, in the lines around it that its block has."""
     from mambapy.pscan import pscan
 
-    def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-        decay = (delta.unsqueeze(-1) * A).exp()
-        drive = delta.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1)
-        return (pscan(decay, drive) @ C.unsqueeze(-1)).squeeze(3) + D * u
-
-    return _torch_run(scan, p, gradient)
+    decay = (delta.unsqueeze(-1) * A).exp()
+    drive = delta.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1)
+    return (pscan(decay, drive) @ C.unsqueeze(-1)).squeeze(3) + D * u
 
 
-def _jax_run(scan: Callable[..., Any], p: Problem, gradient: bool) -> Run:
-    import jax
-    import jax.numpy as jnp
-
-    inputs, weight = [jnp.asarray(x) for x in p.inputs()], jnp.asarray(p.weight)
-    function = jax.jit(scan)
-    if gradient:
-        function = jax.jit(jax.grad(lambda *x: (scan(*x) * weight).sum(), argnums=tuple(range(len(inputs)))))
-    return lambda: jax.block_until_ready(function(*inputs))
-
-
-def ours_jax(p: Problem, gradient: bool) -> Run:
-    import subquad
-
-    return _jax_run(subquad.selective_scan, p, gradient)
-
-
-def lax_scan(p: Problem, gradient: bool) -> Run:
+def lax_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
     """`jax.lax.scan` over time."""
     import jax
     import jax.numpy as jnp
 
-    def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-        def step(state: Any, row: Any) -> Any:
-            u, delta, B, C = row
-            state = jnp.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None, :]
-            return state, jnp.einsum("bdn,bn->bd", state, C)
+    def step(state: Any, row: Any) -> Any:
+        u, delta, B, C = row
+        state = jnp.exp(delta[..., None] * A) * state + (delta * u)[..., None] * B[:, None, :]
+        return state, jnp.einsum("bdn,bn->bd", state, C)
 
-        start = jnp.zeros((u.shape[0], *A.shape), u.dtype)
-        _, y = jax.lax.scan(step, start, tuple(jnp.moveaxis(x, 1, 0) for x in (u, delta, B, C)))
-        return jnp.moveaxis(y, 0, 1) + D * u
-
-    return _jax_run(scan, p, gradient)
+    start = jnp.zeros((u.shape[0], *A.shape), u.dtype)
+    _, y = jax.lax.scan(step, start, tuple(jnp.moveaxis(x, 1, 0) for x in (u, delta, B, C)))
+    return jnp.moveaxis(y, 0, 1) + D * u
 
 
-def associative_scan(p: Problem, gradient: bool) -> Run:
+def associative_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
     """`jax.lax.associative_scan` over pairs (decay, drive)."""
     import jax
     import jax.numpy as jnp
 
-    def scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-        decay = jnp.exp(delta[..., None] * A)
-        drive = (delta * u)[..., None] * B[:, :, None, :]
-
-        def join(left: Any, right: Any) -> Any:
-            return left[0] * right[0], right[0] * left[1] + right[1]
-
-        _, states = jax.lax.associative_scan(join, (decay, drive), axis=1)
-        return jnp.einsum("bldn,bln->bld", states, C) + D * u
-
-    return _jax_run(scan, p, gradient)
+    pairs = jnp.exp(delta[..., None] * A), (delta * u)[..., None] * B[:, :, None, :]
+    _, states = jax.lax.associative_scan(joined, pairs, axis=1)
+    return jnp.einsum("bldn,bln->bld", states, C) + D * u
 
 
-@dataclass(frozen=True)
-class ScanPeer:
-    """One peer of the scan, ours on the same library, and whether gradients are compared."""
-
-    name: str
-    theirs: Callable[[Problem, bool], Run]
-    ours: Callable[[Problem, bool], Run]
-    gradient: bool = False
+def joined(left: Any, right: Any) -> Any:
+    """Two stretches of h[t] = a[t] h[t−1] + b[t] as one."""
+    return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-SCAN_PEERS = (
-    ScanPeer("mamba-ssm's reference loop (torch)", reference_loop, ours_torch),
-    ScanPeer("transformers' Mamba, slow path (torch)", transformers_slow_path, ours_torch),
-    ScanPeer("mambapy (torch)", mambapy, ours_torch),
-    ScanPeer("autograd of the loop over unbind (torch)", reference_loop, ours_torch, gradient=True),
-    ScanPeer("mambapy, forward + backward (torch)", mambapy, ours_torch, gradient=True),
-    ScanPeer("jax.lax.scan", lax_scan, ours_jax),
-    ScanPeer("jax.lax.associative_scan", associative_scan, ours_jax),
-    ScanPeer("jax.grad of jax.lax.scan", lax_scan, ours_jax, gradient=True),
+PEERS = (
+    Peer("mamba-ssm's reference loop (torch)", reference_loop, channels_first=True),
+    Peer("transformers' Mamba, slow path (torch)", transformers_slow_path, channels_first=True),
+    Peer("mambapy (torch)", mambapy),
+    Peer("autograd of the loop over unbind (torch)", unbound_loop, gradient=True, channels_first=True),
+    Peer("mambapy, forward + backward (torch)", mambapy, gradient=True),
+    Peer("jax.lax.scan", lax_scan, library="jax"),
+    Peer("jax.lax.associative_scan", associative_scan, library="jax"),
+    Peer("jax.grad of jax.lax.scan", lax_scan, library="jax", gradient=True),
 )

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from subquad._dispatch import Override
+from subquad.backend import Backend, Override
 from subquad.kernels.selective_scan import Inputs
-from subquad_cupy import _scan
-
-in_place = True
+from subquad_cupy.selective_scan import calls
 
 
 def _selective_scan(*arrays: Any, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
-    y, state, _ = _scan.scan_forward(Inputs(*arrays), delta_softplus=delta_softplus, reverse=reverse)
+    y, state, _ = calls.scan_forward(Inputs(*arrays), delta_softplus=delta_softplus, reverse=reverse)
     return y, state
 
 
-KERNELS = {"selective_scan": (Override("rawkernel", _selective_scan, _scan.declines),)}
+class CupyBackend(Backend):
+    """CuPy computes at once, on the device of the arrays."""
+
+    library = "cupy"
+    overrides = (Override("selective_scan", "rawkernel", _selective_scan, calls.ACCEPTS),)
+    fills_in_place = True
+
+    def device_kind(self, array: Any) -> str:
+        """CuPy arrays are always on a CUDA device."""
+        return "cuda"
+
+
+BACKEND = CupyBackend()

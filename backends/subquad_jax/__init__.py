@@ -1,4 +1,4 @@
-"""JAX backend: loops that stay loops under tracing, and JAX's own attention."""
+"""JAX backend: loops that stay loops under tracing, JAX's own attention, and the compiled CPU kernels."""
 
 from __future__ import annotations
 
@@ -8,54 +8,65 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from subquad._blocks import loop_blocks, rows, take_rows
-from subquad._dispatch import Override
-from subquad_jax import _attention, _linear_scan, _scan, _varying
-
-KERNELS = {
-    "softmax_attention": (Override("dot_product_attention", _attention.softmax_attention, _attention.declines),),
-    "linear_scan": (Override("numba", _linear_scan.linear_scan, _linear_scan.declines),),
-    "selective_scan": (Override("numba", _scan.selective_scan, _scan.declines),),
-}
+from subquad.backend import Backend, Conditions
+from subquad.core.block_loop import loop_blocks, row_count, take_rows
+from subquad_jax import adapt, branches, dot_product_attention, shard_types
+from subquad_numpy.compiled import COMPILED
 
 
-def concrete(*arrays: Any) -> bool:
-    """Can values be read, i.e. is none of the arrays a tracer?"""
-    return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+class JaxBackend(Backend):
+    """JAX computes at once or traces; in-place writes it has none."""
+
+    library = "jax"
+    overrides = (
+        dot_product_attention.OVERRIDE,
+        *(adapt.as_override(compiled) for compiled in COMPILED.values() if compiled.launch is not None),
+    )
+
+    def conditions(self, arrays: Sequence[Any]) -> Conditions:
+        """Whether a program is traced; JAX does not tell of which transforms."""
+        return Conditions(tracing=not self.is_concrete(*arrays))
+
+    def device_kind(self, array: Any) -> str:
+        """The platform of the array's devices; of a tracer, JAX's default."""
+        if isinstance(array, jax.core.Tracer):
+            return jax.default_backend()
+        return next(iter(array.devices())).platform
+
+    def is_concrete(self, *arrays: Any) -> bool:
+        """Can values be read, i.e. is none of the arrays a tracer?"""
+        return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+    def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+        """`change(*given)` where the condition holds, else `given`, by `lax.cond`."""
+        return branches.where_any(condition, change, given)
+
+    def fold_blocks(
+        self, step: Callable[..., Any], carry: Any, arrays: Sequence[Any], size: int, *, exact: bool = False
+    ) -> tuple[Any, Any]:
+        """`lax.scan` over blocks while tracing, so that compile time does not grow with n; else the Python loop."""
+        n = row_count(arrays)
+        if n <= size or self.is_concrete(*arrays, *jax.tree.leaves(carry)):
+            return loop_blocks(step, carry, arrays, size)
+        whole = n // size
+
+        def body(carry: Any, block: Any) -> tuple[Any, Any]:
+            cut = [
+                None if x is None else jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=x.ndim - 2)
+                for x in arrays
+            ]
+            return step(carry, *cut)
+
+        if shard_types.inside():  # the types of a carry must not change
+            carry = shard_types.vary(carry, shard_types.axes_of(jax.eval_shape(body, carry, 0)[0]))
+        carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
+        if out is not None:
+            out = jnp.moveaxis(out, 0, -3)
+            out = out.reshape(*out.shape[:-3], whole * size, out.shape[-1])
+        if whole * size < n:
+            carry, rest = step(carry, *take_rows(arrays, whole * size, n))
+            out = rest if out is None else jnp.concatenate([out, rest], axis=-2)
+        return carry, out
 
 
-def cond(predicate: Any, function: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    """`function(*given)` where the predicate is true, else `given`; what its gradient needs is computed again."""
-    return jax.lax.cond(predicate, jax.checkpoint(function), lambda *same: same, *given)
-
-
-def scan_blocks(
-    step: Callable[..., tuple[Any, Any]],
-    carry: Any,
-    arrays: Sequence[Any],
-    size: int,
-    *,
-    exact: bool = False,
-) -> tuple[Any, Any]:
-    """`lax.scan` over blocks while tracing, so that compile time does not grow with n; the Python loop otherwise."""
-    n = rows(arrays)
-    if n <= size or concrete(*arrays, *jax.tree.leaves(carry)):
-        return loop_blocks(step, carry, arrays, size, xp=jnp)
-    whole = n // size
-
-    def body(carry: Any, block: Any) -> tuple[Any, Any]:
-        cut = [
-            None if x is None else jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=x.ndim - 2) for x in arrays
-        ]
-        return step(carry, *cut)
-
-    if jax.sharding.get_abstract_mesh().manual_axes:  # inside `shard_map`, where the types of a carry must not change
-        carry = _varying.vary(carry, _varying.axes_of(jax.eval_shape(body, carry, 0)[0]))
-    carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
-    if out is not None:
-        out = jnp.moveaxis(out, 0, -3)
-        out = out.reshape(*out.shape[:-3], whole * size, out.shape[-1])
-    if whole * size < n:
-        carry, rest = step(carry, *take_rows(arrays, whole * size, n))
-        out = rest if out is None else jnp.concatenate([out, rest], axis=-2)
-    return carry, out
+BACKEND = JaxBackend()

@@ -19,9 +19,12 @@ class NumpyBackend(Backend):
     overrides: ClassVar[tuple[Override, ...]] = (*map(as_override, COMPILED.values()), *attention.OVERRIDES)
     fills_in_place: ClassVar[bool] = True
 
-    def signature(self, arrays: Sequence[Any]) -> Hashable:
-        """Class, shape and dtype of each array."""
-        return tuple([None if x is None else (x.__class__, x.shape, x.dtype) for x in arrays])
+    def signature(self, arrays: Sequence[Any]) -> Hashable | None:
+        """Class, shape and dtype of each array; None where one is no array, of which the checks will tell."""
+        try:
+            return tuple([None if x is None else (x.__class__, x.shape, x.dtype) for x in arrays])
+        except AttributeError:
+            return None
 
 
 BACKEND = NumpyBackend()

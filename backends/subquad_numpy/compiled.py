@@ -11,19 +11,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from subquad.backend import Accepts, Call, Like, Override
+from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.features import calls as features
+from subquad_numpy.features import launch as of_features
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
+from subquad_numpy.iterative_pinv import launch as of_pinv
 from subquad_numpy.linear_scan import calls as linear_scan
-from subquad_numpy.runtime.launch import Launch
+from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.selective_scan import calls as selective_scan
+from subquad_numpy.selective_scan import launch as of_selective_scan
 
-__all__ = ["COMPILED", "Compiled", "Launch", "as_override"]
+__all__ = ["COMPILED", "Compiled", "as_override"]
 
 Array = np.ndarray[Any, Any]
-Arrays = Sequence[Array | None]
-Likes = Sequence[Like | None]
+Arrays = Sequence[Any]  # arrays, or None where there is none
 Static = Mapping[str, Any]
 
 MAX_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
@@ -87,41 +89,43 @@ class Compiled:
         The kernel.
     backward : Backward or None
         Its gradient.
-    prepare : callable or None
-        ``prepare(xp, arrays)``: the arrays as `launch` takes them, by operations of the namespace that can be
-        differentiated. None: as they are.
-    launch, launch_backward : callable or None
-        ``launch(likes, static)`` and ``launch_backward(likes, static)`` say how one run of compiled code computes the
-        outputs from prepared arrays of these shapes and dtypes; None where no single run does.
+    launch : callable or None
+        ``launch(arrays, static, run)``: the outputs by runs of compiled code, for a library that calls it from programs
+        of its own. ``run(launch, operands)`` is the library's: see `runtime.launch`. All else is plain Array API.
+    launch_backward : callable or None
+        ``launch_backward(arrays, static, outputs, grads, run)``: a gradient for each array.
     unaided : frozenset of int
         Outputs that have no gradient: those whose value is free, like the shift of a state.
     saves : bool
         Whether `backward` needs what a forward pass with `save` leaves beside its outputs.
+    unread : frozenset of int
+        Places among the arrays and then the outputs of what `launch_backward` does not read.
     """
 
     kernel: str
     accepts: Accepts
     forward: Forward
     backward: Backward | None = None
-    prepare: Callable[..., tuple[Any, ...]] | None = None
-    launch: Callable[[Likes, Static], Launch] | None = None
-    launch_backward: Callable[[Likes, Static], Launch] | None = None
+    launch: Callable[..., tuple[Any, ...]] | None = None
+    launch_backward: Callable[..., tuple[Any, ...]] | None = None
     unaided: frozenset[int] = frozenset()
     saves: bool = False
+    unread: frozenset[int] = frozenset()
 
 
 def _fused_features(call: Call) -> str | None:
     """Why the compiled features cannot take the map of a call."""
-    known = isinstance(call.static["phi"], (Exponential, Elu))
+    known = isinstance(call.static["phi"], Exponential | Elu)
     return None if known else "the features are neither exponentials nor elu(x) + 1"
 
 
 def _some_key(call: Call) -> str | None:
-    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+    _, k, *_ = call.arrays
+    return "there is no key" if k is not None and k.shape[-2] == 0 else None
 
 
 def _small_matrices(call: Call) -> str | None:
-    m = call.arrays[0].shape[-1]
+    m = 0 if call.arrays[0] is None else call.arrays[0].shape[-1]
     return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
 
 
@@ -135,6 +139,7 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.summarize,
             features.summarize_backward,
+            of_features.launch_summarize,
             unaided=frozenset({0}),
         ),
         Compiled(
@@ -142,12 +147,14 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=REAL, needs=_NUMBA, also=_fused_features),
             features.attend,
             features.attend_backward,
+            of_features.launch_attend,
         ),
         Compiled(
             "feature_step",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.step,
             features.step_backward,
+            of_features.launch_step,
             unaided=frozenset({1}),
             saves=True,
         ),
@@ -156,6 +163,7 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_key),
             features.softmax,
             features.softmax_backward,
+            of_features.launch_softmax,
             saves=True,
         ),
         Compiled(
@@ -163,20 +171,24 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=_NUMBA),
             selective_scan.scan,
             selective_scan.scan_backward,
-            prepare=selective_scan.prepare,
-            launch=selective_scan.launch,
-            launch_backward=selective_scan.launch_backward,
+            of_selective_scan.launch,
+            of_selective_scan.launch_backward,
+            unread=frozenset({9, 10}),
         ),
         Compiled(
             "linear_scan",
             Accepts(dtypes=COMPLEX, needs=_NUMBA),
             linear_scan.scan,
             linear_scan.scan_backward,
-            launch=linear_scan.launch,
-            launch_backward=linear_scan.launch_backward,
+            of_linear_scan.launch,
+            of_linear_scan.launch_backward,
+            unread=frozenset({1}),
         ),
         Compiled(
-            "iterative_pinv", Accepts(dtypes=REAL, needs=_NUMBA, also=_small_matrices), iterative_pinv.iterative_pinv
+            "iterative_pinv",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_small_matrices),
+            iterative_pinv.iterative_pinv,
+            launch=of_pinv.launch,
         ),
     )
 }

@@ -20,14 +20,14 @@ def declines(call: Call) -> str | None:
     """Why the CUDA kernel cannot take the call."""
     if not is_installed("cupy"):
         return "cupy, which launches it, is not installed"
-    from subquad_cupy import _scan as cuda
+    from subquad_cupy.selective_scan import calls as cuda
 
     return cuda.declines(*call.arrays, **call.static)
 
 
 def forward(arrays: Arrays, static: Mapping[str, Any], save: bool = False) -> tuple[tuple[Tensor, ...], Any]:
     """y and the last state; half precision is read and written as it is."""
-    from subquad_cupy import _scan as cuda
+    from subquad_cupy.selective_scan import calls as cuda
 
     inputs = Inputs(*map(_plain, arrays))
     y, state, _ = cuda.scan_forward(inputs, **static, device=_device(inputs.u))
@@ -43,7 +43,7 @@ def backward(
     need: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """Gradients by the nine arrays."""
-    from subquad_cupy import _scan as cuda
+    from subquad_cupy.selective_scan import calls as cuda
 
     inputs = Inputs(*map(_plain, arrays))
     by_y, by_state = map(_plain, grads)
@@ -53,7 +53,7 @@ def backward(
 
 def _device(like: Tensor) -> Any:
     """The launcher on PyTorch's current stream and allocator."""
-    from subquad_cupy._launch import TorchDevice
+    from subquad_cupy.device import TorchDevice
 
     index = like.device.index
     return TorchDevice(index, torch.cuda.current_stream(index).cuda_stream)

@@ -10,7 +10,7 @@ from subquad.cli.errors import CommandError
 
 USAGE = 2
 COMPARE = (
-    "Run exact attention, its approximations and a selective scan on real queries, keys and values with every array "
+    "Run exact attention, its approximations and the scans on real queries, keys and values with every array "
     "library on this machine, and show error, time and memory side by side: as a table here, in compare.json, and "
     "as a picture in compare.png."
 )

@@ -1,181 +1,211 @@
-"""What is compared: a method with its options, or the selective scan, as the text after `--methods` says."""
+"""What is compared and measured: every method and every scan of the registry, with its options."""
 
 import ast
-import contextlib
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 import subquad
-from subquad.attention import ALIASES
+from subquad import registry
 from subquad.cli import definitions
 from subquad.cli.errors import CommandError, unknown
 from subquad.cli.inputs import Inputs
 
-# What is shown unless `--methods` says otherwise: small and larger, so that the picture shows what size buys.
-DEFAULT = (
-    "exact",
-    "favor:num_features=64",
-    "favor:num_features=256",
-    "nystrom:num_landmarks=32",
-    "nystrom:num_landmarks=64",
-    "linear",
-    "selective_scan",
-)
-SIZES = ("num_features", "num_landmarks")  # options that say how large a method is: shown as a bare number
-D_STATE = 16
+HEADS, D = 4, 64  # of the queries, keys and values that are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A call of a public function: arrays by name, in the order of the function's arguments, and its options."""
+
+    function: Callable[..., Any]
+    arrays: Mapping[str, np.ndarray]
+    options: Mapping[str, Any]
+
+    @property
+    def positional(self) -> int:
+        """How many of the arrays have no keyword: the first ones."""
+        parameters = inspect.signature(self.function).parameters
+        return sum(x.kind is x.POSITIONAL_ONLY for name, x in parameters.items() if name in self.arrays)
+
+    def bind(self, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """The call as a function of the arrays alone; `function` takes the arguments in place of the problem's own."""
+        count, run, options = self.positional, function or self.function, dict(self.options)
+        keywords = list(self.arrays)[count:]
+        return lambda *arrays: run(*arrays[:count], **dict(zip(keywords, arrays[count:], strict=True)), **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """One attention method with its options."""
+    """One attention method with its options; `seed` is that of a random method without one among its options."""
 
-    method: str
+    name: str
     options: Mapping[str, Any]
-    operator: Any
-    causal: bool
+    causal: bool = False
+    seed: int | None = None
     task = "attention"
 
     @property
-    def function(self) -> Callable[..., Any]:
-        """What is timed, a function of `arrays`."""
-        return lambda q, k, v: subquad.attention(q, k, v, self.operator, causal=self.causal)
+    def label(self) -> str:
+        """Name in tables, e.g. "favor 256": of the option that says how large a method is, the value alone."""
+        words = [str(value) if name == self.row.size else f"{name}={value}" for name, value in self.options.items()]
+        return " ".join([self.name, *words])
 
-    def arrays(self, inputs: Inputs) -> tuple[np.ndarray, ...]:
-        """Arguments of `function` and `reference`."""
-        return inputs.q, inputs.k, inputs.v
+    @property
+    def row(self) -> Any:
+        """The method in the registry."""
+        return registry.method_row(self.name)
 
-    def reference(self, *arrays: np.ndarray) -> np.ndarray:
+    def random(self, n: int) -> Problem:
+        """Self-attention of HEADS heads on normal numbers, always the same."""
+        rng = np.random.default_rng(0)
+        return self._problem(*(rng.standard_normal((HEADS, n, D), dtype=np.float32) for _ in range(3)))
+
+    def real(self, inputs: Inputs) -> Problem:
+        """Attention of given queries, keys and values."""
+        return self._problem(inputs.q, inputs.k, inputs.v)
+
+    def reference(self, problem: Problem) -> np.ndarray:
         """Exact attention in float64, whatever the method."""
-        return definitions.attention(*arrays, causal=self.causal)
+        return definitions.attention(*problem.arrays.values(), causal=self.causal)
 
-    def error_of_mean(self, reference: np.ndarray, q: np.ndarray, _k: np.ndarray, v: np.ndarray) -> float:
-        """Error of answering the mean of v: a method above it has learnt nothing from q and k."""
-        return definitions.relative_error(definitions.mean_of_values(q, v, causal=self.causal), reference)
+    def _problem(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Problem:
+        seed = {} if self.seed is None else {"seed": self.seed}
+        options = {"method": self.name, "causal": self.causal, **self.options, **seed}
+        return Problem(subquad.attention, {"q": q, "k": k, "v": v}, options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """A selective scan driven by the same activations.
+    """One scan, on the inputs that its row of the registry draws, or makes of given activations."""
 
-    u = v; delta = k P with P drawn once, biased to steps of 0.05; B and C are the first channels of k and of the
-    first query head that reads it; A = −1 … −16 and D = 1: the sizes and time scales that Mamba starts from.
-    """
-
-    seed: int
-    method = "selective_scan"
-    task = "selective_scan"
+    name: str
+    row: Any
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def function(self) -> Callable[..., Any]:
-        """What is timed, a function of `arrays`."""
-        return lambda u, delta, A, B, C, D, bias: subquad.selective_scan(
-            u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True
-        )
+    def task(self) -> str:
+        """What is computed: no other operator computes it."""
+        return self.name
 
-    def arrays(self, inputs: Inputs) -> tuple[np.ndarray, ...]:
-        """Arguments of `function` and `reference`."""
-        q, k, u = inputs.q, inputs.k, inputs.v
-        if q.ndim > 2:
-            q = q[..., :: q.shape[-3] // k.shape[-3], :, :]
-        d, d_v = k.shape[-1], u.shape[-1]
-        d_state = min(D_STATE, d)
-        projection = np.random.Generator(np.random.PCG64(self.seed)).standard_normal((d, d_v)) / d**0.5
-        delta = k @ projection
-        A = np.tile(-np.arange(1.0, d_state + 1), (d_v, 1))
-        bias = np.full(d_v, np.log(np.expm1(0.05)))  # softplus(bias) = 0.05
-        arrays = (u, delta, A, k[..., :d_state], q[..., :d_state], np.ones(d_v), bias)
-        return tuple(np.ascontiguousarray(x, dtype=np.float32) for x in arrays)
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return self.name
 
-    def reference(self, *arrays: np.ndarray) -> np.ndarray:
-        """The recurrence itself in float64."""
-        return definitions.selective_scan(*arrays)
+    def random(self, n: int) -> Problem:
+        """Example inputs, always the same."""
+        return self._problem(*self.row.draw(np.random.default_rng(0), n))
+
+    def real(self, inputs: Inputs) -> Problem:
+        """A scan driven by queries, keys and values."""
+        return self._problem(*self.row.inputs(inputs.q, inputs.k, inputs.v))
+
+    def reference(self, problem: Problem) -> np.ndarray:
+        """The definition in float64, or the generic form in float64 where the registry has no definition."""
+        wide = {name: x.astype(np.promote_types(x.dtype, np.float64)) for name, x in problem.arrays.items()}
+        if self.row.reference is not None:
+            return self.row.reference(wide, problem.options)
+        return dataclasses.replace(problem, arrays=wide).bind()(*wide.values())
+
+    def _problem(self, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Problem:
+        single = {np.dtype(np.float64): np.float32, np.dtype(np.complex128): np.complex64}
+        narrow = {name: np.ascontiguousarray(x, single.get(x.dtype, x.dtype)) for name, x in arrays.items()}
+        return Problem(self.row.function, narrow, options)
 
 
 Case = Attention | Scan
 
 
-def label(case: Case) -> str:
-    """Name of a case in tables, e.g. "favor 256"."""
-    words = [str(value) if name in SIZES else f"{name}={value}" for name, value in case.options.items()]
-    return " ".join([case.method, *words])
+def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, seed: int | None = None) -> Case:
+    """The operator of that name; a random method without a seed of its own gets `seed`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an operator, option or value that does not exist; the message names it and what exists.
+    """
+    if name in registry.SCANS:
+        if options:
+            msg = f"{name} takes no options here; leave out {', '.join(options)}"
+            raise TypeError(msg)
+        return Scan(name, registry.SCANS[name])
+    try:
+        row = registry.method_row(name)
+    except ValueError:
+        raise ValueError(unknown("method", name, [*registry.METHODS, *registry.ALIASES, *registry.SCANS])) from None
+    registry.make_method(name, options)
+    seed = None if "seed" in options or "seed" not in row.options else seed
+    if seed is not None:
+        try:
+            registry.make_method(name, {**options, "seed": seed})
+        except ValueError:  # a method refuses a seed that would change nothing
+            seed = None
+    return Attention(row.name, options, causal, seed)
 
 
-def parse(text: str | None, *, causal: bool, seed: int, inputs: Inputs) -> tuple[list[Case], list[str]]:
+def is_quadratic(case: Case) -> bool:
+    """Whether the operator's time grows with the square of the length."""
+    return re.search(r"\bn(²|\^2| n\b| n_kv\b)", case.row.cost) is not None
+
+
+def reason_against_causal(case: Case) -> str | None:
+    """Why the operator has no causal form; None where it has one, as all scans do."""
+    causal = True if isinstance(case, Scan) else registry.METHODS[case.name].causal
+    return None if causal is True else f"{case.name} has no causal form: {causal}"
+
+
+def shown() -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and options that are compared unless `--methods` says otherwise."""
+    methods = [(name, options) for name in registry.METHODS for options in registry.method_row(name).defaults or ({},)]
+    return [*methods, *((name, {}) for name in registry.SCANS)]
+
+
+def parse(text: str | None, *, causal: bool, seed: int) -> tuple[list[Case], list[str]]:
     """Cases of `--methods`, and notes on what was left out of the default ones.
 
     `text` is "method[:option=value[:option=value…]],…"; None asks for the default.
     """
     cases: list[Case] = []
     left_out: dict[str, list[str]] = {}
-    for item in DEFAULT if text is None else (part.strip() for part in text.split(",")):
-        case = _parse_one(item, causal=causal, seed=seed)
-        reason = _declines_causal(case, inputs) if causal else None
+    items = [part.strip() for part in text.split(",")] if text is not None else []
+    wanted = shown() if text is None else [(item, _split(item)) for item in items]
+    for item, options in wanted:
+        try:
+            case = find_case(item.partition(":")[0], options, causal=causal, seed=seed)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            msg = f"--methods {item!r}: {error}"
+            raise CommandError(msg) from error
+        reason = reason_against_causal(case) if causal else None
         if reason is None:
             if case not in cases:
                 cases.append(case)
         elif text is None:
-            left_out.setdefault(reason, []).append(label(case))
+            left_out.setdefault(reason, []).append(case.label)
         else:
             msg = f"--methods {item!r} with --causal: {reason}; leave one of the two out"
             raise CommandError(msg)
     return cases, [f"{', '.join(names)} left out: {reason}" for reason, names in left_out.items()]
 
 
-def _parse_one(item: str, *, causal: bool, seed: int) -> Case:
+def _split(item: str) -> dict[str, Any]:
+    """The options behind a method's name."""
     method, *settings = item.split(":")
-    argument = f"--methods {item!r}"
     if "=" in method:
-        msg = f"{argument}: options are joined to their method by colons: favor:num_features=64:seed=1"
+        msg = f"--methods {item!r}: options are joined to their method by colons: favor:num_features=64:seed=1"
         raise CommandError(msg)
-    if method == Scan.method:
-        if settings:
-            msg = f"{argument}: selective_scan takes no options here; leave out {':'.join(settings)!r}"
-            raise CommandError(msg)
-        return Scan(seed)
-    method = ALIASES.get(method, method)
-    if method not in subquad.METHODS:
-        msg = f"--methods: {unknown('method', method, [*subquad.METHODS, *ALIASES, Scan.method])}"
-        raise CommandError(msg)
-    kind: Any = subquad.METHODS[method]
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
     options: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
-            msg = f"{argument}: {setting!r} is no option; expected name=value, e.g. favor:num_features=64"
+            msg = f"--methods {item!r}: {setting!r} is no option; expected name=value, e.g. favor:num_features=64"
             raise CommandError(msg)
-        if name not in fields:
-            msg = f"{argument}: {unknown(f'option of {method}', name, fields)}"
-            raise CommandError(msg)
-        options[name] = _value(value)
-    try:
-        operator = kind(**options)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        msg = f"{argument}: {error}"
-        raise CommandError(msg) from error
-    if "seed" in fields and "seed" not in options:
-        with contextlib.suppress(ValueError):  # a method refuses a seed that would change nothing
-            operator = kind(**options, seed=seed)
-    return Attention(method, options, operator, causal)
-
-
-def _value(text: str) -> Any:
-    """A Python literal where it is one (64, 0.5, True), else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _declines_causal(case: Case, inputs: Inputs) -> str | None:
-    """Ask the method itself, on two tokens of NumPy's; any other fault is for the measurement to report."""
-    with contextlib.suppress(Exception):
         try:
-            case.function(*case.arrays(inputs.first(2)))
-        except NotImplementedError as reason:
-            return str(reason)
-    return None
+            options[name] = ast.literal_eval(value)  # 64, 0.5, True
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options

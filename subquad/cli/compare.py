@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from subquad.cli import report
-from subquad.cli.cases import Attention, Case, label, parse
+from subquad.cli.cases import Attention, Case, find_case, parse, shown
+from subquad.cli.definitions import mean_of_values, relative_error
 from subquad.cli.errors import CommandError
 from subquad.cli.inputs import Inputs, read_npz, read_sample
 from subquad.cli.libraries import Target, targets
@@ -20,8 +21,7 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 
 ARGUMENTS = {
     "--methods": "comma-separated names, options joined by colons, e.g. exact,favor:num_features=512:seed=3. "
-    "Default: exact, favor (64 and 256 features), nystrom (32 and 64 landmarks), linear and selective_scan; with "
-    "--causal those that can be",
+    "Default: {}; with --causal those that can be",
     "--backends": "comma-separated array libraries, with a device if wanted (NAME:DEVICE), as `subquad info` lists "
     "them. Default: all that are usable",
     "--n": "comma-separated numbers of tokens, taken from the start of the arrays. Default: a quarter, a half "
@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arrays = "q (..., heads, n, d), k (..., key heads, n, d) and v (..., key heads, n, d_v)"
     sample = "Default: real activations that come with the package, 3 heads, n = 1024, d = 64"
     add("file", nargs="?", type=Path, metavar="FILE.npz", help=f"arrays {arrays}. {sample}")
+    default = ", ".join(find_case(name, options).label for name, options in shown())
     for name, text in ARGUMENTS.items():
-        add(name, metavar="LIST", help=text)
+        add(name, metavar="LIST", help=text.format(default))
     add("--causal", action="store_true", help="attend to the past only. Default: to all tokens")
     folder = "folder for compare.json and compare.png, which are overwritten. Default: the current one"
     add("--out", type=Path, default=Path(), metavar="DIR", help=folder)
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = read_npz(args.file) if args.file else read_sample()
     lengths = _lengths(args.n, inputs)
     chosen, notes = targets(args.backends)
-    cases, more_notes = parse(args.methods, causal=args.causal, seed=args.seed, inputs=inputs)
+    cases, more_notes = parse(args.methods, causal=args.causal, seed=args.seed)
     notes += more_notes
     out = _folder(args.out)
 
@@ -100,13 +101,14 @@ def _measure_all(
             references: dict[str, np.ndarray] = {}
             for target in chosen:
                 for case in cases:
-                    bar.now(f"{target.label}, {label(case)}, n = {n}")
-                    arrays = case.arrays(prefix)
+                    bar.now(f"{target.label}, {case.label}, n = {n}")
+                    problem = case.real(prefix)
                     if case.task not in references:
-                        references[case.task] = case.reference(*arrays)
-                        if isinstance(case, Attention):
-                            baseline[n] = case.error_of_mean(references[case.task], *arrays)
-                    rows.append(measure(case, target, n, arrays, references[case.task], repeat))
+                        references[case.task] = case.reference(problem)
+                        if isinstance(case, Attention):  # a method above it has learnt nothing from q and k
+                            mean = mean_of_values(prefix.q, prefix.v, causal=case.causal)
+                            baseline[n] = relative_error(mean, references[case.task])
+                    rows.append(measure(case, target, n, problem, references[case.task], repeat))
                     bar.advance()
     except KeyboardInterrupt:
         return rows, baseline, False

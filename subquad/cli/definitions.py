@@ -1,4 +1,4 @@
-"""The definitions in float64, by plain NumPy: what every result is compared with."""
+"""Exact attention in float64, by plain NumPy: what every attention method is compared with."""
 
 import numpy as np
 
@@ -34,31 +34,6 @@ def mean_of_values(q: np.ndarray, v: np.ndarray, *, causal: bool) -> np.ndarray:
     if causal:
         return np.cumsum(v, axis=-2) / np.arange(1.0, v.shape[-2] + 1)[:, None]
     return np.broadcast_to(v.mean(axis=-2, keepdims=True), v.shape)
-
-
-def selective_scan(
-    u: np.ndarray,
-    delta: np.ndarray,
-    A: np.ndarray,
-    B: np.ndarray,
-    C: np.ndarray,
-    D: np.ndarray,
-    delta_bias: np.ndarray,
-) -> np.ndarray:
-    """Selective scan, one step at a time.
-
-    Δ = softplus(delta + delta_bias)
-    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t],      y[t] = C[t]·h[t] + D u[t]
-    """
-    u, delta, A, B, C, D, delta_bias = (x.astype(np.float64) for x in (u, delta, A, B, C, D, delta_bias))
-    delta = np.logaddexp(0.0, delta + delta_bias)
-    h = np.zeros((*u.shape[:-2], *A.shape))
-    y = np.empty_like(u)
-    for t in range(u.shape[-2]):
-        step = delta[..., t, :, None]
-        h = np.exp(step * A) * h + step * B[..., t, None, :] * u[..., t, :, None]
-        y[..., t, :] = np.sum(C[..., t, None, :] * h, axis=-1) + D * u[..., t, :]
-    return y
 
 
 def relative_error(out: np.ndarray, reference: np.ndarray) -> float:

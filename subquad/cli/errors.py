@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from subquad._arrays import nearest
+from subquad.core.spelling import nearest
 
 
 class CommandError(Exception):

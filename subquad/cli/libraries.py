@@ -3,14 +3,14 @@
 import dataclasses
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from subquad import _backends
 from subquad.cli.errors import CommandError, unknown
+from subquad.core import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Library:
     reason: str | None
     version: str | None = None
     devices: tuple[str, ...] = ()
-    kernels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    kernels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     bench: ModuleType | None = None
 
 
@@ -36,11 +36,14 @@ class Target:
     bench: Any
 
 
-def find() -> dict[str, Library]:
-    """Ask every backend package that can be found; a broken one becomes a reason, never an exception."""
-    packages = _backends.names()
+def find(wanted: Iterable[str] | None = None) -> dict[str, Library]:
+    """Ask the wanted backend packages, by default all that can be found.
+
+    A package is imported for it; a broken one becomes a reason, never an exception.
+    """
+    packages = loading.names()
     host_first = sorted(packages, key=lambda name: name != np.__name__)
-    return {name: _ask(name, packages[name]) for name in host_first}
+    return {name: _ask(name, packages[name]) for name in host_first if wanted is None or name in wanted}
 
 
 def _ask(name: str, package: str) -> Library:
@@ -48,10 +51,9 @@ def _ask(name: str, package: str) -> Library:
         module = importlib.import_module(package)
         bench = importlib.import_module(f"{package}.bench")
         about = bench.describe()
-        kernels = {
-            kernel: tuple(override.name for override in overrides)
-            for kernel, overrides in getattr(module, "KERNELS", {}).items()
-        }
+        kernels: dict[str, list[str]] = {}
+        for override in loading.checked(module).overrides:
+            kernels.setdefault(override.kernel, []).append(override.name)
         return Library(name, about["reason"], about["version"], tuple(about["devices"]), kernels, bench)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == package.partition(".")[0]:
@@ -81,10 +83,10 @@ def targets(text: str | None) -> tuple[list[Target], list[str]]:
     `text` is "library[:device],…" in the names of `subquad info`; None asks for every library that can be used,
     on the first of each kind of its devices.
     """
-    found = find()
-    notes = [] if text is not None else [f"{x.name} left out: {x.reason}" for x in found.values() if x.reason]
-    wanted = [_resolve(item.strip(), found) for item in (_default(found) if text is None else text.split(","))]
-    wanted = list(dict.fromkeys(wanted))
+    items = None if text is None else [item.strip() for item in text.split(",")]
+    found = find(None if items is None else [item.partition(":")[0] for item in items])
+    notes = [f"{x.name} left out: {x.reason}" for x in found.values() if x.reason and items is None]
+    wanted = list(dict.fromkeys(_resolve(item, found) for item in (_default(found) if items is None else items)))
     if not wanted:
         msg = f"--backends: no array library can be used here: {'; '.join(notes) or 'none was found'}"
         raise CommandError(msg)
@@ -101,7 +103,7 @@ def _resolve(item: str, found: dict[str, Library]) -> tuple[str, str]:
     """Library and device of one item of `--backends`."""
     name, _, device = item.partition(":")
     if name not in found:
-        msg = f"--backends: {unknown('backend', name, found)}"
+        msg = f"--backends: {unknown('backend', name, loading.names())}"
         raise CommandError(msg)
     library = found[name]
     if library.reason is not None:

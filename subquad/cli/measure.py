@@ -1,22 +1,50 @@
 """Error, time and memory of one case on one library."""
 
 import dataclasses
+import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import subquad
-from subquad.cli.cases import Attention, Case, label
+from subquad.cli.cases import Case, Problem
+from subquad.cli.clock import interleave
 from subquad.cli.definitions import relative_error
 from subquad.cli.libraries import Target
 
 ENOUGH_SECONDS = 0.5  # slow calls are repeated at least `LEAST` times, and no longer than this
-PAUSE = 0.1  # seconds; threads that computed before spin on for some 50 ms, on cores that are to be measured
 LEAST = 3
 ROUNDING = 1e-4  # below it errors are rounding, which differs from library to library
+
+
+class Prepared:
+    """A function and its arguments on a library's device, compiled where the library compiles.
+
+    With `gradient` the function computes the gradients of half its squared norm by all arguments as well.
+    """
+
+    def __init__(
+        self, target: Target, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *, gradient: bool = False
+    ) -> None:
+        self.bench = target.bench
+        if gradient and not hasattr(self.bench, "gradient"):
+            msg = f"{target.label} has no gradients"
+            raise NotImplementedError(msg)
+        self.args = tuple(self.bench.asarray(x, device=target.device) for x in arrays)
+        self.call = self.bench.compile(self.bench.gradient(function) if gradient else function)
+        self.bench.synchronize(*self.args)
+
+    def run(self) -> Any:
+        """Call it, from idle device to finished result. The first call compiles, loads kernels and fills caches."""
+        out = self.call(*self.args)
+        self.bench.synchronize(*(out if isinstance(out, tuple) else (out,)))
+        return out
+
+    def extra_memory(self) -> int | None:
+        """The most bytes held at one moment of a call beyond inputs and output; None where the library cannot tell."""
+        return self.bench.peak_extra_memory(self.call, *self.args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,58 +71,23 @@ class Measurement:
     failure: str | None = None
 
 
-def measure(
-    case: Case, target: Target, n: int, arrays: tuple[np.ndarray, ...], reference: np.ndarray, repeat: int
-) -> Measurement:
+def measure(case: Case, target: Target, n: int, problem: Problem, reference: np.ndarray, repeat: int) -> Measurement:
     """Run `case` on `target`; a case that raises becomes a row with its failure."""
-    who = Measurement(
-        case.task,
-        case.method,
-        dict(case.options),
-        label(case),
-        target.label,
-        target.library,
-        target.device,
-        n,
-    )
-    bench = target.bench
+    where = (target.label, target.library, target.device, n)
+    who = Measurement(case.task, case.name, dict(case.options), case.label, *where)
     try:
-        args = tuple(bench.asarray(x, device=target.device) for x in arrays)
-        function = bench.compile(case.function)
-        out = function(*args)  # compiles, loads kernels, fills caches: not what is timed
-        error = relative_error(bench.to_numpy(out), reference)
-        del out
-        times = _times(function, args, bench.synchronize, repeat)
+        prepared = Prepared(target, problem.bind(), tuple(problem.arrays.values()))
+        error = relative_error(prepared.bench.to_numpy(prepared.run()), reference)
+        (times,) = interleave({"": prepared.run}, repeat, enough=ENOUGH_SECONDS, least=LEAST).values()
+        explained = problem.bind(functools.partial(subquad.explain, problem.function))(*prepared.args)
         return dataclasses.replace(
             who,
-            implementation=_implementation(case, args),
+            implementation=" and ".join({choice.implementation: None for choice in explained.choices}) or "generic",
             error=error if np.isfinite(error) else None,
             time=statistics.median(times),
             times=tuple(times),
-            extra_memory=bench.peak_extra_memory(function, *args),
+            extra_memory=prepared.extra_memory(),
             failure=None if np.isfinite(error) else "the output holds NaN or inf",
         )
     except Exception as error:
         return dataclasses.replace(who, failure=f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _times(
-    function: Callable[..., Any], args: tuple[Any, ...], synchronize: Callable[..., None], repeat: int
-) -> list[float]:
-    """Seconds of each call, from idle device to finished result."""
-    synchronize(*args, function(*args))
-    time.sleep(PAUSE)
-    times: list[float] = []
-    while len(times) < repeat and (len(times) < LEAST or sum(times) < ENOUGH_SECONDS):
-        start = time.perf_counter()
-        synchronize(function(*args))
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def _implementation(case: Case, args: tuple[Any, ...]) -> str:
-    """Name of the implementation that the call uses."""
-    if isinstance(case, Attention):
-        return subquad.explain(subquad.attention, *args, case.operator, causal=case.causal).implementation
-    *positional, last = args
-    return subquad.explain(subquad.selective_scan, *positional, delta_bias=last, delta_softplus=True).implementation

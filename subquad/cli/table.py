@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from subquad.cli.digits import three_digits
 from subquad.cli.measure import ROUNDING, Measurement
 
 LABEL_WIDTH, NUMBER_WIDTH = 18, 8
@@ -58,7 +59,7 @@ def show(
     for n in dict.fromkeys(row.n for row in rows):
         for start in range(0, len(backends), at_once):
             console.print(_table([row for row in rows if row.n == n], backends[start : start + at_once], n, baseline))
-    legend = "error: relative, against the float64 definition (exact attention; the recurrence for selective_scan)"
+    legend = "error: relative, against the float64 definition (exact attention; the recurrence of a scan)"
     console.print(Text(f"{legend}. ms: median time of a call. MB: peak memory beyond inputs and output.", style="dim"))
     for remark in [*notes, *_disagreements(rows), *_failures(rows)]:
         console.print(Text(remark))
@@ -99,17 +100,11 @@ def _error(errors: Sequence[float | None]) -> str:
 
 
 def _ms(row: Measurement) -> str:
-    return "" if row.time is None else _three_digits(row.time * 1e3)
+    return "" if row.time is None else three_digits(row.time * 1e3)
 
 
 def _mb(row: Measurement) -> str:
-    return "?" if row.extra_memory is None else _three_digits(row.extra_memory / 1e6)
-
-
-def _three_digits(x: float) -> str:
-    """At least two and mostly three significant digits, never an exponent."""
-    decimals = 2 if x < 10 else 1 if x < 100 else 0
-    return f"{x:.{decimals}f}"
+    return "?" if row.extra_memory is None else three_digits(row.extra_memory / 1e6)
 
 
 def _disagreements(rows: Sequence[Measurement]) -> list[str]:

@@ -39,6 +39,8 @@ def fold_blocks(
     Returns the last carry and the outputs joined along axis −2 (None where the step gives none). `size` is advice
     unless `exact`: a backend that unrolls loops takes larger blocks.
     """
+    if row_count(arrays) <= size:
+        return step(carry, *arrays)
     return backend_of(xp).fold_blocks(step, carry, arrays, size, exact=exact)
 
 
@@ -70,7 +72,11 @@ def loop_blocks(
 
 def row_count(arrays: Sequence[Array | None]) -> int:
     """The number of rows that the arrays have in common."""
-    return next(x.shape[-2] for x in arrays if x is not None)
+    for x in arrays:
+        if x is not None:
+            return x.shape[-2]
+    msg = "there is no array to count the rows of"
+    raise ValueError(msg)
 
 
 def take_rows(arrays: Sequence[Array | None], start: int, stop: int) -> list[Array | None]:

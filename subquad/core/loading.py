@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from subquad.backend import Backend, Override, hooks
+from subquad.backend import UNLESS_UNDER, Backend, Override, hooks
 from subquad.core.spelling import nearest
 
 GROUP = "subquad.backends"
@@ -82,17 +82,28 @@ def checked(package: ModuleType) -> Backend:
             if name not in known:
                 msg = f"{cls.__module__}.{cls.__qualname__} has {name!r}, which no backend has; {nearest(name, known)}"
                 raise TypeError(msg)
+    seen: set[tuple[str, str]] = set()
     for override in backend.overrides:
         if not isinstance(override, Override):
             msg = f"overrides of {package.__name__} holds {override!r}, expected subquad.backend.Override objects"
             raise TypeError(msg)
-        if override.kernel not in KERNELS:
-            where = f"{package.__name__}, override {override.name!r}"
-            msg = f"{where}: there is no kernel {override.kernel!r}; {nearest(override.kernel, KERNELS)}"
+        kernel, where = override.kernel, f"{package.__name__}, override {override.name!r}"
+        if kernel not in KERNELS:
+            msg = f"{where}: there is no kernel {kernel!r}; {nearest(kernel, KERNELS)}"
             raise ValueError(msg)
-        for option in override.accepts.options:
-            if option not in KERNELS[override.kernel]:
-                where = f"{package.__name__}, override {override.name!r} of {override.kernel}"
-                msg = f"{where}: the kernel has no option {option!r}; {nearest(option, KERNELS[override.kernel])}"
+        if override.name in ("auto", "generic"):
+            msg = f"{where} of {kernel}: the name has a meaning of its own; take another"
+            raise ValueError(msg)
+        if (kernel, override.name) in seen:
+            msg = f"{package.__name__} has two overrides of {kernel} that are called {override.name!r}"
+            raise ValueError(msg)
+        seen.add((kernel, override.name))
+        for name in override.accepts.options:
+            if name not in KERNELS[kernel]:
+                msg = f"{where} of {kernel}: the kernel has no option {name!r}; {nearest(name, KERNELS[kernel])}"
+                raise ValueError(msg)
+        for name in override.accepts.under:
+            if name not in UNLESS_UNDER:
+                msg = f"{where} of {kernel}: there is no condition {name!r}; {nearest(name, UNLESS_UNDER)}"
                 raise ValueError(msg)
     return backend

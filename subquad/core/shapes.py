@@ -10,6 +10,16 @@ from subquad.backend import Array
 
 def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
     """The common batch shape by the standard's rules; ValueError names the arguments that do not fit."""
+    first = None
+    for shape in shapes.values():
+        if shape is None:
+            continue
+        if first is None:
+            first = shape
+        elif shape != first:
+            break
+    else:  # all alike, as most often
+        return () if first is None else tuple(first)
     result: list[int] = []
     for shape in shapes.values():
         if shape is None:

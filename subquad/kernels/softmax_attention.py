@@ -79,8 +79,8 @@ def softmax_attention(
     if visible is None:
         _, out = fold_blocks(lambda _, rows: (None, attend(rows, 0)), None, [q], size, xp=xp)
         return out
-    if not backend_of(xp).is_concrete(q):
-        size = max(size, -(-n // TRACED_BLOCKS))
+    if n > size * TRACED_BLOCKS and not backend_of(xp).is_concrete(q):
+        size = -(-n // TRACED_BLOCKS)
     blocks = [attend(q[..., i : min(i + size, n), :], i) for i in range(0, n, size)] or [attend(q, 0)]
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=-2)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from interpreter import PATIENCE
 
-from subquad_cupy import _launch
+from subquad_cupy import device
 
 HERE = Path(__file__).parent
-SOURCE = Path(_launch.__file__).with_name("selective_scan.cu")
+SOURCE = Path(device.__file__).with_name("selective_scan") / "scan.cu"
 COMPILER = shutil.which("g++")
 FAILURES = {1: "no such kernel", 2: "a shuffle without its whole warp", 3: "a thread left before a barrier"}
 
@@ -37,7 +37,7 @@ class Library:
     def __init__(self, binary: Path) -> None:
         library = ctypes.CDLL(str(binary))
         library.shim_argument_size.restype = ctypes.c_longlong
-        assert library.shim_argument_size() == _launch.SCAN.itemsize, "struct Scan and SCAN differ"
+        assert library.shim_argument_size() == device.SCAN.itemsize, "struct Scan and SCAN differ"
         self._launch = library.shim_launch
         self._launch.argtypes = [
             ctypes.c_char_p,
@@ -83,7 +83,7 @@ class NumpyDevice:
         return x.astype(like.dtype, copy=False)
 
 
-class TorchHost(_launch.TorchDevice):
+class TorchHost(device.TorchDevice):
     """Torch CPU tensors through the adapter that launches on torch's CUDA tensors."""
 
     def __init__(self, run: Run, multiprocessors: int = 132) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from subquad.backend import Call
 from subquad.kernels.selective_scan import Inputs
-from subquad_cupy import _plan, _scan
+from subquad_cupy.selective_scan import calls, plan
 
 STORED = ("u", "delta", "z", "dy", "B", "C")  # in the data type of the case; the others at least in float32
 LOW = {"float16": 2e-3, "bfloat16": 2e-2}  # 2-3 units in the last place of the outputs
@@ -104,11 +105,11 @@ def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None
     cast = cast or case.stored
     arrays, dy, dstate = case.inputs()
     inputs = Inputs(*(None if x is None else cast(name, x) for name, x in arrays.items()))
-    assert _scan.declines(*inputs, **case.options) is None
-    y, state, _ = _scan.scan_forward(inputs, **case.options, device=device)
+    assert calls.declines(Call("selective_scan", inputs, static=case.options)) is None
+    y, state, _ = calls.scan_forward(inputs, **case.options, device=device)
     dy = cast("dy", dy)
     dstate = None if dstate is None else cast("dstate", dstate)
-    gradients = _scan.scan_backward(dy, dstate, inputs, **case.options, device=device)
+    gradients = calls.scan_backward(dy, dstate, inputs, **case.options, device=device)
     found = {"y": y, "state": state}
     return found | {f"d{name}": getattr(gradients, name) for name in Inputs._fields if arrays[name] is not None}
 
@@ -116,11 +117,11 @@ def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None
 @contextmanager
 def small_chunks(steps: int) -> Iterator[None]:
     """Let the sequence be split at `steps`, so that a short one already is."""
-    before, _plan.MIN_CHUNK = _plan.MIN_CHUNK, steps
+    before, plan.MIN_CHUNK = plan.MIN_CHUNK, steps
     try:
         yield
     finally:
-        _plan.MIN_CHUNK = before
+        plan.MIN_CHUNK = before
 
 
 # One of each number of states per lane and of lanes, ragged and aligned, with every option somewhere.

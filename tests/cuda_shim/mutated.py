@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from libraries import relative_error
+from rows.libraries import relative_error
 
 from cuda_shim import Library, NumpyDevice
 from cuda_shim.cases import CASES, SPLIT, small_chunks, solve

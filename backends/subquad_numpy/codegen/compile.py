@@ -4,6 +4,7 @@ import ctypes
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -13,22 +14,32 @@ import numba
 import numpy as np
 from numba import types
 
+from subquad_numpy.codegen.vector_type import lanes_of
+
 DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
 compile_seconds: dict[str, float] = {}
 """Time each kernel took to become callable in this process: compiled, or read from the disk."""
-
-
 CODEGEN = Path(__file__).parent
 
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder inlines: all of `codegen` and of the folder itself.
+    """Hash of the sources that a kernel of this folder inlines: all of `codegen` and of the folder but `calls.py`.
 
     Numba looks a kernel up on disk by the kernel's own file and would not see a change in what it inlines.
     """
-    sources = sorted(CODEGEN.glob("*.py")) + sorted(folder.glob("*.py"))
-    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    sources = [path for where in (CODEGEN, folder) for path in sorted(where.glob("*.py")) if path.name != "calls.py"]
+    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def _forget_others(folder: Path, name: str, stamp: str) -> None:
+    """Remove from the folder's cache what other sources left of the kernel of this name."""
+    own = re.compile(rf".*\.{name}_([0-9a-f]{{16}})-.*\.nb[ic]")
+    for path in (folder / "__pycache__").glob(f"*.{name}_*"):
+        found = own.fullmatch(path.name)
+        if found and found[1] != stamp:
+            with suppress(OSError):
+                path.unlink()
 
 
 class Kernel:
@@ -41,7 +52,7 @@ class Kernel:
 
     def __call__(self, first: int, last: int, records: np.ndarray) -> None:
         """Run tasks first to last − 1, without the interpreter lock."""
-        if self._call(first, last, records.ctypes.data) != DONE:
+        if self._call(first, last, records.__array_interface__["data"][0]) != DONE:
             msg = "a compiled kernel found no memory for its scratch"
             raise MemoryError(msg)
 
@@ -58,6 +69,12 @@ def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def element(dtype: Any) -> tuple[int, Any, Any]:
+    """(how many are in a vector, Numba's type, zero) of a dtype: with what the text of a kernel begins."""
+    dtype = np.dtype(dtype)
+    return lanes_of(dtype), numba.from_dtype(dtype), dtype.type(0)
+
+
 def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
     """Compile a function (first, last, records) that returns `DONE`; note the time as `name`.
 
@@ -70,10 +87,12 @@ def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, 
         start = time.perf_counter()
         # a file of its own on disk for each kernel: in a shared one, two processes that compile different
         # kernels at once can leave the code of one under the name of the other
-        sources = fingerprint(Path(function.__code__.co_filename).parent)[:16]
-        function.__qualname__ = re.sub(r"\W+", "_", f"{name} {sources}")
+        folder, base = Path(function.__code__.co_filename).parent, re.sub(r"\W+", "_", name)
+        function.__qualname__ = f"{base}_{fingerprint(folder)}"
         code = native(signature)(function)
         compile_seconds[name] = time.perf_counter() - start
+        if not code.cache_hits:
+            _forget_others(folder, base, fingerprint(folder))
         return Kernel(code)
 
     return decorate

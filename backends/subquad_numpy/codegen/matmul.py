@@ -1,17 +1,17 @@
 """Products of matrices in registers: C = C₀ + A B, one tile of C at a time.
 
 The innermost level of a matrix product alone (Goto & van de Geijn, 2008), so that what comes between two products, an
-exponential, finds its numbers in cache. B is packed: panels of `PANEL_VECTORS` vectors of columns, each contiguous over the
-depth. A is read in place, number by number, with any strides: Aᵀ costs nothing.
+exponential, finds its numbers in cache. A is read in place, number by number, with any strides: Aᵀ costs nothing. B is
+packed into panels.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, shifted, types
+from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, shifted, store, types
 
 
 def _tile_shape() -> tuple[int, int]:
@@ -79,6 +79,33 @@ def _tile(vectors: int) -> Callable[..., Any]:
 _panel_tile, _last_tile = _tile(PANEL_VECTORS), _tile(1)
 
 
+class Matrix(NamedTuple):
+    """A matrix in memory: entry (i, j) is data[i row + j column]."""
+
+    data: Any
+    row: int
+    column: int
+
+
+class Panels(NamedTuple):
+    """A second factor of products: panels of `PANEL_VECTORS` vectors of columns, each contiguous over `rows` rows."""
+
+    data: Any
+    rows: int
+
+
+@inline
+def rows_at(data: Any, row: int) -> Any:
+    """A matrix of rows of adjacent numbers."""
+    return Matrix(data, row, 1)
+
+
+@inline
+def turned(matrix: Any) -> Any:
+    """The transposed matrix."""
+    return Matrix(matrix.data, matrix.column, matrix.row)
+
+
 @inline
 def padded(size: int, step: int) -> int:
     """The next multiple of `step`."""
@@ -86,40 +113,50 @@ def padded(size: int, step: int) -> int:
 
 
 @inline
-def panel_at(column: int, whole: int, lanes: int) -> tuple[int, int]:
-    """First column of the panel that holds `column`, and how many of `whole` columns it has."""
+def panel_at(column: int, width: int, lanes: int) -> tuple[int, int]:
+    """First column of the panel that holds `column`, and how many of `width` columns it has."""
     first = column // (PANEL_VECTORS * lanes) * (PANEL_VECTORS * lanes)
-    return first, min(PANEL_VECTORS * lanes, whole - first)
+    return first, min(PANEL_VECTORS * lanes, width - first)
 
 
 @inline
-def pack(
-    matrix: Any, row: int, step: int, depth: int, width: int, scale: Any, lanes: int, packed: Any, panel_rows: int
-) -> None:  # fmt: skip
-    """Copy B[p, j] = scale matrix[p row + j step] into panels of `panel_rows` rows; columns up to a whole vector are 0."""
+def place_in(panels: Any, row: int, column: int, width: int, lanes: int) -> int:
+    """Where an entry of a matrix of `width` columns lies in its panels."""
+    first, columns = panel_at(column, width, lanes)
+    return first * panels.rows + row * columns + column - first
+
+
+@inline
+def pack(matrix: Any, depth: int, width: int, scale: Any, lanes: int, panels: Any) -> None:
+    """Copy `depth` rows of `scale` times a matrix into panels; columns up to a whole vector are 0."""
     whole = -(-width // lanes) * lanes
     for j in range(whole):
         first, columns = panel_at(j, whole, lanes)
-        place = first * panel_rows + j - first
+        place = first * panels.rows + j - first
         for p in range(depth):
-            packed[place + p * columns] = matrix[p * row + j * step] * scale if j < width else 0
+            value = matrix.data[p * matrix.row + j * matrix.column] * scale if j < width else 0
+            panels.data[place + p * columns] = value
 
 
 @inline
-def multiply(
-    a: Any, a_row: int, a_step: int, rows: int, packed: Any, panel_rows: int, depth: int, whole: int, lanes: int,
-    c_0: Any, c_0_row: int, c: Any, c_row: int,
-) -> None:  # fmt: skip
-    """C = C₀ + A B, over the first `depth` of `panel_rows` rows of B, for `whole` columns, a multiple of the lanes.
+def into_panels(panels: Any, row: int, column: int, width: int, value: Any, lanes: int) -> None:
+    """Store a vector of one row of a matrix of `width` columns, a multiple of the lanes."""
+    store(panels.data, place_in(panels, row, column, width, lanes), value)
 
-    Rows of A and C are there up to a whole tile. C₀ may be C itself, or one row of `whole` numbers for all where
-    `c_0_row` is 0.
+
+@inline
+def multiply(a: Any, rows: int, b: Any, depth: int, width: int, lanes: int, start: Any, c: Any) -> None:
+    """C = C₀ + A B, over the first `depth` rows of B, for `width` columns, a multiple of the lanes.
+
+    A is a `Matrix`, B `Panels`; C₀, called `start`, and C have adjacent columns. Rows of A and C are there up to a
+    whole tile. C₀ may be C itself, or one row for all if its row is 0.
     """
-    for j in range(0, whole, PANEL_VECTORS * lanes):
-        panel = shifted(packed, j * panel_rows)
+    for j in range(0, width, PANEL_VECTORS * lanes):
+        panel = shifted(b.data, j * b.rows)
         for r in range(0, rows, TILE_ROWS):
-            left, first, target = shifted(a, r * a_row), shifted(c_0, r * c_0_row + j), shifted(c, r * c_row + j)
-            if whole - j > lanes:
-                _panel_tile(left, a_row, a_step, panel, depth, first, c_0_row, target, c_row)
+            left, first = shifted(a.data, r * a.row), shifted(start.data, r * start.row + j)
+            target = shifted(c.data, r * c.row + j)
+            if width - j > lanes:
+                _panel_tile(left, a.row, a.column, panel, depth, first, start.row, target, c.row)
             else:
-                _last_tile(left, a_row, a_step, panel, depth, first, c_0_row, target, c_row)
+                _last_tile(left, a.row, a.column, panel, depth, first, start.row, target, c.row)

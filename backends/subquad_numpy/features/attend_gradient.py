@@ -11,20 +11,21 @@ those of one chunk of them.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_least, cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_part, store_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, pack, padded
-from subquad_numpy.codegen.vector_math import ZERO
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, pack, padded, rows_at, turned
 from subquad_numpy.features.blocks import (
     HEAD,
     OF_QUERIES,
+    Scratch,
+    Side,
+    State,
     add_product,
-    into_panels,
+    directions_of,
     load_center,
     load_start,
     query_exponents,
@@ -33,22 +34,28 @@ from subquad_numpy.features.blocks import (
     store_rows,
     widths_of,
 )
+from subquad_numpy.features.phi import ELU, MAPS, slope_of
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 8 * TILE_ROWS  # of a block
 
-ATTEND_GRADIENT_RECORD = HEAD | OF_QUERIES | {"out_row": None, "out": 2, "grad_row": None, "grad": 2}
-# contiguous; the first chunk's sums, and features from them to those of the next
-ATTEND_GRADIENT_RECORD |= {"grad_q": 2, "grad_kv": 2, "grad_sum": 1, "grad_W": 2, "chunk_step": None}
+ATTEND_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_QUERIES,
+    {"out_row": None, "out": 2, "grad_row": None, "grad": 2},
+    # contiguous; the first chunk's sums, and features from them to those of the next
+    {"grad_q": 2, "grad_kv": 2, "grad_sum": 2, "grad_W": 2, "chunk_step": None},
+)
 
 
 @cache
-def attend_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile `differentiate(first, last, frames)` for queries; the chunk varies fastest."""
-    lanes = lanes_of(dtype)
-    kind = numba.from_dtype(dtype)
-    zero, one = dtype.type(0), dtype.type(1)
+    lanes, kind, zero = element(dtype)
+    one = dtype.type(1)
+    phi = MAPS[phi_name].number
 
-    @compiled(f"gradient by queries {dtype}{' elu' * elu}", ATTEND_GRADIENT_RECORD)
+    @compiled(f"gradient of attend {dtype} {phi_name}", ATTEND_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
@@ -63,13 +70,18 @@ def attend_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         )
         buffer = np.empty(room(sizes), kind)
         (
-            edge, seen, level, start, k_sum, by_sum, nothing, center, packed, turned, turned_kv,
-            by_kv, by_W, part, phi, by_phi, result, panels, weighted, rows, weights,
+            edge, seen, level, start, k_sum, by_sum, nothing, center, packed, packed_turned, kv_packed,
+            by_kv, by_W, part, y, by_y, result, block, weighted, rows, weights,
         ) = cut(buffer, sizes)  # fmt: skip
         clear(nothing, widest)
         clear(center, d_in)
-        clear(phi, ROWS * stride)
-        clear(by_phi, ROWS * stride)
+        clear(y, ROWS * stride)
+        clear(by_y, ROWS * stride)
+        phi_q, by_phi, product = rows_at(y, stride), rows_at(by_y, stride), rows_at(result, d_in)
+        directions, directions_turned, kv_turned = Panels(packed, d), Panels(packed_turned, m), Panels(kv_packed, depth)
+        kv_gradient, W_gradient = rows_at(by_kv, d_out), rows_at(by_W, d_in)
+        q_panels, g_panels = Panels(block, ROWS), Panels(weighted, ROWS)
+        state, scratch, zero_row = State(start, k_sum), Scratch(rows, nothing, edge), rows_at(nothing, 0)
 
         packed_for = -1
         for task in range(first, last):
@@ -81,14 +93,15 @@ def attend_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             if packed_for != item:
                 packed_for = item
                 load_center(f, d, lanes, center, zero)
-                W = pointer(f.W, zero)
-                if not elu:
-                    pack(W, f.W_row, f.W_column, d, m, numbers[0], lanes, packed, d)
-                    pack(W, f.W_column, f.W_row, m, d, numbers[0], lanes, turned, m)
-                pack(pointer(f.kv, zero), 1, f.kv_row, d_v, m, 1, lanes, turned_kv, depth)
+                W = directions_of(f, zero)
+                if phi != ELU:
+                    pack(W, d, m, numbers[0], lanes, directions)
+                    pack(turned(W), m, d, numbers[0], lanes, directions_turned)
+                pack(Matrix(pointer(f.kv, zero), 1, f.kv_row), d_v, m, 1, lanes, kv_turned)
                 load_start(f, m, width, zero, start, k_sum)
                 for i in range(0, width, lanes):
-                    into_panels(turned_kv, depth, d_v, i, width, load(k_sum, i), lanes)
+                    into_panels(kv_turned, d_v, i, width, load(k_sum, i), lanes)
+            queries = Side(d, center, numbers, directions, width)
             clear(by_kv, stride * d_out)
             clear(by_W, stride * d_in)
             clear(by_sum, stride)
@@ -98,51 +111,48 @@ def attend_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 count = min(ROWS, stop - row)
                 whole = padded(count, TILE_ROWS)
                 query_exponents(
-                    shifted(q, row * q_row), q_row, count, d, center, numbers, packed, start,
-                    width, lanes, edge, elu, rows, phi, stride,
-                )  # fmt: skip
-                query_features(phi, stride, count, start, k_sum, width, lanes, elu, seen, level)
+                    rows_at(shifted(q, row * q_row), q_row), count, queries, start, phi_q, scratch, lanes, phi
+                )
+                query_features(phi_q, count, state, width, lanes, phi, seen, level)
                 for r in range(count):
                     if has_W:
                         for p in range(0, d, lanes):
                             x = load_part(rows, r * d + p, d - p, lanes, edge)
-                            into_panels(panels, ROWS, r, p, d_in, x, lanes)
+                            into_panels(q_panels, r, p, d_in, x, lanes)
                     inverse = one / seen[r] if seen[r] != 0 else zero
                     along = zeros(rows)
                     for j in range(0, d_v, lanes):
                         g = load_part(grad, (row + r) * grad_row + j, d_v - j, lanes, edge) * inverse
                         along = along + g * load_part(out, (row + r) * out_row + j, d_v - j, lanes, edge)
-                        into_panels(weighted, ROWS, r, j, d_out, g, lanes)
+                        into_panels(g_panels, r, j, d_out, g, lanes)
                         store_part(weights, r * depth + j, g, d_v - j, lanes, edge)
                     weights[r * depth + d_v] = -total(along)
                 for i in range(count * depth, whole * depth):
                     weights[i] = 0
-                multiply(
-                    weights, depth, 1, whole, turned_kv, depth, depth, width, lanes, nothing, 0, by_phi, stride
-                )  # fmt: skip
+                multiply(rows_at(weights, depth), whole, kv_turned, depth, width, lanes, zero_row, by_phi)
                 for r in range(count):
                     e = spread(weights, r * depth + d_v)
                     for i in range(0, width, lanes):
-                        slope = load(phi, r * stride + i)
+                        slope = load(y, r * stride + i)
                         store(by_sum, i, load(by_sum, i) + slope * e)
-                        if elu:
-                            y = load_part(q, (row + r) * q_row + i, d - i, lanes, edge) * numbers[0]
-                            slope = slope / (at_least(y, ZERO(y)) + 1.0) * numbers[0]
-                        store(by_phi, r * stride + i, load(by_phi, r * stride + i) * slope)
-                add_product(phi, stride, height, weighted, ROWS, count, d_out, lanes, nothing, part, by_kv)
-                if elu:
-                    store_rows(grad_q, row * d, count, d, by_phi, stride, lanes, edge)
+                        if phi == ELU:
+                            x = load_part(q, (row + r) * q_row + i, d - i, lanes, edge) * numbers[0]
+                            slope = slope_of(slope, x, phi) * numbers[0]
+                        store(by_y, r * stride + i, load(by_y, r * stride + i) * slope)
+                add_product(turned(phi_q), height, g_panels, count, kv_gradient, part, nothing, lanes)
+                if phi == ELU:
+                    store_rows(shifted(grad_q, row * d), count, d, by_phi, lanes, edge)
                 else:
-                    multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, nothing, 0, result, d_in)
-                    store_rows(grad_q, row * d, count, d, result, d_in, lanes, edge)
+                    multiply(by_phi, whole, directions_turned, m, d_in, lanes, zero_row, product)
+                    store_rows(shifted(grad_q, row * d), count, d, product, lanes, edge)
                 if has_W:
-                    add_product(by_phi, stride, height, panels, ROWS, count, d_in, lanes, nothing, part, by_W)
+                    add_product(turned(by_phi), height, q_panels, count, W_gradient, part, nothing, lanes)
 
             place = task % chunks * f.chunk_step
             copy(by_sum, m, shifted(pointer(f.grad_sum, zero), place))
-            store_rows(pointer(f.grad_kv, zero), place * d_v, m, d_v, by_kv, d_out, lanes, edge)
+            store_rows(shifted(pointer(f.grad_kv, zero), place * d_v), m, d_v, kv_gradient, lanes, edge)
             if has_W:
-                store_rows(pointer(f.grad_W, zero), place * d, m, d, by_W, d_in, lanes, edge)
+                store_rows(shifted(pointer(f.grad_W, zero), place * d), m, d, W_gradient, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

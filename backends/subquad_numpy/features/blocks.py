@@ -4,20 +4,20 @@
     φ_q[i] = exp(y[i]),  D[i] = φ_q[i]ᵀ s,  out[i] = φ_q[i]ᵀ S / D[i],     y[i] = q[i] W + start
 
 of rows less their center. With random directions W this is FAVOR+; linear attention has x and y without a matrix and
-features elu(y) + 1, see `phi`. First keys are summed (`summarize`), then queries read the sums (`attend`); of the
-gradient queries come first (`attend_gradient`), then keys (`summarize_gradient`). The shift cancels in out, so it counts as
-a constant. No exponent ever leaves the cache of its core: all go block by block, product, exponential, product.
+features elu(y) + 1, see `phi`. First keys are summed (`summarize`), then queries read the sums (`attend`). Of the
+gradient, queries come first (`attend_gradient`), then keys (`summarize_gradient`). The shift cancels in out, so it
+counts as a constant. No exponent ever leaves the cache of its core: all go block by block, product, exponential,
+product.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import at_least, inline, largest, load, pointer, store, total, zeros
 from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, pack, padded, panel_at
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
-from subquad_numpy.features.phi import log_after, times_value
-
-Fields = dict[str, int | None]  # None is a number for all items; else the axes of an array that are an item's own
+from subquad_numpy.features.phi import ELU, log_after, times_value
+from subquad_numpy.runtime.arguments import Fields
 
 # elements from row to row, of W also from column to column
 SIDE: Fields = dict.fromkeys(("x_row", "W_row", "W_column"))
@@ -26,10 +26,11 @@ SIDE |= {"x": 2, "W": 2, "center": 1, "numbers": 1}
 
 # rows of an item, their numbers, features, numbers of a value; a task is one of so many chunks of so many rows
 HEAD: Fields = dict.fromkeys(("n", "d", "m", "d_v", "chunks", "chunk")) | SIDE
-"""What every kernel is told of an item first, as 64-bit integers in this order: numbers, and addresses or 0."""
+"""What every kernel is told of an item: see `runtime.arguments` for what a record type is."""
 
 OF_KEYS: Fields = {"v_row": None, "v": 2, "mask": 1}  # the mask is of bytes
-OF_QUERIES: Fields = {"kv_row": None, "start": 1, "kv": 2, "k_sum": 1}  # without start it is 0, without k_sum 1
+# without start it is 0, without k_sum 1; `is_shift`: a start of −∞ stands for a feature without a key, and is 0
+OF_QUERIES: Fields = {"kv_row": None, "is_shift": None, "start": 2, "kv": 2, "k_sum": 2}
 
 
 @inline
@@ -38,9 +39,34 @@ def sizes_of(f: Any) -> Any:
     return f.n, f.d, f.m, f.d_v, f.chunks, f.chunk
 
 
+class Side(NamedTuple):
+    """One side of the features in scratch memory."""
+
+    d: int  # numbers of a row
+    center: Any
+    numbers: Any  # factor, h
+    packed: Any  # panels of W; of keys with one row more, of ones, against −h|k|²
+    width: int  # features in whole vectors
+
+
+class Scratch(NamedTuple):
+    """Scratch memory of a block."""
+
+    rows: Any  # rows less their center; of keys d + 1 numbers each, of queries d
+    nothing: Any  # zeros
+    edge: Any  # one vector
+
+
+class State(NamedTuple):
+    """What queries read of a state beside its numerator; beyond its features −∞ and 0."""
+
+    start: Any
+    k_sum: Any
+
+
 @inline
 def widths_of(m: int, d: int, d_v: int, lanes: int) -> tuple[int, int, int, int, int]:
-    """Features in whole vectors, also in whole tiles, and in both; numbers of a row and of a value in whole vectors."""
+    """m up to whole vectors, up to whole tiles of those, and up to vectors again; d and d_v up to whole vectors."""
     width = padded(m, lanes)
     height = padded(width, TILE_ROWS)
     return width, height, padded(height, lanes), padded(d, lanes), padded(d_v, lanes)
@@ -54,10 +80,9 @@ def load_center(f: Any, d: int, lanes: int, center: Any, zero: Any) -> None:
 
 
 @inline
-def into_panels(panels: Any, panel_rows: int, row: int, column: int, width: int, value: Any, lanes: int) -> None:
-    """Store a vector of one row of a matrix B as `multiply` reads it: panels of `panel_rows` rows."""
-    first, columns = panel_at(column, width, lanes)
-    store(panels, first * panel_rows + row * columns + column - first, value)
+def directions_of(f: Any, zero: Any) -> Any:
+    """W of an item's record."""
+    return Matrix(pointer(f.W, zero), f.W_row, f.W_column)
 
 
 @inline
@@ -73,97 +98,87 @@ def visible_rows(mask: Any, has_mask: bool, row: int, stop: int, most: int, plac
 
 
 @inline
-def pack_keys(W: Any, W_row: int, W_column: int, d: int, m: int, factor: Any, lanes: int, packed: Any) -> None:
+def pack_keys(W: Any, d: int, m: int, factor: Any, lanes: int, packed: Any) -> None:
     """W for `key_exponents`: below its d rows one of ones, against −h|k|²."""
-    pack(W, W_row, W_column, d, m, factor, lanes, packed, d + 1)
+    pack(W, d, m, factor, lanes, packed)
     for i in range(0, m, lanes):
-        into_panels(packed, d + 1, d, i, padded(m, lanes), zeros(packed) + 1.0, lanes)
+        into_panels(packed, d, i, padded(m, lanes), zeros(packed.data) + 1.0, lanes)
 
 
 @inline
-def key_exponents(
-    k: Any, k_row: int, places: Any, count: int, d: int, center: Any, numbers: Any, packed: Any, nothing: Any,
-    width: int, lanes: int, edge: Any, elu: bool, rows: Any, x: Any, stride: int,
-) -> None:  # fmt: skip
-    """x of a block of keys; with W they stay in `rows`, d + 1 numbers each."""
+def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: Any, lanes: int, phi: int) -> None:
+    """x of the keys at `places`; with W the keys themselves stay in `scratch.rows`."""
+    d, rows, numbers = keys.d, scratch.rows, keys.numbers
     depth = d + 1
     for r in range(count):
         square = zeros(rows)
         for p in range(0, d, lanes):
-            part = load_part(k, places[r] * k_row + p, d - p, lanes, edge) - load(center, p)
-            if elu:
-                store(x, r * stride + p, part * numbers[0])
+            part = load_part(k.data, places[r] * k.row + p, d - p, lanes, scratch.edge) - load(keys.center, p)
+            if phi == ELU:
+                store(x.data, r * x.row + p, part * numbers[0])
             else:
                 square = square + part * part
-                store_part(rows, r * depth + p, part, d - p, lanes, edge)
+                store_part(rows, r * depth + p, part, d - p, lanes, scratch.edge)
         # |k|² overflows long before k itself, and 0 · ∞ is NaN
         rows[r * depth + d] = -numbers[1] * total(square) if numbers[1] != 0 else 0
-    if not elu:
+    if phi != ELU:
         whole = padded(count, TILE_ROWS)
         for i in range(count * depth, whole * depth):
             rows[i] = 0
-        multiply(rows, depth, 1, whole, packed, depth, depth, width, lanes, nothing, 0, x, stride)
+        multiply(rows_at(rows, depth), whole, keys.packed, depth, keys.width, lanes, rows_at(scratch.nothing, 0), x)
 
 
 @inline
-def query_exponents(
-    q: Any, q_row: int, count: int, d: int, center: Any, numbers: Any, packed: Any, start: Any,
-    width: int, lanes: int, edge: Any, elu: bool, rows: Any, y: Any, stride: int,
-) -> None:  # fmt: skip
-    """y of a block of queries; with W they stay in `rows`, d numbers each. Without W it does not begin with `start`."""
+def query_exponents(q: Any, count: int, queries: Any, start: Any, y: Any, scratch: Any, lanes: int, phi: int) -> None:
+    """y of queries; with W the queries themselves stay in `scratch.rows`. Without W it does not begin with `start`."""
+    d, rows = queries.d, scratch.rows
     for r in range(count):
         for p in range(0, d, lanes):
-            part = load_part(q, r * q_row + p, d - p, lanes, edge) - load(center, p)
-            if elu:
-                store(y, r * stride + p, part * numbers[0])
+            part = load_part(q.data, r * q.row + p, d - p, lanes, scratch.edge) - load(queries.center, p)
+            if phi == ELU:
+                store(y.data, r * y.row + p, part * queries.numbers[0])
             else:
-                store_part(rows, r * d + p, part, d - p, lanes, edge)
-    if not elu:
+                store_part(rows, r * d + p, part, d - p, lanes, scratch.edge)
+    if phi != ELU:
         whole = padded(count, TILE_ROWS)
         for i in range(count * d, whole * d):
             rows[i] = 0
-        multiply(rows, d, 1, whole, packed, d, d, width, lanes, start, 0, y, stride)
+        multiply(rows_at(rows, d), whole, queries.packed, d, queries.width, lanes, rows_at(start, 0), y)
 
 
 @inline
-def query_features(
-    y: Any, stride: int, count: int, start: Any, k_sum: Any, width: int, lanes: int, elu: bool, seen: Any, level: Any
-) -> None:
-    """φ of each row over exp(level), its largest exponential, in place of y; and φᵀ s."""
+def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: int, seen: Any, level: Any) -> None:
+    """φ of each row over exp(level), its largest exponential, in place of y; and φᵀ s as `seen`."""
     for r in range(count):
-        top = log_after(load(y, r * stride), start, 0, elu)
+        top = log_after(load(y.data, r * y.row), state.start, 0, phi)
         for i in range(lanes, width, lanes):
-            top = at_least(log_after(load(y, r * stride + i), start, i, elu), top)
+            top = at_least(log_after(load(y.data, r * y.row + i), state.start, i, phi), top)
         highest = largest(at_least(top, LEAST(top)))
         level[r] = highest
-        along = zeros(y)
+        along = zeros(y.data)
         for i in range(0, width, lanes):
-            part = load(y, r * stride + i)
-            e = times_value(exp_negative(log_after(part, start, i, elu) - highest), part, elu)
-            store(y, r * stride + i, e)
-            along = along + e * load(k_sum, i)
+            part = load(y.data, r * y.row + i)
+            e = times_value(exp_negative(log_after(part, state.start, i, phi) - highest), part, phi)
+            store(y.data, r * y.row + i, e)
+            along = along + e * load(state.k_sum, i)
         seen[r] = total(along)
 
 
 @inline
-def add_product(
-    a: Any, a_row: int, height: int, panels: Any, panel_rows: int, depth: int, width: int, lanes: int, nothing: Any,
-    part: Any, c: Any,
-) -> None:  # fmt: skip
-    """C += Aᵀ B over the rows of a block; the block's own sum comes first, which keeps a float32 sum of many exact."""
-    multiply(a, 1, a_row, height, panels, panel_rows, depth, width, lanes, nothing, 0, part, width)
-    for i in range(0, height * width, lanes):
-        store(c, i, load(c, i) + load(part, i))
+def add_product(a: Any, height: int, panels: Any, depth: int, c: Any, part: Any, nothing: Any, lanes: int) -> None:
+    """C += A B over the rows of a block; the block's own sum comes first, which keeps a float32 sum of many exact."""
+    multiply(a, height, panels, depth, c.row, lanes, rows_at(nothing, 0), rows_at(part, c.row))
+    for i in range(0, height * c.row, lanes):
+        store(c.data, i, load(c.data, i) + load(part, i))
 
 
 @inline
-def store_rows(
-    target: Any, place: int, rows: int, columns: int, source: Any, width: int, lanes: int, edge: Any
-) -> None:
+def store_rows(target: Any, rows: int, columns: int, source: Any, lanes: int, edge: Any) -> None:
     """Copy rows of scratch memory into a contiguous array."""
     for r in range(rows):
         for j in range(0, columns, lanes):
-            store_part(target, place + r * columns + j, load(source, r * width + j), columns - j, lanes, edge)
+            value = load(source.data, r * source.row + j)
+            store_part(target, r * columns + j, value, columns - j, lanes, edge)
 
 
 @inline
@@ -175,4 +190,6 @@ def load_start(f: Any, m: int, width: int, zero: Any, start: Any, k_sum: Any) ->
         k_sum[i] = 0
         if i < m:
             start[i] = starts[i] if f.start != 0 else 0
+            if f.is_shift != 0 and start[i] == -float("inf"):
+                start[i] = 0
             k_sum[i] = sums[i] if f.k_sum != 0 else 1

@@ -14,12 +14,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels.feature_attention import feature_step
-from subquad_numpy.features.operand import Operand, keys_of, queries_of
-from subquad_numpy.runtime.arguments import row_step, run, with_whole_rows
+from subquad_numpy.features.operand import Operand, Rows, keys_of, operand_from, queries_of
+from subquad_numpy.runtime.arguments import (
+    Forms,
+    Run,
+    fix_items,
+    fix_rows,
+    fixed,
+    row_step,
+    run,
+    with_whole_items,
+    with_whole_rows,
+)
 
 Array = np.ndarray[Any, Any]
 Arrays = Sequence[Any]  # arrays, or None where there is none
 New = Callable[[tuple[int, ...], Any], Array]
+Planned = Callable[[Arrays, New, Any], tuple[tuple[Array, ...], Any]]  # (arrays, new, threads) → (outputs, saved)
 
 SUMMARY_CHUNK, MAX_CHUNKS = 4096, 16  # keys of a task; more than this many partial sums would cost memory
 READING_CHUNK = 1024  # queries of a task
@@ -30,9 +41,8 @@ SMALL_KEYS, QUERIES = 512, 256  # keys whose values stay in cache; queries that 
 class Trace(NamedTuple):
     """What the gradient of `step` needs of the forward pass."""
 
-    shift: Array  # (..., m), of the state before; −∞ where it holds no key
-    numerator: Array  # (..., m, d_v)
-    denominator: Array  # (..., m)
+    numerator: Array  # (..., m, d_v), of the state before
+    denominator: Array  # (..., m, 1)
     level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees nothing
     shifts: Array  # (..., blocks, m), the shift before each block
 
@@ -40,33 +50,186 @@ class Trace(NamedTuple):
 class RowSums(NamedTuple):
     """What softmax attention of few queries knows of each: its largest logit, and the sum of its weights over that."""
 
-    shift: Array  # (..., n), finite
-    total: Array  # (..., n), positive
+    shift: Array  # (..., n, 1), finite
+    total: Array  # (..., n, 1), positive
 
 
 # Verbs ------------------------------------------------------------------------------------------------------------
 
 
-def summarize(
-    arrays: Arrays, static: Mapping[str, Any], *, new: New = np.empty, save: bool = False, threads: int | None = None
-) -> tuple[tuple[Array, ...], None]:
+def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
     """`feature_summarize`: the state with more keys."""
-    k, v, shift, numerator, denominator, *weights, key_mask = arrays
-    keys = keys_of(static["phi"], tuple(weights))
-    mask_batch = () if key_mask is None else key_mask.shape[:-1]
-    batch = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], mask_batch, keys.batch)
-    if shift is None:
-        return _summarize(batch, k, v, keys, key_mask, threads, new), None
-    more = _summarize(batch, k, v, keys, key_mask, threads, np.empty)
-    batch = np.broadcast_shapes(batch, shift.shape[:-2])
-    whole = tuple(new((*batch, *x.shape[-2:]), k.dtype) for x in more)
-    np.maximum(shift, more[0], out=whole[0])
-    finite = _finite(whole[0])
-    fade, fade_more = np.exp(shift - finite), np.exp(more[0] - finite)
-    for old, part, out in zip((numerator, denominator), more[1:], whole[1:], strict=True):
-        np.multiply(old, fade, out=out)
-        out += part * fade_more
-    return whole, None
+    k, v, old_shift, _, _, *weights, key_mask = arrays
+    keys = keys_of(static["phi"], weights)
+    operand = operand_from(keys_of, static["phi"], weights)
+    batch = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], _mask_batch(key_mask), keys.batch)
+    sums = _Sums(batch, k, v, keys, key_mask)
+
+    def summarize(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
+        k, v, _, _, _, *weights, key_mask = arrays
+        return sums(k, v, key_mask, *operand(weights), new, threads), None
+
+    if old_shift is None:
+        return summarize
+    whole = np.broadcast_shapes(batch, old_shift.shape[:-2])
+    column, matrix = ((*whole, *x[-2:]) for x in (sums.column, sums.matrix))
+
+    def merge(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
+        shift, numerator, denominator = arrays[2:5]
+        (more_shift, more_numerator, more_denominator), _ = summarize(arrays, np.empty, threads)
+        outputs = new(column, k.dtype), new(matrix, k.dtype), new(column, k.dtype)
+        finite = _finite(np.maximum(shift, more_shift, out=outputs[0]))
+        fade, fade_more = np.exp(shift - finite), np.exp(more_shift - finite)
+        for old, more, out in ((numerator, more_numerator, outputs[1]), (denominator, more_denominator, outputs[2])):
+            np.multiply(old, fade, out=out)
+            out += more * fade_more
+        return outputs, None
+
+    return merge
+
+
+def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
+    """`feature_attend`: what all queries read of a state."""
+    q, shift, numerator, denominator, *weights = arrays
+    operand = operand_from(queries_of, static["phi"], weights)
+    batch = np.broadcast_shapes(q.shape[:-2], _center_batch(weights), numerator.shape[:-2])
+    shape = *batch, q.shape[-2], numerator.shape[-1]
+    queries = queries_of(static["phi"], weights)
+    read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
+
+    def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
+        q, shift, numerator, denominator, *weights = arrays
+        out = new(shape, q.dtype)
+        read(q, *operand(weights), shift, numerator, denominator, out, threads)
+        return (out,), None
+
+    return attend
+
+
+def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
+    """`feature_step`: causal output of rows after a state, and the state after them.
+
+    What exceeds the range of the compiled kernel is left to the generic form: rows that it hands back, and the state
+    of an item with a key or value that is not finite. Of a call with such an item nothing is saved.
+    """
+    from subquad_numpy.features.step import STEP_RECORD, block_rows, step_kernel
+
+    q, k, v, *state, key_mask = arrays
+    state, weights, phi = state[:3], state[3:], static["phi"]
+    keys, queries = keys_of(phi, weights), queries_of(phi, weights)
+    of_keys, of_queries = operand_from(keys_of, phi, weights), operand_from(queries_of, phi, weights)
+    (n, d), d_v, dtype = q.shape[-2:], v.shape[-1], q.dtype
+    m = keys.width(d)
+    state_batch = () if state[0] is None else state[0].shape[:-2]
+    kept = np.broadcast_shapes(
+        k.shape[:-2], v.shape[:-2], _mask_batch(key_mask), state_batch, keys.batch, _center_batch(weights)
+    )
+    batch = np.broadcast_shapes(q.shape[:-2], kept)
+    # of heads of queries that share their keys, the first one writes the state
+    own = (1,) * (len(batch) - len(kept)) + kept
+    first = tuple(slice(0, 1) if size == 1 else slice(None) for size in own)
+    writes = np.zeros(batch, np.int64)
+    writes[first] = 1
+    rows_k, rows_q = Rows(k, keys), Rows(q, queries)
+    fix_v, fix_mask = fix_rows(v), None if key_mask is None else fix_items(key_mask, 1)
+    fix_state = [None if x is None else fix_items(x, 2) for x in state]
+    must_fix = any(fix is not None for fix in fix_state)
+    shape, column, matrix, blocks = (*batch, n, d_v), (*kept, m, 1), (*kept, m, d_v), -(-n // block_rows(dtype))
+    like_v, like_state = (
+        fixed(fix_v, v),
+        [None if x is None else fixed(f, x) for f, x in zip(fix_state, state, strict=True)],
+    )
+    likes = {
+        name: np.empty(shape, dtype) for name, shape in (("out", shape), ("new_shift", column), ("new_kv", matrix))
+    }
+    likes |= {"new_k_sum": likes["new_shift"], "undone": np.empty(batch, np.int64)}
+    if save:
+        likes |= {"level": np.empty((*batch, n), dtype), "shifts": np.empty((*batch, blocks, m), dtype)}
+    advance = Run(
+        step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
+        {
+            **rows_k.fields(), **rows_q.fields("q_"), **likes, "v": like_v, "v_row": row_step(like_v),
+            "mask": None if key_mask is None else fixed(fix_mask, key_mask),
+            **dict(zip(("shift", "kv", "k_sum"), like_state, strict=True)),
+            "n": n, "d": d, "m": m, "d_v": d_v, "chunks": 1, "chunk": n, "keeps": writes.reshape(-1),
+        },
+    )  # fmt: skip
+
+    def step(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], Trace | None]:
+        q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
+        if fix_v is not None:
+            v = fix_v(v)
+        if fix_mask is not None:
+            key_mask = fix_mask(key_mask)
+        if must_fix:
+            shift, numerator, denominator = map(fixed, fix_state, (shift, numerator, denominator))
+        outputs = out, *after = new(shape, dtype), new(column, dtype), new(matrix, dtype), new(column, dtype)
+        undone = np.empty(batch, np.int64)
+        level = shifts = trace = None
+        if save:
+            level, shifts = np.full((*batch, n), math.nan, dtype), np.empty((*batch, blocks, m), dtype)
+        advance(
+            (
+                *rows_k(k, *of_keys(weights)), v, key_mask, *rows_q(q, *of_queries(weights)),
+                shift, numerator, denominator, out, undone, level, shifts, *after,
+            ),
+            threads,
+        )  # fmt: skip
+        if (undone != n).any():
+            whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
+            mine = np.arange(n)[:, None] < undone[..., None, None]
+            out[...] = np.where(mine, out, whole)
+            is_right = (undone[first].reshape(kept) == n)[..., None, None]
+            for x, other in zip(after, state, strict=True):
+                x[...] = np.where(is_right, x, other)
+        if level is not None and shifts is not None and not np.isnan(level).any():
+            if shift is None:
+                numerator, denominator = np.zeros(matrix, dtype), np.zeros(column, dtype)
+            trace = Trace(numerator, denominator, level, shifts)
+        return outputs, trace
+
+    return step
+
+
+def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
+    """`softmax_attention`, where every query sees all keys that the mask shows."""
+    q, k, v, key_mask = arrays
+    scale, dtype = static["scale"], q.dtype
+    n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
+    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], _mask_batch(key_mask))
+    shape = *batch, n, d_v
+    if n_kv <= SMALL_KEYS < n:  # keys are the directions of the queries
+        shown_k, shown_v, start = _hide(k, v, key_mask)
+        operand = Operand(shown_k.swapaxes(-1, -2), scale)
+        read = _Reading(batch, q, operand, start, shown_v, None, is_shift=False)
+
+        def of_all_queries(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
+            q, k, v, key_mask = arrays
+            k, v, start = _hide(k, v, key_mask)
+            out = new(shape, dtype)
+            read(q, k.swapaxes(-1, -2), None, start, v, None, out, threads)
+            if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
+                out[np.broadcast_to(~seen, batch)] = 0  # also for a query that is NaN
+            return (out,), None
+
+        return of_all_queries
+    sums = _Sums(batch, k, v, Operand(q.swapaxes(-1, -2), scale), key_mask)
+
+    def of_all_keys(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], RowSums | None]:
+        q, k, v, key_mask = arrays
+        out = new(shape, dtype)
+        shift, _, total = sums(k, v, key_mask, q.swapaxes(-1, -2), None, np.empty, threads, out)
+        total[total == 0] = 1  # the row saw nothing and is 0
+        out /= total
+        return (out,), RowSums(_finite(shift), total) if save else None
+
+    return of_all_keys
+
+
+summarize, attend, step, softmax = map(Forms, (_plan_summarize, _plan_attend, _plan_step, _plan_softmax))
+
+
+# Their gradients ----------------------------------------------------------------------------------------------------
 
 
 def summarize_backward(
@@ -75,15 +238,13 @@ def summarize_backward(
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """Gradients of `summarize`; the new shift counts as a constant."""
     k, v, shift, numerator, denominator, *weights, key_mask = arrays
-    keys = keys_of(static["phi"], tuple(weights))
+    keys = keys_of(static["phi"], weights)
     finite = _finite(outputs[0])
     by_numerator, by_denominator = (
         np.zeros_like(x) if by is None else by for by, x in zip(grads[1:], outputs[1:], strict=True)
     )
     by_W = any(need[5:7]) or len(weights) > 2
-    found = _by_keys(
-        k, v, keys, key_mask, finite[..., 0], by_numerator, by_denominator[..., 0], by_W=by_W, threads=threads
-    )
+    found = _by_keys(k, v, keys, key_mask, finite, by_numerator, by_denominator, by_W=by_W, threads=threads)
     by: list[Array | None] = [sum_to(found.k, k.shape), sum_to(found.v, v.shape), None, None, None]
     if shift is not None:
         fade = np.exp(shift - finite)
@@ -101,31 +262,19 @@ def summarize_backward(
     return (*by, None)
 
 
-def attend(
-    arrays: Arrays, static: Mapping[str, Any], *, new: New = np.empty, save: bool = False, threads: int | None = None
-) -> tuple[tuple[Array], None]:
-    """`feature_attend`: what all queries read of a state."""
-    q, shift, numerator, denominator, *weights = arrays
-    queries = queries_of(static["phi"], tuple(weights))
-    batch = np.broadcast_shapes(q.shape[:-2], _center_batch(weights), numerator.shape[:-2])
-    out = new((*batch, q.shape[-2], numerator.shape[-1]), q.dtype)
-    _read(q, queries, _finite(shift)[..., 0], numerator, denominator[..., 0], threads, out)
-    return (out,), None
-
-
 def attend_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool],
     *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """Gradients of `attend`."""
     q, shift, numerator, denominator, *weights = arrays
-    queries = queries_of(static["phi"], tuple(weights))
+    queries = queries_of(static["phi"], weights)
     found = _by_queries(
-        q, queries, _finite(shift)[..., 0], numerator, denominator[..., 0], outputs[0], grads[0],
+        q, queries, _finite(shift), numerator, denominator, outputs[0], grads[0],
         by_W=len(weights) > 1 and need[5], threads=threads,
     )  # fmt: skip
     by_numerator = sum_to(found.kv, numerator.shape)
-    by_denominator = sum_to(found.k_sum[..., None], denominator.shape)
+    by_denominator = sum_to(found.k_sum, denominator.shape)
     by: list[Array | None] = [sum_to(found.q, q.shape), None, by_numerator, by_denominator, *[None] * len(weights)]
     if need[1]:
         by[1] = _by_shift(numerator, denominator, by_numerator, by_denominator)
@@ -134,69 +283,6 @@ def attend_backward(
     if len(weights) > 2:
         by[6] = -sum_to(found.q.sum(axis=-2, keepdims=True), weights[2].shape)
     return tuple(by)
-
-
-def step(
-    arrays: Arrays, static: Mapping[str, Any], *, new: New = np.empty, save: bool = False, threads: int | None = None
-) -> tuple[tuple[Array, ...], Trace | None]:
-    """`feature_step`: causal output of rows after a state, and the state after them.
-
-    What exceeds the range of the compiled kernel is left to the generic form: rows that it hands back, and the state
-    of an item with a key or value that is not finite. Of a call with such an item nothing is saved.
-    """
-    q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
-    phi = static["phi"]
-    keys, queries = keys_of(phi, tuple(weights)), queries_of(phi, tuple(weights))
-    (n, d), d_v = q.shape[-2:], v.shape[-1]
-    m = keys.width(d)
-    mask_batch, state_batch = (() if x is None else x for x in (
-        key_mask if key_mask is None else key_mask.shape[:-1], shift if shift is None else shift.shape[:-2]
-    ))  # fmt: skip
-    center = _center_batch(weights)
-    kept = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], mask_batch, state_batch, keys.batch, center)
-    batch = np.broadcast_shapes(q.shape[:-2], kept)
-    if shift is None:
-        before = (
-            np.full((*kept, m), -math.inf, q.dtype),
-            np.zeros((*kept, m, d_v), q.dtype),
-            np.zeros((*kept, m), q.dtype),
-        )
-    else:
-        before = shift[..., 0], numerator, denominator[..., 0]
-    before = tuple(
-        np.broadcast_to(x, (*batch, *x.shape[x.ndim - axes :])) for x, axes in zip(before, (1, 2, 1), strict=True)
-    )
-    out = new((*batch, n, d_v), q.dtype)
-    # one item of those that share their keys would do: where heads of queries share them, all write, and one is taken
-    make = new if kept == batch else np.empty
-    after = tuple(make((*batch, *tail), q.dtype) for tail in ((m, 1), (m, d_v), (m, 1)))
-    trace = None
-    if save:
-        from subquad_numpy.features.step import block_rows
-
-        shifts = np.empty((*batch, -(-n // block_rows(q.dtype)), m), q.dtype)
-        trace = Trace(*before, np.full((*batch, n), math.nan, q.dtype), shifts)
-    undone = _advance(q, k, v, queries, keys, key_mask, before, threads, out, after, trace)
-    shared = tuple(slice(0, 1) if size == 1 != whole else slice(None) for size, whole in
-                   zip((1,) * (len(batch) - len(kept)) + kept, batch, strict=True))  # fmt: skip
-    own_undone = undone
-    if kept != batch:
-        places = []
-        for x in after:
-            place = new((*kept, *x.shape[-2:]), q.dtype)
-            place[...] = x[shared].reshape(place.shape)
-            places.append(place)
-        after = tuple(places)
-        own_undone = undone[shared].reshape(kept)
-    if (undone != n).any():
-        whole, *state = feature_step.generic(
-            q, k, v, shift, numerator, denominator, *weights, phi=phi, key_mask=key_mask
-        )
-        mine = np.arange(n)[:, None] < undone[..., None, None]
-        out[...] = np.where(mine, out, whole)
-        for x, other in zip(after, state, strict=True):
-            x[...] = np.where(own_undone[..., None, None] == n, x, other)
-    return (out, *after), None if trace is None or np.isnan(trace.level).any() else trace
 
 
 def step_backward(
@@ -211,20 +297,19 @@ def step_backward(
     from subquad_numpy.features.step_gradient import STEP_GRADIENT_RECORD, step_gradient_kernel
 
     phi = static["phi"]
-    keys, queries = keys_of(phi, tuple(weights)), queries_of(phi, tuple(weights))
+    keys, queries = keys_of(phi, weights), queries_of(phi, weights)
     batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], v.shape[-1]
     m = keys.width(d)
-    mask = None if key_mask is None else np.ascontiguousarray(key_mask)
+    mask = None if key_mask is None else with_whole_items(key_mask, 1)
     v_rows, out, grad = map(with_whole_rows, (v, outputs[0], grad))
-    kv, k_sum = map(np.ascontiguousarray, (saved.numerator, saved.denominator))
     by_q, by_k, by_v = (np.empty((*batch, n, width), q.dtype) for width in (d, d, d_v))
-    by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m), q.dtype)
+    by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m, 1), q.dtype)
     run(
-        step_gradient_kernel(q.dtype, keys.is_elu), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
+        step_gradient_kernel(q.dtype, keys.phi), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
-        **keys.fields(k), v=v_rows, v_row=row_step(v_rows), mask=mask,
-        **{f"q_{name}": value for name, value in queries.fields(q).items()},
-        kv=kv, k_sum=k_sum, level=saved.level, shifts=saved.shifts,
+        **Rows(k, keys).fields(), v=v_rows, v_row=row_step(v_rows), mask=mask,
+        **Rows(q, queries).fields("q_"), kv=saved.numerator, k_sum=saved.denominator,
+        level=saved.level, shifts=saved.shifts,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
     )  # fmt: skip
@@ -232,33 +317,10 @@ def step_backward(
     if shift is None:
         by += [None, None, None]
     else:
-        by_numerator, by_denominator = sum_to(by_kv, numerator.shape), sum_to(by_sum[..., None], denominator.shape)
+        by_numerator, by_denominator = sum_to(by_kv, numerator.shape), sum_to(by_sum, denominator.shape)
         by_shift = _by_shift(numerator, denominator, by_numerator, by_denominator) if need[3] else None
         by += [by_shift, by_numerator, by_denominator]
     return (*by, *[None] * len(weights), None)
-
-
-def softmax(
-    arrays: Arrays, static: Mapping[str, Any], *, new: New = np.empty, save: bool = False, threads: int | None = None
-) -> tuple[tuple[Array], RowSums | None]:
-    """`softmax_attention`, where every query sees all keys that the mask shows."""
-    q, k, v, key_mask = arrays
-    scale = static["scale"]
-    n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
-    mask_batch = () if key_mask is None else key_mask.shape[:-1]
-    batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], mask_batch)
-    out = new((*batch, n, d_v), q.dtype)
-    if n_kv <= SMALL_KEYS < n:
-        k, v, start = _hide(k, v, key_mask)
-        _read(q, Operand(k.swapaxes(-1, -2), scale), start, v, None, threads, out)
-        if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
-            out[np.broadcast_to(~seen, batch)] = 0  # also for a query that is NaN
-        return (out,), None
-    queries = Operand(q.swapaxes(-1, -2), scale)
-    shift, kv, k_sum = _summarize(batch, k, v, queries, key_mask, threads, np.empty, kv=out)
-    k_sum[k_sum == 0] = 1  # the row saw nothing and is 0
-    kv /= k_sum
-    return (out,), RowSums(_finite(shift)[..., 0], k_sum[..., 0])
 
 
 def softmax_backward(
@@ -280,8 +342,8 @@ def softmax_backward(
             keep = key_mask[..., None]  # 0 · NaN is NaN: that of a query must not reach a hidden key
             by_k, by_v = np.where(keep, by_k, 0), np.where(keep, by_v, 0)
     else:
-        by_kv = grad / saved.total[..., None]
-        operand, by_sum = Operand(q.swapaxes(-1, -2), scale), -(by_kv * out).sum(axis=-1)
+        by_kv = grad / saved.total
+        operand, by_sum = Operand(q.swapaxes(-1, -2), scale), -(by_kv * out).sum(axis=-1, keepdims=True)
         of_keys = _by_keys(k, v, operand, key_mask, saved.shift, by_kv, by_sum, by_W=True, threads=threads)
         assert of_keys.W is not None
         by_q, by_k, by_v = scale * of_keys.W, of_keys.k, of_keys.v
@@ -315,97 +377,108 @@ class ByKeys(NamedTuple):
     W: Array | None
 
 
-def _summarize(
-    batch: tuple[int, ...], k: Array, v: Array, side: Operand, mask: Array | None, threads: int | None, new: New,
-    kv: Array | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """What the keys leave, (…, m, 1), (…, m, d_v), (…, m, 1); shift is −∞ where there is no key."""
-    from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
+class _Sums:
+    """What keys of one form leave: (…, m, 1), (…, m, d_v), (…, m, 1); the first is −∞ where there is no key."""
 
-    (n, d), d_v = k.shape[-2:], v.shape[-1]
-    m, most = side.width(d), side.width(d) if side.is_elu else QUERIES
-    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
-    # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
-    chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
-    whole_kv = new((*batch, m, d_v), k.dtype) if kv is None else kv
-    whole = new((*batch, m, 1), k.dtype), whole_kv, new((*batch, m, 1), k.dtype)
-    if chunks == 1:
-        shift, part, k_sum = (x[None] for x in whole)
-    else:
-        shift, k_sum = np.empty((chunks, *batch, m, 1), k.dtype), np.empty((chunks, *batch, m, 1), k.dtype)
-        part = np.empty((chunks, *batch, m, d_v), k.dtype)
-    run(
-        summarize_kernel(k.dtype, side.is_elu), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=-(-n // chunks), most=most, chunk_step=math.prod(batch) * m,
-        **side.fields(k), v=v, v_row=row_step(v), mask=mask,
-        shift=shift[0, ..., 0], kv=part[0], k_sum=k_sum[0, ..., 0],
-    )  # fmt: skip
-    if chunks > 1:
+    def __init__(self, batch: tuple[int, ...], k: Array, v: Array, side: Operand, mask: Array | None) -> None:
+        from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
+
+        (n, d), d_v, self.dtype = k.shape[-2:], v.shape[-1], k.dtype
+        m, most = side.width(d), side.width(d) if side.W is None else QUERIES
+        self.rows, self.fix_v = Rows(k, side), fix_rows(v)
+        self.fix_mask = None if mask is None else fix_items(mask, 1)
+        # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
+        self.chunks = chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
+        self.column, self.matrix = (*batch, m, 1), (*batch, m, d_v)
+        v, column = fixed(self.fix_v, v), np.empty(self.column, k.dtype)
+        self.run = Run(
+            summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
+            {
+                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": -(-n // chunks), "most": most,
+                "chunk_step": math.prod(batch) * m, **self.rows.fields(), "v": v, "v_row": row_step(v),
+                "mask": None if mask is None else fixed(self.fix_mask, mask),
+                "shift": column, "kv": np.empty(self.matrix, k.dtype), "k_sum": column,
+            },
+        )  # fmt: skip
+
+    def __call__(
+        self, k: Array, v: Array, mask: Array | None, W: Array | None, center: Array | None, new: New, threads: Any,
+        numerator: Array | None = None,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        if self.fix_v is not None:
+            v = self.fix_v(v)
+        if self.fix_mask is not None:
+            mask = self.fix_mask(mask)
+        dtype, column = self.dtype, self.column
+        whole = new(column, dtype), new(self.matrix, dtype) if numerator is None else numerator, new(column, dtype)
+        rows = self.rows(k, W, center)
+        if self.chunks == 1:
+            self.run((*rows, v, mask, *whole), threads)
+            return whole
+        shift, part, k_sum = (np.empty((self.chunks, *x.shape), dtype) for x in whole)
+        self.run((*rows, v, mask, shift, part, k_sum), threads)
         np.max(shift, axis=0, out=whole[0])
         fade = np.exp(shift - _finite(whole[0]))
         np.einsum("c...,c...v->...v", fade[..., 0], part, out=whole[1])
         np.sum(fade * k_sum, axis=0, out=whole[2])
-    return whole
+        return whole
 
 
-def _advance(
-    q: Array, k: Array, v: Array, queries: Operand, keys: Operand, mask: Array | None, before: Arrays,
-    threads: int | None, out: Array, after: Arrays, trace: Trace | None,
-) -> Array:  # fmt: skip
-    """Write causal output of rows after a state, and the state after them; what each item has not done."""
-    from subquad_numpy.features.step import STEP_RECORD, step_kernel
+class _Reading:
+    """φᵀ kv / φᵀ k_sum of queries of one form, with exponents that begin at `start`. Without start it is 0, k_sum 1."""
 
-    batch, (n, d), d_v = out.shape[:-2], q.shape[-2:], v.shape[-1]
-    m = keys.width(d)
-    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
-    shift, kv, k_sum = map(np.ascontiguousarray, before)
-    undone = np.full(batch, n, np.int64)
-    run(
-        step_kernel(q.dtype, keys.is_elu), STEP_RECORD, batch, 1, 4 * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
-        **keys.fields(k), v=v, v_row=row_step(v), mask=mask,
-        **{f"q_{name}": value for name, value in queries.fields(q).items()},
-        shift=shift, kv=kv, k_sum=k_sum, out=out, undone=undone,
-        level=None if trace is None else trace.level, shifts=None if trace is None else trace.shifts,
-        new_shift=after[0][..., 0], new_kv=after[1], new_k_sum=after[2][..., 0],
-    )  # fmt: skip
-    return undone
+    def __init__(
+        self, batch: tuple[int, ...], q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, *,
+        is_shift: bool,
+    ) -> None:  # fmt: skip
+        from subquad_numpy.features.attend import ATTEND_RECORD, attend_kernel
 
+        (n, d), d_v = q.shape[-2:], kv.shape[-1]
+        m, chunks = side.width(d), max(1, -(-n // READING_CHUNK))
+        self.rows, self.fix_kv = Rows(q, side), fix_rows(kv)
+        self.fix_start, self.fix_k_sum = (None if x is None else fix_items(x, 2) for x in (start, k_sum))
+        kv = fixed(self.fix_kv, kv)
+        self.run = Run(
+            attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
+            {
+                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK, **self.rows.fields(),
+                "start": None if start is None else fixed(self.fix_start, start), "is_shift": int(is_shift),
+                "kv": kv, "kv_row": row_step(kv), "k_sum": None if k_sum is None else fixed(self.fix_k_sum, k_sum),
+                "out": np.empty((*batch, n, d_v), q.dtype),
+            },
+        )  # fmt: skip
 
-def _read(
-    q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, threads: int | None, out: Array
-) -> None:
-    """Write φᵀ kv / φᵀ k_sum into `out`, with exponents that begin at `start`."""
-    from subquad_numpy.features.attend import ATTEND_RECORD, attend_kernel
-
-    (n, d), d_v = q.shape[-2:], kv.shape[-1]
-    m, chunks = side.width(d), max(1, -(-n // READING_CHUNK))
-    kv, start, k_sum = with_whole_rows(kv), *(None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
-    run(
-        attend_kernel(q.dtype, side.is_elu), ATTEND_RECORD, out.shape[:-2], chunks, n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=READING_CHUNK,
-        **side.fields(q), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum, out=out,
-    )  # fmt: skip
+    def __call__(
+        self, q: Array, W: Array | None, center: Array | None, start: Array | None, kv: Array, k_sum: Array | None,
+        out: Array, threads: Any,
+    ) -> None:  # fmt: skip
+        if self.fix_kv is not None:
+            kv = self.fix_kv(kv)
+        if self.fix_start is not None:
+            start = self.fix_start(start)
+        if self.fix_k_sum is not None:
+            k_sum = self.fix_k_sum(k_sum)
+        self.run((*self.rows(q, W, center), start, kv, k_sum, out), threads)
 
 
 def _by_queries(
     q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
     by_W: bool, threads: int | None,
 ) -> ByQueries:  # fmt: skip
-    """The gradient of `_read`."""
+    """The gradient of `_Reading`."""
     from subquad_numpy.features.attend_gradient import ATTEND_GRADIENT_RECORD, attend_gradient_kernel
 
     batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], kv.shape[-1]
     m, (chunks, chunk) = side.width(d), _chunks(n)
     kv, out, grad = map(with_whole_rows, (kv, out, grad))
-    start, k_sum = (None if x is None else np.ascontiguousarray(x) for x in (start, k_sum))
+    start, k_sum = (None if x is None else with_whole_items(x, 2) for x in (start, k_sum))
     grad_q = np.empty((*batch, n, d), q.dtype)
-    shapes = ((d_v,), (), (d,)) if by_W else ((d_v,), ())
-    grads = [np.empty((chunks, *batch, m, *shape), q.dtype) for shape in shapes]
+    widths = (d_v, 1, d) if by_W else (d_v, 1)
+    grads = [np.empty((chunks, *batch, m, width), q.dtype) for width in widths]
     run(
-        attend_gradient_kernel(q.dtype, side.is_elu), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
+        attend_gradient_kernel(q.dtype, side.phi), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **side.fields(q), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
+        **Rows(q, side).fields(), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=grad_q, grad_kv=grads[0][0], grad_sum=grads[1][0], grad_W=grads[2][0] if by_W else None,
     )  # fmt: skip
@@ -417,20 +490,20 @@ def _by_keys(
     k: Array, v: Array, side: Operand, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
     by_W: bool, threads: int | None,
 ) -> ByKeys:  # fmt: skip
-    """The gradient of `_summarize`; the shift is finite, and has the batch shape of the call."""
+    """The gradient of `_Sums`; the shift is finite, and has the batch shape of the call."""
     from subquad_numpy.features.summarize_gradient import SUMMARIZE_GRADIENT_RECORD, summarize_gradient_kernel
 
-    batch, (n, d), d_v = shift.shape[:-1], k.shape[-2:], v.shape[-1]
+    batch, (n, d), d_v = shift.shape[:-2], k.shape[-2:], v.shape[-1]
     m, (chunks, chunk) = side.width(d), _chunks(n)
-    v, mask = with_whole_rows(v), None if mask is None else np.ascontiguousarray(mask)
-    shift, grad_kv, grad_sum = map(np.ascontiguousarray, (shift, grad_kv, grad_sum))
+    v, mask = with_whole_rows(v), None if mask is None else with_whole_items(mask, 1)
+    shift, grad_kv, grad_sum = (with_whole_items(x, 2) for x in (shift, grad_kv, grad_sum))
     new = np.empty if mask is None else np.zeros
     grad_k, grad_v = new((*batch, n, d), k.dtype), new((*batch, n, d_v), k.dtype)
     grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
     run(
-        summarize_gradient_kernel(k.dtype, side.is_elu), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
+        summarize_gradient_kernel(k.dtype, side.phi), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
         threads, n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **side.fields(k), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
+        **Rows(k, side).fields(), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
         grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],
     )  # fmt: skip
     return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))
@@ -452,6 +525,11 @@ def _by_shift(numerator: Array, denominator: Array, by_numerator: Array, by_deno
     return (numerator * by_numerator).sum(axis=-1, keepdims=True) + denominator * by_denominator
 
 
+def _mask_batch(key_mask: Array | None) -> tuple[int, ...]:
+    """The batch shape of a key mask."""
+    return () if key_mask is None else key_mask.shape[:-1]
+
+
 def _center_batch(weights: Sequence[Array]) -> tuple[int, ...]:
     """The batch shape of both centers; () where there are none."""
     return np.broadcast_shapes(*(x.shape[:-2] for x in weights[2:]))
@@ -462,4 +540,4 @@ def _hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Arr
     if key_mask is None:
         return k, v, None
     keep = key_mask[..., None]
-    return np.where(keep, k, 0), np.where(keep, v, 0), np.where(key_mask, 0, -math.inf).astype(k.dtype)
+    return np.where(keep, k, 0), np.where(keep, v, 0), np.where(key_mask, 0, -math.inf).astype(k.dtype)[..., None]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.kernels.feature_map import Elu, FeatureMap
-from subquad_numpy.runtime.arguments import in_elements, row_step, with_whole_rows
+from subquad.kernels.feature_map import Elu, Exponential
+from subquad_numpy.runtime.arguments import fix_elements, fix_items, fix_rows, row_step
 
 Array = np.ndarray[Any, Any]
+Weights = Sequence[Any]  # of a feature map: (W_k, W_q), (W_k, W_q, q̄, k̄), or none
 
 
 class Operand(NamedTuple):
@@ -21,9 +23,9 @@ class Operand(NamedTuple):
     center: Array | None = None  # (…, d)
 
     @property
-    def is_elu(self) -> bool:
-        """Whether the features are elu(factor x) + 1."""
-        return self.W is None
+    def phi(self) -> str:
+        """The name of the map, as `features.phi.MAPS` has it."""
+        return "elu" if self.W is None else "exponential"
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -35,19 +37,8 @@ class Operand(NamedTuple):
         """Number of features."""
         return d if self.W is None else self.W.shape[-1]
 
-    def fields(self, x: Array) -> dict[str, Any]:
-        """What a kernel is told of rows x on this side: `SIDE` of `blocks`."""
-        x, W = with_whole_rows(x), None if self.W is None else in_elements(self.W)
-        W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
-        center = None if self.center is None else np.ascontiguousarray(self.center)
-        numbers = np.array([self.factor, self.half_scale], x.dtype)
-        return {
-            "x_row": row_step(x), "W_row": W_row, "W_column": W_column, "x": x, "W": W, "center": center,
-            "numbers": numbers,
-        }  # fmt: skip
 
-
-def keys_of(phi: FeatureMap, weights: tuple[Array | None, ...]) -> Operand:
+def keys_of(phi: Elu | Exponential, weights: Weights) -> Operand:
     """The side of the keys."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_k)
@@ -59,9 +50,59 @@ def keys_of(phi: FeatureMap, weights: tuple[Array | None, ...]) -> Operand:
     return keys._replace(W=W + (phi.scale * q_mean).swapaxes(-1, -2), center=k_mean[..., 0, :])
 
 
-def queries_of(phi: FeatureMap, weights: tuple[Array | None, ...]) -> Operand:
+def queries_of(phi: Elu | Exponential, weights: Weights) -> Operand:
     """The side of the queries."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_q)
     _, W, *center = weights
     return Operand(W, center=center[0][..., 0, :] if center else None)
+
+
+class Rows:
+    """Rows of queries or keys of one form, beside an operand of one form, as a kernel is told of them.
+
+    `numbers_of_record` and `arrays_of_record` are fields of a record; called, it gives the arrays of `SIDE` of
+    `features.blocks` in their order, for rows and an operand of that form.
+    """
+
+    def __init__(self, x: Array, operand: Operand) -> None:
+        W, center = operand.W, operand.center
+        self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
+        self.fix_center = None if center is None else fix_items(center, 1)
+        self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
+        self.operand, self.example = operand, x
+
+    def fields(self, prefix: str = "") -> dict[str, Any]:
+        """The fields of the record, with the arrays that the form was taken from."""
+        x, W, center, numbers = self(self.example, self.operand.W, self.operand.center)
+        W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
+        own: dict[str, Any] = {"x_row": row_step(x), "W_row": W_row, "W_column": W_column}
+        own |= {"x": x, "W": W, "center": center, "numbers": numbers}
+        return {prefix + name: value for name, value in own.items()}
+
+    def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Array | None, ...]:
+        """Rows, directions, center, and the numbers factor and h."""
+        if self.fix_x is not None:
+            x = self.fix_x(x)
+        if self.fix_W is not None:
+            W = self.fix_W(W)
+        if self.fix_center is not None:
+            center = self.fix_center(center)
+        return x, W, center, self.numbers
+
+
+def operand_from(
+    make: Callable[[Any, Weights], Operand], phi: Elu | Exponential, weights: Weights
+) -> Callable[..., Any]:
+    """A function of weights of this form that gives W and center of `make(phi, weights)`, at no cost where it can."""
+    if len(weights) > 2:
+
+        def centred(weights: Weights) -> tuple[Array | None, Array | None]:
+            operand = make(phi, weights)
+            return operand.W, operand.center
+
+        return centred
+    if not weights:
+        return lambda weights: (None, None)
+    place = 0 if make is keys_of else 1
+    return lambda weights: (weights[place], None)

@@ -19,7 +19,6 @@ import math
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
@@ -39,38 +38,60 @@ from subquad_numpy.codegen import (
     where_negative,
     zeros,
 )
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
-from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, multiply, pack, padded, panel_at
+from subquad_numpy.codegen.matmul import (
+    PANEL_VECTORS,
+    TILE_ROWS,
+    Matrix,
+    Panels,
+    into_panels,
+    multiply,
+    pack,
+    padded,
+    place_in,
+    rows_at,
+)
 from subquad_numpy.codegen.vector_math import exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     OF_KEYS,
     SIDE,
-    into_panels,
+    Scratch,
+    Side,
+    State,
+    directions_of,
     query_exponents,
     query_features,
     widths_of,
 )
-from subquad_numpy.features.phi import times_value
+from subquad_numpy.features.phi import ELU, MAPS, times_value
 from subquad_numpy.features.transposed import (
+    Block,
     choose_reference,
     exponents,
     features,
     hide,
     largest_exponents,
     load_directions,
+    product,
 )
+from subquad_numpy.runtime.arguments import fields
 
 # an item is one task; the queries have W and center of their own
-STEP_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
-# the state before, shift −∞ where no key was; the first row that is not done is of int64: n where all are, n + 1 where
-# all are but the state after them is not
-STEP_RECORD |= {"shift": 1, "kv": 2, "k_sum": 1, "out": 2, "undone": 0}
-# for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
-STEP_RECORD |= {"level": 1, "shifts": 2}
-# the state after the last row, contiguous, or 0
-STEP_RECORD |= {"new_shift": 1, "new_kv": 2, "new_k_sum": 1}
+STEP_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {f"q_{name}": axes for name, axes in SIDE.items()},
+    # the state before, or 0; the shift is −∞ where no key was
+    {"shift": 2, "kv": 2, "k_sum": 2, "out": 2},
+    # the first row that is not done, int64: n where all are, n + 1 where all are but the state after them is not
+    {"undone": 0},
+    # for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+    {"level": 1, "shifts": 2},
+    # contiguous: the state after the last row, written where `keeps` is not 0
+    {"keeps": None, "new_shift": 2, "new_kv": 2, "new_k_sum": 2},
+)
 
 
 def block_rows(dtype: np.dtype[Any]) -> int:
@@ -79,21 +100,21 @@ def block_rows(dtype: np.dtype[Any]) -> int:
 
 
 @cache
-def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile `attend(first, last, frames)`."""
-    lanes = lanes_of(dtype)
+    lanes, kind, zero = element(dtype)
+    phi = MAPS[phi_name].number
     block = block_rows(dtype)
     high = -(-block // TILE_ROWS) * TILE_ROWS
-    kind = numba.from_dtype(dtype)
-    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
+    one, lowest = dtype.type(1), dtype.type(-np.inf)
     half, nothing_known = dtype.type(0.5), dtype.type(np.nan)
     # of a product below, some features are lost; nor may an exponential overflow in half of the range
     least_product = dtype.type(np.finfo(dtype).smallest_normal / np.finfo(dtype).eps ** 2)
     most_above = dtype.type(160 if dtype.itemsize == 4 else 1400)
     far, huge = dtype.type(1e30), np.finfo(dtype).max
 
-    @compiled(f"causal features {dtype}{' elu' * elu}", STEP_RECORD)
-    def attend(first: int, last: int, frames: Any) -> int:
+    @compiled(f"step {dtype} {phi_name}", STEP_RECORD)
+    def step(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
         depth = d + 1  # the last number of a key is −h|k|²
@@ -114,7 +135,7 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             packed, turned, x, phi_k, kv, part,
             keys, values, rows, phi_q, weights, result, from_state, seen, highest,
         ) = cut(buffer, sizes)  # fmt: skip
-        above = keys if elu else x  # what φ's value is made of
+        above = keys if phi == ELU else x  # what φ's value is made of
         clear(nothing, widest)
         clear(q_center, d_in)
         clear(k_center, d_in)
@@ -123,6 +144,11 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         clear(turned, stride * depth)
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
+
+        frame, scratch = Block(block, lanes, nothing, edge), Scratch(rows, nothing, edge)
+        directions, numerator, value_panels = Panels(packed, d), Panels(kv, m), Panels(values, block)
+        phi_rows, pairs, products = rows_at(phi_q, stride), rows_at(weights, block), rows_at(result, d_out)
+        earlier, part_rows, zero_row = rows_at(from_state, d_out), rows_at(part, d_out), rows_at(nothing, 0)
 
         for item in range(first, last):
             f = carray(frames, last)[item]
@@ -135,14 +161,20 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             if f.center != 0:
                 load_padded_row(pointer(f.q_center, zero), 0, d, lanes, q_center)
                 load_padded_row(pointer(f.center, zero), 0, d, lanes, k_center)
-            if not elu:
-                pack(pointer(f.q_W, zero), f.q_W_row, f.q_W_column, d, m, q_numbers[0], lanes, packed, d)
-                load_directions(pointer(f.W, zero), f.W_row, f.W_column, d, m, k_factor, turned)
-            pack(pointer(f.kv, zero), d_v, 1, m, d_v, one, lanes, kv, m)
+            if phi != ELU:
+                U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
+                pack(U, d, m, q_numbers[0], lanes, directions)
+                load_directions(directions_of(f, zero), d, m, k_factor, turned)
+            queries = Side(d, q_center, q_numbers, directions, width)
+            has_state = f.shift != 0
+            if has_state:
+                pack(rows_at(pointer(f.kv, zero), d_v), m, d_v, one, lanes, numerator)
+            else:
+                clear(kv, m * d_out)
             shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
             for i in range(stride):
-                shift[i] = shifts[i] if i < m else lowest
-                k_sum[i] = sums[i] if i < m else 0
+                shift[i] = shifts[i] if has_state and i < m else lowest
+                k_sum[i] = sums[i] if has_state and i < m else 0
 
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
@@ -164,7 +196,7 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     for j in range(0, d_v, lanes):
                         y = load_part(v, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
-                        into_panels(values, block, r, j, d_out, y, lanes)
+                        into_panels(value_panels, r, j, d_out, y, lanes)
                     # |k|² overflows long before k itself, and 0 · ∞ is NaN
                     keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
                     if total(odd) != 0:  # this row and all later ones see it
@@ -175,20 +207,18 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 if count == 0:
                     break
 
-                exponents(keys, turned, d, height, k_factor, nothing, lanes, elu, x, block)
-                hide(x, keys, m, count, shifted(mask, row), has_mask, elu, block)
-                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
+                exponents(keys, turned, d, height, k_factor, phi, x, frame)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, phi, frame)
+                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
                 if f.shifts != 0:
                     copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
-                query_exponents(
-                    shifted(q, row * q_row), q_row, count, d, q_center, q_numbers, packed, reference,
-                    width, lanes, edge, elu, rows, phi_q, stride,
-                )  # fmt: skip
-                query_features(phi_q, stride, count, reference, k_sum, width, lanes, elu, seen, highest)
+                rows_of_q = rows_at(shifted(q, row * q_row), q_row)
+                query_exponents(rows_of_q, count, queries, reference, phi_rows, scratch, lanes, phi)
+                query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest)
 
-                largest_exponents(x, opposite, m, lanes, top, block)
-                features(x, above, opposite, top, m, lanes, elu, phi_k, block)
-                multiply(phi_q, stride, 1, whole, phi_k, m, m, block, lanes, nothing, 0, weights, block)
+                largest_exponents(x, opposite, m, top, frame)
+                features(x, above, opposite, top, m, phi, phi_k, frame)
+                product(phi_rows, whole, phi_k, m, weights, frame)
                 most_seen = lowest
                 for r in range(count):
                     most_seen = max(most_seen, top[r])
@@ -220,15 +250,15 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
                     seen[r] = one / edge[0] if edge[0] != 0 else zero
                     rows[r] = from_before  # the queries have been read
-                multiply(weights, block, 1, whole, values, block, count, d_out, lanes, nothing, 0, result, d_out)
-                multiply(phi_q, stride, 1, whole, kv, m, m, d_out, lanes, nothing, 0, from_state, d_out)
+                multiply(pairs, whole, value_panels, count, d_out, lanes, zero_row, products)
+                multiply(phi_rows, whole, numerator, m, d_out, lanes, zero_row, earlier)
                 for r in range(count):
                     faded_row, inverse = spread(rows, r), spread(seen, r)
                     for j in range(0, d_v, lanes):
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
                         store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
                 row += count
-                if poisoned or lost or (row == n and f.new_shift == 0):
+                if poisoned or lost or (row == n and f.keeps == 0):
                     break
 
                 for i in range(m):
@@ -239,35 +269,33 @@ def step_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     start = new if new != lowest else zero
                     along = zeros(rows)
                     for j in range(0, block, lanes):
-                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), elu)
+                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), phi)
                         store(x, i * block + j, e)
                         along = along + e
                     store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))
                     reference[i] = spare[0]
                     k_sum[i] = k_sum[i] * spare[0] + total(along)
                     shift[i] = new
-                multiply(x, block, 1, height, values, block, count, d_out, lanes, nothing, 0, part, d_out)
+                multiply(rows_at(x, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
                 for i in range(m):
                     fade = spread(reference, i)
                     for j in range(0, d_out, lanes):
-                        before, columns = panel_at(j, d_out, lanes)
-                        place = before * m + i * columns + j - before
+                        place = place_in(numerator, i, j, d_out, lanes)
                         store(kv, place, load(kv, place) * fade + load(part, i * d_out + j))
             undone = row if lost else n
             if poisoned and not lost:
                 undone = n + 1
             pointer(f.undone, np.int64(0))[0] = undone
-            if f.new_shift != 0:
+            if f.keeps != 0:
                 copy(shift, m, pointer(f.new_shift, zero))
                 copy(k_sum, m, pointer(f.new_k_sum, zero))
                 new_kv = pointer(f.new_kv, zero)
-                for j in range(d_v):
-                    before, columns = panel_at(j, d_out, lanes)
-                    for i in range(m):
-                        new_kv[i * d_v + j] = kv[before * m + i * columns + j - before]
+                for i in range(m):
+                    for j in range(d_v):
+                        new_kv[i * d_v + j] = kv[place_in(numerator, i, j, d_out, lanes)]
             for i in range(row * d_v, n * d_v):
                 out[i] = nothing_known
         buffer[0] = 0  # see `cut`
         return DONE
 
-    return attend
+    return step

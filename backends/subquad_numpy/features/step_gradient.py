@@ -13,19 +13,19 @@ no exponent is above 0, as p ≤ 1. Pairs within a block are formed as `step` ha
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_most, cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import at_most, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, padded
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import ZERO, exp_negative
-from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, into_panels, store_rows, widths_of
-from subquad_numpy.features.phi import slope_of
+from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, directions_of, store_rows, widths_of
+from subquad_numpy.features.phi import ELU, MAPS, slope_of
 from subquad_numpy.features.step import block_rows
 from subquad_numpy.features.transposed import (
+    Block,
     add_product,
     choose_reference,
     exponents,
@@ -38,25 +38,29 @@ from subquad_numpy.features.transposed import (
     rows_to_lanes,
     through_directions,
 )
+from subquad_numpy.runtime.arguments import fields
 
 # an item is one task; the queries have W of their own, and there are no centers
-STEP_GRADIENT_RECORD = HEAD | OF_KEYS | {f"q_{name}": axes for name, axes in SIDE.items()}
-# what the forward pass had and left: see there
-STEP_GRADIENT_RECORD |= {"kv": 2, "k_sum": 1, "level": 1, "shifts": 2}
-STEP_GRADIENT_RECORD |= {"out_row": None, "out": 2, "grad_row": None, "grad": 2}
-# contiguous; kv and k_sum are of the state before
-STEP_GRADIENT_RECORD |= {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 1}
+STEP_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {f"q_{name}": axes for name, axes in SIDE.items()},
+    # what the forward pass had and left: see there
+    {"kv": 2, "k_sum": 2, "level": 1, "shifts": 2, "out_row": None, "out": 2, "grad_row": None, "grad": 2},
+    # contiguous; kv and k_sum are of the state before
+    {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 2},
+)
 
 
 @cache
-def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile `differentiate(first, last, frames)`."""
-    lanes = lanes_of(dtype)
+    lanes, kind, zero = element(dtype)
+    phi = MAPS[phi_name].number
     block = block_rows(dtype)
-    kind = numba.from_dtype(dtype)
-    zero, lowest = dtype.type(0), dtype.type(-np.inf)
+    lowest = dtype.type(-np.inf)
 
-    @compiled(f"causal gradient {dtype}{' elu' * elu}", STEP_GRADIENT_RECORD)
+    @compiled(f"gradient of step {dtype} {phi_name}", STEP_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
@@ -81,11 +85,15 @@ def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             keys, queries, values, grads, by_rows,
             x, y, phi_k, phi_q, phi_after, by_phi, other, pairs, weights,
         ) = cut(buffer, sizes)  # fmt: skip
-        above_k, above_q = (keys, queries) if elu else (x, y)  # what φ's value is made of
+        above_k, above_q = (keys, queries) if phi == ELU else (x, y)  # what φ's value is made of
         clear(edge, room(sizes) - 2 * lanes)
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
             earlier[j] = lowest if j < block else 0
+
+        frame = Block(block, lanes, nothing, edge)
+        state_rows, value_panels = rows_at(state, across), Panels(panels, block)
+        part_rows, zero_row = rows_at(part, d_out), rows_at(nothing, 0)
 
         for item in range(first, last):
             f = carray(frames, last)[item]
@@ -97,9 +105,10 @@ def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             shifts, levels, kv = pointer(f.shifts, zero), pointer(f.level, zero), pointer(f.kv, zero)
             q_factor, k_factor = pointer(f.q_numbers, zero)[0], pointer(f.numbers, zero)[0]
             half_scale = pointer(f.numbers, zero)[1]
-            if not elu:
-                load_directions(pointer(f.W, zero), f.W_row, f.W_column, d, m, k_factor, turned_k)
-                load_directions(pointer(f.q_W, zero), f.q_W_row, f.q_W_column, d, m, q_factor, turned_q)
+            if phi != ELU:
+                U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
+                load_directions(directions_of(f, zero), d, m, k_factor, turned_k)
+                load_directions(U, d, m, q_factor, turned_q)
             copy(pointer(f.k_sum, zero), m, sums)
             for i in range(m):
                 copy(shifted(kv, i * d_v), d_v, shifted(state, i * across))
@@ -121,10 +130,10 @@ def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         sigma = shifts[(at + 1) * m + i]
                         after[i] = -sigma if sigma != lowest else 0
                 here = shifted(mask, row)
-                rows_to_lanes(shifted(q, row * q_row), q_row, count, d, here, False, lanes, edge, queries, block)
-                rows_to_lanes(shifted(k, row * k_row), k_row, count, d, here, has_mask, lanes, edge, keys, block)
-                rows_to_lanes(shifted(v, row * v_row), v_row, count, d_v, here, has_mask, lanes, edge, values, block)
-                rows_to_lanes(shifted(grad, row * g_row), g_row, count, d_v, here, False, lanes, edge, grads, block)
+                rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, frame)
+                rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, frame)
+                rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, frame)
+                rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, frame)
                 for r in range(block):
                     values[d_v * block + r], grads[d_v * block + r], bound[r] = 1, 0, -lowest
                     if r < count:
@@ -139,77 +148,77 @@ def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                         for p in range(d):
                             square = square + load(keys, p * block + j) * load(keys, p * block + j)
                         store(keys, d * block + j, square * -half_scale)
-                exponents(keys, turned_k, d, height, k_factor, nothing, lanes, elu, x, block)
-                exponents(queries, turned_q, d, height, q_factor, nothing, lanes, elu, y, block)
-                hide(x, keys, m, count, here, has_mask, elu, block)
-                empty = choose_reference(shift, x, m, stride, block, reference, opposite)
-                largest_exponents(x, opposite, m, lanes, top, block)
-                largest_exponents(y, reference, m, lanes, level, block)
-                features(x, above_k, opposite, top, m, lanes, elu, phi_k, block)
-                features(y, above_q, reference, level, m, lanes, elu, phi_q, block)
-                features(x, above_k, after, zeroes, m, lanes, elu, phi_after, block)
+                exponents(keys, turned_k, d, height, k_factor, phi, x, frame)
+                exponents(queries, turned_q, d, height, q_factor, phi, y, frame)
+                hide(x, keys, m, count, here, has_mask, phi, frame)
+                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
+                largest_exponents(x, opposite, m, top, frame)
+                largest_exponents(y, reference, m, level, frame)
+                features(x, above_k, opposite, top, m, phi, phi_k, frame)
+                features(y, above_q, reference, level, m, phi, phi_q, frame)
+                features(x, above_k, after, zeroes, m, phi, phi_after, frame)
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
                 if not back:
-                    product(state, across, 1, height, grads, depth_v, lanes, nothing, by_phi, block)
+                    product(state_rows, height, grads, depth_v, by_phi, frame)
                     for j in range(0, block, lanes):
                         distance = load(gap, j)
                         faded = exp_negative(at_most(distance, ZERO(distance)))
                         for i in range(0, m * block, block):
                             store(by_phi, i + j, zeros(x) if empty else load(by_phi, i + j) * faded)
-                    product(values, 1, block, whole, grads, depth_v, lanes, nothing, pairs, block)
+                    product(turned(rows_at(values, block)), whole, grads, depth_v, pairs, frame)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(top, r) + load(earlier, block - r + j) + load(gap, j))
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(phi_k, block, 1, height, pairs, count, lanes, by_phi, block)
+                    add_product(rows_at(phi_k, block), height, pairs, count, by_phi, frame)
                     for i in range(0, m * block, lanes):
-                        store(by_phi, i, load(by_phi, i) * slope_of(load(phi_q, i), load(above_q, i), elu))
-                    through_directions(by_phi, turned_q, d, m, q_factor, nothing, lanes, elu, by_rows, block)
-                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), block)
+                        store(by_phi, i, load(by_phi, i) * slope_of(load(phi_q, i), load(above_q, i), phi))
+                    through_directions(by_phi, turned_q, d, m, q_factor, phi, by_rows, frame)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), frame)
                     if is_last:
                         continue
                 else:
-                    product(state, across, 1, height, values, depth_v, lanes, nothing, by_phi, block)
-                    product(state, 1, across, high_v, phi_after, m, lanes, nothing, by_rows, block)
-                    product(phi_q, 1, block, whole, phi_k, m, lanes, nothing, weights, block)
-                    product(grads, 1, block, whole, values, depth_v, lanes, nothing, pairs, block)
+                    product(state_rows, height, values, depth_v, by_phi, frame)
+                    product(turned(state_rows), high_v, phi_after, m, by_rows, frame)
+                    product(turned(rows_at(phi_q, block)), whole, phi_k, m, weights, frame)
+                    product(turned(rows_at(grads, block)), whole, values, depth_v, pairs, frame)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(gap, r) + load(later, block - 1 - r + j) + load(top, j))
                             store(weights, r * block + j, load(weights, r * block + j) * e)
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(grads, block, 1, high_v, weights, count, lanes, by_rows, block)
-                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), block)
-                    product(phi_q, block, 1, height, pairs, count, lanes, nothing, other, block)
+                    add_product(rows_at(grads, block), high_v, weights, count, by_rows, frame)
+                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), frame)
+                    product(rows_at(phi_q, block), height, pairs, count, other, frame)
                     for i in range(0, m * block, lanes):
-                        far = load(by_phi, i) * slope_of(load(phi_after, i), load(above_k, i), elu)
-                        near = load(other, i) * slope_of(load(phi_k, i), load(above_k, i), elu)
+                        far = load(by_phi, i) * slope_of(load(phi_after, i), load(above_k, i), phi)
+                        near = load(other, i) * slope_of(load(phi_k, i), load(above_k, i), phi)
                         store(by_phi, i, near + far)
-                    through_directions(by_phi, turned_k, d, m, k_factor, nothing, lanes, elu, by_rows, block)
-                    if not elu:
+                    through_directions(by_phi, turned_k, d, m, k_factor, phi, by_rows, frame)
+                    if phi != ELU:
                         for j in range(0, block, lanes):
                             norm = load(by_rows, d * block + j) * (-2 * half_scale)
                             for p in range(0, d * block, block):
                                 store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
-                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), block)
-                    features(y, above_q, shift, bound, m, lanes, elu, other, block)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), frame)
+                    features(y, above_q, shift, bound, m, phi, other, frame)
 
                 # what these keys, or these queries, leave
-                phi, rows = (other, grads) if back else (phi_after, values)
+                left, rows = (other, grads) if back else (phi_after, values)
                 for r in range(count):
                     for j in range(0, d_v, lanes):
                         for lane in range(min(lanes, d_v - j)):
                             edge[lane] = rows[(j + lane) * block + r]
-                        into_panels(panels, block, r, j, d_out, load(edge, 0), lanes)
-                multiply(phi, block, 1, height, panels, block, count, d_out, lanes, nothing, 0, part, d_out)
+                        into_panels(value_panels, r, j, d_out, load(edge, 0), lanes)
+                multiply(rows_at(left, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
                 for i in range(m):
                     edge[0] = shift[i] + after[i]
                     fade = exp_negative(spread(edge, 0))
                     along = zeros(x)
                     for j in range(0, block, lanes):
-                        along = along + load(phi, i * block + j) * load(rows, d_v * block + j)
+                        along = along + load(left, i * block + j) * load(rows, d_v * block + j)
                     store(edge, 0, fade)
                     sums[i] = sums[i] * edge[0] + total(along)
                     for j in range(0, d_out, lanes):
@@ -217,7 +226,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                     state[i * across + d_v] = sums[i]
 
             copy(sums, m, pointer(f.grad_sum, zero))
-            store_rows(pointer(f.grad_kv, zero), 0, m, d_v, state, across, lanes, edge)
+            store_rows(pointer(f.grad_kv, zero), m, d_v, state_rows, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -9,19 +9,19 @@ few queries q̃, one half of Nyström attention. A task is one chunk of rows, fo
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_least, cut, lanes_of, load, pointer, room, shifted, spread, store
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     OF_KEYS,
-    into_panels,
+    Scratch,
+    Side,
     key_exponents,
     load_center,
     pack_keys,
@@ -30,22 +30,23 @@ from subquad_numpy.features.blocks import (
     visible_rows,
     widths_of,
 )
-from subquad_numpy.features.phi import log_of, times_value
+from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 16 * TILE_ROWS  # of a block: exponents of 256 features take 128 kB
 
 # most features of a task; the first chunk's sums, and features from them to those of the next
-SUMMARIZE_RECORD = HEAD | OF_KEYS | {"most": None, "shift": 1, "kv": 2, "k_sum": 1, "chunk_step": None}
+SUMMARIZE_RECORD = fields(HEAD, OF_KEYS, {"most": None, "shift": 2, "kv": 2, "k_sum": 2, "chunk_step": None})
 
 
 @cache
-def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile `summarize(first, last, frames)`; of the tasks of an item the chunk varies fastest, then the features."""
-    lanes = lanes_of(dtype)
-    kind = numba.from_dtype(dtype)
-    zero, lowest = dtype.type(0), dtype.type(-np.inf)
+    lanes, kind, zero = element(dtype)
+    lowest = dtype.type(-np.inf)
+    phi = MAPS[phi_name].number
 
-    @compiled(f"summary of keys {dtype}{' elu' * elu}", SUMMARIZE_RECORD)
+    @compiled(f"summarize {dtype} {phi_name}", SUMMARIZE_RECORD)
     def summarize(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, all_m, d_v, chunks, chunk = sizes_of(f)
@@ -61,6 +62,9 @@ def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         clear(nothing, max(stride, d_out))
         clear(x, ROWS * stride)
         clear(center, d_in)
+        phi_k, directions, panels = rows_at(x, stride), Panels(packed, depth), Panels(values, ROWS)
+        numerator, block_numerator = rows_at(kv, d_out), rows_at(block_kv, d_out)
+        scratch = Scratch(rows, nothing, edge)
 
         packed_W = packed_from = -1
         for task in range(first, last):
@@ -71,10 +75,11 @@ def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             m = min(most, all_m - begin)
             width, height, _, _, _ = widths_of(m, d, d_v, lanes)
             load_center(f, d, lanes, center, zero)
-            if not elu and (packed_W != f.W or packed_from != begin):
+            if phi != ELU and (packed_W != f.W or packed_from != begin):
                 packed_W, packed_from = f.W, begin
                 W = shifted(pointer(f.W, zero), begin * f.W_column)
-                pack_keys(W, f.W_row, f.W_column, d, m, numbers[0], lanes, packed)
+                pack_keys(Matrix(W, f.W_row, f.W_column), d, m, numbers[0], lanes, directions)
+            keys = Side(d, center, numbers, directions, width)
             for i in range(stride):
                 shift[i] = lowest
                 k_sum[i] = 0
@@ -86,26 +91,23 @@ def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
                 if count == 0:
                     break
-                key_exponents(
-                    k, k_row, places, count, d, center, numbers, packed, nothing,
-                    width, lanes, edge, elu, rows, x, stride,
-                )  # fmt: skip
+                key_exponents(rows_at(k, k_row), places, count, keys, phi_k, scratch, lanes, phi)
                 for r in range(count):
                     for j in range(0, d_v, lanes):
                         value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
-                        into_panels(values, ROWS, r, j, d_out, value, lanes)
+                        into_panels(panels, r, j, d_out, value, lanes)
                 copy(shift, width, new)
                 for r in range(count):
                     for i in range(0, width, lanes):
-                        store(new, i, at_least(log_of(load(x, r * stride + i), elu), load(new, i)))
+                        store(new, i, at_least(log_of(load(x, r * stride + i), phi), load(new, i)))
                 clear(block_sum, width)
                 for r in range(count):
                     for i in range(0, width, lanes):
                         y = load(x, r * stride + i)
-                        e = times_value(exp_negative(log_of(y, elu) - at_least(load(new, i), LEAST(y))), y, elu)
+                        e = times_value(exp_negative(log_of(y, phi) - at_least(load(new, i), LEAST(y))), y, phi)
                         store(x, r * stride + i, e)
                         store(block_sum, i, load(block_sum, i) + e)
-                multiply(x, 1, stride, height, values, ROWS, count, d_out, lanes, nothing, 0, block_kv, d_out)
+                multiply(turned(phi_k), height, panels, count, d_out, lanes, rows_at(nothing, 0), block_numerator)
                 for i in range(0, width, lanes):
                     y = load(new, i)
                     fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))
@@ -120,7 +122,7 @@ def summarize_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             place = task % chunks * f.chunk_step + begin
             copy(shift, m, shifted(pointer(f.shift, zero), place))
             copy(k_sum, m, shifted(pointer(f.k_sum, zero), place))
-            store_rows(pointer(f.kv, zero), place * d_v, m, d_v, kv, d_out, lanes, edge)
+            store_rows(shifted(pointer(f.kv, zero), place * d_v), m, d_v, numerator, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -10,20 +10,21 @@ one chunk of keys.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import cut, lanes_of, load, pointer, room, shifted, spread, store, total, zeros
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, pack, padded
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, into_panels, multiply, pack, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     OF_KEYS,
+    Scratch,
+    Side,
     add_product,
-    into_panels,
+    directions_of,
     key_exponents,
     load_center,
     pack_keys,
@@ -32,24 +33,28 @@ from subquad_numpy.features.blocks import (
     visible_rows,
     widths_of,
 )
-from subquad_numpy.features.phi import log_of, times_value
+from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
+from subquad_numpy.runtime.arguments import fields
 
 ROWS = 8 * TILE_ROWS  # of a block
 
 # what the forward pass left, and the sums over queries
-SUMMARIZE_GRADIENT_RECORD = HEAD | OF_KEYS | {"shift": 1, "grad_kv": 2, "grad_sum": 1}
-# contiguous, zeros where the mask hides; the first chunk's sums, and features from them to those of the next
-SUMMARIZE_GRADIENT_RECORD |= {"grad_k": 2, "grad_v": 2, "grad_W": 2, "chunk_step": None}
+SUMMARIZE_GRADIENT_RECORD = fields(
+    HEAD,
+    OF_KEYS,
+    {"shift": 2, "grad_kv": 2, "grad_sum": 2},
+    # contiguous, zeros where the mask hides; the first chunk's sums, and features from them to those of the next
+    {"grad_k": 2, "grad_v": 2, "grad_W": 2, "chunk_step": None},
+)
 
 
 @cache
-def summarize_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
+def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile `differentiate(first, last, frames)` for keys; the chunk varies fastest."""
-    lanes = lanes_of(dtype)
-    kind = numba.from_dtype(dtype)
-    zero = dtype.type(0)
+    lanes, kind, zero = element(dtype)
+    phi = MAPS[phi_name].number
 
-    @compiled(f"gradient by keys {dtype}{' elu' * elu}", SUMMARIZE_GRADIENT_RECORD)
+    @compiled(f"gradient of summarize {dtype} {phi_name}", SUMMARIZE_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
@@ -64,13 +69,18 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
         )
         buffer, places = np.empty(room(sizes), kind), np.empty(ROWS, np.int64)
         (
-            edge, shift, by_sum, nothing, center, packed, turned, by_kv, turned_kv,
-            by_W, part, phi, by_phi, by_k, by_v, panels, rows, values,
+            edge, shift, by_sum, nothing, center, packed, packed_turned, by_kv, by_kv_turned,
+            by_W, part, y, by_y, by_k, by_v, panels, rows, values,
         ) = cut(buffer, sizes)  # fmt: skip
         clear(nothing, widest)
         clear(center, d_in)
-        clear(phi, ROWS * stride)
-        clear(by_phi, ROWS * stride)
+        clear(y, ROWS * stride)
+        clear(by_y, ROWS * stride)
+        phi_k, by_phi = rows_at(y, stride), rows_at(by_y, stride)
+        k_gradient, v_gradient, W_gradient = rows_at(by_k, d_in), rows_at(by_v, d_out), rows_at(by_W, d_in)
+        directions, directions_turned = Panels(packed, depth), Panels(packed_turned, m)
+        kv_panels, kv_turned, block = Panels(by_kv, m), Panels(by_kv_turned, d_v), Panels(panels, ROWS)
+        scratch, zero_row = Scratch(rows, nothing, edge), rows_at(nothing, 0)
 
         packed_for = -1
         for task in range(first, last):
@@ -83,14 +93,15 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
             if packed_for != item:
                 packed_for = item
                 load_center(f, d, lanes, center, zero)
-                W, kv = pointer(f.W, zero), pointer(f.grad_kv, zero)
-                if not elu:
-                    pack_keys(W, f.W_row, f.W_column, d, m, factor, lanes, packed)
-                    pack(W, f.W_column, f.W_row, m, d, factor, lanes, turned, m)
-                pack(kv, d_v, 1, m, d_v, 1, lanes, by_kv, m)
-                pack(kv, 1, d_v, d_v, m, 1, lanes, turned_kv, d_v)
+                W, kv = directions_of(f, zero), rows_at(pointer(f.grad_kv, zero), d_v)
+                if phi != ELU:
+                    pack_keys(W, d, m, factor, lanes, directions)
+                    pack(turned(W), m, d, factor, lanes, directions_turned)
+                pack(kv, m, d_v, 1, lanes, kv_panels)
+                pack(turned(kv), d_v, m, 1, lanes, kv_turned)
                 load_padded_row(pointer(f.shift, zero), 0, m, lanes, shift)
                 load_padded_row(pointer(f.grad_sum, zero), 0, m, lanes, by_sum)
+            keys = Side(d, center, numbers, directions, width)
             clear(by_W, stride * d_in)
 
             row = task % chunks * chunk
@@ -99,50 +110,48 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], elu: bool) -> Any:
                 count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
                 if count == 0:
                     break
-                key_exponents(
-                    k, k_row, places, count, d, center, numbers, packed, nothing,
-                    width, lanes, edge, elu, rows, phi, stride,
-                )  # fmt: skip
+                key_exponents(rows_at(k, k_row), places, count, keys, phi_k, scratch, lanes, phi)
                 for r in range(count):
-                    for p in range(0, 0 if elu else d, lanes):
+                    for p in range(0, 0 if phi == ELU else d, lanes):
                         x = load_part(rows, r * depth + p, d - p, lanes, edge)
                         store(by_k, r * d_in + p, x)
                         if has_W:
-                            into_panels(panels, ROWS, r, p, d_in, x, lanes)
+                            into_panels(block, r, p, d_in, x, lanes)
                     for j in range(0, d_v, lanes):
-                        y = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
-                        store_part(values, r * d_v + j, y, d_v - j, lanes, edge)
+                        value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
+                        store_part(values, r * d_v + j, value, d_v - j, lanes, edge)
                 whole = padded(count, TILE_ROWS)
                 for i in range(count * d_v, whole * d_v):
                     values[i] = 0
-                multiply(values, d_v, 1, whole, turned_kv, d_v, d_v, width, lanes, by_sum, 0, by_phi, stride)
+                multiply(rows_at(values, d_v), whole, kv_turned, d_v, width, lanes, rows_at(by_sum, 0), by_phi)
                 for r in range(count):
                     sum_phi = zeros(rows)
                     for i in range(0, width, lanes):
-                        y = load(phi, r * stride + i)
-                        e = exp_negative(log_of(y, elu) - load(shift, i))
-                        change = load(by_phi, r * stride + i) * e
-                        store(phi, r * stride + i, times_value(e, y, elu))
-                        store(by_phi, r * stride + i, change * factor if elu else change)
+                        exponent = load(y, r * stride + i)
+                        e = exp_negative(log_of(exponent, phi) - load(shift, i))
+                        change = load(by_y, r * stride + i) * e
+                        store(y, r * stride + i, times_value(e, exponent, phi))
+                        store(by_y, r * stride + i, change * factor if phi == ELU else change)
                         sum_phi = sum_phi + change
-                    if not elu:
+                    if phi != ELU:
                         edge[0] = -2 * half_scale * total(sum_phi)
                         norm = spread(edge, 0)
                         for p in range(0, d, lanes):
                             store(by_k, r * d_in + p, load(by_k, r * d_in + p) * norm)
-                multiply(phi, stride, 1, whole, by_kv, m, m, d_out, lanes, nothing, 0, by_v, d_out)
-                if not elu:
-                    multiply(by_phi, stride, 1, whole, turned, m, m, d_in, lanes, by_k, d_in, by_k, d_in)
+                multiply(phi_k, whole, kv_panels, m, d_out, lanes, zero_row, v_gradient)
+                if phi != ELU:
+                    multiply(by_phi, whole, directions_turned, m, d_in, lanes, k_gradient, k_gradient)
                 for r in range(count):
-                    by_row = shifted(by_phi, r * stride) if elu else shifted(by_k, r * d_in)
-                    store_rows(grad_k, places[r] * d, 1, d, by_row, d_in, lanes, edge)
-                    store_rows(grad_v, places[r] * d_v, 1, d_v, shifted(by_v, r * d_out), d_out, lanes, edge)
+                    by_row = rows_at(shifted(by_y, r * stride) if phi == ELU else shifted(by_k, r * d_in), 0)
+                    store_rows(shifted(grad_k, places[r] * d), 1, d, by_row, lanes, edge)
+                    by_value = rows_at(shifted(by_v, r * d_out), 0)
+                    store_rows(shifted(grad_v, places[r] * d_v), 1, d_v, by_value, lanes, edge)
                 if has_W:
-                    add_product(by_phi, stride, height, panels, ROWS, count, d_in, lanes, nothing, part, by_W)
+                    add_product(turned(by_phi), height, block, count, W_gradient, part, nothing, lanes)
 
             if has_W:
                 place = task % chunks * f.chunk_step * d
-                store_rows(pointer(f.grad_W, zero), place, m, d, by_W, d_in, lanes, edge)
+                store_rows(shifted(pointer(f.grad_W, zero), place), m, d, W_gradient, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -1,101 +1,107 @@
-"""Blocks of causal attention through features, with rows as lanes: x is (m, block), as wide as one panel.
+"""Blocks of causal attention through features, with rows as lanes: x is (m, rows of a block), as wide as one panel.
 
-Sums over features need nothing of neighbouring lanes, and a product takes any of these as its second factor unpacked.
+With one row per lane, a sum over features needs no shuffles, and such a matrix can be the second factor of a product
+without packing.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import at_least, inline, load, spread, store, zeros
 from subquad_numpy.codegen.copies import clear, load_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, multiply, padded
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
-from subquad_numpy.features.phi import log_of, times_value
+from subquad_numpy.features.phi import ELU, log_of, times_value
+
+
+class Block(NamedTuple):
+    """What is common to the matrices of a block."""
+
+    rows: int  # as many as a panel has columns
+    lanes: int
+    nothing: Any  # zeros
+    edge: Any  # one vector
 
 
 @inline
-def product(
-    a: Any, a_row: int, a_step: int, rows: int, b: Any, depth: int, lanes: int, nothing: Any, c: Any, block: int
-) -> None:
+def product(a: Any, rows: int, b: Any, depth: int, c: Any, block: Any) -> None:
     """C = A B, where B has rows as lanes."""
-    multiply(a, a_row, a_step, rows, b, depth, depth, block, lanes, nothing, 0, c, block)
+    zero, target = rows_at(block.nothing, 0), rows_at(c, block.rows)
+    multiply(a, rows, Panels(b, depth), depth, block.rows, block.lanes, zero, target)
 
 
 @inline
-def add_product(a: Any, a_row: int, a_step: int, rows: int, b: Any, depth: int, lanes: int, c: Any, block: int) -> None:
-    """C += A B."""
-    multiply(a, a_row, a_step, rows, b, depth, depth, block, lanes, c, block, c, block)
+def add_product(a: Any, rows: int, b: Any, depth: int, c: Any, block: Any) -> None:
+    """C += A B, where B has rows as lanes."""
+    target = rows_at(c, block.rows)
+    multiply(a, rows, Panels(b, depth), depth, block.rows, block.lanes, target, target)
 
 
 @inline
-def load_directions(W: Any, W_row: int, W_column: int, d: int, m: int, factor: Any, turned: Any) -> None:
+def load_directions(W: Any, d: int, m: int, factor: Any, target: Any) -> None:
     """Copy factor W turned, (m, d + 1); the last column is of ones, against −h|k|²."""
     for i in range(m):
         for p in range(d):
-            turned[i * (d + 1) + p] = W[p * W_row + i * W_column] * factor
-        turned[i * (d + 1) + d] = 1
+            target[i * (d + 1) + p] = W.data[p * W.row + i * W.column] * factor
+        target[i * (d + 1) + d] = 1
 
 
 @inline
-def rows_to_lanes(
-    source: Any, step: int, count: int, width: int, mask: Any, has_mask: bool, lanes: int, edge: Any, target: Any,
-    block: int,
-) -> None:  # fmt: skip
+def rows_to_lanes(source: Any, count: int, width: int, mask: Any, has_mask: bool, target: Any, block: Any) -> None:
     """Copy rows; hidden ones and those from `count` on are 0."""
-    clear(target, width * block)
+    clear(target, width * block.rows)
     for r in range(count):
         if not has_mask or mask[r] != 0:
-            for p in range(0, width, lanes):
-                store(edge, 0, load_part(source, r * step + p, width - p, lanes, edge))
-                for lane in range(min(lanes, width - p)):
-                    target[(p + lane) * block + r] = edge[lane]
+            for p in range(0, width, block.lanes):
+                value = load_part(source.data, r * source.row + p, width - p, block.lanes, block.edge)
+                store(block.edge, 0, value)
+                for lane in range(min(block.lanes, width - p)):
+                    target[(p + lane) * block.rows + r] = block.edge[lane]
 
 
 @inline
-def lanes_to_rows(source: Any, count: int, width: int, target: Any, block: int) -> None:
+def lanes_to_rows(source: Any, count: int, width: int, target: Any, block: Any) -> None:
     """Copy rows into a contiguous array."""
     for r in range(count):
         for p in range(width):
-            target[r * width + p] = source[p * block + r]
+            target[r * width + p] = source[p * block.rows + r]
 
 
 @inline
-def exponents(
-    rows: Any, turned: Any, d: int, height: int, factor: Any, nothing: Any, lanes: int, elu: bool, x: Any, block: int
-) -> None:
+def exponents(rows: Any, directions: Any, d: int, height: int, factor: Any, phi: int, x: Any, block: Any) -> None:
     """x of rows of d + 1 numbers; without W it is log φ of factor · rows, which take the place of the rows."""
-    if elu:
-        for i in range(0, d * block, lanes):
+    if phi == ELU:
+        for i in range(0, d * block.rows, block.lanes):
             store(rows, i, load(rows, i) * factor)
-            store(x, i, log_of(load(rows, i), elu))
+            store(x, i, log_of(load(rows, i), phi))
     else:
-        product(turned, d + 1, 1, height, rows, d + 1, lanes, nothing, x, block)
+        product(rows_at(directions, d + 1), height, rows, d + 1, x, block)
 
 
 @inline
 def through_directions(
-    by_x: Any, turned: Any, d: int, m: int, factor: Any, nothing: Any, lanes: int, elu: bool, by_rows: Any, block: int
+    by_x: Any, directions: Any, d: int, m: int, factor: Any, phi: int, by_rows: Any, block: Any
 ) -> None:
     """The gradient by the rows, of d + 1 numbers, from that by x."""
-    if elu:
-        for i in range(0, d * block, lanes):
+    if phi == ELU:
+        for i in range(0, d * block.rows, block.lanes):
             store(by_rows, i, load(by_x, i) * factor)
     else:
-        product(turned, 1, d + 1, padded(d + 1, TILE_ROWS), by_x, m, lanes, nothing, by_rows, block)
+        product(turned(rows_at(directions, d + 1)), padded(d + 1, TILE_ROWS), by_x, m, by_rows, block)
 
 
 @inline
-def hide(x: Any, keys: Any, m: int, count: int, mask: Any, has_mask: bool, elu: bool, block: int) -> None:
+def hide(x: Any, keys: Any, m: int, count: int, mask: Any, has_mask: bool, phi: int, block: Any) -> None:
     """φ = 0 of keys that the mask hides and of those from `count` on."""
-    for r in range(block):
+    for r in range(block.rows):
         if r >= count or (has_mask and mask[r] == 0):
             for i in range(m):
-                x[i * block + r] = -float("inf")
-                if elu:
-                    keys[i * block + r] = 0
+                x[i * block.rows + r] = -float("inf")
+                if phi == ELU:
+                    keys[i * block.rows + r] = 0
 
 
 @inline
-def choose_reference(shift: Any, x: Any, m: int, stride: int, block: int, reference: Any, opposite: Any) -> bool:
+def choose_reference(shift: Any, x: Any, m: int, stride: int, block: Any, reference: Any, opposite: Any) -> bool:
     """ρ, the state's shift, or the first key's exponents where there was no key; −ρ; and whether there was none."""
     empty = True
     for i in range(stride):
@@ -103,28 +109,28 @@ def choose_reference(shift: Any, x: Any, m: int, stride: int, block: int, refere
         if i < m:
             known = shift[i] != -float("inf")
             empty = empty and not known
-            start = shift[i] if known else x[i * block]
+            start = shift[i] if known else x[i * block.rows]
             reference[i] = start if start != -float("inf") else 0
         opposite[i] = -reference[i]
     return empty
 
 
 @inline
-def largest_exponents(x: Any, offset: Any, m: int, lanes: int, top: Any, block: int) -> None:
+def largest_exponents(x: Any, offset: Any, m: int, top: Any, block: Any) -> None:
     """max_m (x + offset) of each row."""
-    for j in range(0, block, lanes):
+    for j in range(0, block.rows, block.lanes):
         most = zeros(x) - float("inf")
         for i in range(m):
-            most = at_least(load(x, i * block + j) + spread(offset, i), most)
+            most = at_least(load(x, i * block.rows + j) + spread(offset, i), most)
         store(top, j, most)
 
 
 @inline
-def features(x: Any, above: Any, offset: Any, top: Any, m: int, lanes: int, elu: bool, phi: Any, block: int) -> None:
+def features(x: Any, above: Any, offset: Any, top: Any, m: int, phi: int, target: Any, block: Any) -> None:
     """φ = value · exp(x + offset − top), for exponents that are not above 0; `above` is what the value is made of."""
-    for j in range(0, block, lanes):
+    for j in range(0, block.rows, block.lanes):
         most = load(top, j)
         most = at_least(most, LEAST(most))
         for i in range(m):
-            e = exp_negative((load(x, i * block + j) + spread(offset, i)) - most)
-            store(phi, i * block + j, times_value(e, load(above, i * block + j), elu))
+            e = exp_negative((load(x, i * block.rows + j) + spread(offset, i)) - most)
+            store(target, i * block.rows + j, times_value(e, load(above, i * block.rows + j), phi))

@@ -1,4 +1,4 @@
-"""Pseudo-inverses by iteration on NumPy arrays, compiled, as `subquad_numpy.compiled.Compiled` describes them."""
+"""Pseudo-inverses by iteration on NumPy arrays, compiled: see `subquad_numpy.compiled.Compiled`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import run
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 
 Array = np.ndarray[Any, Any]
 
 
-def iterative_pinv(
-    arrays: Sequence[Array], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty, save: bool = False,
-    threads: int | None = None,
-) -> tuple[tuple[Array], None]:  # fmt: skip
+def _plan_pinv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`iterative_pinv`: Z ≈ A⁺ of small matrices."""
-    a, iterations = np.ascontiguousarray(arrays[0]), static["iterations"]
-    z, m = new(a.shape, a.dtype), a.shape[-1]
+    (a,), iterations = arrays, static["iterations"]
+    shape, dtype, m, run = a.shape, a.dtype, a.shape[-1], None
+    fix = fix_items(a, a.ndim)
     if a.size:
         from subquad_numpy.iterative_pinv.kernel import PINV_RECORD, pinv_kernel
 
-        items, products = a.size // m**2, 4 * iterations * a.size * m
-        run(pinv_kernel(a.dtype), PINV_RECORD, (), items, products, threads, m=m, iterations=iterations, a=a, z=z)
-    return (z,), None
+        numbers, products = {"m": m, "iterations": iterations}, 4 * iterations * a.size * m
+        run = Run(pinv_kernel(dtype), PINV_RECORD, (), a.size // m**2, products, numbers)
+
+    def invert(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array], None]:
+        z = new(shape, dtype)
+        if run is not None:
+            run((fixed(fix, arrays[0]), z), threads)
+        return (z,), None
+
+    return invert
+
+
+iterative_pinv = Forms(_plan_pinv)

@@ -12,53 +12,49 @@ import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, shifted, store
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, multiply, panel_at
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, panel_at, place_in, rows_at
+from subquad_numpy.runtime.arguments import fields
 
-PINV_RECORD = dict.fromkeys(("m", "iterations", "a", "z"))  # one for all matrices; a and z: contiguous (items, m, m)
+PINV_RECORD = fields({"m": None, "iterations": None, "a": 0, "z": 0})  # one for all matrices; contiguous (items, m, m)
 
 
 @inline
-def _identity(target: Any, factor: Any, m: int, panel_rows: int, whole: int, lanes: int) -> None:
+def _identity(target: Any, factor: Any, m: int, width: int, lanes: int) -> None:
     """T = factor I."""
-    clear(target, panel_rows * whole)
+    clear(target.data, target.rows * width)
     for i in range(m):
-        first, columns = panel_at(i, whole, lanes)
-        target[first * panel_rows + i * columns + i - first] = factor
+        target.data[place_in(target, i, i, width, lanes)] = factor
 
 
 @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
-def _add_product(left: Any, right: Any, target: Any, m: int, panel_rows: int, whole: int, lanes: int) -> None:
-    """T += L R, of panels of `panel_rows` rows."""
-    for j in range(0, whole, PANEL_VECTORS * lanes):
-        _, columns = panel_at(j, whole, lanes)
-        to = shifted(target, j * panel_rows)
+def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: int, lanes: int) -> None:
+    """T += L R, where all are in panels of so many rows."""
+    for j in range(0, width, PANEL_VECTORS * lanes):
+        _, columns = panel_at(j, width, lanes)
+        to = rows_at(shifted(target, j * rows), columns)
         for p in range(0, m, PANEL_VECTORS * lanes):
-            _, steps = panel_at(p, whole, lanes)
-            multiply(
-                shifted(left, p * panel_rows), steps, 1, panel_rows, shifted(right, j * panel_rows + p * columns), panel_rows,
-                min(steps, m - p), columns, lanes, to, columns, to, columns,
-            )  # fmt: skip
+            _, steps = panel_at(p, width, lanes)
+            panel = Panels(shifted(right, j * rows + p * columns), rows)
+            multiply(rows_at(shifted(left, p * rows), steps), rows, panel, min(steps, m - p), columns, lanes, to, to)
 
 
 @cache
 def pinv_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile `invert(first, last, frame)`; a task is one matrix."""
-    lanes = lanes_of(dtype)
-    kind = numba.from_dtype(dtype)
-    zero = dtype.type(0)
+    lanes, kind, zero = element(dtype)
 
     @compiled(f"iterative pinv {dtype}", PINV_RECORD)
     def invert(first: int, last: int, frame: Any) -> int:
         f = carray(frame, 1)[0]
         m, iterations = f.m, f.iterations
         all_a, all_z = pointer(f.a, zero), pointer(f.z, zero)
-        whole = -(-m // lanes) * lanes
-        panel_rows = -(-whole // TILE_ROWS) * TILE_ROWS
-        size = panel_rows * whole
-        buffer = np.empty(5 * size + panel_rows + lanes, kind)
+        width = -(-m // lanes) * lanes
+        rows = -(-width // TILE_ROWS) * TILE_ROWS
+        size = rows * width
+        buffer = np.empty(5 * size + rows + lanes, kind)
         minus_a = aligned(buffer)
         z = shifted(minus_a, size)
         minus_az = shifted(z, size)
@@ -83,29 +79,29 @@ def pinv_kernel(dtype: np.dtype[Any]) -> Any:
             if norms == 0:
                 norms += 1
             for j in range(m):
-                before, columns = panel_at(j, whole, lanes)
+                before, columns = panel_at(j, width, lanes)
                 for i in range(m):
-                    place = before * panel_rows + i * columns + j - before
+                    place = before * rows + i * columns + j - before
                     minus_a[place] = -a[i * m + j]
                     z[place] = a[j * m + i] / norms
             for _ in range(iterations):
                 clear(minus_az, size)
-                _add_product(minus_a, z, minus_az, m, panel_rows, whole, lanes)
-                _identity(t, 7, m, panel_rows, whole, lanes)
+                _add_product(minus_a, z, minus_az, m, rows, width, lanes)
+                _identity(Panels(t, rows), 7, m, width, lanes)
                 for i in range(0, size, lanes):
                     store(t, i, load(t, i) + load(minus_az, i))
-                _identity(s, 15, m, panel_rows, whole, lanes)
-                _add_product(minus_az, t, s, m, panel_rows, whole, lanes)
-                _identity(t, 13, m, panel_rows, whole, lanes)
-                _add_product(minus_az, s, t, m, panel_rows, whole, lanes)
+                _identity(Panels(s, rows), 15, m, width, lanes)
+                _add_product(minus_az, t, s, m, rows, width, lanes)
+                _identity(Panels(t, rows), 13, m, width, lanes)
+                _add_product(minus_az, s, t, m, rows, width, lanes)
                 clear(s, size)
-                _add_product(z, t, s, m, panel_rows, whole, lanes)
+                _add_product(z, t, s, m, rows, width, lanes)
                 for i in range(0, size, lanes):
                     store(z, i, load(s, i) * 0.25)
             for j in range(m):
-                before, columns = panel_at(j, whole, lanes)
+                before, columns = panel_at(j, width, lanes)
                 for i in range(m):
-                    out[i * m + j] = z[before * panel_rows + i * columns + j - before]
+                    out[i * m + j] = z[before * rows + i * columns + j - before]
         buffer[0] = 0  # see `aligned`
         return DONE
 

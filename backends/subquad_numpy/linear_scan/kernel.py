@@ -9,18 +9,18 @@ Bound by memory: real numbers go in vectors, complex ones one by one.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, lanes_of, load, pointer, prefetch, shifted, store
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import aligned, inline, load, pointer, prefetch, shifted, store
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
+from subquad_numpy.runtime.arguments import Fields, fields
 
-SCAN_RECORD = ("n", "d", "block", "reverse", "a", "b", "initial_state", "h")
-GRADIENT_RECORD = (
-    *("n", "d", "block", "reverse", "a", "h", "initial_state", "grad_h"),
-    *("grad_a", "grad_b", "grad_initial_state"),
+_SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse"))
+SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "h"), 0))
+GRADIENT_RECORD = fields(
+    _SIZES, dict.fromkeys(("a", "h", "initial_state", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
 ROWS_AHEAD = 8
 
@@ -37,9 +37,7 @@ def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
 def linear_scan_kernel(dtype: str) -> Any:
     """Compile `scan(first, last, frame)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan {dtype}", SCAN_RECORD)
     def scan(first: int, last: int, frame: Any) -> int:
@@ -81,9 +79,7 @@ def linear_scan_kernel(dtype: str) -> Any:
 def linear_scan_gradient_kernel(dtype: str) -> Any:
     """Compile `gradient(first, last, frame)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan gradient {dtype}", GRADIENT_RECORD)
     def gradient(first: int, last: int, frame: Any) -> int:

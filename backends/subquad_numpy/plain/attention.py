@@ -192,11 +192,13 @@ def _plain_exponentials(call: Call) -> str | None:
         return "the features are not plain exponentials"
     if len(weights) > 2:
         return "queries and keys are centred"
-    return "each item has directions of its own" if weights[0].ndim > 2 else None
+    W_k = weights[0]
+    return "each item has directions of its own" if W_k is not None and W_k.ndim > 2 else None
 
 
 def _some_key(call: Call) -> str | None:
-    return "there is no key" if call.arrays[1].shape[-2] == 0 else None
+    k = call.arrays[1]
+    return "there is no key" if k is not None and k.shape[-2] == 0 else None
 
 
 _DTYPES, _MASK = ("float32", "float64", "float128"), frozenset({"key_mask"})

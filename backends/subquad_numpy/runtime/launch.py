@@ -1,66 +1,79 @@
-"""What one run of compiled code does, as a pure function of shapes and dtypes says it: what another caller needs."""
+"""What one run of a compiled kernel needs to be told, before there are arrays: how a compiler of programs calls it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from subquad.backend import Like
+
+Array = Any
+
+
+class Rows(NamedTuple):
+    """A result that tasks leave in so many parts, zeros before, which are added up; in float64 if `wide`."""
+
+    parts: int
+    wide: bool
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One run of a compiled kernel on arrays whose numbers lie one after the other, last axis fastest.
-
-    The kernel is ``make(*kind)``, code behind the C function ``code(first, last, record)`` that runs the tasks first …
-    last − 1 and returns `codegen.compile.DONE`, or another number where it found no memory. Any threads may run any
-    tasks, in any order. The record is one int64 for each name of `fields`:
-
-    ========================  ==============================================================================
-    a name in `operands`      address of the array at that place of the arguments; 0 where that is None
-    a name in `outputs`       address of that output
-    a name in `summed` too    address of zeros, `rows` times as large as the output, where a row is what the
-                              output is; afterwards the output is the sum over rows. `wide`: of float64
-    a name in `sizes`         that number
-    any other                 0
-    ========================  ==============================================================================
+    """One run of a compiled kernel on contiguous arrays.
 
     Attributes
     ----------
-    name : str
-        Names `make`: with `kind` it says which code runs.
-    make : callable
-        Compiles, once a process and kind; gives a `codegen.compile.Kernel` with its `address`.
+    compile : callable
+        Compiles the kernel for a `kind`, once: a function that is cached.
     kind : tuple
-        Arguments of `make`; the first is the name of the dtype of real numbers.
-    fields : tuple of str
-        Names of the numbers of the record, in order.
-    operands : mapping
-        Name → place among the arguments of `launch`.
-    outputs : mapping
-        Name → shape and dtype of what the run writes, in order: the kernel's outputs, or for `launch_backward` a
-        gradient for each array that was given.
+        Its arguments; the first is the dtype.
+    record : mapping
+        The fields of an argument record, in order. Of an array, how many of its last axes are an item's own; None for a
+        number, and for an array that all items share.
+    results : mapping
+        The arrays that it writes, by field.
     sizes : mapping
-        Name → number.
-    tasks : int
-        How many tasks there are.
-    threads : int
-        How many threads are worth their while; at least 1.
+        The numbers, by field.
+    batch : tuple of int
+        One record for each item. An array has these axes before the item's own, or 1, or fewer.
+    tasks, threads : int
+        Tasks of an item; threads at most.
+    zeros : frozenset of str
+        Results that must be zeros before.
     summed : mapping
-        Name → (rows, wide).
-    zeroed : frozenset of str
-        Outputs that must be zeros before the run.
+        Results that come in parts.
     """
 
-    name: str
-    make: Callable[..., Any]
+    compile: Callable[..., Any]
     kind: tuple[Any, ...]
-    fields: tuple[str, ...]
-    operands: Mapping[str, int]
-    outputs: Mapping[str, Like]
-    sizes: Mapping[str, int]
-    tasks: int
-    threads: int
-    summed: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
-    zeroed: frozenset[str] = frozenset()
+    record: Mapping[str, int | None]
+    results: Mapping[str, Like]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    batch: tuple[int, ...] = ()
+    tasks: int = 1
+    threads: int = 1
+    zeros: frozenset[str] = frozenset()
+    summed: Mapping[str, Rows] = field(default_factory=dict)
+
+
+class Run(Protocol):
+    """What a library does with launches."""
+
+    def __call__(self, launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
+        """Run compiled code: the results by field. An operand that is None, or missing, is the address 0."""
+        ...
+
+    def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
+        """`Backend.where_any`, or its place may be taken by a call that is made again with the change."""
+        ...
+
+
+SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
+
+
+def threads_for(products: int) -> int:
+    """Threads for a launch of so many products."""
+    from subquad_numpy.runtime.threads import thread_count
+
+    return 1 if products < SMALL else thread_count()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -12,13 +13,13 @@ import numba
 import numpy as np
 from llvmlite import ir
 
-from subquad_numpy.codegen.compile import DONE, Kernel, native
+from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
-from subquad_numpy.runtime.threads import SHARES_OF_THREAD
 
 # places in `words`, int64: addresses, numbers, counters
-KERNEL, TASKS, SHARES, FRAME, NEXT, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(11), 15
+KERNEL, TASKS, SHARES, FRAME, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
+SHARES_OF_THREAD = 8  # one that something else holds up does less
 MOST_CORES = 8192  # as the system counts them
 MOST_YIELDS = 1000  # some 0.3 ms: the team may be smaller than it was to be
 
@@ -59,22 +60,32 @@ def _leave_core(words: Any) -> None:
         call(words[SET_CORES], 0, MOST_CORES >> 3, own.ctypes.data)
 
 
+class Worker:
+    """`work(words)` by its address, and for Python, where it says whether this thread did the last share."""
+
+    def __init__(self, native: Any) -> None:
+        self.address: int = native.address
+        self.take_shares = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(native.address)
+        self._native = native  # keeps the code
+
+
 @cache
-def worker() -> Any:
+def worker() -> Worker:
     """Compile `work(words)`.
 
     Where `TEAM` threads are waited for by spinning, as OpenMP does for milliseconds, a thread that the system has put
     on the core of the first would hold up all: the first lets it run, and it leaves.
     """
 
-    @native("void(CPointer(int64))")
-    def work(words: Any) -> None:
+    @native("int64(CPointer(int64))")
+    def work(words: Any) -> int:
         fetch_add(words, ARRIVED, 1)
         is_caller = words[TEAM] > 0 and call(words[SELF], 0, 0, 0) == words[CALLER]
         if is_caller:
             call(words[YIELD], 0, 0, 0)
         elif words[TEAM] > 0 and call(words[GET_CORE], 0, 0, 0) & 0xFFFFFFFF == words[CORE]:
             _leave_core(words)
+        did_last = 0
         while True:
             share = fetch_add(words, NEXT, 1)
             if share >= words[SHARES]:
@@ -83,17 +94,22 @@ def worker() -> Any:
             last = words[TASKS] * (share + 1) // words[SHARES]
             if call(words[KERNEL], first, last, words[FRAME]) != DONE:
                 fetch_add(words, FAILED, 1)
+            if fetch_add(words, FINISHED, 1) == words[SHARES] - 1:
+                did_last = 1
         if is_caller:
             for _ in range(MOST_YIELDS):
                 if fetch_add(words, ARRIVED, 0) >= words[TEAM]:
                     break
                 call(words[YIELD], 0, 0, 0)
+        return did_last
 
-    return work
+    return Worker(work)
 
 
-def words_for(kernel: Kernel, tasks: int, frame: np.ndarray, threads: int) -> np.ndarray:
-    """What `work` takes, for about so many threads; `frame` must outlive it."""
+def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.ndarray:
+    """What `work` takes, for about so many threads; `records` must outlive it."""
     words = np.zeros(SIZE, np.int64)
-    words[:NEXT] = kernel.address, tasks, min(tasks, SHARES_OF_THREAD * threads), frame.ctypes.data
+    shares = SHARES_OF_THREAD * threads
+    shares = tasks if tasks < shares else shares
+    words[:NEXT] = kernel.address, tasks, shares, records.__array_interface__["data"][0]
     return words

@@ -1,7 +1,8 @@
 """Tasks over a few threads: the caller's own and a small shared pool.
 
-Kernels run without the interpreter lock, so plain Python threads suffice. No threading layer of Numba is
-involved: two threads may call at once, next to the pools of other libraries, and after a fork.
+Kernels run without the interpreter lock, so plain Python threads suffice; each of them takes shares of the tasks in
+compiled code (`native_tasks`) until none is left. No threading layer of Numba is involved: two threads may call at
+once, next to the pools of other libraries, and after a fork.
 """
 
 from __future__ import annotations
@@ -10,10 +11,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import pairwise
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,16 +19,14 @@ import numpy as np
 if TYPE_CHECKING:
     from subquad_numpy.codegen.compile import Kernel
 
-SHARES_OF_THREAD = 8  # one that something else holds up does less
-
-_pools: list[ThreadPoolExecutor] = []
-_members: list[int] = []  # threads of the pool, as the system knows them
+KEEPS_CORES, HAS_AFFINITY = sys.platform == "linux", hasattr(os, "sched_getaffinity")
+_limits: dict[tuple[int, bytes | None], int] = {}  # (NUMBA_NUM_THREADS, OMP_NUM_THREADS) → threads
 
 
 class Team(int):
     """A number of threads that are not ours, and how they run tasks."""
 
-    def run(self, kernel: Kernel, tasks: int, frame: np.ndarray) -> None:
+    def run(self, kernel: Kernel, tasks: int, records: np.ndarray) -> None:
         """Run all tasks."""
         raise NotImplementedError
 
@@ -41,106 +37,127 @@ def thread_count(threads: int | None = None) -> int:
         return threads
     import numba
 
-    limit = int(numba.config.NUMBA_NUM_THREADS)
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if asked.isdecimal() and int(asked) > 0:
-        limit = min(limit, int(asked))
-    if hasattr(os, "sched_getaffinity"):
-        limit = min(limit, len(os.sched_getaffinity(0)))
-    return max(1, limit)
+    asked = numba.config.NUMBA_NUM_THREADS, _getenv(b"OMP_NUM_THREADS")
+    limit = _limits.get(asked)
+    if limit is None:
+        limit = max(1, int(asked[0]))
+        first = (asked[1] or b"").split(b",")[0].strip()
+        if first.isdigit() and int(first) > 0:
+            limit = min(limit, int(first))
+        _limits[asked] = limit
+    cores = len(os.sched_getaffinity(0)) if HAS_AFFINITY else limit
+    return cores if cores < limit else limit
 
 
 class _Work:
-    """Shares of the tasks of one call, done by whoever comes, and the memory that its frame points to.
+    """The tasks of one call, done share by share by whoever comes, and the memory that its records point to.
 
     A thread of the pool holds the whole while it works: where an interrupt takes the caller away, with all of its
     arrays, the memory stays until the last share is done.
     """
 
-    def __init__(self, kernel: Any, frame: np.ndarray, memory: Any, shares: list[tuple[int, int]]):
-        self.kernel, self.frame, self.memory = kernel, frame, memory
-        self.waiting, self.left = deque(shares), len(shares)
-        self.done: list[tuple[int, int]] = []
-        self.failed: list[Exception] = []
-        self.finished = threading.Event()
+    def __init__(self, kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
+        from subquad_numpy.runtime.native_tasks import words_for, worker
+
+        self.words = words_for(kernel, tasks, records, threads)
+        self.address = self.words.__array_interface__["data"][0]
+        self.take_shares = worker().take_shares
+        self.memory: Any = kernel, records, memory
+        self.finished = threading.Lock()
+        self.finished.acquire()
 
     def __call__(self) -> None:
+        """Do shares while there are any; whoever has done the last one says so."""
+        if self.take_shares(self.address):
+            self.finished.release()
+
+
+class _Pool:
+    """Threads that wait for work; more are started when there are too few."""
+
+    def __init__(self) -> None:
+        self.waiting: SimpleQueue[_Work] = SimpleQueue()
+        self.members: list[int] = []  # as the system knows them
+        self.started, self.largest = 0, max(1, (os.cpu_count() or 2) - 1)
+
+    def help(self, work: _Work, helpers: int) -> None:
+        """Let up to so many threads take part, as soon as they have time."""
+        wanted = helpers + self.waiting.qsize()
+        try:
+            while self.started < wanted and self.started < self.largest:
+                threading.Thread(target=self._serve, name="subquad", daemon=True).start()
+                self.started += 1
+        except RuntimeError:  # no thread can be started, now or as the interpreter is shutting down
+            pass
+        for _ in range(helpers if helpers < self.started else self.started):
+            self.waiting.put(work)
+
+    def _serve(self) -> None:
+        self.members.append(threading.get_native_id())
         while True:
-            try:
-                share = self.waiting.popleft()
-            except IndexError:
-                return
-            try:
-                self.kernel(*share, self.frame)
-            except Exception as error:
-                self.failed.append(error)
-            self.done.append(share)
-            if len(self.done) == self.left:
-                self.finished.set()
-
-    def wait(self) -> None:
-        """Until every share is done. Threads are not asked: one may work that the pool said it could not start."""
-        self.finished.wait()
-        self.memory = None
-        if self.failed:
-            raise self.failed[0]
+            self.waiting.get()()
 
 
-def run_tasks(kernel: Any, tasks: int, frame: np.ndarray, threads: int, memory: Any) -> None:
-    """Run `kernel(first, last, frame)` over all tasks; `memory` holds what the frame points to.
+_pools: list[_Pool] = []
+
+
+def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
+    """Run `kernel(first, last, records)` over all tasks; `memory` holds what the records point to.
 
     Each thread takes the next few tasks when it has finished the last: one that another library's waiting threads
-    hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits.
+    hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits for
+    another.
     """
-    if min(threads, tasks) <= 1:
-        kernel(0, tasks, frame)
+    if threads <= 1 or tasks <= 1:
+        kernel(0, tasks, records)
         return
     if isinstance(threads, Team):
-        threads.run(kernel, tasks, frame)
+        threads.run(kernel, tasks, records)
         return
-    threads = min(threads, tasks)
-    shares = min(tasks, SHARES_OF_THREAD * threads)
-    work = _Work(kernel, frame, memory, list(pairwise([tasks * i // shares for i in range(shares + 1)])))
-    if sys.platform == "linux":
-        _part_from_caller()
-    helpers = []
-    try:
-        with suppress(RuntimeError):  # no thread can be started, now or as the interpreter is shutting down
-            for _ in range(threads - 1):
-                helpers.append(_pool().submit(work))
-        work()
-        work.wait()
-    finally:
-        work.waiting.clear()  # of what an interrupt leaves, nothing more is begun
-        for helper in helpers:
-            helper.cancel()
+    from subquad_numpy.runtime.native_tasks import FAILED, NEXT
 
-
-def _pool() -> ThreadPoolExecutor:
+    threads = tasks if tasks < threads else threads
+    work = _Work(kernel, tasks, records, threads, memory)
     if not _pools:
-        count = max(1, (os.cpu_count() or 2) - 1)
-        _pools.append(ThreadPoolExecutor(count, "subquad", lambda: _members.append(threading.get_native_id())))
-    return _pools[-1]
+        _pools.append(_Pool())
+    pool = _pools[-1]
+    if KEEPS_CORES:
+        _part_from_caller(pool)
+    try:
+        pool.help(work, threads - 1)
+        work()
+        work.finished.acquire()
+        work.memory = None
+    finally:
+        work.words[NEXT] = tasks  # of what an interrupt leaves, nothing more is begun
+    if work.words[FAILED]:
+        msg = "a compiled kernel found no memory for its scratch"
+        raise MemoryError(msg)
 
 
-def _part_from_caller() -> None:
+def _part_from_caller(pool: _Pool) -> None:
     """Keep the pool's threads off the core of the caller.
 
     The system wakes a thread where its waker runs, and moves it away once another core is idle. But the threads of
     other libraries wait for work by spinning, for as long as a whole call of ours lasts: no core is ever idle then.
     """
     others = os.sched_getaffinity(0) - {_current_core()}
-    with suppress(OSError):  # it may be forbidden, or the pool be ending: no harm
-        for member in _members if others else ():
+    try:
+        for member in pool.members if others else ():
             os.sched_setaffinity(member, others)
+    except OSError:  # it may be forbidden, or the pool be ending: no harm
+        pass
 
 
-def _forget() -> None:
-    _pools.clear()
-    _members.clear()
+def _getenv(name: bytes) -> bytes | None:
+    """A variable of the environment as it is now."""
+    value = os.environ.get(name.decode())
+    return None if value is None else value.encode()
 
 
 if sys.platform == "linux":
     _current_core = ctypes.CDLL(None).sched_getcpu
+    _getenv = ctypes.PyDLL(None).getenv
+    _getenv.argtypes, _getenv.restype = (ctypes.c_char_p,), ctypes.c_char_p
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork

@@ -13,14 +13,12 @@ from functools import cache
 from math import pi
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
 from subquad_numpy.codegen import (
     add_where_zero,
     aligned,
-    lanes_of,
     load,
     pointer,
     prefetch,
@@ -31,9 +29,10 @@ from subquad_numpy.codegen import (
     total,
     zeros,
 )
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
 from subquad_numpy.selective_scan.layout import (
     HEAD,
@@ -46,24 +45,17 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
-BACKWARD_RECORD = (
-    *HEAD,
-    *("grad_y", "grad_state"),
-    *("grad_u", "grad_delta", "grad_z", "grad_initial_state"),
-    # sums over time in float64, of one batch item: (batch, d, d_state), (batch, d)
-    *("grad_A", "grad_D", "grad_delta_bias"),
-    # (blocks of a group, batch, n, groups, d_state), or for constants (batch, d, d_state) in float64
-    *("grad_B", "grad_C"),
-)
+OF_OUTPUTS, OF_ROWS = ("grad_y", "grad_state"), ("grad_u", "grad_delta", "grad_z", "grad_initial_state")
+OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")  # in float64, of one batch item: (batch, d, d_state), (batch, d)
+OF_MAPS = ("grad_B", "grad_C")  # (blocks of a group, batch, n, groups, d_state); of constants as `OVER_TIME`
+BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS), 0))
 """What a gradient kernel is told; `chunk` is the length of a tile."""
 
 
 @cache
 def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
     """Compile `backward(first, last, frame)`: tasks first to last - 1 of batch * groups * blocks."""
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
     zero64 = np.float64(0)
     parts = 2 if is_complex else 1
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"

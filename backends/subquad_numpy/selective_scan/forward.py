@@ -11,14 +11,14 @@ a complex matrix as two of them.
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import add_where_zero, aligned, lanes_of, load, pointer, prefetch, shifted, spread, store
-from subquad_numpy.codegen.compile import DONE, compiled
+from subquad_numpy.codegen import add_where_zero, aligned, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     inputs_of,
@@ -30,14 +30,9 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
-FORWARD_RECORD = (
-    *HEAD,
-    # (batch, chunks, d, d_state), as initial_state; both may be the same
-    "state",
-    # y: without it only the state is computed; delta_sum: (batch, chunks, d), the sums of Δ
-    *("y", "delta_sum"),
-)
-"""What a kernel is told, as 64-bit integers in this order."""
+# state: (batch, chunks, d, d_state), as initial_state; both may be the same. Without y only the state is computed.
+# delta_sum: (batch, chunks, d), the sums of Δ
+FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0})
 
 ROWS_AHEAD = 4  # rows lie a page or more apart, out of reach for the hardware's own prefetching
 
@@ -49,9 +44,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     There are batch * groups * blocks of a group * chunks tasks; the chunk varies fastest.
     `dtype` is that of real numbers.
     """
-    lanes = lanes_of(np.dtype(dtype))
-    kind = numba.from_dtype(np.dtype(dtype))
-    zero = np.dtype(dtype).type(0)
+    lanes, kind, zero = element(dtype)
     parts = 2 if is_complex else 1
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 

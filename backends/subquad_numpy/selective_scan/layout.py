@@ -5,22 +5,19 @@ from typing import Any
 
 from subquad_numpy.codegen import inline, pointer, shifted
 from subquad_numpy.codegen.copies import load_transposed, load_transposed_rest
+from subquad_numpy.runtime.arguments import Fields
 
-HEAD = (
-    # sizes: B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0
-    # where all share one; block is at most the channels of a task, a multiple of the lanes; chunk at most its
-    # steps
-    *("batch", "n", "d", "groups", "d_state", "block", "chunk"),
-    *("B_step", "C_step", "delta_softplus", "reverse"),
-    # addresses of contiguous arrays, 0 for none
-    *("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"),
-)
-"""What every kernel is told first, as 64-bit integers in this order."""
+# B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0 where all share one;
+# block is at most the channels of a task, a multiple of the lanes; chunk at most its steps
+SIZES = ("batch", "n", "d", "groups", "d_state", "block", "chunk", "B_step", "C_step", "delta_softplus", "reverse")
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")  # contiguous arrays
+HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
+"""What every kernel is told: see `runtime.arguments` for what a record type is."""
 
 
 @inline
 def sizes_of(f: Any) -> Any:
-    """The words of `HEAD` before the addresses."""
+    """The numbers of `HEAD`."""
     return (
         *(f.batch, f.n, f.d, f.groups, f.d_state, f.block, f.chunk),
         *(f.B_step, f.C_step, f.delta_softplus, f.reverse),

@@ -1,0 +1,145 @@
+"""`python -m asv_benchmarks.gate`: fail if the working tree is slower than a base commit.
+
+Every registered operator of the working tree is a case, on NumPy with one thread. Both trees run it in turn, each in a
+process of its own; what looks slower is measured once more. Ends with 1 if a case is slower by more than the factor, or
+fails in the working tree alone; what the base cannot run is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from asv_benchmarks import environment, harness
+from asv_benchmarks.tree import Question, check_out, process
+from subquad.cli.cases import is_quadratic
+
+SAMPLE_SECONDS, CASE_SECONDS = 5e-3, 1.2  # of calls in a row; of a case, both trees together
+LEAST, MOST = 7, 150  # pairs of samples
+INJECTED = 2  # times slower, in half of the trials
+
+
+class Finding(NamedTuple):
+    """A case: seconds of samples, taken in pairs, or what failed; by "base" and "tree"."""
+
+    case: str
+    times: Mapping[str, list[float]]
+    failures: Mapping[str, str]
+
+    @property
+    def slower(self) -> tuple[float, float]:
+        """How many times, by the minima and by the median of the pairs; infinite where the working tree alone fails.
+
+        What slows the code down raises both. A neighbour who takes the processor for a while raises at most one, as
+        long as he leaves alone either half of the pairs or one sample.
+        """
+        if self.failures:
+            return (0.0 if "base" in self.failures else math.inf,) * 2
+        base, tree = self.times["base"], self.times["tree"]
+        return min(tree) / min(base), statistics.median(t / b for b, t in zip(base, tree, strict=True))
+
+
+def cases() -> dict[str, Question]:
+    """Every operator of the registry and every step, milliseconds each, as `tree.prepare` takes them."""
+    found: dict[str, Question] = {}
+    for name in harness.operators():
+        case = harness.case(name)
+        problem = case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096)
+        found[name] = problem.function.__name__, dict(problem.arrays), problem.positional, dict(problem.options)
+    for name in harness.stepping():
+        step = harness.one_step(name)
+        found[f"{name} step"] = step.function.__name__, dict(step.arrays), step.positional, dict(step.options)
+        if name in harness.registry.METHODS:  # it makes its state itself, whose fields are the tree's own
+            found[f"{name} step"] = name, dict(harness.case(name).random(1).arrays), 0, None
+    return found
+
+
+def measure(case: str, question: Question, trees: Mapping[str, Any], injected: int, look: int) -> Finding:
+    """Pairs of samples, more of them in the second look."""
+    failures: dict[str, str] = {}
+    for name, ask in trees.items():
+        try:
+            ask(question)
+        except ChildProcessError as error:
+            failures[name] = str(error)
+    if failures:
+        return Finding(case, {}, failures)
+    slower = max(harness.seconds(partial(ask, 1)) for ask in trees.values())
+    calls = max(1, round(SAMPLE_SECONDS / slower))
+    pairs = look * min(MOST, max(LEAST, math.ceil(CASE_SECONDS / (2 * calls * slower))))
+    times = harness.interleave(
+        {"base": partial(trees["base"], calls), "tree": partial(trees["tree"], calls * injected)}, pairs
+    )
+    return Finding(case, {name: [x / calls for x in found] for name, found in times.items()}, {})
+
+
+def compare(base: Path, tree: Path, wanted: Mapping[str, Question], factor: float, injected: int = 1) -> list[Finding]:
+    """Measure the cases, and once more what may be slower by either measure: that look decides.
+
+    Its processes are fresh ones: where one happens to lie in memory lasts as long as it does. `injected` makes the
+    working tree that many times slower: it is called so often for one call of the base.
+    """
+    found: dict[str, Finding] = {}
+    for look in (1, 2):
+        again = [name for name in wanted if look == 1 or math.inf > max(found[name].slower) > factor]
+        with process(base, environment("1")) as one, process(tree, environment("1")) as other:
+            trees = {"base": one, "tree": other}
+            found |= {name: measure(name, wanted[name], trees, injected, look) for name in again}
+    return list(found.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--base", default="HEAD", help="commit to compare the working tree with (default HEAD)")
+    parser.add_argument("--factor", type=float, default=1.5, help="how many times slower is too slow (default 1.5)")
+    parser.add_argument("--bench", default="", metavar="REGEX", help=f"cases to run, of: {', '.join(cases())}")
+    trials = f"judge the gate itself: N runs as it is, N with the working tree called {INJECTED} times for one call"
+    parser.add_argument("--trials", type=int, default=0, metavar="N", help=trials)
+    args = parser.parse_args()
+    wanted = {name: question for name, question in cases().items() if re.search(args.bench, name)}
+    if not wanted or args.factor <= 1:
+        parser.error(
+            "--factor must be greater than 1" if wanted else f"no case matches; there are {', '.join(cases())}"
+        )
+    if not harness.git("rev-parse", "--verify", "--quiet", f"{args.base}^{{commit}}"):
+        first = harness.git("rev-list", "--count", "HEAD") == "1"
+        if args.base.startswith("HEAD") and (first or harness.git("rev-parse", "--is-shallow-repository") == "true"):
+            print(f"there is no commit {args.base} here: the history is cut off. Nothing to compare with.")
+            return 0
+        parser.error(f"there is no commit {args.base} here")
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="subquad-gate-") as folder:
+        base = check_out(harness.ROOT, args.base, Path(folder))
+        for injected in [1] * max(args.trials, 1) + [INJECTED] * args.trials:
+            findings = compare(base, harness.ROOT, wanted, args.factor, injected)
+            alarms = [finding for finding in findings if min(finding.slower) > args.factor]
+            wrong += bool(alarms) == (injected == 1)
+            calls = f" called {injected} times" if injected > 1 else ""
+            show(findings, alarms, f"working tree{calls} against {args.base}; an alarm is more than {args.factor:g}×")
+    return int(wrong > 0)
+
+
+def show(findings: list[Finding], alarms: list[Finding], title: str) -> None:
+    table = Table("case", "base / ms", "tree / ms", "times slower", "", title=title)
+    for finding in findings:
+        cells = [f"{1e3 * min(times):.3f}" for times in finding.times.values()] or ["–", "–"]
+        told = "; ".join(f"fails in the {side}: {failure}" for side, failure in finding.failures.items())
+        told = f"new; {told}" if "base" in finding.failures else told or ("slower" if finding in alarms else "ok")
+        style = "bold red" if finding in alarms else None
+        table.add_row(finding.case, *cells, f"{min(finding.slower):.2f}", told, style=style)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""asv's results as one page that needs no network; see `__main__` for the command."""

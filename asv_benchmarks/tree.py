@@ -1,0 +1,93 @@
+"""A process that imports the subquad of another tree, and calls what it is asked to.
+
+The process runs this file by its path and imports nothing else of this folder: an older tree has other benchmarks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 600  # seconds until a process that does not answer is ended
+Question = tuple[str, dict[str, Any], int, dict[str, Any] | None]
+
+
+def check_out(repository: Path, commit: str, folder: Path) -> Path:
+    """Write the files of a commit into a folder and return it; the repository stays as it is, even if we are killed."""
+    command = ["git", "-C", str(repository), "archive", "--format=tar", commit]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return folder.resolve()
+
+
+@contextmanager
+def process(tree: Path, environment: dict[str, str]) -> Iterator[Callable[[Question | int], None]]:
+    """A function that tells a process of the tree to `prepare` a call, then to call it so often; raises what failed."""
+    path = os.pathsep.join([str(tree), str(tree / "backends"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    env = os.environ | environment | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tree, "env": env}
+    server = subprocess.Popen([sys.executable, "-P", __file__, str(PATIENCE)], **pipes)
+
+    def ask(question: Question | int) -> None:
+        try:
+            pickle.dump(question, server.stdin)
+            server.stdin.flush()
+            failure = pickle.load(server.stdout)
+        except (BrokenPipeError, EOFError):
+            failure = f"the process ended with {server.wait()}"
+        if failure:
+            raise ChildProcessError(failure)
+
+    try:
+        yield ask
+    finally:
+        server.kill()
+        with suppress(BrokenPipeError):
+            server.communicate()
+
+
+def prepare(name: str, arrays: dict[str, Any], positional: int, options: dict[str, Any] | None) -> Callable[[], Any]:
+    """A call of a public function by its name, or, without options, of the `step` of a method after one token."""
+    import subquad
+
+    if not Path(subquad.__file__).is_relative_to(Path.cwd()):
+        msg = f"it imported {subquad.__file__}, not the subquad of its tree"
+        raise ImportError(msg)
+    if options is None:
+        step = subquad.METHODS[name]().step
+        return partial(step, *arrays.values(), step(*arrays.values())[1])
+    keywords = dict(list(arrays.items())[positional:]) | options
+    return partial(getattr(subquad, name), *list(arrays.values())[:positional], **keywords)
+
+
+def serve(patience: int) -> None:
+    """Answer questions on the standard streams: with what failed, or None."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not end up among the answers
+    while True:
+        question, failure = pickle.load(sys.stdin.buffer), None
+        signal.alarm(patience)
+        try:
+            if not isinstance(question, int):
+                call, question = prepare(*question), 2  # the first compiles
+            for _ in range(question):
+                call()
+        except Exception as error:  # the other tree goes on without this case
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        pickle.dump(failure, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

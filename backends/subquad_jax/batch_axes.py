@@ -1,0 +1,72 @@
+"""What `vmap` makes of a kernel whose arrays have batch axes that broadcast: they get one more, and it is run once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+
+Arrays = tuple[Array | None, ...]
+Function = Callable[..., tuple[Array, ...]]
+
+
+def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[int, int], int]) -> Function:
+    """`function` of arrays that broadcast in their first axes; array i has `own_axes(i, count)` of its own.
+
+    Where the generic form does not take one more axis of some array, items are run one after the other.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def mapped(*arrays: Array | None) -> tuple[Array, ...]:
+        return function(*arrays)
+
+    @mapped.def_vmap
+    def rule(size: int, batched: Sequence[Any], *arrays: Array | None) -> tuple[Any, Any]:
+        axes = [own_axes(i, len(arrays)) for i in range(len(arrays))]
+        folded = _aligned(arrays, batched, axes)
+        shapes = _result_shapes(generic, size, batched, arrays, folded)
+        if shapes is not None:
+            found = tuple(x.reshape(shape) for x, (shape, _) in zip(mapped(*folded), shapes, strict=True))
+            return found, tuple(own for _, own in shapes)
+
+        def item(own: Arrays) -> tuple[Array, ...]:
+            rest = iter(own)
+            return mapped(*(next(rest) if mine else x for x, mine in zip(arrays, batched, strict=True)))
+
+        found = jax.lax.map(item, tuple(x for x, mine in zip(arrays, batched, strict=True) if mine))
+        return found, tuple(True for _ in found)
+
+    return mapped
+
+
+def _aligned(arrays: Arrays, batched: Sequence[Any], axes: Sequence[int]) -> Arrays:
+    """Arrays whose first axis is the new one, with axes of length 1 behind it so that the others keep their places."""
+    ranks = [0 if x is None else x.ndim - own - bool(mine) for x, mine, own in zip(arrays, batched, axes, strict=True)]
+    return tuple(
+        x.reshape(x.shape[0], *[1] * (max(ranks) - rank), *x.shape[1:]) if x is not None and mine else x
+        for x, mine, rank in zip(arrays, batched, ranks, strict=True)
+    )
+
+
+def _result_shapes(
+    generic: Function, size: int, batched: Sequence[Any], arrays: Arrays, folded: Arrays
+) -> list[tuple[tuple[int, ...], bool]] | None:
+    """The shape of each result and whether it has the new axis; None where the generic form does not take it."""
+    items = [
+        jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if x is not None and mine else x
+        for x, mine in zip(arrays, batched, strict=True)
+    ]
+    try:
+        given = jax.eval_shape(generic, *folded)
+    except (TypeError, ValueError):
+        return None
+    shapes = []
+    for x, item in zip(given, jax.eval_shape(generic, *items), strict=True):
+        own = math.prod(x.shape) == size * math.prod(item.shape)
+        if not own and math.prod(x.shape) != math.prod(item.shape):
+            return None
+        shapes.append(((size, *item.shape) if own else item.shape, own))
+    return shapes

@@ -1,0 +1,41 @@
+"""Conditions that stay conditions: under `vmap`, where JAX computes both branches, and inside of `shard_map`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subquad_jax import shard_types
+
+
+def where_any(condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    """`change(*given)` where the condition holds, else `given`; what its gradient needs is computed again.
+
+    Of a batch under `vmap` all items are changed where it holds for any.
+    """
+
+    def changed(*given: Any) -> tuple[Any, ...]:
+        return tuple(jax.checkpoint(change)(*given))
+
+    def kept(*given: Any) -> tuple[Any, ...]:
+        return given
+
+    branches = [changed, kept]
+    if shard_types.inside():  # where both branches must have one type
+        axes = shard_types.axes_of(jax.eval_shape(changed, *given)) | shard_types.axes_of(given)
+        branches = [lambda *x, f=f: shard_types.vary(f(*x), axes) for f in branches]
+    return jax.lax.cond(_anywhere(condition), *branches, *given)
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(condition: Any) -> Any:
+    """A condition that is one for all items of a batch."""
+    return condition
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(size: int, batched: Any, condition: Any) -> tuple[Any, bool]:
+    return _anywhere(jnp.any(condition, axis=0)), False

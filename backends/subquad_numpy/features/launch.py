@@ -1,0 +1,268 @@
+"""Attention through features, and softmax attention with few keys or few queries, as launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array, Like
+from subquad.core.shapes import broadcast_batch
+from subquad.kernels import feature_step
+from subquad.kernels.feature_map import Elu, Exponential
+from subquad.kernels.max_shift import finite_shift
+from subquad_numpy.runtime.launch import Launch, Run, threads_for
+
+State = tuple[Array, Array, Array]  # shift (..., m, 1), numerator (..., m, d_v), denominator (..., m, 1)
+
+
+class Side(NamedTuple):
+    """Features exp(factor x W − h |x|²) of x = row − center; without W they are elu(factor x) + 1."""
+
+    W: Array | None = None  # (..., d, m), or (..., m, d) if `turned`
+    factor: float = 1.0
+    half_scale: float = 0.0  # h
+    center: Array | None = None  # (..., 1, d)
+    turned: bool = False
+
+    @property
+    def phi(self) -> str:
+        """The name of the map, as `features.phi.MAPS` has it."""
+        return "elu" if self.W is None else "exponential"
+
+    def width(self, d: int) -> int:
+        """Number of features."""
+        return d if self.W is None else self.W.shape[-2 if self.turned else -1]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch shape that it brings."""
+        W, center = (() if x is None else tuple(x.shape[:-2]) for x in (self.W, self.center))
+        return broadcast_batch(weights=W, center=center)
+
+    def sizes(self, d: int) -> dict[str, int]:
+        """The numbers of an argument record for rows of d numbers on this side."""
+        steps = {} if self.W is None else {"W_row": self.W.shape[-1], "W_column": 1}
+        if self.turned:
+            steps = {"W_row": 1, "W_column": d}
+        return {"x_row": d, **steps}
+
+    def operands(self, xp: ModuleType, x: Array) -> dict[str, Array | None]:
+        """The arrays of an argument record for rows x on this side."""
+        center = None if self.center is None else self.center[..., 0, :]
+        numbers = xp.asarray(np.array([self.factor, self.half_scale]), dtype=x.dtype)
+        return {"x": x, "W": self.W, "center": center, "numbers": numbers}
+
+
+def sides_of(xp: ModuleType, phi: Exponential | Elu, weights: Sequence[Array]) -> tuple[Side, Side]:
+    """Keys and queries."""
+    if isinstance(phi, Elu):
+        return Side(factor=phi.scale_k), Side(factor=phi.scale_q)
+    W_k, W_q, *center = weights
+    if not center:
+        return Side(W_k, half_scale=abs(phi.scale) / 2), Side(W_q)
+    q_mean, k_mean = center
+    if phi.scale == 0:
+        return Side(W_k), Side(W_q, center=q_mean)
+    W = W_k + xp.matrix_transpose(phi.scale * q_mean)
+    return Side(W, half_scale=abs(phi.scale) / 2, center=k_mean), Side(W_q, center=q_mean)
+
+
+def launch_summarize(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The kernel `feature_summarize`."""
+    k, v, shift, numerator, denominator, *weights, key_mask = arrays
+    keys, _ = sides_of(array_namespace(k), static["phi"], weights)
+    return _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
+
+
+def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The kernel `feature_attend`."""
+    q, shift, numerator, denominator, *weights = arrays
+    xp = array_namespace(q)
+    _, queries = sides_of(xp, static["phi"], weights)
+    return (_read(q, queries, shift, numerator, denominator, run, is_shift=True),)
+
+
+def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The kernel `feature_step`; what exceeds the range of the compiled kernel is left to the generic form."""
+    from subquad_numpy.features.step import STEP_RECORD, step_kernel
+
+    q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
+    xp = array_namespace(q)
+    keys, queries = sides_of(xp, static["phi"], weights)
+    (n, d), d_v, m = q.shape[-2:], v.shape[-1], keys.width(q.shape[-1])
+    kept = broadcast_batch(
+        k=k.shape[:-2],
+        v=v.shape[:-2],
+        key_mask=None if key_mask is None else key_mask.shape[:-1],
+        state=None if shift is None else shift.shape[:-2],
+        weights=keys.batch,
+        center=queries.batch,
+    )
+    batch = broadcast_batch(q=q.shape[:-2], keys=kept)
+    alone = kept == batch  # where heads of queries share their keys, the state is summed up on its own
+    state = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
+    of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
+    made = Launch(
+        step_kernel,
+        (np.dtype(q.dtype), keys.phi),
+        STEP_RECORD,
+        # the first row that is not done, of 64 bits, which a library may not have
+        {"out": Like((*batch, n, d_v), q.dtype), "undone": Like((*batch, 2), np.dtype(np.int32))}
+        | {name: Like((*batch, *tail), q.dtype) for name, tail in state.items()},
+        {
+            "n": n,
+            "d": d,
+            "m": m,
+            "d_v": d_v,
+            "chunks": 1,
+            "chunk": n,
+            "v_row": d_v,
+            "keeps": int(alone),
+            **keys.sizes(d),
+            **{f"q_{name}": size for name, size in queries.sizes(d).items()},
+        },
+        batch,
+        threads=threads_for(math.prod(batch) * 4 * n * d * m),
+    )
+    before = {"shift": shift, "kv": numerator, "k_sum": denominator}
+    found = run(made, {**keys.operands(xp, k), **of_queries, "v": v, "mask": key_mask, **before})
+    undone = found["undone"][..., 0][..., None, None]
+    if alone:
+        after = tuple(found[name] for name in state)
+    else:
+        after = _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
+
+    def complete(out: Array, *after: Array) -> tuple[Array, ...]:
+        whole, *sums = feature_step.generic(*arrays[:-1], key_mask=key_mask, **static)
+        done = xp.reshape(xp.arange(n, dtype=xp.int32), (n, 1)) < undone
+        if alone:
+            sums = [xp.where(undone == n, x, other) for x, other in zip(after, sums, strict=True)]
+        return xp.where(done, out, whole), *sums
+
+    return run.where_any(xp.any(undone != n), complete, (found["out"], *after))
+
+
+def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The kernel `softmax_attention` with few keys or few queries, all of which see all."""
+    from subquad_numpy.features.calls import SMALL_KEYS
+
+    q, k, v, key_mask = arrays
+    xp, scale, n, n_kv = array_namespace(q), static["scale"], q.shape[-2], k.shape[-2]
+    if n_kv <= SMALL_KEYS < n:
+        start = None
+        if key_mask is not None:  # 0 · NaN is NaN
+            k, v = (xp.where(key_mask[..., None], x, 0.0) for x in (k, v))
+            start = xp.where(key_mask, xp.zeros((), dtype=q.dtype), -math.inf)[..., None]
+        out = _read(q, Side(k, scale, turned=True), start, v, None, run)
+        if key_mask is not None:  # also for a query that is NaN
+            out = xp.where(xp.any(key_mask, axis=-1)[..., None, None], out, 0.0)
+        return (out,)
+    _, numerator, denominator = _sums(k, v, Side(q, scale, turned=True), key_mask, run)
+    return (numerator / xp.where(denominator == 0, 1.0, denominator),)  # a row that saw nothing is 0
+
+
+def _with_keys(
+    k: Array, v: Array, side: Side, key_mask: Array | None, state: tuple[Array | None, ...], run: Run
+) -> State:
+    """A state with more keys."""
+    xp = array_namespace(k)
+    sums = _sums(k, v, side, key_mask, run)
+    shift, *before = state
+    if shift is None:
+        return sums
+    largest = xp.maximum(shift, sums[0])
+    finite = finite_shift(xp, largest)
+    old, new = xp.exp(shift - finite), xp.exp(sums[0] - finite)
+    numerator, denominator = (x * old + y * new for x, y in zip(before, sums[1:], strict=True))
+    return largest, numerator, denominator
+
+
+def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, run: Run) -> State:
+    """What keys leave, shift −∞ where there is none."""
+    from subquad_numpy.features.calls import MAX_CHUNKS, QUERIES, SMALL_KEYS, SUMMARY_CHUNK
+    from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
+
+    xp, (n, d), d_v, m = array_namespace(k), k.shape[-2:], v.shape[-1], side.width(k.shape[-1])
+    mask_batch = None if key_mask is None else key_mask.shape[:-1]
+    batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch, weights=side.batch)
+    most = m if side.W is None else QUERIES
+    # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
+    chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
+    items = math.prod(batch)
+    found = run(
+        Launch(
+            summarize_kernel,
+            (np.dtype(k.dtype), side.phi),
+            SUMMARIZE_RECORD,
+            {
+                name: Like((chunks, *batch, m, width), k.dtype)
+                for name, width in (("shift", 1), ("kv", d_v), ("k_sum", 1))
+            },
+            {
+                "n": n,
+                "d": d,
+                "m": m,
+                "d_v": d_v,
+                "chunks": chunks,
+                "chunk": -(-n // chunks),
+                "most": most,
+                "chunk_step": items * m,
+                "v_row": d_v,
+                **side.sizes(d),
+            },
+            batch,
+            tasks=-(-m // most) * chunks,
+            threads=threads_for(items * n * d * m),
+        ),
+        {**side.operands(xp, k), "v": v, "mask": key_mask},
+    )
+    shift, numerator, denominator = found["shift"], found["kv"], found["k_sum"]
+    if chunks == 1:
+        return shift[0, ...], numerator[0, ...], denominator[0, ...]
+    largest = xp.max(shift, axis=0)
+    fade = xp.exp(shift - finite_shift(xp, largest))
+    return largest, xp.sum(fade * numerator, axis=0), xp.sum(fade * denominator, axis=0)
+
+
+def _read(
+    q: Array, side: Side, start: Array | None, numerator: Array, denominator: Array | None, run: Run, *,
+    is_shift: bool = False,
+) -> Array:  # fmt: skip
+    """φᵀ numerator / φᵀ denominator with exponents that begin at `start`, (..., m, 1); without denominator it is 1.
+
+    A start that `is_shift` is 0 where it is −∞.
+    """
+    from subquad_numpy.features.attend import ATTEND_RECORD, attend_kernel
+    from subquad_numpy.features.calls import READING_CHUNK
+
+    xp, (n, d), d_v, m = array_namespace(q), q.shape[-2:], numerator.shape[-1], side.width(q.shape[-1])
+    start_batch = None if start is None else start.shape[:-2]
+    batch = broadcast_batch(q=q.shape[:-2], state=numerator.shape[:-2], start=start_batch, weights=side.batch)
+    chunks = max(1, -(-n // READING_CHUNK))
+    made = Launch(
+        attend_kernel,
+        (np.dtype(q.dtype), side.phi),
+        ATTEND_RECORD,
+        {"out": Like((*batch, n, d_v), q.dtype)},
+        {
+            "n": n,
+            "d": d,
+            "m": m,
+            "d_v": d_v,
+            "chunks": chunks,
+            "chunk": READING_CHUNK,
+            "kv_row": d_v,
+            "is_shift": int(is_shift),
+            **side.sizes(d),
+        },
+        batch,
+        tasks=chunks,
+        threads=threads_for(math.prod(batch) * n * d * m),
+    )
+    operands = {**side.operands(xp, q), "start": start, "kv": numerator, "k_sum": denominator}
+    return run(made, operands)["out"]

@@ -1,0 +1,133 @@
+"""The selective scan and its gradient as launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array, Like
+from subquad.core.dtypes import cast
+from subquad.kernels.selective_scan import Inputs, widened
+from subquad_numpy.runtime.launch import Launch, Rows, Run
+
+
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The kernel `selective_scan`."""
+    from subquad_numpy.codegen import lanes_of
+    from subquad_numpy.runtime.threads import thread_count
+    from subquad_numpy.selective_scan.calls import SMALL, cut_channels
+    from subquad_numpy.selective_scan.forward import FORWARD_RECORD, forward_kernel
+
+    xp, stored = array_namespace(arrays[0]), Inputs(*arrays).u.dtype
+    p = _prepared(xp, Inputs(*arrays))
+    batch, n, d = p.u.shape
+    threads = 1 if math.prod(p.u.shape) * p.A.shape[1] < SMALL else thread_count()
+    block, tasks = cut_channels(batch, _groups(p), d, threads, lanes_of(np.dtype(p.u.dtype)))
+    results = {"y": Like(p.u.shape, p.u.dtype), "state": Like((batch, *p.A.shape), p.A.dtype)}
+    made = Launch(
+        forward_kernel,
+        _kind(p),
+        FORWARD_RECORD,
+        results,
+        _sizes(p, static) | {"block": block, "chunk": n},
+        tasks=tasks,
+        threads=threads,
+    )
+    found = run(made, p._asdict())
+    return cast(xp, found["y"], stored), found["state"]
+
+
+def launch_backward(
+    arrays: Sequence[Any],
+    static: Mapping[str, Any],
+    outputs: Sequence[Array],
+    grads: Sequence[Array],
+    run: Run,
+) -> tuple[Array | None, ...]:
+    """Gradients by all inputs; the outputs are not read."""
+    from subquad_numpy.codegen import lanes_of
+    from subquad_numpy.runtime.threads import thread_count
+    from subquad_numpy.selective_scan.backward import BACKWARD_RECORD, backward_kernel
+    from subquad_numpy.selective_scan.calls import TILE, cut_gradient
+
+    given = Inputs(*arrays)
+    xp = array_namespace(given.u)
+    p = _prepared(xp, given)
+    batch, n, d = p.u.shape
+    groups = _groups(p)
+    block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(np.dtype(p.u.dtype)))
+    results = {f"grad_{name}": Like(x.shape, x.dtype) for name, x in p._asdict().items() if x is not None}
+    results.setdefault("grad_initial_state", Like((batch, *p.A.shape), p.A.dtype))
+    # sums over batch and time, in float64; those over blocks of channels in the precision of the maps
+    for name in ("D", "delta_bias"):
+        results.setdefault(f"grad_{name}", Like((d,), p.u.dtype))
+    summed = {f"grad_{name}": Rows(batch, wide=True) for name in ("A", "D", "delta_bias")}
+    for name, x in (("B", p.B), ("C", p.C)):
+        constant = x.ndim == 2
+        summed[f"grad_{name}"] = Rows(batch if constant else blocks * batch // x.shape[0], wide=constant)
+    made = Launch(
+        backward_kernel,
+        _kind(p),
+        BACKWARD_RECORD,
+        results,
+        _sizes(p, static) | {"block": block, "chunk": min(TILE, n)},
+        tasks=batch * groups * blocks,
+        threads=thread_count(),
+        zeros=frozenset(results),
+        summed=summed,
+    )
+    grad_y, grad_state = grads
+    found = run(made, p._asdict() | {"grad_y": cast(xp, grad_y, p.u.dtype), "grad_state": grad_state})
+
+    def of(name: str, x: Array) -> Array:
+        """The gradient by an input as it was given: of its groups and dtype."""
+        value = found[f"grad_{name}"]
+        if name in ("B", "C") and x.ndim == 4 and x.shape[2] < groups:
+            value = xp.sum(xp.reshape(value, (*x.shape[:3], groups // x.shape[2], x.shape[3])), axis=3)
+        if xp.isdtype(value.dtype, "complex floating") and not xp.isdtype(x.dtype, "complex floating"):
+            value = xp.real(value)
+        return cast(xp, value, x.dtype)
+
+    return tuple(None if x is None else of(name, x) for name, x in given._asdict().items())
+
+
+def _prepared(xp: ModuleType, inputs: Inputs) -> Inputs:
+    """Inputs as the kernels take them: of one precision, B and C as complex as A and of as many groups."""
+    inputs = widened(xp, inputs)
+    real, state = inputs.u.dtype, inputs.A.dtype
+    groups = math.lcm(*[x.shape[2] for x in (inputs.B, inputs.C) if x.ndim == 4])
+
+    def shared(x: Array) -> Array:
+        x = cast(xp, x, state)
+        return xp.repeat(x, groups // x.shape[2], axis=2) if x.ndim == 4 and x.shape[2] < groups else x
+
+    return Inputs(
+        *(cast(xp, x, real) for x in inputs[:2]),
+        inputs.A,
+        *(shared(x) for x in inputs[3:5]),
+        *(cast(xp, x, real) for x in inputs[5:8]),
+        cast(xp, inputs.initial_state, state),
+    )
+
+
+def _groups(p: Inputs) -> int:
+    return max(x.shape[2] if x.ndim == 4 else 1 for x in (p.B, p.C))
+
+
+def _kind(p: Inputs) -> tuple[Any, ...]:
+    dtype = np.dtype(p.u.dtype)
+    return dtype.name, np.dtype(p.A.dtype).kind == "c", p.B.ndim == 2, p.C.ndim == 2
+
+
+def _sizes(p: Inputs, static: Mapping[str, Any]) -> dict[str, int]:
+    batch, n, d = p.u.shape
+    sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(p), "d_state": p.A.shape[1]}
+    for name, x in (("B_step", p.B), ("C_step", p.C)):  # real numbers from one batch item to the next
+        own = x.ndim == 4 and x.shape[0] > 1
+        sizes[name] = math.prod(x.shape[1:]) * (2 if np.dtype(x.dtype).kind == "c" else 1) if own else 0
+    return sizes | {name: int(static[name]) for name in ("delta_softplus", "reverse")}

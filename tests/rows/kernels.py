@@ -1,0 +1,245 @@
+"""The table of kernels: example inputs of each, and how to leave a backend one override alone and watch it run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+from rows.libraries import CuPy, Jax, Library, NumPy, Torch, TorchCuda
+from rows.scans import SCANS
+from subquad import kernels
+from subquad.backend import Backend, Override
+from subquad.core.kernel import Choice, Kernel, listening
+from subquad.core.loading import backend_of
+from subquad.kernels.feature_map import Elu, Exponential, FeatureMap
+from subquad.kernels.visibility import CAUSAL
+
+Array = np.ndarray
+HALVES = ("float16", "bfloat16")
+Arrays = tuple[Array | None, ...]
+KERNELS: dict[str, Kernel] = {name: getattr(kernels, name) for name in kernels.__all__}
+D, D_V, M = 8, 3, 12  # channels of rows, of values; features
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Inputs of a kernel. `options` has a value for each optional keyword; a call takes some of them."""
+
+    kernel: str
+    name: str
+    draw: Callable[[], Arrays]
+    static: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    never_half: tuple[int, ...] = ()  # arrays that have float32 where the others have half precision
+
+    def __str__(self) -> str:
+        return self.name
+
+    @functools.cached_property
+    def arrays(self) -> Arrays:
+        """The positional arguments, float64 or complex128."""
+        return self.draw()
+
+    @property
+    def is_complex(self) -> bool:
+        return any(x is not None and np.iscomplexobj(x) for x in self.arrays)
+
+    def given(self, library: Library, dtype: str, chosen: Iterable[str] = ()) -> tuple[list[Any], dict[str, Any]]:
+        """Arrays of a library and keywords, with the optional ones that are chosen."""
+        wide = "float32" if dtype in HALVES else dtype
+        arrays = [None if x is None else library.array(x, wide if i in self.never_half else dtype)
+                  for i, x in enumerate(self.arrays)]  # fmt: skip
+        keywords = {name: self.options[name] for name in chosen}
+        if "key_mask" in keywords:
+            keywords["key_mask"] = library.array(keywords["key_mask"], dtype)
+        return arrays, {**self.static, **keywords}
+
+
+def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def some_hidden(*shape: int) -> Array:
+    """A mask in which every item has keys that are hidden and keys that are not."""
+    return np.random.default_rng(1).random(shape) < 0.7
+
+
+def softmax_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V) -> Example:
+    return Example(
+        "softmax_attention", name, lambda: tuple(normal((*q, d), (*kv, d), (*kv, d_v))),
+        {"scale": 0.3}, {"visible": CAUSAL, "key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
+# name → map and its weights
+PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
+    "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
+    "centred": (Exponential(D**-0.5), lambda: (*directions(), *normal((1, D), (2, 1, D), seed=5))),
+    "elu": (Elu(0.7, -1.3), lambda: ()),
+}
+LANDMARKS = Exponential(0.0), lambda: (normal((2, D, M), seed=3)[0] / 3, None)  # of summaries alone
+
+
+def directions() -> tuple[Array, Array]:
+    W = normal((D, M), seed=2)[0] * D**-0.25
+    return W, -W
+
+
+def state_of(phi: FeatureMap, weights: tuple[Array | None, ...], batch: tuple[int, ...]) -> tuple[Array, ...]:
+    """What 20 other keys leave behind."""
+    k, v = normal((*batch, 20, D), (*batch, 20, D_V), seed=4)
+    return KERNELS["feature_summarize"].generic(k, v, None, None, None, *weights, phi=phi)
+
+
+def features(
+    kernel: str, map_: str, rows: tuple[tuple[int, ...], ...], state: tuple[int, ...] | None, name: str = ""
+) -> Example:
+    """q, k, v as far as the kernel has them, (*rows, d or d_v); `state` is the batch of the state before."""
+    phi, weights = LANDMARKS if map_ == "landmarks" else PHI[map_]
+    widths = {"feature_summarize": (D, D_V), "feature_attend": (D,), "feature_step": (D, D, D_V)}[kernel]
+
+    def draw() -> Arrays:
+        before = (None, None, None) if state is None else state_of(phi, weights(), state)
+        given = normal(*((*shape, width) for shape, width in zip(rows, widths, strict=True)))
+        return (*given, *before, *weights())
+
+    options = {"key_mask": some_hidden(*rows[-1])} if kernel != "feature_attend" else {}
+    return Example(kernel, name or map_, draw, {"phi": phi}, options)
+
+
+def matrices(*shape: int) -> Example:
+    """Nearly stochastic ones, as Nyström attention has them; one row has the largest sum, so that it has a gradient."""
+
+    def draw() -> Arrays:
+        weights = np.exp(normal(shape)[0])
+        return (weights / weights.sum(axis=-1, keepdims=True) * np.linspace(1, 1.5, shape[-1])[:, None],)
+
+    return Example("iterative_pinv", "×".join(map(str, shape)), draw, {"iterations": 6})
+
+
+def selective_scan(name: str, n: int = 63) -> Example:
+    scan = next(scan for scan in SCANS if scan.name == name)
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+
+    def draw() -> Arrays:
+        drawn = scan.draw(n)
+        for key in ("B", "C"):
+            drawn[key] = drawn[key][..., None, :] if drawn[key].ndim == 3 else drawn[key]
+        return tuple(drawn.get(key) for key in names)
+
+    return Example("selective_scan", name, draw, {"delta_softplus": scan.softplus, "reverse": scan.reverse},
+                   never_half=(2, 5, 7, 8))  # fmt: skip
+
+
+def linear_scan(name: str, n: int, *, state: bool = False, complex_: bool = False, reverse: bool = False) -> Example:
+    def draw() -> Arrays:
+        a, b, h, turn = normal((2, n, 5), (2, n, 5), (2, 5), (2, n, 5))
+        turn = np.exp(1j * turn) if complex_ else np.ones(())
+        return np.tanh(a) * turn, b * turn, h * turn[:, 0] if complex_ else h if state else None
+
+    return Example("linear_scan", name, draw, {"reverse": reverse})
+
+
+EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
+for example in [
+    softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
+    softmax_attention("few keys", (2, 600), (1, 40)),
+    softmax_attention("few queries", (2, 40), (1, 600)),
+    softmax_attention("more queries", (2, 70), (2, 33), d_v=D),
+    softmax_attention("many keys", (2, 100), (2, 2100), d_v=D),
+    *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
+    *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
+    features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
+    *(features("feature_attend", phi, ((2, 63),), (2,)) for phi in PHI),
+    features("feature_attend", "exponential", ((2, 3, 1100),), (1, 1), "many queries"),
+    *(features("feature_step", phi, 3 * ((2, 63),), None) for phi in PHI),
+    *(features("feature_step", phi, ((2, 3, 70), (2, 1, 70), (2, 1, 70)), (2, 1), f"{phi} goes on")
+      for phi in ("exponential", "elu")),
+    features("feature_step", "elu", 3 * ((2, 1),), (2,), "one token"),
+    *(matrices(*shape) for shape in ((1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (2, 100, 100), (256, 256))),
+    *(selective_scan(name) for name in ("plain", "gated", "groups", "constant", "complex", "reverse")),
+    linear_scan("plain", 63),
+    linear_scan("state", 257, state=True),
+    linear_scan("reverse", 63, state=True, reverse=True),
+    linear_scan("complex", 63, state=True, complex_=True),
+    linear_scan("reverse-complex", 63, complex_=True, reverse=True),
+]:  # fmt: skip
+    EXAMPLES[example.kernel].append(example)
+
+
+def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What outputs say whatever the gauge: of a state, numerator / denominator, since the shift may be any."""
+    if kernel not in ("feature_summarize", "feature_step"):
+        return outputs
+    *out, _, numerator, denominator = outputs
+    xp = array_namespace(numerator)
+    return *out, numerator / xp.where(denominator == 0, 1.0, denominator)
+
+
+def as_tuple(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def choice_of(kernel: Kernel, arrays: list[Any], keywords: Mapping[str, Any]) -> Choice:
+    """Which implementation a call takes; nothing is computed."""
+    with listening() as choices:
+        kernel(*arrays, **keywords)
+    return choices[0]
+
+
+@contextlib.contextmanager
+def overrides_replaced(backend: Backend, kernel: str, *overrides: Override) -> Iterator[None]:
+    """A backend whose only overrides of a kernel are these."""
+    before = backend.overrides
+    others = [x for x in before if x.kernel != kernel]
+    backend.overrides = (*others, *overrides)  # type: ignore[misc]  of the object, which is asked before its class
+    KERNELS[kernel].forget()
+    try:
+        yield
+    finally:
+        backend.overrides = before  # type: ignore[misc]
+        KERNELS[kernel].forget()
+
+
+@contextlib.contextmanager
+def watched(backend: Backend, override: Override) -> Iterator[list[Any]]:
+    """A backend with this override of its kernel alone, and the calls that reach it: keywords of each."""
+    calls: list[Any] = []
+
+    def run(*arrays: Any, **keywords: Any) -> Any:
+        calls.append(keywords)
+        return override.run(*arrays, **keywords)
+
+    with overrides_replaced(backend, override.kernel, dataclasses.replace(override, run=run)):
+        yield calls
+
+
+def backend_for(library: Library) -> Backend:
+    return backend_of(array_namespace(library.array(np.zeros(1), "float32")))
+
+
+def overrides() -> Iterator[Any]:
+    """(library, override) for all that installed libraries have; those of a GPU with its mark."""
+    for library in (NumPy(), Torch(), Jax(), TorchCuda(), CuPy()):
+        try:
+            backend = backend_for(library)
+        except pytest.skip.Exception:
+            continue
+        kind = "cuda" if isinstance(library, TorchCuda | CuPy) else "cpu"
+        for override in backend.overrides:
+            if kind in override.accepts.devices:
+                marks = [pytest.mark.gpu] if kind == "cuda" else []
+                name = f"{library}-{override.kernel}-{override.name}"
+                yield pytest.param(library, override, id=name, marks=marks)
+
+
+OVERRIDES = list(overrides())

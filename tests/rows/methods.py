@@ -1,0 +1,237 @@
+"""The table of methods and options, and the table of shapes they are tried on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import subquad
+from rows import definitions
+
+Array = np.ndarray
+D = 8  # channels of q and k
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes and mask of one call."""
+
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    mask: str = ""  # "", "random", "left", "right", "heads" (one mask per key head), "query-heads"
+    small_blocks: bool = False
+
+    def draw(self) -> dict[str, Array | None]:
+        """q, k, v and key_mask. Rows follow eight centres in turn: landmarks differ, and A is well conditioned."""
+        rng = np.random.default_rng(7)
+        centres = 1.5 * rng.standard_normal((8, D))
+
+        def rows(shape: tuple[int, ...]) -> Array:
+            place = np.arange(shape[-2]) * 8 // max(shape[-2], 1)
+            return centres[place] + 0.5 * rng.standard_normal(shape)
+
+        drawn = {"q": rows(self.q), "k": rows(self.k), "v": 1 + rng.standard_normal(self.v), "key_mask": None}
+        if self.mask:
+            drawn["key_mask"] = self.draw_mask(rng)
+        return drawn
+
+    def draw_mask(self, rng: np.random.Generator) -> Array:
+        n_kv = self.k[-2]
+        batch = self.k[:-2] if self.mask == "heads" or len(self.k) < 4 else (*self.k[:-3], 1)
+        batch = self.q[:-2] if self.mask == "query-heads" else batch
+        mask = rng.random((*batch, n_kv)) < 0.7
+        if self.mask in ("left", "right"):
+            hidden = np.arange(n_kv) < n_kv // 3
+            mask[...] = ~(hidden if self.mask == "left" else hidden[::-1])
+        mask.reshape(-1, n_kv)[0] &= np.arange(n_kv) > 0  # the first query sees nothing when causal
+        if len(batch) and batch[0] > 1:
+            mask[-1] = False  # an item without any key
+        return mask
+
+
+CASES = {
+    "n=1": Case((1, D), (1, D), (1, 3)),
+    "n=2": Case((3, 2, D), (3, 2, D), (3, 2, D)),
+    "n=63": Case((2, 63, D), (2, 63, D), (2, 63, 5), mask="random"),
+    "n=257": Case((257, D), (257, D), (257, 4)),
+    "blocks": Case((2, 1, 257, D), (2, 1, 257, D), (2, 1, 257, 4), mask="left", small_blocks=True),
+    "n<n_kv": Case((2, 33, D), (2, 70, D), (2, 70, 5), mask="right"),
+    "n>n_kv": Case((70, D), (33, D), (33, 5), mask="random"),
+    "grouped": Case((2, 4, 37, D), (2, 2, 37, D), (2, 2, 37, 5), mask="heads"),
+    "grouped-masks": Case((2, 4, 37, D), (2, 2, 37, D), (2, 2, 37, 5), mask="query-heads"),
+    "shared": Case((2, 3, 33, D), (1, 33, D), (3, 33, 5)),
+    "no-batch": Case((0, 4, D), (0, 4, D), (0, 4, 5)),
+    "no-queries": Case((2, 0, D), (2, 5, D), (2, 5, 3)),
+    "no-keys": Case((2, 4, D), (2, 0, D), (2, 0, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with options, and its definition. `arrays` makes the options that are arrays, from the case."""
+
+    name: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    arrays: Callable[[Case], dict[str, Any]] = lambda case: {}
+    causal: bool = True
+    fits: Callable[[Case], bool] = lambda case: True
+    reference_options: dict[str, Any] = field(default_factory=dict)  # where the definition needs other words
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def forms(self) -> tuple[bool, ...]:
+        """The values of `causal` that it has."""
+        return (False, True) if self.causal else (False,)
+
+    def call(self, *, causal: bool = False) -> Callable[..., Any]:
+        """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options."""
+
+        def attend(q: Any, k: Any, v: Any, key_mask: Any, arrays: dict[str, Any]) -> Any:
+            options = self.options | arrays
+            return subquad.attention(q, k, v, self.method, causal=causal, key_mask=key_mask, **options)
+
+        return attend
+
+    def object(self, **arrays: Any) -> Any:
+        """The method object."""
+        options = {name: x for name, x in (self.options | arrays).items() if name != "scale"}
+        return subquad.METHODS[self.method](**options)
+
+    def reference(self, drawn: dict[str, Any], arrays: dict[str, Any], *, causal: bool) -> Array:
+        """The definition, in float64."""
+        options = {**self.options, **self.reference_options, **arrays}
+        if self.method == "favor":
+            projection = options.pop("projection", "orthogonal")
+            m, seed = options.pop("num_features", 256), options.pop("seed", 0)
+            if "omega" not in arrays:
+                options["omega"] = subquad.draw_omega(projection, m, D, seed)
+        options.pop("implementation", None)
+        definition = getattr(definitions, self.method)
+        q, k, v, key_mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
+        return definitions.over_heads(definition, q, k, v, key_mask, causal=causal, **options)
+
+
+def square(x: Any) -> Any:
+    """A kernel of the user's: x² is positive, whatever the library."""
+    return x * x
+
+
+def two_squares(x: Any) -> Any:
+    """A feature map of the user's: twice as many features as channels."""
+    xp = array_namespace(x)
+    return xp.concat([x * x, (x - 1) * (x - 1)], axis=-1)
+
+
+def given_omega(case: Case) -> dict[str, Any]:
+    return {"omega": np.random.default_rng(3).standard_normal((12, D))}
+
+
+def given_center(case: Case) -> dict[str, Any]:
+    """One centre for q and one for k in each head that they have."""
+    rng = np.random.default_rng(4)
+    q, k = ((*case.q[-3:-2], D), (*case.k[-3:-2], D))
+    return {"center": (rng.standard_normal(q), rng.standard_normal(k))}
+
+
+def given_landmarks(case: Case) -> dict[str, Any]:
+    """Landmarks of each head: the centres of the rows and some more."""
+    rng = np.random.default_rng(7)
+    centres = 1.5 * rng.standard_normal((8, D))
+    shape = (*case.q[-3:-2], 8, D)
+    return {"landmarks": tuple(centres + 0.1 * rng.standard_normal(shape) for _ in range(2))}
+
+
+def given_convolution(case: Case) -> dict[str, Any]:
+    return {"conv_weights": np.random.default_rng(5).standard_normal((*case.q[-3:-2], 5)) / 4}
+
+
+def given_long_convolution(case: Case) -> dict[str, Any]:
+    return {"conv_weights": np.random.default_rng(5).standard_normal(101) / 8}  # longer than a tile
+
+
+def given_query_mask(case: Case) -> dict[str, Any]:
+    return {"query_mask": np.arange(case.q[-2]) % 5 < 4}
+
+
+def is_self_attention(case: Case) -> bool:
+    return case.q[-2] == case.k[-2]
+
+
+def has_batch(case: Case) -> bool:
+    return 0 not in case.q[:-2]
+
+
+def has_rows(case: Case) -> bool:
+    return 0 not in (*case.q[:-1], *case.k[:-1])
+
+
+favor = functools.partial(Row, method="favor")
+nystrom = functools.partial(Row, method="nystrom", causal=False)
+
+METHODS = [
+    Row("exact", "exact"),
+    Row("exact-generic", "exact", {"implementation": "generic"}),
+    Row("exact-scale", "exact", {"scale": -0.2}),
+    favor("favor", options={}),
+    favor("favor-scale", options={"num_features": 20, "scale": -0.1}),
+    favor("favor-hyperbolic", options={"num_features": 12, "features": "hyperbolic"}),
+    # many features and short vectors: the denominator of cosines can vanish
+    favor("favor-trigonometric", options={"num_features": 64, "features": "trigonometric", "scale": 0.05}),
+    favor("favor-relu", options={"num_features": 12, "features": "relu", "kernel_epsilon": 1e-3}),
+    favor("favor-function", options={"num_features": 12, "features": square}),
+    favor("favor-function-epsilon", options={"num_features": 12, "features": square, "kernel_epsilon": 0.5}),
+    favor("favor-center", options={"num_features": 12, "center": True}, causal=False, fits=has_rows),
+    favor("favor-center-hyperbolic", options={"num_features": 12, "features": "hyperbolic"}, arrays=given_center),
+    favor("favor-center-trigonometric",
+          options={"num_features": 64, "features": "trigonometric", "scale": 0.05}, arrays=given_center),
+    favor("favor-omega", options={}, arrays=given_omega),
+    favor("favor-seed", options={"num_features": 12, "seed": 5}),
+    favor("favor-hadamard", options={"num_features": 12, "projection": "hadamard"}),
+    favor("favor-givens", options={"num_features": 12, "projection": "givens"}),
+    favor("favor-iid", options={"num_features": 12, "projection": "iid"}),
+    Row("linear", "linear"),
+    Row("linear-scale", "linear", {"scale": 0.3}),
+    Row("linear-function", "linear", {"feature_map": two_squares}),
+    nystrom("nystrom", options={"num_landmarks": 8}),
+    nystrom("nystrom-default", options={}),
+    nystrom("nystrom-iterations", options={"num_landmarks": 5, "iterations": 12}),
+    nystrom("nystrom-exact", options={"num_landmarks": 8, "pinv": "exact"}),
+    nystrom("nystrom-rcond", options={"num_landmarks": 8, "pinv": "exact", "rcond": 0.2}),
+    nystrom("nystrom-ridge", options={"num_landmarks": 8, "pinv": "ridge"}),
+    nystrom("nystrom-ridge-scale", options={"num_landmarks": 7, "pinv": "ridge", "ridge": 0.3, "scale": 0.5}),
+    nystrom("nystrom-uniform", options={"num_landmarks": 6, "landmarks": "uniform"}),
+    nystrom("nystrom-uniform-seed", options={"num_landmarks": 6, "landmarks": "uniform", "seed": 3, "pinv": "ridge"}),
+    nystrom("nystrom-arrays", options={}, arrays=given_landmarks, fits=has_batch),
+    nystrom("nystrom-convolution", options={"num_landmarks": 8}, arrays=given_convolution, fits=is_self_attention),
+    nystrom("nystrom-long-convolution", options={"num_landmarks": 8}, arrays=given_long_convolution,
+            fits=is_self_attention),
+    nystrom("nystrom-query-mask", options={"num_landmarks": 6}, arrays=given_query_mask),
+]  # fmt: skip
+
+CAUSAL = [row for row in METHODS if row.causal]
+
+
+def rows(table: list[Row]) -> Any:
+    """`pytest.mark.parametrize` over a table."""
+    return pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in table])
+
+
+def named(*names: str) -> list[Row]:
+    by_name = {row.name: row for row in METHODS}
+    return [by_name[name] for name in names]
+
+
+# one row of each way through the code, for properties that do not depend on options
+MAIN = named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
+             "linear-function", "nystrom", "nystrom-ridge", "nystrom-uniform")  # fmt: skip
+MAIN_CAUSAL = [row for row in MAIN if row.causal]

@@ -1,0 +1,152 @@
+"""What single overrides promise beside what all do: ranges, memory, what they leave to the generic form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rows.kernels import OVERRIDES
+from rows.libraries import Jax, Library, TorchMeta, relative_error, tolerance
+
+import subquad
+from subquad import kernels
+from subquad.backend import Override
+
+pinv_overrides = pytest.mark.parametrize(
+    ("library", "override"), [param for param in OVERRIDES if param.values[1].kernel == "iterative_pinv"]
+)
+
+
+def draw_stochastic(*shape: int) -> np.ndarray:
+    """Matrices as Nyström attention has them: rows are positive and add up to 1."""
+    weights = np.exp(np.random.default_rng(0).standard_normal(shape))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@pinv_overrides
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 0)], ids=str)
+def test_pinv_override_of_nothing(library: Library, override: Override, shape: tuple[int, ...]) -> None:
+    a = library.array(np.zeros(shape), "float32")
+    assert tuple(kernels.iterative_pinv(a, iterations=6, implementation=override.name).shape) == shape
+
+
+@pinv_overrides
+def test_pinv_override_of_any_scale_and_strides(library: Library, override: Override) -> None:
+    """‖A‖₁ is not ‖A‖_∞ where A is no weights; a matrix of zeros is its own pseudo-inverse and spoils no other."""
+    host = draw_stochastic(4, 5, 5) * np.asarray([0.0, 1e-4, -3.0, 1e4])[:, None, None] * np.arange(1, 6)
+    with library.context("float64"):
+        a = library.array(host, "float64").mT
+        call = kernels.iterative_pinv
+        fast, generic = (library.numpy(call(a, iterations=30, implementation=x)) for x in (override.name, "generic"))
+    # each of 30 steps rounds, and a rounding grows by the condition number in A Z and once more in Z
+    tolerance = 30 * np.finfo(float).eps * np.linalg.cond(host[1:]).max() ** 2
+    assert np.abs(fast[1:] @ np.matrix_transpose(host)[1:] - np.eye(5)).max() <= tolerance
+    assert not fast[0].any()
+    for got, expected in zip(fast[1:], generic[1:], strict=True):
+        assert relative_error(got, expected) <= tolerance
+
+
+@pinv_overrides
+def test_pinv_override_leaves_large_matrices(library: Library, override: Override) -> None:
+    a = library.array(draw_stochastic(257, 257), "float32")
+    with pytest.raises(ValueError, match=f"{override.name}.* cannot take this call: .*cache"):
+        kernels.iterative_pinv(a, iterations=1, implementation=override.name)
+
+
+def test_pinv_override_leaves_gradients_to_the_generic_form() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("numba")
+    a = torch.asarray(draw_stochastic(8, 8) * np.arange(8, 16)).requires_grad_()  # the largest sums are unique
+    with pytest.raises(ValueError, match="gradients are recorded through the generic form"):
+        kernels.iterative_pinv(a, iterations=6, implementation="numba")
+    assert torch.autograd.gradcheck(lambda a: kernels.iterative_pinv(a, iterations=6), [a])
+    with torch.no_grad():
+        assert not kernels.iterative_pinv(a, iterations=6, implementation="numba").requires_grad
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_compiled_product_leaves_recorders_the_generic_form(center: bool) -> None:
+    """A graph of operations or a count of them would miss what happens outside torch."""
+    torch = pytest.importorskip("torch")
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def favor(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k, v, "favor", num_features=12, center=center)
+
+    draw = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(3, 2, 20, 8, generator=draw).unbind() for _ in range(2))
+    traced = make_fx(favor)(*first)
+    torch.testing.assert_close(traced(*second), favor(*second))
+    with FlopCounterMode(display=False) as counter:
+        favor(*first)
+    assert counter.get_total_flops() > 0
+
+
+def test_compiled_attention_takes_one_dtype() -> None:
+    """The door casts; a kernel called by itself is not at its mercy."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 600, 8))
+    expected = kernels.softmax_attention(q, k, v, scale=0.3)
+    for single in range(3):
+        mixed = [x.astype(np.float32) if i == single else x for i, x in enumerate((q, k, v))]
+        assert relative_error(kernels.softmax_attention(*mixed, scale=0.3), expected) <= tolerance("float32")
+
+
+@pytest.mark.parametrize(
+    ("library", "causal", "queries", "masked"), [(TorchMeta(), True, 64, True), (Jax(), False, 1, False)], ids=str
+)
+def test_memory_of_all_items_counts(library: Library, causal: bool, queries: int, masked: bool) -> None:
+    """What one item may hold, 64 may not: the mask's of torch, the logits' of JAX, whichever array brings them in."""
+    mask = np.ones((64, 2048), dtype=bool) if masked else None
+    for batch, taken in ((1, True), (64, False)):
+        q, k = (library.array(np.zeros((min(n, batch), 2048, 4)), "float32") for n in (queries, 64))
+        key_mask = None if mask is None else library.array(mask[:batch], "float32")
+        explanation = subquad.explain(subquad.attention, q, k, k, "exact", causal=causal, key_mask=key_mask)
+        assert (explanation.implementation != "generic") is taken, explanation
+
+
+@pytest.mark.parametrize("form", ["plain", "causal", "mask"])
+def test_memory_of_torch_attention_grows_no_faster_than_n(form: str) -> None:
+    """A mask of the keys is not spread over the queries; without one nothing is copied."""
+    torch = pytest.importorskip("torch")
+    from subquad_torch.bench import peak_extra_memory
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        mask = torch.arange(len(k)) < len(k) - 9 if form == "mask" else None
+        return subquad.attention(q, k, v, "exact", causal=form == "causal", key_mask=mask, implementation="sdpa")
+
+    peaks = [peak_extra_memory(attend, *torch.zeros(3, n, 64)) for n in (2048, 8192)]
+    assert peaks[1] < 5 * peaks[0]
+    copies = 2 if form == "mask" else 0  # of k and v, with zeros for what is hidden
+    assert peaks[1] - peaks[0] <= (copies + 1) * (8192 - 2048) * 64 * 4
+
+
+def test_jax_override_runs(jax_library: Jax) -> None:
+    """It wants d_v = d, which the table of cases avoids."""
+    q, k, v = (jax_library.array(x, "float32") for x in np.random.default_rng(0).standard_normal((3, 2, 9, 4)))
+    mask = jax_library.array(np.arange(9) % 3 > 0, "float32")
+    explanation = subquad.explain("attention", q, k, v, method="exact", key_mask=mask)
+    assert explanation.implementation == "dot_product_attention"
+    fast, generic = (subquad.attention(q, k, v, "exact", key_mask=mask, implementation=choice)
+                     for choice in ("dot_product_attention", "generic"))  # fmt: skip
+    assert relative_error(np.asarray(fast), np.asarray(generic)) <= tolerance("float32")
+
+
+def test_jax_override_leaves_doubles_to_the_generic_form(jax_library: Jax) -> None:
+    """It takes its softmax in float32, where logits overflow that a double holds."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 9, 4))
+    expected = subquad.attention(1e20 * q, 1e20 * k, v, "exact")
+    with jax_library.context("float64"):
+        q, k, v = (jax_library.array(x, "float64") for x in (1e20 * q, 1e20 * k, v))
+        declined = subquad.explain("attention", q, k, v, method="exact").declined
+        assert [name for name, reason in declined if "float32" in reason] == ["dot_product_attention"]
+        got = np.asarray(subquad.attention(q, k, v, "exact"))
+    assert relative_error(got, expected) <= tolerance("float64")
+
+
+def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax) -> None:
+    """Its batch axes broadcast with those of q, k and v."""
+    q = jax_library.array(np.ones((1, 9, 4)), "float32")
+    out = subquad.attention(q, q, q, "exact", key_mask=jax_library.array(np.ones((0, 9), bool), "float32"))
+    assert out.shape == (0, 9, 4)
