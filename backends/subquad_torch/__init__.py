@@ -54,6 +54,8 @@ class TorchBackend(Backend):
 
     def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)`; while compiling, the result is a constant of the program, for the present numbers."""
+        if not torch.compiler.is_compiling():
+            return function(*args)
         return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
 
     def is_concrete(self, *arrays: Array | None) -> bool:

@@ -179,25 +179,28 @@ class Recorded(torch.autograd.Function):
             outputs, left = native.forward(arrays, keywords, save=True)
         ctx.kernel, ctx.keywords, ctx.count, ctx.left = kernel, keywords, len(arrays), left
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
+        if native.unaided:
+            ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
         ctx.save_for_backward(*arrays, *outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        saved, need, keywords = ctx.saved_tensors, ctx.needs_input_grad[2:], ctx.keywords
         arrays, outputs = saved[: ctx.count], saved[ctx.count :]
         native, found = native_of(ctx.kernel, arrays), None
         if torch.compiler.is_compiling():
-            text = ctx.keywords if isinstance(ctx.keywords, str) else encode(ctx.keywords)
+            text = keywords if isinstance(keywords, str) else encode(keywords)
             found = torch.ops.subquad.backward(ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need))
-        else:
-            static = decode(ctx.keywords) if isinstance(ctx.keywords, str) else ctx.keywords
-            if not needs_generic(grads) and (native.watched or not is_watched()):
-                found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
-            if found is None:
-                found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
-        return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
+            return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
+        static = decode(keywords) if isinstance(keywords, str) else keywords
+        if all(by is None for by in grads):
+            return (None,) * (2 + len(need))
+        if (native.watched or not is_watched()) and not needs_generic(grads):
+            found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
+        if found is None:
+            found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
+        return None, None, *found
 
 
 def _pull(
@@ -206,7 +209,8 @@ def _pull(
     """Compiled gradients by the arrays, from gradients that are plain tensors; None where they cannot be computed."""
     if _meets_operator(arrays):
         given = native.kernel, list(arrays), encode(static), list(outputs), list(grads), list(need)
-        return torch.ops.subquad.backward(*given)
+        found = torch.ops.subquad.backward(*given)
+        return [by if needed else None for by, needed in zip(found, need, strict=True)]
     assert native.backward is not None
     return native.backward(arrays, static, left, outputs, grads, need)
 
@@ -225,17 +229,20 @@ def differentiate_generic(
     `outputs` are those of an override: values that the override was free to choose, like a shift, are kept.
     """
     if kernel.gradient is not None and outputs is not None and not is_batch(grads):
-        return list(kernel.gradient(tuple(arrays), outputs, grads, **static))
+        found = kernel.gradient(tuple(arrays), outputs, grads, **static)
+        return [by if needed else None for by, needed in zip(found, need, strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         own = [None if x is None else _cut(x, needed) for x, needed in zip(arrays, need, strict=True)]
-        found = _generic(kernel, own, static, outputs)
+        computed = _generic(kernel, own, static, outputs)
     wanted = [x for x, needed in zip(own, need, strict=True) if needed]
-    pairs = [(out, by) for out, by in zip(found, grads, strict=True) if by is not None and out.requires_grad]
-    by_wanted = torch.autograd.grad(
-        [out for out, _ in pairs], wanted, [by for _, by in pairs], create_graph=create_graph, allow_unused=True
+    pairs = [(out, by) for out, by in zip(computed, grads, strict=True) if by is not None and out.requires_grad]
+    results, given = [out for out, _ in pairs], [by for _, by in pairs]
+    pulled = iter(
+        torch.autograd.grad(results, wanted, given, create_graph=create_graph, allow_unused=True)
+        if pairs
+        else [None for _ in wanted]
     )
-    pulled = iter(by_wanted)
     return [_or_zero(next(pulled), x) if needed else None for x, needed in zip(arrays, need, strict=True)]
 
 
@@ -265,8 +272,9 @@ def _or_zero(grad: Tensor | None, x: Tensor | None) -> Tensor:
     "subquad::forward", mutates_args=(), schema="(str kernel, Tensor?[] arrays, str static) -> Tensor[]"
 )
 def _forward(kernel: str, arrays: list[Tensor | None], static: str) -> list[Tensor]:
-    """The outputs of a kernel."""
-    return list(native_of(kernel, arrays).forward(arrays, decode(static))[0])
+    """The outputs of a kernel, in rows as the fake has them."""
+    outputs, _ = native_of(kernel, arrays).forward(arrays, decode(static))
+    return [x.contiguous() for x in outputs]
 
 
 @_forward.register_fake
@@ -302,7 +310,8 @@ def _backward(
         # inside an operator PyTorch records no gradients; the generic form needs them
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
             found = differentiate_generic(kernel_of(kernel), arrays, keywords, grads, need, outputs)
-    return [_or_empty(by, needed, outputs[0]) for by, needed in zip(found, need, strict=True)]
+    found = [_or_zero(by, x) if needed else None for by, x, needed in zip(found, arrays, need, strict=True)]
+    return [_or_empty(by, outputs[0]) for by in found]
 
 
 @_backward.register_fake
@@ -314,13 +323,13 @@ def _(
     grads: list[Tensor | None],
     need: list[bool],
 ) -> list[Tensor]:
-    by = [None if x is None else x.new_empty(x.shape) for x in arrays]
-    return [_or_empty(x, needed, outputs[0]) for x, needed in zip(by, need, strict=True)]
+    found = [x.new_empty(x.shape) if needed and x is not None else None for x, needed in zip(arrays, need, strict=True)]
+    return [_or_empty(by, outputs[0]) for by in found]
 
 
-def _or_empty(grad: Tensor | None, needed: bool, like: Tensor) -> Tensor:
+def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
     """The gradient, contiguous as the fake promises, or an empty tensor where none is needed."""
-    return grad.contiguous() if needed and grad is not None else like.new_empty(0)
+    return like.new_empty(0) if grad is None else grad.contiguous()
 
 
 def _declared(kernel: Kernel, arrays: Arrays, static: Static) -> tuple[Like, ...]:
@@ -402,10 +411,7 @@ def _backward_on_host(
     found = compiled.backward(given, static, left, results, by, need, threads=threads())
     if found is None:
         return None
-    return [
-        (torch.zeros_like(x) if grad is None else _tensor(grad)) if needed and x is not None else None
-        for grad, x, needed in zip(found, arrays, need, strict=True)
-    ]
+    return [_tensor(by) if needed and by is not None else None for by, needed in zip(found, need, strict=True)]
 
 
 def memory_of(x: Tensor | None) -> Any:
@@ -414,9 +420,10 @@ def memory_of(x: Tensor | None) -> Any:
         return None
     if x.requires_grad:
         x = x.detach()
-    if x.is_conj() or x.is_neg():  # lazy conjugation or negation: memory holds other values than the tensor
-        x = x.resolve_conj().resolve_neg()
-    return x.numpy()
+    try:
+        return x.numpy()
+    except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor
+        return x.resolve_conj().resolve_neg().numpy()
 
 
 def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:

@@ -18,6 +18,7 @@ from subquad.backend import Call, Conditions
 
 PLAIN = (Tensor, torch.nn.Parameter)  # classes whose tensors have memory, and do not override operations
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 transforms_active = torch._C._are_functorch_transforms_active
 
 
@@ -106,14 +107,13 @@ def needs_generic(grads: Sequence[Tensor | None]) -> bool:
     That is so if its result will be differentiated again (create_graph=True), or if a gradient is a wrapper, a batch of
     gradients (is_grads_batched=True), or carries a tangent: a kernel cannot read these.
     """
+    if torch.is_grad_enabled() or transforms_active():
+        return True
     given = [x for x in grads if x is not None]
-    return (
-        torch.is_grad_enabled()
-        or is_transformed(given)
-        or has_tangent(given)
-        or is_batch(given)
-        or not all(type(x) in PLAIN for x in given)
-    )
+    for x in given:
+        if x.__class__ not in PLAIN or is_wrapped(x) or is_batched(x):
+            return True
+    return has_tangent(given)
 
 
 def is_eager(arrays: Sequence[Tensor]) -> bool:
@@ -129,7 +129,7 @@ def is_eager(arrays: Sequence[Tensor]) -> bool:
 
 def is_batch(grads: Sequence[Tensor | None]) -> bool:
     """Whether a gradient is a batch of gradients (is_grads_batched=True), which the tensor's shape does not show."""
-    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)
+    return any(x is not None and is_batched(x) for x in grads)
 
 
 def fixes_weights(call: Call) -> str | None:

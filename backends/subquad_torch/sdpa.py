@@ -33,8 +33,8 @@ def few_rows(call: Call) -> str | None:
     Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
     side fits in one core's cache. A size that varies in a compiled program counts as unsuitable.
     """
-    q, k, _ = call.arrays
-    n, n_kv = q.shape[-2], k.shape[-2]
+    tensors: tuple[Any, ...] = call.arrays
+    n, n_kv = tensors[0].shape[-2], tensors[1].shape[-2]
     for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
         if (
             statically_known_true(few >= low)
@@ -46,8 +46,9 @@ def few_rows(call: Call) -> str | None:
 
 
 def declines(call: Call) -> str | None:
-    """The reason why the fused attention cannot take the call, or None."""
-    (q, k, v), key_mask, visible = call.arrays, call.key_mask, call.static["visible"]
+    """Why the fused attention cannot take the call."""
+    tensors: tuple[Any, ...] = call.arrays
+    (q, k, v), key_mask, visible = tensors, call.key_mask, call.static["visible"]
     n, n_kv = q.shape[-2], k.shape[-2]
     if visible is not None and visible != CAUSAL:
         return f"it has no {visible} form"

@@ -15,7 +15,7 @@ from subquad.attention.grouped_heads import Heads, find_heads, head_counts
 from subquad.backend import Array, Backend
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
 from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
-from subquad.core.kernel import backend_of_type
+from subquad.core.kernel import signature_of
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
@@ -175,13 +175,10 @@ def _key(
     if (causal is not True and causal is not False) or (scale is not None and scale.__class__ is not float):
         return None
     arrays = (*rows.values(), key_mask)
-    backend = backend_of_type(arrays[0])
-    if backend is None:
-        return None
     if state is None:
-        signature, names = backend.signature(arrays), None
+        signature, names = signature_of(arrays), None
     elif state.__class__ is dict:
-        signature, names = backend.signature((*arrays, *state.values())), (id(spec), *state)
+        signature, names = signature_of((*arrays, *state.values())), (id(spec), *state)
     else:
         return None
     return None if signature is None else (signature, *rows, causal, scale, names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -21,8 +21,6 @@ from subquad.core import loading
 from subquad.core.loading import backend_of, library_of
 
 MAX_KEPT = 1024  # choices of a kernel that are remembered; a program has few signatures, decoding may have many
-
-_backends: dict[type, Backend] = {}  # of array types whose backend says what decides a call
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,18 @@ def listening() -> Iterator[list[Choice]]:
         _listener.choices = before
 
 
-def backend_of_type(array: Array) -> Backend | None:
-    """The backend of an array's type, where it has been met before and gives signatures."""
-    return _backends.get(array.__class__)
+def signature_of(arrays: Sequence[Array | None]) -> Hashable | None:
+    """What decides how a call with these arrays goes, as the backend of the first one's class says; None: unknown.
 
-
-def remember_type(array: Array, backend: Backend) -> None:
-    """Let `backend_of_type` find the backend of such arrays."""
-    if type(backend).signature is not Backend.signature:
-        _backends[array.__class__] = backend
+    The package in which the class is defined tells the library. No table of classes is kept: it would grow, and a
+    program that a tracer made of a call with a smaller one would be made anew.
+    """
+    library = arrays[0].__class__.__module__.partition(".")[0]
+    backend: Backend = getattr(loading, "of_" + library)
+    try:
+        return backend.signature(arrays)
+    except AttributeError:  # one of them is no array; the checks will say which
+        return None
 
 
 class Kernel:
@@ -114,14 +115,12 @@ class Kernel:
     def __call__(self, *arrays: Array | None, implementation: str = "auto", **keywords: Any) -> Any:
         """What the chosen implementation gives."""
         key = None
-        backend = _backends.get(arrays[0].__class__)
-        if backend is not None:
-            signature = backend.signature((*arrays, keywords.get("key_mask")))
-            if signature is not None:
-                key = self._key(signature, implementation, keywords)
-                run = self._chosen.get(key)
-                if run is not None and _listener.choices is None:
-                    return run(*arrays, **keywords)
+        signature = signature_of((*arrays, keywords.get("key_mask")))
+        if signature is not None:
+            key = self._key(signature, implementation, keywords)
+            run = self._chosen.get(key)
+            if run is not None and _listener.choices is None:
+                return run(*arrays, **keywords)
         name, run, declined, xp = self._choose(arrays, implementation, keywords)
         if _listener.choices is not None:
             reasons = tuple((other, "; ".join(why)) for other, why in declined)
@@ -154,7 +153,6 @@ class Kernel:
         """Name and function of the implementation, the overrides that declined with their reasons, the namespace."""
         xp = array_namespace(arrays[0])
         backend = backend_of(xp)
-        remember_type(arrays[0], backend)
         overrides = [override for override in backend.overrides if override.kernel == self.name]
         known = ["auto", "generic", *(override.name for override in overrides)]
         if not isinstance(implementation, str) or implementation not in known:  # an array would be compared by elements

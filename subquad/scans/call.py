@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
-from subquad.core.kernel import backend_of_type
+from subquad.core.kernel import signature_of
 from subquad.core.shapes import broadcast_batch
 
 MAX_KEPT = 1024
@@ -60,8 +60,7 @@ class Form:
 
 def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form]) -> Form:
     """The form of a call of this kind, found by `find` unless it is known; errors are raised there."""
-    backend = backend_of_type(arrays[0])
-    signature = None if backend is None else backend.signature(arrays)
+    signature = signature_of(arrays)
     if signature is None:
         return find()
     form = _forms.get((kind, signature))
