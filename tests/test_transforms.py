@@ -404,16 +404,17 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""
     import jax
 
-    from subquad_jax import _cpu, _linear_scan
-
     pytest.importorskip("numba")
+    from subquad_jax.conditions import self_check
+    from subquad_jax.ffi import round_trip_is_right
+
     said = []
 
     def counts() -> bool:  # a new function: nothing is known of it
-        return _linear_scan._counts()
+        return round_trip_is_right()
 
     def ask(x: Any) -> Any:
-        said.append(_cpu.self_check(counts))
+        said.append(self_check(counts))
         return x.sum()
 
     x = jax_library.array(np.ones((2, 3)), "float32")
@@ -439,7 +440,7 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     ids=["passes", "wrong", "lasts"],
 )
 def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answers: list[Any], said: list[Any]) -> None:
-    from subquad_jax import _cpu
+    from subquad_jax.conditions import self_check
 
     given = iter(answers)
 
@@ -448,7 +449,7 @@ def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answer
             raise found
         return found
 
-    assert [_cpu.self_check(answer) for _ in said] == said
+    assert [self_check(answer) for _ in said] == said
 
 
 def test_jax_eager_equals_jit(jax_library: Jax) -> None:
