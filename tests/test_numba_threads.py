@@ -167,7 +167,7 @@ def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     def make(dtype: str) -> Any:
         return Kernel(lambda first, last: returned)
 
-    make.__name__ = f"returns {returned}"
+    make.__name__ = f"returns_{returned}"
     y = {"y": Like((1 << 20,), np.dtype("float32"))}
     launch = Launch(make, ("float32",), {"y": None}, y, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):

@@ -404,17 +404,16 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     """The first call of a process may be anywhere: a check that met a tracer would turn the kernels off for good."""
     import jax
 
-    pytest.importorskip("numba")
-    from subquad_jax.conditions import self_check
-    from subquad_jax.ffi import round_trip_is_right
+    from subquad_jax import conditions, ffi
 
+    pytest.importorskip("numba")
     said = []
 
     def counts() -> bool:  # a new function: nothing is known of it
-        return round_trip_is_right()
+        return ffi.round_trip_is_right()
 
     def ask(x: Any) -> Any:
-        said.append(self_check(counts))
+        said.append(conditions.self_check(counts))
         return x.sum()
 
     x = jax_library.array(np.ones((2, 3)), "float32")
@@ -440,7 +439,7 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
     ids=["passes", "wrong", "lasts"],
 )
 def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answers: list[Any], said: list[Any]) -> None:
-    from subquad_jax.conditions import self_check
+    from subquad_jax import conditions
 
     given = iter(answers)
 
@@ -449,7 +448,7 @@ def test_jax_self_check_is_repeated_where_that_may_help(jax_library: Jax, answer
             raise found
         return found
 
-    assert [self_check(answer) for _ in said] == said
+    assert [conditions.self_check(answer) for _ in said] == said
 
 
 def test_jax_eager_equals_jit(jax_library: Jax) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numba
 import numpy as np
 from jax import Array, ShapeDtypeStruct
 from llvmlite import ir
@@ -197,7 +198,7 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
     return words[FAILED]
 
 
-@inline
+@numba.njit(error_model="numpy")  # not inlined: what it raises is caught where it is called
 def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double: float, size: int) -> int:
     """Run the kernel as planned; how many shares of its tasks failed. Buffers hold numbers like `number`."""
     operands, results = pointer(frame[OPERANDS], zero), pointer(frame[RESULTS], zero)

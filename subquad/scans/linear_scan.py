@@ -136,10 +136,10 @@ def linear_scan(
 
     Notes
     -----
-    O(n d) operations and numbers compute. float16 and bfloat16 are computed in float32. The generic form advances runs
-    of the sequence side by side and joins them by a parallel prefix [1]_, [2]_. It multiplies consecutive factors and
-    never divides; of factors beyond 1 such a product may overflow though h does not, and h is then not finite. The
-    kernels that walk through time form no products. Kernel: `linear_scan`.
+    O(n d) operations, and as many numbers in memory. float16 and bfloat16 are computed in float32. The generic form
+    advances runs of the sequence side by side and joins them by a parallel prefix [1]_, [2]_. It multiplies consecutive
+    factors and never divides; of factors beyond 1 such a product may overflow though h does not, and h is then not
+    finite. The kernels that walk through time form no products. Kernel: `linear_scan`.
 
     References
     ----------
