@@ -29,7 +29,7 @@ from cuda_shim.mutated import MUTATED  # noqa: E402
 from interpreter import PATIENCE  # noqa: E402
 from rows.libraries import relative_error  # noqa: E402
 
-from subquad.backend import Backend, Call  # noqa: E402
+from subquad.backend import Backend, Call, Conditions  # noqa: E402
 from subquad.core.loading import backend_of  # noqa: E402
 from subquad.kernels import selective_scan  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
@@ -155,7 +155,7 @@ def test_torch_asks_the_kernel_of_its_device():
 
     @torch.compile(fullgraph=True, backend="eager")
     def taken(x, A):
-        call = Call("selective_scan", (x, x, A, maps, maps, None, None, None, None))
+        call = Call("selective_scan", (x, x, A, *arrays[3:]), None, {}, Conditions(tracing=True))
         return x if calls.declines(call) is None else x + 1
 
     assert taken(x, torch.ones(4, 8)).equal(x)
