@@ -80,7 +80,7 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         msg = "can't start new thread"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(runtime, "_pools", [])
+    monkeypatch.setattr(runtime, "pools", [])
     monkeypatch.setattr(threading.Thread, "start", fail)
     done: list[int] = []
 
@@ -90,7 +90,7 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
     run_tasks(Kernel(work), 2, RECORDS, 2, None)
     assert sorted(done) == [0, 1]
-    assert runtime._pools[0].waiting.empty()
+    assert runtime.pools[0].waiting.empty()
 
 
 @pytest.mark.skipif(

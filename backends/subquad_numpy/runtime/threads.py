@@ -98,7 +98,7 @@ class _Pool:
             self.waiting.get()()
 
 
-_pools: list[_Pool] = []
+pools: list[_Pool] = []
 
 
 def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
@@ -117,9 +117,9 @@ def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory
 
     threads = tasks if tasks < threads else threads
     work = _Work(kernel, tasks, records, threads, memory)
-    if not _pools:
-        _pools.append(_Pool())
-    pool = _pools[-1]
+    if not pools:
+        pools.append(_Pool())
+    pool = pools[-1]
     if KEEPS_CORES:
         _part_from_caller(pool)
     try:
@@ -159,4 +159,4 @@ if sys.platform == "linux":
     _getenv = ctypes.PyDLL(None).getenv  # reads one variable faster than `os.environ`
     _getenv.argtypes, _getenv.restype = (ctypes.c_char_p,), ctypes.c_char_p
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=pools.clear)  # threads do not survive a fork
