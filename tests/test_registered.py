@@ -1,4 +1,4 @@
-"""What is registered is measured: a new method and a new scan are in asv, in the gate and in compare."""
+"""A method or scan that is registered is measured by asv, by the gate and by compare."""
 
 from __future__ import annotations
 

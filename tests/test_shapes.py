@@ -1,4 +1,4 @@
-"""Shapes and options that nobody thought of, drawn by Hypothesis."""
+"""Shapes and options drawn by Hypothesis."""
 
 from __future__ import annotations
 
