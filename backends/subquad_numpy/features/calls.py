@@ -178,7 +178,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             threads,
         )  # fmt: skip
         if (undone != n).any():
-            whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
+            with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
+                whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
             mine = np.arange(n)[:, None] < undone[..., None, None]
             out[...] = np.where(mine, out, whole)
             is_right = (undone[first].reshape(kept) == n)[..., None, None]
