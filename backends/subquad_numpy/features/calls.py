@@ -131,19 +131,16 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     first = tuple(slice(0, 1) if size == 1 else slice(None) for size in own)
     writes = np.zeros(batch, np.int64)
     writes[first] = 1
+    no_queries = 0 in batch  # which leave the state to nobody
     rows_k, rows_q = Rows(k, keys), Rows(q, queries)
     fix_v, fix_mask = fix_rows(v), None if key_mask is None else fix_items(key_mask, 1)
     fix_state = [None if x is None else fix_items(x, 2) for x in state]
     must_fix = any(fix is not None for fix in fix_state)
     shape, column, matrix, blocks = (*batch, n, d_v), (*kept, m, 1), (*kept, m, d_v), -(-n // block_rows(dtype))
-    like_v, like_state = (
-        fixed(fix_v, v),
-        [None if x is None else fixed(f, x) for f, x in zip(fix_state, state, strict=True)],
-    )
-    likes = {
-        name: np.empty(shape, dtype) for name, shape in (("out", shape), ("new_shift", column), ("new_kv", matrix))
-    }
-    likes |= {"new_k_sum": likes["new_shift"], "undone": np.empty(batch, np.int64)}
+    like_v, like_state = fixed(fix_v, v), [fixed(fix, x) for fix, x in zip(fix_state, state, strict=True)]
+    likes = {"out": np.empty(shape, dtype), "undone": np.empty(batch, np.int64)}
+    likes |= {"new_shift": np.empty(column, dtype), "new_kv": np.empty(matrix, dtype)}
+    likes |= {"new_k_sum": likes["new_shift"]}
     if save:
         likes |= {"level": np.empty((*batch, n), dtype), "shifts": np.empty((*batch, blocks, m), dtype)}
     advance = Run(
@@ -177,12 +174,12 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             ),
             threads,
         )  # fmt: skip
-        if (undone != n).any():
+        if (undone != n).any() or no_queries:
             with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
                 whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
             mine = np.arange(n)[:, None] < undone[..., None, None]
             out[...] = np.where(mine, out, whole)
-            is_right = (undone[first].reshape(kept) == n)[..., None, None]
+            is_right = False if no_queries else (undone[first].reshape(kept) == n)[..., None, None]
             for x, other in zip(after, state, strict=True):
                 x[...] = np.where(is_right, x, other)
         if level is not None and shifts is not None and not np.isnan(level).any():
