@@ -342,7 +342,7 @@ def test_torch_notices_inputs_changed_in_place() -> None:
 
 FORK = """
 import multiprocessing, sys, torch, subquad
-from subquad_torch._threads import _parallel, threads
+from subquad_torch.openmp import parallel_function, threads
 
 def train(n):
     torch.set_num_threads(2)
@@ -351,7 +351,7 @@ def train(n):
     return float(torch.autograd.grad(out.sum(), v)[0].sum()) - q.nelement()
 
 assert isinstance(threads(), int)
-assert sys.platform != "linux" or _parallel() is not None
+assert sys.platform != "linux" or parallel_function() is not None
 fork = multiprocessing.get_context("fork")
 for n in (3000, 500):  # PyTorch's own operations use threads for more than 32,768 numbers
     with fork.Pool(1) as pool:

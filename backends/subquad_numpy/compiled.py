@@ -52,7 +52,9 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
-    """``backward(arrays, static, saved, outputs, grads, need)`` is a gradient for each array, of the array's shape.
+    """``backward(arrays, static, saved, outputs, grads, need)`` is a gradient for each array.
+
+    It has the array's shape, or the batch axes of the whole call, over which the caller then adds it up.
 
     `grads` has None for an output that nobody differentiates, `need` says which arrays want a gradient; None stands for
     zero, or for one that nobody wants. Of complex arrays it is ∂/∂Re + i ∂/∂Im of a real loss. The whole is None where

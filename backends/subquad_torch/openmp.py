@@ -24,13 +24,13 @@ from subquad_numpy.runtime.threads import Team
 class OpenMP(Team):
     """As many threads of PyTorch's."""
 
-    def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
+    def run(self, kernel: Any, tasks: int, records: np.ndarray[Any, Any]) -> None:
         """Run all tasks."""
         from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
-        parallel = _parallel()
+        parallel = parallel_function()
         assert parallel is not None
-        words = words_for(kernel, tasks, frame, self)
+        words = words_for(kernel, tasks, records, self)
         get_core, addresses = _scheduler()
         words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
         parallel(worker().address, words.ctypes.data, self, 0)
@@ -42,11 +42,11 @@ class OpenMP(Team):
 def threads() -> int:
     """How many threads PyTorch uses, and where it can be told so, which."""
     count = torch.get_num_threads()
-    return count if _parallel() is None or _forked else OpenMP(count)
+    return count if parallel_function() is None or _forked else OpenMP(count)
 
 
 @cache
-def _parallel() -> Any:
+def parallel_function() -> Any:
     """GOMP_parallel(function, data, threads, flags) of PyTorch's OpenMP library, or None."""
     if sys.platform != "linux":
         return None
