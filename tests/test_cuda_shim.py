@@ -6,7 +6,6 @@ import mmap
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +28,8 @@ from cuda_shim.mutated import MUTATED  # noqa: E402
 from interpreter import PATIENCE  # noqa: E402
 from rows.libraries import relative_error  # noqa: E402
 
-from subquad.backend import Backend, Call, Conditions  # noqa: E402
-from subquad.core.loading import backend_of  # noqa: E402
-from subquad.kernels import selective_scan  # noqa: E402
-from subquad.kernels.selective_scan import Inputs  # noqa: E402
-from subquad_cupy import device as device_module  # noqa: E402
+from subquad.backend import PLAIN, Backend, Call  # noqa: E402
+from subquad.kernels.selective_scan import Inputs, selective_scan  # noqa: E402
 from subquad_cupy.selective_scan import calls, passes, plan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
@@ -46,7 +42,7 @@ BARRIERS = [
 
 
 def kernels_of(cases):
-    """The names of the kernels that the cases launch, from a dry run."""
+    """What a run of the cases launches, from a dry run."""
     names = set()
     for multiprocessors in (0, 132):
         device = NumpyDevice(lambda *launch: names.add(launch[0]), multiprocessors)
@@ -121,42 +117,43 @@ def test_torch_tensors_take_the_same_path(library, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_scan_on_tensors_of_cuda(library, monkeypatch, dtype):
-    """What tensors on CUDA take, on host memory: u and z are slices of one tensor, one gradient is expanded."""
+def test_the_torch_operators_of_cuda(library, monkeypatch, dtype):
+    """What is registered for CUDA, on host memory: u and z are slices of one tensor, one gradient is expanded."""
     from subquad_torch import cuda
 
-    monkeypatch.setattr(device_module, "TorchDevice", lambda index, stream: TorchHost(library.run))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(cuda, "device_of", lambda like: TorchHost(library.run))
     case = next(case for case in CASES[:1] + LOW_PRECISION if case.dtype == dtype)
     arrays, _, _ = case.inputs()
     tensors = {name: torch.from_numpy(x).to(getattr(torch, case.dtype_of(name))) for name, x in arrays.items()}
     tensors["u"], tensors["z"] = torch.cat([tensors["u"], tensors["z"]], -1).chunk(2, -1)
-    given = list(tensors.values())
+    given = tuple(tensors.values())
     (y, state), saved = cuda.forward(given, case.options)
     grads = torch.ones((), dtype=y.dtype).expand(y.shape), torch.ones(state.shape)
-    found = cuda.backward(given, case.options, saved, (y, state), grads, [True] * len(given))
+    found = cuda.backward(given, case.options, saved, (None, None), grads, [True] * len(given))
 
-    leaves = [x.double().requires_grad_() for x in given]
-    want = selective_scan.generic(*leaves, **case.options)
-    wanted = torch.autograd.grad(want, leaves, [x.double() for x in grads])
-    for got, right, like in zip((y, state, *found), (*want, *wanted), (y, state, *given), strict=True):
+    leaves = {name: x.double().requires_grad_() for name, x in tensors.items()}
+    want = selective_scan.generic(*leaves.values(), **case.options)
+    by = torch.autograd.grad(want, list(leaves.values()), [x.double() for x in grads])
+    for got, right, like in zip((y, state, *found), (*want, *by), (y, state, *given), strict=True):
         assert (got.dtype, got.shape) == (like.dtype, like.shape)
         assert relative_error(got.double().numpy(), right.detach().numpy()) <= LOW.get(dtype, SINGLE)
 
 
 def test_torch_asks_the_kernel_of_its_device():
     """Also while compiling, where a call that the kernel cannot take would read the wrong memory."""
-    from subquad_torch.cuda import OVERRIDE
+    from subquad_torch import BACKEND, cuda
 
     x, maps = torch.ones(1, 2, 4), torch.ones(1, 2, 1, 8)
-    arrays = x, x, torch.ones(4, 8), maps, maps, None, None, None, None
-    call = Call("selective_scan", arrays, static={"delta_softplus": False, "reverse": False})
-    assert OVERRIDE.accepts.why_not(call, backend_of(torch), {}) == ["it runs on cuda, the arrays are on cpu"]
+
+    def call(x, A):
+        return Call("selective_scan", (x, x, A, maps, maps, None, None, None, None), None, {}, PLAIN)
+
+    reasons = cuda.OVERRIDE.accepts.why_not(call(x, torch.ones(4, 8)), BACKEND, {})
+    assert reasons == ["it runs on cuda, the arrays are on cpu"]
 
     @torch.compile(fullgraph=True, backend="eager")
     def taken(x, A):
-        call = Call("selective_scan", (x, x, A, *arrays[3:]), None, {}, Conditions(tracing=True))
-        return x if calls.declines(call) is None else x + 1
+        return x if calls.declines(call(x, A)) is None else x + 1
 
     assert taken(x, torch.ones(4, 8)).equal(x)
     assert taken(x, torch.ones(4, 8, dtype=torch.complex64)).equal(x + 1)

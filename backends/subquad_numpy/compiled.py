@@ -53,7 +53,9 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
-    """``backward(arrays, static, saved, outputs, grads, need)`` returns a gradient of each array's shape.
+    """``backward(arrays, static, saved, outputs, grads, need)`` is a gradient for each array.
+
+    It has the array's shape, or the batch axes of the whole call, over which the caller then adds it up.
 
     `grads` has None for an output that nobody differentiates; `need` says which arrays want a gradient. A returned
     gradient that is None is zero or was not needed. The gradient by a complex array is ∂/∂Re + i ∂/∂Im of a real loss.

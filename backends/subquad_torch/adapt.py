@@ -30,7 +30,7 @@ from subquad import kernels
 from subquad.backend import Accepts, Call, Like, Override
 from subquad.core.kernel import Kernel
 from subquad_numpy.compiled import Compiled
-from subquad_torch.conditions import is_batch, is_recorded, is_watched, needs_generic, not_plain
+from subquad_torch.conditions import is_recorded, is_watched, needs_generic, not_plain, of_batches
 from subquad_torch.openmp import threads
 
 Arrays = Sequence[Tensor | None]
@@ -60,6 +60,8 @@ class Native:
         Places of the outputs that have no gradient.
     saves : bool
         Whether `backward` needs more than the arrays and the outputs.
+    unread : frozenset of int
+        Places among the arrays and then the outputs of what `backward` does not read: it is not kept.
     watched : bool
         Whether counters and recorders of operations see one operator; else they see the generic form's operations.
     """
@@ -69,6 +71,7 @@ class Native:
     backward: Callable[..., Sequence[Tensor | None] | None] | None
     unaided: tuple[int, ...] = ()
     saves: bool = False
+    unread: frozenset[int] = frozenset()
     watched: bool = False
 
 
@@ -95,6 +98,7 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
         None if compiled.backward is None else partial(_backward_on_host, compiled),
         tuple(sorted(compiled.unaided)),
         compiled.saves,
+        compiled.unread,
         watched,
     )
     accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=_first_of(compiled.accepts.also, also))
@@ -169,19 +173,20 @@ class Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: str, keywords: Static | str, *arrays: Tensor | None) -> tuple[Tensor, ...]:
-        """The outputs; while compiling, the keywords are a text of `encode`."""
-        native, left = native_of(kernel, arrays), None
-        if isinstance(keywords, str):
-            outputs = tuple(torch.ops.subquad.forward(kernel, list(arrays), keywords))
-        elif _meets_operator(arrays):
-            outputs = _call(native, arrays, keywords)
+        """The outputs; while compiling the keywords are a text."""
+        native, left, first = native_of(kernel, arrays), None, 0
+        if _meets_operator(arrays):
+            text = keywords if isinstance(keywords, str) else encode(keywords)
+            outputs = tuple(torch.ops.subquad.forward(kernel, list(arrays), text))
+            first = len(arrays)  # the operator asks each array for the shape of its gradient
         else:
             outputs, left = native.forward(arrays, keywords, save=True)
         ctx.kernel, ctx.keywords, ctx.count, ctx.left = kernel, keywords, len(arrays), left
         ctx.set_materialize_grads(False)
         if native.unaided:
             ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
-        ctx.save_for_backward(*arrays, *outputs)
+        kept = [None if i in native.unread and i >= first else x for i, x in enumerate((*arrays, *outputs))]
+        ctx.save_for_backward(*kept)
         return outputs
 
     @staticmethod
@@ -190,8 +195,12 @@ class Recorded(torch.autograd.Function):
         arrays, outputs = saved[: ctx.count], saved[ctx.count :]
         native, found = native_of(ctx.kernel, arrays), None
         if torch.compiler.is_compiling():
-            text = keywords if isinstance(keywords, str) else encode(keywords)
-            found = torch.ops.subquad.backward(ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need))
+            if any(needed and x is None for x, needed in zip(arrays, need, strict=True)):  # the forward pass was eager
+                found = kernel_of(ctx.kernel).gradient(arrays, outputs, grads, **keywords)
+            else:
+                text = keywords if isinstance(keywords, str) else encode(keywords)
+                given = ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need)
+                found = torch.ops.subquad.backward(*given)
             return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
         static = decode(keywords) if isinstance(keywords, str) else keywords
         if all(by is None for by in grads):
@@ -221,15 +230,16 @@ def differentiate_generic(
     static: Static,
     grads: Arrays,
     need: Sequence[bool],
-    outputs: Sequence[Tensor] | None = None,
+    outputs: Arrays | None = None,
 ) -> list[Tensor | None]:
     """Gradients of the generic form by the arrays that need one, differentiable themselves while grad mode is on.
 
     Each array is cut from its own history first, so that arrays computed from one another are not counted twice.
     `outputs` are those of an override: values that the override was free to choose, like a shift, are kept.
     """
-    if kernel.gradient is not None and outputs is not None and not is_batch(grads):
-        found = kernel.gradient(tuple(arrays), outputs, grads, **static)
+    if kernel.gradient is not None and outputs is not None:
+        with of_batches(grads):
+            found = kernel.gradient(tuple(arrays), outputs, grads, **static)
         return [by if needed else None for by, needed in zip(found, need, strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -251,8 +261,8 @@ def _cut(x: Tensor, needed: bool) -> Tensor:
     return x.detach().requires_grad_() if needed and not x.requires_grad else x.view_as(x)
 
 
-def _generic(kernel: Kernel, arrays: list[Any], static: Static, outputs: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    """The outputs of the generic form, relative to the choices in `outputs` where the kernel has a form for that."""
+def _generic(kernel: Kernel, arrays: list[Any], static: Static, outputs: Arrays | None) -> tuple[Tensor, ...]:
+    """The outputs by the generic form."""
     keywords = dict(static)
     if "key_mask" in kernel.options:
         *arrays, keywords["key_mask"] = arrays
@@ -287,13 +297,13 @@ def _(kernel: str, arrays: list[Tensor | None], static: str) -> list[Tensor]:
 @torch.library.custom_op(
     "subquad::backward",
     mutates_args=(),
-    schema="(str kernel, Tensor?[] arrays, str static, Tensor[] outputs, Tensor?[] grads, bool[] need) -> Tensor[]",
+    schema="(str kernel, Tensor?[] arrays, str static, Tensor?[] outputs, Tensor?[] grads, bool[] need) -> Tensor[]",
 )
 def _backward(
     kernel: str,
     arrays: list[Tensor | None],
     static: str,
-    outputs: list[Tensor],
+    outputs: list[Tensor | None],
     grads: list[Tensor | None],
     need: list[bool],
 ) -> list[Tensor]:
@@ -302,7 +312,7 @@ def _backward(
     assert native.backward is not None
     # Compiled programs pass zeros for an output that nobody differentiates. None in their place allows more kernels to
     # run; on CUDA, to look at values would wait for the device.
-    if not outputs[0].is_cuda:
+    if arrays[0] is not None and not arrays[0].is_cuda:
         grads = [by if i == 0 or (by is not None and bool(by.any())) else None for i, by in enumerate(grads)]
     left = native.forward(arrays, keywords, save=True)[1] if native.saves else None
     found = native.backward(arrays, keywords, left, outputs, grads, need)
@@ -311,7 +321,7 @@ def _backward(
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
             found = differentiate_generic(kernel_of(kernel), arrays, keywords, grads, need, outputs)
     found = [_or_zero(by, x) if needed else None for by, x, needed in zip(found, arrays, need, strict=True)]
-    return [_or_empty(by, outputs[0]) for by in found]
+    return [_or_empty(by, arrays[0]) for by in found]
 
 
 @_backward.register_fake
@@ -319,16 +329,17 @@ def _(
     kernel: str,
     arrays: list[Tensor | None],
     static: str,
-    outputs: list[Tensor],
+    outputs: list[Tensor | None],
     grads: list[Tensor | None],
     need: list[bool],
 ) -> list[Tensor]:
     found = [x.new_empty(x.shape) if needed and x is not None else None for x, needed in zip(arrays, need, strict=True)]
-    return [_or_empty(by, outputs[0]) for by in found]
+    return [_or_empty(by, arrays[0]) for by in found]
 
 
-def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
+def _or_empty(grad: Tensor | None, like: Tensor | None) -> Tensor:
     """The gradient, contiguous as the fake promises, or an empty tensor where none is needed."""
+    assert like is not None
     return like.new_empty(0) if grad is None else grad.contiguous()
 
 
@@ -411,7 +422,10 @@ def _backward_on_host(
     found = compiled.backward(given, static, left, results, by, need, threads=threads())
     if found is None:
         return None
-    return [_tensor(by) if needed and by is not None else None for by, needed in zip(found, need, strict=True)]
+    return [
+        _tensor(by).sum_to_size(x.shape) if needed and by is not None and x is not None else None
+        for by, x, needed in zip(found, arrays, need, strict=True)
+    ]
 
 
 def memory_of(x: Tensor | None) -> Any:

@@ -6,7 +6,9 @@ a dispatch mode or `torch.jit.trace` sees each operation.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,12 +24,23 @@ is_batched = torch._C._functorch.is_legacy_batchedtensor
 transforms_active = torch._C._are_functorch_transforms_active
 
 
+class _Thread(threading.local):
+    """What is true of this thread alone."""
+
+    in_batch = False
+
+
+_thread = _Thread()
+
+
 def signature(arrays: Sequence[Any]) -> Hashable | None:
     """All that decides how a call with these tensors goes, or None.
 
     None while compiling, transformed or watched, and for tensors that are not plain: then more decides.
     """
-    if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
+    if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if is_watched() or _thread.in_batch:
         return None
     found: list[Any] = [torch.is_grad_enabled()]
     for x in arrays:
@@ -45,7 +58,7 @@ def conditions(arrays: Sequence[Tensor]) -> Conditions:
     compiling = torch.compiler.is_compiling()
     return Conditions(
         tracing=compiling,
-        transformed=is_transformed(arrays),
+        transformed=is_transformed(arrays) or _thread.in_batch,
         tangents="Jvp" in transforms() or has_tangent(arrays),
         recorded=is_recorded(arrays),
         watched=not compiling and is_watched(),
@@ -127,9 +140,15 @@ def is_eager(arrays: Sequence[Tensor]) -> bool:
     )
 
 
-def is_batch(grads: Sequence[Tensor | None]) -> bool:
-    """Whether a gradient is a batch of gradients (is_grads_batched=True), which the tensor's shape does not show."""
-    return any(x is not None and is_batched(x) for x in grads)
+@contextmanager
+def of_batches(grads: Sequence[Tensor | None]) -> Iterator[None]:
+    """Let kernels take their generic forms where gradients are batches (is_grads_batched=True): no shape shows it."""
+    before = _thread.in_batch
+    _thread.in_batch = before or any(x is not None and is_batched(x) for x in grads)
+    try:
+        yield
+    finally:
+        _thread.in_batch = before
 
 
 def fixes_weights(call: Call) -> str | None:

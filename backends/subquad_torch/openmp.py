@@ -28,7 +28,7 @@ class OpenMP(Team):
         """Run all tasks of a call on these threads; `records` are the argument records."""
         from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
-        parallel = _parallel()
+        parallel = parallel_function()
         assert parallel is not None
         words = words_for(kernel, tasks, records, self)
         get_core, addresses = _scheduler()
@@ -42,11 +42,11 @@ class OpenMP(Team):
 def threads() -> int:
     """The number of threads that PyTorch uses, as a team of these threads where OpenMP can be reached."""
     count = torch.get_num_threads()
-    return count if _parallel() is None or _forked else OpenMP(count)
+    return count if parallel_function() is None or _forked else OpenMP(count)
 
 
 @cache
-def _parallel() -> Any:
+def parallel_function() -> Any:
     """GOMP_parallel(function, data, threads, flags) of PyTorch's OpenMP library; None where there is none."""
     if sys.platform != "linux":
         return None

@@ -245,7 +245,7 @@ def summarize_backward(
     )
     by_W = any(need[5:7]) or len(weights) > 2
     found = _by_keys(k, v, keys, key_mask, finite, by_numerator, by_denominator, by_W=by_W, threads=threads)
-    by: list[Array | None] = [sum_to(found.k, k.shape), sum_to(found.v, v.shape), None, None, None]
+    by: list[Array | None] = [found.k, found.v, None, None, None]
     if shift is not None:
         fade = np.exp(shift - finite)
         by[3] = sum_to(by_numerator * fade, numerator.shape)
@@ -275,7 +275,7 @@ def attend_backward(
     )  # fmt: skip
     by_numerator = sum_to(found.kv, numerator.shape)
     by_denominator = sum_to(found.k_sum, denominator.shape)
-    by: list[Array | None] = [sum_to(found.q, q.shape), None, by_numerator, by_denominator, *[None] * len(weights)]
+    by: list[Array | None] = [found.q, None, by_numerator, by_denominator, *[None] * len(weights)]
     if need[1]:
         by[1] = _by_shift(numerator, denominator, by_numerator, by_denominator)
     if found.W is not None:
@@ -316,7 +316,7 @@ def step_backward(
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
     )  # fmt: skip
-    by: list[Array | None] = [sum_to(x, y.shape) for x, y in zip((by_q, by_k, by_v), (q, k, v), strict=True)]
+    by: list[Array | None] = [by_q, by_k, by_v]
     if shift is None:
         by += [None, None, None]
     else:
@@ -350,7 +350,7 @@ def softmax_backward(
         of_keys = _by_keys(k, v, operand, key_mask, saved.shift, by_kv, by_sum, by_W=True, threads=threads)
         assert of_keys.W is not None
         by_q, by_k, by_v = scale * of_keys.W, of_keys.k, of_keys.v
-    return sum_to(by_q, q.shape), sum_to(by_k, k.shape), sum_to(by_v, v.shape), None
+    return by_q, by_k, by_v, None
 
 
 def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
