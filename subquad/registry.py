@@ -132,14 +132,14 @@ def register(
     Raises
     ------
     ValueError
-        If the name or an alias is taken by another class.
+        If the name or an alias is taken by a class that stands elsewhere.
     """
 
     def decorate(cls: Cls) -> Cls:
         for word in (name, *aliases):
             taken = METHODS.get(ALIASES.get(word, word))
-            if taken is not None and taken is not cls:
-                msg = f"the name {word!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
+            if taken is not None and _path(taken) != _path(cls):
+                msg = f"the name {word!r} is taken by {_path(taken)}; choose another"
                 raise ValueError(msg)
         METHODS[name] = cls
         _rows[cls] = MethodRow(name, cls, tuple(aliases), cost, size, tuple(defaults))
@@ -155,18 +155,23 @@ def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
     Raises
     ------
     ValueError
-        If the name is taken by another function.
+        If the name is taken by a function that stands elsewhere.
     """
 
     def decorate(function: Function) -> Function:
         taken = SCANS.get(name)
-        if taken is not None and taken.function is not function:
-            msg = f"the name {name!r} is taken by {taken.function.__module__}.{taken.function.__qualname__}"
+        if taken is not None and _path(taken.function) != _path(function):
+            msg = f"the name {name!r} is taken by {_path(taken.function)}; choose another"
             raise ValueError(msg)
         SCANS[name] = ScanRow(name, function, **fields)
         return function
 
     return decorate
+
+
+def _path(thing: Any) -> str:
+    """Where a class or function stands; one that is defined again, as in a notebook, stands where it stood."""
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def method_row(name: str) -> MethodRow:

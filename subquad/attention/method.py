@@ -1,7 +1,7 @@
 """What every attention method is: a frozen dataclass of options that can be called, and may keep a state.
 
-The calls of users stand here, once; each goes through `enter` and leaves by the same door. An author gives `_evaluate`,
-or, for a method with a state, `_summarize`, `_attend` and `_step`, as far as it has them.
+The calls of users stand here, once; each goes through `enter` and leaves by the same door. An author gives `_evaluate`;
+or, for a method with a state, `_summarize`, `_attend` and `_step`, as far as it has them, from which `_evaluate` follows.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+from array_api_compat import device
+
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
+from subquad.kernels.visibility import alignment
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,8 +148,13 @@ class Method:
         return scale
 
     def _evaluate(self, call: AttentionCall) -> Array:
-        """The output for checked arrays."""
-        raise NotImplementedError
+        """The output for checked arrays; here by what the method does to its state."""
+        if not call.causal:
+            return self._attend(call.part(queries=slice(None), state=self._summarize(call)))
+        ahead, early = alignment(call.q.shape[-2], call.k.shape[-2])
+        state = self._summarize(call.part(keys=slice(None, ahead))) if ahead else None
+        out, _ = self._step(call.part(queries=slice(early, None), keys=slice(ahead, None), state=state))
+        return before_first_key(call.xp, out, early)
 
     def _summarize(self, call: AttentionCall) -> State:
         """The state of checked keys and values."""
@@ -186,6 +194,14 @@ class Method:
     def _no_such_call(self, call: str) -> None:
         msg = f"{type(self).__name__} has no {call}: it does not read the keys through a state of fixed size"
         raise NotImplementedError(msg)
+
+
+def before_first_key(xp: ModuleType, out: Array, early: int) -> Array:
+    """The output with rows of zeros before it, for queries that have their place before the first key."""
+    if not early:
+        return out
+    zeros = xp.zeros((*out.shape[:-2], early, out.shape[-1]), dtype=out.dtype, device=device(out))
+    return xp.concat([zeros, out], axis=-2)
 
 
 def _given(state: Any) -> Any:
