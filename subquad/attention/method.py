@@ -1,7 +1,7 @@
 """What every attention method is: a frozen dataclass of options that can be called, and may keep a state.
 
 The calls of users stand here, once; each goes through `enter` and leaves by the same door. An author gives `_evaluate`;
-or, for a method with a state, `_summarize`, `_attend` and `_step`, as far as it has them, from which `_evaluate` follows.
+or, for a method with a state, `_summarize`, `_attend` and `_step`, as far as it has them, and `_evaluate` follows.
 """
 
 from __future__ import annotations
