@@ -4,9 +4,10 @@ POOLS = ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR", "NUMBA")
 
 
 def environment(threads: str) -> dict[str, str]:
-    """Variables that give every library's pool so many threads, for a process that has not imported any of them.
+    """Environment variables that give the thread pool of every library `threads` threads.
 
-    They also leave device memory to the other libraries.
+    They take effect in a process that has not imported a library yet. One of them also stops JAX from reserving most of
+    the memory of a device.
     """
     pools = {f"{pool}_NUM_THREADS": threads for pool in POOLS}
-    return {**pools, "NPROC": threads, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # NPROC: XLA's pool on the CPU
+    return {**pools, "NPROC": threads, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # NPROC sets XLA's pool on the CPU

@@ -1,6 +1,6 @@
-"""`python -m asv_benchmarks.ceiling`: the compiled scan beside the same in C++, interleaved in one process.
+"""`python -m asv_benchmarks.ceiling`: the compiled scan beside a scan in C++, interleaved in one process.
 
-The C++ is built where `g++` is present; nothing of the package depends on it.
+`g++` must be installed to build the C++ scan; nothing else in the repository depends on it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from subquad_numpy.compiled import COMPILED
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC")
 SHAPES = ((1, 2048, 1536), (8, 2048, 64))  # batch, n, d
 STATES = 16
-BLOCKS = (32, 64, 128, 256, 512, 768)  # channels of one unit of work
+BLOCKS = (32, 64, 128, 256, 512, 768)  # channels of one unit of work of the C++ scan; the fastest counts
 ROUNDS = 15
 NAMES = ("u", "delta", "A", "B", "C", "D", "z")
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The C++ scan, compiled."""
+    """Compile the C++ scan and return it as a loaded library."""
     target = Path(tempfile.mkdtemp(prefix="subquad-ceiling-")) / "selective_scan.so"
     # waiting threads of OpenMP would otherwise spin for milliseconds on the cores of whatever is timed next
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL:
 
 
 def cpp_scan(layer: dict[str, np.ndarray], out: np.ndarray, *, threads: int, block: int) -> np.ndarray:
-    """Selective scan of float32 arrays with softplus, skip and gate, in C++, written to `out`."""
+    """Compute a selective scan of float32 arrays with softplus, skip and gate in C++, into `out`, and return `out`."""
     sizes = map(ctypes.c_int64, (*out.shape, layer["A"].shape[1], block))
     pointers = (ctypes.c_void_p(x.ctypes.data) for x in (*(layer[name] for name in NAMES), out))
     library().selective_scan(*sizes, ctypes.c_int(threads), *pointers)
@@ -47,7 +47,7 @@ def cpp_scan(layer: dict[str, np.ndarray], out: np.ndarray, *, threads: int, blo
 
 
 def compare(shape: tuple[int, int, int], threads: int, rounds: int = ROUNDS) -> str:
-    """Median times, and the speed of Numba as a part of that of C++ by wall and by processor time."""
+    """A line with the median times, and the speed of Numba divided by that of C++, in wall and in processor time."""
     layer = harness.mamba(np, shape, STATES)
     out = np.empty_like(layer["u"])
     u, delta, A, B, C, D, z = (layer[name] for name in NAMES)
@@ -66,7 +66,7 @@ def compare(shape: tuple[int, int, int], threads: int, rounds: int = ROUNDS) -> 
 
     times = harness.interleave({name: functools.partial(counted, name) for name in sides}, rounds)
     clock = {name: median(found) for name, found in times.items()}
-    processor = {name: median(found[1:]) for name, found in work.items()}  # the first compiles
+    processor = {name: median(found[1:]) for name, found in work.items()}  # the first call compiles
     ours, processor_ours = clock.pop("numba"), processor.pop("numba")
     best = min(clock, key=clock.__getitem__)
     return (

@@ -1,7 +1,8 @@
 """`python -m asv_benchmarks.floor`: time as a multiple of the time of the matrix products and exponentials alone.
 
-Per head and side (queries, keys) FAVOR+ and Nyström attention take two products and one exponential of n × m. The floor
-does them block by block in cache, by the same library, in the same run.
+For each head, FAVOR+ and Nyström attention take two products and one exponential of n × m numbers on the side of the
+queries, and two and one on the side of the keys. The floor is the time that the array library itself needs for these,
+block by block in cache, in the same run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from array_api_compat import array_namespace
 from asv_benchmarks import harness
 from subquad.cli.cases import HEADS, D, find_case
 
-ROWS = 1024  # of a block: what it makes stays in the cache
+ROWS = 1024  # rows of a block, whose products fit the cache
 SIZES = {"favor": {"num_features": 256}, "nystrom": {"num_landmarks": 64}}
-PRODUCTS, EXPONENTIALS = 4, 2  # of n × m, per head
+PRODUCTS, EXPONENTIALS = 4, 2  # of n × m numbers for each head, queries and keys together
 
 
 def calls(backend: str, method: str, n: int) -> dict[str, harness.Run]:
-    """The method, all products and all exponentials, each ready to be timed."""
+    """Functions to be timed: "ours", the method; "products"; and "exponentials"."""
     (m,) = SIZES[method].values()
     found = {"ours": harness.prepare(backend, find_case(method, SIZES[method]).random(n)).run}
     target, rng = harness.target(backend), np.random.default_rng(0)
@@ -37,7 +38,7 @@ def calls(backend: str, method: str, n: int) -> dict[str, harness.Run]:
 
 
 def multiple(times: dict[str, list[float]]) -> float:
-    """How many times longer than the floor, by the least times: what else the machine does only ever adds."""
+    """Time of the method divided by the floor, by minimum times: other load on the machine can only add to a time."""
     return min(times["ours"]) / (min(times["products"]) + min(times["exponentials"]))
 
 
@@ -51,11 +52,11 @@ def _often(prepared: harness.Prepared, count: int) -> harness.Run:
 
 
 def _multiply(x: Any, w: Any, out: Any) -> Any:
-    """Into memory that is there already, where the library can: fresh pages would cost more than the product."""
+    """x w, written into `out` if the library can, since fresh memory pages would cost more than the product."""
     xp = array_namespace(x)
     try:
         return xp.matmul(x, w, out=out)
-    except TypeError:  # arrays that are never written to
+    except TypeError:  # JAX has no `out`: its arrays are immutable
         return xp.matmul(x, w)
 
 

@@ -1,8 +1,8 @@
 """`python -m asv_benchmarks.gate`: fail if the working tree is slower than a base commit.
 
-Every registered operator of the working tree is a case, on NumPy with one thread. Both trees run it in turn, each in a
-process of its own; what looks slower is measured once more. Ends with 1 if a case is slower by more than the factor, or
-fails in the working tree alone; what the base cannot run is new.
+Every registered operator of the working tree is a case, on NumPy with one thread. The two trees run a case in turn,
+each in its own process; a case that looks slower is measured again. The exit code is 1 if a case is slower by more than
+the factor, or fails in the working tree alone. A case that the base cannot run counts as new.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from asv_benchmarks import environment, harness
 from asv_benchmarks.tree import Question, check_out, process
 from subquad.cli.cases import is_quadratic
 
-SAMPLE_SECONDS, CASE_SECONDS = 5e-3, 1.2  # of calls in a row; of a case, both trees together
-LEAST, MOST = 7, 150  # pairs of samples
-INJECTED = 2  # times slower, in half of the trials
+SAMPLE_SECONDS, CASE_SECONDS = 5e-3, 1.2  # seconds of one sample (calls in a row); of a case, both trees together
+LEAST, MOST = 7, 150  # min and max number of pairs of samples
+INJECTED = 2  # factor by which half of the trials slow the working tree down
 
 
 class Finding(NamedTuple):
-    """A case: seconds of samples, taken in pairs, or what failed; by "base" and "tree"."""
+    """The result of a case: times of samples, taken in pairs, or failures; both by "base" and "tree"."""
 
     case: str
     times: Mapping[str, list[float]]
@@ -39,10 +39,10 @@ class Finding(NamedTuple):
 
     @property
     def slower(self) -> tuple[float, float]:
-        """How many times, by the minima and by the median of the pairs; infinite where the working tree alone fails.
+        """(ratio tree / base of the minima, median ratio of the pairs); infinite if the working tree alone fails.
 
-        What slows the code down raises both. A neighbour who takes the processor for a while raises at most one, as
-        long as he leaves alone either half of the pairs or one sample.
+        Slower code raises both ratios. Another process that takes the processor for a while raises one of them at most,
+        as long as it leaves half of the pairs, or one sample, undisturbed.
         """
         if self.failures:
             return (0.0 if "base" in self.failures else math.inf,) * 2
@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 
 
 def cases() -> dict[str, Question]:
-    """Every operator of the registry and every step, milliseconds each, as `tree.prepare` takes them."""
+    """Case → arguments of `tree.prepare`, for every operator and every step in the registry; a call takes ms."""
     found: dict[str, Question] = {}
     for name in harness.operators():
         case = harness.case(name)
@@ -60,13 +60,13 @@ def cases() -> dict[str, Question]:
     for name in harness.stepping():
         step = harness.one_step(name)
         found[f"{name} step"] = step.function.__name__, dict(step.arrays), step.positional, dict(step.options)
-        if name in harness.registry.METHODS:  # it makes its state itself, whose fields are the tree's own
+        if name in harness.registry.METHODS:  # each tree makes the state itself, since its fields may differ
             found[f"{name} step"] = name, dict(harness.case(name).random(1).arrays), 0, None
     return found
 
 
 def measure(case: str, question: Question, trees: Mapping[str, Any], injected: int, look: int) -> Finding:
-    """Pairs of samples, more of them in the second look."""
+    """The finding of a case from pairs of samples; `look`, 1 or 2, multiplies the number of pairs."""
     failures: dict[str, str] = {}
     for name, ask in trees.items():
         try:
@@ -85,10 +85,10 @@ def measure(case: str, question: Question, trees: Mapping[str, Any], injected: i
 
 
 def compare(base: Path, tree: Path, wanted: Mapping[str, Question], factor: float, injected: int = 1) -> list[Finding]:
-    """Measure the cases, and once more what may be slower by either measure: that look decides.
+    """Measure the cases, and measure again those that look slower by either ratio; the second look decides.
 
-    Its processes are fresh ones: where one happens to lie in memory lasts as long as it does. `injected` makes the
-    working tree that many times slower: it is called so often for one call of the base.
+    The second look starts fresh processes, because an unlucky layout in memory lasts as long as its process. The
+    working tree is called `injected` times for one call of the base, which simulates a slowdown by that factor.
     """
     found: dict[str, Finding] = {}
     for look in (1, 2):

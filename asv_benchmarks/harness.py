@@ -1,6 +1,6 @@
-"""What all benchmarks here go through: operators and their inputs, libraries, threads, and the record of a run.
+"""Functions that all benchmarks share: operators and their inputs, libraries, threads, and the record of a run.
 
-The clock is `subquad.cli.clock`, which is also that of `subquad compare`.
+Benchmarks and `subquad compare` use one clock, `subquad.cli.clock`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Run = Callable[[], Any]
 
 
 def operators() -> list[str]:
-    """Every operator of the registry as it stands now: "exact", "exact causal", …, "selective_scan"."""
+    """The names of all operators in the registry now: "exact", "exact causal", …, "selective_scan"."""
     found = []
     for name in registry.METHODS:
         causal = find_case(name, {}, causal=True)
@@ -50,19 +50,19 @@ def operators() -> list[str]:
 
 
 def case(operator: str) -> Case:
-    """An operator with its default options."""
+    """The case of an operator with its default options."""
     name, _, causal = operator.partition(" ")
     return find_case(name, {}, causal=bool(causal))
 
 
 def stepping() -> list[str]:
-    """The operators that take one token at a time: causal methods with a state, and scans with a step."""
+    """The names of the operators that take one token at a time: causal methods with a state, and scans with a step."""
     methods = [name for name, cls in registry.METHODS.items() if cls.state is not None and cls.causal is True]
     return [*methods, *(name for name, row in registry.SCANS.items() if row.step)]
 
 
 def one_step(operator: str) -> Problem:
-    """One token after a state that other tokens left behind."""
+    """The problem of one step: one token after the state of earlier tokens."""
     if operator in registry.SCANS:
         return _scan_step(registry.SCANS[operator])
     method, arrays = registry.make_method(operator, {}), case(operator).random(1).arrays
@@ -76,7 +76,10 @@ def one_step(operator: str) -> Problem:
 
 
 def _scan_step(row: Any) -> Problem:
-    """The arrays at one moment: without the axis along which two tokens need more numbers than one."""
+    """The problem of one step of a scan: its example arrays without their time axis.
+
+    The time axis is the one whose length differs between inputs of one step and of two.
+    """
     one, two = (find_case(row.name, {}).random(n) for n in (1, 2))
     arrays = {}
     for name, x in one.arrays.items():
@@ -87,7 +90,7 @@ def _scan_step(row: Any) -> Problem:
 
 
 def mamba(xp: ModuleType, shape: tuple[int, int, int], d_state: int, dtype: Any = "float32") -> dict[str, Any]:
-    """The arrays of a Mamba layer of shape (batch, n, d), by NumPy or CuPy, as Mamba starts: softplus, Δ near 0.05."""
+    """The arrays of a Mamba layer (batch, n, d) at initialisation, by NumPy or CuPy; softplus(bias) = 0.05."""
     rng, (batch, n, d) = xp.random.default_rng(0), shape
     wide = "float64" if dtype == "float64" else "float32"
     u, delta, z = (rng.standard_normal(shape, dtype="float32").astype(dtype) for _ in range(3))
@@ -101,7 +104,7 @@ def mamba(xp: ModuleType, shape: tuple[int, int, int], d_state: int, dtype: Any 
 
 
 def backends() -> list[str]:
-    """The libraries to measure, "library" or "library:device": SUBQUAD_BENCH_BACKENDS, else all that can be found."""
+    """The libraries to measure, "library" or "library:device": SUBQUAD_BENCH_BACKENDS, or all that are found."""
     known = list(loading.names())
     found = os.environ.get("SUBQUAD_BENCH_BACKENDS", ",".join(known)).split(",")
     if unknown := [backend for backend in found if backend.partition(":")[0] not in known]:
@@ -111,26 +114,26 @@ def backends() -> list[str]:
 
 
 def package_of(backend: str) -> str:
-    """The package that serves a library."""
+    """The backend package of a library."""
     return loading.names()[backend.partition(":")[0]]
 
 
 class PerOperator:
-    """Parameters of a benchmark of asv: every library and every operator, as they are when asv looks for benchmarks.
+    """Base of asv benchmarks with the parameters library and operator, read when asv looks for benchmarks.
 
-    A library that cannot be used here gives n/a.
+    A library that cannot be used on this machine gives n/a.
     """
 
     param_names: tuple[str, ...] = ("backend", "operator")
 
     @property
     def params(self) -> tuple[list[Any], ...]:
-        """One list for each name."""
+        """The values of each parameter, one list for each name in `param_names`."""
         return backends(), operators()
 
 
 def target(backend: str) -> Target:
-    """A library on a device; NotImplementedError, which asv shows as n/a, where it cannot be used here."""
+    """The target of a library; NotImplementedError, which asv shows as n/a, if the library cannot be used here."""
     try:
         (found,), _ = targets(backend)
     except CommandError as error:
@@ -139,18 +142,18 @@ def target(backend: str) -> Target:
 
 
 def prepare(backend: str, problem: Problem, *, gradient: bool = False) -> Prepared:
-    """A call that has run once: what is compiled or cached is, and is not measured."""
+    """A call that has run once, so that compiling and filling caches is not measured."""
     prepared = Prepared(target(backend), problem.bind(), tuple(problem.arrays.values()), gradient=gradient)
     prepared.run()
     return prepared
 
 
 def use_threads(count: int | None) -> int:
-    """Give every library the same number of threads, and return it; to be called before any of them is imported.
+    """Limit every library to `count` threads and return their number; call this before a library is imported.
 
     XLA and Numba take as many threads as the process has cores, so the cores are what is limited.
     """
-    if not hasattr(os, "sched_getaffinity"):  # not Linux: the libraries' own defaults
+    if not hasattr(os, "sched_getaffinity"):  # not Linux: the libraries keep their defaults
         return count or os.cpu_count() or 1
     cores = sorted(os.sched_getaffinity(0))
     if count is not None and count < len(cores):
@@ -162,12 +165,12 @@ def use_threads(count: int | None) -> int:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and extremes."""
+    """Median, minimum ("least") and maximum ("most") of the values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def compare(name: str, ours: Run, theirs: Run, repeat: int) -> dict[str, Any]:
-    """Two calls in turn: the row of a peer, with the ratio theirs / ours pair by pair."""
+    """The row of a peer: times of two calls that take turns, and the ratio theirs / ours, pair by pair."""
     times = interleave({"ours": ours, "theirs": theirs}, repeat)
     medians = {f"{side}_ms": 1e3 * statistics.median(found) for side, found in times.items()}
     ratio = spread([b / a for a, b in zip(times["ours"], times["theirs"], strict=True)])
@@ -175,18 +178,18 @@ def compare(name: str, ours: Run, theirs: Run, repeat: int) -> dict[str, Any]:
 
 
 def git(*command: str) -> str:
-    """What git prints about this repository; empty where there is none."""
+    """The output of a git command in this repository; empty if the command fails."""
     done = subprocess.run(["git", "-C", str(ROOT), *command], check=False, capture_output=True, text=True)
     return done.stdout.strip()
 
 
 def doubling(first: int, last: int) -> list[int]:
-    """first, 2 first, 4 first … last."""
+    """The lengths first, 2 first, 4 first … up to `last`."""
     return [n for n in (first << i for i in range(32)) if n <= last]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system: nothing that names one computer."""
+    """Processor, cores, memory and system, without a name that identifies the computer."""
     from asv.machine import Machine
 
     about = Machine.get_defaults()
@@ -195,7 +198,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(path: Path, command: str, *, title: str, packages: Iterable[str], threads: int, **content: Any) -> None:
-    """Write what was measured with what produced it, and where, as JSON."""
+    """Write measurements as JSON, with the command, the versions and the machine that produced them."""
     versions = {name: metadata.version(name) for name in packages}
     record = {
         "format": FORMAT,

@@ -48,13 +48,13 @@ class Record(NamedTuple):
 
     @property
     def line(self) -> str:
-        """What tells the lines of a panel apart: every parameter but the library and the length."""
+        """The name of a line in a panel: all parameters except library and length."""
         rest = {name: x for name, x in self.params.items() if name not in ("backend", "n")}
         return " ".join(name if x is True else str(x) for name, x in rest.items() if x is not False)
 
 
 def read(folder: Path) -> list[Record]:
-    """All numbers of the present versions of the benchmarks, oldest commit first; failed and n/a are left out."""
+    """All numbers of the current versions of the benchmarks, by age of the commit; failed and n/a are left out."""
     config, records = Config(), []
     config.results_dir = str(folder)
     benchmarks = Benchmarks.load(config)
@@ -73,7 +73,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def figures(records: Sequence[Record]) -> Iterator[tuple[str, list[tuple[str, str]], list[Record]]]:
-    """Title, panels and numbers: growth with n at the newest commit, where there are lengths, and history."""
+    """(title, panels, numbers) of each figure: growth with n, if there are lengths, and history."""
     places = {commit: i for i, commit in enumerate(dict.fromkeys(record.commit for record in records))}
     for name in sorted({record.benchmark for record in records}):
         here = [record for record in records if record.benchmark == name]
@@ -90,7 +90,7 @@ def figures(records: Sequence[Record]) -> Iterator[tuple[str, list[tuple[str, st
 
 
 def drawn(records: Sequence[Record], x: Callable[[Record], float], axis: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The library and a picture of each panel, all on one scale."""
+    """(library, picture) of each panel, with one scale for all."""
     values, lines = [record.value for record in records], sorted({record.line for record in records})
     for backend in dict.fromkeys(record.params.get("backend", "") for record in records):
         figure = Figure(figsize=(4.0, 3.6), layout="constrained")
@@ -113,7 +113,7 @@ def drawn(records: Sequence[Record], x: Callable[[Record], float], axis: dict[st
 
 
 def build(records: Sequence[Record]) -> str:
-    """The whole page: a section for each machine, a figure for each group, the numbers behind it folded away."""
+    """The page as HTML: a section for each machine, a figure for each group, and its numbers folded away."""
     parts = ["<h1>subquad: benchmarks</h1>", INTRODUCTION]
     for machine in dict.fromkeys(record.machine for record in records):
         here = [record for record in records if record.machine == machine]

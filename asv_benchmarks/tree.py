@@ -1,6 +1,6 @@
-"""A process that imports the subquad of another tree, and calls what it is asked to.
+"""A process that imports the subquad of another tree, and runs calls on request.
 
-The process runs this file by its path and imports nothing else of this folder: an older tree has other benchmarks.
+The process runs this file by its path and imports no other file of this folder: an older tree has other benchmarks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 600  # seconds until a process that does not answer is ended
+PATIENCE = 600  # seconds after which a process that does not answer is ended
 Question = tuple[str, dict[str, Any], int, dict[str, Any] | None]
 
 
 def check_out(repository: Path, commit: str, folder: Path) -> Path:
-    """Write the files of a commit into a folder and return it; the repository stays as it is, even if we are killed."""
+    """Write the files of a commit into a folder and return the folder; the repository is only read."""
     command = ["git", "-C", str(repository), "archive", "--format=tar", commit]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
@@ -33,7 +33,11 @@ def check_out(repository: Path, commit: str, folder: Path) -> Path:
 
 @contextmanager
 def process(tree: Path, environment: dict[str, str]) -> Iterator[Callable[[Question | int], None]]:
-    """A function that tells a process of the tree to `prepare` a call, then to call it so often; raises what failed."""
+    """Start a process of a tree and yield a function that sends it a request.
+
+    A `Question` makes the process `prepare` a call; a number makes it run that call so many times. A failure in the
+    process raises ChildProcessError.
+    """
     path = os.pathsep.join([str(tree), str(tree / "backends"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     env = os.environ | environment | {"PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": tree, "env": env}
@@ -58,7 +62,7 @@ def process(tree: Path, environment: dict[str, str]) -> Iterator[Callable[[Quest
 
 
 def prepare(name: str, arrays: dict[str, Any], positional: int, options: dict[str, Any] | None) -> Callable[[], Any]:
-    """A call of a public function by its name, or, without options, of the `step` of a method after one token."""
+    """The call of a public function by its name; if `options` is None, of the `step` of a method after one token."""
     import subquad
 
     if not Path(subquad.__file__).is_relative_to(Path.cwd()):
@@ -72,15 +76,15 @@ def prepare(name: str, arrays: dict[str, Any], positional: int, options: dict[st
 
 
 def serve(patience: int) -> None:
-    """Answer questions on the standard streams: with what failed, or None."""
+    """Answer requests from standard input on standard output, each with a failure as text, or None."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not end up among the answers
+    os.dup2(2, 1)  # text that a library prints goes to stderr, not among the answers
     while True:
         question, failure = pickle.load(sys.stdin.buffer), None
         signal.alarm(patience)
         try:
             if not isinstance(question, int):
-                call, question = prepare(*question), 2  # the first compiles
+                call, question = prepare(*question), 2  # the first call compiles
             for _ in range(question):
                 call()
         except Exception as error:  # the other tree goes on without this case

@@ -1,4 +1,4 @@
-"""subquad: sequence operators that cost less than quadratic, on any array library."""
+"""subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
 from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
 from subquad.explain import Explanation, explain

@@ -1,4 +1,4 @@
-"""`python -m subquad` is the command `subquad`."""
+"""`python -m subquad` runs the command `subquad`."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""For authors of backends: what a library tells subquad about itself, and how it replaces kernels.
+"""The interface for authors of backends: facts about an array library, and replacements of kernels.
 
-A *kernel* is a function of `subquad.kernels`, complete in plain Array API. A *backend* says what the standard lacks and
-its library has, and may replace kernels by *overrides*. An override declares what it takes; from that follow its
-reasons for declining a call. The generic form is always the last candidate, and the meaning of all the others.
+A *kernel* is a function of `subquad.kernels`, complete in plain Array API: its generic form. A *backend* supplies
+functions of its library that the standard lacks, and may replace kernels by *overrides*. An override declares the calls
+that it takes; the reasons for declining any other call follow from the declaration. Overrides are asked in order; the
+generic form is the last candidate, and every override must compute what it computes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ NO_CONTEXT = nullcontext()
 
 @dataclass(frozen=True)
 class Like:
-    """An array that does not exist yet: its shape and dtype."""
+    """The shape and dtype of an array that does not exist yet.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    dtype : dtype of the library
+        Data type of the array.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -31,20 +40,20 @@ class Like:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a library is doing around a call; all False where it computes at once.
+    """The state of a library around a call; all False if the library computes each operation at once.
 
     Attributes
     ----------
     tracing : bool
-        A program is recorded or compiled.
+        The call is being recorded into a program, such as under ``jax.jit`` or ``torch.compile``.
     transformed : bool
-        Arrays are wrappers of a functional transform, such as vmap.
+        An array is the wrapper of a functional transform, such as ``vmap``.
     tangents : bool
-        Forward-mode derivatives are asked for.
+        An array carries a forward-mode tangent.
     recorded : bool
-        Gradients will be asked for.
+        Operations are recorded for a backward pass.
     watched : bool
-        Something counts or rewrites single operations.
+        A mode counts or rewrites single operations, such as a dispatch mode of PyTorch.
     """
 
     tracing: bool = False
@@ -55,7 +64,7 @@ class Conditions:
 
 
 PLAIN = Conditions()
-UNLESS_UNDER = {  # the reason to decline under a condition that an override does not survive
+UNLESS_UNDER = {  # condition → the reason to decline of an override that does not list it in `Accepts.under`
     "tracing": "a compiler sees through the generic form",
     "transformed": "functional transforms see through the generic form only",
     "tangents": "forward-mode differentiation sees through the generic form only",
@@ -66,24 +75,24 @@ UNLESS_UNDER = {  # the reason to decline under a condition that an override doe
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a kernel, as it is shown to every override.
+    """One call of a kernel, as `Accepts.also` receives it.
 
     Attributes
     ----------
     kernel : str
         Name of the kernel.
     arrays : tuple of array or None
-        The positional arguments.
+        The positional arguments; None for an optional array that is not given.
     key_mask : array of bool, or None
         The one array that is passed by keyword.
     static : mapping
-        The other keywords; their values are hashable.
+        The other keywords, optional ones included; their values are hashable.
     conditions : Conditions
-        What the library is doing.
+        The state of the library around the call.
     """
 
     kernel: str
-    arrays: tuple[Any, ...]  # or None where there is none
+    arrays: tuple[Any, ...]  # None for an optional array that is not given
     key_mask: Array | None = None
     static: Mapping[str, Any] = field(default_factory=dict)
     conditions: Conditions = PLAIN
@@ -91,24 +100,24 @@ class Call:
 
 @dataclass(frozen=True)
 class Accepts:
-    """What an override takes.
+    """The calls that an override takes.
 
     Attributes
     ----------
     dtypes : tuple of str, default ("float32", "float64")
-        Names of the dtypes of the arrays; a key mask is bool and is not asked.
+        Names of the dtypes that positional arrays may have; the key mask, which is bool, does not count.
     one_dtype : bool, default True
-        All arrays have one dtype.
+        Whether all positional arrays must have one and the same dtype.
     devices : tuple of str, default ("cpu",)
-        Kinds of devices, as `Backend.device_kind` names them; () is every kind.
+        Kinds of devices, as `Backend.device_kind` names them; () means every kind. The first array decides.
     options : frozenset of str
-        Optional keywords of the kernel that the override knows. A call that uses another is declined.
+        Optional keywords of the kernel that the override takes. A call that uses another one is declined.
     under : frozenset of str
-        Names of the `Conditions` that it survives.
+        Names of the `Conditions` under which the override may run. Under any other condition a call is declined.
     needs : tuple of str
-        Packages that must be installed; each is looked for once a process.
+        Packages that must be installed. `Backend.is_installed` looks for each once a process.
     also : callable, optional
-        ``also(call)`` gives the reason, or None, for what no field says.
+        ``also(call)`` returns a further reason to decline, or None. It is called only if no field gives a reason.
     """
 
     dtypes: tuple[str, ...] = ("float32", "float64")
@@ -120,7 +129,22 @@ class Accepts:
     also: Callable[[Call], str | None] | None = None
 
     def why_not(self, call: Call, backend: Backend, unused: Mapping[str, Any]) -> list[str]:
-        """All reasons to decline a call; `unused` has the values with which optional keywords are not used."""
+        """Find all reasons to decline a call.
+
+        Parameters
+        ----------
+        call : Call
+            The call of the kernel.
+        backend : Backend
+            The backend of the arrays, which names devices and finds packages.
+        unused : mapping
+            Optional keyword of the kernel → the value that means "not used".
+
+        Returns
+        -------
+        list of str
+            The reasons; empty if the override takes the call.
+        """
         reasons = []
         for name, value in unused.items():
             option = call.key_mask if name == "key_mask" else call.static[name]
@@ -146,7 +170,7 @@ class Accepts:
         for package in self.needs:
             if not backend.is_installed(package):
                 reasons.append(f'{package} is not installed (pip install "subquad[{package}]")')
-        if self.also is not None and not reasons:  # it may rely on what the fields say
+        if self.also is not None and not reasons:  # `also` may rely on the fields, so it is not asked after a refusal
             own = self.also(call)
             reasons += [] if own is None else [own]
         return reasons
@@ -159,13 +183,14 @@ class Override:
     Attributes
     ----------
     kernel : str
-        Name of the kernel; checked against the list when the backend is loaded.
+        Name of the kernel, one of `subquad.kernels`; a name that does not exist raises when the backend is loaded.
     name : str
-        What `explain` and ``implementation=`` call it.
+        Name of the override in `explain` and in ``implementation=``; not "auto" or "generic".
     run : callable
-        Takes the kernel's arguments, less the optional keywords that `accepts` does not list.
+        Function of the kernel's arguments, without the optional keywords that ``accepts.options`` does not list.
+        It returns the outputs that `Kernel.outputs` declares.
     accepts : Accepts
-        What it takes.
+        The calls that the override takes.
     """
 
     kernel: str
@@ -175,68 +200,212 @@ class Override:
 
 
 class Backend:
-    """What the standard lacks and a library has. Every default is right for a library that computes at once."""
+    """Base of the backends: functions of a library that the standard lacks, and the overrides of kernels.
+
+    Every default is right for a library that computes each operation at once, on a CPU, without compilation. A package
+    exposes an instance of a subclass as `BACKEND`.
+
+    Attributes
+    ----------
+    library : str
+        Name of the array library, such as "numpy".
+    overrides : tuple of Override
+        The overrides, in the order in which they are asked.
+    fills_in_place : bool
+        Whether `fold_blocks` may write outputs block by block into one array.
+    """
 
     library: ClassVar[str] = ""
     overrides: ClassVar[tuple[Override, ...]] = ()
-    fills_in_place: ClassVar[bool] = False  # may an output be written block by block?
+    fills_in_place: ClassVar[bool] = False
 
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
-        """What decides how a call with these arrays goes, or None where that must be found out at every call."""
+        """Return a key of everything in these arrays that decides how a call runs: types, shapes, dtypes, devices.
+
+        Parameters
+        ----------
+        arrays : sequence of array or None
+            The arrays of the call.
+
+        Returns
+        -------
+        hashable or None
+            The key under which checks and choices are remembered. None, the default: nothing is remembered.
+        """
         return None
 
     def conditions(self, arrays: Sequence[Array | None]) -> Conditions:
-        """What the library is doing around a call with these arrays."""
+        """Return the state of the library around a call with these arrays.
+
+        Parameters
+        ----------
+        arrays : sequence of array
+            The arrays of the call.
+
+        Returns
+        -------
+        Conditions
+            The state; by default, the library computes at once.
+        """
         return PLAIN
 
     def device_kind(self, array: Array) -> str:
-        """Name of the kind of device that an array is on, as `Accepts.devices` lists it."""
+        """Return the kind of device that an array is on, as `Accepts.devices` lists it.
+
+        Parameters
+        ----------
+        array : array
+            An array of the library.
+
+        Returns
+        -------
+        str
+            Name of the kind, such as "cpu" (the default) or "cuda".
+        """
         return "cpu"
 
     def is_installed(self, package: str) -> bool:
-        """Whether a package can be imported; it is not."""
+        """Return whether a package can be imported, without importing it.
+
+        Parameters
+        ----------
+        package : str
+            Name of the package, as in ``import``.
+
+        Returns
+        -------
+        bool
+            Whether the package is installed; looked up once a process.
+        """
         return is_installed(package)
 
     def fold_blocks(
         self, step: Callable[..., Any], carry: Any, arrays: Sequence[Array | None], size: int, *, exact: bool = False
     ) -> tuple[Any, Array | None]:
-        """`subquad.core.block_loop.fold_blocks` in this library's own way; here as a Python loop."""
+        """Fold a step over blocks of rows, by a loop of the library; by default, a Python loop.
+
+        Parameters
+        ----------
+        step : callable
+            ``step(carry, *blocks)`` returns (carry, out); out may be None.
+        carry : pytree of arrays
+            The first carry.
+        arrays : sequence of array or None
+            Arrays with equally many rows (axis −2), cut into blocks; None is passed on as None.
+        size : int
+            Number of rows of a block; the last block may have fewer.
+        exact : bool, default False
+            Whether `size` must be kept. If not, a backend may take larger blocks.
+
+        Returns
+        -------
+        carry : pytree of arrays
+            The last carry.
+        out : array or None
+            The outputs joined along axis −2; None if the step returns None.
+        """
         from subquad.core.block_loop import loop_blocks
 
         return loop_blocks(step, carry, arrays, size, in_place=self.fills_in_place)
 
     def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(*args)` of Python values, called on the host also while a program is traced."""
+        """Call a function of Python values on the host, even while a program is traced.
+
+        Parameters
+        ----------
+        function : callable
+            A function that takes Python values and returns NumPy arrays.
+        *args
+            The Python values.
+
+        Returns
+        -------
+        object
+            ``function(*args)``.
+        """
         return function(*args)
 
     def is_concrete(self, *arrays: Array | None) -> bool:
-        """Whether the values of these arrays can be read: nothing is traced."""
+        """Return whether the values of these arrays can be read, that is, whether none is traced.
+
+        Parameters
+        ----------
+        *arrays : array or None
+            The arrays; None does not count.
+
+        Returns
+        -------
+        bool
+            Whether all values can be read; True by default.
+        """
         return True
 
     def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
-        """`change(*given)` where the condition holds anywhere, else `given`; while tracing always the first."""
+        """Return ``change(*given)`` if the condition is true, else `given`; for conditions that cannot be read.
+
+        `change` leaves entries as they are where there is nothing to change. The default therefore calls it in any
+        case; a library that can trace a conditional saves the work.
+
+        Parameters
+        ----------
+        condition : array of bool, shape ()
+            The condition.
+        change : callable
+            Function of the arrays given; it returns arrays of the same shapes and dtypes.
+        given : tuple of array
+            The arrays.
+
+        Returns
+        -------
+        tuple of array
+            The changed arrays, or the arrays given.
+        """
         return change(*given)
 
     def full_precision(self, like: Array) -> AbstractContextManager[Any]:
-        """A context in which products of arrays like the one given are computed in their own dtype."""
+        """Return a context in which matrix products are computed in the dtype of their factors.
+
+        Parameters
+        ----------
+        like : array
+            An array of the dtype and on the device of the factors.
+
+        Returns
+        -------
+        context manager
+            The context; by default, one that changes nothing.
+        """
         return NO_CONTEXT
 
     def exp_difference(self, xp: Any, x: Array, y: Array) -> Array:
-        """exp(x − y), where x is a temporary that may be overwritten."""
+        """Return exp(x − y), where x is a temporary that may be overwritten.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x, y : array
+            Exponents; y broadcasts against x.
+
+        Returns
+        -------
+        array
+            exp(x − y), possibly in the memory of `x`.
+        """
         return xp.exp(x - y)
 
 
 @cache
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported, looked for once a process."""
+    """Whether a package can be imported; looked up once a process, since an absent package costs a disk search."""
     return importlib.util.find_spec(package) is not None
 
 
 def dtype_name(x: Array) -> str:
-    """Name of an array's dtype in every library, such as "float32"."""
+    """The name of an array's dtype without the library's name, such as "float32"."""
     return str(x.dtype).rpartition(".")[2]
 
 
 def hooks(cls: type) -> Iterator[str]:
-    """Public names that a class of backends defines itself."""
+    """The public names that a class of backends defines in its own body."""
     return (name for name in vars(cls) if not name.startswith("_"))

@@ -1,4 +1,4 @@
-"""Which implementations would a call use, and why."""
+"""`explain`: which implementations a call would use, and why."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from subquad.core.loading import library_of
 from subquad.core.spelling import nearest
 from subquad.registry import SCANS
 
-CALLS = ("summarize", "attend", "step")  # of a method
+CALLS = ("summarize", "attend", "step")  # calls of a method that reach kernels; merge reaches none
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which implementations a call uses, kernel by kernel, and why not others. `print` it.
+    """The implementations that a call uses, kernel by kernel, and why others declined; ``print`` shows it as text.
 
     Attributes
     ----------
     library : str
         Name of the array library.
     choices : tuple of Choice
-        One for each kernel that the call reaches, in order: its `kernel`, `implementation` and `declined`.
+        The choices in the order of the call, each with `kernel`, `implementation` and `declined`. A choice that the
+        call repeats, kernel and reasons alike, is listed once.
     """
 
     library: str
@@ -34,17 +35,17 @@ class Explanation:
 
     @property
     def kernel(self) -> str | None:
-        """Name of the first kernel; None where the call reaches none."""
+        """Name of the first kernel; None if the call reaches no kernel."""
         return self.choices[0].kernel if self.choices else None
 
     @property
     def implementation(self) -> str:
-        """The implementation of the first kernel: "generic", or the name of an override."""
+        """Implementation of the first kernel: "generic", also without a kernel, or the name of an override."""
         return self.choices[0].implementation if self.choices else "generic"
 
     @property
     def declined(self) -> tuple[tuple[str, str], ...]:
-        """The overrides of the first kernel that declined, each with its reasons."""
+        """Overrides of the first kernel that declined: (name, reasons)."""
         return self.choices[0].declined if self.choices else ()
 
     def __str__(self) -> str:
@@ -58,25 +59,33 @@ class Explanation:
 
 
 def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Explanation:
-    """Say which implementations a call uses, and why not others, without running a kernel.
+    """Say which implementations a call would use and why others declined, without running a kernel.
 
     Parameters
     ----------
     function : callable or str
-        `subquad.attention`, a scan such as `subquad.selective_scan` or one step of it, or the name of one of these;
-        or a method object or a call of it, such as ``subquad.Favor().step``.
+        One of:
+
+        - `subquad.attention`, a scan such as `subquad.selective_scan`, or a step such as `subquad.selective_scan_step`;
+        - the name of one of these functions;
+        - a method object, or its `summarize`, `attend` or `step`, such as ``subquad.Favor().step``.
     *args, **kwargs
-        The arguments of the call. They are checked as the call would check them.
+        The arguments of the call, which are checked as the call checks them.
 
     Returns
     -------
     Explanation
-        Print it, or read its `library` and `choices`.
+        The library and the choices; ``print`` shows them as text.
 
     Raises
     ------
     ValueError
-        For a function that is none of these; and whatever the call itself raises for its arguments.
+        If `function` is not one of those above. The call's own errors are raised too.
+
+    Notes
+    -----
+    In place of the outputs of a kernel, zeros of the declared shapes and dtypes go on through the call. So kernels that
+    are reached later are explained as well, while nothing of the cost of a kernel is paid.
 
     Examples
     --------
@@ -90,13 +99,13 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     call = _find(function)
     with listening() as choices:
         call(*args, **kwargs)
-    kept: dict[Choice, None] = dict.fromkeys(choices)  # a kernel that is chosen twice alike is told once
+    kept: dict[Choice, None] = dict.fromkeys(choices)  # a kernel that is chosen twice alike is listed once
     first = next(x for x in args if hasattr(x, "dtype"))
     return Explanation(library_of(array_namespace(first)), tuple(kept))
 
 
 def _find(function: Any) -> Callable[..., Any]:
-    """The function to call; ValueError for one that is not this package's."""
+    """The function that `function` names or is; ValueError if `explain` does not know it."""
     known = {"attention": attention} | {row.name: row.function for row in SCANS.values()}
     known |= {row.step.__name__: row.step for row in SCANS.values() if row.step is not None}
     if isinstance(function, str) and function in known:

@@ -1,7 +1,7 @@
-"""Methods and scans as rows of two tables: what `explain`, `compare`, benchmarks, tests and docs read.
+"""The registry: two tables, of methods and of scans, which `explain`, `compare`, benchmarks, tests and docs read.
 
-A class becomes a method by `register`, a function a scan by `register_scan`. A distribution may add methods by entry
-points of the group "subquad.methods": the name of a method, and the module that registers it.
+`register` makes a class a method, and `register_scan` makes a function a scan. Another distribution may add methods by
+entry points of the group "subquad.methods": each gives the name of a method and the module that registers it.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ GROUP = "subquad.methods"
 Cls = TypeVar("Cls", bound=type)
 Function = TypeVar("Function", bound=Callable[..., Any])
 Host = np.ndarray[Any, Any]
-Inputs = tuple[dict[str, Host], dict[str, Any]]  # arrays by name in the order of a scan's arguments; its options
+Inputs = tuple[dict[str, Host], dict[str, Any]]  # (arrays by name, in the order of the scan's arguments; options)
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """An attention method.
+    """The row of an attention method.
 
     Attributes
     ----------
     name, aliases : str, tuple of str
-        What `attention` calls it.
+        Names of the method in `subquad.attention`.
     cls : type
-        The class of its objects.
+        Class of the method's objects, a subclass of `subquad.Method`.
     cost : str
-        Its operations in n, n_kv, d, d_v and m, such as "n m (d + d_v)".
+        Number of operations in n, n_kv, d, d_v and m, such as "n m (d + d_v)".
     size : str or None
-        The option that says how large it is, such as "num_features".
+        Name of the option that sets the size m, such as "num_features"; None if the method has no such option.
     defaults : tuple of dict
-        The options with which it is compared unless somebody says otherwise.
+        Options with which `subquad compare` runs the method by default, one run for each.
     options : tuple of str
-        Names of its options; those of the class.
+        Names of the options: the fields of the class.
     """
 
     name: str
@@ -60,30 +60,30 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class ScanRow:
-    """A recurrence.
+    """The row of a scan.
 
     Attributes
     ----------
     name : str
         Name of the function.
     function : callable
-        The scan: arrays by position, then options and further arrays by keyword.
+        The scan; it takes arrays by position, then options and further arrays by keyword.
     state : StateSpec
-        What `summarize_scan` gives, and how two of these merge.
+        The arrays that `summarize_scan` returns, and how two such states merge.
     decay : callable
-        ``decay(arrays, options)``: the factor from the state before the arrays to the state after them.
+        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them.
     draw : callable
-        ``draw(rng, n)``: example inputs of n steps, float64, at the sizes and time scales of its first use.
+        ``draw(rng, n)`` returns example inputs of n steps, in float64, of realistic sizes and time scales.
     cost : str
-        Its operations.
+        Number of operations, such as "n d d_state".
     positional : tuple of str
-        The arrays that it takes by position.
+        Names of the arrays that the scan takes by position.
     step : callable or None
-        One step of it, for decoding.
+        Function of one step, for decoding; None if the scan has none.
     activations : callable or None
-        ``activations(q, k, v)``: inputs made of real queries, keys and values.
+        ``activations(q, k, v)`` makes inputs of real queries, keys and values.
     reference : callable or None
-        ``reference(arrays, options)``: its definition in float64, on NumPy.
+        ``reference(arrays, options)`` computes the definition by NumPy, in float64.
     """
 
     name: str
@@ -98,7 +98,20 @@ class ScanRow:
     reference: Callable[[Mapping[str, Host], Mapping[str, Any]], Host] | None = None
 
     def call(self, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-        """The function's answer for arrays by name."""
+        """Call the scan with arrays given by name.
+
+        Parameters
+        ----------
+        arrays : mapping
+            Name → array.
+        options : mapping
+            Further keywords of the scan.
+
+        Returns
+        -------
+        array or tuple of array
+            The output of the scan.
+        """
         by_position = [arrays.get(name) for name in self.positional]
         while by_position and by_position[-1] is None:
             by_position.pop()
@@ -106,7 +119,20 @@ class ScanRow:
                              **options)  # fmt: skip
 
     def inputs(self, q: Host, k: Host, v: Host) -> Inputs:
-        """Inputs made of real activations; where the scan has no such maker, example inputs as long as `v`."""
+        """Make inputs of real activations; without `activations`, draw example inputs as long as `v`.
+
+        Parameters
+        ----------
+        q, k, v : numpy.ndarray
+            Queries, keys and values.
+
+        Returns
+        -------
+        arrays : dict
+            Name → NumPy array, in the order of the scan's arguments.
+        options : dict
+            Further keywords of the scan.
+        """
         if self.activations is None:
             return self.draw(np.random.Generator(np.random.PCG64(0)), v.shape[-2])
         return self.activations(q, k, v)
@@ -127,12 +153,31 @@ def register(
     size: str | None = None,
     defaults: Sequence[Mapping[str, Any]] = ({},),
 ) -> Callable[[Cls], Cls]:
-    """Give a class of methods a name; the arguments are fields of `MethodRow`. A decorator.
+    """Register a class as an attention method: a decorator.
+
+    Parameters
+    ----------
+    name : str
+        Name of the method in `subquad.attention`.
+    aliases : sequence of str
+        Further names.
+    cost : str
+        Number of operations in n, n_kv, d, d_v and m.
+    size : str or None
+        Name of the option that sets the size m.
+    defaults : sequence of dict
+        Options with which `subquad compare` runs the method by default.
+
+    Returns
+    -------
+    callable
+        A decorator that registers a class and returns it.
 
     Raises
     ------
     ValueError
-        If the name or an alias is taken by a class that stands elsewhere.
+        From the decorator, if the name or an alias belongs to another class. A class that is defined again under the
+        same path, as in a notebook, replaces the first.
     """
 
     def decorate(cls: Cls) -> Cls:
@@ -150,12 +195,24 @@ def register(
 
 
 def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
-    """Make a function a scan; the keywords are fields of `ScanRow`. A decorator.
+    """Register a function as a scan: a decorator.
+
+    Parameters
+    ----------
+    name : str
+        Name of the function.
+    **fields
+        Further fields of `ScanRow`: `state`, `decay` and `draw` are required.
+
+    Returns
+    -------
+    callable
+        A decorator that registers a function and returns it.
 
     Raises
     ------
     ValueError
-        If the name is taken by a function that stands elsewhere.
+        From the decorator, if the name belongs to another function; one under the same path is replaced.
     """
 
     def decorate(function: Function) -> Function:
@@ -170,23 +227,23 @@ def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
 
 
 def _path(thing: Any) -> str:
-    """Where a class or function stands; one that is defined again, as in a notebook, stands where it stood."""
+    """Module and qualified name of a class or function."""
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def method_row(name: str) -> MethodRow:
-    """The row of a method by its name or an alias; ValueError names those that are most like an unknown one."""
+    """The row of a method by its name or an alias; ValueError, with the nearest names, for an unknown name."""
     cls = METHODS.get(ALIASES.get(name, name))
     if cls is None:
         cls = _from_entry_point(name)
     if cls is None:
         msg = f"unknown method {name!r}; {nearest(name, [*METHODS, *ALIASES])}"
         raise ValueError(msg)
-    return _rows.get(cls) or MethodRow(name, cls)  # a class that somebody put into METHODS by hand
+    return _rows.get(cls) or MethodRow(name, cls)  # a class put into METHODS without `register` has no row
 
 
 def scan_row(scan: str | Callable[..., Any]) -> ScanRow:
-    """The row of a scan by its name or function."""
+    """The row of a scan by its name or its function; ValueError for an unknown one."""
     for row in SCANS.values():
         if scan == row.name or scan is row.function:
             return row
@@ -196,7 +253,10 @@ def scan_row(scan: str | Callable[..., Any]) -> ScanRow:
 
 
 def make_method(name: str, options: Mapping[str, Any]) -> Any:
-    """The method object for a name and its options; TypeError for an option that it does not have."""
+    """The method object of a name with these options.
+
+    Raises ValueError for an unknown name, TypeError for an option that the method does not have.
+    """
     if not options:
         return _default(METHODS.get(ALIASES.get(name, name)) or method_row(name).cls)
     row = method_row(name)
@@ -208,7 +268,7 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def _default(cls: type[Any]) -> Any:
-    """The object with default options; it is frozen and holds no array."""
+    """The object of a class with default options, made once: it can be shared, being frozen and without arrays."""
     method = _defaults.get(cls)
     if method is None:
         method = _defaults[cls] = cls()
@@ -216,7 +276,7 @@ def _default(cls: type[Any]) -> Any:
 
 
 def _from_entry_point(name: str) -> type[Any] | None:
-    """The class of a method that another distribution brings, once its module is imported."""
+    """The class of a method that an entry point of another distribution names and registers; None if there is none."""
     for entry in importlib.metadata.entry_points(group=GROUP, name=name):
         entry.load()
         return METHODS.get(name)

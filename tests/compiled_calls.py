@@ -1,4 +1,4 @@
-"""Whole calls made of the compiled verbs, with their gradients: what the drivers of `subquad.attention` do, and no more."""
+"""Whole calls built from the compiled kernels, with their gradients, as the drivers of `subquad.attention` build them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def elu(scale_k: float, scale_q: float) -> Mapped:
 
 
 class Done(NamedTuple):
-    """A call: its output, and for its gradient what each verb was given, saved and gave."""
+    """A finished call: its output, and the inputs, saved arrays and outputs of each kernel for the gradient."""
 
     out: Array
     verbs: tuple[tuple[Any, tuple[Any, ...], Any, tuple[Array, ...]], ...]
@@ -65,7 +65,7 @@ def product(
 def causal_product(
     q: Array, k: Array, v: Array, *, phi: Mapped, key_mask: Array | None = None, save: bool = False, **options: Any
 ) -> Done:
-    """Attention through features, causal; nothing is saved where the compiled gradient cannot take it."""
+    """Causal attention through features; nothing is saved if the compiled gradient cannot take the call."""
     ahead, early = alignment(q.shape[-2], k.shape[-2])
     before, after = (None if key_mask is None else key_mask[..., x] for x in (slice(ahead), slice(ahead, None)))
     state, verbs = NO_STATE, ()
@@ -82,7 +82,7 @@ def causal_product(
 
 
 def gradients(done: Done, phi: Mapped, grad: Array, *, threads: int | None = None) -> list[Array]:
-    """Gradients by q, k and v, then by the weights where the verbs give them."""
+    """Gradients by q, k and v, then by the weights as far as the kernels give them."""
     verb, arrays, saved, outputs = done.verbs[-1]
     grads = (grad[..., done.early :, :], *(None for _ in outputs[1:]))
     by_weights = verb is ATTEND
@@ -125,7 +125,7 @@ def scan_forward(
     delta_bias: Array | None = None, initial_state: Array | None = None, delta_softplus: bool = False,
     reverse: bool = False, **options: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """y and the last state of the selective scan."""
+    """(y, last state) of the selective scan."""
     arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
     static = {"delta_softplus": delta_softplus, "reverse": reverse}
     return COMPILED["selective_scan"].forward(arrays, static, **options)[0]
@@ -136,7 +136,7 @@ def scan_backward(
     delta_bias: Array | None, initial_state: Array | None, delta_softplus: bool, reverse: bool, grad_y: Array,
     grad_state: Array | None = None, **options: Any,
 ) -> Gradients:  # fmt: skip
-    """Gradients of the selective scan, whose outputs are not read."""
+    """Gradients of the selective scan; its outputs are not needed."""
     arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
     static, need = {"delta_softplus": delta_softplus, "reverse": reverse}, [x is not None for x in arrays]
     grads = grad_y, grad_state
@@ -153,7 +153,7 @@ def linear_scan_forward(
 def linear_scan_backward(
     a: Array, h: Array, initial_state: Array | None, reverse: bool, grad_h: Array, **options: Any
 ) -> tuple[Array | None, ...]:
-    """Gradients of the linear scan; b is not read."""
+    """Gradients of the linear scan; b is not needed."""
     arrays, need = (a, h, initial_state), [True, True, initial_state is not None]
     return COMPILED["linear_scan"].backward(arrays, {"reverse": reverse}, None, (h,), (grad_h,), need, **options)
 

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rows.libraries import EAGER, LIBRARIES, Jax, Library
 
 
 def pytest_configure() -> None:
-    """One thread: the arrays are small, and workers that spin on each other's cores take ten times as long."""
+    """Run libraries on one thread: arrays are small, and threads of parallel workers would compete for the cores."""
     with contextlib.suppress(ImportError):
         import torch
 
@@ -24,30 +24,30 @@ def pytest_configure() -> None:
 
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest) -> Library:
-    """Every row of the table of libraries."""
+    """Each row of the table of libraries, in turn."""
     return request.param
 
 
 @pytest.fixture(params=EAGER)
 def eager(request: pytest.FixtureRequest) -> Library:
-    """Every library once."""
+    """Each library, once, in turn."""
     return request.param
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """Seed fixed: a failure can be seen again."""
+    """A random generator with a fixed seed, so that a failure can be reproduced."""
     return np.random.default_rng(20240917)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 64 rows, so that short sequences are cut into several, the last one ragged."""
+    """Set blocks to 64 rows, so that short sequences are cut into several blocks, the last one ragged."""
     monkeypatch.setattr("subquad.core.block_loop.BLOCK_ELEMENTS", 1)
 
 
 @pytest.fixture
 def jax_library() -> Jax:
-    """JAX, or a skip."""
+    """The row of JAX; the test is skipped if JAX is not installed."""
     pytest.importorskip("jax")
     return Jax()

@@ -1,4 +1,4 @@
-"""A fresh interpreter, where nothing is imported yet."""
+"""Code run in a fresh interpreter, in which nothing is imported yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATIENCE = 300  # seconds for a process of its own: one that hangs must not bloc
 
 
 def python(code: str, *path: Path) -> str:
-    """What it prints."""
+    """The output that the code prints in a fresh interpreter."""
     search = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code],

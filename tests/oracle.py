@@ -1,4 +1,4 @@
-"""The arrays that the reference implementation of Mamba computed; data/oracle/README.md says how."""
+"""Arrays that the reference implementation of Mamba computed; data/oracle/README.md says how."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load(name: str) -> dict[str, np.ndarray]:
 
 
 def channels_last(name: str, x: np.ndarray, given: dict[str, np.ndarray]) -> np.ndarray:
-    """(batch, …, length) → (batch, length, …); interleaved complex maps become complex."""
+    """Move the last axis: (batch, …, length) to (batch, length, …); interleaved complex maps become complex."""
     if name in ("B", "C") and x.ndim == 3 and np.iscomplexobj(given["A"]):
         x = x[..., 0::2] + 1j * x[..., 1::2]
     return np.moveaxis(x, -1, 1) if x.ndim > 2 else x

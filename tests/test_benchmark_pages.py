@@ -1,4 +1,4 @@
-"""The tables and pictures of the documentation are made of the JSON of the measurements."""
+"""Tables and pictures of the documentation are made from the JSON of the measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causal: nothing of a later key is in an earlier row, not even its rounding."""
+"""Causality: a later key changes nothing in an earlier row, not even the rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ptxas makes of the kernels: no spills, and registers that leave room for enough blocks."""
+"""The kernels compiled by ptxas have no spills, and leave registers for enough blocks."""
 
 import itertools
 import re

@@ -46,7 +46,7 @@ BARRIERS = [
 
 
 def kernels_of(cases):
-    """What a run of the cases launches, from a dry run."""
+    """The names of the kernels that the cases launch, from a dry run."""
     names = set()
     for multiprocessors in (0, 132):
         device = NumpyDevice(lambda *launch: names.add(launch[0]), multiprocessors)

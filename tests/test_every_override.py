@@ -1,4 +1,4 @@
-"""Every override of every backend, as its declaration says: the cases here are made of what overrides accept."""
+"""Every override of every backend keeps its declaration: the cases are made from what overrides accept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def subsets(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def examples(override: Override, dtype: str) -> list[Example]:
-    """Those that have arrays of this dtype: complex ones for a complex dtype, else real ones."""
+    """The examples that have arrays of this dtype: complex arrays for a complex dtype, else real arrays."""
     found = [x for x in EXAMPLES[override.kernel] if x.is_complex == (dtype in REAL)]
     assert found, f"tests/rows/kernels.py has no example of {override.kernel} in {dtype}"
     return found
@@ -164,7 +164,7 @@ GRADIENT_ROOM = 4
 
 @functools.cache
 def reference_gradients(example: Example, chosen: tuple[str, ...], dtype: str) -> list[np.ndarray]:
-    """By PyTorch, of the generic form in float64 of inputs rounded to `dtype`."""
+    """Gradients by PyTorch of the generic form in float64, for inputs rounded to `dtype`."""
     pytest.importorskip("torch")
     wide = dataclasses.replace(example, draw=lambda: rounded(example, dtype))
     return torch_gradients(Torch(), KERNELS[example.kernel].generic, wide, chosen, "float64")
@@ -199,7 +199,7 @@ def torch_gradients(
 def jax_gradients(
     library: Library, function: Any, example: Example, chosen: tuple[str, ...], dtype: str
 ) -> list[np.ndarray]:
-    """Under `jit`; JAX's gradient by a complex number is the conjugate."""
+    """Gradients by JAX under `jit`, conjugated, since JAX's gradient by a complex number is the conjugate."""
     import jax
 
     arrays, keywords = example.given(library, dtype, chosen)

@@ -1,4 +1,4 @@
-"""The regression gate: a neighbour's noise raises no alarm, a slowdown does."""
+"""The regression gate: noise of other processes raises no alarm, a slowdown does."""
 
 from __future__ import annotations
 

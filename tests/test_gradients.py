@@ -118,7 +118,7 @@ def check_scan(scan: Scan, implementation: str) -> None:
 
 
 def tied(P: Any, other: Any) -> tuple[Any, Any, Any]:
-    """A, B, C where B and C are one parameter."""
+    """(A, B, C) where B and C are one parameter."""
     return -other, P, P
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom: nothing before its array arrives, from later rooms to earlier ones, no name that is private."""
+"""Rules of imports: no library before its first array, no import against the order of packages, no private name."""
 
 from __future__ import annotations
 

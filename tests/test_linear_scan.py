@@ -258,7 +258,7 @@ def weighted(form: Form, implementation: str, h_of: Callable[[Any], Any]) -> Cal
 
 @functools.cache
 def torch_gradients(form: Form, n: int) -> list[np.ndarray]:
-    """Those of the generic form by PyTorch's own rules: ∂/∂Re + i ∂/∂Im."""
+    """The gradients of the generic form by PyTorch's own rules, ∂/∂Re + i ∂/∂Im."""
     torch = pytest.importorskip("torch")
     tensors = [torch.from_numpy(x).requires_grad_() for x in form.draw(n) if x is not None]
     weighted(form, "generic", lambda h: h.real)(*tensors).backward()
@@ -313,7 +313,7 @@ def test_only_the_gradients_asked_for_come() -> None:
 
 
 def shifted(a: np.ndarray) -> np.ndarray:
-    """a[t+1] at t, by which the gradient runs back."""
+    """a[t+1] at place t: the factors of the scan that runs back through the gradient."""
     return np.concatenate([a[:, 1:], np.zeros_like(a[:, :1])], axis=1)
 
 

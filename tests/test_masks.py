@@ -15,7 +15,7 @@ WHOLE = Case((2, N, D), (2, N, D), (2, N, 5))
 
 
 def padded(side: str, garbage: float, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
-    """Inputs, the same with 20 rows of padding that hold `garbage`, and the mask of the rows that are real."""
+    """(inputs, inputs with 20 rows of padding that hold `garbage`, mask of the real rows)."""
     inputs = WHOLE.draw()
     keep = np.zeros(N + 20, dtype=bool)
     places = {"left": np.arange(20, N + 20), "right": np.arange(N)}

@@ -93,7 +93,7 @@ def by_definition(given: Arrays, softplus: bool, reverse: bool) -> tuple[Arrays,
 
 
 def error(got: Any, expected: Any) -> float:
-    """Largest difference as a part of the largest expected entry."""
+    """The maximum difference divided by the maximum of the expected entries."""
     return relative_error(got, expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected)
 
 

@@ -1,4 +1,4 @@
-"""What single overrides promise beside what all do: ranges, memory, what they leave to the generic form."""
+"""Promises of single overrides: ranges, memory, and the calls that they leave to the generic form."""
 
 from __future__ import annotations
 

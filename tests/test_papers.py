@@ -1,4 +1,4 @@
-"""The rows of the papers' tables compute what they are called."""
+"""The rows of the papers' tables compute what their names say."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ ROUNDED = ("n=63", "grouped")
 
 
 def kinds(library: Library, row: Row, case: str) -> list[tuple[str, bool]]:
-    """The (dtype, causal) to try; none where the row, the case and the library do not go together."""
+    """The pairs (dtype, causal) to test; none if row, case and library do not go together."""
     if not row.fits(CASES[case]) or (
         isinstance(library, NumPyReadOnly | StrictNoFloat64 | TorchMeta) and case not in FEW
     ):

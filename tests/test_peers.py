@@ -1,4 +1,4 @@
-"""Live against other packages: the same inputs and the same random directions give the same output."""
+"""Equal inputs and equal random directions give outputs equal to those of other packages, which run here too."""
 
 from __future__ import annotations
 

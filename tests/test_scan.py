@@ -58,7 +58,7 @@ def test_generic_equals_the_loop(scan: Scan, small_spans: None) -> None:
 
 @pytest.fixture
 def small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs of 32 steps to a span: 257 steps are four spans and one step."""
+    """Set a span to two runs of 32 steps, so that 257 steps are four spans and one step."""
     module = importlib.import_module("subquad.kernels.selective_scan")  # the package's attribute is the function
     monkeypatch.setattr(module, "STEP_ELEMENTS", 2 * 2 * D * D_STATE)
 

@@ -1,4 +1,4 @@
-"""Shapes and options that nobody thought of, drawn by Hypothesis."""
+"""Shapes and options drawn by Hypothesis."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_chunks(problem: dict[str, Any], cut: int) -> None:
         )
         for part in (slice(None, cut), slice(cut, None))
     ]
-    if min(q.ndim, k.ndim, v.ndim) >= 3 and 1 < parts[0]["k"].shape[-3] < q.shape[-3]:
+    if min(q.ndim, k.ndim, v.ndim) >= 3 and 1 < parts[0]["denominator"].shape[-3] < q.shape[-3]:
         return  # heads would be grouped
     out = method.attend(q, method.merge(*parts), **keywords)
     full = method(q, k, v, key_mask=mask, **keywords)

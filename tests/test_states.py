@@ -1,4 +1,4 @@
-"""What a chunk of keys leaves behind is a small dict of arrays that merges, pickles and continues."""
+"""The state of a chunk of keys is a dict of small arrays, which merges, pickles and continues."""
 
 from __future__ import annotations
 

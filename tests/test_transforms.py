@@ -22,7 +22,7 @@ SOME = named("exact", "favor-seed", "linear", "nystrom")
 
 @pytest.fixture
 def torch() -> Iterator[Any]:
-    """torch, with nothing compiled before and nothing left behind."""
+    """The module torch, with its compiler reset before and after the test."""
     module = pytest.importorskip("torch")
     module._dynamo.reset()
     yield module

@@ -1,4 +1,4 @@
-"""The selective scan as its formula says, a step at a time in torch float64: gradients are torch's own."""
+"""The selective scan by its formula, step by step in torch float64, with gradients by torch's autograd."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Benchmarks of subquad for asv; see ../README.md.
 
-Array libraries read the number of threads when they are imported, so it is set here, before any of them is. One
-thread unless SUBQUAD_BENCH_THREADS says otherwise: a shared machine gives one core steadily, rarely all of them.
+Array libraries read the number of threads when they are imported, so this file sets it before any import. The number is
+SUBQUAD_BENCH_THREADS, by default 1, because a shared machine gives one core steadily, but seldom all.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is measured is the subquad that is installed
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # at the end, so that the installed subquad is measured
 
 from asv_benchmarks import environment
 
@@ -18,6 +18,7 @@ os.environ |= environment(os.environ.get("SUBQUAD_BENCH_THREADS", "1"))
 
 from asv_benchmarks.harness import backends, package_of
 
-for _backend in backends():  # asv forks a process for each measurement: they find the libraries imported, none started
+# asv forks a process for each measurement: libraries are imported here once, but no thread is started
+for _backend in backends():
     with contextlib.suppress(ImportError):
         importlib.import_module(f"{package_of(_backend)}.bench")

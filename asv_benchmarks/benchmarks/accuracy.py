@@ -1,4 +1,4 @@
-"""How far each operator is from its definition, on the activations of a trained model that come with the package."""
+"""Error of each operator against its definition, on the activations of a trained model that come with the package."""
 
 from asv_benchmarks import harness
 from subquad.cli.definitions import relative_error
@@ -11,13 +11,13 @@ class Accuracy(harness.PerOperator):
     timeout = 120.0
 
     def setup(self, backend: str, operator: str) -> None:
-        """A call, and what it should return."""
+        """Prepare a call and the output that it should return."""
         case = harness.case(operator)
         problem = case.real(read_sample())
         self.prepared, self.reference = harness.prepare(backend, problem), case.reference(problem)
 
     def track_error(self, _backend: str, _operator: str) -> float:
-        """0 is exact, 1 is as good as answering 0."""
+        """The relative error: 0 is exact, 1 is as good as the answer 0."""
         return relative_error(self.prepared.bench.to_numpy(self.prepared.run()), self.reference)
 
     track_error.unit = "relative error"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a call costs beside its arithmetic: importing, compiling, and the way through the front door."""
+"""Cost of a call beside its arithmetic: importing, compiling, checking arguments and choosing an implementation."""
 
 import os
 import tempfile
@@ -7,14 +7,14 @@ from asv_benchmarks import harness
 
 
 class Import:
-    """In a fresh interpreter."""
+    """Time of imports in a fresh interpreter."""
 
     def timeraw_subquad(self) -> str:
-        """With NumPy, which it needs."""
+        """Import subquad, which imports NumPy."""
         return "import subquad"
 
     def timeraw_numpy(self) -> str:
-        """What NumPy takes of that."""
+        """Import NumPy alone, for comparison."""
         return "import numpy"
 
 
@@ -24,52 +24,52 @@ class Compile(harness.PerOperator):
     timeout = 120.0
 
     def setup(self, backend: str, operator: str) -> None:
-        """Import the library, make the arrays."""
+        """Import the library and make the arrays, with empty caches of compiled code."""
         self.empty = tempfile.TemporaryDirectory()
-        os.environ["NUMBA_CACHE_DIR"] = self.empty.name  # read when it is first imported
-        os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # read when a kernel is compiled
+        os.environ["NUMBA_CACHE_DIR"] = self.empty.name  # read when Numba is first imported
+        os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # read when CuPy compiles a kernel
         problem = harness.case(operator).random(256)
         self.first = harness.Prepared(harness.target(backend), problem.bind(), tuple(problem.arrays.values()))
 
     def track_compile_time(self, _backend: str, _operator: str) -> float:
-        """It can be measured once in a process, so neither warmed up nor repeated."""
+        """Time of the first call, which a process can measure once: no warm-up, no repetition."""
         return harness.seconds(self.first.run)
 
     track_compile_time.unit = "seconds"  # type: ignore[attr-defined]
 
     def teardown(self, _backend: str, _operator: str) -> None:
-        """Remove what was compiled."""
+        """Remove the compiled code."""
         self.empty.cleanup()
 
 
 class Call(harness.PerOperator):
-    """Four tokens: there is next to nothing to compute."""
+    """A call with four tokens, in which there is next to nothing to compute."""
 
     number, repeat, rounds, warmup_time = 50, (3, 20, 1.0), 1, 0.05
 
     def setup(self, backend: str, operator: str) -> None:
-        """Compile and run once."""
+        """Compile the call and run it once."""
         self.prepared = harness.prepare(backend, harness.case(operator).random(4))
 
     def time_overhead(self, _backend: str, _operator: str) -> None:
-        """From idle device to finished result."""
+        """Run one call until its result is complete."""
         self.prepared.run()
 
 
 class Step(harness.PerOperator):
-    """One token of decoding."""
+    """One step of decoding, with one token."""
 
     number, repeat, rounds, warmup_time = 50, (3, 20, 1.0), 1, 0.05
 
     @property
     def params(self) -> tuple[list[str], ...]:
-        """The operators that have a step."""
+        """The libraries, and the operators that have a step."""
         return harness.backends(), harness.stepping()
 
     def setup(self, backend: str, operator: str) -> None:
-        """A state, and the arrays of one token."""
+        """Prepare a state and the arrays of one token."""
         self.prepared = harness.prepare(backend, harness.one_step(operator))
 
     def time_step(self, _backend: str, _operator: str) -> None:
-        """Output and new state."""
+        """Run one step, which gives the output and the new state."""
         self.prepared.run()

@@ -1,4 +1,4 @@
-"""How much is measured: SUBQUAD_BENCH_PROFILE names one of these."""
+"""Profiles, which say at what lengths benchmarks run; SUBQUAD_BENCH_PROFILE names one of them."""
 
 import os
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from subquad.cli.cases import is_quadratic
 
 @dataclass(frozen=True)
 class Profile:
-    """Lengths of the sequences; the exponent is fitted over `slope_lengths`.
+    """Lengths of the sequences: `lengths` for time and memory, `slope_lengths` for the fit of the exponent.
 
-    What takes quadratic time, and its gradient in places quadratic memory, goes up to the lengths that are named.
+    `gradient_up_to` is the maximum length with gradients. The three `quadratic_…` fields are maxima for operators of
+    quadratic time, whose gradients may also take quadratic memory.
     """
 
     lengths: tuple[int, ...]
@@ -22,13 +23,13 @@ class Profile:
     quadratic_slope_up_to: int
 
     def longest(self, case: Case, *, gradient: bool = False) -> int:
-        """The greatest length of a benchmark of one length."""
+        """The maximum length at which time and memory of a case are measured."""
         if not is_quadratic(case):
             return self.gradient_up_to if gradient else self.lengths[-1]
         return self.quadratic_gradient_up_to if gradient else self.quadratic_up_to
 
     def slope(self, case: Case) -> list[int]:
-        """The lengths over which the exponent is fitted."""
+        """The lengths over which the exponent of a case is fitted."""
         return [n for n in self.slope_lengths if not is_quadratic(case) or n <= self.quadratic_slope_up_to]
 
 

@@ -1,1 +1,1 @@
-"""What the CUDA kernels reach on a device, beside their floors and beside what else there is."""
+"""Measurements of the CUDA kernels on a device, beside their floors and beside other implementations."""

@@ -1,7 +1,7 @@
 """One run on a CUDA device: ``python -m asv_benchmarks.gpu [--output docs/gpu.rst]``, in less than 8 minutes.
 
-Measures what the device can do (copy, exp2), times the kernels beside their floors and beside what else there
-is, and checks them against float64. Every section stands alone: one that cannot run says why.
+It measures the ceilings of the device (copy, exp2), times the kernels beside their floors and beside other
+implementations, and checks the kernels against float64. A section that cannot run says why, and the others still run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the memory to the others
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would reserve most of the memory
 
-BUDGET = 440.0  # seconds; sections that would begin later are left out
+BUDGET = 440.0  # seconds after which no further section begins
 
 
 def report() -> Iterator[str]:
-    """The whole page, line by line."""
+    """The lines of the page, each as soon as it is known."""
     import cupy
 
     from asv_benchmarks.gpu import speed, table
@@ -39,7 +39,7 @@ def report() -> Iterator[str]:
     try:
         copied, exps = ceilings()
         yield f"Copy: {copied / 1e12:.2f} TB/s; exp2: {exps / 1e12:.2f}e12 per second."
-    except Exception as problem:  # times without floors are better than none
+    except Exception as problem:  # without ceilings, times are still worth having
         copied = exps = math.nan
         yield f"No ceilings: {table.told(problem)}"
     found: table.Found = {}
@@ -63,14 +63,14 @@ def report() -> Iterator[str]:
 
 
 def versions() -> Iterator[str]:
-    """Of the others that take part."""
+    """The versions of the other libraries that are installed."""
     for package in ("torch", "jax"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             yield f", {package} {metadata.version(package)}"
 
 
 def main() -> int:
-    """Print the report, and write it where asked."""
+    """Print the report, and write it to the file of `--output`."""
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="a reStructuredText file: docs/gpu.rst")
     parser.add_argument("--sanitize", action="store_true", help="run small kernels only, for compute-sanitizer")
@@ -88,7 +88,7 @@ def main() -> int:
         outputs = [sys.stdout]
         if arguments.output is not None:
             outputs.append(stack.enter_context(arguments.output.open("w", encoding="utf-8")))
-        for line in sanitized() if arguments.sanitize else report():  # at once: what is measured survives the rest
+        for line in sanitized() if arguments.sanitize else report():  # at once, so that a crash later loses nothing
             for output in outputs:
                 output.write(line + "\n")
                 output.flush()

@@ -1,7 +1,7 @@
-"""Time on the device, and what the device can do.
+"""Time of kernels on the device, and the ceilings of the device.
 
-`cupyx.profiler.benchmark` would count the time in which the host prepares the launches; `milliseconds` hides it behind
-other work.
+`cupyx.profiler.benchmark` would include the time in which the host prepares launches; `milliseconds` lets the device do
+other work in that time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ extern "C" __global__ void ceiling(float* out, int rounds) {
 
 @functools.cache
 def exponentials() -> Callable[[int], None]:
-    """A kernel of 2^20 threads that take eight exponentials in each of the given number of rounds."""
+    """A function that launches 2^20 threads, each of which takes eight exponentials in each of `rounds` rounds."""
     import cupy
 
     kernel, out = cupy.RawKernel(EXP_SOURCE, "ceiling"), cupy.empty(2**20, dtype="float32")
@@ -37,7 +37,7 @@ def exponentials() -> Callable[[int], None]:
 
 
 def milliseconds(run: harness.Run, seconds: float = 0.4) -> float:
-    """Median time of `run` on the current stream, between events, after warming up: that of the device alone."""
+    """The median device time of `run` in ms, between events on the current stream, after warming up."""
     import cupy
 
     run()
@@ -46,7 +46,7 @@ def milliseconds(run: harness.Run, seconds: float = 0.4) -> float:
     end = time.perf_counter() + seconds
     while len(times) < 3 or (time.perf_counter() < end and len(times) < 100):
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-        exponentials()(1024)  # some 2 ms, in which the host prepares the launches
+        exponentials()(1024)  # keeps the device busy for some 2 ms, while the host prepares the launches
         start.record()
         run()
         stop.record()
@@ -56,7 +56,7 @@ def milliseconds(run: harness.Run, seconds: float = 0.4) -> float:
 
 
 def ceilings() -> tuple[float, float]:
-    """Bytes and exponentials per second."""
+    """(bytes copied, exponentials) per second."""
     import cupy
 
     source = cupy.ones(2**29, dtype="float32")

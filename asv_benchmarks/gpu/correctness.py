@@ -1,4 +1,4 @@
-"""Every instantiation of the kernels against the float64 kernel, which the tests check."""
+"""Errors of every instantiation of the kernels against the float64 kernel, which the tests check."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from subquad_cupy.selective_scan.calls import scan_backward, scan_forward
 ALLOWED = {"float32": 4e-6, "float16": 2e-3, "bfloat16": 2e-2}
 FORMS = [(), ("B", "C"), ("B",), ("C",)]  # which of B and C are constant
 STATES = (16, 1, 2, 4, 8, 32, 64, 128, 256)
-WHOLE, SPLIT = 200, 777  # steps: the sequence in one piece, and in three
+WHOLE, SPLIT = 200, 777  # steps of a sequence that the kernels take in one piece, and in three pieces
 
 Case = tuple[tuple[str, ...], int, str]
 
 
 def correctness(found: Found, deadline: float) -> Iterator[str]:
-    """The errors, largest over the outputs and over the gradients, relative to the largest value of each."""
+    """The lines of a table of errors: the maximum over outputs and over gradients, relative to their largest values."""
     dtypes = [name for name in ALLOWED if name != "bfloat16" or has_bfloat16()]
     cases = list(itertools.product(FORMS, STATES, dtypes))
     compile_ahead([*cases, *itertools.product(FORMS, STATES, ["float64"])])
@@ -50,9 +50,10 @@ def correctness(found: Found, deadline: float) -> Iterator[str]:
 
 
 def sanitized() -> Iterator[str]:
-    """Kernels of every form, once: what a run under compute-sanitizer looks at.
+    """Run kernels of every form once, for compute-sanitizer.
 
-    Each array is an allocation of its own, for in a pool what lies beyond an array is often another's memory.
+    Each array is a separate allocation: in a pool, memory beyond an array often belongs to another array, and an access
+    out of bounds would not be noticed.
     """
     import cupy
 
@@ -68,7 +69,7 @@ def sanitized() -> Iterator[str]:
 
 
 def compile_ahead(cases: list[Case]) -> None:
-    """Compile what the cases launch, on all cores: one after the other takes minutes."""
+    """Compile the kernels that the cases launch on all cores, since one after the other takes minutes."""
     import cupy
 
     device, index = Recorder(), cupy.cuda.Device().id
@@ -79,7 +80,7 @@ def compile_ahead(cases: list[Case]) -> None:
 
 
 class Recorder(CupyDevice):
-    """Notes kernels instead of launching them."""
+    """A device that records the names of kernels instead of launching them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,20 +91,20 @@ class Recorder(CupyDevice):
 
 
 def errors_of(arrays: Inputs) -> list[float]:
-    """Of each output and gradient."""
+    """The relative errors of each output and gradient."""
     exact = Inputs(*(None if x is None else x.astype("float64") for x in arrays))
     return [relative_error(got, want) for got, want in zip(solve(arrays), solve(exact), strict=True)]
 
 
 def layer(case: Case, n: int) -> Inputs:
-    """Arrays of a case; ragged in every axis."""
+    """The arrays of a case, of sizes that no block divides."""
     form, d_state, dtype = case
     arrays = inputs(2, n, 70, d_state, dtype)
     return arrays._replace(**{name: getattr(arrays, name)[0, : arrays.A.shape[0], 0] for name in form})
 
 
 def solve(arrays: Inputs, device: CupyDevice | None = None) -> list[Any]:
-    """Outputs and gradients."""
+    """Outputs and gradients of a scan: y, state, and the gradient by each input that is not None."""
     import cupy
 
     y, state, _ = scan_forward(arrays, **OPTIONS, device=device)
@@ -112,6 +113,6 @@ def solve(arrays: Inputs, device: CupyDevice | None = None) -> list[Any]:
 
 
 def relative_error(got: Any, want: Any) -> float:
-    """Infinite where there is a NaN: a maximum could pass over it."""
+    """max |got − want| / max |want|; infinite if there is a NaN, which a maximum could pass over."""
     error = float(abs(got.astype("float64") - want).max() / abs(want).max())
     return math.inf if math.isnan(error) else error

@@ -1,4 +1,4 @@
-"""Arrays of a Mamba layer, on the device."""
+"""Inputs of the scan on the device: the arrays of a Mamba layer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NO_BFLOAT16 = "bfloat16 needs CuPy 14 and ml_dtypes"
 
 
 def has_bfloat16() -> bool:
-    """Whether CuPy has arrays of it."""
+    """Whether CuPy has arrays of bfloat16."""
     import cupy
 
     return int(cupy.__version__.partition(".")[0]) >= 14 and importlib.util.find_spec("ml_dtypes") is not None
 
 
 def inputs(batch: int, n: int, d: int, d_state: int, dtype: str) -> Inputs:
-    """A Mamba layer's arrays, with D, z and a bias; B and C have one group."""
+    """The arrays of a Mamba layer with D, z and a bias; B and C have one group."""
     import cupy
 
     storage = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype

@@ -1,4 +1,4 @@
-"""The CUDA scan beside its floors, the same scan in other hands, and attention of equal width."""
+"""Speed of the CUDA scan beside its floors, other implementations, and attention of equal width."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SHAPES = [USUAL, (1, 4096, 2048), (1, 65536, 1024), LONG, (1, 524288, 1024)]
 
 
 def kernels(found: Found, copied: float, exps: float) -> Iterator[str]:
-    """Each shape beside the larger of two floors: exponentials, and bytes of u, delta, z and y.
+    """The lines of a table of times beside the larger of two floors: exponentials, and bytes of u, delta, z and y.
 
-    A gradient is taken without checkpoints, as by the library; the last column has those that a forward pass can keep.
+    As in the library, gradients are computed without checkpoints. The last column is the time of a gradient that starts
+    from the checkpoints that a forward pass can keep.
     """
     columns = ("batch, n, d, states", "data type", "floor, ms", "forward, ms", "/ floor", "backward / forward")
     yield from table.header(*columns, "the same from checkpoints")
@@ -42,7 +43,7 @@ def _kernel(found: Found, dtype: str, shape: tuple[int, int, int], copied: float
 
     arrays = inputs(*shape, STATES, dtype)
     values = arrays.u.size
-    # beside those of the states, softplus and silu take two each
+    # exponentials: one for each state, and two each for softplus and silu
     floor = 1e3 * max(values * (STATES + 4) / exps, 4 * values * arrays.u.itemsize / copied)
     taken = milliseconds(functools.partial(scan_forward, arrays, **OPTIONS))
     found["forward", dtype, shape] = taken / floor
@@ -58,7 +59,7 @@ def _kernel(found: Found, dtype: str, shape: tuple[int, int, int], copied: float
 
 
 def torch_associative(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-    """PyTorch's `associative_scan`, which only a compiler can run."""
+    """The scan by PyTorch's `associative_scan`, which runs under torch.compile alone."""
     from torch._higher_order_ops.associative_scan import associative_scan
 
     pairs = (delta[..., None] * A).exp(), (delta * u)[..., None] * B[:, :, None, :]
@@ -73,7 +74,7 @@ RIVALS: list[tuple[str, str, str, Callable[..., Any]]] = [
 
 
 def rivals(found: Found) -> Iterator[str]:
-    """The same scan without gate, float32, from call to result; ours and theirs in turn."""
+    """The lines of a table of other implementations: a float32 scan without gate, ours and theirs in turn."""
     arrays = scans.draw(*USUAL, STATES)
     ours = harness.Prepared(harness.target("cupy"), subquad.selective_scan, arrays).run
     yield from table.header(f"({', '.join(map(str, USUAL))}, {STATES}), float32", "theirs, ms", "ours, ms", "ratio")
@@ -96,7 +97,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def crossover() -> Iterator[str]:
-    """The scan beside causal softmax attention of equal width, bfloat16: where attention falls behind."""
+    """The lines of a table of the scan beside causal attention of equal width in bfloat16, and where the scan wins."""
     if not has_bfloat16():
         yield f"Left out: {NO_BFLOAT16}."
         return

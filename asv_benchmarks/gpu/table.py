@@ -1,4 +1,4 @@
-"""The report's tables, written line by line: what is measured survives whatever comes after; and what was wanted."""
+"""Tables of the report, line by line, so that a later crash loses nothing; and the criteria of the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 Found = dict[Hashable, float]
 USUAL, LONG = (8, 2048, 2048), (1, 524288, 64)  # batch, n, d; with 16 states
 
-# key of what was measured, what it is, and the bound
+# (key of the measurement, its description, sign, bound)
 CRITERIA: list[tuple[Hashable, str, str, float]] = [
     (("forward", "bfloat16", USUAL), "forward pass over its floor, (8, 2048, 2048, 16), bfloat16", "≤", 2),
     (("backward", "bfloat16", USUAL), "backward over forward pass, the same", "≤", 3.5),
@@ -21,27 +21,27 @@ SANITIZER = "compute-sanitizer --tool {} --error-exitcode 1 python -m asv_benchm
 
 
 def header(*columns: str) -> Iterator[str]:
-    """The lines before the rows."""
+    """The lines of a table before its rows."""
     yield from (".. csv-table::", "   :class: wide", f"   :header: {_cells(columns)}", "")
 
 
 def row(*cells: object) -> str:
-    """One row."""
+    """The line of one row."""
     return f"   {_cells(cells)}"
 
 
 def told(problem: Exception) -> str:
-    """An exception in one cell or line."""
+    """The text of an exception, for one cell or line."""
     line = next(iter(str(problem).splitlines()), "")[:80].replace("`", "'").replace('"', "'")
     return f"``{type(problem).__name__}: {line.strip()}``"
 
 
 def verdict(found: Found) -> Iterator[str]:
-    """One row for each criterion."""
+    """The lines of a table with one row for each criterion."""
     yield from header("criterion", "wanted", "measured", "met")
     for key, what, sign, bound in CRITERIA:
         measured = found.get(key)
-        met = measured is not None and (measured <= bound if sign == "≤" else measured >= bound)  # not, if it is NaN
+        met = measured is not None and (measured <= bound if sign == "≤" else measured >= bound)  # False for NaN
         number = "not measured" if measured is None else f"{measured:.3g}"
         yield row(what, f"{sign} {bound}", number, "yes" if met else "**no**")
     yield from ("", "Races and accesses out of bounds are looked for by these two, each of which must end with 0::", "")

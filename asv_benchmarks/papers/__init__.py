@@ -1,1 +1,1 @@
-"""The tables of the papers again, on this machine: one file per table, one row per way to compute it."""
+"""The tables of the papers, measured on this machine: one file for each table, one row for each implementation."""

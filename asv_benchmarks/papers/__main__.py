@@ -1,4 +1,4 @@
-"""Measure one of the papers' tables again on this machine and write it as JSON."""
+"""Measure one of the papers' tables on this machine and write it as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asv_benchmarks.papers.paper import Paper, times
 from subquad.cli.digits import three_digits
 
 TABLES = ("nystromformer", "mamba", "performer")
-REPEAT, SECONDS = 7, 15.0  # rounds of a length, and seconds after which fewer will do, but for the summary's
+REPEAT, SECONDS = 7, 15.0  # max rounds of a length, and seconds after which they stop earlier
 
 
 def main() -> None:

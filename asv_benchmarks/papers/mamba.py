@@ -1,4 +1,4 @@
-"""Mamba's scan against attention over length (Gu and Dao, 2023, figure 8): where attention falls behind."""
+"""Time of Mamba's scan and of attention against length (Gu and Dao, 2023, figure 8)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def scan(function: Callable[..., Any]) -> Callable[[int], harness.Run]:
 
 
 def attention(n: int) -> harness.Run:
-    """As many channels over all heads as the scan has."""
+    """A call of causal attention of n tokens, whose heads together have as many channels as the scan."""
     q, k, v = torch.randn((3, 1, WIDTH // D, n, D), generator=torch.Generator().manual_seed(0)).unbind()
     return lambda: scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def crossover(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Length from which the scan is the faster for good: straight lines in log n between the measured lengths."""
+    """The length from which on the scan is faster, interpolated in log n; None if there is no such length."""
     found = {name: {row["n"]: row["ms"]["median"] for row in rows if row["name"] == name} for name in (SCAN, ATTENTION)}
     lengths = sorted(found[SCAN].keys() & found[ATTENTION].keys())
     gains = [math.log(found[ATTENTION][n] / found[SCAN][n]) for n in lengths]

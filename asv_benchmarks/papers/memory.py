@@ -1,15 +1,15 @@
-"""Peak memory of calls, measured in a process of its own: `python -m asv_benchmarks.papers.memory TABLE THREADS N…`.
+"""Peak memory of calls, measured in a separate process: `python -m asv_benchmarks.papers.memory TABLE THREADS N…`.
 
 Two measures, both beyond the call's inputs and its output:
 
-- resident: the rise of the process's peak resident memory. It counts scratch of NumPy and of compiled kernels too,
-  which torch's profiler does not see. Large blocks are taken from the system one by one and given back when freed
-  (`MALLOC_MMAP_THRESHOLD_`, which is why the process is another one), so none of them is served from a reserve.
-- allocated: what torch's profiler counts. The kernel's own count is loose by some 100 kB for each core; this is not.
+- resident: the rise of the process's peak resident memory, as the operating system counts it. It includes the scratch
+  memory of NumPy and of compiled kernels, which torch's profiler does not see, but is inexact by some 100 kB for each
+  core. `MALLOC_MMAP_THRESHOLD_`, which must be set before a process starts, lets malloc take large blocks from the
+  system one by one and return them when they are freed, so that no call is served from a reserve.
+- allocated: the bytes that torch's profiler counts, which are exact.
 
-A table shows the larger, `extra_bytes`, and where that is below `LEAST_BYTES`, no more than that it is: the profiler
-sees no scratch of compiled kernels, and the other loses it where it is small, in its own looseness or because small
-blocks do come from a reserve.
+A table shows the larger of the two, `extra_bytes`. If that is below `LEAST_BYTES`, it shows the bound alone: the
+profiler misses the scratch of compiled kernels, and the resident memory misses small blocks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATUS = Path("/proc/self/status")
 
 
 def measure(table: str, lengths: Sequence[int], threads: int) -> list[dict[str, Any]]:
-    """Rows {name, n, extra_bytes, resident_bytes, allocated_bytes} of the table's rows."""
+    """The memory of each row of a table at each length: {name, n, extra_bytes, resident_bytes, allocated_bytes}."""
     command = [sys.executable, "-m", "asv_benchmarks.papers.memory", table, str(threads), *map(str, lengths)]
     done = subprocess.run(command, env=os.environ | THRESHOLD, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -54,11 +54,11 @@ def _main(table: str, threads: str, *lengths: str) -> None:
 
 
 def _resident(call: Any) -> int | None:
-    """Peak resident bytes of a warmed-up call, beyond what was there and what it returns; None where not Linux."""
+    """Peak resident bytes of a warmed-up call beyond the memory before it and its output; None outside Linux."""
     if not STATUS.exists():
         return None
     gc.collect()
-    STATUS.with_name("clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    STATUS.with_name("clear_refs").write_text("5", encoding="ascii")  # resets the peak VmHWM
     before = _status("VmRSS")
     out = call()
     return max(0, _status("VmHWM") - before - out.numel() * out.element_size())

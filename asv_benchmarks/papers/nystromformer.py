@@ -1,4 +1,4 @@
-"""Nyströmformer's table of time and memory per length (Xiong et al., 2021), one instance through self-attention."""
+"""Nyströmformer's table of time and memory against length (Xiong et al., 2021), for self-attention of one instance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw(n: int) -> list[Tensor]:
 
 
 def of(make: Callable[[Tensor, Tensor, Tensor], Run]) -> Callable[[int], Run]:
-    """A row's `make` from one that takes q, k, v; nothing is recorded for gradients."""
+    """The `make` of a row from a function of q, k and v; calls record nothing for gradients."""
 
     def of_length(n: int) -> Run:
         call = torch.no_grad()(make(*draw(n)))
@@ -34,7 +34,7 @@ def of(make: Callable[[Tensor, Tensor, Tensor], Run]) -> Callable[[int], Run]:
 
 
 def unfused(q: Tensor, k: Tensor, v: Tensor) -> Run:
-    """The paper's exact attention: the matrix of n × n weights is formed."""
+    """A call of the paper's exact attention, which forms the n × n matrix of weights."""
     return lambda: torch.softmax((q * D**-0.5) @ k.mT, dim=-1) @ v
 
 
@@ -43,7 +43,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> Run:
 
 
 def linformer(q: Tensor, k: Tensor, v: Tensor) -> Run:
-    """The core of the package's layer: projections that return q, k and v, none of the output."""
+    """A call of the core of the package's layer: its projections return q, k and v, and the output is not projected."""
     from linformer import LinformerSelfAttention
 
     layer = LinformerSelfAttention(HEADS * D, q.shape[-2], k=256, heads=HEADS).eval()
@@ -54,9 +54,9 @@ def linformer(q: Tensor, k: Tensor, v: Tensor) -> Run:
 
 
 def longformer(q: Tensor, k: Tensor, v: Tensor) -> Run:
-    """The core of transformers' layer, 128 keys to each side and no global tokens.
+    """A call of the core of transformers' layer, with 128 keys to each side and no global tokens.
 
-    It divides its queries in place, so they are copied in each call: n × 512 numbers.
+    The layer divides its queries in place, so each call copies them: n × 512 numbers.
     """
     from transformers import LongformerConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention

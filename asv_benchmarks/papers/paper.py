@@ -1,4 +1,4 @@
-"""What a table of times against the sequence length is made of, and how it is measured."""
+"""Tables of times against the sequence length: their rows, and how they are measured."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from asv_benchmarks import harness
 
 @dataclass(frozen=True)
 class Row:
-    """One way to compute it: `make(n)` gives a call of no arguments; beyond `longest` it takes too long here.
+    """One implementation: `make(n)` returns a call without arguments; lengths beyond `longest` take too long.
 
-    `group` parts the rows of a table that has several quantities, such as forward and backward.
+    `group` names the quantity if a table has several, such as forward and backward.
     """
 
     name: str
@@ -27,9 +27,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Paper:
-    """One table. Ratios are taken to the first of `baselines`, at the length `summary` to each of them.
+    """One table. Ratios refer to the first of `baselines`, and at the length `summary` to each of them.
 
-    `instance_bytes` is the size of inputs and output for each token: with it, memory is measured as well.
+    `instance_bytes` is the size of inputs and output for each token. If it is given, memory is measured as well.
     """
 
     title: str
@@ -45,9 +45,9 @@ class Paper:
 
 
 def times(paper: Paper, lengths: Sequence[int], repeat: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Milliseconds of each row at each length: the rows of one length in turn, `seconds` for each length.
+    """The times of each row at each length, in ms: the rows of one length take turns, for up to `seconds` seconds.
 
-    The summary's length, whose ratios are quoted, has all of its rounds whatever they take.
+    The length `paper.summary`, whose ratios are quoted, gets all `repeat` rounds, however long they take.
     """
     for n in lengths:
         rows = {f"{row.group}: {row.name}": row for row in paper.rows if n <= row.longest}

@@ -1,7 +1,7 @@
-"""Performer's forward and backward time over length, against the limit "X-OPT" (Choromanski et al., 2021, figure 3).
+"""Performer's forward and backward time against length, beside the limit "X-OPT" (Choromanski et al., 2021, figure 3).
 
-One layer of the paper's regular model: 512 channels, 8 heads, 2048 in the feed-forward part. In the limit attention
-returns v, so what remains is the rest of the layer.
+The model is one layer of the paper's regular model: 512 channels, 8 heads, 2048 channels in the feed-forward part. In
+the limit, attention returns v, so the time is that of the rest of the layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Layer(nn.Module):
-    """x + A(norm x), then x + F(norm x), with `attend` between the projections of A."""
+    """A transformer layer: x + A(norm x), then x + F(norm x), with `attend` between the projections of A."""
 
     def __init__(self, attend: Attend) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def of(make: Callable[[], Attend], backward: bool) -> Callable[[int], Run]:
         x.requires_grad_()
 
         def run() -> Any:
-            out = layer(x)  # recorded, as in training
+            out = layer(x)  # recorded for gradients, as in training
             return torch.autograd.grad(out, [x, *parameters], weight, allow_unused=True) if backward else out
 
         return run

@@ -1,4 +1,4 @@
-"""The packages that people use today, beside ours: same inputs, one process, interleaved.
+"""Peers, packages that people use today, beside subquad: equal inputs, one process, calls in turn.
 
 A peer is one entry of `PEERS` in attention.py or scans.py.
 """

@@ -1,4 +1,4 @@
-"""How many times faster than each peer, and how much closer, on this machine: same inputs, one process, interleaved."""
+"""Time and error of each peer and of subquad on this machine: equal inputs, one process, calls in turn."""
 
 from __future__ import annotations
 

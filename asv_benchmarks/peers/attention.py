@@ -1,7 +1,7 @@
-"""Attention's peers: packages that compute what one of our methods computes.
+"""Peers of attention: packages that compute what one of subquad's methods computes.
 
-A peer is one entry of `PEERS`: how it is called on (batch, heads, n, d) arrays of its library, and the call of ours
-that computes the same thing. It is timed on random numbers, and its error taken on real activations.
+A peer is one entry of `PEERS`: how the package is called on (batch, heads, n, d) arrays of its library, and the call of
+subquad that computes an equal output. Times are measured on random numbers, errors on real activations.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from subquad.cli.inputs import read_sample
 
 N = 8192
 PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention")
-Make = Callable[[Any, Any, Any], Run]  # of arrays q, k, v
+Make = Callable[[Any, Any, Any], Run]  # function of arrays q, k, v
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One peer: `theirs(q, k, v)` makes a call of no arguments; `method`, `options` and `causal` are ours.
+    """One peer: `theirs(q, k, v)` makes its call; `method`, `options` and `causal` define the call of subquad.
 
-    `seeds` is how many draws of random features the error is the median of, `repeat` the most pairs that are timed.
-    With `gradient`, both calls also take the gradients by q, k and v, in PyTorch. With `padded`, the keys that
-    `real_keys` leaves out are hidden.
+    `seeds` is the number of draws of random features, over which the error is a median (0: not random); `repeat` is the
+    maximum number of pairs that are timed. With `gradient`, both calls also compute the gradients by q, k and v, in
+    PyTorch. With `padded`, the last quarter of the keys is hidden.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Peer:
 
     @property
     def bench(self) -> Any:
-        """How arrays of the library are made and waited for."""
+        """The module of the peer's library that makes arrays and waits for them."""
         return harness.target(self.library).bench
 
     def ours(self, *qkv: Any, **options: Any) -> Run:
-        """Our call, compiled where the library compiles."""
+        """The call of subquad, compiled if the library compiles."""
         bench, method = self.bench, subquad.METHODS[self.method](**self.options, **options)
         mask = {"key_mask": bench.asarray(real_keys(qkv[1].shape[-2]))} if self.padded else {}
         attend = bench.compile(lambda q, k, v: subquad.attention(q, k, v, method, causal=self.causal, **mask))
@@ -65,7 +65,7 @@ class Peer:
         return run
 
     def calls(self, *qkv: Any) -> tuple[Run, Run]:
-        """Ours and theirs, as they are timed."""
+        """(call of subquad, call of the peer), as they are timed."""
         if not self.gradient:
             return self.ours(*qkv), self.theirs(*qkv)
         qkv = tuple(x.detach().requires_grad_() for x in qkv)
@@ -75,7 +75,7 @@ class Peer:
 def _differentiated(make: Callable[..., Run], inputs: tuple[Any, ...]) -> Run:
     import torch
 
-    with torch.enable_grad():  # it may turn the inputs round here
+    with torch.enable_grad():  # the peer may transpose its inputs here, which must be recorded
         run = make(*inputs)
 
     def differentiate() -> Any:
@@ -87,7 +87,7 @@ def _differentiated(make: Callable[..., Run], inputs: tuple[Any, ...]) -> Run:
 
 
 def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[str, Any]]]:
-    """Time on random numbers at length n, error on the sample of real activations."""
+    """(title, rows): times on random numbers at length n, errors on the sample of real activations."""
     import torch
 
     host = np.random.default_rng(0).standard_normal((3, 1, 8, n, 64), dtype=np.float32)
@@ -101,10 +101,10 @@ def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[
 
 
 def errors_of(peer: Peer) -> dict[str, float]:
-    """Relative error of both against exact attention in float64, at equal m; the median over draws.
+    """The relative errors of both sides against exact attention in float64, at equal m; medians over draws.
 
-    Beside them that of answering the mean of v, which knows no query: an error above it has learnt nothing, and one
-    equal to it may have answered just that.
+    "error_mean" is the error of the mean of v as an answer, which ignores the queries. A method whose error is not
+    below it is of no use on these activations.
     """
     import torch
 
@@ -124,7 +124,7 @@ def errors_of(peer: Peer) -> dict[str, float]:
                 out = np.swapaxes(out.reshape(out.shape[0], exact.shape[0], -1), 0, 1)
             values.append(definitions.relative_error(out, exact))
     mean = definitions.mean_of_values(host[0], host[2][:, seen], causal=peer.causal)
-    mean = mean[:, :1] if peer.padded else mean  # each row is the same, and they are as many as the keys
+    mean = mean[:, :1] if peer.padded else mean  # all rows are equal; one row broadcasts to any number of queries
     found = {name: statistics.median(values) for name, values in errors.items()}
     return found | {"error_mean": definitions.relative_error(mean, exact)}
 
@@ -137,7 +137,7 @@ def performer(q: Any, k: Any, v: Any) -> Run:
 
 
 def performer_bare(q: Any, k: Any, v: Any) -> Run:
-    """The same without what it adds to each feature, which is no part of the estimate."""
+    """A call of performer-pytorch with ε = 0: without the constant that it adds to each feature."""
     from performer_pytorch import FastAttention
     from performer_pytorch.performer_pytorch import linear_attention, softmax_kernel
 
@@ -154,14 +154,14 @@ def performer_causal(q: Any, k: Any, v: Any) -> Run:
     from performer_pytorch import FastAttention
     from performer_pytorch.performer_pytorch import causal_linear_attention_noncuda
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells each time that it has no CUDA code
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints a line when it finds no CUDA code
         layer = FastAttention(q.shape[-1], nb_features=256, causal=True).eval()
     layer.causal_linear_fn = causal_linear_attention_noncuda
     return lambda: layer(q, k, v)
 
 
 def transformers_nystrom(q: Any, k: Any, v: Any) -> Run:
-    """The attention core of the layer: projections that return q, k, v, and no convolution."""
+    """A call of the attention core of the layer: its projections return q, k and v, and there is no convolution."""
     from transformers import NystromformerConfig
     from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
@@ -177,7 +177,7 @@ def transformers_nystrom(q: Any, k: Any, v: Any) -> Run:
 
 
 def nystrom_attention(q: Any, k: Any, v: Any) -> Run:
-    """The attention core of the layer: a projection that returns q, k, v, no output projection, no convolution."""
+    """A call of the attention core of the layer: without projections and without convolution."""
     import torch
     from nystrom_attention import NystromAttention
 
@@ -202,7 +202,7 @@ def torch_sdpa_causal(q: Any, k: Any, v: Any) -> Run:
 
 
 def torch_sdpa_padded(q: Any, k: Any, v: Any) -> Run:
-    """The mask has an axis of one for heads and for queries, as encoders hand it over."""
+    """A call with a mask (1, 1, 1, n_kv), the shape that encoders pass."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -211,7 +211,7 @@ def torch_sdpa_padded(q: Any, k: Any, v: Any) -> Run:
 
 
 def jax_attention(q: Any, k: Any, v: Any) -> Run:
-    """Sequence before heads, as it wants them."""
+    """A call on arrays (batch, n, heads, d), the layout that JAX's function takes."""
     import jax
 
     arrays = [jax.numpy.moveaxis(x, 1, 2) for x in (q, k, v)]
@@ -220,17 +220,17 @@ def jax_attention(q: Any, k: Any, v: Any) -> Run:
 
 
 def real_keys(n: int) -> np.ndarray:
-    """True but for the last quarter, which is padding."""
+    """A mask (n,) that is True except for the last quarter, which is padding."""
     return np.arange(n) < n - n // 4
 
 
 def heads_last(x: Any) -> Any:
-    """(batch, heads, n, d) → (batch, n, heads · d)."""
+    """Reshape (batch, heads, n, d) to (batch, n, heads · d)."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def bypass(layer: Any, **values: Any) -> None:
-    """Let projections of a layer return these values, whatever they are given."""
+    """Replace projections of a layer by functions that return these values, whatever their input."""
     for name, value in values.items():
         layer._modules.pop(name)
         object.__setattr__(layer, name, lambda _, value=value: value)

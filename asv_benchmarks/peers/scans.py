@@ -1,8 +1,8 @@
-"""The selective scan's peers: what runs Mamba where there is no CUDA.
+"""Peers of the selective scan: implementations that run Mamba without CUDA.
 
 A peer is one entry of `PEERS`: a function of u, delta (batch, n, d), A (d, d_state), B, C (batch, n, d_state) and
-D (d,) in the arrays of its library. It is timed beside ours on the same library, which compiles and differentiates both
-alike; those that want channels before time get arrays that lie so in memory.
+D (d,), arrays of its library. The peer and subquad are timed on one library, which compiles and differentiates both in
+one way. A peer that takes channels before time gets arrays with that layout in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Arrays = tuple[Any, ...]
 
 
 def draw(batch: int, n: int, d: int, d_state: int) -> Arrays:
-    """A Mamba layer's u, Δ after softplus, A, B, C and D."""
+    """The arrays u, Δ (after softplus), A, B, C and D of a Mamba layer."""
     layer = harness.mamba(np, (batch, n, d), d_state)
     delta = np.logaddexp(0, layer["delta"] + layer["delta_bias"]).astype(np.float32)
     return layer["u"], delta, *(layer[name] for name in ("A", "B", "C", "D"))
@@ -32,7 +32,7 @@ def draw(batch: int, n: int, d: int, d_state: int) -> Arrays:
 
 @dataclass(frozen=True)
 class Peer:
-    """One peer: with `gradient`, the gradients of ½‖y‖² by all six arrays are taken as well."""
+    """One peer; with `gradient`, the gradients of ½‖y‖² by all six arrays are computed as well."""
 
     name: str
     scan: Callable[..., Any]
@@ -41,31 +41,31 @@ class Peer:
     channels_first: bool = False
 
     def theirs(self, arrays: Arrays) -> harness.Run:
-        """A call on arrays that lie as the peer wants them; `outputs` turns back what it returns."""
+        """The call of the peer, on arrays in its layout; `outputs` undoes the layout of the results."""
         given = tuple(map(turned, arrays)) if self.channels_first else arrays
         return harness.Prepared(harness.target(self.library), self.scan, given, gradient=self.gradient).run
 
     def ours(self, arrays: Arrays) -> harness.Run:
-        """The same by subquad."""
+        """The call of subquad on these arrays."""
         return harness.Prepared(
             harness.target(self.library), subquad.selective_scan, arrays, gradient=self.gradient
         ).run
 
 
 def turned(x: np.ndarray) -> np.ndarray:
-    """Channels before time, or back."""
+    """`x` with the axes of time and channels exchanged, contiguous; arrays without three axes stay."""
     return np.ascontiguousarray(np.swapaxes(x, 1, 2)) if x.ndim == 3 else x
 
 
 def outputs(run: harness.Run, *, channels_first: bool = False) -> list[np.ndarray]:
-    """y, or the gradients by each array, with time before channels."""
+    """The results of a call, y or the gradients by each array, with time before channels."""
     out = run()
     found = [np.asarray(x) for x in (out if isinstance(out, tuple) else [out])]
     return [turned(x) for x in found] if channels_first else found
 
 
 def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[str, Any]]]:
-    """Time, and the largest error of an output against the loop in float64."""
+    """(title, rows): times, and the maximum error of an output against the loop in float64."""
     arrays = draw(1, n, WIDTH, STATES)
     wide, exact, rows = tuple(x.astype(np.float64) for x in arrays), {}, []
     for peer in peers:
@@ -81,19 +81,19 @@ def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[
 
 
 def sliced(x: Any) -> Iterable[Any]:
-    """Time step by time step, as mamba-ssm's reference indexes."""
+    """The slices of x at each time step, by indexing, as in mamba-ssm's reference."""
     return (x[:, :, t] for t in range(x.shape[2]))
 
 
 def unbound(x: Any) -> Iterable[Any]:
-    """Time step by time step for autograd, which indexing makes quadratic: that would be no fair peer."""
+    """The slices of x at each time step, by `unbind`: the gradient of indexing takes quadratic time, an unfair peer."""
     return x.unbind(2)
 
 
 def reference_loop(
     u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, rows: Callable[[Any], Iterable[Any]] = sliced
 ) -> Any:
-    """mamba-ssm's formula as its reference writes it: (batch, d, n, d_state) tensors, and an einsum per step."""
+    """The scan as mamba-ssm's reference computes it: (batch, d, n, d_state) tensors, and one einsum for each step."""
     import torch
 
     decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
@@ -109,14 +109,14 @@ unbound_loop = functools.partial(reference_loop, rows=unbound)
 
 
 def transformers_slow_path(*arrays: Any) -> Any:
-    """The scan of transformers' Mamba block where no CUDA kernel is installed, alone: no projections around it."""
+    """The scan that transformers' Mamba block uses without a CUDA kernel, without the projections around it."""
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
     return mamba_selective_scan(*arrays)
 
 
 def mambapy(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-    """mambapy's parallel scan, in the lines around it that its block has."""
+    """The scan by mambapy's parallel scan, with the code around it copied from mambapy's block."""
     from mambapy.pscan import pscan
 
     decay = (delta.unsqueeze(-1) * A).exp()
@@ -125,7 +125,7 @@ def mambapy(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
 
 
 def lax_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-    """`jax.lax.scan` over time."""
+    """The scan by `jax.lax.scan` over time."""
     import jax
     import jax.numpy as jnp
 
@@ -140,7 +140,7 @@ def lax_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
 
 
 def associative_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
-    """`jax.lax.associative_scan` over pairs (decay, drive)."""
+    """The scan by `jax.lax.associative_scan` over pairs (decay, drive)."""
     import jax
     import jax.numpy as jnp
 
@@ -150,7 +150,7 @@ def associative_scan(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
 
 
 def joined(left: Any, right: Any) -> Any:
-    """Two stretches of h[t] = a[t] h[t−1] + b[t] as one."""
+    """The pair (a, b) of two adjacent stretches of h[t] = a[t] h[t−1] + b[t], joined."""
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 

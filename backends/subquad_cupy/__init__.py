@@ -1,4 +1,4 @@
-"""CuPy backend: arrays that are filled in place, and the CUDA scan. Importing it needs no device."""
+"""CuPy backend: arrays that are filled in place, and the CUDA selective scan. The import needs no device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CupyBackend(Backend):
     fills_in_place = True
 
     def device_kind(self, array: Any) -> str:
-        """CuPy arrays are always on a CUDA device."""
+        """The kind "cuda", of every CuPy array."""
         return "cuda"
 
 

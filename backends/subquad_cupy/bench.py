@@ -8,9 +8,9 @@ import numpy as np
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `reason` says why no arrays can be made here, and is None where they can.
+    """The version and the devices; `reason` says why no arrays can be made here, and is None where they can.
 
-    CuPy imports on machines that have no GPU: only asking the driver tells.
+    CuPy can be imported on machines that have no GPU: only the driver knows.
     """
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -45,7 +45,7 @@ def synchronize(*arrays: cupy.ndarray) -> None:
 
 
 def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
-    """Bytes of the pool in use at the worst moment of `function(*args)`, less those of the array it returns."""
+    """Peak number of bytes that `function(*args)` uses of CuPy's pool, without those of the returned array."""
     function(*args)  # caches and compiled code belong to the first call
     with _PeakOfPool() as pool:
         out = function(*args)
@@ -53,7 +53,7 @@ def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
 
 
 class _PeakOfPool(cupy.cuda.MemoryHook):  # type: ignore[misc]
-    """Highest sum of live allocations made while it listens; the pool itself records no peak."""
+    """A memory hook that records the maximum sum of live allocations, since the pool records no peak."""
 
     name = "subquad: peak of the pool"
 
@@ -68,5 +68,5 @@ class _PeakOfPool(cupy.cuda.MemoryHook):  # type: ignore[misc]
         self.peak = max(self.peak, sum(self.live.values()))
 
     def free_postprocess(self, **allocation: int) -> None:
-        """Forget it again; memory that was allocated before we listened is not ours."""
+        """Forget an allocation; memory that was allocated before the hook was set is not counted."""
         self.live.pop(allocation["pmem_id"], None)

@@ -1,4 +1,4 @@
-"""Compilation of the CUDA source: one instantiation at its first use."""
+"""Compilation of the CUDA source: each instantiation of a kernel at its first use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def source() -> str:
-    """Text of the CUDA source."""
+    """The text of the CUDA source."""
     return files("subquad_cupy.selective_scan").joinpath("scan.cu").read_text(encoding="utf-8")
 
 
 @functools.cache
 def compiled(kernel: str, index: int) -> Any:
-    """Compile one instantiation at its first use; modules are per device."""
+    """The compiled instantiation of a kernel for device `index`, compiled at its first use."""
     import cupy
 
     with cupy.cuda.Device(index):

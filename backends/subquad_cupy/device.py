@@ -1,4 +1,7 @@
-"""What the scan needs of an array library: pointers, strides, memory and a launch on the current stream."""
+"""What the scan needs of an array library: pointers, strides, memory and a launch on the current stream.
+
+`SCAN` is the argument record of all kernels, struct Scan of scan.cu.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from subquad_cupy.selective_scan.plan import THREADS
 
 Array = Any
 
+# dtypes of u, delta, z, by their C++ names; then the fields of `SCAN`
 STORAGE = {"float32": "float", "float64": "double", "float16": "fp16", "bfloat16": "bf16"}
 SERIES = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC")
 
@@ -25,28 +29,28 @@ SCAN = np.dtype(
     [("rows", _ROWS, len(SERIES))]
     + [(name, np.uint64) for name in _POINTERS]
     + [(name, np.int64) for name in _SIZES + _FLAGS]
-)  # struct Scan of scan.cu; CuPy passes a structured NumPy array of one element by value
+)  # CuPy passes a structured NumPy array of one element by value
 
 
 class Device(Protocol):
-    """Where arrays live and kernels run."""
+    """The device of the arrays and its library: the interface that the scan is written against."""
 
     multiprocessors: int
 
     def dtype(self, x: Array) -> str:
-        """Name of the data type, such as ``"bfloat16"``."""
+        """The name of the data type, such as ``"bfloat16"``."""
         ...
 
     def pointer(self, x: Array) -> int:
-        """Address of the first element."""
+        """The address of the first element."""
         ...
 
     def strides(self, x: Array) -> tuple[int, ...]:
-        """Strides in bytes."""
+        """The strides in bytes."""
         ...
 
     def contiguous(self, x: Array) -> Array:
-        """`x`, copied only where it is not contiguous already."""
+        """`x`, or a copy if `x` is not contiguous."""
         ...
 
     def empty(self, shape: tuple[int, ...], like: Array) -> Array:
@@ -54,7 +58,7 @@ class Device(Protocol):
         ...
 
     def cast(self, x: Array, like: Array) -> Array:
-        """`x` with the data type of `like`, copied only where it differs."""
+        """`x`, or a copy if `x` does not have the data type of `like`."""
         ...
 
     def launch(self, kernel: str, blocks: int, arguments: np.ndarray) -> None:
@@ -95,9 +99,9 @@ class CupyDevice:
 
 
 class TorchDevice:
-    """Torch CUDA tensors, their memory from torch's allocator, on torch's current stream; CuPy only launches.
+    """Torch CUDA tensors, in memory from torch's allocator and on torch's current stream; CuPy only launches.
 
-    Nothing is exchanged or converted: the tensors' addresses go into the kernel's argument, bfloat16 too.
+    No tensor is converted to a CuPy array: the kernel's argument takes the addresses, also of bfloat16.
 
     Parameters
     ----------
@@ -139,7 +143,7 @@ class TorchDevice:
 
 @contextmanager
 def launcher(device: Device | None, u: Array) -> Iterator[Device]:
-    """`device`; where none is given CuPy, on the device of `u` and its current stream."""
+    """A context with `device`; if None is given, with CuPy on the device of `u` and its current stream."""
     if device is not None:
         yield device
         return
@@ -169,7 +173,7 @@ def _adopt(stream: int, index: int) -> Any:
 
 
 def address(pointer: int, *strides: int) -> int:
-    """The bits that decide whether rows at `pointer` with `strides` are aligned."""
+    """The address and all strides combined by "or": its low zeros are those that all have, hence the alignment."""
     return functools.reduce(lambda bits, stride: bits | abs(stride), strides, pointer)
 
 

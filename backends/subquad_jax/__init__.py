@@ -15,7 +15,7 @@ from subquad_numpy.compiled import COMPILED
 
 
 class JaxBackend(Backend):
-    """JAX computes at once or traces; in-place writes it has none."""
+    """JAX: arrays that are computed at once or traced, and are never written in place."""
 
     library = "jax"
     overrides = (
@@ -24,17 +24,17 @@ class JaxBackend(Backend):
     )
 
     def conditions(self, arrays: Sequence[Any]) -> Conditions:
-        """Whether a program is traced; JAX does not tell of which transforms."""
+        """The conditions of a call: whether it is traced, since JAX does not tell which transforms are active."""
         return Conditions(tracing=not self.is_concrete(*arrays))
 
     def device_kind(self, array: Any) -> str:
-        """The platform of the array's devices; of a tracer, JAX's default."""
+        """The platform of the array's devices; for a tracer, JAX's default platform."""
         if isinstance(array, jax.core.Tracer):
             return jax.default_backend()
         return next(iter(array.devices())).platform
 
     def is_concrete(self, *arrays: Any) -> bool:
-        """Can values be read, i.e. is none of the arrays a tracer?"""
+        """Whether values can be read, that is, none of the arrays is a tracer."""
         return not any(isinstance(x, jax.core.Tracer) for x in arrays)
 
     def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
@@ -57,11 +57,11 @@ class JaxBackend(Backend):
             ]
             return step(carry, *cut)
 
-        if shard_types.inside():  # the types of a carry must not change
+        if shard_types.inside():  # the carry must have one type in all steps: that of the carry after a step
             carry = shard_types.vary(carry, shard_types.axes_of(jax.eval_shape(body, carry, 0)[0]))
         carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
         if out is not None:
-            out = jnp.moveaxis(out, 0, -3)
+            out = jnp.moveaxis(out, 0, -3)  # (blocks, …, size, d_v) → (…, blocks, size, d_v)
             out = out.reshape(*out.shape[:-3], whole * size, out.shape[-1])
         if whole * size < n:
             carry, rest = step(carry, *take_rows(arrays, whole * size, n))

@@ -1,8 +1,10 @@
-"""Compiled NumPy kernels under JAX: XLA calls them without leaving the program. No kernel has code of its own here.
+"""Compiled NumPy kernels under JAX, called by XLA from within a program. No kernel has code of its own here.
 
-A kernel whose gradient is compiled too keeps it, by `jax.custom_vjp`; differentiated again it is the generic form, or
-what the kernel itself says of its gradient. Of any other, every derivative is that of the generic form. Under `vmap` a
-kernel whose arrays have batch axes gets one more; others run item by item.
+                              first gradient                          further derivatives
+    gradient compiled         compiled, by `jax.custom_vjp`           of the kernel's `gradient`, else the generic form
+    gradient not compiled     of the generic form                     of the generic form
+
+Under `vmap` a kernel with batch axes gets one more batch axis; the other kernels run item by item.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime.launch import Launch
 
 Static = tuple[tuple[str, Any], ...]
-MOST_KEPT = 256  # functions, one for each kernel and its options
+MOST_KEPT = 256  # maximum functions kept, one for each kernel and its options
 
 
 def as_override(compiled: Compiled) -> Override:
-    """The override of a compiled kernel."""
+    """The override "numba" of a compiled kernel."""
     also = compiled.accepts.also
 
     def declines(call: Call) -> str | None:
@@ -41,7 +43,7 @@ def as_override(compiled: Compiled) -> Override:
 
 
 def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
-    """The kernel, compiled."""
+    """The outputs of a kernel by compiled code: what the override runs."""
     if "key_mask" in kernel_of(compiled).options:
         arrays = (*arrays, keywords.pop("key_mask", None))
     traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
@@ -57,12 +59,12 @@ def _round_trip_is_right() -> bool:
 
 
 def kernel_of(compiled: Compiled) -> Kernel:
-    """The kernel that is compiled."""
+    """The kernel of `subquad.kernels` that is compiled."""
     return getattr(subquad.kernels, compiled.kernel)
 
 
 class InProgram:
-    """A `Run` of launches in a program of XLA."""
+    """A `runtime.launch.Run` whose launches become calls in a program of XLA."""
 
     def __call__(self, launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
         from subquad_jax import ffi
@@ -74,7 +76,10 @@ class InProgram:
 
 
 class FirstTry(InProgram):
-    """A program that changes nothing and says where it should have: compiled in a fraction of the time."""
+    """An `InProgram` that never applies a change, but collects the conditions under which one is due.
+
+    Its program lacks the generic form, which is rarely needed, and compiles in a fraction of the time.
+    """
 
     def __init__(self) -> None:
         self.conditions: list[Array] = []
@@ -86,7 +91,7 @@ class FirstTry(InProgram):
 
 @lru_cache(MOST_KEPT)
 def _program(compiled: Compiled, static: Static) -> Function:
-    """The kernel as a program of its own."""
+    """A function of the arrays that runs the kernel, changes included, as one program."""
 
     def function(*arrays: Array | None) -> tuple[Array, ...]:
         assert compiled.launch is not None
@@ -97,7 +102,7 @@ def _program(compiled: Compiled, static: Static) -> Function:
 
 @lru_cache(MOST_KEPT)
 def _eager(compiled: Compiled, static: Static) -> Function:
-    """The kernel as one dispatch; as a second one where something must be completed."""
+    """A function of concrete arrays that runs the kernel without changes, and once more where a change is due."""
 
     @jax.jit
     def first_try(*arrays: Array | None) -> tuple[tuple[Array, ...], list[Array]]:
@@ -107,7 +112,8 @@ def _eager(compiled: Compiled, static: Static) -> Function:
 
     def function(*arrays: Array | None) -> tuple[Array, ...]:
         found, conditions = first_try(*arrays)
-        # arrays that a traced function closes over have values, what is computed of them has none
+        # Arrays that a traced function closes over have values, but what is computed from them is a tracer: then a
+        # condition cannot be read, and the program with the change must be used.
         if any(isinstance(x, jax.core.Tracer) or bool(x) for x in conditions):
             return _program(compiled, static)(*arrays)
         return found
@@ -117,12 +123,12 @@ def _eager(compiled: Compiled, static: Static) -> Function:
 
 @lru_cache(MOST_KEPT)
 def _transformable(compiled: Compiled, static: Static) -> Function:
-    """The kernel as a function that JAX may transform."""
+    """A function of the arrays that runs the kernel, and that JAX may transform."""
     return _with_batch_axes(compiled, static) if compiled.launch_backward is None else _with_gradient(compiled, static)
 
 
 def _generic(compiled: Compiled, static: Static) -> Function:
-    """The generic form as a function of all arrays."""
+    """The generic form as a function of all arrays, the key mask last, that returns a tuple."""
     kernel = kernel_of(compiled)
     has_mask = "key_mask" in kernel.options
 
@@ -135,7 +141,7 @@ def _generic(compiled: Compiled, static: Static) -> Function:
 
 
 def _with_batch_axes(compiled: Compiled, static: Static) -> Function:
-    """A kernel whose derivatives, of whatever kind, are those of its generic form."""
+    """A function that runs the kernel, and takes all derivatives from the generic form."""
     generic, has_mask = _generic(compiled, static), "key_mask" in kernel_of(compiled).options
 
     def own_axes(i: int, count: int) -> int:
@@ -155,7 +161,7 @@ def _with_batch_axes(compiled: Compiled, static: Static) -> Function:
 
 
 def _with_gradient(compiled: Compiled, static: Static) -> Function:
-    """A kernel whose first derivatives in reverse are compiled too."""
+    """A function that runs the kernel, with a compiled gradient in reverse mode."""
     program, reference = _program(compiled, static), _gradient_of_generic(compiled, static)
 
     @jax.custom_vjp
@@ -164,6 +170,7 @@ def _with_gradient(compiled: Compiled, static: Static) -> Function:
 
     def forward(*arrays: Array | None) -> tuple[tuple[Array, ...], Any]:
         outputs = function(*arrays)
+        # what the gradient does not read need not stay in memory
         read = [None if i in compiled.unread else x for i, x in enumerate((*arrays, *outputs))]
         return outputs, (tuple(read[: len(arrays)]), tuple(read[len(arrays) :]))
 
@@ -182,20 +189,21 @@ def _with_gradient(compiled: Compiled, static: Static) -> Function:
         return gradient(*saved), saved
 
     def gradient_backward(saved: Any, grads: Arrays) -> Any:
-        """Derivatives of any order."""
+        """Derivatives of the gradient, through a form that JAX can differentiate to any order."""
         return jax.vjp(reference, *saved)[1](grads)
 
     gradient.defvjp(gradient_forward, gradient_backward)
 
     def typed(*arrays: Array | None) -> tuple[Array, ...]:
-        # of one type, as their gradients will be: JAX sums up those of what was the same in every shard
+        # Arrays must have the shard type of their gradients. JAX then adds up the gradients over shards that share an
+        # array.
         return function(*shard_types.vary(arrays, shard_types.axes_of(arrays)))
 
     return typed
 
 
 def _gradient_of_generic(compiled: Compiled, static: Static) -> Callable[[Arrays, Arrays, Arrays], Arrays]:
-    """The gradient in a form that can be differentiated: what the kernel says, or that of the generic form."""
+    """The gradient in a form that can be differentiated: the kernel's own `gradient`, else that of the generic form."""
     kernel, generic = kernel_of(compiled), _generic(compiled, static)
 
     def gradient(arrays: Arrays, outputs: Arrays, grads: Arrays) -> Arrays:

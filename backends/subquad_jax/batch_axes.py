@@ -1,4 +1,4 @@
-"""What `vmap` makes of a kernel whose arrays have batch axes that broadcast: they get one more, and it is run once."""
+"""Kernels under `vmap`: where batch axes broadcast, arrays get one more batch axis and the kernel runs once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Function = Callable[..., tuple[Array, ...]]
 
 
 def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[int, int], int]) -> Function:
-    """`function` of arrays that broadcast in their first axes; array i has `own_axes(i, count)` of its own.
+    """`function` with a rule for `vmap`, for arrays that broadcast in their first axes.
 
-    Where the generic form does not take one more axis of some array, items are run one after the other.
+    The last `own_axes(i, count)` axes of array i, of `count` arrays, are not batch axes. If the generic form does not
+    take one more axis of some array, items are run one after the other.
     """
 
     @jax.custom_batching.custom_vmap
@@ -43,7 +44,7 @@ def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[i
 
 
 def _aligned(arrays: Arrays, batched: Sequence[Any], axes: Sequence[int]) -> Arrays:
-    """Arrays whose first axis is the new one, with axes of length 1 behind it so that the others keep their places."""
+    """The arrays with the new axis first, then as many axes of length 1 as let the other batch axes broadcast."""
     ranks = [0 if x is None else x.ndim - own - bool(mine) for x, mine, own in zip(arrays, batched, axes, strict=True)]
     return tuple(
         x.reshape(x.shape[0], *[1] * (max(ranks) - rank), *x.shape[1:]) if x is not None and mine else x
@@ -54,7 +55,7 @@ def _aligned(arrays: Arrays, batched: Sequence[Any], axes: Sequence[int]) -> Arr
 def _result_shapes(
     generic: Function, size: int, batched: Sequence[Any], arrays: Arrays, folded: Arrays
 ) -> list[tuple[tuple[int, ...], bool]] | None:
-    """The shape of each result and whether it has the new axis; None where the generic form does not take it."""
+    """(shape, has the new axis) of each result; None where the generic form does not take arrays with the new axis."""
     items = [
         jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if x is not None and mine else x
         for x, mine in zip(arrays, batched, strict=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
+    """The version and the devices; `reason` says why no arrays can be made here, and is None where they can."""
     try:
         devices = [f"{x.platform}:{x.id}" if x.platform != "cpu" else "cpu" for x in jax.devices()]
     except RuntimeError as error:  # a GPU plugin that finds no driver
@@ -31,12 +31,12 @@ def to_numpy(x: jax.Array) -> np.ndarray:
 
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
-    """`jax.jit`: without it every operation is dispatched alone."""
+    """The function under `jax.jit`: without it every operation would be dispatched alone."""
     return jax.jit(function)
 
 
 def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` forward and backward: the gradients of ½‖out‖² with respect to all arguments."""
+    """A function that runs `function` forward and backward: the gradients of ½‖out‖² by all arguments."""
 
     def forward_backward(*args: jax.Array) -> tuple[jax.Array, ...]:
         out, pull_back = jax.vjp(function, *args)
@@ -53,8 +53,8 @@ def synchronize(*arrays: jax.Array) -> None:
 def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
     """Bytes of temporary buffers that XLA plans for `function(*args)`, beyond arguments and result.
 
-    Known from the compiled program: nothing runs. None where the platform does not tell. The inputs must be
-    arguments: arrays that `function` closes over would become constants and be computed on while compiling.
+    The number is read from the compiled program, and nothing runs. None where the platform does not tell. All inputs
+    must be arguments: arrays that `function` closes over would become constants, and be computed on while compiling.
     """
     function = function if hasattr(function, "lower") else jax.jit(function)
     plan = function.lower(*args).compile().memory_analysis()

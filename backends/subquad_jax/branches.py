@@ -1,4 +1,4 @@
-"""Conditions that stay conditions: under `vmap`, where JAX computes both branches, and inside of `shard_map`."""
+"""A condition that stays one branch under `vmap`, where JAX would compute both, and that works in `shard_map`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from subquad_jax import shard_types
 
 
 def where_any(condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    """`change(*given)` where the condition holds, else `given`; what its gradient needs is computed again.
+    """`change(*given)` if the condition holds, else `given`.
 
-    Of a batch under `vmap` all items are changed where it holds for any.
+    The gradient of `change` computes intermediate results again, and saves none. Under `vmap` all items of the batch
+    are changed if the condition holds for any.
     """
 
     def changed(*given: Any) -> tuple[Any, ...]:
@@ -32,7 +33,7 @@ def where_any(condition: Any, change: Callable[..., Any], given: tuple[Any, ...]
 
 @jax.custom_batching.custom_vmap
 def _anywhere(condition: Any) -> Any:
-    """A condition that is one for all items of a batch."""
+    """The condition itself; under `vmap`, one condition for the whole batch: whether it holds for any item."""
     return condition
 
 

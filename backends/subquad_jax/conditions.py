@@ -1,4 +1,4 @@
-"""Whether XLA can call the compiled CPU kernels here."""
+"""Reasons why XLA cannot call the compiled CPU kernels here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from subquad.backend import Call
 
 
 def declines(call: Call, is_right: Callable[[], bool]) -> str | None:
-    """Why the compiled kernels cannot take a call, whichever it is; `is_right` is a check for `self_check`."""
+    """The reason why no compiled kernel can take a call, or None; `is_right` is the check that `self_check` runs."""
     if jax.default_backend() != "cpu":
         return f"it runs on cpu, JAX's default is {jax.default_backend()}"
     if any(0 in x.shape for x in (*call.arrays, call.key_mask) if x is not None):
@@ -24,14 +24,18 @@ _found: dict[Callable[[], bool], str | None] = {}
 
 
 def self_check(is_right: Callable[[], bool]) -> str | None:
-    """Does a round trip through XLA give the right numbers? The call frame is an interface of bytes."""
+    """The reason why kernels cannot be called, or None if a round trip through XLA gives the right numbers.
+
+    The check runs once. It is there because the layout of XLA's call frame in memory is assumed, see `ffi`.
+    """
     if platform.system() not in ("Linux", "Darwin"):
         return f"its threads are not supported on {platform.system()}"
     if is_right not in _found:
         try:
-            with ThreadPoolExecutor(1) as elsewhere:  # what is traced here, a call under vmap, would reach into it
+            # in another thread, since a trace of this one (a call under vmap, say) would capture the check
+            with ThreadPoolExecutor(1) as elsewhere:
                 _found[is_right] = elsewhere.submit(_answer, is_right).result()
-        except (MemoryError, RuntimeError) as error:  # no memory, no thread: the next call asks again
+        except (MemoryError, RuntimeError) as error:  # no memory or no thread at present: the next call asks again
             return f"its self-check failed: {error}"
     return _found[is_right]
 
@@ -41,6 +45,6 @@ def _answer(is_right: Callable[[], bool]) -> str | None:
         right = is_right()
     except MemoryError:
         raise
-    except Exception as error:  # whatever went wrong, the generic form is there
+    except Exception as error:  # whatever went wrong, the generic form can take the call
         return f"its self-check failed: {error}"
     return None if right else "its self-check gave wrong numbers"

@@ -10,12 +10,12 @@ from jax import Array
 
 from subquad.backend import Accepts, Call, Override
 
-# It forms all logits at once: beyond this many the blocked form is better.
+# Maximum logits, which JAX's attention holds all at once: with more, the blocked form is better.
 LOGITS = 2**24
 
 
 def declines(call: Call) -> str | None:
-    """Why JAX's attention cannot take the call."""
+    """The reason why JAX's attention cannot take the call, or None."""
     (q, k, v), key_mask = call.arrays, call.key_mask
     assert q is not None
     assert k is not None
@@ -41,7 +41,7 @@ def softmax_attention(
     scale: float,
     key_mask: Array | None = None,
 ) -> Array:
-    """The kernel `softmax_attention` for rows that see all keys."""
+    """The kernel `softmax_attention` without causality."""
     mask = seen = None
     if key_mask is not None:
         k, v = (jnp.where(key_mask[..., None], x, 0.0) for x in (k, v))
@@ -67,8 +67,8 @@ OVERRIDE = Override(
     "dot_product_attention",
     softmax_attention,
     Accepts(
-        # its softmax is taken in float32; nor does it take a form of visibility: it multiplies hidden values by 0, so
-        # one that is not finite would reach rows that do not see it
+        # No float64, since the softmax is taken in float32. No causal form, since hidden values are multiplied by 0: a
+        # value that is not finite would reach rows that do not see it.
         dtypes=("float32", "float16", "bfloat16"),
         devices=("cpu", "gpu", "tpu"),
         options=frozenset({"key_mask"}),

@@ -1,19 +1,22 @@
 """Compiled NumPy kernels as XLA FFI targets, without a compiler: what XLA calls is compiled by Numba.
 
-A kernel is `kernel(first, last, records)` with argument records of 64-bit numbers and addresses, one for each item of a
-batch. XLA hands over buffers; the last operand is a *plan*, 64-bit words that say what the records hold:
+A kernel is a function (first, last, records) with argument records of 64-bit numbers and addresses, one record for each
+item of a batch. XLA passes buffers. The last operand is a *plan*, 64-bit words that say what the records hold:
 
-    tasks of an item, threads, number of fields, number of batch axes, their sizes; then for each field
-    (what, a, b, c) and a step in bytes for each batch axis
+    head             tasks of an item, threads, number of fields, number of batch axes
+    sizes            the size of each batch axis
+    of each field    (what, a, b, c) as below, then a stride in bytes for each batch axis
 
-    (LITERAL, number, 0, 0)
+    (LITERAL, number, 0, 0)     the number
     (OPERAND, k, 0, 0)          the address of operand k
     (RESULT, k, zeros, 0)       the address of result k, which is filled with zeros first if `zeros` is 1
-    (SUMMED, k, rows, wide)     scratch of `rows` times the size of result k, zeros, that is added up into it in the end
+    (SUMMED, k, rows, wide)     the address of scratch for `rows` partial sums of result k (of float64 if `wide`), zeros
+                                at first, which are added up into the result after the run
 
-One handler for each kind of numbers reads plans. A kernel has a name for XLA, and behind it a few instructions that
-call the handler with the kernel's address. A kernel that finds no memory for its scratch becomes an error of XLA.
-Offsets into the call frame are those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
+One *handler* for each type of numbers reads plans. XLA calls a kernel by a name, which stands for an *entry*: a few
+instructions that call the handler with the kernel's address. If a kernel finds no memory for its scratch, XLA gets an
+error. A *call frame* is the structure in which XLA passes buffers; offsets into it are those of
+`xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
 """
 
 from __future__ import annotations
@@ -39,28 +42,29 @@ from subquad_numpy.codegen import inline, intrinsic, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
 from subquad_numpy.runtime import native_tasks
 from subquad_numpy.runtime.launch import Launch, Rows
-from subquad_numpy.runtime.native_tasks import FAILED, FRAME, KERNEL, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
+from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
-HEAD, ROW = 4, 4  # words of a plan before the sizes; of a field before its steps
+HEAD, ROW = 4, 4  # words of a plan before the sizes; words of a field before its strides
 
-EXTENSION, API, OPERANDS, RESULTS = 1, 2, 9, 14  # of the call frame; the number of operands is two words before them
-CREATE_ERROR = 6  # of the API
-KIND, DATA, RANK, SIZES = 2, 3, 4, 5  # of a buffer
-COMPLEX = (15, 18)  # kinds of a buffer that holds two real numbers each
-METADATA_TYPE, METADATA = 1, 3  # of an extension, the type in the low half of its word
-API_VERSION, TRAITS = 3, 4  # of the metadata: major and minor in one word
+# Offsets in words, by structure of XLA.
+EXTENSION, API, OPERANDS, RESULTS = 1, 2, 9, 14  # call frame; the number of operands is two words before OPERANDS
+CREATE_ERROR = 6  # table of functions (API)
+KIND, DATA, RANK, SIZES = 2, 3, 4, 5  # buffer
+COMPLEX = (15, 18)  # values of KIND for complex64 and complex128, which hold two real numbers each
+METADATA_TYPE, METADATA = 1, 3  # extension: its type if it is metadata (low half of word 1); offset of the metadata
+API_VERSION, TRAITS = 3, 4  # metadata; the version is major and minor number in one word
 NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0", np.uint8)
-RESOURCE_EXHAUSTED = 8
-LINE = 64  # bytes of a cache line; partial sums of one result begin on one of their own
+RESOURCE_EXHAUSTED = 8  # XLA's code of the error
+LINE = 64  # bytes of a cache line; the partial sums of each result begin on a new line
 
-WORK, CREATE, JOIN, MESSAGE = range(4)  # of `_system`
+WORK, CREATE, JOIN, MESSAGE = range(4)  # places in `_system`
 
 
 def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
-    """The results of a launch by name. A field of the record that is neither operand, result nor size is 0, as is None.
+    """The results of a launch by name. A field that is neither operand, result nor size is 0, as is an operand of None.
 
-    Batches are run one after the other under vmap.
+    Under vmap the items of the new batch axis are run one after the other.
     """
     given = {name: x for name, x in operands.items() if x is not None}
     results = [ShapeDtypeStruct(x.shape, x.dtype) for x in launch.results.values()]
@@ -91,7 +95,7 @@ def plan_of(launch: Launch, operands: Mapping[str, Any]) -> np.ndarray:
 
 
 def _steps(x: Any, axes: int | None, batch: tuple[int, ...]) -> list[int]:
-    """Bytes between items of a contiguous array along each axis of the batch; `axes` at its end are an item's own."""
+    """The stride in bytes of a contiguous array along each batch axis; its last `axes` axes belong to one item."""
     if axes is None:
         return [0] * len(batch)
     steps, step = [], np.dtype(x.dtype).itemsize
@@ -103,12 +107,12 @@ def _steps(x: Any, axes: int | None, batch: tuple[int, ...]) -> list[int]:
 
 
 _lock = threading.Lock()
-_alive: list[Any] = []  # XLA keeps addresses: the code behind them must not go
+_alive: list[Any] = []  # keeps compiled code in memory, since XLA holds addresses only
 
 
 def register(launch: Launch) -> str:
-    """Compile the kernel of a launch, and register it with XLA; the name to call it by."""
-    with _lock:  # XLA takes a name once
+    """Compile the kernel of a launch and register it with XLA, once; returns the name to call it by."""
+    with _lock:  # XLA refuses a name that is registered already
         return _register(launch.compile, *launch.kind)
 
 
@@ -126,7 +130,7 @@ def _register(compile: Any, *kind: Any) -> str:  # noqa: A002
 
 @cache
 def _system() -> np.ndarray:
-    """Addresses of what a handler calls."""
+    """The addresses that a handler needs: `work`, pthread_create, pthread_join, and the message of an error."""
     libc = ctypes.CDLL(None)
     create, join = (ctypes.cast(x, ctypes.c_void_p).value for x in (libc.pthread_create, libc.pthread_join))
     return np.array([worker().address, create, join, NO_MEMORY.ctypes.data], np.int64)
@@ -134,7 +138,7 @@ def _system() -> np.ndarray:
 
 @intrinsic
 def invoke(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Call a function of up to four integers by its address."""
+    """Call the function at an address with up to four integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = ir.IntType(64)
@@ -145,7 +149,7 @@ def invoke(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 def _entry(handler: int, kernel: int) -> Any:
-    """What XLA calls: the handler with this kernel."""
+    """The function that XLA calls for this kernel: it calls the handler with the kernel's address."""
     system = _system().ctypes.data
 
     @cfunc(types.int64(types.int64))
@@ -157,7 +161,7 @@ def _entry(handler: int, kernel: int) -> Any:
 
 @inline
 def _count_reals(buffer: Any, zero: int) -> int:
-    """Real numbers in a buffer."""
+    """The number of real numbers in a buffer."""
     count = 1
     for axis in range(buffer[RANK]):
         count *= pointer(buffer[SIZES], zero)[axis]
@@ -166,7 +170,7 @@ def _count_reals(buffer: Any, zero: int) -> int:
 
 @inline
 def _bytes_of_sums(result: Any, rows: int, wide: int, size: int, zero: int) -> int:
-    """Bytes of the partial sums of a result of numbers of `size` bytes, in whole lines."""
+    """The bytes of `rows` partial sums of a result, whose numbers have `size` bytes, rounded up to cache lines."""
     return -(-rows * _count_reals(result, zero) * (8 if wide else size) // LINE) * LINE
 
 
@@ -181,13 +185,14 @@ def _sum_rows(rows: Any, out: Any) -> None:
 
 @inline
 def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any) -> int:
-    """Run all tasks; how many shares of them failed."""
+    """Run all tasks on new threads and this one; returns how many shares of the tasks failed."""
     threads = min(threads, tasks)
     words = np.zeros(SIZE, np.int64)
-    words[KERNEL], words[TASKS], words[FRAME] = kernel, tasks, records.ctypes.data
+    words[KERNEL], words[TASKS], words[RECORDS] = kernel, tasks, records.ctypes.data
     words[SHARES] = min(tasks, SHARES_OF_THREAD * threads) if threads > 1 else 1
     ids = np.zeros(max(threads, 1), np.int64)
     failed = np.zeros(max(threads, 1), np.int64)
+    # a thread that cannot be started does not matter: the others take all shares
     for t in range(1, threads):
         code = invoke(system[CREATE], ids.ctypes.data + 8 * t, 0, system[WORK], words.ctypes.data)
         failed[t] = code & 0xFFFFFFFF
@@ -200,12 +205,12 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
 
 @numba.njit(error_model="numpy")  # not inlined: what it raises is caught where it is called
 def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double: float, size: int) -> int:
-    """Run the kernel as planned; how many shares of its tasks failed. Buffers hold numbers like `number`."""
+    """Run the kernel as planned; returns how many shares of the tasks failed. Buffers hold numbers like `number`."""
     operands, results = pointer(frame[OPERANDS], zero), pointer(frame[RESULTS], zero)
     plan = pointer(pointer(operands[frame[OPERANDS - 2] - 1], zero)[DATA], zero)
     tasks, threads, fields, axes = plan[0], plan[1], plan[2], plan[3]
     row, start = ROW + axes, HEAD + axes
-    items, needed = 1, 0
+    items, needed = 1, 0  # batch items, and bytes of partial sums
     for axis in range(axes):
         items *= plan[HEAD + axis]
     for i in range(fields):
@@ -213,7 +218,7 @@ def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double:
         if plan[at] == SUMMED:
             needed += _bytes_of_sums(pointer(results[plan[at + 1]], zero), plan[at + 2], plan[at + 3], size, zero)
     scratch = np.zeros(needed // 8, np.int64)
-    first, used = np.zeros(fields, np.int64), 0
+    first, used = np.zeros(fields, np.int64), 0  # the argument record of the first item
     for i in range(fields):
         at = start + i * row
         what, k, more = plan[at], plan[at + 1], plan[at + 2]
@@ -230,6 +235,7 @@ def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double:
             first[i] = scratch.ctypes.data + used
             used += _bytes_of_sums(pointer(results[k], zero), more, plan[at + 3], size, zero)
 
+    # the record of any item is the first one, moved by the strides of the batch axes
     records = np.zeros(items * fields, np.int64)
     for item in range(items):
         for i in range(fields):
@@ -243,7 +249,7 @@ def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double:
                     records[item * fields + i] += place * plan[start + i * row + ROW + axis]
     failed = _run_tasks(kernel, items * tasks, threads, records, system)
 
-    used = 0
+    used = 0  # add up the partial sums, in the order in which they were laid out
     for i in range(fields):
         at = start + i * row
         what, k, rows, wide = plan[at], plan[at + 1], plan[at + 2], plan[at + 3]
@@ -256,19 +262,19 @@ def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double:
             else:
                 _sum_rows(carray(pointer(scratch.ctypes.data + used, number), rows * count), out)
             used += _bytes_of_sums(result, rows, wide, size, zero)
-    first[:] = scratch.size  # scratch and records have been in use until here
+    first[:] = scratch.size  # uses of scratch and records: Numba would free an array after its last use
     records[:fields] = 0
     return failed
 
 
 @cache
 def _handler(real: str) -> Any:
-    """Compile `handler(frame, kernel, system)` for buffers of these real numbers, and of complex ones made of two."""
+    """Compile the handler for buffers of a real dtype, and of complex numbers made of two such numbers."""
     zero, double, number, size = np.int64(0), np.float64(0), np.dtype(real).type(0), np.dtype(real).itemsize
 
     def handler(frame: Any, kernel: int, system: Any) -> int:
-        """0, or the address of an error."""
-        if frame[EXTENSION] != 0:
+        """The handler: runs a kernel for a call frame; returns 0, or the address of an error."""
+        if frame[EXTENSION] != 0:  # XLA asks for the version of the interface, when the name is registered
             extension = pointer(frame[EXTENSION], zero)
             if extension[1] & 0xFFFFFFFF == METADATA_TYPE:
                 metadata = pointer(extension[METADATA], zero)
@@ -277,24 +283,24 @@ def _handler(real: str) -> Any:
                 return 0
         try:
             failed = _serve(frame, kernel, system, zero, number, double, size)
-        except Exception:  # no memory for what is summed up
+        except Exception:  # no memory for partial sums or records
             failed = 1
         if failed == 0:
             return 0
         error = np.zeros(4, np.int64)  # size, no extension, message, code
         error[0], error[2], error[3] = 28, system[MESSAGE], RESOURCE_EXHAUSTED
         made = invoke(pointer(frame[API], zero)[CREATE_ERROR], error.ctypes.data, 0, 0, 0)
-        error[0] = 0  # it has been in use until here
+        error[0] = 0  # a use of the array: Numba would free it after its last use
         return made
 
-    # a file on disk for each state of what it inlines
+    # the file on disk is found by this name, which changes with the sources that are inlined
     handler.__qualname__ = f"handler_{real}_{fingerprint(Path(native_tasks.__file__).parent)}"
     word = types.int64
     return native(word(types.CPointer(word), word, types.CPointer(word)))(handler)
 
 
 def round_trip_is_right() -> bool:
-    """Whether a kernel sees its operands, numbers and results as it should, and each item its own."""
+    """Whether a small kernel that XLA calls reads and writes the right operands, numbers and results of two items."""
     made = Launch(
         _probe_kernel,
         ("float32",),
@@ -312,7 +318,7 @@ def round_trip_is_right() -> bool:
 
 @cache
 def _probe_kernel(dtype: str) -> Any:
-    """Compile a kernel that doubles rows, and leaves them in two parts to be summed, the second one doubled."""
+    """Compile the kernel of the self-check: y is x times `factor`; two partial sums hold y and 2 y, over all items."""
     number, double, fields = np.dtype(dtype).type(0), np.float64(0), ("factor", "x", "y", "total")
 
     @compiled(f"probe {dtype}", fields)

@@ -1,6 +1,6 @@
-"""Types inside `jax.shard_map`: along which axes of the mesh the shards of an array differ.
+"""The types of arrays inside `jax.shard_map`: along which axes of the mesh the shards of an array differ.
 
-JAX adds the casts of its own operations itself; not those of a loop's carry, nor of what a call of XLA returns.
+JAX casts these types for its own operations. The carry of a loop, and the results of a foreign call, need casts here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import jax
 
 
 def axes_of(tree: Any) -> frozenset[Any]:
-    """The axes along which any array of the tree varies. A JAX that has no `manual_axis_type` has no such types."""
+    """The axes along which any array of the tree varies; none in a JAX version without `manual_axis_type`."""
     types = [getattr(getattr(x, "aval", x), "manual_axis_type", None) for x in jax.tree.leaves(tree)]
     return frozenset[Any]().union(*(kind.varying for kind in types if kind is not None))
 
 
 def vary(tree: Any, axes: frozenset[Any]) -> Any:
-    """The tree with every array varying along the axes."""
+    """The tree, with every array cast to vary along the axes."""
 
     def cast(x: Any) -> Any:
         missing = tuple(axes - axes_of(x))

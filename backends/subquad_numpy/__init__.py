@@ -20,7 +20,7 @@ class NumpyBackend(Backend):
     fills_in_place: ClassVar[bool] = True
 
     def signature(self, arrays: Sequence[Any]) -> Hashable | None:
-        """Class, shape and dtype of each array; None where one is no array, of which the checks will tell."""
+        """The class, shape and dtype of each array; None if something is no array, which later checks will report."""
         try:
             return tuple([None if x is None else (x.__class__, x.shape, x.dtype) for x in arrays])
         except AttributeError:

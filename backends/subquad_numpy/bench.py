@@ -10,12 +10,12 @@ from subquad.backend import is_installed
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
+    """The version and the devices; `reason` says why no arrays can be made here, and is None where they can."""
     return {"version": np.__version__, "devices": ["cpu"], "reason": None}
 
 
 def kernel_notes() -> list[str]:
-    """How long the kernels take to become callable: compiled once, then read from the disk."""
+    """Notes on how long the kernels take to become callable: compiled at first, later read from the disk."""
     if not is_installed("numba"):
         return ['numba is not installed (pip install "subquad[numba]"): scans and attention run by plain NumPy']
     from subquad_numpy.codegen.compile import compile_seconds
@@ -54,7 +54,7 @@ def synchronize(*arrays: np.ndarray) -> None:
 
 
 def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
-    """Bytes allocated at the worst moment of `function(*args)`, less those of the array it returns."""
+    """Peak number of bytes that `function(*args)` allocates, without those of the returned array."""
     function(*args)  # caches and compiled code belong to the first call
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""The compiled kernels, one record each. NumPy runs it, PyTorch and JAX adapt it; no kernel has glue of its own.
+"""The compiled kernels, one `Compiled` each, which NumPy runs and PyTorch and JAX adapt: no kernel has glue of its own.
 
 Numba is imported at the first call of a kernel, not with this module.
 """
@@ -28,7 +28,8 @@ Array = np.ndarray[Any, Any]
 Arrays = Sequence[Any]  # arrays, or None where there is none
 Static = Mapping[str, Any]
 
-MAX_COLUMNS = 256  # of a matrix that is inverted: five of them then take more than a megabyte
+# Columns of a matrix that is inverted. With more, its five work matrices take over a megabyte and leave the cache.
+MAX_COLUMNS = 256
 REAL = ("float32", "float64")
 COMPLEX = (*REAL, "complex64", "complex128")
 
@@ -36,8 +37,8 @@ COMPLEX = (*REAL, "complex64", "complex128")
 class Forward(Protocol):
     """``forward(arrays, static) -> (outputs, saved)``; `saved` is what the backward pass needs beside the outputs.
 
-    `new(shape, dtype)` makes the memory of outputs. `save` says that a backward pass will come. `threads` is how many
-    run, or a `runtime.threads.Team` of another library's.
+    `new(shape, dtype)` allocates an output. `save` says that a backward pass will come. `threads` is the number of
+    threads, or a `runtime.threads.Team` of another library's threads.
     """
 
     def __call__(
@@ -52,11 +53,11 @@ class Forward(Protocol):
 
 
 class Backward(Protocol):
-    """``backward(arrays, static, saved, outputs, grads, need)`` is a gradient for each array, of the array's shape.
+    """``backward(arrays, static, saved, outputs, grads, need)`` returns a gradient of each array's shape.
 
-    `grads` has None for an output that nobody differentiates, `need` says which arrays want a gradient; None stands for
-    zero, or for one that nobody wants. Of complex arrays it is ∂/∂Re + i ∂/∂Im of a real loss. The whole is None where
-    the compiled gradient cannot be used: the generic form is differentiated then.
+    `grads` has None for an output that nobody differentiates; `need` says which arrays want a gradient. A returned
+    gradient that is None is zero or was not needed. The gradient by a complex array is ∂/∂Re + i ∂/∂Im of a real loss.
+    `backward` returns None alone where it cannot be used: then the generic form is differentiated.
     """
 
     def __call__(
@@ -76,30 +77,30 @@ class Backward(Protocol):
 class Compiled:
     """A kernel on memory of the host.
 
-    `arrays` are the kernel's positional arguments, and after them its `key_mask` (None where there is none) if it has
-    one; `static` are its other keywords.
+    `arrays` are the kernel's positional arguments, and last its `key_mask` (or None) if the kernel has that keyword;
+    `static` holds the other keywords.
 
     Attributes
     ----------
     kernel : str
         Name of the kernel of `subquad.kernels`.
     accepts : Accepts
-        What it takes.
+        Which calls the compiled code takes.
     forward : Forward
-        The kernel.
+        Computes the outputs.
     backward : Backward or None
-        Its gradient.
+        Computes the gradients; None if the generic form is to be differentiated.
     launch : callable or None
-        ``launch(arrays, static, run)``: the outputs by runs of compiled code, for a library that calls it from programs
-        of its own. ``run(launch, operands)`` is the library's: see `runtime.launch`. All else is plain Array API.
+        ``launch(arrays, static, run)`` returns the outputs, for a library that runs compiled code from its own
+        programs. The library provides ``run(launch, operands)``: see `runtime.launch`. All else is plain Array API.
     launch_backward : callable or None
-        ``launch_backward(arrays, static, outputs, grads, run)``: a gradient for each array.
+        ``launch_backward(arrays, static, outputs, grads, run)`` returns a gradient for each array.
     unaided : frozenset of int
-        Outputs that have no gradient: those whose value is free, like the shift of a state.
+        Outputs without gradient, because the kernel is free to choose their value: the shift of a state.
     saves : bool
         Whether `backward` needs what a forward pass with `save` leaves beside its outputs.
     unread : frozenset of int
-        Places among the arrays and then the outputs of what `launch_backward` does not read.
+        What `launch_backward` does not read: places in (*arrays, *outputs).
     """
 
     kernel: str
@@ -114,17 +115,19 @@ class Compiled:
 
 
 def _fused_features(call: Call) -> str | None:
-    """Why the compiled features cannot take the map of a call."""
+    """The reason why the compiled features cannot take the feature map of a call, or None."""
     known = isinstance(call.static["phi"], Exponential | Elu)
     return None if known else "the features are neither exponentials nor elu(x) + 1"
 
 
 def _some_key(call: Call) -> str | None:
+    # the reason to decline a call without keys, or None
     _, k, *_ = call.arrays
     return "there is no key" if k is not None and k.shape[-2] == 0 else None
 
 
 def _small_matrices(call: Call) -> str | None:
+    # the reason to decline matrices that do not stay in cache, or None
     m = 0 if call.arrays[0] is None else call.arrays[0].shape[-1]
     return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
 
@@ -192,11 +195,11 @@ COMPILED: dict[str, Compiled] = {
         ),
     )
 }
-"""Every compiled kernel by name."""
+"""Every compiled kernel by the name of its kernel."""
 
 
 def as_override(compiled: Compiled) -> Override:
-    """The override by which NumPy runs a compiled kernel."""
+    """The override "numba" by which NumPy runs a compiled kernel."""
     forward = compiled.forward
 
     if "key_mask" in compiled.accepts.options:

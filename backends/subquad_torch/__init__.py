@@ -17,13 +17,13 @@ from subquad_torch import cuda, sdpa
 from subquad_torch.adapt import NUMBERS, as_override
 from subquad_torch.conditions import conditions, fixes_weights, is_installed, is_watched, is_wrapped, signature
 
-TRACED_BLOCKS = 16  # a traced loop is unrolled: more blocks cost compile time, fewer cost memory
-WATCHED = ("linear_scan", "selective_scan")  # their generic forms are long programs
+TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
+WATCHED = ("linear_scan", "selective_scan")  # shown to recorders as one operator: the generic forms are long programs
 LIMITS = {"softmax_attention": sdpa.few_rows, "feature_step": fixes_weights}
 
 
 class TorchBackend(Backend):
-    """What PyTorch has beyond the standard."""
+    """PyTorch: tensors that may be traced, recorded, transformed or watched, and the overrides on them."""
 
     library = "torch"
     overrides = (
@@ -47,23 +47,25 @@ class TorchBackend(Backend):
     def fold_blocks(
         self, step: Callable[..., Any], carry: Any, arrays: Sequence[Array | None], size: int, *, exact: bool = False
     ) -> tuple[Any, Array | None]:
-        """The Python loop; with fewer and larger blocks where it gets unrolled into a graph."""
+        """The Python loop over blocks; while compiling, with larger blocks, since the loop is unrolled into a graph."""
         if torch.compiler.is_compiling() and not exact:
             size = max(size, -(-row_count(arrays) // TRACED_BLOCKS))
         return loop_blocks(step, carry, arrays, size)
 
     def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(*args)`; while compiling its result is a constant of the program, and numbers are those of now."""
+        """`function(*args)`; while compiling, the result is a constant of the program, for the present numbers."""
+        if not torch.compiler.is_compiling():
+            return function(*args)
         return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
 
     def is_concrete(self, *arrays: Array | None) -> bool:
-        """Not in a compiled or recorded function, under a transform, or on the meta device."""
+        """Whether values can be read: not while compiling or recording, under a transform, or on the meta device."""
         if torch.compiler.is_compiling() or is_watched():
             return False
         return not any(isinstance(x, Tensor) and (x.is_meta or is_wrapped(x)) for x in arrays)
 
     def full_precision(self, like: Array) -> AbstractContextManager[Any]:
-        """Without `torch.autocast`: in its half precision, exponents of some hundreds would be off by 1 and more."""
+        """A context without `torch.autocast`, whose half precision would put exponents of some hundreds off by 1."""
         if not torch._C._is_any_autocast_enabled():
             return NO_CONTEXT
         kind = like.device.type
@@ -72,7 +74,7 @@ class TorchBackend(Backend):
         return NO_CONTEXT
 
     def exp_difference(self, xp: Any, x: Array, y: Array) -> Array:
-        """Over x where nothing is recorded or traced."""
+        """exp(x − y), written over x where nothing is recorded or traced."""
         recorded = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
         if recorded or not self.is_concrete(x, y) or torch.broadcast_shapes(x.shape, y.shape) != x.shape:
             return torch.exp(x - y)

@@ -1,11 +1,15 @@
-"""Any compiled kernel under PyTorch: one operator with its fake, its gradient, and derivatives beyond.
+"""Any compiled kernel under PyTorch: two operators for all kernels, their fakes, gradients and higher derivatives.
 
-Outside of compilers a kernel is a plain function, or where gradients are recorded an `autograd.Function`: PyTorch's
-dispatcher would cost more than all the rest of a small call. Compilers, recorders and the meta device meet the
-operators `subquad::forward` and `subquad::backward`, in which a word names the kernel and a text holds its keywords.
-They have no autograd formula of their own. That is the one arrangement in which eager mode, double backward,
-`torch.compile(fullgraph=True)` forward and backward, and `torch.export` all work. Functional transforms (`torch.func`)
-and forward mode take the generic form and see through it.
+A call takes one of these ways:
+
+    eager, no gradient recorded         a plain function: PyTorch's dispatcher would cost more than a small call
+    eager, gradient recorded            `Recorded`, an `autograd.Function`
+    compilers, recorders, meta device   the operators `subquad::forward` and `subquad::backward`, whose first argument
+                                        names the kernel, and whose text `static` holds its keywords
+    `torch.func`, forward mode          the generic form, which PyTorch differentiates or transforms itself
+
+The operators have no autograd formula of their own: `Recorded` calls them. Only with this arrangement do eager mode,
+double backward, `torch.compile(fullgraph=True)` forward and backward, and `torch.export` all work.
 """
 
 from __future__ import annotations
@@ -40,24 +44,24 @@ DTYPES = {np.dtype(name): getattr(torch, name) for name in ("float32", "float64"
 
 @dataclass(frozen=True)
 class Native:
-    """A kernel on the memory of plain tensors.
+    """A kernel that reads and writes the memory of plain tensors.
 
     Attributes
     ----------
     kernel : str
         Name of the kernel.
     forward : callable
-        ``forward(arrays, static, save=False)`` gives the outputs, and if asked what `backward` needs beside them. The
-        arrays are the kernel's, its key mask last.
+        ``forward(arrays, static, save=False)`` returns (outputs, saved); with `save`, `saved` is what `backward` needs
+        beside the outputs. The arrays are the kernel's, its key mask last.
     backward : callable or None
-        ``backward(arrays, static, saved, outputs, grads, need)`` gives the gradients by the arrays that need one, or
-        None where it cannot.
+        ``backward(arrays, static, saved, outputs, grads, need)`` returns the gradients by the arrays that need one, or
+        None where it cannot be used.
     unaided : tuple of int
-        Outputs that have no gradient.
+        Places of the outputs that have no gradient.
     saves : bool
         Whether `backward` needs more than the arrays and the outputs.
     watched : bool
-        Whether what watches operations may see the operator alone; else it sees those of the generic form.
+        Whether counters and recorders of operations see one operator; else they see the generic form's operations.
     """
 
     kernel: str
@@ -72,19 +76,19 @@ _natives: dict[tuple[str, bool], Native] = {}  # by the name of the kernel, and 
 
 
 def kernel_of(name: str) -> Kernel:
-    """The kernel of a name."""
+    """The kernel of `subquad.kernels` with this name."""
     return getattr(kernels, name)
 
 
 def native_of(name: str, arrays: Arrays) -> Native:
-    """What runs a kernel on these tensors; the first is never None."""
+    """The native kernel for the device of these tensors; the first tensor is never None."""
     like = arrays[0]
     assert like is not None
     return _natives[name, like.is_cuda]
 
 
 def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | None = None) -> Override:
-    """The override "numba" of a compiled kernel; `also` is one more reason to decline."""
+    """The override "numba" of a compiled kernel; `also` looks for one more reason to decline."""
     native = Native(
         compiled.kernel,
         partial(_forward_on_host, compiled),
@@ -98,8 +102,9 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
 
 
 def override(native: Native, name: str, accepts: Accepts, *, widened: bool = False) -> Override:
-    """An override; `widened` tensors of half precision come to it as float32."""
+    """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first."""
     _natives[native.kernel, "cuda" in accepts.devices] = native
+    # states of PyTorch in which the override may run: without a gradient it must not hide from recording
     under = {"tracing"} | ({"recorded"} if native.backward else set()) | ({"watched"} if native.watched else set())
     halves = [dtype for word, dtype in HALF.items() if widened and word in accepts.dtypes]
     masked = "key_mask" in kernel_of(native.kernel).options
@@ -123,7 +128,7 @@ def override(native: Native, name: str, accepts: Accepts, *, widened: bool = Fal
 
 
 def _first_of(*reasons: Reason | None) -> Reason:
-    """The first reason that one of these finds."""
+    """A reason that is the first one found by the given ones."""
     given = [reason for reason in reasons if reason is not None]
 
     def also(call: Call) -> str | None:
@@ -137,7 +142,7 @@ def _first_of(*reasons: Reason | None) -> Reason:
 
 
 def _distinct(arrays: Arrays) -> Arrays:
-    """The arrays, none twice: a compiler takes no function of one tensor at two places."""
+    """The arrays, with views for repeated tensors: compilers take no tensor at two places of a function."""
     found: list[Tensor | None] = []
     for x in arrays:
         again = x is not None and any(x is y for y in found)
@@ -146,7 +151,7 @@ def _distinct(arrays: Arrays) -> Arrays:
 
 
 def _call(native: Native, arrays: Arrays, static: Static) -> tuple[Tensor, ...]:
-    """The outputs, where nothing is recorded."""
+    """The outputs of a kernel, where nothing is recorded."""
     if _meets_operator(arrays):
         return tuple(torch.ops.subquad.forward(native.kernel, list(arrays), encode(static)))
     return native.forward(arrays, static)[0]
@@ -160,11 +165,11 @@ def _meets_operator(arrays: Arrays) -> bool:
 
 
 class Recorded(torch.autograd.Function):
-    """A kernel whose gradient is compiled too; differentiated once more, it takes the generic form."""
+    """A kernel with a compiled gradient; second derivatives are those of the generic form."""
 
     @staticmethod
     def forward(ctx: Any, kernel: str, keywords: Static | str, *arrays: Tensor | None) -> tuple[Tensor, ...]:
-        """The outputs; while compiling the keywords are a text."""
+        """The outputs; while compiling, the keywords are a text of `encode`."""
         native, left = native_of(kernel, arrays), None
         if isinstance(keywords, str):
             outputs = tuple(torch.ops.subquad.forward(kernel, list(arrays), keywords))
@@ -174,34 +179,38 @@ class Recorded(torch.autograd.Function):
             outputs, left = native.forward(arrays, keywords, save=True)
         ctx.kernel, ctx.keywords, ctx.count, ctx.left = kernel, keywords, len(arrays), left
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
+        if native.unaided:
+            ctx.mark_non_differentiable(*[outputs[i] for i in native.unaided])
         ctx.save_for_backward(*arrays, *outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved, need = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        saved, need, keywords = ctx.saved_tensors, ctx.needs_input_grad[2:], ctx.keywords
         arrays, outputs = saved[: ctx.count], saved[ctx.count :]
         native, found = native_of(ctx.kernel, arrays), None
         if torch.compiler.is_compiling():
-            text = ctx.keywords if isinstance(ctx.keywords, str) else encode(ctx.keywords)
+            text = keywords if isinstance(keywords, str) else encode(keywords)
             found = torch.ops.subquad.backward(ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need))
-        else:
-            static = decode(ctx.keywords) if isinstance(ctx.keywords, str) else ctx.keywords
-            if not needs_generic(grads) and (native.watched or not is_watched()):
-                found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
-            if found is None:
-                found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
-        return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
+            return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
+        static = decode(keywords) if isinstance(keywords, str) else keywords
+        if all(by is None for by in grads):
+            return (None,) * (2 + len(need))
+        if (native.watched or not is_watched()) and not needs_generic(grads):
+            found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
+        if found is None:
+            found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
+        return None, None, *found
 
 
 def _pull(
     native: Native, arrays: Arrays, static: Static, left: Any, outputs: Arrays, grads: Arrays, need: Sequence[bool]
 ) -> Sequence[Tensor | None] | None:
-    """Gradients by plain ones, compiled; None where they cannot be."""
+    """Compiled gradients by the arrays, from gradients that are plain tensors; None where they cannot be computed."""
     if _meets_operator(arrays):
         given = native.kernel, list(arrays), encode(static), list(outputs), list(grads), list(need)
-        return torch.ops.subquad.backward(*given)
+        found = torch.ops.subquad.backward(*given)
+        return [by if needed else None for by, needed in zip(found, need, strict=True)]
     assert native.backward is not None
     return native.backward(arrays, static, left, outputs, grads, need)
 
@@ -214,33 +223,36 @@ def differentiate_generic(
     need: Sequence[bool],
     outputs: Sequence[Tensor] | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of the generic form by the arrays that need one; to be differentiated further where that is recorded.
+    """Gradients of the generic form by the arrays that need one, differentiable themselves while grad mode is on.
 
-    Each array stands for itself alone, also where one was computed from another: what it depends on is not the
-    kernel's. `outputs` are those of an override: what it was free to choose stays as it is.
+    Each array is cut from its own history first, so that arrays computed from one another are not counted twice.
+    `outputs` are those of an override: values that the override was free to choose, like a shift, are kept.
     """
     if kernel.gradient is not None and outputs is not None and not is_batch(grads):
-        return list(kernel.gradient(tuple(arrays), outputs, grads, **static))
+        found = kernel.gradient(tuple(arrays), outputs, grads, **static)
+        return [by if needed else None for by, needed in zip(found, need, strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         own = [None if x is None else _cut(x, needed) for x, needed in zip(arrays, need, strict=True)]
-        found = _generic(kernel, own, static, outputs)
+        computed = _generic(kernel, own, static, outputs)
     wanted = [x for x, needed in zip(own, need, strict=True) if needed]
-    pairs = [(out, by) for out, by in zip(found, grads, strict=True) if by is not None and out.requires_grad]
-    by_wanted = torch.autograd.grad(
-        [out for out, _ in pairs], wanted, [by for _, by in pairs], create_graph=create_graph, allow_unused=True
+    pairs = [(out, by) for out, by in zip(computed, grads, strict=True) if by is not None and out.requires_grad]
+    results, given = [out for out, _ in pairs], [by for _, by in pairs]
+    pulled = iter(
+        torch.autograd.grad(results, wanted, given, create_graph=create_graph, allow_unused=True)
+        if pairs
+        else [None for _ in wanted]
     )
-    pulled = iter(by_wanted)
     return [_or_zero(next(pulled), x) if needed else None for x, needed in zip(arrays, need, strict=True)]
 
 
 def _cut(x: Tensor, needed: bool) -> Tensor:
-    """A tensor with the values of x to differentiate by; in an operator x asks for no gradient itself."""
+    """A tensor with the values of x, to differentiate by; inside an operator x itself does not require a gradient."""
     return x.detach().requires_grad_() if needed and not x.requires_grad else x.view_as(x)
 
 
 def _generic(kernel: Kernel, arrays: list[Any], static: Static, outputs: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    """The outputs by the generic form."""
+    """The outputs of the generic form, relative to the choices in `outputs` where the kernel has a form for that."""
     keywords = dict(static)
     if "key_mask" in kernel.options:
         *arrays, keywords["key_mask"] = arrays
@@ -251,7 +263,7 @@ def _generic(kernel: Kernel, arrays: list[Any], static: Static, outputs: Sequenc
 
 
 def _or_zero(grad: Tensor | None, x: Tensor | None) -> Tensor:
-    """A gradient, 0 where nothing depends on x."""
+    """The gradient by x, as zeros where nothing depends on x."""
     assert x is not None
     return torch.zeros_like(x) if grad is None else grad
 
@@ -260,8 +272,9 @@ def _or_zero(grad: Tensor | None, x: Tensor | None) -> Tensor:
     "subquad::forward", mutates_args=(), schema="(str kernel, Tensor?[] arrays, str static) -> Tensor[]"
 )
 def _forward(kernel: str, arrays: list[Tensor | None], static: str) -> list[Tensor]:
-    """The outputs of a kernel."""
-    return list(native_of(kernel, arrays).forward(arrays, decode(static))[0])
+    """The outputs of a kernel, in rows as the fake has them."""
+    outputs, _ = native_of(kernel, arrays).forward(arrays, decode(static))
+    return [x.contiguous() for x in outputs]
 
 
 @_forward.register_fake
@@ -287,14 +300,18 @@ def _backward(
     """Gradients of a kernel by its arrays; an empty tensor where none is needed."""
     native, keywords = native_of(kernel, arrays), decode(static)
     assert native.backward is not None
-    if not outputs[0].is_cuda:  # a program that is compiled has zeros for what nobody differentiates
+    # Compiled programs pass zeros for an output that nobody differentiates. None in their place allows more kernels to
+    # run; on CUDA, to look at values would wait for the device.
+    if not outputs[0].is_cuda:
         grads = [by if i == 0 or (by is not None and bool(by.any())) else None for i, by in enumerate(grads)]
     left = native.forward(arrays, keywords, save=True)[1] if native.saves else None
     found = native.backward(arrays, keywords, left, outputs, grads, need)
     if found is None:
-        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):  # off here
+        # inside an operator PyTorch records no gradients; the generic form needs them
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
             found = differentiate_generic(kernel_of(kernel), arrays, keywords, grads, need, outputs)
-    return [_or_empty(by, needed, outputs[0]) for by, needed in zip(found, need, strict=True)]
+    found = [_or_zero(by, x) if needed else None for by, x, needed in zip(found, arrays, need, strict=True)]
+    return [_or_empty(by, outputs[0]) for by in found]
 
 
 @_backward.register_fake
@@ -306,17 +323,17 @@ def _(
     grads: list[Tensor | None],
     need: list[bool],
 ) -> list[Tensor]:
-    by = [None if x is None else x.new_empty(x.shape) for x in arrays]
-    return [_or_empty(x, needed, outputs[0]) for x, needed in zip(by, need, strict=True)]
+    found = [x.new_empty(x.shape) if needed and x is not None else None for x, needed in zip(arrays, need, strict=True)]
+    return [_or_empty(by, outputs[0]) for by in found]
 
 
-def _or_empty(grad: Tensor | None, needed: bool, like: Tensor) -> Tensor:
-    """A gradient in rows, or an empty tensor."""
-    return grad.contiguous() if needed and grad is not None else like.new_empty(0)
+def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient, contiguous as the fake promises, or an empty tensor where none is needed."""
+    return like.new_empty(0) if grad is None else grad.contiguous()
 
 
 def _declared(kernel: Kernel, arrays: Arrays, static: Static) -> tuple[Like, ...]:
-    """The outputs that a kernel declares."""
+    """Shapes and dtypes of the outputs, as the kernel declares them."""
     if "key_mask" not in kernel.options:
         return kernel.outputs(*arrays, **static)
     *given, key_mask = arrays
@@ -324,7 +341,7 @@ def _declared(kernel: Kernel, arrays: Arrays, static: Static) -> tuple[Like, ...
 
 
 def encode(static: Static) -> str:
-    """Keywords as a text: numbers, words, None and frozen dataclasses of these."""
+    """Keywords as a JSON text; values are numbers, strings, None, and frozen dataclasses of these."""
     words: list[Any] = []
     for name, value in static.items():
         cls = type(value)
@@ -337,7 +354,7 @@ def encode(static: Static) -> str:
 
 
 def _number(value: Any) -> Any:
-    """The value; a number that varies in a compiled program becomes that of this call."""
+    """The value; a number that varies in a compiled program is fixed to its present value."""
     return guard_scalar(value) if isinstance(value, NUMBERS) else value
 
 
@@ -348,7 +365,7 @@ def _written(words: list[Any]) -> str:
 
 @cache
 def decode(text: str) -> Static:
-    """The keywords of a text of `encode`."""
+    """The keywords that `encode` made the text from."""
     static = {}
     for name, value, *rest in json.loads(text):
         if rest:
@@ -362,13 +379,13 @@ def decode(text: str) -> Static:
 def _forward_on_host(
     compiled: Compiled, arrays: Arrays, static: Static, save: bool = False
 ) -> tuple[tuple[Tensor, ...], Any]:
-    """`Native.forward` of a compiled kernel of NumPy's."""
+    """`Native.forward` of a compiled kernel of `subquad_numpy`."""
     like = arrays[0]
     assert like is not None
-    made: dict[int, tuple[Any, Tensor]] = {}
+    made: dict[int, tuple[Any, Tensor]] = {}  # arrays that are the memory of a tensor, by their id
 
     def new(shape: tuple[int, ...], dtype: Any) -> Any:
-        """Memory of PyTorch's own, so that PyTorch accounts for it."""
+        """An output in memory of PyTorch, which PyTorch's profilers then count."""
         tensor = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
         memory = tensor.numpy()
         made[id(memory)] = memory, tensor
@@ -388,31 +405,29 @@ def _backward_on_host(
     grads: Arrays,
     need: Sequence[bool],
 ) -> Sequence[Tensor | None] | None:
-    """`Native.backward` of a compiled kernel of NumPy's."""
+    """`Native.backward` of a compiled kernel of `subquad_numpy`."""
     assert compiled.backward is not None
     given, results, by = ([memory_of(x) for x in tensors] for tensors in (arrays, outputs, grads))
     found = compiled.backward(given, static, left, results, by, need, threads=threads())
     if found is None:
         return None
-    return [
-        (torch.zeros_like(x) if grad is None else _tensor(grad)) if needed and x is not None else None
-        for grad, x, needed in zip(found, arrays, need, strict=True)
-    ]
+    return [_tensor(by) if needed and by is not None else None for by, needed in zip(found, need, strict=True)]
 
 
 def memory_of(x: Tensor | None) -> Any:
-    """The tensor's memory as a NumPy array, strides as they are."""
+    """The tensor's memory as a NumPy array with the tensor's strides."""
     if x is None:
         return None
     if x.requires_grad:
         x = x.detach()
-    if x.is_conj() or x.is_neg():  # marks that memory does not show
-        x = x.resolve_conj().resolve_neg()
-    return x.numpy()
+    try:
+        return x.numpy()
+    except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor
+        return x.resolve_conj().resolve_neg().numpy()
 
 
 def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
-    """A tensor of memory that kernels made, and that is none of the arrays given."""
+    """A tensor on an array that a kernel returned; a copy if the array shares memory with one that was given."""
     if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
         memory = memory.copy()
     return torch.from_numpy(memory)

@@ -11,7 +11,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler narrates each sta
 
 
 def describe() -> dict[str, Any]:
-    """Version and devices; `reason` says why no arrays can be made here, and is None where they can."""
+    """The version and the devices; `reason` says why no arrays can be made here, and is None where they can."""
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return {"version": torch.__version__, "devices": devices, "reason": None}
 
@@ -34,7 +34,7 @@ def compile(function: Callable[..., Any]) -> Callable[..., Any]:  # noqa: A001
 
 
 def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` forward and backward: the gradients of ½‖out‖² with respect to all arguments."""
+    """A function that runs `function` forward and backward: the gradients of ½‖out‖² by all arguments."""
 
     def forward_backward(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args = tuple(x.detach().requires_grad_() for x in args)
@@ -52,7 +52,7 @@ def synchronize(*arrays: torch.Tensor) -> None:
 
 
 def peak_extra_memory(function: Callable[..., Any], *args: Any) -> int | None:
-    """Bytes allocated at the worst moment of `function(*args)`, less those of the tensors it returns."""
+    """Peak number of bytes that `function(*args)` allocates, without those of the returned tensors."""
     device = next((x.device for x in args if isinstance(x, torch.Tensor)), torch.device("cpu"))
     out = function(*args)  # caches and compiled code belong to the first call
     size = sum(x.numel() * x.element_size() for x in (out if isinstance(out, tuple) else (out,)))
@@ -72,7 +72,7 @@ def _peak_on_cuda(device: torch.device, function: Callable[..., Any], *args: Any
 
 
 def _peak_on_cpu(_device: torch.device, function: Callable[..., Any], *args: Any) -> int:
-    """Highest running sum of the profiler's allocations and frees: the CPU allocator keeps no peak itself."""
+    """The maximum running sum of the profiler's allocations and frees, since the CPU allocator keeps no peak."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         out = function(*args)

@@ -1,4 +1,8 @@
-"""What PyTorch is doing around a call: the signature of its tensors, and the conditions that it runs under."""
+"""The state of PyTorch around a call: the signature of the call's tensors, and the conditions that the call runs under.
+
+Three words recur. *Recorded*: autograd will be asked for gradients. *Transformed*: `torch.func` is active. *Watched*:
+a dispatch mode or `torch.jit.trace` sees each operation.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,17 @@ from torch.autograd import forward_ad
 from subquad import backend
 from subquad.backend import Call, Conditions
 
-PLAIN = (Tensor, torch.nn.Parameter)  # tensors with memory of their own and no way of their own to compute
+PLAIN = (Tensor, torch.nn.Parameter)  # classes whose tensors have memory, and do not override operations
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 transforms_active = torch._C._are_functorch_transforms_active
 
 
 def signature(arrays: Sequence[Any]) -> Hashable | None:
-    """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
+    """All that decides how a call with these tensors goes, or None.
+
+    None while compiling, transformed or watched, and for tensors that are not plain: then more decides.
+    """
     if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
         return None
     found: list[Any] = [torch.is_grad_enabled()]
@@ -33,7 +41,7 @@ def signature(arrays: Sequence[Any]) -> Hashable | None:
 
 
 def conditions(arrays: Sequence[Tensor]) -> Conditions:
-    """What PyTorch is doing around a call with these tensors."""
+    """The conditions under which a call with these tensors runs."""
     compiling = torch.compiler.is_compiling()
     return Conditions(
         tracing=compiling,
@@ -45,7 +53,7 @@ def conditions(arrays: Sequence[Tensor]) -> Conditions:
 
 
 def is_recorded(arrays: Sequence[Tensor | None]) -> bool:
-    """Whether gradients will be asked for."""
+    """Whether autograd records the call: grad mode is on and a tensor requires a gradient."""
     if torch.is_grad_enabled():
         for x in arrays:
             if x is not None and x.requires_grad:
@@ -54,39 +62,39 @@ def is_recorded(arrays: Sequence[Tensor | None]) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something sees single operations: counters and recorders such as make_fx, and torch.jit.trace."""
+    """Whether something sees each operation: a dispatch mode (counters, make_fx), or torch.jit.trace."""
     return bool(torch._C._len_torch_dispatch_stack()) or torch._C._get_tracing_state() is not None
 
 
 def is_transformed(arrays: Sequence[Tensor]) -> bool:
-    """Whether a functional transform is active, also around a function that closes over the tensors, or was."""
+    """Whether a functional transform is active, even if no tensor is its argument, or a tensor comes from one."""
     if transforms_active():
         return True
     return not torch.compiler.is_compiling() and any(is_wrapped(x) for x in arrays)
 
 
 def has_tangent(arrays: Sequence[Tensor]) -> bool:
-    """Whether a tensor carries a tangent of forward mode; while compiling, whether one might."""
+    """True if a tensor carries a forward-mode tangent (while compiling: might carry one)."""
     if forward_ad._current_level < 0:
         return False
     return torch.compiler.is_compiling() or any(forward_ad.unpack_dual(x).tangent is not None for x in arrays)
 
 
 def transforms() -> list[str]:
-    """Names of the functional transforms that are active, such as "Grad", "Jvp" and "Vmap", outermost first."""
+    """The names of the active functional transforms, such as "Grad", "Jvp" and "Vmap", outermost first."""
     return _transforms() if transforms_active() else []
 
 
 @torch.compiler.assume_constant_result
 def _transforms() -> list[str]:
-    """`transforms`, of which a compiled function is made for each."""
+    """`transforms`, as a constant of a compiled function."""
     return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 def not_plain(call: Call) -> str | None:
-    """Why code that reads memory cannot take the tensors of a call: a subclass computes in its own way."""
+    """The reason why code that reads memory cannot take a call, or None: a subclass may override operations."""
     if torch.compiler.is_compiling():
-        return None  # the operator is a node of the graph
+        return None  # the operator becomes a node of the graph, and meets plain tensors when that runs
     given = [x for x in (*call.arrays, call.key_mask) if x is not None]
     if all(type(x) in PLAIN for x in given):
         return None
@@ -94,19 +102,18 @@ def not_plain(call: Call) -> str | None:
 
 
 def needs_generic(grads: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass must be one of plain operations.
+    """True if a backward pass must use the generic form.
 
-    So it is where the pass will be differentiated in its turn (create_graph=True), and where a gradient is a wrapper, a
-    batch of gradients (is_grads_batched=True) or has a tangent.
+    That is so if its result will be differentiated again (create_graph=True), or if a gradient is a wrapper, a batch of
+    gradients (is_grads_batched=True), or carries a tangent: a kernel cannot read these.
     """
+    if torch.is_grad_enabled() or transforms_active():
+        return True
     given = [x for x in grads if x is not None]
-    return (
-        torch.is_grad_enabled()
-        or is_transformed(given)
-        or has_tangent(given)
-        or is_batch(given)
-        or not all(type(x) in PLAIN for x in given)
-    )
+    for x in given:
+        if x.__class__ not in PLAIN or is_wrapped(x) or is_batched(x):
+            return True
+    return has_tangent(given)
 
 
 def is_eager(arrays: Sequence[Tensor]) -> bool:
@@ -121,12 +128,12 @@ def is_eager(arrays: Sequence[Tensor]) -> bool:
 
 
 def is_batch(grads: Sequence[Tensor | None]) -> bool:
-    """Whether gradients are a batch of them (is_grads_batched=True), which no shape shows."""
-    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)
+    """Whether a gradient is a batch of gradients (is_grads_batched=True), which the tensor's shape does not show."""
+    return any(x is not None and is_batched(x) for x in grads)
 
 
 def fixes_weights(call: Call) -> str | None:
-    """Why the compiled causal gradient cannot take a call: it is one by queries, keys and values."""
+    """The reason why the compiled causal gradient, by queries, keys and values only, cannot take a call, or None."""
     weights = call.arrays[6:]
     if call.conditions.recorded and (len(weights) > 2 or any(x is not None and x.requires_grad for x in weights)):
         return "causal gradients by directions or with a center are recorded through the generic form"
@@ -135,5 +142,5 @@ def fixes_weights(call: Call) -> str | None:
 
 @torch.compiler.assume_constant_result
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported, asked while compiling too."""
+    """Whether a package can be imported; while compiling, the answer is a constant."""
     return backend.is_installed(package)

@@ -1,4 +1,4 @@
-"""The CUDA scan on tensors: PyTorch's memory and stream, launched by CuPy."""
+"""The CUDA selective scan on PyTorch's tensors, in PyTorch's memory and on its stream, launched by CuPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arrays = Sequence[Tensor | None]
 
 
 def declines(call: Call) -> str | None:
-    """Why the CUDA kernel cannot take the call."""
+    """The reason why the CUDA kernel cannot take the call, or None."""
     if not is_installed("cupy"):
         return "cupy, which launches it, is not installed"
     from subquad_cupy.selective_scan import calls as cuda
@@ -26,7 +26,7 @@ def declines(call: Call) -> str | None:
 
 
 def forward(arrays: Arrays, static: Mapping[str, Any], save: bool = False) -> tuple[tuple[Tensor, ...], Any]:
-    """y and the last state; half precision is read and written as it is."""
+    """y and the last state; inputs of half precision are read as they are, and y has their dtype."""
     from subquad_cupy.selective_scan import calls as cuda
 
     inputs = Inputs(*map(_plain, arrays))
@@ -42,7 +42,7 @@ def backward(
     grads: Arrays,
     need: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """Gradients by the nine arrays."""
+    """The gradients by the nine arrays."""
     from subquad_cupy.selective_scan import calls as cuda
 
     inputs = Inputs(*map(_plain, arrays))
@@ -52,7 +52,7 @@ def backward(
 
 
 def _device(like: Tensor) -> Any:
-    """The launcher on PyTorch's current stream and allocator."""
+    """The `Device` that launches on PyTorch's current stream and takes memory from PyTorch."""
     from subquad_cupy.device import TorchDevice
 
     index = like.device.index
@@ -60,7 +60,7 @@ def _device(like: Tensor) -> Any:
 
 
 def _plain(x: Tensor | None) -> Tensor | None:
-    """Memory that holds the values themselves; the kernels read slices in place."""
+    """The tensor without history and without lazy negation; kernels read slices in place."""
     return None if x is None else x.detach().resolve_neg()
 
 

@@ -1,8 +1,8 @@
-"""PyTorch's own threads for the compiled kernels.
+"""Compiled kernels on PyTorch's own threads.
 
-After each of its operations PyTorch's threads wait for the next by spinning. Threads of ours would share their cores
-with them; so its threads do our work. They are those of the OpenMP library that PyTorch is linked with, which it
-reaches by a function that all such libraries on Linux have.
+After each operation PyTorch's threads wait for the next one by spinning, and threads of ours would have to share cores
+with them. Therefore PyTorch's threads run our kernels. They belong to the OpenMP library that PyTorch is linked with,
+and are started by `GOMP_parallel`, a function that all such libraries on Linux have.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from subquad_numpy.runtime.threads import Team
 
 
 class OpenMP(Team):
-    """As many threads of PyTorch's."""
+    """A number of PyTorch's threads, as a team that runs tasks."""
 
-    def run(self, kernel: Any, tasks: int, frame: np.ndarray[Any, Any]) -> None:
-        """Run all tasks."""
+    def run(self, kernel: Any, tasks: int, records: np.ndarray[Any, Any]) -> None:
+        """Run all tasks of a call on these threads; `records` are the argument records."""
         from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
 
         parallel = _parallel()
         assert parallel is not None
-        words = words_for(kernel, tasks, frame, self)
+        words = words_for(kernel, tasks, records, self)
         get_core, addresses = _scheduler()
         words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
         parallel(worker().address, words.ctypes.data, self, 0)
@@ -40,19 +40,19 @@ class OpenMP(Team):
 
 
 def threads() -> int:
-    """How many threads PyTorch uses, and where it can be told so, which."""
+    """The number of threads that PyTorch uses, as a team of these threads where OpenMP can be reached."""
     count = torch.get_num_threads()
     return count if _parallel() is None or _forked else OpenMP(count)
 
 
 @cache
 def _parallel() -> Any:
-    """GOMP_parallel(function, data, threads, flags) of PyTorch's OpenMP library, or None."""
+    """GOMP_parallel(function, data, threads, flags) of PyTorch's OpenMP library; None where there is none."""
     if sys.platform != "linux":
         return None
     try:
         function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):  # another build
+    except (OSError, AttributeError):  # a build of PyTorch without OpenMP, or with other file names
         return None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     function.restype = None
@@ -61,7 +61,7 @@ def _parallel() -> Any:
 
 @cache
 def _scheduler() -> tuple[Any, list[int | None]]:
-    """sched_getcpu, and the addresses of what a thread needs to make way for another."""
+    """(sched_getcpu, addresses of the functions `SELF` … `SET_CORES` of `native_tasks`, in that order)."""
     system = ctypes.CDLL(None)
     names = ("pthread_self", "sched_yield", "sched_getcpu", "sched_getaffinity", "sched_setaffinity")
     return system.sched_getcpu, [ctypes.cast(getattr(system, name), ctypes.c_void_p).value for name in names]

@@ -16,24 +16,25 @@ from subquad.kernels.visibility import CAUSAL, Visibility
 from subquad_torch.adapt import differentiate_generic
 from subquad_torch.conditions import is_eager, needs_generic, transforms
 
-# A mask over queries × keys is an array of that size: beyond this many entries the blocked form is better.
+# Maximum entries of a mask over queries × keys, which is an array: with more, the blocked form is better.
 MASK_ENTRIES = 2**24
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
-VECTOR = 16  # numbers in the longest vector of a CPU: of fewer logits, and no mask, its kernel takes NaN for −∞
+# Numbers in the longest vector of a CPU. In rows of fewer logits, unless masked, PyTorch's CPU kernel takes NaN for −∞.
+VECTOR = 16
 
 
-KEYS, QUERIES = (16, 512), (16, 256)  # fewer are less than a vector; more do not stay in a cache
+KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
 FEW = ((KEYS, "keys", "queries"), (QUERIES, "queries", "keys"))
 
 
 def few_rows(call: Call) -> str | None:
-    """Why the compiled attention should not take a call: it is for many queries to few keys, or few to many.
+    """The reason why the compiled attention should not take a call, or None: one side must be small, the other large.
 
     Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
-    side fits in one core's cache. Sizes that vary in a compiled program are not looked at.
+    side fits in one core's cache. A size that varies in a compiled program counts as unsuitable.
     """
-    q, k, _ = call.arrays
-    n, n_kv = q.shape[-2], k.shape[-2]
+    tensors: tuple[Any, ...] = call.arrays
+    n, n_kv = tensors[0].shape[-2], tensors[1].shape[-2]
     for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
         if (
             statically_known_true(few >= low)
@@ -46,7 +47,8 @@ def few_rows(call: Call) -> str | None:
 
 def declines(call: Call) -> str | None:
     """Why the fused attention cannot take the call."""
-    (q, k, v), key_mask, visible = call.arrays, call.key_mask, call.static["visible"]
+    tensors: tuple[Any, ...] = call.arrays
+    (q, k, v), key_mask, visible = tensors, call.key_mask, call.static["visible"]
     n, n_kv = q.shape[-2], k.shape[-2]
     if visible is not None and visible != CAUSAL:
         return f"it has no {visible} form"
@@ -70,11 +72,12 @@ def attend(
     visible: Visibility | None = None,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """The kernel `softmax_attention`: causal is aligned at the end, hidden keys and values are not even read."""
+    """The kernel `softmax_attention`; causal rows are aligned at the end, and hidden keys have no effect, even NaN."""
     n, n_kv, causal = q.shape[-2], k.shape[-2], visible is not None
-    if scale <= 0:  # the fused kernels take −∞ times the scale for a hidden key
+    if scale <= 0:  # the fused kernels multiply the −∞ of a hidden key by the scale
         q, scale = q * scale, 1.0
-    short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR  # a program has one form for all lengths
+    # rows that need a mask, see `VECTOR`; an exported program cannot ask, since it serves all lengths
+    short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR
     is_causal = causal and n == n_kv and key_mask is None and not short
     mask = seen = poison = None
     if key_mask is not None:
@@ -82,7 +85,8 @@ def attend(
         k, v = torch.where(keep, k, 0.0), torch.where(keep, v, 0.0)  # 0 · NaN is NaN: hide the values as well
         mask = key_mask[..., None, :]
     if causal:
-        # the fused kernels multiply hidden values by 0: one that is not finite is taken out and put back by hand
+        # The fused kernels multiply hidden values by 0, and 0 · NaN is NaN. Keys and values that are not finite are set
+        # to 0 here; rows that see one are set to NaN at the end.
         if not (_can_read([k, v]) and _surely_finite(k, v)):
             bad = ~(torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(v).all(-1, keepdim=True))
             k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
@@ -113,7 +117,11 @@ def attend(
 
 
 class DifferentiableAgain(torch.autograd.Function):
-    """The attention `out` of q, k and v itself, with PyTorch's gradient; one to go on with is the generic form's."""
+    """The identity of `out`, the attention of q, k and v.
+
+    A first gradient passes through to PyTorch's fused attention, which has no second derivatives. A gradient that is to
+    be differentiated again is that of the generic form instead.
+    """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, static: dict[str, Any], *arrays: Tensor | None) -> Tensor:
@@ -130,20 +138,20 @@ class DifferentiableAgain(torch.autograd.Function):
 
 
 def _can_read(tensors: list[Tensor]) -> bool:
-    """May one look at values, and for free: on the CPU, where nothing watches?"""
+    """Whether values can be read without cost: on the CPU, while nothing is traced or watched."""
     return is_eager(tensors) and tensors[0].device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
 
 
 def _surely_finite(*tensors: Tensor) -> bool:
-    """Is every number finite? False also where finite ones have a sum beyond the range.
+    """True only if every number is finite; False also where the sum of finite numbers overflows.
 
-    A finite sum is one of finite numbers; to look at each number costs ten times as much.
+    A finite sum has finite terms only; to look at each number costs ten times as much as the sum.
     """
     return all(math.isfinite(x.detach().sum()) for x in tensors)
 
 
 def _reached(bad: Tensor, n: int) -> Tensor:
-    """Which of n rows see a key that is `bad`: (..., n_kv, 1) → (..., n, 1)."""
+    """Whether each of n causal rows sees a key that is `bad`: (..., n_kv, 1) → (..., n, 1)."""
     n_kv = bad.shape[-2]
     reached = bad.to(torch.int32).cumsum(-2) > 0
     if n <= n_kv:

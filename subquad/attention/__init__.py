@@ -1,4 +1,4 @@
-"""Attention: the front door, and one file per method."""
+"""Attention: the function `attention`, and one file for each method."""
 
 from __future__ import annotations
 
@@ -27,47 +27,49 @@ def attention(
     scale: float | None = None,
     **options: Any,
 ) -> Array:
-    """Attention of queries to keys by any method, on any array library.
+    """Compute attention of queries to keys by any method, on any array library.
 
         out[i] ≈ Σ_j exp(scale q[i]·k[j]) v[j] / Σ_j exp(scale q[i]·k[j])
 
     Parameters
     ----------
     q : array, shape (..., n, d)
-        Queries; real floating dtype. The axes before the last two are batch axes, heads included.
+        Queries, of a real floating dtype. The axes before the last two are batch axes, heads included.
     k, v : array, shape (..., n_kv, d) and (..., n_kv, d_v)
-        Keys and values, of the library and on the device of `q`. Batch axes broadcast; axis −3 may also divide
-        that of `q` (grouped queries).
+        Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
+        (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
         "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), or an instance such as
         ``subquad.Favor(num_features=512)``.
     causal : bool, default False
-        Query i sees keys up to i + (n_kv − n): aligned at the end. A method without an honest causal form raises.
+        Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
+        causal form raises NotImplementedError.
     key_mask : array of bool, broadcastable to (..., n_kv), optional
-        True = keep. A masked key has no influence at all. A row that sees no key is 0.
+        True = keep. A masked key has no influence at all, even if it is NaN. A row that sees no key is 0.
     scale : float, optional
         Factor of the logits q·k. Default: d ** -0.5 (1 for "linear").
     **options
-        Fields of the method, such as ``num_features=512``; see its class.
+        Options of the method, such as ``num_features=512``: the parameters of its class.
 
     Returns
     -------
     array, shape (..., n, d_v)
-        Of the library, device and dtype of the inputs (their common dtype if they differ). float16 and bfloat16
-        are computed in float32.
+        The output, of the library and on the device of the inputs, in the common dtype of q, k and v. float16 and
+        bfloat16 are computed in float32.
 
     Raises
     ------
     TypeError
         For inputs that are not arrays of one library with a real floating dtype, or an option that does not exist.
     ValueError
-        For shapes, devices or option values that do not fit; the message names the argument and what was expected.
+        For an unknown method, or for shapes, devices or option values that do not fit; the message names the argument
+        and what was expected.
     NotImplementedError
-        For what a method cannot do, such as causal Nyström attention.
+        If the method has no form for the call, such as causal Nyström attention.
 
     See Also
     --------
-    subquad.explain : Which implementation a call uses.
+    subquad.explain : Say which implementation a call uses.
 
     Examples
     --------
@@ -82,7 +84,11 @@ def attention(
 
 
 def find_method(method: str | Method, options: dict[str, Any]) -> Method:
-    """The method object for a name and its options."""
+    """The method object of a name and its options; a method object comes back as it is.
+
+    Raises TypeError for options beside a method object, for an option that does not exist and for other types,
+    ValueError for an unknown name.
+    """
     if isinstance(method, Method):
         if options:
             msg = f"options {sorted(options)} were given with a {type(method).__name__} object; put them into it"

@@ -1,6 +1,7 @@
-"""The one door of attention: checks, grouped queries, dtypes, masks and states of a call; and the way back.
+"""The one door of attention: `enter` checks and arranges the arrays of a call, `AttentionCall.leave` undoes it.
 
-What the shapes and dtypes of a call decide is an `Arrangement`. It is found once for each signature and kept.
+An `Arrangement` holds everything that follows from the shapes and dtypes of a call: scale, grouping of heads, dtypes.
+Arrangements are found once for each signature and remembered.
 """
 
 from __future__ import annotations
@@ -15,37 +16,41 @@ from subquad.attention.grouped_heads import Heads, find_heads, head_counts
 from subquad.backend import Array, Backend
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
 from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
-from subquad.core.kernel import backend_of_type
+from subquad.core.kernel import signature_of
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 
-MAX_KEPT = 1024
+MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
 _arrangements: dict[Any, Arrangement] = {}
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What the shapes and dtypes of a call decide."""
+    """All that follows from the shapes and dtypes of a call."""
 
     xp: ModuleType
     backend: Backend
     scale: float
     heads: Heads
     out_dtype: Any
-    out_shape: tuple[int, ...] | None  # folded
-    as_given: bool  # arrays need no cast and no fold, and a mask has an entry for each key
+    out_shape: tuple[int, ...] | None  # with grouped heads folded; None if it is not known
+    as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
 
 
 class AttentionCall:
-    """Checked arguments of a call, in the compute dtype, with grouped queries on an axis of their own.
+    """The checked arguments of a call, in the compute dtype, with grouped heads folded.
 
-    Grouped: q (..., h_kv, g, n, d), k and v (..., h_kv, 1, n_kv, ·), key_mask (..., h_kv or 1, g or 1, n_kv).
-    `options` are the options of the method that are arrays of rows, cast and folded likewise.
+        array          without groups     with g query heads for each of h_kv key heads
+        q              (..., n, d)        (..., h_kv, g, n, d)
+        k, v           (..., n_kv, ·)     (..., h_kv, 1, n_kv, ·)
+        key_mask       (..., n_kv)        (..., h_kv or 1, g or 1, n_kv)
+
+    `options` holds the options of the method that are arrays (..., rows, d), cast and folded in this way too.
     """
 
-    q: Array  # None where the call has no queries; likewise k and v where it has no keys
+    q: Array  # None in a call without queries (summarize), as k and v are in a call without keys (attend)
     k: Array
     v: Array
     __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "state", "v")
@@ -65,17 +70,17 @@ class AttentionCall:
 
     @property
     def xp(self) -> ModuleType:
-        """The namespace of the arrays."""
+        """The array namespace of the call."""
         return self.arrangement.xp
 
     @property
     def scale(self) -> float:
-        """The factor of the logits."""
+        """The factor s of the logits s q·k."""
         return self.arrangement.scale
 
     @property
     def like(self) -> Array:
-        """An array of the width, dtype and device of queries and keys."""
+        """An array that has the width d, the dtype and the device of queries and keys."""
         return self.k if self.q is None else self.q
 
     def part(
@@ -90,11 +95,11 @@ class AttentionCall:
         return AttentionCall(self.arrangement, rows, mask, state, self.causal, self.options)
 
     def full_precision(self) -> AbstractContextManager[Any]:
-        """A context in which products are computed in the dtype of the arrays."""
+        """A context in which products are computed in the dtype of the arrays, not in a coarser one."""
         return self.arrangement.backend.full_precision(self.like)
 
     def batch(self, **others: tuple[int, ...]) -> tuple[int, ...]:
-        """The common batch shape, also with those of options, folded; ValueError names what does not fit."""
+        """The common batch shape of the call's arrays and of `others`, all folded; ValueError names misfits."""
         own = {name: x.shape[:-2] for name in ("q", "k", "v") if (x := getattr(self, name)) is not None}
         if self.key_mask is not None:
             own["key_mask"] = self.key_mask.shape[:-1]
@@ -103,7 +108,10 @@ class AttentionCall:
         return broadcast_batch(**own, **others)
 
     def leave(self, out: Array) -> Array:
-        """`out` as the caller gets it; options and a state may have brought in more batch axes than the inputs."""
+        """`out` in the dtype and shape that the caller gets.
+
+        The batch may be larger than that of q, k and v: an option or a state may have more batch axes.
+        """
         made = self.arrangement
         if out.shape == made.out_shape and out.dtype == made.out_dtype and made.heads.groups == 1:
             return out
@@ -115,7 +123,7 @@ class AttentionCall:
         return made.heads.unfold(out)
 
     def leave_state(self, state: State) -> State:
-        """`state` as the caller gets it."""
+        """`state` with the folded heads joined again, as the caller gets it."""
         heads = self.arrangement.heads
         return state if heads.groups == 1 else {name: heads.unfold(x) for name, x in state.items()}
 
@@ -130,9 +138,11 @@ def enter(
     scale: float | None = None,
     array_options: Callable[[ModuleType, Array], ArrayOptions] | None = None,
 ) -> AttentionCall:
-    """Check a call and arrange its arrays. `rows` are q, k and v, those that this kind of call has.
+    """Check the arguments of a call and return them arranged, as an `AttentionCall`.
 
-    `array_options(xp, like)` gives the method's options that are arrays (..., rows, d), checked; None: it has none.
+    `rows` has those of "q", "k" and "v" that this kind of call takes. `array_options(xp, like)` returns the method's
+    options that are arrays (..., rows, d), checked; None if the method has none, and only then can the arrangement be
+    remembered.
     """
     key = None
     if array_options is None:
@@ -182,17 +192,14 @@ def _key(
     causal: Any,
     scale: Any,
 ) -> Any:
-    """What decides an arrangement; None where it must be found out at every call."""
+    """The key under which an arrangement is remembered; None if it must be found anew at every call."""
     if (causal is not True and causal is not False) or (scale is not None and scale.__class__ is not float):
         return None
     arrays = (*rows.values(), key_mask)
-    backend = backend_of_type(arrays[0])
-    if backend is None:
-        return None
     if state is None:
-        signature, names = backend.signature(arrays), None
+        signature, names = signature_of(arrays), None
     elif state.__class__ is dict:
-        signature, names = backend.signature((*arrays, *state.values())), (id(spec), *state)
+        signature, names = signature_of((*arrays, *state.values())), (id(spec), *state)
     else:
         return None
     return None if signature is None else (signature, *rows, causal, scale, names)
@@ -201,7 +208,11 @@ def _key(
 def _find_heads(
     xp: ModuleType, rows: Mapping[str, Array], mask: Array | None, state: State | None, options: ArrayOptions
 ) -> Heads:
-    """The fold of a call: which arrays have the heads of keys, and which those of queries."""
+    """The fold of a call, from the numbers of heads of its arrays.
+
+    Keys and values have key heads; queries, masks and options may have query heads. Without keys (attend), the smallest
+    number of heads among state and options is that of the keys.
+    """
     if "k" in rows:
         keys = head_counts(rows["k"], rows["v"])
         if "q" in rows:
@@ -214,7 +225,10 @@ def _find_heads(
 
 
 def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
-    """The library of q, k and v, those that there are, and of other arrays; queries and keys are of one width."""
+    """The array namespace of q, k and v (as far as given) and of `others`.
+
+    Raises TypeError for libraries and dtypes that do not fit, ValueError for devices, ranks and widths.
+    """
     check_given(**rows)
     xp = check_arrays(**rows, **others)
     check_floating(xp, **rows)
@@ -233,12 +247,12 @@ def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
 
 
 def check_scale(scale: Any) -> float:
-    """A number; ValueError or TypeError for anything else."""
+    """The scale as a finite float; TypeError for other types, ValueError for NaN and infinities."""
     return check_number("scale", scale, why="; to scale by an array, multiply q by it")
 
 
 def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
-    """The mask with one entry for each key."""
+    """The mask broadcast to (..., n_kv), or None; ValueError unless k and v have the same number of rows."""
     if v.shape[-2] != k.shape[-2]:
         msg = (
             f"k has {k.shape[-2]} rows (axis −2 of {tuple(k.shape)}) but v has {v.shape[-2]} "
@@ -249,7 +263,10 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
 
 
 def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:
-    """The mask with one entry for each of `n` rows; `rows` is what errors call them."""
+    """The mask broadcast to (..., n); TypeError unless it is bool, ValueError unless it fits.
+
+    `name` and `rows` ("keys" or "queries") are the words of the errors.
+    """
     if not is_dtype(xp, mask.dtype, "bool"):
         msg = (
             f"{name} has dtype {mask.dtype}, expected bool with True = keep; "

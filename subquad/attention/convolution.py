@@ -1,4 +1,4 @@
-"""Depth-wise convolution along the sequence, as products with a banded matrix.
+"""Depth-wise convolution along the sequence, computed as products with a banded matrix.
 
 out[i] = Σ_s w[s] v[i + s − (taps − 1)/2],    v = 0 outside
 """
@@ -15,11 +15,14 @@ from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.dtypes import cast
 
-TILE = 64  # rows of the banded matrix, at least
+TILE = 64  # min rows of the banded matrix: fewer would make its products too small
 
 
 def add_convolution(call: AttentionCall, out: Array, weights: Array | None) -> Array:
-    """`out` + the convolution of v; `out` itself without weights."""
+    """`out` plus the convolution of v by `weights` (..., taps), masked values counting as 0; `out` if weights is None.
+
+    Raises ValueError for an even number of taps or n ≠ n_kv, TypeError for weights that are no floating array.
+    """
     if weights is None:
         return out
     xp, v = call.xp, call.v
@@ -39,10 +42,11 @@ def add_convolution(call: AttentionCall, out: Array, weights: Array | None) -> A
 
 
 def depthwise(xp: ModuleType, v: Array, weights: Array) -> Array:
-    """Correlate the rows of `v` (..., n, d_v) with `weights` (..., taps), taps odd."""
+    """Correlate the rows of `v` (..., n, d_v) with `weights` (..., taps), taps odd, and return (..., n, d_v)."""
     n, taps = v.shape[-2], weights.shape[-1]
     half, tile = taps // 2, max(TILE, taps - 1)
-    # row i of a tile reads rows i … i + taps − 1 of the two tiles that begin `half` rows before it
+    # row i of a tile reads rows i … i + taps − 1 of a window of two tiles that starts `half` rows before the tile;
+    # entry `taps` of the padded weights is the 0 outside the band
     offset = np.arange(2 * tile) - np.arange(tile)[:, None]
     offset = np.where((offset >= 0) & (offset < taps), offset, taps)
     padded = xp.concat([weights, xp.zeros_like(weights[..., :1])], axis=-1)

@@ -2,7 +2,7 @@
 
     out = softmax(s q kᵀ) v
 
-O(n n_kv (d + d_v)) time; O(n d_v) extra memory, in blocks with an online softmax, or by the library's own fused kernel.
+O(n n_kv (d + d_v)) time, and O(n d_v) extra memory in the generic form, which is an online softmax over blocks of keys.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class Exact(Method):
     Parameters
     ----------
     implementation : str, default "auto"
-        "auto" takes the library's own fused attention where it can, "generic" the blocked online softmax;
-        or the name of an override, which then raises where it cannot take the call.
+        "auto" takes the first override of the library's backend that accepts the call, "generic" the blocked online
+        softmax. The name of an override forces that override: ValueError, with the reasons, if it cannot take the call.
 
     Notes
     -----
-    Costs O(n n_kv (d + d_v)) operations and, generic, O(n d_v) extra memory. Kernel: `softmax_attention`.
+    O(n n_kv (d + d_v)) operations; the generic form needs O(n d_v) extra memory. Kernel: `softmax_attention`. The
+    method keeps no state: `summarize`, `merge`, `attend` and `step` raise NotImplementedError.
 
     References
     ----------

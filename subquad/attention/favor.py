@@ -2,14 +2,15 @@
 
     softmax(q kᵀ/√d) v  ≈  φ(q) (φ(k)ᵀ v) / φ(q) (φ(k)ᵀ 1),    E[φ(q)·φ(k)] = exp(q·k/√d)
 
-with x ← x d^(−1/4), directions ω_1 … ω_m, and φ(x) one of (factors common to all features cancel)
+where x ← x d^(−1/4), ω_1 … ω_m are random directions, and φ(x) is one of four maps (a factor that all features of a row
+have in common cancels):
 
     positive       exp(ω x − |x|²/2)                          eq. (8), lemma 1
     hyperbolic     [exp(ω x), exp(−ω x)] exp(−|x|²/2)         lemma 1
     trigonometric  [cos ω x, sin ω x] exp(|x|²/2)             section 2.3
     generalised    f(ω x) + ε                                 eq. (5), h = 1
 
-O(n m d) time, O(m d) extra memory. Peaked attention needs m far beyond n: see `subquad compare` for the error.
+O(n m (d + d_v)) time, O(m d_v) extra memory. Peaked attention needs m far beyond n: `subquad compare` shows the error.
 """
 
 from __future__ import annotations
@@ -56,36 +57,37 @@ FEATURES = (*SOFTMAX_FEATURES, "relu")
 )
 @dataclass(frozen=True, repr=False)
 class Favor(FeatureMethod):
-    """FAVOR+ (Performer): attention through random features, in O(n m d).
+    """FAVOR+ (Performer): softmax attention through random features, in O(n m (d + d_v)).
 
         out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j])
 
     Parameters
     ----------
     num_features : int, default 256
-        m, the number of random directions ω. Hyperbolic and trigonometric maps have 2 m features.
+        m, the number of random directions ω. The hyperbolic and the trigonometric map have 2 m features.
     seed : int, default 0
-        Seed of ω; the same seed gives the same bits on every library.
+        Seed of ω. Equal seeds give equal bits of ω on every library.
     features : {"positive", "hyperbolic", "trigonometric", "relu"} or callable, default "positive"
-        The first three estimate the softmax kernel. "relu" and a callable f, applied elementwise to ω x, define a
-        kernel of their own (generalised attention).
+        The map φ. The first three estimate the softmax kernel. "relu", and a callable f that is applied elementwise to
+        ω x, define another kernel (generalised attention).
     projection : {"orthogonal", "hadamard", "givens", "iid"}, default "orthogonal"
         How ω is drawn; see `subquad.draw_omega`.
     omega : array, shape (m, d), optional
-        ω itself, of the library of q or NumPy's, in place of `num_features`, `seed` and `projection`.
+        The directions ω, as an array of the library of q or of NumPy. Excludes `num_features`, `seed` and `projection`.
     center : bool or (array, array), default False
-        Subtract (q̄, k̄), each of shape (d,) or (..., d), from queries and keys before the features are taken. The
-        softmax does not change, the variance falls with ‖q − q̄ + k − k̄‖². True takes the means of the visible rows;
-        causal and streaming use needs the pair itself, since a mean would know the future.
+        Subtract q̄ from queries and k̄ from keys before the features are taken; each has shape (d,) or (..., d). The
+        softmax does not change, and the variance is that of ‖q − q̄ + k − k̄‖² in place of ‖q + k‖². True takes the
+        means of the visible rows. Causal and streaming calls need the pair of arrays, since a mean over all rows would
+        depend on later ones.
     kernel_epsilon : float, default 0
-        ε of the generalised kernel f(ω x) + ε (the Performer's code takes 0.001). Not for softmax features,
-        which need none.
+        ε of the generalised kernel f(ω x) + ε (the Performer's code takes 0.001); must be 0 for the softmax features.
 
     Notes
     -----
-    Sums are stabilised per feature over the keys, by a running maximum in causal use: nothing overflows, and no
-    row depends on a later key. The estimate's relative variance is about exp(‖q + k‖²/√d)/m for positive features:
-    good for small logits, useless for peaked ones.
+    Sums over keys are kept relative to the largest exponent of each feature, a running maximum if causal: nothing
+    overflows, and no row depends on a later key. For positive features, the relative variance of the estimate is about
+    exp(‖q + k‖²/√d)/m: good for small logits, useless for peaked attention. O(n m (d + d_v)) operations, O(m d_v) extra
+    memory. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
 
     References
     ----------
@@ -137,7 +139,18 @@ class Favor(FeatureMethod):
                 raise ValueError(msg)
 
     def draw_omega(self, d: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """ω for d channels, as drawn: shape (m, d), NumPy, float64."""
+        """Draw ω for d channels by the options of this method.
+
+        Parameters
+        ----------
+        d : int
+            Number of channels of queries and keys.
+
+        Returns
+        -------
+        numpy.ndarray, shape (m, d), float64
+            The directions, read-only. An option `omega` is not considered.
+        """
         return draw_omega(*self._drawing(d))
 
     def _map(self, call: AttentionCall) -> Mapped:
@@ -164,7 +177,7 @@ class Favor(FeatureMethod):
         return Elementwise(self.features, self.kernel_epsilon)
 
     def _center(self, call: AttentionCall) -> tuple[Array, ...]:
-        """q̄ and k̄, or nothing: the pair that was given, or the means of the rows that are seen."""
+        """(q̄, k̄), (..., 1, d) each: the pair given, or the means of the visible rows; () without centring."""
         if self.center is not True:
             return tuple(call.options.values())
         if call.causal:
@@ -190,7 +203,7 @@ class Favor(FeatureMethod):
         return pair
 
     def _drawing(self, d: int) -> tuple[str, int, int, int]:
-        """Arguments of `draw_omega`."""
+        """The arguments (projection, m, d, seed) of `subquad.draw_omega`, with defaults filled in."""
         return self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0
 
     def _in_force(self) -> dict[str, Any]:
@@ -201,7 +214,7 @@ class Favor(FeatureMethod):
         return {name: value for name, value in options.items() if name not in ("num_features", "seed", "projection")}
 
     def _given_omega(self, xp: ModuleType, like: Array) -> Array:
-        """The option `omega` beside `like`, checked."""
+        """The option `omega`, checked, in the library and dtype and on the device of `like`."""
         d = like.shape[-1]
         omega = _from_host(xp, "omega", self.omega, like)
         if omega.ndim != 2 or omega.shape[1] != d or omega.shape[0] == 0:
@@ -214,7 +227,10 @@ class Favor(FeatureMethod):
 
 
 def _weights(xp: ModuleType, directions: Array, scale: float, twice: bool) -> tuple[Array, Array]:
-    """(W_k, W_q), both (d, m or 2 m): ω (√s x) = (√s ω) x, and a negative scale turns the queries round."""
+    """(W_k, W_q), both (d, m), or (d, 2 m) with `twice`: the directions times √|scale|, since ω (√s x) = (√s ω) x.
+
+    A negative scale changes the sign of W_q.
+    """
     directions = directions * abs(scale) ** 0.5
     if twice:
         directions = xp.concat([directions, -directions], axis=-1)
@@ -222,7 +238,7 @@ def _weights(xp: ModuleType, directions: Array, scale: float, twice: bool) -> tu
 
 
 def _weights_on_host(*drawing: Any) -> tuple[Host, Host]:
-    """`_drawn_weights`; a plain function, which tracers can be told to call."""
+    """`_drawn_weights(*drawing)`: a plain function, because tracers cannot be told to call an `lru_cache` object."""
     return _drawn_weights(*drawing)
 
 
@@ -230,16 +246,17 @@ def _weights_on_host(*drawing: Any) -> tuple[Host, Host]:
 def _drawn_weights(
     projection: str, m: int, d: int, seed: int, bits: int, scale: float, twice: bool
 ) -> tuple[Host, Host]:
-    """`_weights` of drawn directions as NumPy arrays, rounded to the dtype of so many bits first; nobody writes them.
+    """(W_k, W_q) of drawn directions as NumPy arrays; ω is first rounded to the float dtype with `bits` bits.
 
-    They are not marked as read-only, since PyTorch, which shares the memory, warns of such arrays.
+    The cached arrays must not be written to. They are not marked as read-only, because PyTorch shares their memory and
+    warns of read-only arrays.
     """
     omega = draw_omega(projection, m, d, seed).astype(f"float{bits}")
     return _weights(np, omega.T, scale, twice)
 
 
 def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
-    """An array of the library of `like`, or of NumPy, as an array beside `like`."""
+    """`x`, of NumPy or of the library of `like`, as an array in the library and dtype and on the device of `like`."""
     from_host = isinstance(x, np.ndarray) and not isinstance(like, np.ndarray)
     own = check_arrays(**({} if from_host else {"q": like}), **{name: x})
     check_floating(own, **{name: x})

@@ -1,4 +1,4 @@
-"""Methods that see queries and keys through features: a feature map makes a method, with all its calls."""
+"""Methods defined by a feature map: the map alone gives attention, causal or not, and all calls that use a state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ Mapped = tuple[FeatureMap, tuple[Array, ...]]  # a map and its weights
 
 @dataclass(frozen=True, repr=False)
 class FeatureMethod(Method):
-    """A method defined by a feature map. A subclass gives `_map`."""
+    """Base of the methods defined by a feature map; a subclass implements `_map`.
+
+    out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j])
+    """
 
     state = StateSpec({"shift": ("width", 1), "numerator": ("m", "d_v"), "denominator": ("m", 1)}, merge_by_shift)
 
     def _map(self, call: AttentionCall) -> Mapped:
-        """The map of rows to features, and its weights, for the arrays of a call."""
+        """(feature map, its weights) for the arrays of a call."""
         raise NotImplementedError
 
     def _evaluate(self, call: AttentionCall) -> Array:
@@ -34,12 +37,12 @@ class FeatureMethod(Method):
             return feature_attend(q, *state, *weights, phi=phi)
         ahead, early = alignment(q.shape[-2], k.shape[-2])
         state = NO_KEYS
-        if ahead:  # keys that every row sees
+        if ahead:  # keys before the place of the first query: every row sees them
             head = None if key_mask is None else key_mask[..., :ahead]
             state = feature_summarize(k[..., :ahead, :], v[..., :ahead, :], *NO_KEYS, *weights, phi=phi, key_mask=head)
             k, v = k[..., ahead:, :], v[..., ahead:, :]
             key_mask = None if key_mask is None else key_mask[..., ahead:]
-        if early:  # rows before the first key
+        if early:  # queries before the place of the first key see nothing: their output is 0
             q = q[..., early:, :]
         out, *_ = feature_step(q, k, v, *state, *weights, phi=phi, key_mask=key_mask)
         return before_first_key(call.xp, out, early)
@@ -59,7 +62,7 @@ class FeatureMethod(Method):
         return out, _named(after)
 
     def _state(self, call: AttentionCall, phi: FeatureMap, weights: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The three arrays of the state, of the sizes of this map and of these values."""
+        """(shift, numerator, denominator) of the call's state; ValueError unless they fit the map and the values."""
         state = call.state
         assert state is not None
         m, width = phi.sizes(call.q.shape[-1], *weights)

@@ -1,7 +1,11 @@
-"""Grouped queries: fewer key heads than query heads, axis −3 of rows (..., heads, n, d).
+"""Grouped queries: g query heads share each of h_kv key heads; heads are axis −3 of rows (..., heads, n, d).
 
-Folded, the queries of one key head lie on an axis of their own: (..., h_kv · g, n, d) → (..., h_kv, g, n, d). What has
-one head per key, or one for all, has 1 there and broadcasts.
+    array                 heads       folded
+    with query heads      h_kv · g    (..., h_kv, g, n, d)
+    with key heads        h_kv        (..., h_kv, 1, n, d)
+    one head for all      1           (..., 1, 1, n, d)
+
+Folded arrays broadcast against each other by the rules of the standard.
 """
 
 from __future__ import annotations
@@ -14,14 +18,14 @@ from subquad.backend import Array
 
 @dataclass(frozen=True)
 class Heads:
-    """How one call folds its arrays; without groups they stay as they are."""
+    """The fold of one call; if `groups` is 1, arrays stay as they are."""
 
     xp: ModuleType
-    keys: int = 1  # key heads, where queries are grouped
-    groups: int = 1  # query heads per key head; 1 where they are not
+    keys: int = 1  # number of key heads h_kv, if queries are grouped
+    groups: int = 1  # number g of query heads for each key head; 1 if queries are not grouped
 
     def fold(self, x: Array, tail: int = 2) -> Array:
-        """(..., heads, tail) → (..., heads, 1, tail), or (..., h_kv, g, tail) of an array that has all query heads."""
+        """Fold (..., heads, tail) to (..., h_kv, g, tail) for h_kv · g heads, else to (..., heads, 1, tail)."""
         if self.groups == 1 or x.ndim <= tail:
             return x
         heads = x.shape[-tail - 1]
@@ -32,19 +36,22 @@ class Heads:
         return None if mask is None else self.fold(mask, tail=1)
 
     def unfold(self, x: Array) -> Array:
-        """(..., h_kv, g or 1, n, d) → (..., all heads or h_kv, n, d)."""
+        """Join the two axes of heads: (..., h_kv, g or 1, n, d) to (..., h_kv · g or h_kv, n, d)."""
         if self.groups == 1 or x.ndim < 4:
             return x
         return self.xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
 
 
 def head_counts(*arrays: Array | None, tail: int = 2) -> set[int]:
-    """Numbers of heads, other than one, of arrays (..., heads, tail)."""
+    """The numbers of heads, other than 1, of arrays (..., heads, tail), where the tail has `tail` axes."""
     return {x.shape[-tail - 1] for x in arrays if x is not None and x.ndim > tail} - {1}
 
 
 def find_heads(xp: ModuleType, keys: set[int], queries: set[int], *, few: str = "k, v", many: str = "q") -> Heads:
-    """The fold of arrays with these numbers of heads; none where plain broadcasting does."""
+    """The fold for these numbers of key heads and query heads; no groups if plain broadcasting suffices.
+
+    Raises ValueError if the number of key heads does not divide that of query heads; `few` and `many` name the arrays.
+    """
     h_kv, h = max(keys, default=1), max(queries, default=1)
     if h_kv in (0, 1, h) or h == 1:
         return Heads(xp)

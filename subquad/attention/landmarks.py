@@ -1,7 +1,9 @@
-"""Landmarks: m rows that stand for all rows of a sequence, of any length and with any mask.
+"""Landmarks: m rows that represent all rows of a sequence, whatever its length and mask.
 
-Segments and strata are cut by the *rank* of a row among the visible ones, so that padding changes nothing:
-rank t of c visible rows lies in segment s where the first c mod m segments have ⌈c/m⌉ rows and the others ⌊c/m⌋.
+Segments and strata are cut by the *rank* of a row among the c visible rows, so that padding changes nothing.
+
+    segments   the first c mod m have ⌈c/m⌉ rows, the others ⌊c/m⌋
+    strata     stratum i has the ranks ⌊i c/m⌋ … ⌊(i+1) c/m⌋ − 1
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.random import generator
 
-OFFSET_BITS = 12  # random offsets within a stratum, as integers: the same on every library
+OFFSET_BITS = 12  # random offsets within a stratum are integers of 12 bits: exact on every library, no int32 overflow
 
 
 def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple[Array, Array | None]:
-    """Means of m consecutive segments, (..., m, d), and which of them hold a row, (..., m); None: all do."""
+    """(means of m consecutive segments (..., m, d), which segments hold a row (..., m) or None: all do)."""
     if mask is None:
         length, longer = divmod(x.shape[-2], m)
         parts = [
@@ -54,7 +56,7 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
 
 
 def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int) -> tuple[Array, Array | None]:
-    """One random row from each of m equal strata, (..., m, d), and which strata hold a row, (..., m)."""
+    """(one random row from each of m strata (..., m, d), which strata hold a row (..., m) or None: all do)."""
     host = backend_of(xp).on_host(_offsets, m, seed)
     if mask is None:
         edges = _strata(np.arange(m + 1), x.shape[-2], m)
@@ -76,7 +78,7 @@ def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int
 
 
 def count_visible(xp: ModuleType, mask: Array) -> Array:
-    """Visible rows, (..., 1)."""
+    """The number of visible rows of each item, (..., 1), int32."""
     return xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)
 
 
@@ -91,7 +93,7 @@ def _mean_of_equal(xp: ModuleType, x: Array, segments: int) -> Array:
 
 
 def _strata(names: Any, count: Any, m: int) -> Any:
-    """⌊i c / m⌋ without the product i · c, which overflows int32."""
+    """⌊i c / m⌋ of each i in `names`, without the product i · c, which may overflow int32."""
     return names * (count // m) + (names * (count % m)) // m
 
 

@@ -2,7 +2,8 @@
 
     out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j]),    φ(x) = elu(x) + 1
 
-O(n m d_v) time for m features, O(m d_v) extra memory. It does not approximate softmax attention: it is another layer.
+O(n m d_v) time for m features, O(m d_v) extra memory. Linear attention is a layer of its own, not an approximation of
+softmax attention.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from subquad.registry import register
 @register("linear", cost="n d d_v")
 @dataclass(frozen=True, repr=False)
 class Linear(FeatureMethod):
-    """Linear attention with the feature map elu(x) + 1, or any other.
+    """Linear attention, with the feature map φ(x) = elu(x) + 1 or one that the user gives.
 
         out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j])
 
     Parameters
     ----------
     feature_map : "elu" or callable, default "elu"
-        φ: "elu" is elu(x) + 1; a callable takes rows (..., n, d) and returns features (..., n, m), m as it likes,
-        each row from its own row alone.
+        φ: "elu" is elu(x) + 1, with m = d features. A callable takes rows (..., n, d) and returns features
+        (..., n, m) for any m; each row of features may depend on its own row alone.
 
     Notes
     -----
-    `scale` is 1 unless given, as in the paper: φ sees √scale q and √scale k. With a map that is not positive
-    the denominator can vanish or change its sign; where it is exactly zero the row is 0.
+    O(n m d_v) operations and O(m d_v) extra memory. `scale` is 1 by default, as in the paper; φ is applied to √scale q
+    and √scale k. A map that is not positive may let the denominator vanish or change its sign; a row whose denominator
+    is exactly 0 is 0. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
 
     References
     ----------
@@ -65,6 +67,6 @@ class Linear(FeatureMethod):
         if not callable(self.feature_map):
             return Elu(root, of_queries), ()
         like = call.like
-        # one row shows how many features the map has
+        # the map is tried on one row of zeros, to find its number of features m
         row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))
         return Rowwise(self.feature_map, root, of_queries, map_rows(self.feature_map, row).shape[-1]), ()

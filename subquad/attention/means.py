@@ -1,4 +1,4 @@
-"""Rows that count: which queries and keys enter a mean or a landmark."""
+"""Means over rows, and the mask of the queries that enter a mean or a landmark."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from subquad.core.loading import backend_of
 
 
 def self_attention_mask(call: AttentionCall) -> Array | None:
-    """The mask of the queries: in self-attention (n = n_kv) a hidden key's query is padding too."""
+    """The mask of the queries: `key_mask` in self-attention (n = n_kv), where padding hides both; else None."""
     return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None
 
 
 def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
-    """Mean over the rows that the mask keeps and that are finite, shape (..., 1, d); 0 where there are none."""
+    """The mean (..., 1, d) of the rows that the mask keeps and that are finite; 0 if there is no such row."""
     keep = None if mask is None else mask[..., None]
     mean, total = _mean(xp, x, keep)
-    # a finite sum is one of finite rows; to look at each row costs many times as much
+    # a finite sum proves that all rows are finite, at a small part of the cost of looking at each row
     if backend_of(xp).is_concrete(x, mask) and bool(xp.all(xp.isfinite(total))):
         return mean
     finite = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
@@ -26,7 +26,7 @@ def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
 
 
 def _mean(xp: ModuleType, x: Array, keep: Array | None) -> tuple[Array, Array]:
-    """Mean and sum of the rows that are kept."""
+    """(mean, sum) of the rows that are kept, (..., 1, d) each."""
     if keep is None:
         total = xp.sum(x, axis=-2, keepdims=True)
         return total / max(x.shape[-2], 1), total

@@ -1,7 +1,8 @@
-"""What every attention method is: a frozen dataclass of options that can be called, and may keep a state.
+"""Base of all attention methods: a frozen dataclass of options, which is called with q, k and v, and may keep a state.
 
-The calls of users stand here, once; each goes through `enter` and leaves by the same door. An author gives `_evaluate`;
-or, for a method with a state, `_summarize`, `_attend` and `_step`, as far as it has them, and `_evaluate` follows.
+The five calls of users are written here once: each checks its arguments by `enter`, runs the author's code, and returns
+through `AttentionCall.leave`. The author of a method implements `_evaluate`; or, with a state, `_summarize` and
+`_attend`, and `_step` if tokens can be processed one after the other: `_evaluate` then follows from these.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from subquad.kernels.visibility import alignment
 
 @dataclass(frozen=True, repr=False)
 class Method:
-    """Base of the methods.
+    """Base of the attention methods. A method is called like a function; its fields are its options.
 
     Attributes
     ----------
     causal : True or str
-        True, or the reason why there is no causal form.
+        True if the method has a causal form, else the reason why it has none.
     state : StateSpec or None
-        The arrays of its state, where it reads the keys through one of fixed size.
+        The arrays of the method's state; None for a method that cannot sum up keys in a fixed size.
     """
 
     causal: ClassVar[Literal[True] | str] = True
@@ -49,7 +50,33 @@ class Method:
         key_mask: Array | None = None,
         scale: float | None = None,
     ) -> Array:
-        """The method's output for queries q, keys k and values v; arguments as `subquad.attention`."""
+        """Compute the output of this method for queries q, keys k and values v.
+
+        Parameters
+        ----------
+        q : array, shape (..., n, d)
+            Queries.
+        k, v : array, shape (..., n_kv, d) and (..., n_kv, d_v)
+            Keys and values.
+        causal : bool, default False
+            Query i sees the keys 0 … i + (n_kv − n).
+        key_mask : array of bool, broadcastable to (..., n_kv), optional
+            True = keep.
+        scale : float, optional
+            Factor of the logits q·k. Default: `default_scale`.
+
+        Returns
+        -------
+        array, shape (..., n, d_v)
+            The output, in the common dtype of q, k and v.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`, which describes the arguments in full.
+        NotImplementedError
+            If `causal` is True and the method has no causal form.
+        """
         call = enter(
             None,
             {"q": q, "k": k, "v": v},
@@ -64,7 +91,30 @@ class Method:
             return call.leave(self._evaluate(call))
 
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
-        """What a chunk of keys (..., n, d) and values (..., n, d_v) leaves behind: a dict of small arrays."""
+        """Sum up a chunk of keys and values in a state, which `attend` reads and `merge` and `step` continue.
+
+        Parameters
+        ----------
+        k, v : array, shape (..., n, d) and (..., n, d_v)
+            Keys and values of the chunk.
+        key_mask : array of bool, broadcastable to (..., n), optional
+            True = keep.
+        scale : float, optional
+            Factor of the logits q·k. Default: `default_scale`.
+
+        Returns
+        -------
+        dict of array
+            "shift" (..., m or 1, 1), "numerator" (..., m, d_v) and "denominator" (..., m, 1), at least float32. Sums
+            over keys are stored divided by exp(shift).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`; ValueError also if an option depends on the whole sequence, such as ``center=True``.
+        NotImplementedError
+            If the method has no state.
+        """
         self._check_streams("summarize")
         call = enter(
             self.state,
@@ -77,7 +127,25 @@ class Method:
             return call.leave_state(self._summarize(call))
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
-        """The state of both chunks together; None stands for no keys."""
+        """Merge the states of two chunks into the state of both.
+
+        Parameters
+        ----------
+        left, right : dict of array, or None
+            States that `summarize`, `merge` or `step` of this method returned; None stands for no keys.
+
+        Returns
+        -------
+        dict of array, or None
+            The state of all keys of both, associative up to rounding; None if both are None.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a state is not one of this method, or libraries, devices, sizes or batch shapes do not fit.
+        NotImplementedError
+            If the method has no state, or its states do not merge.
+        """
         spec = self._check_streams("merge")
         given = {name: x for name, x in (("left", left), ("right", right)) if x is not None}
         arrays = {key: x for name, state in given.items() for key, x in spec.check(name, state).items()}
@@ -101,7 +169,29 @@ class Method:
         return {name: heads.unfold(x) for name, x in spec.merge(xp, left, right).items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
-        """The output for queries (..., n, d) that read a state: shape (..., n, d_v), dtype of q."""
+        """Compute the output of queries that see all keys of a state.
+
+        Parameters
+        ----------
+        q : array, shape (..., n, d)
+            Queries.
+        state : dict of array
+            A state that `summarize`, `merge` or `step` of this method returned.
+        scale : float, optional
+            Factor of the logits q·k, the one that the state was made with. Default: `default_scale`.
+
+        Returns
+        -------
+        array, shape (..., n, d_v)
+            The output, in the dtype of `q`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`, and for a state whose fields or sizes do not fit.
+        NotImplementedError
+            If the method has no state, or an option needs more than a state.
+        """
         self._check_streams("attend")
         call = enter(
             self.state,
@@ -124,7 +214,35 @@ class Method:
         key_mask: Array | None = None,
         scale: float | None = None,
     ) -> tuple[Array, State]:
-        """Any number of new tokens after `state`, causally: their output, and the state that includes them."""
+        """Process new tokens causally after a state: compute their output, and the state that includes them.
+
+        Parameters
+        ----------
+        q, k : array, shape (..., n, d)
+            Queries and keys of the n new tokens, n ≥ 0.
+        v : array, shape (..., n, d_v)
+            Values of the new tokens.
+        state : dict of array, optional
+            The state before the new tokens. Default: None, no tokens before.
+        key_mask : array of bool, broadcastable to (..., n), optional
+            True = keep; hides keys among the new tokens.
+        scale : float, optional
+            Factor of the logits q·k, the one that the state was made with. Default: `default_scale`.
+
+        Returns
+        -------
+        out : array, shape (..., n, d_v)
+            The output, in the common dtype of q, k and v: token i sees the state and the new tokens 0 … i.
+        state : dict of array
+            The state after the new tokens; the arrays given are not written to.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`; ValueError also for different numbers of queries and keys.
+        NotImplementedError
+            If the method has no step.
+        """
         if type(self)._step is Method._step:
             self._no_such_call("step")
         call = enter(
@@ -144,11 +262,22 @@ class Method:
         return call.leave(out), call.leave_state(after)
 
     def default_scale(self, scale: float | None) -> float | None:
-        """The scale to use where none is given; None is d ** -0.5."""
+        """Return the scale that a call uses.
+
+        Parameters
+        ----------
+        scale : float or None
+            The argument of the call; None if the user gave none.
+
+        Returns
+        -------
+        float or None
+            The scale; None stands for d ** -0.5. A method with another default overrides this function.
+        """
         return scale
 
     def _evaluate(self, call: AttentionCall) -> Array:
-        """The output for checked arrays; here by what the method does to its state."""
+        """The output (..., n, d_v) of checked arrays, in the compute dtype; here computed by way of the state."""
         if not call.causal:
             return self._attend(call.part(queries=slice(None), state=self._summarize(call)))
         ahead, early = alignment(call.q.shape[-2], call.k.shape[-2])
@@ -165,19 +294,19 @@ class Method:
         raise NotImplementedError
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
-        """The output of checked new tokens, and the state after them; `call.state` is the one before, or None."""
+        """(output of checked new tokens, state after them); `call.state` is the state before them, or None."""
         raise NotImplementedError
 
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
-        """Whether `_array_options` has anything to say."""
+        """Whether the call uses `_array_options`; `streaming` is True for the calls that make or read a state."""
         return False
 
     def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
-        """Options that are arrays of rows (..., rows, d), checked, beside `like`."""
+        """The options that are arrays (..., rows, d), by name: checked, in the dtype and on the device of `like`."""
         return {}
 
     def _in_force(self) -> dict[str, Any]:
-        """The options that take effect, with their values."""
+        """The options that take effect, by name, with defaults filled in: what `repr` shows."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def __repr__(self) -> str:
@@ -185,14 +314,17 @@ class Method:
         return f"{type(self).__qualname__}({words})"
 
     def _check_streams(self, call: str) -> StateSpec:
-        """The specification of the state of a method that reads the keys through one."""
+        """The specification of the method's state; NotImplementedError, naming the call, if the method has no state."""
         if self.state is None or type(self)._summarize is Method._summarize:
             self._no_such_call(call)
         assert self.state is not None
         return self.state
 
     def _no_such_call(self, call: str) -> None:
-        msg = f"{type(self).__name__} has no {call}: it does not read the keys through a state of fixed size"
+        reason = "it does not read the keys through a state of fixed size"
+        if call == "step" and self.state is not None and self.causal is not True:
+            reason = self.causal
+        msg = f"{type(self).__name__} has no {call}: {reason}"
         raise NotImplementedError(msg)
 
 
@@ -205,7 +337,7 @@ def before_first_key(xp: ModuleType, out: Array, early: int) -> Array:
 
 
 def _given(state: Any) -> Any:
-    """The state that a call must be given; TypeError for None."""
+    """The state given; TypeError if it is None."""
     if state is None:
         msg = "state is a NoneType, expected the dict that summarize, merge or step returned"
         raise TypeError(msg)
@@ -213,7 +345,7 @@ def _given(state: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """How `repr` shows an option: an array by its shape and dtype."""
+    """The text of an option in `repr`; an array is shown by its shape and dtype."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"<{tuple(value.shape)} {value.dtype}>"
     if isinstance(value, tuple):

@@ -3,8 +3,9 @@
     softmax(q kᵀ/√d) v  ≈  F A⁺ (B v)
     F = softmax(q k̃ᵀ/√d),    A = softmax(q̃ k̃ᵀ/√d),    B = softmax(q̃ kᵀ/√d)
 
-with landmarks q̃, k̃: m rows each. B v is exact attention at the landmark queries, and F (A⁺ B v) is exact attention to m
-landmark keys whose values are A⁺ B v: two calls of one kernel and a small matrix. O(n m (d + d_v)) time.
+where q̃ and k̃ are the landmarks, m rows each. B v is exact attention of the landmark queries to all keys. F (A⁺ B v) is
+exact attention of all queries to the m landmark keys, with the values A⁺ B v. So the method is two calls of the kernel
+`softmax_attention` and one small matrix, in O((n + n_kv) m (d + d_v)) time.
 """
 
 from __future__ import annotations
@@ -43,35 +44,48 @@ LANDMARKS = ("segment-means", "uniform")
 )
 @dataclass(frozen=True, repr=False)
 class Nystrom(Method):
-    """Nyström attention: out = F A⁺ (B v), in O(n m (d + d_v)).
+    """Nyström attention: out = F A⁺ (B v), in O((n + n_kv) m (d + d_v)).
+
+        F = softmax(s q k̃ᵀ),    A = softmax(s q̃ k̃ᵀ),    B = softmax(s q̃ kᵀ)
 
     Parameters
     ----------
     num_landmarks : int, default 64
-        m. With n ≤ m or n_kv ≤ m the output is exact attention.
+        The number of landmarks m. With n ≤ m or n_kv ≤ m, and landmarks that are not arrays, the output is exact
+        attention.
     landmarks : {"segment-means", "uniform"} or (array, array), default "segment-means"
-        Means of m segments of the visible rows, of any length; or one random row from each of m strata; or the
-        arrays (q̃, k̃) themselves, (..., m, d) each.
+        How the landmarks are chosen:
+
+        - "segment-means": the means of m consecutive segments of the visible rows;
+        - "uniform": one random row from each of m strata of the visible rows;
+        - a pair of arrays: q̃ and k̃, each (..., m, d).
     seed : int, default 0
-        Seed of the uniform landmarks.
+        Seed of "uniform" landmarks; raises ValueError with other landmarks.
     pinv : {"iterative", "exact", "ridge"}, default "iterative"
-        How A⁺ is found: the paper's third-order iteration, started for each matrix on its own; the singular value
-        decomposition with a cut-off; or Tikhonov's (AᵀA + λ I)⁻¹ Aᵀ.
+        How A⁺ is computed:
+
+        - "iterative": the paper's third-order iteration, with a start value for each matrix;
+        - "exact": the singular value decomposition with a cut-off;
+        - "ridge": Tikhonov's (AᵀA + λ I)⁻¹ Aᵀ.
     iterations : int, default 6
-        Steps of the iteration. It damps small singular values: more steps amplify noise on real attention.
+        Number of iterations of "iterative". A small number damps small singular values; more iterations amplify noise
+        on real attention.
     rcond : float, default 1e-3
         Cut-off of "exact", relative to the largest singular value.
     ridge : float, default 0.01
         λ of "ridge".
     conv_weights : array, shape (..., taps), optional
-        Depth-wise convolution of v along the sequence, one odd kernel per head, added to the output. Needs n = n_kv.
+        Weights of a depth-wise convolution of v along the sequence, which is added to the output: an odd number of taps
+        for each head. Needs n = n_kv.
     query_mask : array of bool, broadcastable to (..., n), optional
-        Queries that enter the landmarks. Default: `key_mask` in self-attention (n = n_kv), otherwise all.
+        True = the query enters the landmarks. Default: `key_mask` in self-attention (n = n_kv), otherwise all queries.
 
     Notes
     -----
-    Not causal: a landmark mixes rows of all positions, so `causal=True` raises. A value of A⁺ that is large makes
-    single rows large; the output is not a convex combination of values. Kernels: `softmax_attention`, `iterative_pinv`.
+    `causal=True` raises NotImplementedError, because a landmark mixes rows of all positions. The output is not a convex
+    combination of values: large entries of A⁺ make single rows large. `summarize` and `attend` need landmarks that are
+    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `softmax_attention`, `iterative_pinv`, and
+    `feature_summarize` in `summarize`.
 
     References
     ----------
@@ -128,7 +142,28 @@ class Nystrom(Method):
             raise ValueError(msg)
 
     def with_landmarks(self, q: Array, k: Array, /, *, key_mask: Array | None = None) -> Nystrom:
-        """This method with the landmarks of these queries and keys, no more than visible rows, as fixed arrays."""
+        """Fix the landmarks: return this method with the landmarks of these queries and keys as arrays.
+
+        Parameters
+        ----------
+        q : array, shape (..., n, d)
+            Queries that the landmarks are chosen from.
+        k : array, shape (..., n_kv, d)
+            Keys that the landmarks are chosen from.
+        key_mask : array of bool, broadcastable to (..., n_kv), optional
+            True = keep.
+
+        Returns
+        -------
+        Nystrom
+            The method with ``landmarks=(q̃, k̃)``: m rows each, or the number of visible rows if it is smaller.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`; ValueError also if no row is visible, or if the items of a batch have different
+            numbers of visible rows below m.
+        """
         holds = self._holds_arrays()
         options = self._array_options if holds else None
         call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, array_options=options)
@@ -145,13 +180,13 @@ class Nystrom(Method):
         xp, k, v, key_mask, scale = call.xp, call.k, call.v, call.key_mask, call.scale
         if not call.options and min(call.q.shape[-2], k.shape[-2]) <= self._m():
             out = softmax_attention(call.q, k, v, scale=scale, key_mask=key_mask)
-            if query_mask is not None:  # nothing but its shape counts here
+            if query_mask is not None:  # exact attention needs no landmarks: the mask only adds batch axes
                 out = xp.broadcast_to(out, (*call.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
             return add_convolution(call, out, self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(call, query_mask)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
-        if k_valid is not None:  # no more visible keys than landmarks: each is its own landmark, and F v is exact
+        if k_valid is not None:  # items with at most m visible keys: each key is its own landmark, and F v is exact
             few = count_visible(xp, key_mask)[..., None] <= self._m()
             visible, _ = self._choose(xp, v, key_mask)
             values = xp.where(few, visible, values)
@@ -159,7 +194,7 @@ class Nystrom(Method):
         return add_convolution(call, out, self.conv_weights)
 
     def _summarize(self, call: AttentionCall) -> State:
-        # the sums of softmax attention at the landmark queries are those of the features exp(s q̃ᵀ k)
+        # attention of landmark queries sums the features exp(s q̃·k) over keys, as a feature method does
         W_k = call.xp.matrix_transpose(call.options["landmarks_q"] * call.scale)
         none = None, None, None
         summary = feature_summarize(call.k, call.v, *none, W_k, None, phi=Exponential(0.0), key_mask=call.key_mask)
@@ -180,7 +215,10 @@ class Nystrom(Method):
         return self.num_landmarks or 64
 
     def _fitting(self, call: AttentionCall, query_mask: Array | None) -> int:
-        """m, or the number of visible rows where it is smaller: an empty segment has no mean."""
+        """m, or the number of visible rows if that is smaller, because an empty segment has no mean.
+
+        Masks that are traced cannot be counted; m is then limited by the lengths alone.
+        """
         xp, m = call.xp, min(self._m(), call.q.shape[-2], call.k.shape[-2])
         for name, mask in (("key_mask", call.key_mask), ("query_mask", query_mask)):
             if mask is None or 0 in mask.shape or not backend_of(xp).is_concrete(mask):
@@ -225,7 +263,7 @@ class Nystrom(Method):
     def _landmarks(
         self, call: AttentionCall, query_mask: Array | None
     ) -> tuple[Array, Array | None, Array, Array | None]:
-        """q̃ and k̃ with the landmarks that hold a row; None: all do."""
+        """(q̃, which of q̃ hold a row, k̃, which of k̃ hold a row); None in place of a mask: all do."""
         if call.options:
             return call.options["landmarks_q"], None, call.options["landmarks_k"], None
         xp, q_mask = call.xp, self_attention_mask(call) if query_mask is None else query_mask
@@ -257,7 +295,7 @@ class Nystrom(Method):
         return {"landmarks_q": cast(xp, q_land, like.dtype), "landmarks_k": cast(xp, k_land, like.dtype)}
 
     def _query_mask(self, call: AttentionCall) -> Array | None:
-        """The option `query_mask`, checked and folded."""
+        """The option `query_mask`, checked and folded; None if it is not given."""
         if self.query_mask is None:
             return None
         check_arrays(q=call.q, query_mask=self.query_mask)
@@ -276,13 +314,14 @@ class Nystrom(Method):
         at_landmarks: Array,
         scale: float,
     ) -> Array:
-        """A⁺ (B v)."""
+        """A⁺ (B v), the values (..., m, d_v) of the landmark keys; `at_landmarks` is B v."""
         logits = (q_land * scale) @ xp.matrix_transpose(k_land)
         if k_valid is not None:
             logits = xp.where(k_valid[..., None, :], logits, -math.inf)
         weights = rescale(xp, logits, xp.max(logits, axis=-1, keepdims=True))
         total = xp.sum(weights, axis=-1, keepdims=True)
-        # what is not finite, a whole row, comes back with B v; decompositions would raise or never end
+        # rows of A that are not finite are set to 0, since decompositions would raise or never end; NaN is not lost,
+        # because B v has it too
         keep = xp.isfinite(total) if q_valid is None else xp.isfinite(total) & q_valid[..., :, None]
         a = xp.where(keep, divide_or_zero(xp, weights, total), 0.0)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

@@ -1,6 +1,8 @@
-"""A⁺ X for the small square matrices A of Nyström attention.
+"""A⁺ X for the small square matrices A of Nyström attention, in three ways.
 
-"iterative" is the kernel `iterative_pinv`; "exact" cuts off singular values; "ridge" is (AᵀA + λ I)⁻¹ Aᵀ X.
+- "iterative": the kernel `iterative_pinv`, with `iterations` steps (6)
+- "exact": the singular value decomposition; values below `rcond` (1e-3) times the largest count as 0
+- "ridge": (AᵀA + λ I)⁻¹ Aᵀ X, with λ = `ridge` (0.01)
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels.iterative_pinv import iterative_pinv
 
 PSEUDO_INVERSES = ("iterative", "exact", "ridge")
-OPTION_OF = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # the one that each number belongs to
+OPTION_OF = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # option → the value of `pinv` that uses it
 
 
 def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
-    """Raise for a number that is out of range or would have no effect."""
+    """Raise TypeError or ValueError for a number of the wrong type, out of range, or without effect for this `pinv`."""
     for option, value in tuning.items():
         if value is None:
             continue
@@ -32,7 +34,7 @@ def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
 
 
 def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[str, float | None]) -> Array:
-    """A⁺ X."""
+    """A⁺ X of `a` (..., m, m) and `x` (..., m, d_v), computed as `pinv` says; None in `tuning` means the default."""
     a_t = xp.matrix_transpose(a)
     if pinv == "ridge":
         gram = a_t @ a + (tuning["ridge"] or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
@@ -43,6 +45,6 @@ def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[st
 
 
 def _broadcast_pair(xp: ModuleType, a: Array, b: Array) -> tuple[Array, Array]:
-    """Both with the common batch shape, which `solve` does not find by itself on every library."""
+    """`a` and `b` broadcast to their common batch shape, since `solve` does not broadcast on every library."""
     batch = broadcast_batch(a=a.shape[:-2], b=b.shape[:-2])
     return xp.broadcast_to(a, (*batch, *a.shape[-2:])), xp.broadcast_to(b, (*batch, *b.shape[-2:]))

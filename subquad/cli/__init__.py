@@ -18,7 +18,7 @@ INFO = "List the array libraries, devices and kernels on this machine, and say w
 
 
 class _Parser(argparse.ArgumentParser):
-    """Faults in one line, without the usage before it."""
+    """A parser that reports a fault in one line, without printing the usage first."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all went well, 1 when a measurement failed, 2 for a wrong request, 130 when interrupted.
+        0 if everything succeeded, 1 if a measurement failed, 2 for a wrong request, 130 after Ctrl-C.
     """
     parser = _Parser(prog="subquad", description="Sub-quadratic sequence operators for every array library.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)

@@ -1,4 +1,4 @@
-"""What is compared and measured: every method and every scan of the registry, with its options."""
+"""Cases to compare and measure: every method and every scan of the registry, with options."""
 
 import ast
 import dataclasses
@@ -15,12 +15,12 @@ from subquad.cli import definitions
 from subquad.cli.errors import CommandError, unknown
 from subquad.cli.inputs import Inputs
 
-HEADS, D = 4, 64  # of the queries, keys and values that are drawn
+HEADS, D = 4, 64  # sizes of the queries, keys and values that `Attention.random` draws
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A call of a public function: arrays by name, in the order of the function's arguments, and its options."""
+    """A call of a public function: its arrays by name, in the order of its arguments, and its options."""
 
     function: Callable[..., Any]
     arrays: Mapping[str, np.ndarray]
@@ -28,12 +28,12 @@ class Problem:
 
     @property
     def positional(self) -> int:
-        """How many of the arrays have no keyword: the first ones."""
+        """The number of arrays, counted from the first, that the function takes by position alone."""
         parameters = inspect.signature(self.function).parameters
         return sum(x.kind is x.POSITIONAL_ONLY for name, x in parameters.items() if name in self.arrays)
 
     def bind(self, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """The call as a function of the arrays alone; `function` takes the arguments in place of the problem's own."""
+        """The call as a function of the arrays alone, of the problem's function or of `function` in its place."""
         count, run, options = self.positional, function or self.function, dict(self.options)
         keywords = list(self.arrays)[count:]
         return lambda *arrays: run(*arrays[:count], **dict(zip(keywords, arrays[count:], strict=True)), **options)
@@ -41,7 +41,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """One attention method with its options; `seed` is that of a random method without one among its options."""
+    """One attention method with its options; `seed` is used if the method is random and `options` has no seed."""
 
     name: str
     options: Mapping[str, Any]
@@ -51,26 +51,26 @@ class Attention:
 
     @property
     def label(self) -> str:
-        """Name in tables, e.g. "favor 256": of the option that says how large a method is, the value alone."""
+        """Name in tables, e.g. "favor 256": the option that sets the size is shown by its value alone."""
         words = [str(value) if name == self.row.size else f"{name}={value}" for name, value in self.options.items()]
         return " ".join([self.name, *words])
 
     @property
     def row(self) -> Any:
-        """The method in the registry."""
+        """The row of the method in the registry."""
         return registry.method_row(self.name)
 
     def random(self, n: int) -> Problem:
-        """Self-attention of HEADS heads on normal numbers, always the same."""
+        """Self-attention of HEADS heads and n tokens on normal random numbers; every call draws equal numbers."""
         rng = np.random.default_rng(0)
         return self._problem(*(rng.standard_normal((HEADS, n, D), dtype=np.float32) for _ in range(3)))
 
     def real(self, inputs: Inputs) -> Problem:
-        """Attention of given queries, keys and values."""
+        """Attention of the queries, keys and values given."""
         return self._problem(inputs.q, inputs.k, inputs.v)
 
     def reference(self, problem: Problem) -> np.ndarray:
-        """Exact attention in float64, whatever the method."""
+        """Exact attention in float64: the reference of every method."""
         return definitions.attention(*problem.arrays.values(), causal=self.causal)
 
     def _problem(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Problem:
@@ -81,7 +81,7 @@ class Attention:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One scan, on the inputs that its row of the registry draws, or makes of given activations."""
+    """One scan, on inputs that its row of the registry draws or makes of activations."""
 
     name: str
     row: Any
@@ -89,7 +89,7 @@ class Scan:
 
     @property
     def task(self) -> str:
-        """What is computed: no other operator computes it."""
+        """Name of the quantity computed, the scan's own: no other operator has this reference."""
         return self.name
 
     @property
@@ -98,15 +98,15 @@ class Scan:
         return self.name
 
     def random(self, n: int) -> Problem:
-        """Example inputs, always the same."""
+        """The scan on example inputs of n steps; every call draws equal numbers."""
         return self._problem(*self.row.draw(np.random.default_rng(0), n))
 
     def real(self, inputs: Inputs) -> Problem:
-        """A scan driven by queries, keys and values."""
+        """The scan on inputs made of queries, keys and values."""
         return self._problem(*self.row.inputs(inputs.q, inputs.k, inputs.v))
 
     def reference(self, problem: Problem) -> np.ndarray:
-        """The definition in float64, or the generic form in float64 where the registry has no definition."""
+        """The definition in float64; if the registry has none, the scan of the inputs in float64."""
         wide = {name: x.astype(np.promote_types(x.dtype, np.float64)) for name, x in problem.arrays.items()}
         if self.row.reference is not None:
             return self.row.reference(wide, problem.options)
@@ -122,7 +122,7 @@ Case = Attention | Scan
 
 
 def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, seed: int | None = None) -> Case:
-    """The operator of that name; a random method without a seed of its own gets `seed`.
+    """The operator of a name with its options; a random method whose options have no seed gets `seed`.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def find_case(name: str, options: Mapping[str, Any], *, causal: bool = False, se
     if seed is not None:
         try:
             registry.make_method(name, {**options, "seed": seed})
-        except ValueError:  # a method refuses a seed that would change nothing
+        except ValueError:  # a method raises for a seed that has no effect, as Nyström with segment means
             seed = None
     return Attention(row.name, options, causal, seed)
 
@@ -154,21 +154,21 @@ def is_quadratic(case: Case) -> bool:
 
 
 def reason_against_causal(case: Case) -> str | None:
-    """Why the operator has no causal form; None where it has one, as all scans do."""
+    """The reason why an operator has no causal form; None if it has one, as all scans do."""
     causal = True if isinstance(case, Scan) else registry.METHODS[case.name].causal
     return None if causal is True else f"{case.name} has no causal form: {causal}"
 
 
 def shown() -> list[tuple[str, Mapping[str, Any]]]:
-    """Names and options that are compared unless `--methods` says otherwise."""
+    """The names and options that are compared by default, without `--methods`."""
     methods = [(name, options) for name in registry.METHODS for options in registry.method_row(name).defaults or ({},)]
     return [*methods, *((name, {}) for name in registry.SCANS)]
 
 
 def parse(text: str | None, *, causal: bool, seed: int) -> tuple[list[Case], list[str]]:
-    """Cases of `--methods`, and notes on what was left out of the default ones.
+    """(cases of `--methods`, notes on default cases that were left out).
 
-    `text` is "method[:option=value[:option=value…]],…"; None asks for the default.
+    `text` is "method[:option=value[:option=value…]],…"; None means the default cases.
     """
     cases: list[Case] = []
     left_out: dict[str, list[str]] = {}
@@ -193,7 +193,7 @@ def parse(text: str | None, *, causal: bool, seed: int) -> tuple[list[Case], lis
 
 
 def _split(item: str) -> dict[str, Any]:
-    """The options behind a method's name."""
+    """The options of one item, "method:option=value…", as a dict; values that are no Python literal stay strings."""
     method, *settings = item.split(":")
     if "=" in method:
         msg = f"--methods {item!r}: options are joined to their method by colons: favor:num_features=64:seed=1"

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-LEAST = 2  # rounds, however long they take
-PAUSE = 0.1  # seconds; threads that computed before spin on for some 50 ms, on cores that are to be measured
+LEAST = 2  # min number of rounds, however long they take
+# Seconds to wait before measuring: threads of earlier computations spin on for some 50 ms on the cores to measure.
+PAUSE = 0.1
 
 
 def seconds(call: Callable[[], Any], count: int = 1) -> float:
-    """Seconds that one call takes, from `count` of them in a row."""
+    """Mean time of one call, in seconds, from `count` calls in a row."""
     start = time.perf_counter()
     for _ in range(count):
         call()
@@ -20,10 +21,10 @@ def seconds(call: Callable[[], Any], count: int = 1) -> float:
 def interleave(
     calls: Mapping[str, Callable[[], Any]], rounds: int, *, enough: float = math.inf, least: int = LEAST
 ) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, after one call of each that is not counted.
+    """The times of each call in seconds, one for each round, after one call of each that is not timed.
 
-    The calls take turns, A B C A B C …, so that the drift of a shared machine falls on all of them. There are
-    `rounds` rounds, or fewer once the rounds have taken `enough` seconds, but never fewer than `least`.
+    The calls take turns, A B C A B C …, so that the drift of a shared machine reaches all of them. There are `rounds`
+    rounds. After `enough` seconds the rounds stop earlier, but not before `least` rounds.
     """
     for call in calls.values():
         call()

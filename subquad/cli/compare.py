@@ -15,7 +15,7 @@ from subquad.cli.inputs import Inputs, read_npz, read_sample
 from subquad.cli.libraries import Target, targets
 from subquad.cli.measure import Measurement, measure
 
-MOST_BY_DEFAULT = 4096  # the float64 reference costs n²
+MOST_BY_DEFAULT = 4096  # max length by default, since the float64 reference costs n² operations
 FAILED = 1
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -30,14 +30,14 @@ ARGUMENTS = {
 
 
 class Progress(Protocol):
-    """What the loop tells the person who waits."""
+    """What the measuring loop calls to show its progress."""
 
     def now(self, what: str) -> None: ...
     def advance(self) -> None: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the subcommand."""
+    """Add the arguments of the subcommand to its parser."""
     add = parser.add_argument
     arrays = "q (..., heads, n, d), k (..., key heads, n, d) and v (..., key heads, n, d_v)"
     sample = "Default: real activations that come with the package, 3 heads, n = 1024, d = 64"
@@ -89,10 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure_all(
     cases: list[Case], chosen: list[Target], lengths: list[int], inputs: Inputs, repeat: int, bar: Progress
 ) -> tuple[list[Measurement], dict[int, float], bool]:
-    """All rows, the error of the mean of v for each n, and whether the user let us finish.
-
-    What was measured before Ctrl-C is kept.
-    """
+    """(rows, error of the mean of v by n, whether all cases finished); Ctrl-C ends the loop, and rows are kept."""
     rows: list[Measurement] = []
     baseline: dict[int, float] = {}
     try:
@@ -105,7 +102,7 @@ def _measure_all(
                     problem = case.real(prefix)
                     if case.task not in references:
                         references[case.task] = case.reference(problem)
-                        if isinstance(case, Attention):  # a method above it has learnt nothing from q and k
+                        if isinstance(case, Attention):  # a method with a larger error is worse than ignoring q and k
                             mean = mean_of_values(prefix.q, prefix.v, causal=case.causal)
                             baseline[n] = relative_error(mean, references[case.task])
                     rows.append(measure(case, target, n, problem, references[case.task], repeat))
@@ -135,7 +132,7 @@ def _lengths(text: str | None, inputs: Inputs) -> list[int]:
 
 
 def _folder(out: Path) -> Path:
-    """Make the folder before anything is measured: no result is lost to a typing error."""
+    """Make the output folder and return it; before measuring, so that no result is lost to a mistyped path."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,16 +1,16 @@
-"""Exact attention in float64, by plain NumPy: what every attention method is compared with."""
+"""The definition of exact attention in float64, by plain NumPy, with which every attention method is compared."""
 
 import numpy as np
 
-ROWS = 256  # query rows at a time: the matrix of logits stays (heads, 256, n)
+ROWS = 256  # query rows of a block, so that the matrix of logits is (heads, 256, n) and not (heads, n, n)
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool) -> np.ndarray:
-    """Exact attention of as many keys as queries.
+    """Exact self-attention in float64, (..., heads, n, d_v).
 
         out = softmax(q kᵀ/√d) v
 
-    with key heads repeated for the query heads that share them.
+    Key heads are repeated for the query heads that share them.
     """
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     if q.ndim > 2:
@@ -29,7 +29,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, causal: bool) -> n
 
 
 def mean_of_values(q: np.ndarray, v: np.ndarray, *, causal: bool) -> np.ndarray:
-    """What attention gives when every visible key weighs the same: knows no query, costs nothing."""
+    """The mean of the visible values for each query: attention with equal weights, the yardstick of an error."""
     v = np.repeat(v.astype(np.float64), q.shape[-3] // v.shape[-3], axis=-3) if q.ndim > 2 else v.astype(np.float64)
     if causal:
         return np.cumsum(v, axis=-2) / np.arange(1.0, v.shape[-2] + 1)[:, None]
@@ -37,7 +37,7 @@ def mean_of_values(q: np.ndarray, v: np.ndarray, *, causal: bool) -> np.ndarray:
 
 
 def relative_error(out: np.ndarray, reference: np.ndarray) -> float:
-    """‖out − reference‖ / ‖reference‖, both Frobenius."""
+    """‖out − reference‖ / ‖reference‖ in the Frobenius norm; for a reference of 0, 0 or infinity."""
     off = float(np.linalg.norm(out.astype(np.float64) - reference))
     size = float(np.linalg.norm(reference))
     if size == 0.0:

@@ -1,4 +1,4 @@
-"""What the command line answers to a wrong request."""
+"""Errors of the command line for wrong requests."""
 
 from collections.abc import Iterable
 
@@ -6,9 +6,9 @@ from subquad.core.spelling import nearest
 
 
 class CommandError(Exception):
-    """A request that cannot be met; the message is one line: what came, what was expected, the fix."""
+    """A request that cannot be met; its one-line message says what came, what was expected, and the fix."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that there is no `kind` called `name`, and which names come near or exist."""
+    """The message that no `kind` is called `name`, with the nearest names and all known names."""
     return f"no {kind} is called {name!r}; {nearest(name, sorted(known))}"

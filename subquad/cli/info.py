@@ -1,4 +1,4 @@
-"""`subquad info`: which array libraries, devices and kernels this machine has, and why others are absent."""
+"""`subquad info`: the array libraries, devices and kernels of this machine, and why others are absent."""
 
 import itertools
 import platform
@@ -8,7 +8,7 @@ from subquad.cli.report import versions
 
 
 def text() -> str:
-    """Everything `subquad info` prints; needs nothing but the package itself."""
+    """The text that `subquad info` prints; no library beyond NumPy is required."""
     have = versions()
     lines = [
         f"subquad {have['subquad']}, Python {have['python']}, NumPy {have['numpy']}, {platform.platform()}",
@@ -38,7 +38,7 @@ def _facts(library: Library) -> list[str]:
 
 
 def _notes(library: Library) -> list[str]:
-    """What the backend adds about its kernels; a fault becomes a note."""
+    """The notes of a backend on its kernels; an exception becomes a note."""
     try:
         return list(getattr(library.bench, "kernel_notes", list)())
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Queries, keys and values from an .npz file, checked at the door."""
+"""Queries, keys and values from an .npz file, checked when they are read."""
 
 import dataclasses
 import zipfile
@@ -28,24 +28,24 @@ class Inputs:
 
     @property
     def n(self) -> int:
-        """Number of tokens."""
+        """The number of tokens."""
         return self.q.shape[-2]
 
     def first(self, n: int) -> "Inputs":
-        """Keep the first `n` tokens."""
+        """The inputs cut to their first `n` tokens."""
         q, k, v = (np.ascontiguousarray(x[..., :n, :]) for x in (self.q, self.k, self.v))
         return Inputs(self.source, q, k, v)
 
 
 def read_sample() -> Inputs:
-    """Read the activations that come with the package."""
+    """The activations of a trained model that come with the package."""
     sample = resources.files("subquad") / "data" / "sample.npz"
     with resources.as_file(sample) as path:
         return dataclasses.replace(read_npz(path), source="sample.npz (comes with subquad)")
 
 
 def read_npz(path: Path) -> Inputs:
-    """Read and check `path`; every fault is a `CommandError` that names the file."""
+    """The inputs in the file `path`, checked; every fault raises a `CommandError` that names the file."""
     if path.is_dir():
         msg = f"{path}: is a directory; expected an .npz file with arrays q, k and v"
         raise CommandError(msg)
@@ -64,10 +64,10 @@ def read_npz(path: Path) -> Inputs:
 
 
 def _load(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Readers of the arrays in the file: what is not asked for is not read."""
+    """Array name → function that reads the array: arrays that are not used are not read."""
     try:
         if not zipfile.is_zipfile(path):
-            with path.open("rb"):  # a file without read permission is no zip file either: say which
+            with path.open("rb"):  # raises PermissionError for a file that may not be read, before the message below
                 msg = f"{path}: is not an .npz file (a zip archive of arrays); write one with {SAVE}"
                 raise CommandError(msg)
         with np.load(path, allow_pickle=False) as archive:
@@ -96,7 +96,7 @@ def _floats(path: Path, name: str, read: Callable[[], Any]) -> np.ndarray:
         came = getattr(x, "dtype", type(x).__name__)
         msg = f"{path}: {name} is {came}; expected {', '.join(FLOATS)}: convert with {name}.astype('float32')"
         raise CommandError(msg)
-    with np.errstate(over="ignore"):  # caught by the next check
+    with np.errstate(over="ignore"):  # infinities raise below
         x = x.astype(np.float32)
     wrong = int(np.count_nonzero(~np.isfinite(x)))
     if wrong:

@@ -1,4 +1,4 @@
-"""The array libraries on this machine: which can be used, which cannot, and why."""
+"""The array libraries of this machine: which can be used, and why others cannot."""
 
 import dataclasses
 import importlib
@@ -15,7 +15,10 @@ from subquad.core import loading
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A backend package and what it says of its array library; `reason` is None where it can be used."""
+    """A backend package and the facts about its array library.
+
+    `reason` says why the library cannot be used; None if it can.
+    """
 
     name: str
     reason: str | None
@@ -27,7 +30,7 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A library on one of its devices; `label` is how tables call it."""
+    """A library on one of its devices; `label` is its name in tables."""
 
     library: str
     device: str
@@ -37,9 +40,9 @@ class Target:
 
 
 def find(wanted: Iterable[str] | None = None) -> dict[str, Library]:
-    """Ask the wanted backend packages, by default all that can be found.
+    """Library name → facts, of the wanted backend packages, by default of all that can be found; NumPy is first.
 
-    A package is imported for it; a broken one becomes a reason, never an exception.
+    The packages are imported. A package that fails gets a `reason`; no exception leaves this function.
     """
     packages = loading.names()
     host_first = sorted(packages, key=lambda name: name != np.__name__)
@@ -64,7 +67,7 @@ def _ask(name: str, package: str) -> Library:
 
 
 def _remedy(name: str) -> str:
-    """The extras of this distribution that install a library, read from its own metadata."""
+    """The advice to install an extra of this distribution that brings a library, by the metadata; "" without one."""
     try:
         extras = importlib.metadata.metadata("subquad").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
@@ -78,10 +81,10 @@ def _one_line(error: Exception) -> str:
 
 
 def targets(text: str | None) -> tuple[list[Target], list[str]]:
-    """Targets of `--backends`, and notes on the libraries left out of the default ones.
+    """(targets of `--backends`, notes on libraries that are left out by default).
 
-    `text` is "library[:device],…" in the names of `subquad info`; None asks for every library that can be used,
-    on the first of each kind of its devices.
+    `text` is "library[:device],…" with the names of `subquad info`; None means every library that can be used, on the
+    first device of each kind.
     """
     items = None if text is None else [item.strip() for item in text.split(",")]
     found = find(None if items is None else [item.partition(":")[0] for item in items])
@@ -100,7 +103,7 @@ def targets(text: str | None) -> tuple[list[Target], list[str]]:
 
 
 def _resolve(item: str, found: dict[str, Library]) -> tuple[str, str]:
-    """Library and device of one item of `--backends`."""
+    """(library, device) of one item of `--backends`; CommandError if either is unknown or cannot be used."""
     name, _, device = item.partition(":")
     if name not in found:
         msg = f"--backends: {unknown('backend', name, loading.names())}"

@@ -1,4 +1,4 @@
-"""Error, time and memory of one case on one library."""
+"""Measurement of one case on one library: error, time and memory."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ from subquad.cli.clock import interleave
 from subquad.cli.definitions import relative_error
 from subquad.cli.libraries import Target
 
-ENOUGH_SECONDS = 0.5  # slow calls are repeated at least `LEAST` times, and no longer than this
-LEAST = 3
-ROUNDING = 1e-4  # below it errors are rounding, which differs from library to library
+ENOUGH_SECONDS = 0.5  # repetitions of slow calls stop after this time
+LEAST = 3  # but not before this number of repetitions
+ROUNDING = 1e-4  # an error below this is rounding in float32, which differs between libraries
 
 
 class Prepared:
     """A function and its arguments on a library's device, compiled where the library compiles.
 
-    With `gradient` the function computes the gradients of half its squared norm by all arguments as well.
+    With `gradient`, the gradients of half the squared norm of its output by all arguments are computed as well.
     """
 
     def __init__(
@@ -37,21 +37,21 @@ class Prepared:
         self.bench.synchronize(*self.args)
 
     def run(self) -> Any:
-        """Call it, from idle device to finished result. The first call compiles, loads kernels and fills caches."""
+        """Call the function and wait for its result. The first call compiles, loads kernels and fills caches."""
         out = self.call(*self.args)
         self.bench.synchronize(*(out if isinstance(out, tuple) else (out,)))
         return out
 
     def extra_memory(self) -> int | None:
-        """The most bytes held at one moment of a call beyond inputs and output; None where the library cannot tell."""
+        """Peak memory of a call beyond inputs and output, in bytes; None if the library cannot tell."""
         return self.bench.peak_extra_memory(self.call, *self.args)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One row of `compare.json`; the units stand beside the rows there.
+    """One row of `compare.json`; `subquad.cli.report.UNITS` has the units.
 
-    Where the case failed, `failure` says how and the numbers are None. `extra_memory` is None as well where
+    If the case failed, `failure` says how, and numbers that were not obtained are None. `extra_memory` is also None if
     the library cannot tell.
     """
 
@@ -72,7 +72,7 @@ class Measurement:
 
 
 def measure(case: Case, target: Target, n: int, problem: Problem, reference: np.ndarray, repeat: int) -> Measurement:
-    """Run `case` on `target`; a case that raises becomes a row with its failure."""
+    """The row of `case` on `target`; an exception of the case becomes the `failure` of the row."""
     where = (target.label, target.library, target.device, n)
     who = Measurement(case.task, case.name, dict(case.options), case.label, *where)
     try:

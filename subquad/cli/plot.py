@@ -1,6 +1,6 @@
-"""`compare.png`: error against time, one mark for each method and size; a column per library, two rows per n.
+"""`compare.png`: error against time, with a column for each library, and one mark for each method and size.
 
-Approximations and results that are exact but for rounding lie six decades apart: each n has a panel for either.
+Approximations and results that are exact up to rounding lie six decades apart, so each n has two rows: one for each.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from subquad.cli.measure import ROUNDING, Measurement
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 EXACT = "exact"
-HEIGHTS = {"approximations": 2.1, "rounding": 0.8}  # inches of a panel
-WIDTH, MARGINS = 3.4, (1.3, 1.9)  # inches: of a panel; beside and above all of them
+HEIGHTS = {"approximations": 2.1, "rounding": 0.8}  # height of a panel in inches
+WIDTH, MARGINS = 3.4, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
 NOTE = (
     "median time of a call [ms]\nLower left is better; the shaded side is slower than exact attention. "
     "Numbers at the marks: how large the method is."
@@ -29,7 +29,7 @@ NOTE = (
 
 
 class Point(NamedTuple):
-    """A row of the comparison that has numbers."""
+    """A row of the comparison for which there are numbers."""
 
     time: float  # ms
     error: float
@@ -37,14 +37,14 @@ class Point(NamedTuple):
 
     @property
     def panel(self) -> str:
-        """Where it is drawn."""
+        """Name of the panel of the point: "rounding" or "approximations"."""
         return "rounding" if self.error < ROUNDING else "approximations"
 
 
 def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mapping[int, float]) -> Path:
-    """Draw the rows that have numbers and return `path`.
+    """Draw the rows that have numbers, write the picture to `path` and return `path`.
 
-    `baseline` is the error of answering with the mean of v, for each n.
+    `baseline` maps n to the error of the mean of v as an answer.
     """
     points = [Point(x.time * 1e3, max(x.error, 1e-17), x) for x in rows if x.time and x.error is not None]
     columns = list(dict.fromkeys(point.row.backend for point in points))
@@ -82,7 +82,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
 
 
 def colour_of(method: str) -> str:
-    """A method keeps its colour whatever stands beside it."""
+    """The colour of a method, which does not depend on the other methods in the picture."""
     others = [name for name in [*registry.METHODS, *registry.SCANS, method] if name != EXACT]
     return "black" if method == EXACT else COLOURS[others.index(method) % len(COLOURS)]
 
@@ -92,7 +92,7 @@ def _legend(label: str, colour: str, linestyle: str = "") -> Line2D:
 
 
 def _limits(points: Sequence[Point], baseline: Mapping[int, float]) -> dict[str, tuple[float, float]]:
-    """Ranges that all panels of a kind share, so that they can be compared: of time, and of the errors of each."""
+    """Axis ranges that all panels of a kind share: "time", and the errors of each kind of panel that has points."""
     errors = {panel: [point.error for point in points if point.panel == panel] for panel in HEIGHTS}
     if errors["approximations"]:
         errors["approximations"] += baseline.values()
@@ -102,7 +102,7 @@ def _limits(points: Sequence[Point], baseline: Mapping[int, float]) -> dict[str,
 
 
 def _label_axes(axes: Axes) -> None:
-    """Plain numbers in place of powers."""
+    """Label both axes with plain numbers in place of powers of ten."""
     low, high = axes.get_ylim()
     axes.grid(visible=True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -125,7 +125,7 @@ def _fill(axes: Axes, points: Sequence[Point], panel: str, marker: str, baseline
     for method in dict.fromkeys(point.row.method for point in here):
         style: dict[str, Any] = {"color": colour_of(method), "marker": marker, "markersize": 7, "linewidth": 1}
         axes.plot(*zip(*((x.time, x.error) for x in here if x.row.method == method), strict=True), **style)
-    for time, error, row in here:  # with the size of a method; its name is in the legend
+    for time, error, row in here:  # the mark is labelled with the size; the legend has the name
         text = row.label.removeprefix(row.method).strip()
         above: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
         axes.annotate(text, (time, error), color=colour_of(row.method), **above)

@@ -1,4 +1,4 @@
-"""`compare.json`: the rows with what is needed to judge and to repeat them."""
+"""`compare.json`: the rows, with the facts needed to judge and to repeat them."""
 
 import dataclasses
 import datetime
@@ -35,7 +35,7 @@ def build(
     baseline: dict[int, float],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that `compare.json` holds."""
+    """The content of `compare.json` as a dict."""
     return {
         "format": "subquad compare 1",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -57,14 +57,14 @@ def build(
 
 
 def write(report: dict[str, Any], path: Path) -> Path:
-    """Write strict JSON (no NaN); option values that JSON does not know become text."""
+    """Write the report as strict JSON, without NaN, and return `path`; values that JSON does not know become text."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False, default=str)
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
 def title(report: dict[str, Any]) -> str:
-    """One line on what was run: data, shapes, causality."""
+    """A title of one line: data, heads, width, dtype, causality."""
     inputs = report["inputs"]
     heads = "×".join(str(size) for size in inputs["shapes"]["q"][:-2]) or "1"
     seen = "causal" if inputs["causal"] else "not causal"
@@ -72,12 +72,12 @@ def title(report: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the package, of Python and of NumPy."""
+    """The versions of the package, of Python and of NumPy."""
     return {"subquad": subquad.__version__, "python": platform.python_version(), "numpy": np.__version__}
 
 
 def processor() -> str:
-    """Model name of the processor where the system tells it, else its architecture."""
+    """The model name of the processor if the system tells it, else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

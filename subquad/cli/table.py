@@ -1,4 +1,4 @@
-"""The terminal: a progress bar while measuring, then one table for each n."""
+"""Output to the terminal: a progress bar while measuring, then one table for each n."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,28 +15,28 @@ from subquad.cli.digits import three_digits
 from subquad.cli.measure import ROUNDING, Measurement
 
 LABEL_WIDTH, NUMBER_WIDTH = 18, 8
-DISAGREE = 0.01  # relative difference of two libraries' errors that is worth a remark
+DISAGREE = 0.01  # relative difference between the errors of two libraries from which on a remark is printed
 
 
 class Progress:
-    """A bar that is drawn only between measurements: a thread that draws would disturb the times."""
+    """A progress bar that is redrawn between measurements only, since a drawing thread would disturb the times."""
 
     def __init__(self, bar: Bar, total: int) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=total)
 
     def now(self, what: str) -> None:
-        """Say what is being measured."""
+        """Show what is being measured now."""
         self._bar.update(self._task, description=what, refresh=True)
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more measurement as done."""
         self._bar.update(self._task, advance=1, refresh=True)
 
 
 @contextmanager
 def progress(total: int) -> Iterator[Progress]:
-    """Show a bar on stderr, and take it away at the end."""
+    """Show a progress bar on stderr, and remove it at the end."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         yield Progress(bar, total)
@@ -51,7 +51,7 @@ def show(
     complete: bool,
     baseline: Mapping[int, float],
 ) -> None:
-    """Print tables, remarks and the names of the files."""
+    """Print the tables, remarks, and the names of the files written."""
     console = Console()
     backends = list(dict.fromkeys(row.backend for row in rows))
     at_once = max(1, (console.width - LABEL_WIDTH - NUMBER_WIDTH - 2) // (2 * NUMBER_WIDTH + 1))
@@ -91,7 +91,7 @@ def _table(rows: Sequence[Measurement], backends: Sequence[str], n: int, baselin
 
 
 def _error(errors: Sequence[float | None]) -> str:
-    """The largest of the libraries' errors: the same seed gives the same numbers on all, to rounding."""
+    """The largest error of the libraries as text; equal seeds give equal errors on all libraries, up to rounding."""
     known = [error for error in errors if error is not None]
     if not known:
         return "-"
@@ -108,7 +108,7 @@ def _mb(row: Measurement) -> str:
 
 
 def _disagreements(rows: Sequence[Measurement]) -> list[str]:
-    """Methods whose error depends on the library, by more than rounding."""
+    """Remarks on methods whose error differs between libraries by more than rounding."""
     remarks = []
     for key in dict.fromkeys((row.n, row.label) for row in rows):
         errors = {row.backend: row.error for row in rows if (row.n, row.label) == key and row.error is not None}
@@ -122,7 +122,7 @@ def _disagreements(rows: Sequence[Measurement]) -> list[str]:
 
 
 def _failures(rows: Sequence[Measurement]) -> list[str]:
-    """Each failure once, with the first place where it happened."""
+    """One line for each failure, with the first n at which it happened."""
     found: dict[tuple[str, str, str], int] = {}
     for row in rows:
         if row.failure:

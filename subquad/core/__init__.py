@@ -1,1 +1,1 @@
-"""What attention and scans stand on: choice of kernels, loading of backends, checks, shapes, dtypes, states, blocks."""
+"""Code that attention and scans share: choice of kernels, loading of backends, checks, dtypes, states, blocks."""

@@ -1,8 +1,8 @@
 """One driver for everything that runs over a sequence in blocks of rows.
 
-`fold_blocks` folds a step over blocks: `carry, out = step(carry, *blocks)`. It is how memory stays bounded at any
-length. The loop is the one thing that the Array API lacks; a backend that has a loop of its own (`Backend.fold_blocks`)
-replaces it.
+`fold_blocks` folds a step over blocks, `carry, out = step(carry, *blocks)`, so that the memory of temporaries depends
+on the block and not on the length. The Array API has no loop that a compiler can keep; a backend whose library has one
+replaces the Python loop by `Backend.fold_blocks`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ BLOCK_ELEMENTS = 2**19
 
 
 def rows_per_block(width: int, *, min_rows: int = 64, max_rows: int = 1024) -> int:
-    """Rows whose temporaries of `width` elements each (batch included) fit the cache: a power of two."""
+    """The number of rows in a block, `max_rows` halved until rows · width ≤ BLOCK_ELEMENTS, and not below `min_rows`.
+
+    `width` is the number of elements that a temporary has for each row, batch included.
+    """
     rows = max_rows
     while rows > min_rows and rows * width > BLOCK_ELEMENTS:
         rows //= 2
@@ -36,8 +39,8 @@ def fold_blocks(
 ) -> tuple[Any, Array | None]:
     """Fold `step` over blocks of `size` rows (axis −2, last block ragged) of `arrays`; None passes as None.
 
-    Returns the last carry and the outputs joined along axis −2 (None where the step gives none). `size` is advice
-    unless `exact`: a backend that unrolls loops takes larger blocks.
+    Returns the last carry and the outputs joined along axis −2 (None if the step returns None for its output). Unless
+    `exact`, `size` is advice: a backend whose compiler unrolls loops takes larger blocks.
     """
     if row_count(arrays) <= size:
         return step(carry, *arrays)
@@ -47,7 +50,10 @@ def fold_blocks(
 def loop_blocks(
     step: Step, carry: Any, arrays: Sequence[Array | None], size: int, *, in_place: bool = False
 ) -> tuple[Any, Array | None]:
-    """`fold_blocks` as a Python loop."""
+    """Fold `step` over blocks by a Python loop: the default of `Backend.fold_blocks`.
+
+    With `in_place`, each output is written into one array for all of them, which saves the copy that joining makes.
+    """
     n = row_count(arrays)
     if n <= size:
         return step(carry, *arrays)
@@ -71,7 +77,7 @@ def loop_blocks(
 
 
 def row_count(arrays: Sequence[Array | None]) -> int:
-    """The number of rows that the arrays have in common."""
+    """The number of rows (axis −2) of the first array that is not None; all have the same number."""
     for x in arrays:
         if x is not None:
             return x.shape[-2]
@@ -80,5 +86,5 @@ def row_count(arrays: Sequence[Array | None]) -> int:
 
 
 def take_rows(arrays: Sequence[Array | None], start: int, stop: int) -> list[Array | None]:
-    """Rows start … stop − 1 of each array."""
+    """Rows start … stop − 1 (axis −2) of each array; None stays None."""
     return [None if x is None else x[..., start:stop, :] for x in arrays]

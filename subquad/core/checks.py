@@ -1,4 +1,4 @@
-"""TypeError and ValueError for what may not come in: array libraries, devices, dtypes, numbers."""
+"""Checks of arguments, which raise TypeError or ValueError: array libraries, devices, dtypes, numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from subquad.core.loading import library_of
 
 
 def check_arrays(**arrays: Array | None) -> ModuleType:
-    """The namespace common to the arrays that are not None; TypeError or ValueError where there is none."""
+    """The array namespace of the arrays that are not None.
+
+    Raises TypeError for a value that is no array or for arrays of two libraries, ValueError for arrays on two devices.
+    """
     given = {name: x for name, x in arrays.items() if x is not None}
     spaces = {name: _namespace(name, x) for name, x in given.items()}
     first, xp = next(iter(spaces.items()))
@@ -38,12 +41,13 @@ def check_arrays(**arrays: Array | None) -> ModuleType:
 
 
 def _devices(where: Any) -> Any:
-    """A device, or the set of those that an array is divided among, in whatever way."""
+    """The device of an array; the set of devices if the array is sharded over several (JAX)."""
     devices = getattr(where, "device_set", ())
     return devices if len(devices) > 1 else next(iter(devices), where)
 
 
 def _namespace(name: str, x: Array) -> ModuleType:
+    # The array namespace of `x`; TypeError if it is no array, or a NumPy array that breaks the rules of arrays
     if isinstance(x, np.ma.MaskedArray | np.matrix):
         msg = (
             f"{name} is a numpy {type(x).__name__}, which is not supported; "
@@ -68,7 +72,7 @@ def _namespace(name: str, x: Array) -> ModuleType:
 
 
 def check_given(**arrays: Array | None) -> None:
-    """TypeError for an argument that must be an array and is None."""
+    """Raise TypeError if one of the arguments is None."""
     for name, x in arrays.items():
         if x is None:
             msg = f"{name} is a NoneType, not an array"
@@ -76,7 +80,7 @@ def check_given(**arrays: Array | None) -> None:
 
 
 def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array | None) -> None:
-    """TypeError unless every array that is not None has a real floating dtype (or complex, where allowed)."""
+    """Raise TypeError unless every array that is not None is real and floating, or complex with `complex_too`."""
     kinds = ("real floating", "complex floating") if complex_too else ("real floating",)
     for name, x in arrays.items():
         if x is not None and not is_dtype(xp, x.dtype, kinds):
@@ -86,6 +90,7 @@ def check_floating(xp: ModuleType, *, complex_too: bool = False, **arrays: Array
 
 
 def check_flag(name: str, value: Any) -> bool:
+    # The value as a Python bool; TypeError unless it is a bool of Python or NumPy
     if not isinstance(value, bool | np.bool_):
         msg = f"{name} must be True or False, got {value!r} of type {type(value).__name__}"
         raise TypeError(msg)
@@ -93,7 +98,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_count(name: str, value: Any, *, least: int = 1, why: str = "") -> int:
-    """A Python integer ≥ `least`."""
+    """The value as a Python int; TypeError unless it is an integer, ValueError if it is below `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         msg = f"{name} must be an integer, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
@@ -104,6 +109,7 @@ def check_count(name: str, value: Any, *, least: int = 1, why: str = "") -> int:
 
 
 def check_seed(value: Any) -> int:
+    # The seed as a Python int ≥ 0; TypeError for other types, such as a generator or a key of JAX
     why = (
         "; draws are made on the host, so that they are the same for every library: "
         "pass an integer, or the random array itself"
@@ -112,6 +118,7 @@ def check_seed(value: Any) -> int:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    # The value as a string; ValueError unless it is one of `choices`
     if not isinstance(value, str) or value not in choices:  # an array would be compared element by element
         msg = f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}"
         raise ValueError(msg)
@@ -119,7 +126,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def check_number(name: str, value: Any, *, why: str = "") -> float:
-    """A finite Python number."""
+    """The value as a Python float; TypeError unless it is a real number, ValueError unless it is finite."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         msg = f"{name} must be a number, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
@@ -130,6 +137,7 @@ def check_number(name: str, value: Any, *, why: str = "") -> float:
 
 
 def check_positive(name: str, value: Any) -> float:
+    # The value as a Python float; errors as `check_number`, and ValueError unless it is above 0
     if check_number(name, value) <= 0:
         msg = f"{name} must be positive, got {value}"
         raise ValueError(msg)

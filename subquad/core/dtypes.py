@@ -1,4 +1,4 @@
-"""Dtypes: what arrays promote to, what is computed in, and what is only storage."""
+"""Dtypes: the common dtype of arrays, the dtype to compute in, and half precision, which serves as storage alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from subquad.backend import Array
 
 
 def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
-    """`isdtype` of the standard; False for a dtype that the standard does not know, except bfloat16."""
+    """Whether a dtype is of one of the kinds, as by `isdtype` of the Array API standard.
+
+    bfloat16 counts as real floating; any other dtype that the standard does not know is of no kind.
+    """
     try:
         return bool(xp.isdtype(dtype, kinds))
     except TypeError:
@@ -17,21 +20,21 @@ def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
 
 
 def is_half(xp: ModuleType, dtype: Any) -> bool:
-    """Whether a dtype is real and floating with less than 32 bits: for storage, not to compute in."""
+    """Whether a dtype is real and floating with fewer than 32 bits: storage alone, computed in float32."""
     return is_bfloat16(dtype) or (xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32)
 
 
 def is_bfloat16(dtype: Any) -> bool:
-    """Whether a dtype is the bfloat16 of the package ml_dtypes: NumPy and CuPy take it, but know nothing of it."""
+    """Whether a dtype is the bfloat16 of the package ml_dtypes, which NumPy and CuPy store but do not promote."""
     return getattr(dtype, "name", None) == "bfloat16"
 
 
 def common_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
-    """The dtype that the arrays promote to."""
+    """The dtype that the arrays (those that are not None) promote to."""
     given = [x for x in arrays if x is not None]
     try:
         return xp.result_type(*given)
-    except TypeError:  # float16 and bfloat16 of ml_dtypes: NumPy has no answer, other libraries say float32
+    except TypeError:  # NumPy cannot promote float16 with bfloat16; other libraries promote them to float32
         return xp.result_type(xp.float32, *[x for x in given if not is_half(xp, x.dtype)])
 
 
@@ -42,5 +45,5 @@ def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
 
 
 def cast(xp: ModuleType, x: Array | None, dtype: Any) -> Array | None:
-    """`x` in `dtype`; `x` itself where it has that dtype already."""
+    """`x` in `dtype`: the array given, not a copy, if it has that dtype; None for None."""
     return x if x is None or x.dtype == dtype else xp.astype(x, dtype)

@@ -1,14 +1,15 @@
-"""What a kernel is, how one of its implementations is chosen for a call, and how `explain` listens.
+"""Kernels: how one implementation is chosen for each call, and how `explain` records the choice.
 
-Arrays are positional arguments of a kernel; what it takes by keyword is hashable, except the array `key_mask`. So one
-rule serves every kernel: what decides the choice is the signature of the arrays and the keywords.
+Positional arguments of a kernel are arrays or None; keywords are hashable, except the array `key_mask`. So one rule
+serves every kernel: the signature of the arrays and the keywords together decide the implementation, and the choice is
+remembered under both.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,14 +21,14 @@ from subquad.backend import Array, Backend, Call, Like, Override
 from subquad.core import loading
 from subquad.core.loading import backend_of, library_of
 
-MAX_KEPT = 1024  # choices of a kernel that are remembered; a program has few signatures, decoding may have many
-
-_backends: dict[type, Backend] = {}  # of array types whose backend says what decides a call
+# Choices remembered for each kernel. A program has a small number of signatures, but decoding may have one for each
+# length of its cache: a full table is cleared and filled anew.
+MAX_KEPT = 1024
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which implementation a kernel uses for a call, and why not the others.
+    """The implementation that a kernel uses for a call, and why the overrides before it declined.
 
     Attributes
     ----------
@@ -36,7 +37,7 @@ class Choice:
     implementation : str
         "generic", or the name of the override.
     declined : tuple of (str, str)
-        The overrides that were asked before and declined, each with its reasons.
+        The overrides that were asked before and declined: (name, reasons), reasons joined by "; ".
     """
 
     kernel: str
@@ -45,7 +46,7 @@ class Choice:
 
 
 class _Listener(threading.local):
-    """The choices that `explain` collects in this thread; None where nobody asks."""
+    """The choices that `explain` collects in this thread; None while no `explain` is running."""
 
     choices: list[Choice] | None = None
 
@@ -55,7 +56,10 @@ _listener = _Listener()
 
 @contextmanager
 def listening() -> Iterator[list[Choice]]:
-    """Collect the choices of every kernel that is reached; none of them runs, zeros of the declared form come back."""
+    """Collect the choice of every kernel call within the context.
+
+    No kernel runs there: a call returns zeros of the shapes and dtypes that `Kernel.outputs` declares.
+    """
     before, _listener.choices = _listener.choices, []
     try:
         yield _listener.choices
@@ -63,35 +67,40 @@ def listening() -> Iterator[list[Choice]]:
         _listener.choices = before
 
 
-def backend_of_type(array: Array) -> Backend | None:
-    """The backend of an array's type, where it has been met before and gives signatures."""
-    return _backends.get(array.__class__)
+def signature_of(arrays: Sequence[Array | None]) -> Hashable | None:
+    """What decides how a call with these arrays goes, as the backend of the first one's class says; None: unknown.
 
-
-def remember_type(array: Array, backend: Backend) -> None:
-    """Let `backend_of_type` find the backend of such arrays."""
-    if type(backend).signature is not Backend.signature:
-        _backends[array.__class__] = backend
+    The package in which the class is defined tells the library. No table of classes is kept: it would grow, and a
+    program that a tracer made of a call with a smaller one would be made anew.
+    """
+    library = arrays[0].__class__.__module__.partition(".")[0]
+    backend: Backend = getattr(loading, "of_" + library)
+    try:
+        return backend.signature(arrays)
+    except AttributeError:  # one of them is no array; the checks will say which
+        return None
 
 
 class Kernel:
-    """A replaceable operation.
+    """A replaceable operation: a generic form in plain Array API, and the choice of an override for each call.
 
     Attributes
     ----------
     name : str
         Name of the generic function.
     generic : callable
-        The form in plain Array API: the meaning of every override.
+        The form in plain Array API; every override must compute what it computes.
     outputs : callable
-        ``outputs(*arrays, **keywords)`` is a tuple of `Like`: what comes back, without computing.
+        ``outputs(*arrays, **keywords)`` is a tuple of `Like`: shape and dtype of each output, without computing.
     options : mapping
-        Optional keywords that an override may not know, each with the value that means "not used".
+        Optional keywords, each with the value that means "not used"; an override lists those that it takes.
     gradient : callable or None
-        ``gradient(arrays, outputs, grads, **static)``: derivatives written with kernels, to be differentiated again.
+        ``gradient(arrays, outputs, grads, **static)``: derivatives written with kernels, so that they can be
+        differentiated in turn. None: backends differentiate `generic`.
     pinned : callable or None
-        ``pinned(arrays, outputs, **keywords)``: the generic form where an output that is free to choose, a shift, is
-        the one in `outputs`, a constant. Differentiate it, not `generic`, where an override chose that output.
+        ``pinned(arrays, outputs, **keywords)``: the generic form with the shift of a state, which an implementation is
+        free to choose, held constant at its value in `outputs`. Backends differentiate `pinned` in place of `generic`
+        if an override chose the shift.
     """
 
     def __init__(
@@ -112,16 +121,14 @@ class Kernel:
         return f"<kernel {self.name}>"
 
     def __call__(self, *arrays: Array | None, implementation: str = "auto", **keywords: Any) -> Any:
-        """What the chosen implementation gives."""
+        """The outputs of the implementation that is chosen for this call."""
         key = None
-        backend = _backends.get(arrays[0].__class__)
-        if backend is not None:
-            signature = backend.signature((*arrays, keywords.get("key_mask")))
-            if signature is not None:
-                key = self._key(signature, implementation, keywords)
-                run = self._chosen.get(key)
-                if run is not None and _listener.choices is None:
-                    return run(*arrays, **keywords)
+        signature = signature_of((*arrays, keywords.get("key_mask")))
+        if signature is not None:
+            key = self._key(signature, implementation, keywords)
+            run = self._chosen.get(key)
+            if run is not None and _listener.choices is None:
+                return run(*arrays, **keywords)
         name, run, declined, xp = self._choose(arrays, implementation, keywords)
         if _listener.choices is not None:
             reasons = tuple((other, "; ".join(why)) for other, why in declined)
@@ -134,27 +141,26 @@ class Kernel:
         return run(*arrays, **keywords)
 
     def forget(self) -> None:
-        """Choose anew from now on: overrides have changed."""
+        """Drop all remembered choices; to be called when overrides have changed."""
         self._chosen.clear()
 
     def _key(self, signature: Any, implementation: str, keywords: Mapping[str, Any]) -> Any:
-        """What decides a choice; None where a keyword cannot be hashed."""
-        if "key_mask" in keywords:  # it is in the signature
+        """The key under which a choice is remembered; None if a keyword cannot be hashed."""
+        if "key_mask" in keywords:  # the signature of the arrays includes the mask
             keywords = {**keywords, "key_mask": None}
         key = (implementation, signature, *keywords.items())
         try:
             hash(key)
-        except TypeError:  # such as a wrong `implementation`, about which the choice will complain
+        except TypeError:  # such as a list given as `implementation`: `_choose` raises for it
             return None
         return key
 
     def _choose(
         self, arrays: tuple[Array | None, ...], implementation: str, keywords: Mapping[str, Any]
     ) -> tuple[str, Callable[..., Any], list[tuple[str, list[str]]], ModuleType]:
-        """Name and function of the implementation, the overrides that declined with their reasons, the namespace."""
+        """(name of the implementation, its function, [(override that declined, reasons)], namespace of the arrays)."""
         xp = array_namespace(arrays[0])
         backend = backend_of(xp)
-        remember_type(arrays[0], backend)
         overrides = [override for override in backend.overrides if override.kernel == self.name]
         known = ["auto", "generic", *(override.name for override in overrides)]
         if not isinstance(implementation, str) or implementation not in known:  # an array would be compared by elements
@@ -183,7 +189,7 @@ class Kernel:
         return "generic", self.generic, declined, xp
 
     def _runner(self, override: Override) -> Callable[..., Any]:
-        """The function of an override, without the keywords that it does not know."""
+        """The function of an override, wrapped to drop the optional keywords that the override does not list."""
         unknown = [name for name in self.options if name not in override.accepts.options]
         if not unknown:
             return override.run
@@ -194,7 +200,7 @@ class Kernel:
         return run
 
     def _zeros(self, xp: ModuleType, arrays: tuple[Array | None, ...], keywords: Mapping[str, Any]) -> Any:
-        """Arrays of the declared form."""
+        """Zeros of the declared shapes and dtypes, on the device of the first array: one array, or a tuple."""
         where = device(arrays[0])
         made = tuple(xp.zeros(x.shape, dtype=x.dtype, device=where) for x in self.outputs(*arrays, **keywords))
         return made[0] if len(made) == 1 else made
@@ -207,5 +213,5 @@ def kernel(
     gradient: Callable[..., Any] | None = None,
     pinned: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Declare a replaceable operation; the decorated function is its generic form. The arguments are as in `Kernel`."""
+    """Declare a replaceable operation: a decorator of its generic form. The arguments are attributes of `Kernel`."""
     return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned)

@@ -1,9 +1,9 @@
 """The table of backends: `loading.of_<library>` is the `Backend` of that array library, loaded when first asked for.
 
-A backend is a package with a `BACKEND`, named by an entry point of the group `subquad.backends` (its name is the
-library's), or, in a source tree that is not installed, the package `subquad_<library>`. A library without one gets the
-generic code alone. The table is made of module attributes and is no dictionary because tracers read module attributes
-eagerly: that lets a backend load while a function is being compiled.
+A backend is a package with an attribute `BACKEND`. An entry point of the group "subquad.backends", whose name is the
+library's, names the package; in a source tree that is not installed it is the package `subquad_<library>`. A library
+without a backend gets the generic code. The table consists of module attributes, not of dictionary entries, because
+tracers read module attributes eagerly: a backend can therefore load while a function is being compiled.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ GROUP = "subquad.backends"
 PREFIX = "subquad_"
 GENERIC = Backend()
 KERNELS: dict[str, Mapping[str, Any]] = {}
-"""Name → optional keywords of every kernel, filled in where kernels are declared."""
+"""Kernel name → optional keywords with their unused values; every `Kernel` adds an entry when it is declared."""
 
 
 def __getattr__(name: str) -> Backend:
+    # Load the backend of an attribute `of_<library>` that does not exist yet, and store it as that attribute
     library = name.removeprefix("of_")
     if library == name:
         raise AttributeError(name)
@@ -43,13 +44,13 @@ def library_of(xp: ModuleType) -> str:
 
 def backend_of(xp: ModuleType) -> Backend:
     """The backend of a namespace; its package is imported at the first call."""
-    from subquad.core import loading  # this module itself, by an attribute that a tracer can follow
+    from subquad.core import loading  # this module, read as an attribute, which a tracer can follow
 
     return getattr(loading, "of_" + library_of(xp))
 
 
 def names() -> dict[str, str]:
-    """Library name → package of every backend that can be found, without importing any."""
+    """Library name → package of every backend that can be found; no backend is imported."""
     found = {
         module.name.removeprefix(PREFIX): module.name
         for module in pkgutil.iter_modules()
@@ -60,7 +61,7 @@ def names() -> dict[str, str]:
 
 
 def load(library: str) -> ModuleType | None:
-    """Import the backend package of `library`; None where there is none."""
+    """Import the backend package of `library` and return it; None if there is none."""
     entries = tuple(importlib.metadata.entry_points(group=GROUP, name=library))
     if entries:
         return importlib.import_module(entries[0].value)
@@ -69,7 +70,11 @@ def load(library: str) -> ModuleType | None:
 
 
 def checked(package: ModuleType) -> Backend:
-    """The `BACKEND` of a package, after a look at every name in it; a misspelt one would never be asked for."""
+    """The `BACKEND` of a package, after a check of every name in it.
+
+    Raises TypeError or ValueError with the nearest known name: a misspelt kernel, option or hook would never be used,
+    and nobody would notice.
+    """
     backend: Any = getattr(package, "BACKEND", None)
     if not isinstance(backend, Backend):
         msg = f"{package.__name__} must have BACKEND, an instance of a subclass of subquad.backend.Backend"

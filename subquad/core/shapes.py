@@ -1,4 +1,4 @@
-"""Batch shapes: broadcast once, flattened, and named in errors."""
+"""Batch shapes: how they broadcast, with arguments named in errors, and how they are flattened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from subquad.backend import Array
 
 
 def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The common batch shape by the standard's rules; ValueError names the arguments that do not fit."""
+    """The common batch shape by the broadcasting rules of the standard; None entries do not count.
+
+    ValueError lists all shapes by the names of their arguments if they do not broadcast.
+    """
     first = None
     for shape in shapes.values():
         if shape is None:
@@ -18,7 +21,7 @@ def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
             first = shape
         elif shape != first:
             break
-    else:  # all alike, as most often
+    else:  # all shapes are equal, the usual case: no axis needs a look
         return () if first is None else tuple(first)
     result: list[int] = []
     for shape in shapes.values():
@@ -37,7 +40,7 @@ def broadcast_batch(**shapes: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def flatten_batch(xp: ModuleType, x: Array, batch: tuple[int, ...], rank: int) -> Array:
-    """(..., tail) → (product of `batch`, tail), the tail being the last `rank` axes; broadcast where it must be."""
+    """Broadcast `x` to (*batch, *tail) and reshape to (product of `batch`, *tail); tail is its last `rank` axes."""
     tail = tuple(x.shape[-rank:])
     flat = (math.prod(batch), *tail)
     if tuple(x.shape) == flat and len(batch) == 1:

@@ -1,6 +1,11 @@
-"""States: what a chunk of a sequence leaves behind, as a dict of small arrays; how two of them merge.
+"""States: a dict of arrays that sums up a chunk of a sequence, in a size that does not depend on the chunk's length.
 
-A state is picklable and a pytree. `merge(left, right)` is associative, and None, no chunk at all, is its identity.
+A state can be pickled, and JAX and PyTorch treat it as a pytree. `merge(left, right)` is associative up to rounding;
+None stands for no chunk and is the identity of `merge`.
+
+    kind of state   fields                                                                   merged by
+    attention       shift (..., m or 1, 1), numerator (..., m, d_v), denominator (..., m, 1)  merge_by_shift
+    scan            state, decay: both of the shape of the scan's state                       merge_by_decay
 """
 
 from __future__ import annotations
@@ -19,21 +24,26 @@ State = dict[str, Array]
 
 @dataclass(frozen=True)
 class StateSpec:
-    """The arrays of a state, and how two states become one.
+    """The arrays that a state consists of, and how two states merge.
 
     Attributes
     ----------
     fields : mapping
-        Name → names of the axes after the batch, such as ``{"numerator": ("m", "d_v")}``; a number stands for itself.
+        Name of each array → its axes after the batch, such as ``{"numerator": ("m", "d_v")}``. An axis is a name,
+        whose size is free but equal wherever the name occurs, or a number, the size that is required.
     merge : callable or None
-        ``merge(xp, left, right)`` of two states that fit; None where only a step goes on from a state.
+        ``merge(xp, left, right)`` gives the state of two states that fit. None: states do not merge, and only a step
+        continues from one.
     """
 
     fields: Mapping[str, tuple[str | int, ...]]
     merge: Callable[[ModuleType, State, State], State] | None
 
     def check(self, name: str, state: Any) -> dict[str, Array]:
-        """The arrays of a state by the names that errors give them; TypeError or ValueError for what is no state."""
+        """The arrays of a state by the names that errors use, such as "state['shift']".
+
+        Raises TypeError if `state` is no mapping or holds None, ValueError if its fields are not those of the spec.
+        """
         if not isinstance(state, Mapping):
             msg = f"{name} is a {type(state).__name__}, expected the dict that summarize, merge or step returned"
             raise TypeError(msg)
@@ -46,7 +56,7 @@ class StateSpec:
         return arrays
 
     def check_sizes(self, name: str, state: Mapping[str, Array], **sizes: int) -> None:
-        """ValueError unless the last axes of each array have these sizes; an axis whose size is not given is free."""
+        """Raise ValueError unless the last axes of each array have these sizes; an axis without a size is free."""
         for key, axes in self.fields.items():
             want = [axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in axes]
             got = tuple(state[key].shape[-len(want) :])
@@ -58,7 +68,7 @@ class StateSpec:
                 raise ValueError(msg)
 
     def sizes_of(self, state: Mapping[str, Array]) -> dict[str, int]:
-        """The sizes of the named axes, as this state has them."""
+        """Axis name → size, read from the arrays of `state`."""
         return {
             axis: int(size)
             for key, axes in self.fields.items()
@@ -68,8 +78,13 @@ class StateSpec:
 
 
 def merge_by_shift(xp: ModuleType, left: State, right: State) -> State:
-    """Sums over exp(shift), of both sides: shift (..., m, 1) and numerators and denominators with m rows."""
+    """The state of both chunks, for sums that are stored divided by exp(shift).
+
+    With s = max(s_left, s_right), every sum is S = S_left exp(s_left − s) + S_right exp(s_right − s). The shift is
+    (..., m or 1, 1); the sums have m rows. A shift of −∞ means no key yet and adds nothing.
+    """
     shift = xp.maximum(left["shift"], right["shift"])
+    # −∞ − (−∞) is NaN: with neither side holding a key the reference is 0, and both factors are exp(−∞) = 0
     finite = xp.where(shift == -math.inf, 0.0, shift)
     one, other = xp.exp(left["shift"] - finite), xp.exp(right["shift"] - finite)
     sums = {name: left[name] * one + right[name] * other for name in left if name != "shift"}
@@ -77,7 +92,7 @@ def merge_by_shift(xp: ModuleType, left: State, right: State) -> State:
 
 
 def merge_by_decay(xp: ModuleType, left: State, right: State) -> State:
-    """The state after `right`, which begins where `left` ended: decay_right h_left + h_right."""
+    """The state after `left`, then `right`: h = decay_right h_left + h_right, decay = decay_left decay_right."""
     return {
         "state": right["decay"] * left["state"] + right["state"],
         "decay": left["decay"] * right["decay"],

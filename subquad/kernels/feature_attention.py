@@ -1,19 +1,22 @@
-"""Attention through features, in O(n m d): what FAVOR+ and linear attention share, by what it does to a state.
+"""Attention through features, in O(n m (d + d_v)): three kernels that summarise keys, attend to a state, and step.
+
+FAVOR+ and linear attention are both of this form:
 
     out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j]),    φ = value · exp(log)
 
 A `FeatureMap` gives φ as a pair: `value` (..., n, m) or None for 1, and `log` (..., n, m), (..., n, 1) or None for 0.
-Every sum over keys is kept relative to exp(shift), the largest exponent so far *per feature* (or of all, where `log`
-has one column). The shift cancels between the query and the key side, exactly; without it real keys underflow to 0/0 in
-float32.
+Every sum over keys is stored divided by exp(shift), where shift is the largest `log` so far *for each feature* (for all
+features together if `log` has one column). The shift cancels exactly between queries and keys; without a shift, real
+keys underflow to 0/0 in float32.
 
-A state is three arrays, or three times None before any key:
+A state is three arrays, or (None, None, None) before any key:
 
     shift        (..., m or 1, 1)    −∞ where there is no key yet
     numerator    (..., m, d_v)       Σ φ(k) vᵀ / exp(shift)
     denominator  (..., m, 1)         Σ φ(k) / exp(shift)
 
-The shift is a gauge: what a gradient by it is worth shows in numerator and denominator too.
+The shift is a gauge: if numerator and denominator follow a change of the shift, no output changes. An implementation
+may therefore choose any shift.
 """
 
 from __future__ import annotations
@@ -33,11 +36,11 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_map import FeatureMap, Features
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
 
-CAUSAL_ROWS = 256  # rows of a block whose weights are formed pair by pair
+CAUSAL_ROWS = 256  # max rows of a causal block: its rows × rows weights are formed pair by pair, in O(rows² m)
 
 
 class Sums(NamedTuple):
-    """A state as the code here has it: the shift as a row (..., 1, m or 1), beside exponents (..., n, m)."""
+    """A state with the shift transposed to (..., 1, m or 1), so that it broadcasts against exponents (..., n, m)."""
 
     shift: Array
     numerator: Array
@@ -45,18 +48,18 @@ class Sums(NamedTuple):
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """The batch shape."""
+        """The batch shape of the state."""
         return tuple(self.denominator.shape[:-2])
 
     def outside(self, xp: ModuleType) -> tuple[Array, Array, Array]:
-        """The three arrays of a state."""
+        """(shift, numerator, denominator) in the shapes of a state, the shift (..., m or 1, 1) again."""
         return xp.matrix_transpose(self.shift), self.numerator, self.denominator
 
 
 def summarize_outputs(
     k: Array, v: Array, *rest: Array | None, phi: FeatureMap, key_mask: Array | None = None
 ) -> tuple[Like, ...]:
-    """What `feature_summarize` gives."""
+    """Shapes and dtypes of the outputs of `feature_summarize`."""
     state, weights = rest[:3], rest[3:]
     m, width = phi.sizes(k.shape[-1], *weights)
     batch = keys_batch(phi, weights, k, v, key_mask, state[2])
@@ -64,7 +67,7 @@ def summarize_outputs(
 
 
 def attend_outputs(q: Array, shift: Array, numerator: Array, *rest: Array, phi: FeatureMap) -> tuple[Like, ...]:
-    """What `feature_attend` gives."""
+    """Shape and dtype of the output of `feature_attend`."""
     batch = broadcast_batch(q=q.shape[:-2], state=numerator.shape[:-2], center=phi.batch(*rest[1:]))
     return (Like((*batch, q.shape[-2], numerator.shape[-1]), q.dtype),)
 
@@ -72,7 +75,7 @@ def attend_outputs(q: Array, shift: Array, numerator: Array, *rest: Array, phi: 
 def step_outputs(
     q: Array, k: Array, v: Array, *rest: Array | None, phi: FeatureMap, key_mask: Array | None = None
 ) -> tuple[Like, ...]:
-    """What `feature_step` gives."""
+    """Shapes and dtypes of the outputs of `feature_step`."""
     state = summarize_outputs(k, v, *rest, phi=phi, key_mask=key_mask)
     batch = broadcast_batch(q=q.shape[:-2], state=state[2].shape[:-2])
     return (Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), *state)
@@ -81,7 +84,7 @@ def step_outputs(
 def keys_batch(
     phi: FeatureMap, weights: tuple[Any, ...], k: Array, v: Array, key_mask: Array | None, held: Array | None = None
 ) -> tuple[int, ...]:
-    """The batch shape of sums over keys, after a state whose denominators are `held`."""
+    """The batch shape of sums over keys that continue a state; `held` is its denominator, None without a state."""
     return broadcast_batch(
         state=None if held is None else held.shape[:-2],
         k=k.shape[:-2],
@@ -94,10 +97,10 @@ def keys_batch(
 def summarize_pinned(
     arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], *, phi: FeatureMap, key_mask: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """The state of `feature_summarize` over exp(shift) of the shift in `outputs`; for maps that have a `log`."""
+    """The outputs of `feature_summarize` with the shift held constant at `outputs[0]`; for maps that have a `log`."""
     k, v, shift, numerator, denominator, *weights = arrays
     xp = array_namespace(k)
-    level = outputs[0] + 1  # above every exponent, however they were rounded: what is largest depends on no key
+    level = outputs[0] + 1  # above every exponent, rounding included, so that no gradient flows through the maximum
     if shift is None or numerator is None or denominator is None:
         before = xp.zeros_like(outputs[1]), xp.zeros_like(outputs[2])
     else:
@@ -111,7 +114,7 @@ def summarize_pinned(
 def step_pinned(
     arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], *, phi: FeatureMap, key_mask: Array | None = None
 ) -> tuple[Array, ...]:
-    """What `feature_step` gives, with the state over exp(shift) of the shift in `outputs`."""
+    """The outputs of `feature_step` with the shift of the new state held constant at `outputs[1]`."""
     out, *_ = feature_step.generic(*arrays, phi=phi, key_mask=key_mask)
     return out, *summarize_pinned(arrays[1:], outputs[1:], phi=phi, key_mask=key_mask)
 
@@ -128,7 +131,11 @@ def feature_summarize(
     phi: FeatureMap,
     key_mask: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """The state with the keys k and values v added."""
+    """The state (shift, numerator, denominator) after adding keys k (..., n, d) and values v (..., n, d_v).
+
+    The state before is three arrays or three times None. `weights` are the arrays of the map `phi`; `key_mask`
+    (..., n), True = keep, hides keys.
+    """
     xp = array_namespace(k)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
     if k.shape[-2] == 0:
@@ -149,7 +156,7 @@ def feature_summarize(
 def feature_attend(
     q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: FeatureMap
 ) -> Array:
-    """Output of all queries from a state, (..., n, d_v)."""
+    """The output (..., n, d_v) of queries q (..., n, d) that read a state; 0 where the denominator is 0."""
     xp = array_namespace(q)
     shift = xp.matrix_transpose(shift)
     queries = phi.map_queries(xp, finite_shift(xp, shift), *weights)
@@ -178,7 +185,10 @@ def feature_step(
     phi: FeatureMap,
     key_mask: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Causal output of new rows after a state, one key for each query, and the state that includes them."""
+    """(out, shift, numerator, denominator): causal output of n new rows after a state, and the state after them.
+
+    Row i reads the state before and the keys 0 … i of this call, so q and k have the same number of rows.
+    """
     xp = array_namespace(q)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
     batch = broadcast_batch(q=q.shape[:-2], state=sums.batch)
@@ -205,7 +215,7 @@ def _begin(
     numerator: Array | None,
     denominator: Array | None,
 ) -> Sums:
-    """The state before new keys, in the batch shape that these will give it: a traced loop carries one shape."""
+    """The state before new keys, broadcast to the batch shape after them: a traced loop carries one shape."""
     batch = keys_batch(phi, weights, k, v, key_mask, denominator)
     if denominator is None or shift is None or numerator is None:
         (m, width), where = phi.sizes(k.shape[-1], *weights), device(k)
@@ -228,12 +238,12 @@ def _causal_block(
     v: Array,
     mask: Array | None,
 ) -> tuple[Sums, Array]:
-    """Rows of one block: what the state holds, and the keys of the block up to each row, pair by pair.
+    """(sums after the block, output of its rows): a row reads the state and, pair by pair, the block's keys up to it.
 
-    Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to ρ, the shift of the
-    state (in a first block, the exponents of its first key), so that φ(q) reaches what the state holds. If the features
-    of a key are so far below ρ that the product of a pair underflows, that pair is recomputed relative to 0
-    (`from_zero`).
+    Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to a reference ρ: the
+    shift of the state, or in a first block the exponents of its first key. The products of φ(q) with the state are then
+    in range, for the state is stored relative to ρ too. If the features of a key are so far below ρ that the product of
+    a pair underflows, that pair is recomputed relative to 0 (`from_zero`).
     """
     k, v = _visible(xp, k, v, mask)
     value, log = _hide(xp, phi.map_keys(xp, k, *weights), mask)
@@ -258,7 +268,7 @@ def _causal_block(
         most = finite_shift(xp, xp.max(a, axis=-1, keepdims=True))
         pairs, level_pairs = xp.where(seen, products * xp.exp(a - most), 0.0), level + most
         info = xp.finfo(q.dtype)
-        least = info.smallest_normal / info.eps**2  # of what is below, some features are lost
+        least = info.smallest_normal / info.eps**2  # a product below this may have lost features to underflow
         lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
 
         def from_zero(pairs: Array, level_pairs: Array) -> tuple[Array, Array]:
@@ -280,7 +290,7 @@ def _causal_block(
 
 
 def _pairs(xp: ModuleType, phi_q: Array, value: Array | None, log: Array) -> tuple[Array, Array]:
-    """Products of the features of all pairs, (..., n, n), over exp(a), and a, (..., 1, n): the largest of each key."""
+    """(products, a): φ(q)·φ(k) / exp(a) of all pairs (..., n, n), and a (..., 1, n), the largest `log` of each key."""
     largest = xp.max(log, axis=-1, keepdims=True)
     phi_k = _exp_difference(xp, log, finite_shift(xp, largest))
     phi_k = phi_k if value is None else phi_k * value
@@ -288,7 +298,10 @@ def _pairs(xp: ModuleType, phi_q: Array, value: Array | None, log: Array) -> tup
 
 
 def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
-    """`change(*given)`, not computed where it would change nothing since the condition is nowhere true."""
+    """`change(*given)` if the condition is true anywhere, else `given`.
+
+    `change` leaves entries as they are where the condition is false, so that it may be called in any case.
+    """
     backend = backend_of(xp)
     if backend.is_concrete(condition):
         return change(*given) if bool(xp.any(condition)) else given
@@ -296,8 +309,11 @@ def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given:
 
 
 def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
-    """Σ exp(level) numerator / Σ exp(level) denominator: levels may be far apart, and denominators far from 1."""
-    # features that are not positive may cancel in one of the parts alone: its numerator counts all the same
+    """Σ exp(level) numerator / Σ exp(level) denominator over parts (numerator, denominator, level).
+
+    Levels may be far apart and denominators far from 1: each part is first divided by its own size.
+    """
+    # features that are not positive may cancel to a denominator of 0 in one part; its numerator must still count
     sizes = [
         xp.where(below == 0, xp.sum(xp.abs(above), axis=-1, keepdims=True), xp.abs(below)) for above, below, _ in parts
     ]
@@ -312,13 +328,13 @@ def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
 
 
 def _height(xp: ModuleType, total: Array, level: Array) -> Array:
-    """log |total| + level."""
+    """log |total| + level, and −∞ where the total is 0."""
     size = xp.abs(total)
     return xp.where(size == 0, -math.inf, xp.log(xp.where(size == 0, 1.0, size)) + level)
 
 
 def _add(xp: ModuleType, sums: Sums, v: Array, value: Array | None, log: Array | None) -> Sums:
-    """The sums with the keys of a block added; the shift grows to the block's largest exponents."""
+    """The sums after adding the keys of a block; the shift grows to the largest `log` of the block."""
     if log is None:
         shift, phi_k, faded = xp.zeros_like(sums.shift), value, 1.0
     else:
@@ -334,12 +350,12 @@ def _add(xp: ModuleType, sums: Sums, v: Array, value: Array | None, log: Array |
 
 
 def _visible(xp: ModuleType, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Zeros in place of hidden rows: 0 · NaN is NaN, in products and in their gradients."""
+    """k and v with hidden rows set to 0: a NaN there would reach products and their gradients, since 0 · NaN is NaN."""
     return (k, v) if mask is None else (xp.where(mask, k, 0.0), xp.where(mask, v, 0.0))
 
 
 def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
-    """Features of the keys with masked keys set to φ = 0."""
+    """(value, log) of keys with φ = 0 for the keys that the mask hides."""
     value, log = features
     if mask is None:
         return value, log
@@ -348,7 +364,10 @@ def _hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
 
 
 def _query_features(xp: ModuleType, features: Features, shift: Array) -> tuple[Array, Array]:
-    """φ(q) · exp(shift − level), and that level, up to a factor of each row; `log` None stands for such a factor."""
+    """(φ(q) exp(−level), level) of features (value, log) whose `log` includes the shift; level is the max of each row.
+
+    A factor that a whole row has in common cancels in the output. If `log` is None, the level is the shift given.
+    """
     value, log = features
     if log is None:
         return value, shift
@@ -358,5 +377,5 @@ def _query_features(xp: ModuleType, features: Features, shift: Array) -> tuple[A
 
 
 def _exp_difference(xp: ModuleType, x: Array, y: Array) -> Array:
-    """exp(x − y); x is not used again."""
+    """exp(x − y), by the backend, which may overwrite x: the caller must not use x again."""
     return backend_of(xp).exp_difference(xp, x, y)

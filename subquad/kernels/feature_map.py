@@ -1,8 +1,17 @@
-"""What a feature map is: φ = value · exp(log) of queries and of keys. A map is a value without arrays.
+"""Feature maps: φ = value · exp(log) of queries and of keys. A map is a frozen dataclass without arrays.
 
-The arrays of a map, its *weights*, go beside it: they are arguments of a kernel like queries and keys, so that a
-kernel can be differentiated by them and its choice depends on what can be hashed. Two maps are known to compiled
-kernels: `Exponential` and `Elu`.
+The arrays of a map, its *weights*, are arguments of a kernel like queries and keys. So a kernel can be differentiated
+by the weights, and the map can be hashed when an implementation is chosen. Compiled kernels know two maps,
+`Exponential` and `Elu`.
+
+    map            weights                                           m          columns of shift
+    Exponential    W_k (..., d, m), W_q (d, m) or None, [q̄, k̄]       m          m
+    Elu            none                                              d          d
+    Trigonometric  W_k, W_q (d, m/2), [q̄, k̄]                         m          1
+    Elementwise    W_k, W_q (d, m)                                   m          1 (log is None)
+    Rowwise        none                                              m          1 (log is None)
+
+[q̄, k̄] are (..., 1, d) each, and are given if queries and keys are centred.
 """
 
 from __future__ import annotations
@@ -20,10 +29,13 @@ MapRows = Callable[[Array], Features]
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map of rows to features. `value` (..., n, m) or None for 1; `log` (..., n, m), (..., n, 1) or None for 0."""
+    """Base of the maps of rows to features (value, log), φ = value · exp(log).
+
+    `value` is (..., n, m) or None for 1; `log` is (..., n, m), (..., n, 1) or None for 0.
+    """
 
     def sizes(self, d: int, *weights: Array) -> tuple[int, int]:
-        """(m, number of columns of `log`: m, or 1) for rows of d numbers."""
+        """(m, number of columns of the shift: m or 1) for rows of d numbers."""
         raise NotImplementedError
 
     def batch(self, *weights: Array) -> tuple[int, ...]:
@@ -35,11 +47,14 @@ class FeatureMap:
         return self.batch(*weights)
 
     def map_keys(self, xp: ModuleType, k: Array, *weights: Array) -> Features:
-        """φ of keys."""
+        """(value, log) of keys k (..., n, d)."""
         raise NotImplementedError
 
     def map_queries(self, xp: ModuleType, shift: Array, *weights: Array) -> MapRows:
-        """φ of queries with `shift` (..., 1, m or 1) added to `log`; a factor of a whole row may be left out."""
+        """A function from queries (..., n, d) to (value, log + shift), with `shift` (..., 1, m or 1).
+
+        A factor common to all features of a row may be left out, since it cancels in the output.
+        """
         raise NotImplementedError
 
 
@@ -47,8 +62,8 @@ class FeatureMap:
 class Exponential(FeatureMap):
     """log φ(k) = x W_k − |scale| |x|²/2 + scale q̄·x of x = k − k̄,    log φ(q) = (q − q̄) W_q + any constant.
 
-    Weights: W_k (..., d, m), W_q (d, m), then, where rows are centred, q̄ and k̄ (..., 1, d). `scale` 0 leaves the plain
-    exponentials exp(k W_k) of softmax attention at m landmarks; W_q may then be None.
+    Weights: W_k (..., d, m) and W_q (d, m), then q̄ and k̄ (..., 1, d) if rows are centred. With `scale` 0 there is no
+    norm term and no centring: exp(k W_k) are the weights of softmax attention at m landmarks, and W_q may be None.
     """
 
     scale: float
@@ -65,7 +80,7 @@ class Exponential(FeatureMap):
         if self.scale == 0:
             return None, k @ W_k
         k, half_norm, own = centred_keys(xp, k, self.scale, center)
-        shared = own - half_norm  # as one more column of k: no pass of its own over n × m
+        shared = own - half_norm  # appended to k as one more column, which saves a pass over n × m numbers
         k = xp.broadcast_to(k, (*shared.shape[:-1], k.shape[-1]))
         return None, xp.concat([k, shared], axis=-1) @ xp.concat([W_k, xp.ones_like(W_k[..., :1, :])], axis=-2)
 
@@ -83,7 +98,7 @@ class Exponential(FeatureMap):
 
 @dataclass(frozen=True)
 class Elu(FeatureMap):
-    """φ = elu(y) + 1 = (1 + max(y, 0)) exp(min(y, 0)) of y = scale_k · k and of y = scale_q · q. It has no weights."""
+    """φ = elu(y) + 1 = (1 + max(y, 0)) exp(min(y, 0)), with y = scale_k · k or y = scale_q · q; no weights."""
 
     scale_k: float
     scale_q: float
@@ -106,7 +121,7 @@ class Elu(FeatureMap):
 class Trigonometric(FeatureMap):
     """[cos x W_k, sin x W_k] exp(|scale| |x|²/2 + scale q̄·x) of x = k − k̄, and [cos, sin] of (q − q̄) W_q.
 
-    Weights: those of `Exponential`; there are twice as many features as columns.
+    Weights: as `Exponential`. W_k and W_q have m/2 columns, one for each pair (cos, sin).
     """
 
     scale: float
@@ -126,7 +141,7 @@ class Trigonometric(FeatureMap):
 
 @dataclass(frozen=True)
 class Elementwise(FeatureMap):
-    """f(x W) + ε with f = max(·, 0) or a function of the user's. Weights: W_k and W_q (d, m)."""
+    """φ(x) = f(x W) + ε, where f is max(·, 0) or a function that the user gives. Weights: W_k and W_q (d, m)."""
 
     function: str | Callable[[Array], Array]  # "relu", or f itself
     epsilon: float = 0.0
@@ -154,7 +169,10 @@ class Elementwise(FeatureMap):
 
 @dataclass(frozen=True)
 class Rowwise(FeatureMap):
-    """A function of the user's that takes rows (..., n, d), times scale_k or scale_q, to features (..., n, m)."""
+    """φ(k) = f(scale_k k) and φ(q) = f(scale_q q), where f is a function of the user; no weights.
+
+    f takes rows (..., n, d) to features (..., n, m).
+    """
 
     function: Callable[[Array], Array]
     scale_k: float
@@ -172,7 +190,7 @@ class Rowwise(FeatureMap):
 
 
 def map_rows(function: Callable[[Array], Array], x: Array, factor: float = 1.0) -> Array:
-    """`function` of the rows x times `factor`; ValueError unless it gives one row for each."""
+    """`function(x · factor)` of rows x (..., n, d); ValueError unless it returns one row for each row."""
     x = x if factor == 1 else x * factor
     features = function(x)
     if getattr(features, "shape", ())[:-1] != x.shape[:-1]:
@@ -183,7 +201,10 @@ def map_rows(function: Callable[[Array], Array], x: Array, factor: float = 1.0) 
 
 
 def centred_keys(xp: ModuleType, k: Array, scale: float, center: list[Array]) -> tuple[Array, Array, Array | float]:
-    """x = k − k̄, |scale| |x|²/2 and scale q̄·x, as q·x = (q − q̄)·x + q̄·x: the last term is the key's own."""
+    """(x, |scale| |x|²/2, scale q̄·x) with x = k − k̄.
+
+    Since q·x = (q − q̄)·x + q̄·x, the term scale q̄·x depends on the key alone and joins its exponent.
+    """
     own: Array | float = 0.0
     if center:
         q_mean, k_mean = center
@@ -193,16 +214,17 @@ def centred_keys(xp: ModuleType, k: Array, scale: float, center: list[Array]) ->
 
 
 def center_batch(center: tuple[Array, ...]) -> tuple[int, ...]:
-    """The batch shape of q̄ and k̄ together; () where there are none."""
+    """The common batch shape of q̄ and k̄; () without them."""
     return broadcast_batch(q_mean=center[0].shape[:-2], k_mean=center[1].shape[:-2]) if center else ()
 
 
 def _elu_plus_one(xp: ModuleType, x: Array, factor: float) -> tuple[Array, Array]:
-    """(value, log) of elu + 1. The gradient at 0 is 1 from either side."""
+    """(value, log) of elu(y) + 1 with y = factor · x. At y = 0 the gradient is 1 from either side."""
     y = x if factor == 1 else x * factor
     positive = y > 0
     return xp.where(positive, y, 0.0) + 1, xp.where(positive, 0.0, y)
 
 
 def _waves(xp: ModuleType, projected: Array) -> Array:
+    # [cos, sin] of the projections, (..., n, 2 · columns)
     return xp.concat([xp.cos(projected), xp.sin(projected)], axis=-1)

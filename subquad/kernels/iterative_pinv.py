@@ -1,6 +1,6 @@
 """A⁺ of small square matrices by the third-order iteration of Xiong et al. (2021), eq. (17).
 
-Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))),    from Z = Aᵀ / (‖A‖₁ ‖A‖_∞) of each matrix
+Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))),    starting from Z = Aᵀ / (‖A‖₁ ‖A‖_∞), matrix by matrix
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from subquad.kernels.max_shift import divide_or_zero
 
 
 def outputs(a: Array, /, *, iterations: int) -> tuple[Like, ...]:
-    """What `iterative_pinv` gives."""
+    """Shape and dtype of the output of `iterative_pinv`."""
     return (Like(tuple(a.shape), a.dtype),)
 
 
 @kernel(outputs=outputs)
 def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
-    """Z ≈ A⁺ of finite matrices (..., m, m)."""
+    """Z ≈ A⁺ of finite matrices A (..., m, m) after that number of iterations; shape and dtype of A. A = 0 gives 0."""
     xp = array_namespace(a)
     magnitude = xp.abs(a)
     norms = xp.max(xp.sum(magnitude, axis=-1, keepdims=True), axis=-2, keepdims=True) * xp.max(

@@ -1,10 +1,10 @@
-"""The linear scan in plain Array API: no loop over time steps, the same recurrence at every step.
+"""The linear scan in plain Array API, without a Python loop over all n time steps.
 
     h[t] = a[t] h[t−1] + b[t]
 
-The sequence is cut into runs of at most `RUN` steps that advance side by side, one step of all runs at a time: first
-from zero, to learn what each run leaves behind and the product of its factors; then, from the right initial states,
-with output. Between the two passes a scan of logarithmic depth joins the runs.
+The sequence is cut into runs of at most `RUN` steps. All runs advance together, one step at a time, in two passes. The
+first pass starts every run from 0 and finds its last state and the product of its factors; a scan of logarithmic depth
+then joins the runs, which gives the state before each of them; the second pass starts from these and gives the output.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
 
-RUN = 16  # steps of a run: the length of the loop over steps, twice; the joining costs log₂(n / RUN) / RUN of a pass
+# Steps of a run, so the loop over steps has 2 RUN iterations. Joining costs log₂(n / RUN) / RUN of a pass: shorter runs
+# spend more on joining, longer ones on the loop.
+RUN = 16
 
 
 def outputs(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> tuple[Like, ...]:
-    """What `linear_scan` gives."""
+    """Shape and dtype of the output of `linear_scan`."""
     return (Like(tuple(b.shape), b.dtype),)
 
 
 @kernel(outputs=outputs, gradient=lambda arrays, outputs, grads, **static: _gradient(arrays, outputs, grads, **static))
 def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: bool) -> Array:
-    """h of checked arrays of one dtype: a, b, h are (batch, n, d), initial_state (batch, d)."""
+    """h (batch, n, d) of a and b (batch, n, d) and initial_state (batch, d) or None; one dtype, real or complex.
+
+    With `reverse`, time runs from the end: h[t] = a[t] h[t+1] + b[t].
+    """
     xp = array_namespace(a)
     batch, n, d = b.shape
     if n == 0:
@@ -36,7 +41,7 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
     if reverse:
         a, b = (xp.flip(x, axis=1) for x in (a, b))
     columns, steps = run_sizes(n, RUN)
-    # a padded step has a = b = 0; it is behind the end, and no run comes after it
+    # padding has a = b = 0; it stands after the last step, in the last run, so that no state passes through it
     runs = [cut_runs(xp, x, columns, steps) for x in (a, b)]
 
     def learn(carry: tuple[Array, Array], a: Array, b: Array) -> tuple[tuple[Array, Array], None]:
@@ -60,7 +65,7 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
 def _gradient(
     arrays: tuple[Array | None, ...], outputs: tuple[Array, ...], grads: tuple[Array, ...], *, reverse: bool
 ) -> tuple[Array | None, ...]:
-    """Gradients by a, b and the initial state, as `Kernel.gradient` has them."""
+    """Gradients by a, b and the initial state, with the arguments of `Kernel.gradient`."""
     a, _, initial_state = arrays
     return linear_scan_gradient(a, outputs[0], initial_state, grads[0], reverse=reverse)
 
@@ -72,8 +77,8 @@ def linear_scan_gradient(
 
         G[t] = ∂h[t] + conj(a[t+1]) G[t+1],    ∂b = G,    ∂a[t] = G[t] conj(h[t−1]),    ∂h[−1] = conj(a[0]) G[0]
 
-    It is written with linear scans, so that it can be differentiated in its turn.
-    As the scan: a, h, grad_h are (batch, n, d), initial_state (batch, d); h is what the scan returned.
+    The gradient is itself a linear scan, so it can be differentiated again. Shapes: a, h and grad_h are (batch, n, d),
+    initial_state is (batch, d) or None; h is the output of the scan.
     """
     xp = array_namespace(a)
     batch, _, d = a.shape
@@ -89,6 +94,6 @@ def linear_scan_gradient(
 
 
 def _conj(x: Array) -> Array:
-    """conj of complex numbers; the standard has none of real ones."""
+    """conj(x) of a complex array, x of a real one: the standard defines conj for complex dtypes alone."""
     xp = array_namespace(x)
     return xp.conj(x) if xp.isdtype(x.dtype, "complex floating") else x

@@ -1,4 +1,7 @@
-"""Sums relative to exp(shift), shift the largest exponent so far: −∞ where there is no key yet."""
+"""Arithmetic of sums that are stored divided by exp(shift).
+
+The shift is the largest exponent so far, and −∞ as long as there is no key.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from subquad.backend import Array
 
 
 def finite_shift(xp: ModuleType, shift: Array) -> Array:
-    """The shift with 0 in place of −∞; NaN stays."""
+    """The shift with −∞ replaced by 0, which may be subtracted safely; NaN stays NaN."""
     return xp.where(shift == -math.inf, 0.0, shift)
 
 
@@ -19,5 +22,5 @@ def rescale(xp: ModuleType, old: Array, new: Array) -> Array:
 
 
 def divide_or_zero(xp: ModuleType, numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, zero where the denominator is: the row sees no key, or what it sees cancels."""
+    """numerator / denominator, and 0 where the denominator is 0: the row sees no key, or its weights cancel."""
     return numerator / xp.where(denominator == 0, math.inf, denominator)

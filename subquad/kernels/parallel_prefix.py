@@ -1,4 +1,4 @@
-"""A sequence cut into equal runs that advance side by side, and the scan of logarithmic depth that joins them."""
+"""How scans cut a sequence into equal runs that advance together, and join them in logarithmic depth."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from subquad.backend import Array
 
 
 def run_sizes(n: int, longest: int) -> tuple[int, int]:
-    """(columns, steps) of runs of at most `longest` steps that cover n, the last one filled up the most."""
+    """(columns, steps): the number of runs that cover n steps, and their equal length, at most `longest`; n ≥ 1."""
     columns = -(-n // longest)
     steps = -(-n // columns)
     return -(-n // steps), steps
 
 
 def cut_runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
-    """(batch, n, ·) → (batch, columns, steps, ·), zeros behind the end."""
+    """Cut (batch, n, ·) into runs (batch, columns, steps, ·), padded with zeros after the last step."""
     ragged = columns * steps - x.shape[1]
     if ragged:
         zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=device(x))
@@ -27,7 +27,11 @@ def cut_runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
 
 
 def join_runs(xp: ModuleType, decay: Array, left: Array, initial: Array) -> Array:
-    """The state before each run from what every run does: h ← decay h + left. Log-depth; no division."""
+    """The state before each run, where a run takes h to decay · h + left; log₂(columns) passes, no division.
+
+    `decay` and `left` have the runs on axis 1; `initial`, the state before the first run, has length 1 there. Each pass
+    doubles the number of runs that an entry covers (Hillis and Steele's scan).
+    """
     a, b = decay[:, :-1, ...], left[:, :-1, ...]
     b = xp.concat([initial, b], axis=1)  # the initial state acts as a run before the first
     a = xp.concat([xp.zeros_like(initial), a], axis=1)

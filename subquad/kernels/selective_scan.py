@@ -1,10 +1,11 @@
-"""The selective scan in plain Array API: no loop over time steps, the same recurrence at every step.
+"""The selective scan in plain Array API, without a Python loop over all n time steps.
 
     h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]    (2 Re(C[t]·h[t]) for complex A)
 
-A span of the sequence is cut into `columns` equal runs that advance side by side, one step of all runs at a time:
-first from zero, to learn what each run leaves behind; then, from the right initial states, with output. Between the
-two passes a scan of log₂(columns) steps joins the runs. Nothing of size (n, d, d_state) is ever held.
+A span of the sequence is cut into `columns` equal runs. All runs advance together, one step at a time, in two passes.
+The first pass starts every run from 0 and finds its last state; a scan of log₂(columns) steps then joins the runs,
+which gives the state before each of them; the second pass starts from these and gives the output. No array of size
+(n, d, d_state) exists.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
 
-RUN = 32  # steps of a run: the length of the loop over steps, twice per span
-STEP_ELEMENTS = 2**15  # of the state of all runs: enough that one step is not all overhead
+RUN = 32  # steps of a run: each span loops over them twice
+# Target size of the states of all runs together: large enough that arithmetic outweighs the calls of each step.
+STEP_ELEMENTS = 2**15
 
 
 class Inputs(NamedTuple):
-    """One array for each input of the scan, in the order of its arguments; None where there is none."""
+    """The inputs of the scan in the order of its arguments; an optional input may be None."""
 
     u: Array
     delta: Array
@@ -39,11 +41,11 @@ class Inputs(NamedTuple):
 
 
 class Gradients(Inputs):
-    """Gradient of a loss by each of the inputs; None where the input was None."""
+    """The gradient of a loss by each input; None for an input that is None."""
 
 
 def outputs(*arrays: Array, delta_softplus: bool, reverse: bool) -> tuple[Like, ...]:
-    """What `selective_scan` gives."""
+    """Shapes and dtypes of the outputs of `selective_scan`: y and the last state."""
     u, _, A, *_ = arrays
     return Like(tuple(u.shape), u.dtype), Like((u.shape[0], *A.shape), A.dtype)
 
@@ -64,11 +66,16 @@ def selective_scan(
     delta_softplus: bool,
     reverse: bool,
 ) -> tuple[Array, Array]:
-    """(y, last state) of checked arrays.
+    """(y, last state) of checked arrays: y is real, the state has the dtype of A.
 
-    u, delta, z are (batch, n, d); B, C (batch or 1, n, groups, d_state) or (d, d_state); initial_state
-    (batch, d, d_state). y is real, the state has the dtype of A. u, delta and z may be of half precision, all alike,
-    B and C then too; nothing is computed in it, and y may have it or be wider.
+        u, delta, z     (batch, n, d)
+        A               (d, d_state), real or complex
+        B, C            (batch or 1, n, groups, d_state), or (d, d_state) if constant
+        D, delta_bias   (d,)
+        initial_state   (batch, d, d_state)
+
+    u, delta and z may all be of one half-precision dtype, and B and C then too. The computation is in float32 or wider;
+    the generic form returns y in the dtype of u, an override may return it wider.
     """
     xp, stored = array_namespace(u), u.dtype
     u, delta, A, B, C, D, z, delta_bias, initial_state = widened(
@@ -96,7 +103,7 @@ def selective_scan(
 
 
 def widened(xp: ModuleType, inputs: Inputs) -> Inputs:
-    """Inputs of half precision in single, as the scan computes; others as they are."""
+    """The inputs with half precision cast to float32, in which the scan computes; inputs of other dtypes stay."""
     stored = inputs.u.dtype
     if not is_half(xp, stored):
         return inputs
@@ -104,7 +111,7 @@ def widened(xp: ModuleType, inputs: Inputs) -> Inputs:
 
 
 def step_sizes(xp: ModuleType, delta: Array, delta_bias: Array | None, softplus: bool) -> Array:
-    """Δ, after the bias and softplus(x) = max(x, 0) + log1p(exp(−|x|))."""
+    """Δ = delta + delta_bias, then, with `softplus`, max(x, 0) + log1p(exp(−|x|)) of it, which cannot overflow."""
     if delta_bias is not None:
         delta = delta + delta_bias
     if softplus:
@@ -115,42 +122,45 @@ def step_sizes(xp: ModuleType, delta: Array, delta_bias: Array | None, softplus:
 
 
 def skip_and_gate(xp: ModuleType, y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
-    """(y + D u) silu(z)."""
+    """(y + D u) silu(z); D or z may be None, which leaves out its factor or term."""
     if D is not None:
         y = y + D * u
     if z is not None:
-        e = xp.exp(xp.where(z > 0, -z, z))  # never overflows
+        e = xp.exp(xp.where(z > 0, -z, z))  # exp(−|z|), which cannot overflow
         y = y * z * (xp.where(z > 0, xp.ones_like(e), e) / (1 + e))
     return y
 
 
 def read_out(xp: ModuleType, h: Array, C: Array, is_complex: bool) -> Array:
-    """C·h over the state axis; 2 Re of it for a complex A."""
+    """C·h, summed over the state axis; 2 Re(C·h) if A is complex."""
     if not is_complex:
         return xp.sum(h * C, axis=-1)
     return 2 * xp.real(xp.sum(h * C, axis=-1))
 
 
 def spread_groups(xp: ModuleType, x: Array, d: int) -> Array:
-    """(..., groups, d_state) → (..., d or 1, d_state): channel c reads group c // (d / groups)."""
+    """Repeat (..., groups, d_state) to (..., d, d_state): channel c reads group c // (d / groups).
+
+    One group stays as it is, (..., 1, d_state), and broadcasts.
+    """
     groups = x.shape[-2]
     return x if groups in (1, d) else xp.repeat(x, d // groups, axis=-2)
 
 
 def _as_rows(xp: ModuleType, x: Array) -> Array | None:
-    """(batch, n, groups, d_state) → (batch, n, groups · d_state); None for a constant map."""
+    """Reshape maps (batch, n, groups, d_state) to rows (batch, n, groups · d_state); None for a constant map."""
     return None if x.ndim == 2 else xp.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3]))
 
 
 def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Array:
-    """B or C of one step of every run, (batch or 1, columns, d or 1, d_state), from its rows; or the constant."""
+    """B or C at one step of every run, (batch or 1, columns, d or 1, d_state), cut from `rows`; `maps` if constant."""
     if rows is None:
         return maps
     return spread_groups(xp, xp.reshape(rows, (*rows.shape[:2], *maps.shape[-2:])), d)
 
 
 def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Any, ...]) -> tuple[Array, Array]:
-    """Output of a span of rows (u, delta, B, C) and the state after it."""
+    """(state after a span, output of the span), where `span` holds rows of u, delta, B and C."""
     batch, n, d = span[0].shape
     columns, steps = run_sizes(n, RUN)
     # a padded step has Δ = 0: the state passes through it unchanged

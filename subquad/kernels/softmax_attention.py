@@ -2,8 +2,9 @@
 
     out[i] = Σ_j exp(s q[i]·k[j]) v[j] / Σ_j exp(s q[i]·k[j]),    j over the keys that row i sees
 
-No n × n matrix exists: a block of rows keeps (shift, denominator, numerator) = (max, Σ exp(· − max), Σ exp(· − max) v)
-while the keys pass by.
+No n × n matrix exists. The keys pass a block of rows in blocks too; between them, the rows keep, of their logits x,
+
+    shift = max x,    denominator = Σ exp(x − shift),    numerator = Σ exp(x − shift) v
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from subquad.kernels.visibility import Visibility
 
 Carry = tuple[Array, Array, Array]
 
-MANY_KEYS = 256  # from here on both axes are blocked
-TRACED_BLOCKS = 16  # a loop over blocks of rows is unrolled while tracing; no more than this
+MANY_KEYS = 256  # keys that a block of rows is sized for: with more keys, the keys are cut into blocks too
+TRACED_BLOCKS = 16  # max blocks of rows while tracing, where the Python loop over them is unrolled into the program
 
 
 def batch_shape(q: Array, k: Array, v: Array, key_mask: Array | None) -> tuple[int, ...]:
-    """The common batch shape of the arguments."""
+    """The common batch shape of q, k, v and the mask."""
     mask = None if key_mask is None else key_mask.shape[:-1]
     return broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], key_mask=mask)
 
@@ -36,7 +37,7 @@ def batch_shape(q: Array, k: Array, v: Array, key_mask: Array | None) -> tuple[i
 def outputs(
     q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
 ) -> tuple[Like, ...]:
-    """What `softmax_attention` gives."""
+    """Shape and dtype of the output of `softmax_attention`."""
     return (Like((*batch_shape(q, k, v, key_mask), q.shape[-2], v.shape[-1]), q.dtype),)
 
 
@@ -44,9 +45,10 @@ def outputs(
 def softmax_attention(
     q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
 ) -> Array:
-    """Softmax attention of checked, floating arrays; the module has the formula.
+    """Softmax attention (..., n, d_v) of checked arrays of one floating dtype, Σ_j exp(s q·k) v / Σ_j exp(s q·k).
 
-    `visible` says which keys each row sees; None is all. A row that sees no key gives 0.
+    `visible` says which keys each row sees; None means all keys. `key_mask` (..., n_kv), True = keep, hides keys from
+    all rows. A row that sees no key gives 0.
     """
     xp = array_namespace(q)
     n, n_kv = q.shape[-2], k.shape[-2]
@@ -56,7 +58,7 @@ def softmax_attention(
     size = rows_per_block(heads * min(max(n_kv, 1), MANY_KEYS))
 
     def attend(rows: Array, first: int) -> Array:
-        """Output of a block of rows that begins with row `first`."""
+        """The output of a block of rows whose first row is number `first` of q."""
         rows = rows * scale
         count = rows.shape[-2]
         carry = no_keys(xp, rows, (*batch, count), v.shape[-1])
@@ -86,7 +88,7 @@ def softmax_attention(
 
 
 def no_keys(xp: ModuleType, like: Array, shape: tuple[int, ...], d_v: int) -> Carry:
-    """(shift, denominator, numerator) of rows of shape `shape` before any key."""
+    """The carry (shift, denominator, numerator) = (−∞, 0, 0) of rows (batch and row axes: `shape`) before any key."""
     where = device(like)
     return (
         xp.full((*shape, 1), -math.inf, dtype=like.dtype, device=where),
@@ -104,10 +106,13 @@ def absorb_keys(
     mask: Array | None,
     visible: Array | None = None,
 ) -> Carry:
-    """The carry after the keys k; `mask` (..., n_kv, 1) hides keys, `visible` (n, n_kv) hides them from rows."""
+    """The carry after adding keys k and values v for scaled queries q.
+
+    `mask` (..., n_kv, 1) hides keys from all rows, `visible` (n, n_kv) hides keys row by row.
+    """
     shift, denominator, numerator = carry
     poison = None
-    if mask is not None:  # 0 · NaN is NaN, in products and in their gradients: a hidden key enters none
+    if mask is not None:  # 0 · NaN is NaN: a hidden NaN would reach products and their gradients
         k, v = xp.where(mask, k, 0.0), xp.where(mask, v, 0.0)
     logits = q @ xp.matrix_transpose(k)
     if mask is not None:

@@ -1,6 +1,6 @@
-"""Which keys the rows of queries see, said once.
+"""Visibility: which keys each row of queries sees; the one place that aligns queries with keys.
 
-Queries and keys are aligned at their ends: of n queries and n_kv keys, query i has the place of key i + n_kv − n.
+Queries and keys are aligned at their ends: of n queries and n_kv keys, query i stands at the place of key i + n_kv − n.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from subquad.backend import Array
 
 
 class Spans(NamedTuple):
-    """Ranges (start, stop) of keys: `whole` is seen by all rows of a block, each of `parts` by some."""
+    """Ranges (start, stop) of keys: all rows of a block see all of `whole`, and some rows see some keys of `parts`."""
 
     whole: tuple[int, int]
     parts: tuple[tuple[int, int], ...]
@@ -21,7 +21,7 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class Visibility:
-    """Causal: query i sees keys up to its own place, i + n_kv − n."""
+    """The causal rule: query i sees the keys up to its own place, 0 … i + n_kv − n."""
 
     causal: bool = True
 
@@ -29,13 +29,13 @@ class Visibility:
         return "causal"
 
     def spans(self, first: int, count: int, n: int, n_kv: int) -> Spans:
-        """The keys that rows `first` … `first + count − 1` of n see."""
+        """The ranges of keys that rows `first` … `first + count − 1` see, of n rows and n_kv keys."""
         by_all = min(max(first + n_kv - n + 1, 0), n_kv)
         by_some = min(max(first + count + n_kv - n, 0), n_kv)
         return Spans((0, by_all), ((by_all, by_some),) if by_some > by_all else ())
 
     def pairs(self, xp: ModuleType, rows: tuple[int, int], keys: tuple[int, int], ahead: int, where: Any) -> Array:
-        """Whether each of a range of rows sees each of a range of keys, shape (rows, keys); `ahead` is n_kv − n."""
+        """Whether each row of a range sees each key of a range: bool, shape (rows, keys); `ahead` is n_kv − n."""
         count, count_kv = rows[1] - rows[0], keys[1] - keys[0]
         limit = xp.arange(count, device=where)[:, None] + (rows[0] + ahead + 1 - keys[0])
         return xp.arange(count_kv, device=where) < limit

@@ -1,4 +1,4 @@
-"""Recurrences: the selective scan and its step, the plain linear recurrence, and states that merge."""
+"""Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
 
 from subquad.scans.linear_scan import linear_scan
 from subquad.scans.selective_scan import selective_scan, selective_scan_step

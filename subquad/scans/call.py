@@ -1,7 +1,7 @@
-"""The one door of recurrences: libraries, dtypes, shapes, the forms of maps; and the way back.
+"""The one door of scans: checks of libraries, dtypes and shapes, the arrays as a kernel takes them, and the way back.
 
-What the shapes and dtypes of a call decide is a `Form`: how each array gets its place before a kernel, and how outputs
-come back. It is found once for each signature and kept.
+A `Form` holds everything that follows from the shapes and dtypes of a call: the dtype and shape in which each array
+goes to the kernel, and in which each output comes back. Forms are found once for each signature and remembered.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from typing import Any, NamedTuple
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
-from subquad.core.kernel import backend_of_type
+from subquad.core.kernel import signature_of
 from subquad.core.shapes import broadcast_batch
 
-MAX_KEPT = 1024
+MAX_KEPT = 1024  # forms remembered; a full table is cleared
 _forms: dict[Any, Form] = {}
 
 
 class Target(NamedTuple):
-    """The place of an array before a kernel: its dtype, then broadcast to `wide`, then the shape; None: as it is."""
+    """Dtype and shape that an array is brought to: cast to `dtype`, broadcast to `wide`, reshaped to `shape`.
+
+    None for `wide` or `shape` leaves out that step.
+    """
 
     dtype: Any
     wide: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
 
     def place(self, xp: ModuleType, x: Array) -> Array:
-        """`x` in its place."""
+        """`x`, cast, broadcast and reshaped."""
         if x.dtype != self.dtype:
             x = xp.astype(x, self.dtype)
         if self.wide is not None:
@@ -39,14 +42,14 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How the arrays of a call get their places, and the outputs their dtypes and shapes."""
+    """The target of each array of a call, None for an array that is not given, and of each output."""
 
     xp: ModuleType
     targets: tuple[Target | None, ...]
     outputs: tuple[Target, ...]
 
     def enter(self, arrays: Sequence[Array | None]) -> list[Array | None]:
-        """The arrays as a kernel takes them."""
+        """The arrays in the dtypes and shapes that the kernel takes."""
         xp = self.xp
         return [
             None if x is None or target is None else target.place(xp, x)
@@ -54,14 +57,13 @@ class Form:
         ]
 
     def leave(self, index: int, x: Array) -> Array:
-        """An output as the caller gets it."""
+        """Output number `index` of the kernel in the dtype and shape that the caller gets."""
         return self.outputs[index].place(self.xp, x)
 
 
 def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form]) -> Form:
-    """The form of a call of this kind, found by `find` unless it is known; errors are raised there."""
-    backend = backend_of_type(arrays[0])
-    signature = None if backend is None else backend.signature(arrays)
+    """The form of a call of the function `kind`; `find()` checks and makes it, unless the signature is known."""
+    signature = signature_of(arrays)
     if signature is None:
         return find()
     form = _forms.get((kind, signature))
@@ -74,7 +76,7 @@ def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form])
 
 
 def flat_target(x: Array | None, dtype: Any, batch: tuple[int, ...], tail: tuple[int, ...]) -> Target | None:
-    """The target (product of `batch`, tail) of an array (..., tail), broadcast where it must be."""
+    """The target (product of `batch`, *tail) of an array (..., *tail), broadcast to `batch` first; None for None."""
     if x is None:
         return None
     count = 1
@@ -86,7 +88,7 @@ def flat_target(x: Array | None, dtype: Any, batch: tuple[int, ...], tail: tuple
 
 
 class Shapes(NamedTuple):
-    """What the inputs of a selective scan say that fit; `forms`: axes of B and C after the batch, see `map_rank`."""
+    """The sizes of checked inputs of a selective scan; `forms`: axes of B and C after the batch (`map_rank`)."""
 
     xp: ModuleType
     batch: tuple[int, ...]
@@ -96,7 +98,10 @@ class Shapes(NamedTuple):
 
 
 def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
-    """Raise unless the inputs, by name, fit. `time` is the number of axes of time: 1 in a scan, 0 in one step."""
+    """The sizes of the inputs, given by name; TypeError or ValueError unless the inputs fit.
+
+    `time` is the number of time axes: 1 in a scan, 0 in one step.
+    """
     check_given(**{name: arrays[name] for name in ("u", "delta", "A", "B", "C")})
     xp = check_arrays(**arrays)
     state = "initial_state" if time else "state"
@@ -137,14 +142,18 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
 
 
 def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[int, ...], d_state: int) -> int:
-    """Axes of B or C after the batch: 0 constant, those of time and state for one map per step, one more for groups.
+    """The number of axes of B or C after the batch; ValueError if the shape fits no form, or more than one.
 
-    `rows` is what the other inputs have in common before the channels: the batch, and the steps.
+        0                a constant map (d, d_state)
+        len(steps) + 1   one map for each step, (..., n, d_state)
+        len(steps) + 2   one for each step and group, (..., n, groups, d_state)
+
+    `steps` is (n,) in a scan and () in one step; `rows` is the common shape of the other inputs before the channels.
     """
     got, d, rank = tuple(x.shape), u.shape[-1], len(steps) + 1
     if got[-1:] == (d_state,):
         if x.ndim == 2 and u.ndim >= 2:
-            last = rows[-1:]  # of the first of two axes beside a two-axis u
+            last = rows[-1:]  # length of the axis that the first axis of x might stand for
             if got[0] == d and (u.ndim > 2 or is_constant(name, x, last, d, "n" if steps else "batch")):
                 return 0
             if u.ndim == 2 and (got[:1] == last or (not steps and 1 in (got[0], *last))):
@@ -163,7 +172,7 @@ def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[
 
 
 def check_groups(name: str, x: Array, u: Array, rows: tuple[int, ...]) -> None:
-    """Raise where the groups of a map could as well be rows, in a batch axis that u lacks and other inputs have."""
+    """Raise ValueError if the groups of a map could also be a batch axis that other inputs have and u lacks."""
     own = tuple(x.shape[:-1])
     if len(own) <= len(rows) and own == rows[-len(own) :] and own != (1,) * len(own):
         msg = (
@@ -175,7 +184,7 @@ def check_groups(name: str, x: Array, u: Array, rows: tuple[int, ...]) -> None:
 
 
 def is_constant(name: str, x: Array, rows: tuple[int, ...], d: int, axis: str) -> bool:
-    """Is a map (d, d_state) beside a two-axis u constant? Where both readings fit, the caller must say."""
+    """Whether a map (d, d_state) beside a two-axis u is constant; ValueError if it may be one map for each row."""
     if rows == (d,) and d > 1:
         msg = (
             f"{name} of shape {tuple(x.shape)} could be (d, d_state) or ({axis}, d_state), since {axis} = d = {d}; "

@@ -1,4 +1,4 @@
-"""The linear scan: the recurrence below every diagonal state-space model and gated linear RNN.
+"""The linear scan: the recurrence that diagonal state-space models and gated linear RNNs have in common.
 
 h[t] = a[t] h[t−1] + b[t]
 """
@@ -23,19 +23,19 @@ from subquad.scans.call import Form, Target, flat_target, form_of
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
-    """Factors of memories from 1 to 100 steps, and terms that keep h of unit size."""
+    """Example inputs: factors with a memory of 1 to 100 steps, and terms of a size that keeps h near 1."""
     a = np.exp(-np.exp(rng.uniform(np.log(0.01), 0.0, (2, n, 64))))
     return {"a": a, "b": np.sqrt(1 - a * a) * rng.standard_normal(a.shape)}, {}
 
 
 def activations(q: Host, k: Host, v: Host) -> Inputs:
-    """A gated recurrence over real activations: b = v, and a = sigmoid of the first channels of k, at 0.9 and above."""
+    """A gated recurrence over real activations: b = v, and a = 0.9 + 0.1 sigmoid(mean of k over its channels)."""
     gate = np.mean(k, axis=-1, keepdims=True)
     return {"a": 0.9 + 0.1 / (1 + np.exp(-np.broadcast_to(gate, v.shape))), "b": v}, {}
 
 
 def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
-    """The recurrence, step by step, in float64."""
+    """The definition: h[t] = a[t] h[t−1] + b[t], step by step, in float64 or complex128."""
     a, b = (np.asarray(arrays[name], np.result_type(arrays[name], np.float64)) for name in ("a", "b"))
     a, b = np.broadcast_arrays(a, b)
     start = arrays.get("initial_state")
@@ -48,7 +48,7 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 
 
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
-    """Π_t a[t]: what becomes of the state before."""
+    """Π_t a[t], (..., d): the factor by which a chunk multiplies the state before it."""
     a = arrays["a"]
     xp = array_namespace(a)
     return xp.prod(xp.astype(a, compute_dtype(xp, a, arrays["b"])), axis=-2)
@@ -96,14 +96,14 @@ def linear_scan(
     reverse: bool = False,
     implementation: str = "auto",
 ) -> Any:
-    """Linear recurrence of the first order, each channel on its own.
+    """Compute a linear recurrence of the first order, each channel on its own.
 
         h[t] = a[t] h[t−1] + b[t],    h[−1] = initial_state
 
     Parameters
     ----------
     a : array, shape (..., n, d)
-        Factors, real or complex; of absolute value at most 1, or h grows.
+        Factors, real or complex; h may grow without bound if |a| exceeds 1.
     b : array, shape (..., n, d)
         Terms, real or complex. Batch axes broadcast against those of `a`.
     initial_state : array, shape (..., d), optional
@@ -118,28 +118,30 @@ def linear_scan(
     Returns
     -------
     h : array, shape (..., n, d)
-        With the common dtype of `a` and `b`, complex also if `initial_state` is, and on their device.
+        The states, in the common dtype of `a` and `b`, or complex if `initial_state` is, and on their device.
     state : array, shape (..., d)
-        Only with `return_state`: the state after the last step, at least float32. A scan of the next chunk that
-        starts from it continues this one, to rounding.
+        Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32. As the
+        `initial_state` of the next chunk, it continues this scan up to rounding.
 
     Raises
     ------
     TypeError
         For inputs that are not arrays of one library with a floating dtype.
     ValueError
-        If shapes or devices do not fit; the message names the argument and the shape expected.
+        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
+        what was expected.
 
     See Also
     --------
-    selective_scan : Factors and terms from step sizes and maps, and an output read from the state.
+    selective_scan : The scan whose factors and terms come from step sizes and maps.
+    summarize_scan : State and decay of a chunk, for chunks that are processed apart.
 
     Notes
     -----
-    O(n d) operations, and as many numbers in memory. float16 and bfloat16 are computed in float32. The generic form
-    advances runs of the sequence side by side and joins them by a parallel prefix [1]_, [2]_. It multiplies consecutive
-    factors and never divides; of factors beyond 1 such a product may overflow though h does not, and h is then not
-    finite. The kernels that walk through time form no products. Kernel: `linear_scan`.
+    O(n d) operations and O(n d) numbers in memory. float16 and bfloat16 are computed in float32. The generic form
+    advances runs of the sequence together and joins them by a parallel prefix [1]_, [2]_. It multiplies consecutive
+    factors and never divides. If factors exceed 1, such a product may overflow though h does not, and h is then not
+    finite. Overrides that walk through time form no products of factors. Kernel: `linear_scan`.
 
     References
     ----------
@@ -173,7 +175,7 @@ def linear_scan(
 
 
 def _form(a: Array, b: Array, initial_state: Array | None) -> Form:
-    """How the arrays of a call are arranged, once they are checked."""
+    """The form of a call, after checks of its arrays."""
     check_given(a=a, b=b)
     xp = check_arrays(a=a, b=b, initial_state=initial_state)
     check_floating(xp, complex_too=True, a=a, b=b, initial_state=initial_state)
@@ -206,7 +208,7 @@ def _check_shapes(a: Array, b: Array, initial_state: Array | None) -> tuple[int,
 
 
 def _dtype_out(xp: ModuleType, a: Array, b: Array, compute: Any) -> Any:
-    """The common dtype of a and b; one of them complex where the state is."""
+    """The common dtype of a and b, made complex if the state is complex."""
     dtype = common_dtype(xp, a, b)
     if xp.isdtype(compute, "complex floating") and not is_dtype(xp, dtype, "complex floating"):
         return xp.complex128 if dtype == xp.float64 else xp.complex64

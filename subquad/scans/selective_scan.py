@@ -27,7 +27,7 @@ D_STATE = 16  # of example inputs
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
-    """A Mamba layer as it begins: A = −1 … −16, D = 1, step sizes about 0.01; 256 channels."""
+    """Example inputs: a Mamba layer at initialisation, with A = −1 … −16, D = 1, Δ about 0.01, and 256 channels."""
     d = 256
     u, delta, z = rng.standard_normal((3, 1, n, d))
     B, C = rng.standard_normal((2, 1, n, D_STATE))
@@ -37,10 +37,11 @@ def draw(rng: np.random.Generator, n: int) -> Inputs:
 
 
 def activations(q: Host, k: Host, v: Host) -> Inputs:
-    """A Mamba layer over real activations.
+    """A Mamba layer over real activations, with the sizes and time scales of Mamba's initialisation.
 
-    u = v; delta = k P with P drawn once, biased to steps of 0.05; B and C are the first channels of k and of the first
-    query head that reads it; A = −1 … −16 and D = 1: the sizes and time scales that Mamba starts from.
+        u = v,    delta = k P / √d with a random P,    softplus(delta_bias) = 0.05,    A = −1 … −16,    D = 1
+
+    B is the first d_state channels of k, and C those of the first query head that shares the key head.
     """
     if q.ndim > 2:
         q = q[..., :: q.shape[-3] // k.shape[-3], :, :]
@@ -54,7 +55,7 @@ def activations(q: Host, k: Host, v: Host) -> Inputs:
 
 
 def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
-    """The recurrence, step by step, in float64: y for real A, and B, C of each step."""
+    """The definition: y, step by step, in float64, for real A and for B and C given for each step."""
     wide = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
     u, delta, A, B, C = (wide[name] for name in INPUTS[:5])
     delta = delta + wide.get("delta_bias", 0)
@@ -69,7 +70,7 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 
 
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
-    """exp(A Σ_t Δ[t]): what becomes of the state before."""
+    """exp(A Σ_t Δ[t]), (..., d, d_state): the factor by which a chunk multiplies the state before it."""
     delta, A, bias = arrays["delta"], arrays["A"], arrays.get("delta_bias")
     xp = array_namespace(delta)
     real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
@@ -93,42 +94,47 @@ def selective_scan_step(
     delta_softplus: bool = False,
     implementation: str = "auto",
 ) -> tuple[Array, Array]:
-    """One step of `selective_scan`, for decoding token by token: the same numbers, without the axis of time.
+    """Compute one step of `selective_scan`, for decoding token by token; the arrays have no time axis.
 
         h ← exp(Δ A) h + Δ B u,    y = (C·h + D u) silu(z)
 
     Parameters
     ----------
     state : array, shape (..., d, d_state), or None
-        The state before the step; None is zero.
+        The state before the step; None means zero.
     u, delta : array, shape (..., d)
-        Input and step sizes of one token.
+        Input and step sizes of one token; `u` has a real floating dtype.
     A : array, shape (d, d_state)
         Diagonal state matrix, real or complex.
     B, C : array, shape (..., d_state) or (..., groups, d_state) or (d, d_state)
-        Input and output maps, as `selective_scan` reads them.
+        Input and output maps: one for all channels, one for each group of d / groups consecutive channels, or one for
+        each channel. Complex only if `A` is.
     D : array, shape (d,), optional
         Skip connection.
     z : array, shape (..., d), optional
-        Gate.
+        Gate: the output is multiplied by silu(z) = z / (1 + exp(−z)).
     delta_bias : array, shape (d,), optional
-        Added to `delta` first.
+        Bias that is added to `delta`, before softplus.
     delta_softplus : bool, default False
-        Apply softplus to the step sizes.
+        Apply softplus(x) = log1p(exp(x)) to the step sizes.
     implementation : str, default "auto"
-        "auto", "generic", or the name of a kernel.
+        "auto", "generic", or the name of an override of the kernel `selective_scan`; see `subquad.explain`.
 
     Returns
     -------
     y : array, shape (..., d)
-        With the dtype of `u`.
+        The output, in the dtype and on the device of `u`.
     state : array, shape (..., d, d_state)
-        The state after the step; the one given is not written to.
+        The state after the step, at least float32, complex if `A` is. The state given is not written to.
 
     Raises
     ------
     TypeError, ValueError
-        As `selective_scan`.
+        As `selective_scan` raises them.
+
+    See Also
+    --------
+    selective_scan : The scan over a whole sequence.
 
     Examples
     --------
@@ -208,7 +214,7 @@ def selective_scan(
     reverse: bool = False,
     implementation: str = "auto",
 ) -> Any:
-    """Selective state-space scan (S6), diagonal in the state.
+    """Compute a selective state-space scan (S6), diagonal in the state.
 
         Δ[t] = softplus(delta[t] + delta_bias)         (the sum itself without delta_softplus)
         h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    h[−1] = initial_state
@@ -217,21 +223,28 @@ def selective_scan(
     Parameters
     ----------
     u : array, shape (..., n, d)
-        Input sequence, real floating dtype.
+        Input sequence, of a real floating dtype.
     delta : array, shape (..., n, d)
-        Step sizes, in the unit of time of `A`; positive after bias and softplus.
+        Step sizes, in the unit of time of `A`; they should be positive after bias and softplus.
     A : array, shape (d, d_state)
         Diagonal state matrix, per unit of time, real or complex; a negative real part keeps h bounded.
     B, C : array, shape (..., n, d_state) or (..., n, groups, d_state) or (d, d_state)
-        Input and output maps: of each step, of each step and group of d / groups consecutive channels, or constant.
-        Batch axes as `u` has them: beside a `u` with any, two axes are always constant maps (d, d_state), also where
-        n = d; what could be groups or a batch axis that `u` lacks raises. Complex only if `A` is.
+        Input and output maps, complex only if `A` is. The shape decides the form:
+
+        - (..., n, d_state), with as many axes as `u`: one map for each step;
+        - (..., n, groups, d_state), with one axis more than `u`: one map for each step and each group of d / groups
+          consecutive channels;
+        - (d, d_state): maps that do not depend on time, one for each channel.
+
+        If `u` has batch axes, a map with two axes is always constant, even if n = d. A shape that fits two forms raises
+        ValueError: (d, d_state) beside a two-axis `u` with n = d > 1, or groups that could be a batch axis that `u`
+        lacks.
     D : array, shape (d,), optional
-        Skip connection.
+        Factors of the skip connection D u. Default: no skip connection.
     z : array, shape (..., n, d), optional
         Gate: the output is multiplied by silu(z) = z / (1 + exp(−z)).
     delta_bias : array, shape (d,), optional
-        Added to `delta` first.
+        Bias that is added to `delta`, before softplus.
     delta_softplus : bool, default False
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
     initial_state : array, shape (..., d, d_state), optional
@@ -246,28 +259,30 @@ def selective_scan(
     Returns
     -------
     y : array, shape (..., n, d)
-        With the dtype and on the device of `u`.
+        The output, in the dtype and on the device of `u`.
     state : array, shape (..., d, d_state)
-        Only with `return_state`: the state after the last step, at least float32, complex if `A` is. A scan of the
-        next chunk that starts from it continues this one, to rounding.
+        Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32, complex
+        if `A` is. As the `initial_state` of the next chunk, it continues this scan up to rounding.
 
     Raises
     ------
     TypeError
         For inputs that are not arrays of one library with a floating dtype.
     ValueError
-        If shapes or devices do not fit; the message names the argument and the shape expected.
+        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
+        what was expected.
 
     See Also
     --------
-    selective_scan_step : One step of the same recurrence.
+    selective_scan_step : One step of this recurrence.
+    summarize_scan : State and decay of a chunk, for chunks that are processed apart.
 
     Notes
     -----
-    O(n d d_state) operations; the generic form holds O(d d_state) states at a time. A is discretised by zero-order
-    hold and B by Euler's rule, as the reference implementation of [1]_ does. A state that is not finite stays so, and
-    reaches no other channel; compiled kernels may have NaN where the generic form has infinity, for they compute
-    h + (exp(Δ A) − 1) h where a decay is slow, which loses no digits of a number next to 1. Kernel: `selective_scan`.
+    O(n d d_state) operations; no array of size n d d_state exists. A is discretised by zero-order hold and B by Euler's
+    rule, as in the reference implementation of [1]_. A state that is not finite stays so and reaches no other channel.
+    Compiled kernels may give NaN where the generic form gives infinity: for slow decays they compute
+    h + (exp(Δ A) − 1) h, which keeps the digits that rounding exp(Δ A) next to 1 would lose. Kernel: `selective_scan`.
 
     References
     ----------
@@ -292,21 +307,22 @@ def selective_scan(
 def _scan(
     form: Form, arrays: Sequence[Any], delta_softplus: bool, implementation: str, *, reverse: bool = False
 ) -> tuple[Array, Array]:
-    """y and the last state of inputs that fit."""
+    """(y, last state) of a call, by its form."""
     softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
     y, state = scan_kernel(*form.enter(arrays), delta_softplus=softplus, reverse=reverse, implementation=implementation)
     return form.leave(0, y), form.leave(1, state)
 
 
 def _form(given: tuple[Any, ...], *, time: int) -> Form:
-    """How the arrays of a scan, or of one step (`time` 0), are arranged, once they are checked."""
+    """The form of a scan (`time` 1) or of one step (`time` 0), after checks of the arrays."""
     arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
     shapes = check_inputs(arrays, time=time)
     xp, batch, forms, (d, d_state) = shapes.xp, shapes.batch, shapes.forms, (shapes.d, shapes.d_state)
     u, delta, _, B, C, _, z, _, state = given
     n = u.shape[-2] if time else 1
     real, of_state = _dtypes(xp, given)
-    stored = real  # of the rows: half precision stays where all have it, for a kernel that reads and writes it
+    # dtype of u, delta and z: one half precision of all three stays, for the kernels that read and write it
+    stored = real
     if all(x is None or x.dtype == u.dtype for x in (delta, z)) and is_half(xp, u.dtype):
         stored = u.dtype
 
@@ -319,7 +335,7 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
         dtype = stored
         if x.dtype != stored:
             dtype = of_state if is_dtype(xp, x.dtype, "complex floating") else real
-        rank = forms[name]  # axes of time, groups and state
+        rank = forms[name]  # number of axes for time, groups and state
         if not rank:
             return Target(dtype)
         groups = x.shape[-2] if rank == time + 2 else 1
@@ -345,7 +361,7 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 
 def _dtypes(xp: ModuleType, arrays: Sequence[Array]) -> tuple[Any, Any]:
-    """(dtype of the real arrays, dtype of the state), at least float32 and complex64; A is the third array."""
+    """(dtype of the real arrays, dtype of the state): at least float32, and complex64 for complex A (`arrays[2]`)."""
     common = common_dtype(xp, *arrays)
     is_complex = is_dtype(xp, arrays[2].dtype, "complex floating")
     wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)

@@ -1,4 +1,4 @@
-"""States of scans that merge: what a chunk of a sequence does to any state before it.
+"""States of scans, which merge: the effect of a chunk of a sequence on any state before the chunk.
 
 h_after = decay ∘ h_before + state
 """
@@ -14,11 +14,11 @@ from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec, merge_by_decay
 from subquad.registry import scan_row
 
-SPEC = StateSpec({"state": (), "decay": ()}, merge_by_decay)  # of every scan; the axes are the scan's own
+SPEC = StateSpec({"state": (), "decay": ()}, merge_by_decay)  # fields of every scan's state; axes differ by scan
 
 
 def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **options: Any) -> State:
-    """What a chunk of a sequence leaves behind: the state after it, and how it fades the state before it.
+    """Sum up a chunk of a sequence: the state after the chunk, and its decay of any state before it.
 
         h_after = decay ∘ h_before + state
 
@@ -27,28 +27,32 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     scan : str or callable
         A scan or its name, such as "linear_scan" or `subquad.selective_scan`.
     *arrays
-        The arrays that the scan takes by position.
+        Arrays that the scan takes by position.
     **options
-        Its other arguments, but for `return_state`. With `initial_state`, the chunk is what begins there.
+        Other arguments of the scan, except `return_state`. An `initial_state` is included in the state returned,
+        so pass it to the first chunk alone.
 
     Returns
     -------
     dict of array
-        {"state", "decay"}, both of the shape of the scan's state.
+        "state" and "decay", both of the shape and dtype of the scan's state, (..., d) or (..., d, d_state).
 
     Raises
     ------
-    TypeError, ValueError
-        For a scan that is not registered, and as the scan raises for its arguments.
+    TypeError
+        If `return_state` is given, and as the scan raises for its arguments.
+    ValueError
+        If `scan` is not registered, and as the scan raises for its arguments.
 
     See Also
     --------
-    merge_scan : The state of two chunks together.
+    merge_scan : Merge the states of two chunks.
 
     Notes
     -----
-    decay is exp(A Σ Δ[t]) for `selective_scan` and Π a[t] for `linear_scan`; a scan that runs from the end has the
-    later chunk first. Chunks may be summarised anywhere and in any order.
+    The decay is Π a[t] for `linear_scan` and exp(A Σ Δ[t]) for `selective_scan`. Chunks may be summed up in any order,
+    and on several machines. The scan runs over the chunk a second time to give outputs, once the state before it is
+    known.
 
     Examples
     --------
@@ -76,24 +80,29 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
 
 
 def merge_scan(left: State | None, right: State | None, /) -> State | None:
-    """The state of two chunks together, of which `left` comes first in the order of the scan.
+    """Merge the states of two adjacent chunks, of which the scan passes `left` first.
 
         state = decay_right ∘ state_left + state_right,    decay = decay_left ∘ decay_right
 
     Parameters
     ----------
     left, right : dict of array, or None
-        As `summarize_scan` gives them; None is no chunk at all.
+        States that `summarize_scan` returned; None stands for no chunk. With ``reverse=True`` the later chunk is
+        `left`.
 
     Returns
     -------
     dict of array, or None
-        {"state", "decay"}; None if both are None.
+        "state" and "decay" of both chunks together, associative up to rounding; None if both are None.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no such state, and for arrays of two libraries, devices or shapes that do not fit.
+        If an argument is not such a state, or if libraries, devices or shapes of the arrays do not fit.
+
+    See Also
+    --------
+    summarize_scan : Make the state of a chunk.
 
     Examples
     --------

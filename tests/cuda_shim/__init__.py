@@ -1,4 +1,4 @@
-"""The CUDA source on the CPU: compiled by g++ with `cuda_shim.h`, launched by the library's own code."""
+"""The CUDA source run on the CPU: compiled by g++ with `cuda_shim.h`, and launched by subquad's own code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(kernels: Iterable[str], folder: Path, flags: Iterable[str] = ()) -> Pa
 
 
 class Library:
-    """Kernels that `build` compiled; `seed` 0 keeps threads in order."""
+    """The kernels that `build` compiled; `seed` shuffles the order of threads, and 0 keeps it."""
 
     def __init__(self, binary: Path) -> None:
         library = ctypes.CDLL(str(binary))
@@ -48,7 +48,7 @@ class Library:
         ]
 
     def run(self, kernel: str, blocks: int, arguments: np.ndarray, *, seed: int = 0, skipped_line: int = 0) -> None:
-        """One launch; the barrier in line `skipped_line` of the source is left out."""
+        """Run one launch, without the barrier in line `skipped_line` of the source."""
         pointer = arguments.ctypes.data
         if result := self._launch(kernel.encode(), blocks, pointer, seed, skipped_line):
             msg = f"{kernel}: {FAILURES[result]}"
@@ -59,7 +59,7 @@ Run = Callable[[str, int, np.ndarray], None]
 
 
 class NumpyDevice:
-    """NumPy arrays; fresh memory is NaN, so that whatever is read before it is written shows."""
+    """A device of NumPy arrays, whose fresh memory is NaN, so that a read before the first write shows."""
 
     def __init__(self, run: Run, multiprocessors: int = 132) -> None:
         self.launch, self.multiprocessors = run, multiprocessors
@@ -84,7 +84,7 @@ class NumpyDevice:
 
 
 class TorchHost(device.TorchDevice):
-    """Torch CPU tensors through the adapter that launches on torch's CUDA tensors."""
+    """A device of torch CPU tensors, through the adapter that launches on torch's CUDA tensors."""
 
     def __init__(self, run: Run, multiprocessors: int = 132) -> None:
         self._run, self.multiprocessors = run, multiprocessors

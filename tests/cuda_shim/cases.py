@@ -50,7 +50,7 @@ class Case:
         return self.dtype if name in STORED or self.dtype == "float64" else "float32"
 
     def stored(self, name: str, x: np.ndarray) -> np.ndarray:
-        """`x` as the array `name`, in NumPy."""
+        """`x` as a NumPy array in the dtype of the array `name`."""
         dtype = self.dtype_of(name)
         return x.astype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
 
@@ -101,7 +101,7 @@ def expected(case: Case) -> dict[str, np.ndarray]:
 
 
 def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
-    """What the kernels make of a case: the names of `expected`."""
+    """The outputs and gradients that the kernels compute for a case, by the names of `expected`."""
     cast = cast or case.stored
     arrays, dy, dstate = case.inputs()
     inputs = Inputs(*(None if x is None else cast(name, x) for name, x in arrays.items()))
@@ -116,7 +116,7 @@ def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None
 
 @contextmanager
 def small_chunks(steps: int) -> Iterator[None]:
-    """Let the sequence be split at `steps`, so that a short one already is."""
+    """Set the minimum length of a chunk to `steps`, so that short sequences are split too."""
     before, plan.MIN_CHUNK = plan.MIN_CHUNK, steps
     try:
         yield

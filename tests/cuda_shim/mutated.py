@@ -1,7 +1,7 @@
 """Run the kernels with one barrier left out: ``python -m cuda_shim.mutated LIBRARY EXPECTED LINE``.
 
-A process of its own, because threads that do not wait may write anywhere, and because its shared memory is fresh.
-Ends with 0 if every number is right in every order of threads; line 0 leaves nothing out.
+This runs in a separate process, because threads that do not wait may write anywhere, and because a new process has fresh
+shared memory. The exit code is 0 if every number is right in every order of threads. Line 0 leaves out no barrier.
 """
 
 import functools
@@ -18,7 +18,7 @@ MUTATED = [CASES[0], *SPLIT[:2]]
 
 
 def main(binary: Path, expected: Path, line: int, tolerance: float = 5e-7) -> int:
-    """Stop at the first wrong number, or at threads that never meet."""
+    """Run all cases; stop at the first wrong number, or if threads never meet at a barrier."""
     library = Library(binary)
     want = np.load(expected)
     for case in MUTATED:

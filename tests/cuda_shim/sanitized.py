@@ -1,6 +1,6 @@
 """Run the kernels of a library built with ASan and UBSan: ``python -m cuda_shim.sanitized LIBRARY``.
 
-A process of its own, because the sanitizer's runtime has to be loaded before Python.
+This runs in a separate process, because the runtime of the sanitizer must be loaded before Python.
 """
 
 import sys
@@ -11,7 +11,7 @@ from cuda_shim.cases import SANITIZED, small_chunks, solve
 
 
 def main(binary: Path) -> None:
-    """Forward and backward, in two orders of threads."""
+    """Run forward and backward passes, in two orders of threads."""
     library = Library(binary)
     for case in SANITIZED:
         for seed in (0, 1):

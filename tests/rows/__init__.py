@@ -1,1 +1,1 @@
-"""The tables from which tests are made: libraries, methods, scans, kernels, and what they are called by definition."""
+"""The tables from which tests are made: libraries, methods, scans and kernels, and the definitions of methods."""

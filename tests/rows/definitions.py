@@ -1,6 +1,6 @@
-"""The methods as their formulas say: explicit matrices and loops in NumPy, float64, one head at a time.
+"""Definitions of the methods, transcribed from their formulas: explicit matrices and loops in NumPy, in float64.
 
-Nothing here is shared with the library, except that ω is given. A definition takes q (n, d), k (n_kv, d), v (n_kv, d_v)
+No code is shared with the library; random directions ω are an argument. Each definition computes one head. A definition takes q (n, d), k (n_kv, d), v (n_kv, d_v)
 and `keep` (n_kv,), the keys that are not masked.
 """
 
@@ -17,9 +17,9 @@ Array = np.ndarray
 def over_heads(
     definition: Callable[..., Array], q: Array, k: Array, v: Array, key_mask: Array | None, **options: Any
 ) -> Array:
-    """`definition` for each item of the batch: key heads repeated for grouped queries, then axes broadcast.
+    """The output of `definition` for each item of the batch; key heads are repeated for grouped queries.
 
-    Options that are arrays belong to heads when they have batch axes: see PER_HEAD for the axes of one head.
+    An option that is an array differs by head if it has batch axes; PER_HEAD has the number of axes for one head.
     """
     if min(q.ndim, k.ndim, v.ndim) >= 3:
         heads = q.shape[-3]
@@ -54,7 +54,7 @@ PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "query_mask": 1}
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
-    """Which key each query sees, (n, n_kv): causal is aligned at the end."""
+    """Whether each query sees each key, (n, n_kv); causal alignment is at the ends."""
     n_kv = len(keep)
     i, j = np.arange(n)[:, None], np.arange(n_kv)[None, :]
     return keep & ((j <= i + n_kv - n) | (not causal))
@@ -67,7 +67,7 @@ def normalised(weights: Array, v: Array) -> Array:
 
 
 def softmax(logits: Array, seen: Array) -> Array:
-    """Rows of weights over the keys seen; a row that sees none is 0."""
+    """The softmax of each row over its visible keys; a row without visible keys is 0."""
     weights = np.where(seen, np.exp(logits - logits.max(initial=0)), 0)
     total = weights.sum(axis=1, keepdims=True)
     return weights / np.where(total == 0, 1, total)
@@ -134,7 +134,7 @@ def linear(
 
 
 def segment_means(x: Array, rows: Array, m: int) -> Array:
-    """Means of m consecutive segments of the rows kept; the first ones are longer by one where m does not divide."""
+    """Means of m consecutive segments of the rows kept; the first c mod m of them are longer by one row."""
     x = x[rows]
     means, start = [], 0
     for segment in range(min(m, len(x))):
@@ -145,7 +145,7 @@ def segment_means(x: Array, rows: Array, m: int) -> Array:
 
 
 def uniform_rows(x: Array, rows: Array, m: int, seed: int) -> Array:
-    """One row of each of m strata ⌊i c / m⌋ … ⌊(i+1) c / m⌋, at a fraction that is a random 12-bit number."""
+    """One row of each stratum ⌊i c / m⌋ … ⌊(i+1) c / m⌋ of c rows, at a random fraction of 12 bits."""
     x = x[rows]
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
     fractions = rng.integers(0, 4096, size=m)
@@ -172,7 +172,7 @@ def nystrom(
     conv_weights: Array | None = None,
     query_mask: Array | None = None,
 ) -> Array:
-    """F A⁺ B v, with landmarks of the visible rows; exact attention where there are no more rows than landmarks."""
+    """F A⁺ B v, with landmarks of the visible rows; exact attention for at most m queries or m keys."""
     assert not causal
     m, scale = num_landmarks, q.shape[1] ** -0.5 if scale is None else scale
     everything = np.ones(len(q), dtype=bool)

@@ -1,4 +1,4 @@
-"""The table of kernels: example inputs of each, and how to leave a backend one override alone and watch it run."""
+"""The table of kernels: example inputs of each, and backends with a single override whose calls are recorded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ D, D_V, M = 8, 3, 12  # channels of rows, of values; features
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Inputs of a kernel. `options` has a value for each optional keyword; a call takes some of them."""
+    """Inputs of a kernel; `options` has a value for each optional keyword, of which a call takes some."""
 
     kernel: str
     name: str
@@ -53,7 +53,7 @@ class Example:
         return any(x is not None and np.iscomplexobj(x) for x in self.arrays)
 
     def given(self, library: Library, dtype: str, chosen: Iterable[str] = ()) -> tuple[list[Any], dict[str, Any]]:
-        """Arrays of a library and keywords, with the optional ones that are chosen."""
+        """(arrays of a library, keywords), with the optional keywords that are chosen."""
         wide = "float32" if dtype in HALVES else dtype
         arrays = [None if x is None else library.array(x, wide if i in self.never_half else dtype)
                   for i, x in enumerate(self.arrays)]  # fmt: skip
@@ -69,7 +69,7 @@ def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:
 
 
 def some_hidden(*shape: int) -> Array:
-    """A mask in which every item has keys that are hidden and keys that are not."""
+    """A mask in which every item has hidden keys and visible keys."""
     return np.random.default_rng(1).random(shape) < 0.7
 
 
@@ -95,7 +95,7 @@ def directions() -> tuple[Array, Array]:
 
 
 def state_of(phi: FeatureMap, weights: tuple[Array | None, ...], batch: tuple[int, ...]) -> tuple[Array, ...]:
-    """What 20 other keys leave behind."""
+    """The state of 20 other keys."""
     k, v = normal((*batch, 20, D), (*batch, 20, D_V), seed=4)
     return KERNELS["feature_summarize"].generic(k, v, None, None, None, *weights, phi=phi)
 
@@ -103,7 +103,7 @@ def state_of(phi: FeatureMap, weights: tuple[Array | None, ...], batch: tuple[in
 def features(
     kernel: str, map_: str, rows: tuple[tuple[int, ...], ...], state: tuple[int, ...] | None, name: str = ""
 ) -> Example:
-    """q, k, v as far as the kernel has them, (*rows, d or d_v); `state` is the batch of the state before."""
+    """Inputs of a feature kernel: q, k and v as far as it takes them; `state` is the batch shape of the state before."""
     phi, weights = LANDMARKS if map_ == "landmarks" else PHI[map_]
     widths = {"feature_summarize": (D, D_V), "feature_attend": (D,), "feature_step": (D, D, D_V)}[kernel]
 
@@ -117,7 +117,7 @@ def features(
 
 
 def matrices(*shape: int) -> Example:
-    """Nearly stochastic ones, as Nyström attention has them; one row has the largest sum, so that it has a gradient."""
+    """Nearly stochastic matrices, as in Nyström attention; one row has the largest sum, so the norm is differentiable."""
 
     def draw() -> Arrays:
         weights = np.exp(normal(shape)[0])
@@ -177,7 +177,7 @@ for example in [
 
 
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What outputs say whatever the gauge: of a state, numerator / denominator, since the shift may be any."""
+    """Outputs in a form that does not depend on the shift: of a state, numerator / denominator."""
     if kernel not in ("feature_summarize", "feature_step"):
         return outputs
     *out, _, numerator, denominator = outputs
@@ -190,7 +190,7 @@ def as_tuple(outputs: Any) -> tuple[Any, ...]:
 
 
 def choice_of(kernel: Kernel, arrays: list[Any], keywords: Mapping[str, Any]) -> Choice:
-    """Which implementation a call takes; nothing is computed."""
+    """The name of the implementation that a call takes; nothing is computed."""
     with listening() as choices:
         kernel(*arrays, **keywords)
     return choices[0]
@@ -212,7 +212,7 @@ def overrides_replaced(backend: Backend, kernel: str, *overrides: Override) -> I
 
 @contextlib.contextmanager
 def watched(backend: Backend, override: Override) -> Iterator[list[Any]]:
-    """A backend with this override of its kernel alone, and the calls that reach it: keywords of each."""
+    """(backend with this override alone for its kernel, list of the keywords of each call that reaches it)."""
     calls: list[Any] = []
 
     def run(*arrays: Any, **keywords: Any) -> Any:
@@ -228,7 +228,7 @@ def backend_for(library: Library) -> Backend:
 
 
 def overrides() -> Iterator[Any]:
-    """(library, override) for all that installed libraries have; those of a GPU with its mark."""
+    """(library, override) for all overrides of installed libraries; those of a GPU have the mark `gpu`."""
     for library in (NumPy(), Torch(), Jax(), TorchCuda(), CuPy()):
         try:
             backend = backend_for(library)

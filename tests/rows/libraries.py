@@ -1,4 +1,4 @@
-"""The table of array libraries: how to make arrays, how to run a function the awkward way, how to read results.
+"""The table of array libraries: how to make arrays, how to run a function under hard conditions, how to read results.
 
 Each row catches mistakes that the others let pass: read-only inputs catch in-place writes, the strict library a wrong
 device, dtype or index, no_float64 an accidental double, meta tensors a read value, JAX under `jit` a branch on data.
@@ -24,10 +24,10 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloa
 
 
 def tolerance(dtype: str, n: int = 128) -> float:
-    """The largest max|y − ref| / max|ref| that rounding explains, of sums of `n` terms.
+    """The maximum of max|y − ref| / max|ref| that rounding explains, for sums of `n` terms.
 
-    Roundings of n terms add up as √n; the factor is for sums of sums, and for exponents of ten and more. Half precision
-    is computed in float32, and rounds what comes in and what goes out.
+    Roundings of n terms add up as √n; the factor allows for sums of sums, and for exponents of ten and more. Half
+    precision is computed in float32, but inputs and outputs are rounded to it.
     """
     epsilon = EPSILON[AS_PRECISE.get(dtype, dtype)]
     return 2.5 * epsilon if epsilon > EPSILON["float32"] else 16 * math.sqrt(n) * epsilon
@@ -45,7 +45,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 class Library:
-    """NumPy; the base of the others."""
+    """The row of NumPy, and the base of the other rows."""
 
     dtypes: tuple[str, ...] = ("float64", "float32")
     known_dtypes: tuple[str, ...] = ("float64", "float32", "float16")  # that its arrays may have
@@ -58,7 +58,7 @@ class Library:
         return x.astype(self.target(x, dtype))
 
     def target(self, x: np.ndarray, dtype: str) -> str:
-        """The dtype that `x` gets: real arrays `dtype`, complex ones the same precision, others their own."""
+        """The dtype that `x` gets: `dtype` if real, complex of equal precision if complex, its own if neither."""
         if x.dtype.kind == "f":
             return dtype
         if x.dtype.kind == "c":
@@ -66,7 +66,7 @@ class Library:
         return x.dtype.name
 
     def arrays(self, tree: Any, dtype: str) -> Any:
-        """A tree of NumPy arrays in this library."""
+        """The arrays of this library for a tree of NumPy arrays."""
         return tree_map(lambda x: self.array(x, dtype), tree)
 
     def rounded(self, tree: Any, dtype: str) -> Any:
@@ -74,7 +74,7 @@ class Library:
         return tree_map(lambda x: self.numpy(self.array(x, dtype)), tree)
 
     def numpy(self, x: Any) -> np.ndarray:
-        """As NumPy array, floats in double precision."""
+        """`x` as a NumPy array, floats in double precision."""
         x = self.host(x)
         return x if x.dtype.kind in "bi" else x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
 
@@ -88,7 +88,7 @@ class Library:
         return function(*arrays)
 
     def call(self, function: Callable[..., Any], *trees: Any, dtype: str) -> Any:
-        """`function` of the NumPy trees in this library; its result, arrays of this library."""
+        """The result of `function`, called on NumPy trees converted to this library: arrays of this library."""
         with self.context(dtype):
             out = self.run(function, *self.arrays(trees, dtype))
             example = self.array(np.zeros(1), dtype)
@@ -96,7 +96,7 @@ class Library:
             return out
 
     def check_kin(self, x: Any, example: Any) -> None:
-        """Of this library, on the device of the inputs."""
+        """Assert that an array is of this library, and on the device of the inputs."""
         assert isinstance(x, type(example)), f"{type(x)} came out of {type(example)}"
         assert self.device(x) == self.device(example)
 
@@ -108,7 +108,7 @@ class Library:
 
 
 class NumPy(Library):
-    """With the bfloat16 of ml_dtypes, which knows less than NumPy's own dtypes."""
+    """NumPy with the bfloat16 of ml_dtypes, which supports less than NumPy's own dtypes."""
 
     dtypes = ("float64", "float32", "bfloat16") if importlib.util.find_spec("ml_dtypes") else Library.dtypes
 
@@ -119,7 +119,7 @@ class NumPy(Library):
 
 
 class NumPyReadOnly(Library):
-    """A write to an input raises."""
+    """NumPy with read-only inputs: a write to an input raises."""
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         x = super().array(x, dtype).copy()
@@ -146,7 +146,7 @@ class Strict(Library):
 
 
 class StrictNoFloat64(Strict):
-    """A device without double precision: an accidental float64 raises."""
+    """array-api-strict on a device without double precision: an accidental float64 raises."""
 
     dtypes = ("float32",)
     where = "no_float64"
@@ -167,7 +167,7 @@ class Torch(Library):
 
 
 class TorchCuda(Torch):
-    """Tensors on a GPU."""
+    """PyTorch with tensors on a GPU."""
 
     def array(self, x: np.ndarray, dtype: str) -> Any:
         torch = pytest.importorskip("torch")
@@ -180,7 +180,7 @@ class TorchCuda(Torch):
 
 
 class TorchMeta(Torch):
-    """Tensors without values: shapes and dtypes must not depend on them."""
+    """PyTorch with meta tensors, which have no values: shapes and dtypes must not depend on values."""
 
     dtypes = ("float32",)
     has_values = False
@@ -190,7 +190,7 @@ class TorchMeta(Torch):
 
 
 class Jax(Library):
-    """Under `jit`: every array is a tracer. Double precision is switched on for float64 alone."""
+    """JAX under `jit`, where every array is a tracer; double precision is switched on for float64 alone."""
 
     dtypes = ("float64", "float32", "bfloat16")
     known_dtypes = ("float64", "float32", "float16", "bfloat16")
@@ -239,7 +239,7 @@ EAGER = [param for param in LIBRARIES if type(param.values[0]) in (NumPy, Strict
 
 
 def relative_error(got: np.ndarray, reference: np.ndarray) -> float:
-    """max|got − reference| / max|reference|; infinite where the shapes differ or got has a NaN of its own."""
+    """max|got − reference| / max|reference|; infinite if shapes differ, or if got has a NaN that reference has not."""
     if got.shape != reference.shape:
         return float("inf")
     if got.size == 0:

@@ -1,4 +1,4 @@
-"""The table of methods and options, and the table of shapes they are tried on."""
+"""The table of methods with options, and the table of shapes on which they are tested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case:
     small_blocks: bool = False
 
     def draw(self) -> dict[str, Array | None]:
-        """q, k, v and key_mask. Rows follow eight centres in turn: landmarks differ, and A is well conditioned."""
+        """Draw q, k, v and key_mask; rows follow eight centres in turn, so landmarks differ and A is well conditioned."""
         rng = np.random.default_rng(7)
         centres = 1.5 * rng.standard_normal((8, D))
 
@@ -91,7 +91,7 @@ class Row:
 
     @property
     def forms(self) -> tuple[bool, ...]:
-        """The values of `causal` that it has."""
+        """The values of `causal` that the method supports."""
         return (False, True) if self.causal else (False,)
 
     def call(self, *, causal: bool = False) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ class Row:
         return registry.METHODS[self.method](**options)
 
     def reference(self, drawn: dict[str, Any], arrays: dict[str, Any], *, causal: bool) -> Array:
-        """The definition, in float64."""
+        """The output by definition, in float64."""
         options = {**self.options, **self.reference_options, **arrays}
         if self.method == "favor":
             projection = options.pop("projection", "orthogonal")
@@ -123,12 +123,12 @@ class Row:
 
 
 def square(x: Any) -> Any:
-    """A kernel of the user's: x² is positive, whatever the library."""
+    """A function f that a user may give: x², which is positive on every library."""
     return x * x
 
 
 def two_squares(x: Any) -> Any:
-    """A feature map of the user's: twice as many features as channels."""
+    """A feature map that a user may give, with twice as many features as channels."""
     xp = array_namespace(x)
     return xp.concat([x * x, (x - 1) * (x - 1)], axis=-1)
 
@@ -138,14 +138,14 @@ def given_omega(case: Case) -> dict[str, Any]:
 
 
 def given_center(case: Case) -> dict[str, Any]:
-    """One centre for q and one for k in each head that they have."""
+    """One centre for q and one for k, in each head."""
     rng = np.random.default_rng(4)
     q, k = ((*case.q[-3:-2], D), (*case.k[-3:-2], D))
     return {"center": (rng.standard_normal(q), rng.standard_normal(k))}
 
 
 def given_landmarks(case: Case) -> dict[str, Any]:
-    """Landmarks of each head: the centres of the rows and some more."""
+    """Landmarks of each head: the centres of the rows, and some more rows."""
     rng = np.random.default_rng(7)
     centres = 1.5 * rng.standard_normal((8, D))
     shape = (*case.q[-3:-2], 8, D)
@@ -232,7 +232,7 @@ STEPPING = [row for row in STREAMING if row.causal]
 
 
 def rows(table: list[Row]) -> Any:
-    """`pytest.mark.parametrize` over a table."""
+    """The mark `pytest.mark.parametrize` over a table."""
     return pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in table])
 
 

@@ -1,4 +1,4 @@
-"""The table of forms of the selective scan: which inputs there are, and their shapes."""
+"""The table of forms of the selective scan: which inputs are given, and their shapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scan:
     reverse: bool = False
 
     def draw(self, n: int, seed: int = 11) -> dict[str, Array]:
-        """Inputs by name, float64. Step sizes from 0.05 to 1, rates from 0.2 to 2: memory of 1 to 100 steps."""
+        """Draw inputs by name, float64; step sizes from 0.05 to 1 and rates from 0.2 to 2 give memories of 1 to 100 steps."""
         rng = np.random.default_rng(seed)
         shape = (*self.batch, n, D)
 
@@ -66,7 +66,7 @@ class Scan:
         return scan
 
     def reference(self, drawn: dict[str, Array]) -> tuple[Array, Array]:
-        """The loop over time, for every item of the batch."""
+        """The outputs by the loop over time, for every item of the batch."""
         y = np.zeros(drawn["u"].shape)
         state = np.zeros((*self.batch, D, D_STATE), dtype=drawn["A"].dtype)
         for index in np.ndindex(self.batch):
@@ -79,7 +79,7 @@ class Scan:
 
 
 def is_shared(name: str, x: Array) -> bool:
-    """Without batch axes: parameters, and constant maps."""
+    """Whether an input has no batch axes, as parameters and constant maps."""
     return name in ("A", "D", "delta_bias") or (name in ("B", "C") and x.shape == (D, D_STATE))
 
 

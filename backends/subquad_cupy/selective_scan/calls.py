@@ -1,7 +1,7 @@
 """The selective scan on CUDA, forward and backward.
 
-Written against `Device`, so that CuPy arrays, torch tensors and (in the tests, with the source compiled for
-the CPU) NumPy arrays take one path.
+The code is written against `Device`, so that CuPy arrays, torch tensors and (in tests, with the source compiled for the
+CPU) NumPy arrays take one path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = Any
 
 
 def declines(call: Call) -> str | None:
-    """Why the CUDA kernel cannot take a call, beyond what the fields of `ACCEPTS` say."""
+    """The reason why the CUDA kernel cannot take a call, or None; `ACCEPTS` checks dtypes and devices before."""
     u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*call.arrays)
     names = {dtype_name(x) for x in (u, delta, z) if x is not None}
     others = {dtype_name(x) for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
@@ -127,7 +127,7 @@ def scan_backward(
 def _gradients(
     operands: Operands, dy: Array, adjoint: Array | None, checkpoints: Array | None
 ) -> dict[str, Array | None]:
-    """Gradients by name, as the kernels leave them; those of broadcast inputs are not summed yet."""
+    """The gradients by name, as the kernels write them; gradients of broadcast inputs are not summed yet."""
     rows = {"dy": dy, "du": operands.new_rows(), "ddelta": operands.new_rows()}
     rows["dz"] = None if operands.rows["z"] is None else operands.new_rows()
     for name, constant in operands.constant.items():
@@ -146,7 +146,7 @@ def _gradients(
 
 
 def _summed(operands: Operands, total: Array | None, of: Array) -> Array:
-    """`total` with the shape and data type of the input `of`."""
+    """`total`, summed and cast to the shape and data type of the input `of`."""
     if total is None:  # nothing to sum over: no step, or no item
         total = operands.new_sums(*of.shape)
         total[...] = 0

@@ -1,7 +1,7 @@
-"""The inputs of one scan as its kernels read them: rows in place where possible, and the argument of a launch.
+"""The inputs of one scan as its kernels read them, in place where possible, and the argument of a launch.
 
-Time here is the order of processing: with reverse=True, step 0 is the arrays' last. The kernels do not know;
-they get a negative stride.
+Steps are counted in the order of processing: with reverse=True, step 0 is the last row of the arrays. Kernels know
+nothing of it: they get a negative stride of time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTES = {"float": 4, "double": 8, "fp16": 2, "bf16": 2}
 
 
 class Operands:
-    """`inputs` cast and copied where the kernels could not read them as they are."""
+    """The inputs of a scan, cast and copied where kernels cannot read them in place."""
 
     def __init__(self, device: Device, inputs: Inputs, *, softplus: bool, reverse: bool) -> None:
         self.device, self.softplus, self.reverse = device, softplus, reverse
@@ -41,43 +41,43 @@ class Operands:
         self.initial_state = self.like_A(inputs.initial_state)
 
     def like_u(self, x: Array | None) -> Array | None:
-        """`x` in the storage type, its last axis contiguous."""
+        """`x` in the storage type, that of `u`, with a contiguous last axis."""
         return None if x is None else self._rowwise(self.device.cast(x, self._u))
 
     def like_A(self, x: Array | None) -> Array | None:
-        """`x` in the accumulator's type, contiguous."""
+        """`x` in the accumulator's type, that of `A`, contiguous."""
         return None if x is None else self.device.contiguous(self.device.cast(x, self._A))
 
     def new_rows(self) -> Array:
-        """Memory like `u`."""
+        """New memory with the shape and type of `u`."""
         return self.device.empty((self.batch, self.n, self.d), self._u)
 
     def new_sums(self, *shape: int) -> Array:
-        """Memory in the accumulator's type."""
+        """New memory in the accumulator's type."""
         return self.device.empty(shape, self._A)
 
     def new_state(self) -> Array:
-        """Memory for one state."""
+        """New memory for one state of every batch item."""
         return self.new_sums(self.batch, self.d, self.d_state)
 
     def new_checkpoints(self, steps: int) -> Array:
-        """Memory for the states that the backward pass restarts from."""
+        """New memory for the states that the backward pass restarts from, over so many steps."""
         return self.new_sums(self.batch, -(-steps // self.every), self.d, self.d_state)
 
     def sizes(self, start: int, stop: int) -> tuple[int, int, int, int]:
-        """What a plan is made for: batch, steps, d, d_state."""
+        """The sizes that a plan is made for: (batch, steps, d, d_state)."""
         return self.batch, stop - start, self.d, self.d_state
 
     def written(self, start: int, stop: int) -> slice:
-        """Where steps `start` to `stop` lie in the arrays."""
+        """The rows of the arrays that hold steps `start` to `stop`."""
         return slice(self.n - stop, self.n - start) if self.reverse else slice(start, stop)
 
     def arguments(
         self, plan: Plan, start: int, stop: int, rows: dict[str, Array | None], **pointers: Array | None
     ) -> np.ndarray:
-        """One `Scan` of scan.cu, with `rows` beside those of the inputs."""
+        """The argument record of a launch, with `rows` and `pointers` beside those of the inputs."""
         scan = np.zeros(1, dtype=SCAN)
-        channels, states = 0, 0  # bits of every address and stride: low zeros are alignment
+        channels, states = 0, 0  # all addresses and strides combined by "or", for rows of channels and of states
         for name, x in (self.rows | rows).items():
             if x is None:
                 continue
@@ -100,9 +100,9 @@ class Operands:
         return scan
 
     def _series(self, x: Array, start: int, stop: int, *, grouped: bool) -> tuple[int, int, int, int]:
-        """Address of step `start`, and the strides of batch, time and groups, in bytes.
+        """(address of step `start`, strides of batch, time and groups) of an array, in bytes.
 
-        An axis of length 1 is broadcast. An array of the stretch's own length begins at `start`.
+        An axis of length 1 has stride 0. An array of stop − start rows holds just these steps.
         """
         pointer, strides = self.device.pointer(x), self.device.strides(x)
         if x.ndim == 2 or x.shape[1] not in (self.n, stop - start):
@@ -115,7 +115,7 @@ class Operands:
         return pointer + offset * strides[1], batch, strides[1], group
 
     def _rowwise(self, x: Array) -> Array:
-        """`x`, copied only if its rows are not contiguous or too far apart for 32 bits."""
+        """`x`, or a copy if rows of `x` are not contiguous, or too far apart for 32 bits."""
         strides = self.device.strides(x)
         itemsize = _BYTES[STORAGE[self.device.dtype(x)]]
         near = x.shape[1] == 1 or abs(strides[1]) < 2**31

@@ -12,19 +12,19 @@ from subquad_cupy.selective_scan.plan import MIN_CHUNK, THREADS, Plan, plan_back
 
 Array = Any
 
-# Scratch for the states that the backward pass restarts from. Beyond it the sequence is walked in windows, at
-# the price of one more forward pass: memory is bounded at any length.
+# Maximum scratch for the states that the backward pass restarts from. A sequence that needs more is walked in windows,
+# at the price of one more forward pass, so that memory is bounded at any length.
 CHECKPOINT_BYTES = 2**30
 
 
 def window(operands: Operands) -> int:
-    """Steps whose checkpoints fit in `CHECKPOINT_BYTES`."""
+    """The number of steps whose checkpoints fit in `CHECKPOINT_BYTES`, a multiple of `MIN_CHUNK`."""
     per_tile = max(operands.batch * operands.d * operands.d_state, 1) * operands.itemsize
     return max(CHECKPOINT_BYTES // per_tile * operands.every // MIN_CHUNK, 1) * MIN_CHUNK
 
 
 def windows(operands: Operands, checkpoints: Array | None) -> Iterator[tuple[int, int, Array]]:
-    """Stretches of time from the end, each with the states to restart from; one if they fit in memory."""
+    """Iterate over (start, stop, checkpoints) of stretches of time from the end; one stretch if its checkpoints fit."""
     if 0 in (operands.batch, operands.n, operands.d):
         return
     if checkpoints is not None:
@@ -53,7 +53,10 @@ def forward(
     y: Array | None = None,
     checkpoints: Array | None = None,
 ) -> None:
-    """Steps `start` to `stop`, from state `first` to `last`; y is (batch, n, d). What is None is not written."""
+    """Run steps `start` to `stop` from state `first`.
+
+    Writes the last state to `last`, y to `y` (batch, n, d) and states to `checkpoints`, except where these are None.
+    """
     plan = plan_forward(*operands.sizes(start, stop), itemsize=operands.itemsize, **_machine(operands))
     scan = operands.arguments(plan, start, stop, {"y": y}, first=first, last=last, checkpoints=checkpoints)
     constant_B, constant_C = operands.constant.values()
@@ -69,10 +72,10 @@ def backward(
     checkpoints: Array,
     rows: dict[str, Array],
 ) -> tuple[Array, dict[str, Array]]:
-    """Gradients of steps `start` to `stop` from the `adjoint` of the state after them.
+    """Compute the gradients of steps `start` to `stop` from `adjoint`, the gradient by the state after them.
 
-    Writes the steps' part of ``rows["du"]``, ``"ddelta"``, ``"dz"``, ``"dB"`` and ``"dC"``; returns the
-    adjoint of the state before them and the parts of the gradients that are sums over time.
+    Writes the rows of these steps into ``rows["du"]``, ``"ddelta"``, ``"dz"``, ``"dB"`` and ``"dC"``. Returns the
+    gradient by the state before the steps, and by name these steps' terms of the gradients that are sums over time.
     """
     batch, steps, d, d_state = operands.sizes(start, stop)
     constant_B, constant_C = operands.constant.values()
@@ -107,9 +110,9 @@ def _machine(operands: Operands) -> dict[str, int]:
 
 
 def _run(operands: Operands, plan: Plan, kernel: str, scan: np.ndarray, *, enters: bool, adjoint: bool) -> None:
-    """Launch a kernel; where the sequence is split, after finding what enters each chunk.
+    """Launch a kernel; where time is split into chunks, first find the state that enters each chunk.
 
-    `enters` says whether the map that drives the state is constant: B, and of the adjoint C.
+    `enters` says whether the map that drives the state is constant: B, or for the adjoint C.
     """
     scratch: tuple[Array, ...] = ()
     if plan.chunks > 1:
@@ -120,4 +123,4 @@ def _run(operands: Operands, plan: Plan, kernel: str, scan: np.ndarray, *, enter
         blocks = -(-batch * d * d_state // THREADS)
         operands.device.launch(f"scan_carry<{operands.accumulator}, {str(adjoint).lower()}>", blocks, scan)
     operands.device.launch(kernel, plan.grid, scan)
-    del scratch  # until here: memory freed earlier could be handed out again
+    del scratch  # not earlier: the allocator could hand out freed memory before the kernels are launched

@@ -1,8 +1,8 @@
-"""Launch geometry of the scan: a pure function of shapes, data type and the number of multiprocessors.
+"""The launch geometry of the scan: a pure function of shapes, data type and the number of multiprocessors.
 
-A block of 128 threads covers `128 / lanes * channels` channels of one group and one chunk of the sequence;
-each channel's states are spread over `lanes` lanes, `states` to a lane. Few channels leave the device empty:
-the sequence is then split into chunks, at the price of a first pass over the chunks' tails.
+A block of 128 threads covers `128 / lanes * channels` channels of one group and one chunk of the sequence. The states
+of each channel are spread over `lanes` lanes, `states` on each lane. A small number of channels leaves the device
+idle: the sequence is then split into chunks, at the price of a first pass over the tails of the chunks.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 THREADS = 128
 MAX_BLOCKS = 2**31 - 1  # gridDim.x
-THREADS_PER_MULTIPROCESSOR = 384  # below this many in flight, latency shows: split the sequence
+THREADS_PER_MULTIPROCESSOR = 384  # threads that hide the latency; with fewer, the sequence is split
 MIN_CHUNK = 256  # steps; shorter chunks cost more in first passes than they gain
-MAX_CHUNK = 2**30  # steps; the kernel counts them in 32 bits
-CHUNK_MULTIPLE = 16  # the longest tile, so that tiles and checkpoints never straddle two chunks
+MAX_CHUNK = 2**30  # steps; the kernel counts steps in 32 bits
+CHUNK_MULTIPLE = 16  # steps of the longest tile: tiles and checkpoints then never straddle two chunks
 MAX_STATES = 256
 
 # d_state rounded up to a power of two -> (states per lane, lanes per channel)
@@ -34,12 +34,12 @@ _BACKWARD = {
     32: (4, 8),
     64: (4, 16),
     128: (4, 32),
-}  # keeps a tile of states in registers: fewer per lane
+}  # fewer states on each lane, since the backward pass keeps a whole tile of states in registers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one pass over the sequence is launched."""
+    """The launch geometry of one pass over the sequence."""
 
     states: int  # per lane and channel
     lanes: int  # per channel
@@ -50,18 +50,18 @@ class Plan:
     grid: int
 
     def kernel(self, name: str, storage: str, *flags: bool) -> str:
-        """C++ name of the instantiation, say ``scan_backward<float, 4, 4, 2, false, false>``."""
+        """The C++ name of the instantiation, such as ``scan_backward<float, 4, 4, 2, false, false>``."""
         arguments = [storage, self.states, self.lanes, self.channels, *(str(flag).lower() for flag in flags)]
         return f"{name}<{', '.join(map(str, arguments))}>"
 
 
 def padded_states(d_state: int) -> int:
-    """The power of two that the kernel computes with."""
+    """`d_state` rounded up to a power of two, which the kernel computes with."""
     return 1 << (d_state - 1).bit_length()
 
 
 def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int) -> Plan:
-    """Geometry of `scan_forward` and of the first pass before it; `itemsize` is the accumulator's, 4 or 8."""
+    """The plan of `scan_forward` and of its first pass; `itemsize` is the accumulator's, 4 or 8."""
     states, lanes = _FORWARD[padded_states(d_state)]
     if itemsize == 4:  # two channels share each read of B and C; float64 has no registers for it
         plan = _plan(batch, n, d, groups, states, lanes, 2, multiprocessors)
@@ -73,7 +73,7 @@ def plan_forward(batch: int, n: int, d: int, d_state: int, *, groups: int, items
 def plan_backward(
     batch: int, n: int, d: int, d_state: int, *, groups: int, itemsize: int, multiprocessors: int, constant: bool
 ) -> Plan:
-    """Geometry of `scan_backward` and of the first pass before it; `constant`: B or C does not depend on time."""
+    """The plan of `scan_backward` and of its first pass; `constant` says that B or C does not depend on time."""
     states, lanes = _BACKWARD[padded_states(d_state)]
     # two channels share the sums that make dB and dC, where registers allow
     channels = 2 if itemsize == 4 and states == 4 and lanes > 1 and not constant else 1
@@ -81,13 +81,14 @@ def plan_backward(
 
 
 def checkpoint_interval(d_state: int, itemsize: int) -> int:
-    """Steps between the states that `scan_backward` restarts from: its tile, `backward_steps` in CUDA."""
+    """The steps between states that `scan_backward` restarts from: the length of a tile, `backward_steps` in CUDA."""
     return min(8 if itemsize == 4 else 4, 2048 // (padded_states(d_state) * itemsize))
 
 
 def _plan(
     batch: int, n: int, d: int, groups: int, states: int, lanes: int, channels: int, multiprocessors: int
 ) -> Plan:
+    # split only if at most half of the wanted threads would run, since the first pass adds work
     blocks = groups * -(-(d // groups) // (THREADS // lanes * channels))
     wanted = THREADS_PER_MULTIPROCESSOR * multiprocessors
     running = batch * min(blocks * THREADS, -(-d * lanes // channels))

@@ -1,10 +1,10 @@
-"""Explicit vectors for Numba: what kernels are written in.
+"""Explicit vectors for Numba, the language that the kernels are written in.
 
-LLVM's own vectoriser guards every loop over arrays with checks for overlap and gives up where the loop is
-short; with vectors as values neither happens, and a state can stay in a register. LLVM splits a vector of 64
-bytes into what the machine has (one AVX-512 register, two of AVX2, four of NEON or SSE).
+LLVM's own vectoriser guards every loop over arrays with checks for overlap, and gives up on short loops. Vectors that
+are values avoid both, and a state can stay in a register. LLVM maps a vector of 64 bytes to the registers of the
+machine: one of AVX-512, two of AVX2, four of NEON or SSE.
 
-Vectors live inside compiled code only.
+Vectors exist inside compiled code only.
 """
 
 from subquad_numpy.codegen.pointers import aligned, cut, load, pointer, prefetch, room, shifted, spread, store, zeros

@@ -16,24 +16,26 @@ from numba import types
 
 from subquad_numpy.codegen.vector_type import lanes_of
 
-DONE = 1  # what a kernel returns; a C function that runs into an exception, for want of memory, returns 0
+DONE = 1  # what a kernel returns; a compiled function that raises, since no memory is left for scratch, returns 0
 compile_seconds: dict[str, float] = {}
-"""Time each kernel took to become callable in this process: compiled, or read from the disk."""
+"""Seconds until each kernel was callable in this process, compiled or read from the disk, by name."""
 CODEGEN = Path(__file__).parent
 
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder inlines: all of `codegen` and of the folder but `calls.py`.
+    """Hash of the sources that a kernel of this folder inlines: `codegen`, and what in the folder is written in it.
 
-    Numba looks a kernel up on disk by the kernel's own file and would not see a change in what it inlines.
+    Numba finds a kernel on disk by the kernel's own file, and would not notice a change in the code that is inlined.
     """
-    sources = [path for where in (CODEGEN, folder) for path in sorted(where.glob("*.py")) if path.name != "calls.py"]
-    return sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    sources = [path.read_bytes() for path in sorted(CODEGEN.glob("*.py"))]
+    own = (path.read_bytes() for path in sorted(folder.glob("*.py")))
+    sources += [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
+    return sha256(b"".join(sources)).hexdigest()[:16]
 
 
 def _forget_others(folder: Path, name: str, stamp: str) -> None:
-    """Remove from the folder's cache what other sources left of the kernel of this name."""
+    """Remove kernels of this name that were compiled from other sources from the folder's cache."""
     own = re.compile(rf".*\.{name}_([0-9a-f]{{16}})-.*\.nb[ic]")
     for path in (folder / "__pycache__").glob(f"*.{name}_*"):
         found = own.fullmatch(path.name)
@@ -43,7 +45,7 @@ def _forget_others(folder: Path, name: str, stamp: str) -> None:
 
 
 class Kernel:
-    """Compiled code behind a C function, so that anyone may call it by its address: threads of other libraries too."""
+    """A compiled kernel as a C function, which threads of other libraries can call by its address."""
 
     def __init__(self, native: Any) -> None:
         self.address: int = native.address
@@ -58,7 +60,7 @@ class Kernel:
 
 
 def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a C function, kept on disk where there is a place for it."""
+    """A decorator that compiles a C function, and keeps the code on disk where a folder can be written."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -70,23 +72,24 @@ def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def element(dtype: Any) -> tuple[int, Any, Any]:
-    """(how many are in a vector, Numba's type, zero) of a dtype: with what the text of a kernel begins."""
+    """(elements of a vector, Numba's type, the number 0) of a dtype, which every kernel factory starts from."""
     dtype = np.dtype(dtype)
     return lanes_of(dtype), numba.from_dtype(dtype), dtype.type(0)
 
 
 def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:
-    """Compile a function (first, last, records) that returns `DONE`; note the time as `name`.
+    """A decorator that compiles a kernel, and notes the time under `name`.
 
-    An argument record is `fields` of int64: numbers and addresses. The kernel decides how many records it reads.
+    The kernel is a function (first, last, records) that runs tasks first to last − 1 and returns `DONE`. An argument
+    record consists of `fields` of int64, numbers and addresses; the kernel decides how many records it reads.
     """
     record = numba.from_dtype(np.dtype([(field, np.int64) for field in fields]))
     signature = types.int64(types.int64, types.int64, types.CPointer(record))
 
     def decorate(function: Callable[[int, int, Any], int]) -> Kernel:
         start = time.perf_counter()
-        # a file of its own on disk for each kernel: in a shared one, two processes that compile different
-        # kernels at once can leave the code of one under the name of the other
+        # Each kernel gets its own file on disk, by its own name. In a shared file, two processes that compile different
+        # kernels at once could leave the code of one under the name of the other.
         folder, base = Path(function.__code__.co_filename).parent, re.sub(r"\W+", "_", name)
         function.__qualname__ = f"{base}_{fingerprint(folder)}"
         code = native(signature)(function)

@@ -1,8 +1,8 @@
 """Products of matrices in registers: C = C₀ + A B, one tile of C at a time.
 
-The innermost level of a matrix product alone (Goto & van de Geijn, 2008), so that what comes between two products, an
-exponential, finds its numbers in cache. A is read in place, number by number, with any strides: Aᵀ costs nothing. B is
-packed into panels.
+This is the innermost level of a matrix product alone (Goto & van de Geijn, 2008). The levels above are the loops of a
+kernel over blocks, which take an exponential between two products while the numbers are in cache. A is read in place,
+number by number, with any strides, so that Aᵀ costs nothing. B is packed into panels.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,19 @@ from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, shifted, stor
 
 
 def _tile_shape() -> tuple[int, int]:
-    """Rows and vectors of a tile: as many sums as registers hold, beside the operands of one step; 1 or 2 vectors."""
+    """Rows and vectors of a tile: the sums must fit in registers, beside the numbers of A and B of one step."""
     wide = binding.get_host_cpu_features().get("avx512f", False)
-    return (8, 2) if wide else (6, 1)
+    return (8, 2) if wide else (6, 1)  # 16 of 32 registers of AVX-512; 12 of 16 of AVX2, where a vector takes two
 
 
 TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 
 def _tile(vectors: int) -> Callable[..., Any]:
-    """C[r, :] = C₀[r, :] + Σ_p A[r, p] B[p, :] for the rows of one tile and `vectors` vectors of columns."""
+    """The intrinsic C[r, :] = C₀[r, :] + Σ_p A[r, p] B[p, :] for the rows of one tile and `vectors` vectors of columns.
+
+    `a_row`, `c_0_row` and `c_row` are strides from row to row in elements, `a_step` is A's from column to column.
+    """
 
     @intrinsic
     def tile(
@@ -46,6 +49,7 @@ def _tile(vectors: int) -> Callable[..., Any]:
             def each() -> Any:
                 return ((r, v) for r in range(TILE_ROWS) for v in range(vectors))
 
+            # one variable for each vector of the tile, which LLVM keeps in registers; they start as C₀
             sums = {cell: cgutils.alloca_once(builder, wide) for cell in each()}
             for r, v in each():
                 index = builder.add(builder.mul(c_0_row, number(r)), number(v * vector.lanes))
@@ -59,6 +63,7 @@ def _tile(vectors: int) -> Callable[..., Any]:
                     for v in range(vectors)
                 ]
                 step = builder.mul(loop.index, a_step)
+                # every number A[r, p] is spread over a vector and multiplied with the row B[p, :]
                 for r in range(TILE_ROWS):
                     one = builder.load(builder.gep(rows[r], [step]))
                     one = builder.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
@@ -88,7 +93,7 @@ class Matrix(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """A second factor of products: panels of `PANEL_VECTORS` vectors of columns, each contiguous over `rows` rows."""
+    """The right factor of a product: panels of `PANEL_VECTORS` vectors of columns, each contiguous over `rows` rows."""
 
     data: Any
     rows: int
@@ -96,7 +101,7 @@ class Panels(NamedTuple):
 
 @inline
 def rows_at(data: Any, row: int) -> Any:
-    """A matrix of rows of adjacent numbers."""
+    """The matrix whose rows start `row` elements apart, each of adjacent numbers; `row` 0 repeats one row."""
     return Matrix(data, row, 1)
 
 
@@ -108,7 +113,7 @@ def turned(matrix: Any) -> Any:
 
 @inline
 def padded(size: int, step: int) -> int:
-    """The next multiple of `step`."""
+    """`size` rounded up to a multiple of `step`."""
     return -(-size // step) * step
 
 
@@ -121,14 +126,14 @@ def panel_at(column: int, width: int, lanes: int) -> tuple[int, int]:
 
 @inline
 def place_in(panels: Any, row: int, column: int, width: int, lanes: int) -> int:
-    """Where an entry of a matrix of `width` columns lies in its panels."""
+    """The index in `panels.data` of an entry of a matrix of `width` columns, a multiple of the lanes."""
     first, columns = panel_at(column, width, lanes)
     return first * panels.rows + row * columns + column - first
 
 
 @inline
 def pack(matrix: Any, depth: int, width: int, scale: Any, lanes: int, panels: Any) -> None:
-    """Copy `depth` rows of `scale` times a matrix into panels; columns up to a whole vector are 0."""
+    """Copy `depth` rows of a matrix, times `scale`, into panels; columns that fill up the last vector are 0."""
     whole = -(-width // lanes) * lanes
     for j in range(whole):
         first, columns = panel_at(j, whole, lanes)
@@ -148,8 +153,8 @@ def into_panels(panels: Any, row: int, column: int, width: int, value: Any, lane
 def multiply(a: Any, rows: int, b: Any, depth: int, width: int, lanes: int, start: Any, c: Any) -> None:
     """C = C₀ + A B, over the first `depth` rows of B, for `width` columns, a multiple of the lanes.
 
-    A is a `Matrix`, B `Panels`; C₀, called `start`, and C have adjacent columns. Rows of A and C are there up to a
-    whole tile. C₀ may be C itself, or one row for all if its row is 0.
+    A is a `Matrix` and B `Panels`; C₀, called `start`, and C are matrices with adjacent columns. A and C must have
+    memory for `rows` rounded up to whole tiles. C₀ may be C, or one row that is added to all (`rows_at(data, 0)`).
     """
     for j in range(0, width, PANEL_VECTORS * lanes):
         panel = shifted(b.data, j * b.rows)

@@ -1,6 +1,6 @@
-"""Vectors and memory: loads, stores, pointers.
+"""Loads and stores of vectors, and pointers.
 
-`memory` is a flat, contiguous Numba array or a pointer; `index` counts elements, and nothing is checked.
+`memory` is a flat, contiguous Numba array or a pointer; `index` counts elements, and no bound is checked.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_s
 
 
 def _address(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
+    # the address of memory[index]
     if isinstance(memory_type, types.Array):
         memory = context.make_array(memory_type)(context, builder, memory).data
     return builder.gep(memory, [index])
@@ -70,7 +71,7 @@ def zeros(typingctx: Any, memory: Any) -> Any:
 
 @intrinsic
 def pointer(typingctx: Any, address: Any, like: Any) -> Any:
-    """An integer address as a pointer to elements of the type of the scalar `like`."""
+    """The integer `address` as a pointer to elements of the type of the scalar `like`."""
     target = types.CPointer(like)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -81,7 +82,7 @@ def pointer(typingctx: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def shifted(typingctx: Any, memory: Any, count: Any) -> Any:
-    """The pointer `count` elements further on."""
+    """The pointer `count` elements behind `memory`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.gep(args[0], [args[1]])
@@ -91,11 +92,11 @@ def shifted(typingctx: Any, memory: Any, count: Any) -> Any:
 
 @intrinsic
 def aligned(typingctx: Any, buffer: Any) -> Any:
-    """Pointer to the first element of `buffer` on a boundary of `BYTES`.
+    """A pointer to the first element of `buffer` that lies on a boundary of `BYTES`.
 
-    Helpers take it instead of the array because an array passed along is counted, and the calls that count it
-    push everything out of the vector registers. `buffer` must be used once more after the last use of the
-    pointer.
+    Functions take this pointer in place of the array because Numba counts references to an array, and the calls that
+    count push everything out of the vector registers. For the same reason `buffer` must be used once more after the
+    last use of the pointer: Numba frees an array after its last use.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -105,6 +106,7 @@ def aligned(typingctx: Any, buffer: Any) -> Any:
 
 
 def _aligned(context: Any, builder: Any, kind: Any, buffer: Any) -> Any:
+    # the data pointer of an array, rounded up to a boundary of `BYTES`
     data = context.make_array(kind)(context, builder, buffer).data
     address = builder.ptrtoint(data, cgutils.intp_t)
     gap = builder.and_(builder.neg(address), ir.Constant(cgutils.intp_t, BYTES - 1))
@@ -112,7 +114,7 @@ def _aligned(context: Any, builder: Any, kind: Any, buffer: Any) -> Any:
 
 
 def _whole(context: Any, builder: Any, kind: Any, sizes: Any) -> list[Any]:
-    """Sizes up to whole vectors, be they of float32."""
+    """Each size rounded up to 16 elements: the next part then starts on a 64-byte boundary, for float32 too."""
     step = BYTES // 4
     words = [
         context.cast(builder, builder.extract_value(sizes, i), size, types.intp) for i, size in enumerate(kind.types)
@@ -123,10 +125,10 @@ def _whole(context: Any, builder: Any, kind: Any, sizes: Any) -> list[Any]:
 
 @intrinsic
 def room(typingctx: Any, sizes: Any) -> Any:
-    """Elements of a buffer that `cut` can cut into parts of these sizes."""
+    """The number of elements of a buffer that `cut` can cut into parts of these sizes."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        count = ir.Constant(cgutils.intp_t, BYTES // 4)
+        count = ir.Constant(cgutils.intp_t, BYTES // 4)  # what aligning the first part may cost
         for size in _whole(context, builder, sizes, args[0]):
             count = builder.add(count, size)
         return count
@@ -136,7 +138,10 @@ def room(typingctx: Any, sizes: Any) -> Any:
 
 @intrinsic
 def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
-    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`; as with `aligned`, use it after."""
+    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`.
+
+    As with `aligned`, `buffer` must be used once more after the last use of the pointers.
+    """
     parts = types.UniTuple(types.CPointer(buffer.dtype), len(sizes))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -150,7 +155,7 @@ def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, memory: Any, index: Any) -> Any:
-    """Ask for the cache line of memory[index], which need not exist."""
+    """Ask for the cache line of memory[index]; the address may lie outside of the array."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address = _address(context, builder, sig.args[0], *args)

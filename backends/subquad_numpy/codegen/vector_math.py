@@ -1,8 +1,8 @@
-"""exp2, softplus, sigmoid and sine of vectors, as polynomials.
+"""exp2, softplus, sigmoid and rotations of vectors, by polynomials.
 
-Coefficients interpolate the functions named beside them at Chebyshev nodes, in 50 digits, hence are within a
-small factor of the best possible: the error of a polynomial is below a fifth of the last place, so that of a
-function is that of its few roundings. Each polynomial has two sets, for float32 and for float64.
+The coefficients interpolate the functions named beside them at Chebyshev nodes, computed in 50 digits, and are within
+a small factor of the best possible. The error of a polynomial is below a fifth of a unit in the last place, so the
+error of a function is that of its few roundings. Each polynomial has two sets, for float32 and for float64.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ Coefficients = tuple[float, ...]
 
 
 def _register_constant(context: Any, builder: Any, vector: Vector, value: float) -> Any:
-    """A constant vector that LLVM takes for a variable.
+    """A constant vector, hidden from LLVM as the output of empty assembly, so that it stays in a register.
 
-    Known constants it would load anew wherever they are used, inside the loop over states: half of all loads.
+    LLVM would load a known constant from memory at each use inside the loop over states: half of all loads.
     """
     kind, word = context.get_value_type(vector.element), ir.IntType(vector.element.bitwidth)
     with builder.goto_entry_block():
@@ -61,16 +61,17 @@ def polynomial(single: Coefficients, double: Coefficients) -> Callable[[Any], An
     return evaluate
 
 
-# Below LOWEST_POWER a power of two is 0, from HIGHEST_POWER on it is infinite.
+# Exponents of two at which scale_by_power gives 0 and infinity: one below the smallest, one above the largest normal.
 LOWEST_POWER = polynomial((-127.0,), (-1023.0,))
 HIGHEST_POWER = polynomial((128.0,), (1024.0,))
-# Below this exp(x) has no normal number; ln 2 in two parts, the first with few digits, for exact multiples.
+# exp(x) of a smaller x is no normal number, and taken for 0.
 LOWEST_EXPONENT = polynomial((-87.0,), (-708.0,))
+# ln 2 in two parts; the high part has so few digits that its product with a whole exponent is exact.
 LN2_HIGH = polynomial((0.693359375,), (6.93147180369123816490e-01,))
 LN2_LOW = polynomial((-2.12194440054690583e-4,), (1.90821492927058770002e-10,))
 ZERO = polynomial((0.0,), (0.0,))
 ONE = polynomial((1.0,), (1.0,))
-LEAST = polynomial((-3.4028234663852886e38,), (-1.7976931348623157e308,))  # in place of −∞, which has no difference
+LEAST = polynomial((-3.4028234663852886e38,), (-1.7976931348623157e308,))  # stands in for −∞, as −∞ − (−∞) is NaN
 LOG2_E = 1.4426950408889634
 
 # (2^x - 1) / x for |x| <= 1/2
@@ -114,13 +115,16 @@ _COS_PI = polynomial(
 
 @inline
 def split_exp2(x: Any) -> Any:
-    """2^x for a recurrence: `factor`, `whole` with 2^x h = factor h + (h where whole == 0).
+    """(factor, whole) that represent 2^x in a recurrence: 2^x h = factor h + (h where whole == 0).
 
-    `whole` is x rounded. Where it is 0, `factor` is 2^x - 1 with all its digits: slow decays would lose
-    theirs in a number next to 1, the same way at every step. Elsewhere `factor` is 2^x within 2 units in the
-    last place, 0 below the normal numbers, infinite above. At either bound x is whole and the polynomial exactly
-    1, so that its exponent bits become those of 0 or infinity. NaN stays NaN. An infinite h becomes NaN where
-    whole == 0; to bound it in the product would cost a scan 6 % of its time.
+    `whole` is x rounded, and
+
+        whole == 0    factor = 2^x − 1 with all its digits: a slow decay would lose them in a number next to 1, and
+                      make one and the same error at every step
+        elsewhere     factor = 2^x within 2 units in the last place, 0 below the normal numbers, infinite above
+
+    At the bounds x is whole and the polynomial exactly 1, so that its exponent bits become those of 0 or infinity.
+    NaN stays NaN. An infinite h becomes NaN where whole == 0; a bound on h would cost a scan 6 % of its time.
     """
     x = at_most(at_least(x, LOWEST_POWER(x)), HIGHEST_POWER(x))
     whole = rint(x)
@@ -143,7 +147,7 @@ def exp_negative(x: Any) -> Any:
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), within 2 units in the last place.
 
-    With s = e / (2 + e), log1p(e) = 2 atanh(s) = 2 s + s³ P(s²) and 2 s = e - e s: of a small e nothing is lost.
+    With s = e / (2 + e), log1p(e) = 2 atanh(s) = 2 s + s³ P(s²). As 2 s = e - e s, a small e keeps all its digits.
     """
     e = exp_negative(-absolute(x))
     s = e / (e + 2.0)
@@ -153,17 +157,17 @@ def softplus(x: Any) -> Any:
 
 @inline
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x)), accurate also where it is small."""
+    """1 / (1 + exp(-x)), with a small relative error also where the value is small."""
     e = exp_negative(-absolute(x))
     return where_negative(x, e, ONE(x)) / (e + 1.0)
 
 
 @inline
 def split_rotation(factor: Any, whole: Any, time: Any, rate: Any, rate_rest: Any) -> Any:
-    """Real and imaginary part of 2^x exp(i angle), for 2^x from `split_exp2`; where whole == 0 less 1, as there.
+    """(real, imaginary) part of 2^x exp(i angle), for 2^x = (factor, whole) of `split_exp2`; real less 1 if whole == 0.
 
-    The angle is 2π time (rate + rate_rest). Of the turns, whole ones are taken off before digits are lost;
-    half the angle is then within a quarter turn, and sin 2a = 2 sin a cos a, cos 2a = 1 - 2 sin² a.
+    The angle is 2π time (rate + rate_rest). Whole turns are subtracted first, without rounding. Half of the remaining
+    angle is within a quarter turn, and sin 2a = 2 sin a cos a, cos 2a = 1 - 2 sin² a.
     """
     turns = time * rate
     rest = fma(time, rate, -turns) + time * rate_rest

@@ -1,4 +1,4 @@
-"""Functions of vectors that are one instruction of LLVM or two, lane by lane; and the sum over lanes."""
+"""Functions of vectors that take one or two instructions of LLVM, lane by lane; sum and maximum over the lanes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from subquad_numpy.codegen.vector_type import FUSE, Vector, intrinsic, types
 
 
 def _llvm(name: str, flags: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Code generator of the LLVM intrinsic `name`, elementwise over vectors."""
+    """The code generator of the LLVM intrinsic `name`, elementwise over vectors."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = context.get_value_type(sig.return_type)
@@ -24,7 +24,7 @@ def _llvm(name: str, flags: tuple[str, ...] = ()) -> Callable[..., Any]:
 
 @intrinsic
 def rint(typingctx: Any, x: Vector) -> Any:
-    """Nearest integer, halves to even."""
+    """x rounded to the nearest integer, halves to even."""
     return x(x), _llvm("rint")
 
 
@@ -36,11 +36,13 @@ def absolute(typingctx: Any, x: Vector) -> Any:
 
 @intrinsic
 def fma(typingctx: Any, x: Vector, y: Vector, z: Vector) -> Any:
-    """x y + z with one rounding, always: for error terms. Elsewhere x * y + z fuses where the machine can."""
+    """x y + z with exactly one rounding, for error terms; a plain x * y + z is fused only where the machine can."""
     return x(x, y, z), _llvm("fma")
 
 
 def _clamp(predicate: str) -> Callable[..., Any]:
+    # code generator of: the bound where x `predicate` bound, else x; a comparison with NaN is false
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         beyond = builder.fcmp_ordered(predicate, args[0], args[1])
         return builder.select(beyond, args[1], args[0])
@@ -72,6 +74,8 @@ def where_negative(typingctx: Any, x: Vector, yes: Vector, no: Vector) -> Any:
 
 
 def _select_zero(when_zero: Callable[..., Any]) -> Callable[..., Any]:
+    # code generator of: `when_zero` of the other arguments where the first one is 0, else the second one
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         zero = builder.fcmp_ordered("==", args[0], ir.Constant(args[0].type, None))
         return builder.select(zero, when_zero(builder, *args[1:]), args[1])
@@ -93,10 +97,9 @@ def add_where_zero(typingctx: Any, key: Vector, x: Vector, term: Vector) -> Any:
 
 @intrinsic
 def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
-    """x 2^exponent for whole exponents, by adding to the exponent bits of x: nothing is checked.
+    """x 2^exponent for whole exponents, by adding to the exponent bits of x: overflow is not checked.
 
-    A NaN stays a NaN: its conversion to an integer has no low bits set on any machine (0, or only the sign
-    bit).
+    A NaN stays a NaN: a NaN exponent converts to an integer without low bits on any machine (0, or only the sign bit).
     """
     mantissa = 23 if x.element == types.float32 else 52
 
@@ -111,7 +114,7 @@ def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
 
 @intrinsic
 def total(typingctx: Any, x: Vector) -> Any:
-    """Sum over the lanes, pairwise."""
+    """The sum of the lanes, added pairwise."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = args[0].type
@@ -125,7 +128,7 @@ def total(typingctx: Any, x: Vector) -> Any:
 
 @intrinsic
 def largest(typingctx: Any, x: Vector) -> Any:
-    """Largest of the lanes that are not NaN."""
+    """The maximum of the lanes that are not NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = args[0].type

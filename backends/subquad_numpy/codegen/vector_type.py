@@ -16,14 +16,13 @@ intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrin
 lowers: Callable[..., Callable[[F], F]] = extending.lower_builtin
 casts: Callable[..., Callable[[F], F]] = extending.lower_cast
 
-BYTES = 64
-
-# Products and sums may fuse into one rounding. Nothing else is relaxed: NaN and infinity keep their meaning.
+BYTES = 64  # of a vector: the widest register (AVX-512), and a cache line
+# A product and a sum may fuse into one rounding. Nothing else is relaxed: NaN and infinity keep their meaning.
 FUSE = ("contract",)
 
 
 class Vector(types.Type):  # type: ignore[misc]
-    """Type of `BYTES` worth of `element`s held as one value."""
+    """The Numba type of `BYTES` bytes of `element`s held as one value."""
 
     def __init__(self, element: Any) -> None:
         self.element = element
@@ -32,12 +31,12 @@ class Vector(types.Type):  # type: ignore[misc]
 
 
 def lanes_of(dtype: Any) -> int:
-    """Number of elements of a NumPy `dtype` in one vector."""
+    """The number of elements of a NumPy `dtype` in one vector."""
     return int(BYTES // dtype.itemsize)
 
 
 def inline(function: F) -> F:
-    """Compile `function` into its callers; unlike a bare decorator of Numba it keeps the type."""
+    """Compile `function` into its callers; unlike Numba's own decorator, `inline` keeps the type for type checkers."""
     compiled: F = numba.njit(inline="always", error_model="numpy")(function)
     return compiled
 
@@ -50,7 +49,7 @@ class _VectorModel(extending.models.PrimitiveModel):  # type: ignore[misc]
 
 
 class _Arithmetic(templates.AbstractTemplate):  # type: ignore[misc]
-    """Vector with vector, or vector with scalar on either side: the scalar is spread over the lanes."""
+    """Typing of `+ - * /` between vectors, or a vector and a scalar, which is spread over the lanes."""
 
     def generic(self, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
         vectors = [arg for arg in args if isinstance(arg, Vector)]
@@ -92,6 +91,7 @@ def _neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 @casts(types.Float, Vector)
 @casts(types.Integer, Vector)
 def spread_scalar(context: Any, builder: Any, fromty: Any, toty: Vector, value: Any) -> Any:
+    # a vector with the scalar `value` in every lane
     scalar = context.cast(builder, value, fromty, toty.element)
     wide = context.get_value_type(toty)
     if isinstance(scalar, ir.Constant):

@@ -1,1 +1,1 @@
-"""Attention through features, and softmax attention with few keys or few queries, compiled."""
+"""Attention through features, and softmax attention with a small number of keys or of queries, compiled."""

@@ -1,9 +1,9 @@
-"""How queries read what keys left (`summarize`) of attention through exponential features, fused likewise.
+"""The output of queries that read a state (`summarize`), in attention through exponential features, fused.
 
     out[i] = exp(y[i])ᵀ S / exp(y[i])ᵀ s
 
-in the letters of `blocks`. With W = k̃ᵀ, S = ṽ, s = 1 this is softmax attention to a few keys: the other half
-of Nyström attention.
+in the letters of `blocks`. With W = k̃ᵀ, S = ṽ, s = 1 this is softmax attention to a small number of keys k̃, the
+other half of Nyström attention.
 """
 
 from functools import cache
@@ -33,14 +33,14 @@ from subquad_numpy.features.blocks import (
 from subquad_numpy.features.phi import ELU, MAPS
 from subquad_numpy.runtime.arguments import fields
 
-ROWS = 8 * TILE_ROWS  # of a block: exponents of 256 features take 64 kB
+ROWS = 8 * TILE_ROWS  # rows of a block: their exponents for 256 features take 64 kB
 
 ATTEND_RECORD = fields(HEAD, OF_QUERIES, {"out": 2})
 
 
 @cache
 def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `attend(first, last, records)`, which runs tasks first to last − 1; the chunk varies fastest."""
+    """Compile the output of queries; among the tasks of an item the chunk varies fastest."""
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
 
@@ -61,7 +61,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         directions, numerator, state = Panels(packed, d), Panels(kv, m), State(start, k_sum)
         scratch = Scratch(rows, nothing, edge)
 
-        packed_for = -1
+        packed_for = -1  # the item whose directions and state are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
             f = carray(records, last)[item]
@@ -86,7 +86,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 query_features(phi_q, count, state, width, lanes, phi, seen, level)
                 multiply(phi_q, whole, numerator, m, d_out, lanes, rows_at(nothing, 0), product)
                 for r in range(count):
-                    if seen[r] == 0:  # the row sees nothing
+                    if seen[r] == 0:  # the state has no key: the row is 0, and stays 0
                         seen[r] = 1
                     divisor = spread(seen, r)
                     for j in range(0, d_v, lanes):

@@ -1,11 +1,11 @@
-"""The gradient of attention through exponential features by the queries, and by what the keys left (S, s).
+"""The gradient of attention through exponential features by queries and by the state (S, s), fused.
 
     G = g / D,  e = −(g · out) / D
     dy = φ_q ∘ (G Sᵀ + e sᵀ),  dS = Σ_i φ_q[i] G[i]ᵀ,  ds = Σ_i φ_q[i] e[i],  dq = dy Wᵀ
 
-or dy = φ_q / (1 + max(y, 0)) ∘ (…), dq = factor dy where φ_q = elu(y) + 1. g is the gradient by out; the other letters
-are those of `blocks`. The directions' own gradient comes turned: Σ_i dy[i] q[i]ᵀ, (m, d). Sums over rows are
-those of one chunk of them.
+For φ_q = elu(y) + 1, dy = φ_q / (1 + max(y, 0)) ∘ (…) and dq = factor dy. g is the gradient by out; the other letters
+are those of `blocks`. The gradient by W is written as its transpose, Σ_i dy[i] q[i]ᵀ, (m, d). Sums over rows are
+written for each chunk of rows.
 """
 
 from functools import cache
@@ -37,20 +37,21 @@ from subquad_numpy.features.blocks import (
 from subquad_numpy.features.phi import ELU, MAPS, slope_of
 from subquad_numpy.runtime.arguments import fields
 
-ROWS = 8 * TILE_ROWS  # of a block
+ROWS = 8 * TILE_ROWS  # rows of a block
 
 ATTEND_GRADIENT_RECORD = fields(
     HEAD,
     OF_QUERIES,
     {"out_row": None, "out": 2, "grad_row": None, "grad": 2},
-    # contiguous; the first chunk's sums, and features from them to those of the next
+    # Contiguous. All but grad_q point to the first chunk's sums; those of the next chunk follow `chunk_step` features
+    # later.
     {"grad_q": 2, "grad_kv": 2, "grad_sum": 2, "grad_W": 2, "chunk_step": None},
 )
 
 
 @cache
 def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `differentiate(first, last, frames)` for queries; the chunk varies fastest."""
+    """Compile the gradient by queries; among the tasks of an item the chunk varies fastest."""
     lanes, kind, zero = element(dtype)
     one = dtype.type(1)
     phi = MAPS[phi_name].number
@@ -83,7 +84,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         q_panels, g_panels = Panels(block, ROWS), Panels(weighted, ROWS)
         state, scratch, zero_row = State(start, k_sum), Scratch(rows, nothing, edge), rows_at(nothing, 0)
 
-        packed_for = -1
+        packed_for = -1  # the item whose directions and state are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
             f = carray(frames, last)[item]

@@ -1,13 +1,13 @@
-"""What the kernels of attention through features share: what they are told, and what they do with a block of rows.
+"""What the kernels of attention through features share: their argument records, and steps on a block of rows.
 
     φ_k[j] = exp(x[j] − shift),  S = Σ_j φ_k[j] v[j]ᵀ,  s = Σ_j φ_k[j],     x[j] = k[j] W − h |k[j]|²
     φ_q[i] = exp(y[i]),  D[i] = φ_q[i]ᵀ s,  out[i] = φ_q[i]ᵀ S / D[i],     y[i] = q[i] W + start
 
-of rows less their center. With random directions W this is FAVOR+; linear attention has x and y without a matrix and
-features elu(y) + 1, see `phi`. First keys are summed (`summarize`), then queries read the sums (`attend`). Of the
-gradient, queries come first (`attend_gradient`), then keys (`summarize_gradient`). The shift cancels in out, so it
-counts as a constant. No exponent ever leaves the cache of its core: all go block by block, product, exponential,
-product.
+where q and k stand for rows less their center. With random directions W this is FAVOR+; linear attention has no W, and
+features elu(y) + 1: see `phi`. The forward pass sums the keys (`summarize`), then queries read the sums (`attend`). The
+gradient takes the queries first (`attend_gradient`), then the keys (`summarize_gradient`). The shift cancels in out, so
+it counts as a constant. A kernel goes block by block through product, exponential and product, so that exponents never
+leave the cache of a core.
 """
 
 from typing import Any, NamedTuple
@@ -19,46 +19,48 @@ from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.phi import ELU, log_after, times_value
 from subquad_numpy.runtime.arguments import Fields
 
-# elements from row to row, of W also from column to column
+# Fields of queries or of keys:
+#     x_row, W_row, W_column    strides in elements, from row to row and from column to column
+#     x, W, center              queries or keys (n, d), directions (d, m), center (d)
+#     numbers                   [factor, h]; the factor multiplies W, or x where there is no W
 SIDE: Fields = dict.fromkeys(("x_row", "W_row", "W_column"))
-# queries or keys, directions, center; numbers are (factor of W, or of x without W; h)
 SIDE |= {"x": 2, "W": 2, "center": 1, "numbers": 1}
 
-# rows of an item, their numbers, features, numbers of a value; a task is one of so many chunks of so many rows
+# Sizes: rows of an item, numbers of a row, features, numbers of a value; an item has `chunks` chunks of `chunk` rows.
 HEAD: Fields = dict.fromkeys(("n", "d", "m", "d_v", "chunks", "chunk")) | SIDE
-"""What every kernel is told of an item: see `runtime.arguments` for what a record type is."""
+"""The fields that every kernel reads of an item: see `runtime.arguments` for record types."""
 
-OF_KEYS: Fields = {"v_row": None, "v": 2, "mask": 1}  # the mask is of bytes
-# without start it is 0, without k_sum 1; `is_shift`: a start of −∞ stands for a feature without a key, and is 0
+OF_KEYS: Fields = {"v_row": None, "v": 2, "mask": 1}  # the mask has one byte for each key
+# Address 0 means: start is 0, k_sum is 1. If `is_shift`, start is the shift of a state, where −∞ (no key) counts as 0.
 OF_QUERIES: Fields = {"kv_row": None, "is_shift": None, "start": 2, "kv": 2, "k_sum": 2}
 
 
 @inline
 def sizes_of(f: Any) -> Any:
-    """The words of `HEAD` before `SIDE`."""
+    """The sizes of an argument record: (n, d, m, d_v, chunks, chunk)."""
     return f.n, f.d, f.m, f.d_v, f.chunks, f.chunk
 
 
 class Side(NamedTuple):
-    """One side of the features in scratch memory."""
+    """Queries or keys in scratch memory: what their exponents are computed from."""
 
     d: int  # numbers of a row
     center: Any
     numbers: Any  # factor, h
-    packed: Any  # panels of W; of keys with one row more, of ones, against −h|k|²
-    width: int  # features in whole vectors
+    packed: Any  # panels of W; for keys with one more row, of ones, which meets −h|k|²
+    width: int  # m rounded up to whole vectors
 
 
 class Scratch(NamedTuple):
-    """Scratch memory of a block."""
+    """Scratch memory for a block of rows."""
 
-    rows: Any  # rows less their center; of keys d + 1 numbers each, of queries d
-    nothing: Any  # zeros
-    edge: Any  # one vector
+    rows: Any  # rows less their center; a key has d + 1 numbers, a query d
+    nothing: Any  # a row of zeros
+    edge: Any  # one vector, for the ends of rows
 
 
 class State(NamedTuple):
-    """What queries read of a state beside its numerator; beyond its features −∞ and 0."""
+    """What queries read of a state beside the numerator: from feature m on, start is −∞ and k_sum is 0."""
 
     start: Any
     k_sum: Any
@@ -66,7 +68,11 @@ class State(NamedTuple):
 
 @inline
 def widths_of(m: int, d: int, d_v: int, lanes: int) -> tuple[int, int, int, int, int]:
-    """m up to whole vectors, up to whole tiles of those, and up to vectors again; d and d_v up to whole vectors."""
+    """(width, height, stride, d_in, d_out): sizes rounded up.
+
+    width, height, stride    m rounded up to vectors, then to tiles, then to vectors again
+    d_in, d_out              d and d_v rounded up to vectors
+    """
     width = padded(m, lanes)
     height = padded(width, TILE_ROWS)
     return width, height, padded(height, lanes), padded(d, lanes), padded(d_v, lanes)
@@ -74,20 +80,23 @@ def widths_of(m: int, d: int, d_v: int, lanes: int) -> tuple[int, int, int, int,
 
 @inline
 def load_center(f: Any, d: int, lanes: int, center: Any, zero: Any) -> None:
-    """Copy the item's center, if any."""
+    """Copy the center of an item's argument record into scratch, if there is one."""
     if f.center != 0:
         load_padded_row(pointer(f.center, zero), 0, d, lanes, center)
 
 
 @inline
 def directions_of(f: Any, zero: Any) -> Any:
-    """W of an item's record."""
+    """The matrix W of an item's argument record."""
     return Matrix(pointer(f.W, zero), f.W_row, f.W_column)
 
 
 @inline
 def visible_rows(mask: Any, has_mask: bool, row: int, stop: int, most: int, places: Any) -> tuple[int, int]:
-    """Write the places of the next rows that the mask shows, at most so many; their number, and the row behind."""
+    """Write the numbers of the next rows that the mask shows into `places`, up to `most` of them.
+
+    Returns how many there are, and the first row that was not looked at.
+    """
     count = 0
     while row < stop and count < most:
         if not has_mask or mask[row] != 0:
@@ -99,7 +108,7 @@ def visible_rows(mask: Any, has_mask: bool, row: int, stop: int, most: int, plac
 
 @inline
 def pack_keys(W: Any, d: int, m: int, factor: Any, lanes: int, packed: Any) -> None:
-    """W for `key_exponents`: below its d rows one of ones, against −h|k|²."""
+    """Pack W for `key_exponents`, with a row of ones below its d rows, which meets −h|k|²."""
     pack(W, d, m, factor, lanes, packed)
     for i in range(0, m, lanes):
         into_panels(packed, d, i, padded(m, lanes), zeros(packed.data) + 1.0, lanes)
@@ -107,7 +116,7 @@ def pack_keys(W: Any, d: int, m: int, factor: Any, lanes: int, packed: Any) -> N
 
 @inline
 def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: Any, lanes: int, phi: int) -> None:
-    """x of the keys at `places`; with W the keys themselves stay in `scratch.rows`."""
+    """Write x of the keys at `places`. With W, the keys less their center are left in `scratch.rows`."""
     d, rows, numbers = keys.d, scratch.rows, keys.numbers
     depth = d + 1
     for r in range(count):
@@ -119,7 +128,7 @@ def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: A
             else:
                 square = square + part * part
                 store_part(rows, r * depth + p, part, d - p, lanes, scratch.edge)
-        # |k|² overflows long before k itself, and 0 · ∞ is NaN
+        # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
         rows[r * depth + d] = -numbers[1] * total(square) if numbers[1] != 0 else 0
     if phi != ELU:
         whole = padded(count, TILE_ROWS)
@@ -130,7 +139,7 @@ def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: A
 
 @inline
 def query_exponents(q: Any, count: int, queries: Any, start: Any, y: Any, scratch: Any, lanes: int, phi: int) -> None:
-    """y of queries; with W the queries themselves stay in `scratch.rows`. Without W it does not begin with `start`."""
+    """Write y of queries. With W, y includes `start`, and the queries less their center are left in `scratch.rows`."""
     d, rows = queries.d, scratch.rows
     for r in range(count):
         for p in range(0, d, lanes):
@@ -148,7 +157,7 @@ def query_exponents(q: Any, count: int, queries: Any, start: Any, y: Any, scratc
 
 @inline
 def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: int, seen: Any, level: Any) -> None:
-    """φ of each row over exp(level), its largest exponential, in place of y; and φᵀ s as `seen`."""
+    """Write φ of each row over exp(level) in place of y; `level` is the row's largest exponent, and `seen` is φᵀ s."""
     for r in range(count):
         top = log_after(load(y.data, r * y.row), state.start, 0, phi)
         for i in range(lanes, width, lanes):
@@ -166,7 +175,7 @@ def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: 
 
 @inline
 def add_product(a: Any, height: int, panels: Any, depth: int, c: Any, part: Any, nothing: Any, lanes: int) -> None:
-    """C += A B over the rows of a block; the block's own sum comes first, which keeps a float32 sum of many exact."""
+    """C += A B over the rows of a block. The product is formed apart, in `part`: that rounds less than adding rows."""
     multiply(a, height, panels, depth, c.row, lanes, rows_at(nothing, 0), rows_at(part, c.row))
     for i in range(0, height * c.row, lanes):
         store(c.data, i, load(c.data, i) + load(part, i))
@@ -183,7 +192,7 @@ def store_rows(target: Any, rows: int, columns: int, source: Any, lanes: int, ed
 
 @inline
 def load_start(f: Any, m: int, width: int, zero: Any, start: Any, k_sum: Any) -> None:
-    """Copy the item's start and s; beyond its features nothing is seen."""
+    """Copy start and s of an item's argument record, in the form of `State`."""
     starts, sums = pointer(f.start, zero), pointer(f.k_sum, zero)
     for i in range(width):
         start[i] = -float("inf")

@@ -1,8 +1,9 @@
-"""Attention through features by verb, and softmax attention, on NumPy arrays by compiled kernels.
+"""Attention through features, and softmax attention, on NumPy arrays by compiled kernels.
 
-Each verb is `forward(arrays, static, …) -> (outputs, saved)` and `backward(arrays, static, saved, outputs, grads, need,
-…)` as `subquad_numpy.compiled.Compiled` describes them. A state is (shift, numerator, denominator), axes (m, 1),
-(m, d_v), (m, 1). The kernels themselves write shift and denominator as rows of m numbers.
+`summarize`, `attend`, `step` and `softmax` are each a forward pass, with a backward pass of its name, as described by
+`subquad_numpy.compiled.Compiled`. A state consists of these arrays, each after the batch axes:
+
+    shift (m, 1)    numerator (m, d_v)    denominator (m, 1)
 """
 
 from __future__ import annotations
@@ -32,33 +33,33 @@ Arrays = Sequence[Any]  # arrays, or None where there is none
 New = Callable[[tuple[int, ...], Any], Array]
 Planned = Callable[[Arrays, New, Any], tuple[tuple[Array, ...], Any]]  # (arrays, new, threads) → (outputs, saved)
 
-SUMMARY_CHUNK, MAX_CHUNKS = 4096, 16  # keys of a task; more than this many partial sums would cost memory
-READING_CHUNK = 1024  # queries of a task
-GRADIENT_CHUNK = 2048  # rows of a task
-SMALL_KEYS, QUERIES = 512, 256  # keys whose values stay in cache; queries that read all keys together
+SUMMARY_CHUNK, MAX_CHUNKS = 4096, 16  # minimum keys of a task of `summarize`; maximum chunks, whose sums take memory
+READING_CHUNK = 1024  # queries of a task of `attend`
+GRADIENT_CHUNK = 2048  # minimum rows of a task of a gradient
+SMALL_KEYS, QUERIES = 512, 256  # maximum keys whose values stay in cache; maximum features of a task of `summarize`
 
 
 class Trace(NamedTuple):
-    """What the gradient of `step` needs of the forward pass."""
+    """What the gradient of `step` reads of the forward pass, beside inputs and outputs."""
 
     numerator: Array  # (..., m, d_v), of the state before
     denominator: Array  # (..., m, 1)
-    level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees nothing
+    level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees no key
     shifts: Array  # (..., blocks, m), the shift before each block
 
 
 class RowSums(NamedTuple):
-    """What softmax attention of few queries knows of each: its largest logit, and the sum of its weights over that."""
+    """Sums of softmax attention for each query: its largest logit, and the sum of its weights over exp(that logit)."""
 
     shift: Array  # (..., n, 1), finite
     total: Array  # (..., n, 1), positive
 
 
-# Verbs ------------------------------------------------------------------------------------------------------------
+# Forward passes ---------------------------------------------------------------------------------------------------
 
 
 def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`feature_summarize`: the state with more keys."""
+    """`feature_summarize`: the state with the keys k added."""
     k, v, old_shift, _, _, *weights, key_mask = arrays
     keys = keys_of(static["phi"], weights)
     operand = operand_from(keys_of, static["phi"], weights)
@@ -72,12 +73,12 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
     if old_shift is None:
         return summarize
     whole = np.broadcast_shapes(batch, old_shift.shape[:-2])
-    column, matrix = ((*whole, *x[-2:]) for x in (sums.column, sums.matrix))
+    column, matrix, dtype = (*whole, *sums.column[-2:]), (*whole, *sums.matrix[-2:]), k.dtype
 
     def merge(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
         shift, numerator, denominator = arrays[2:5]
         (more_shift, more_numerator, more_denominator), _ = summarize(arrays, np.empty, threads)
-        outputs = new(column, k.dtype), new(matrix, k.dtype), new(column, k.dtype)
+        outputs = new(column, dtype), new(matrix, dtype), new(column, dtype)
         finite = _finite(np.maximum(shift, more_shift, out=outputs[0]))
         fade, fade_more = np.exp(shift - finite), np.exp(more_shift - finite)
         for old, more, out in ((numerator, more_numerator, outputs[1]), (denominator, more_denominator, outputs[2])):
@@ -89,7 +90,7 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
 
 
 def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`feature_attend`: what all queries read of a state."""
+    """`feature_attend`: the output of queries that all read the whole state."""
     q, shift, numerator, denominator, *weights = arrays
     operand = operand_from(queries_of, static["phi"], weights)
     batch = np.broadcast_shapes(q.shape[:-2], _center_batch(weights), numerator.shape[:-2])
@@ -107,10 +108,10 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
 
 
 def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`feature_step`: causal output of rows after a state, and the state after them.
+    """`feature_step`: the causal output of rows after a state, and the state after the rows.
 
-    What exceeds the range of the compiled kernel is left to the generic form: rows that it hands back, and the state
-    of an item with a key or value that is not finite. Of a call with such an item nothing is saved.
+    The generic form computes what exceeds the range of the compiled kernel: rows that the kernel leaves undone, and the
+    state of an item with a key or value that is not finite. A call with such an item saves nothing.
     """
     from subquad_numpy.features.step import STEP_RECORD, block_rows, step_kernel
 
@@ -125,7 +126,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
         k.shape[:-2], v.shape[:-2], _mask_batch(key_mask), state_batch, keys.batch, _center_batch(weights)
     )
     batch = np.broadcast_shapes(q.shape[:-2], kept)
-    # of heads of queries that share their keys, the first one writes the state
+    # where heads of queries share their keys, the first head writes the state
     own = (1,) * (len(batch) - len(kept)) + kept
     first = tuple(slice(0, 1) if size == 1 else slice(None) for size in own)
     writes = np.zeros(batch, np.int64)
@@ -148,7 +149,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     advance = Run(
         step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
         {
-            **rows_k.fields(), **rows_q.fields("q_"), **likes, "v": like_v, "v_row": row_step(like_v),
+            **rows_k.fields(k, keys), **rows_q.fields(q, queries, "q_"), **likes,
+            "v": like_v, "v_row": row_step(like_v),
             "mask": None if key_mask is None else fixed(fix_mask, key_mask),
             **dict(zip(("shift", "kv", "k_sum"), like_state, strict=True)),
             "n": n, "d": d, "m": m, "d_v": d_v, "chunks": 1, "chunk": n, "keeps": writes.reshape(-1),
@@ -176,7 +178,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             threads,
         )  # fmt: skip
         if (undone != n).any():
-            whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
+            with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
+                whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
             mine = np.arange(n)[:, None] < undone[..., None, None]
             out[...] = np.where(mine, out, whole)
             is_right = (undone[first].reshape(kept) == n)[..., None, None]
@@ -198,7 +201,7 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], _mask_batch(key_mask))
     shape = *batch, n, d_v
-    if n_kv <= SMALL_KEYS < n:  # keys are the directions of the queries
+    if n_kv <= SMALL_KEYS < n:  # a small number of keys: they are the directions of the queries
         shown_k, shown_v, start = _hide(k, v, key_mask)
         operand = Operand(shown_k.swapaxes(-1, -2), scale)
         read = _Reading(batch, q, operand, start, shown_v, None, is_shift=False)
@@ -209,7 +212,7 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
             out = new(shape, dtype)
             read(q, k.swapaxes(-1, -2), None, start, v, None, out, threads)
             if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
-                out[np.broadcast_to(~seen, batch)] = 0  # also for a query that is NaN
+                out[np.broadcast_to(~seen, batch)] = 0  # even where the query is NaN
             return (out,), None
 
         return of_all_queries
@@ -219,7 +222,7 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
         q, k, v, key_mask = arrays
         out = new(shape, dtype)
         shift, _, total = sums(k, v, key_mask, q.swapaxes(-1, -2), None, np.empty, threads, out)
-        total[total == 0] = 1  # the row saw nothing and is 0
+        total[total == 0] = 1  # a row without a visible key is 0
         out /= total
         return (out,), RowSums(_finite(shift), total) if save else None
 
@@ -236,7 +239,7 @@ def summarize_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool],
     *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """Gradients of `summarize`; the new shift counts as a constant."""
+    """The gradients of `summarize`; the new shift counts as a constant."""
     k, v, shift, numerator, denominator, *weights, key_mask = arrays
     keys = keys_of(static["phi"], weights)
     finite = _finite(outputs[0])
@@ -266,7 +269,7 @@ def attend_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool],
     *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """Gradients of `attend`."""
+    """The gradients of `attend`."""
     q, shift, numerator, denominator, *weights = arrays
     queries = queries_of(static["phi"], weights)
     found = _by_queries(
@@ -289,7 +292,10 @@ def step_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: Trace | None, outputs: Arrays, grads: Arrays,
     need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...] | None:  # fmt: skip
-    """Gradients of `step`; None by weights, with centers, of the state after, and where nothing was saved."""
+    """The gradients of `step`.
+
+    None where weights need a gradient, there are centers, the state after has a gradient, or nothing was saved.
+    """
     q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
     grad, *by_after = grads
     if saved is None or grad is None or len(weights) > 2 or any(need[6:8]) or any(x is not None for x in by_after):
@@ -307,8 +313,8 @@ def step_backward(
     run(
         step_gradient_kernel(q.dtype, keys.phi), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
-        **Rows(k, keys).fields(), v=v_rows, v_row=row_step(v_rows), mask=mask,
-        **Rows(q, queries).fields("q_"), kv=saved.numerator, k_sum=saved.denominator,
+        **Rows(k, keys).fields(k, keys), v=v_rows, v_row=row_step(v_rows), mask=mask,
+        **Rows(q, queries).fields(q, queries, "q_"), kv=saved.numerator, k_sum=saved.denominator,
         level=saved.level, shifts=saved.shifts,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
@@ -327,10 +333,10 @@ def softmax_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: RowSums | None, outputs: Arrays, grads: Arrays,
     need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """Gradients of `softmax`."""
+    """The gradients of `softmax`."""
     q, k, v, key_mask = arrays
     (out,), (grad,), scale = outputs, grads, static["scale"]
-    if saved is None:  # few keys are the directions of the queries
+    if saved is None:  # a small number of keys: they are the directions of the queries
         keys, values, start = _hide(k, v, key_mask)
         operand = Operand(keys.swapaxes(-1, -2), scale)
         found = _by_queries(q, operand, start, values, None, out, grad, by_W=True, threads=threads)
@@ -339,7 +345,7 @@ def softmax_backward(
         if key_mask is not None:
             if not (seen := key_mask.any(axis=-1)).all():
                 by_q[np.broadcast_to(~seen, grad.shape[:-2])] = 0
-            keep = key_mask[..., None]  # 0 · NaN is NaN: that of a query must not reach a hidden key
+            keep = key_mask[..., None]  # 0 · NaN is NaN: a query that is NaN must not reach a hidden key
             by_k, by_v = np.where(keep, by_k, 0), np.where(keep, by_v, 0)
     else:
         by_kv = grad / saved.total
@@ -351,7 +357,7 @@ def softmax_backward(
 
 
 def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes that broadcasting from `shape` added."""
+    """x summed over the axes that broadcasting from `shape` added or lengthened."""
     x = x.sum(axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
     once = tuple(axis for axis, size in enumerate(shape) if size == 1 != x.shape[axis])
     return x.sum(axis=once, keepdims=True) if once else x
@@ -361,7 +367,7 @@ def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 class ByQueries(NamedTuple):
-    """What the queries give: gradients by q and by the sums over keys, and by the directions (m, d) if asked for."""
+    """Gradients by the queries, the numerator and the denominator, and by the directions, (m, d), if asked for."""
 
     q: Array
     kv: Array
@@ -370,7 +376,7 @@ class ByQueries(NamedTuple):
 
 
 class ByKeys(NamedTuple):
-    """What the keys give: gradients by k, by v, and by the directions (m, d) if asked for."""
+    """Gradients by the keys and the values, and by the directions, (m, d), if asked for."""
 
     k: Array
     v: Array
@@ -378,7 +384,7 @@ class ByKeys(NamedTuple):
 
 
 class _Sums:
-    """What keys of one form leave: (…, m, 1), (…, m, d_v), (…, m, 1); the first is −∞ where there is no key."""
+    """The state of keys, planned for arrays of one form; the shift is −∞ where the mask shows no key."""
 
     def __init__(self, batch: tuple[int, ...], k: Array, v: Array, side: Operand, mask: Array | None) -> None:
         from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
@@ -387,7 +393,8 @@ class _Sums:
         m, most = side.width(d), side.width(d) if side.W is None else QUERIES
         self.rows, self.fix_v = Rows(k, side), fix_rows(v)
         self.fix_mask = None if mask is None else fix_items(mask, 1)
-        # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
+        # Chunks of keys have partial sums, so that one long sequence occupies all threads. Their memory is small
+        # beside that of the keys, as long as m is.
         self.chunks = chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
         self.column, self.matrix = (*batch, m, 1), (*batch, m, d_v)
         v, column = fixed(self.fix_v, v), np.empty(self.column, k.dtype)
@@ -395,7 +402,7 @@ class _Sums:
             summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": -(-n // chunks), "most": most,
-                "chunk_step": math.prod(batch) * m, **self.rows.fields(), "v": v, "v_row": row_step(v),
+                "chunk_step": math.prod(batch) * m, **self.rows.fields(k, side), "v": v, "v_row": row_step(v),
                 "mask": None if mask is None else fixed(self.fix_mask, mask),
                 "shift": column, "kv": np.empty(self.matrix, k.dtype), "k_sum": column,
             },
@@ -425,7 +432,10 @@ class _Sums:
 
 
 class _Reading:
-    """φᵀ kv / φᵀ k_sum of queries of one form, with exponents that begin at `start`. Without start it is 0, k_sum 1."""
+    """φᵀ kv / φᵀ k_sum of queries, with `start` added to the exponents, planned for arrays of one form.
+
+    A start of None stands for 0, a k_sum of None for 1. If `is_shift`, a start of −∞ counts as 0.
+    """
 
     def __init__(
         self, batch: tuple[int, ...], q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, *,
@@ -441,7 +451,8 @@ class _Reading:
         self.run = Run(
             attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
             {
-                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK, **self.rows.fields(),
+                "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK,
+                **self.rows.fields(q, side),
                 "start": None if start is None else fixed(self.fix_start, start), "is_shift": int(is_shift),
                 "kv": kv, "kv_row": row_step(kv), "k_sum": None if k_sum is None else fixed(self.fix_k_sum, k_sum),
                 "out": np.empty((*batch, n, d_v), q.dtype),
@@ -465,7 +476,7 @@ def _by_queries(
     q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
     by_W: bool, threads: int | None,
 ) -> ByQueries:  # fmt: skip
-    """The gradient of `_Reading`."""
+    """The gradients of what `_Reading` computes."""
     from subquad_numpy.features.attend_gradient import ATTEND_GRADIENT_RECORD, attend_gradient_kernel
 
     batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], kv.shape[-1]
@@ -478,7 +489,7 @@ def _by_queries(
     run(
         attend_gradient_kernel(q.dtype, side.phi), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
         n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(q, side).fields(), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
+        **Rows(q, side).fields(q, side), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
         out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
         grad_q=grad_q, grad_kv=grads[0][0], grad_sum=grads[1][0], grad_W=grads[2][0] if by_W else None,
     )  # fmt: skip
@@ -490,7 +501,7 @@ def _by_keys(
     k: Array, v: Array, side: Operand, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
     by_W: bool, threads: int | None,
 ) -> ByKeys:  # fmt: skip
-    """The gradient of `_Sums`; the shift is finite, and has the batch shape of the call."""
+    """The gradients of what `_Sums` computes; the shift must be finite, and have the batch shape of the call."""
     from subquad_numpy.features.summarize_gradient import SUMMARIZE_GRADIENT_RECORD, summarize_gradient_kernel
 
     batch, (n, d), d_v = shift.shape[:-2], k.shape[-2:], v.shape[-1]
@@ -503,14 +514,15 @@ def _by_keys(
     run(
         summarize_gradient_kernel(k.dtype, side.phi), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
         threads, n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(k, side).fields(), v=v, v_row=row_step(v), mask=mask, shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
+        **Rows(k, side).fields(k, side), v=v, v_row=row_step(v), mask=mask,
+        shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
         grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],
     )  # fmt: skip
     return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))
 
 
 def _chunks(n: int) -> tuple[int, int]:
-    """How many chunks a gradient has, and the rows of each."""
+    """(chunks, rows of a chunk) of the gradient for n rows."""
     chunks = max(1, min(MAX_CHUNKS, n // GRADIENT_CHUNK))
     return chunks, -(-n // chunks)
 
@@ -521,22 +533,22 @@ def _finite(shift: Array) -> Array:
 
 
 def _by_shift(numerator: Array, denominator: Array, by_numerator: Array, by_denominator: Array) -> Array:
-    """The gradient by the shift of a state that is read, as sums over exp(shift) have it."""
+    """The gradient by the shift of a state that is read: its sums are over exp(shift)."""
     return (numerator * by_numerator).sum(axis=-1, keepdims=True) + denominator * by_denominator
 
 
 def _mask_batch(key_mask: Array | None) -> tuple[int, ...]:
-    """The batch shape of a key mask."""
+    """The batch shape of a key mask; () where there is none."""
     return () if key_mask is None else key_mask.shape[:-1]
 
 
 def _center_batch(weights: Sequence[Array]) -> tuple[int, ...]:
-    """The batch shape of both centers; () where there are none."""
+    """The common batch shape of both centers; () where there are none."""
     return np.broadcast_shapes(*(x.shape[:-2] for x in weights[2:]))
 
 
 def _hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Array | None]:
-    """Keys and values with zeros where hidden, 0 · NaN being NaN, and what to add to their logits."""
+    """(keys, values, start): hidden keys and values are 0, since 0 · NaN is NaN, and `start` is added to the logits."""
     if key_mask is None:
         return k, v, None
     keep = key_mask[..., None]

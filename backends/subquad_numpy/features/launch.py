@@ -1,4 +1,4 @@
-"""Attention through features, and softmax attention with few keys or few queries, as launches."""
+"""Attention through features, and softmax attention with a small number of keys or of queries, as launches."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ class Side(NamedTuple):
 
     @property
     def phi(self) -> str:
-        """The name of the map, as `features.phi.MAPS` has it."""
+        """The name of the feature map in `features.phi.MAPS`."""
         return "elu" if self.W is None else "exponential"
 
     def width(self, d: int) -> int:
-        """Number of features."""
+        """The number of features m of rows of d numbers."""
         return d if self.W is None else self.W.shape[-2 if self.turned else -1]
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """The batch shape that it brings."""
+        """The common batch shape of directions and center."""
         W, center = (() if x is None else tuple(x.shape[:-2]) for x in (self.W, self.center))
         return broadcast_batch(weights=W, center=center)
 
     def sizes(self, d: int) -> dict[str, int]:
-        """The numbers of an argument record for rows of d numbers on this side."""
+        """The strides of an argument record, for contiguous rows of d numbers."""
         steps = {} if self.W is None else {"W_row": self.W.shape[-1], "W_column": 1}
         if self.turned:
             steps = {"W_row": 1, "W_column": d}
         return {"x_row": d, **steps}
 
     def operands(self, xp: ModuleType, x: Array) -> dict[str, Array | None]:
-        """The arrays of an argument record for rows x on this side."""
+        """The arrays of an argument record, for rows x."""
         center = None if self.center is None else self.center[..., 0, :]
         numbers = xp.asarray(np.array([self.factor, self.half_scale]), dtype=x.dtype)
         return {"x": x, "W": self.W, "center": center, "numbers": numbers}
 
 
 def sides_of(xp: ModuleType, phi: Exponential | Elu, weights: Sequence[Array]) -> tuple[Side, Side]:
-    """Keys and queries."""
+    """(keys, queries) of a feature map; with centers, W_k takes up the term scale q̄ · x of log φ."""
     if isinstance(phi, Elu):
         return Side(factor=phi.scale_k), Side(factor=phi.scale_q)
     W_k, W_q, *center = weights
@@ -73,14 +73,14 @@ def sides_of(xp: ModuleType, phi: Exponential | Elu, weights: Sequence[Array]) -
 
 
 def launch_summarize(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `feature_summarize`."""
+    """The outputs of the kernel `feature_summarize`."""
     k, v, shift, numerator, denominator, *weights, key_mask = arrays
     keys, _ = sides_of(array_namespace(k), static["phi"], weights)
     return _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
 
 
 def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `feature_attend`."""
+    """The output of the kernel `feature_attend`."""
     q, shift, numerator, denominator, *weights = arrays
     xp = array_namespace(q)
     _, queries = sides_of(xp, static["phi"], weights)
@@ -88,7 +88,7 @@ def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) ->
 
 
 def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `feature_step`; what exceeds the range of the compiled kernel is left to the generic form."""
+    """The outputs of the kernel `feature_step`; rows beyond the range of compiled code are left to the generic form."""
     from subquad_numpy.features.step import STEP_RECORD, step_kernel
 
     q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
@@ -104,14 +104,14 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
         center=queries.batch,
     )
     batch = broadcast_batch(q=q.shape[:-2], keys=kept)
-    alone = kept == batch  # where heads of queries share their keys, the state is summed up on its own
+    alone = kept == batch  # else heads of queries share their keys, and another launch computes the state
     state = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
     of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
     made = Launch(
         step_kernel,
         (np.dtype(q.dtype), keys.phi),
         STEP_RECORD,
-        # the first row that is not done, of 64 bits, which a library may not have
+        # `undone` is a number of 64 bits, which a library may not have: a pair of 32 bits, of which the first counts
         {"out": Like((*batch, n, d_v), q.dtype), "undone": Like((*batch, 2), np.dtype(np.int32))}
         | {name: Like((*batch, *tail), q.dtype) for name, tail in state.items()},
         {
@@ -137,6 +137,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
     else:
         after = _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
 
+    # rows that the kernel left undone, and states of items with one, from the generic form
     def complete(out: Array, *after: Array) -> tuple[Array, ...]:
         whole, *sums = feature_step.generic(*arrays[:-1], key_mask=key_mask, **static)
         done = xp.reshape(xp.arange(n, dtype=xp.int32), (n, 1)) < undone
@@ -148,7 +149,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
 
 
 def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `softmax_attention` with few keys or few queries, all of which see all."""
+    """The output of the kernel `softmax_attention` for a small number of keys or of queries, without causality."""
     from subquad_numpy.features.calls import SMALL_KEYS
 
     q, k, v, key_mask = arrays
@@ -159,17 +160,17 @@ def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -
             k, v = (xp.where(key_mask[..., None], x, 0.0) for x in (k, v))
             start = xp.where(key_mask, xp.zeros((), dtype=q.dtype), -math.inf)[..., None]
         out = _read(q, Side(k, scale, turned=True), start, v, None, run)
-        if key_mask is not None:  # also for a query that is NaN
+        if key_mask is not None:  # a row without a visible key is 0, even if its query is NaN
             out = xp.where(xp.any(key_mask, axis=-1)[..., None, None], out, 0.0)
         return (out,)
     _, numerator, denominator = _sums(k, v, Side(q, scale, turned=True), key_mask, run)
-    return (numerator / xp.where(denominator == 0, 1.0, denominator),)  # a row that saw nothing is 0
+    return (numerator / xp.where(denominator == 0, 1.0, denominator),)  # a row without a visible key is 0
 
 
 def _with_keys(
     k: Array, v: Array, side: Side, key_mask: Array | None, state: tuple[Array | None, ...], run: Run
 ) -> State:
-    """A state with more keys."""
+    """The `state` with the keys k added."""
     xp = array_namespace(k)
     sums = _sums(k, v, side, key_mask, run)
     shift, *before = state
@@ -183,7 +184,7 @@ def _with_keys(
 
 
 def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, run: Run) -> State:
-    """What keys leave, shift −∞ where there is none."""
+    """The state of the keys k alone; the shift is −∞ where the mask shows no key."""
     from subquad_numpy.features.calls import MAX_CHUNKS, QUERIES, SMALL_KEYS, SUMMARY_CHUNK
     from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
 
@@ -191,7 +192,8 @@ def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, run: Run) -> S
     mask_batch = None if key_mask is None else key_mask.shape[:-1]
     batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], key_mask=mask_batch, weights=side.batch)
     most = m if side.W is None else QUERIES
-    # partial sums of chunks of keys: for one item of a long sequence, and of no weight beside the keys themselves
+    # Chunks of keys have partial sums, so that one long sequence occupies all threads. Their memory is small beside
+    # that of the keys, as long as m is.
     chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
     items = math.prod(batch)
     found = run(
@@ -233,9 +235,9 @@ def _read(
     q: Array, side: Side, start: Array | None, numerator: Array, denominator: Array | None, run: Run, *,
     is_shift: bool = False,
 ) -> Array:  # fmt: skip
-    """φᵀ numerator / φᵀ denominator with exponents that begin at `start`, (..., m, 1); without denominator it is 1.
+    """φᵀ numerator / φᵀ denominator of queries, where `start`, (..., m, 1), is added to the exponents.
 
-    A start that `is_shift` is 0 where it is −∞.
+    A denominator of None stands for 1, a start of None for 0. If `is_shift`, a start of −∞ counts as 0.
     """
     from subquad_numpy.features.attend import ATTEND_RECORD, attend_kernel
     from subquad_numpy.features.calls import READING_CHUNK

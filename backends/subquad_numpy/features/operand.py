@@ -1,4 +1,4 @@
-"""What queries or keys are multiplied with before the exponential: one side of attention through features."""
+"""One side of attention through features, that of queries or of keys: directions, center and numbers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Operand(NamedTuple):
 
     @property
     def phi(self) -> str:
-        """The name of the map, as `features.phi.MAPS` has it."""
+        """The name of the feature map in `features.phi.MAPS`."""
         return "elu" if self.W is None else "exponential"
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """The batch shape that directions and center bring."""
+        """The common batch shape of directions and center."""
         own = () if self.W is None else self.W.shape[:-2]
         return own if self.center is None else np.broadcast_shapes(own, self.center.shape[:-1])
 
     def width(self, d: int) -> int:
-        """Number of features."""
+        """The number of features m of rows of d numbers."""
         return d if self.W is None else self.W.shape[-1]
 
 
 def keys_of(phi: Elu | Exponential, weights: Weights) -> Operand:
-    """The side of the keys."""
+    """The operand of the keys; with centers, W_k takes up the term scale q̄ · x of log φ."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_k)
     W, _, *center = weights
@@ -51,7 +51,7 @@ def keys_of(phi: Elu | Exponential, weights: Weights) -> Operand:
 
 
 def queries_of(phi: Elu | Exponential, weights: Weights) -> Operand:
-    """The side of the queries."""
+    """The operand of the queries."""
     if isinstance(phi, Elu):
         return Operand(None, phi.scale_q)
     _, W, *center = weights
@@ -59,10 +59,10 @@ def queries_of(phi: Elu | Exponential, weights: Weights) -> Operand:
 
 
 class Rows:
-    """Rows of queries or keys of one form, beside an operand of one form, as a kernel is told of them.
+    """Queries or keys of one form, and their operand, as fields of an argument record.
 
-    `numbers_of_record` and `arrays_of_record` are fields of a record; called, it gives the arrays of `SIDE` of
-    `features.blocks` in their order, for rows and an operand of that form.
+    A call gives the arrays of `SIDE` of `features.blocks` in their order, for rows and an operand of that form. None of
+    the arrays that the form was taken from is kept.
     """
 
     def __init__(self, x: Array, operand: Operand) -> None:
@@ -70,18 +70,17 @@ class Rows:
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
         self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
-        self.operand, self.example = operand, x
 
-    def fields(self, prefix: str = "") -> dict[str, Any]:
-        """The fields of the record, with the arrays that the form was taken from."""
-        x, W, center, numbers = self(self.example, self.operand.W, self.operand.center)
+    def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:
+        """The fields of the record for the arrays that the form was taken from."""
+        rows, W, center, numbers = self(x, operand.W, operand.center)
         W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
-        own: dict[str, Any] = {"x_row": row_step(x), "W_row": W_row, "W_column": W_column}
-        own |= {"x": x, "W": W, "center": center, "numbers": numbers}
+        own: dict[str, Any] = {"x_row": row_step(rows), "W_row": W_row, "W_column": W_column}
+        own |= {"x": rows, "W": W, "center": center, "numbers": numbers}
         return {prefix + name: value for name, value in own.items()}
 
-    def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Array | None, ...]:
-        """Rows, directions, center, and the numbers factor and h."""
+    def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Any, ...]:
+        """(rows, directions, center, numbers) with strides that a kernel can read; numbers are (factor, h)."""
         if self.fix_x is not None:
             x = self.fix_x(x)
         if self.fix_W is not None:
@@ -94,7 +93,7 @@ class Rows:
 def operand_from(
     make: Callable[[Any, Weights], Operand], phi: Elu | Exponential, weights: Weights
 ) -> Callable[..., Any]:
-    """A function of weights of this form that gives W and center of `make(phi, weights)`, at no cost where it can."""
+    """A function of weights that returns (W, center) of `make(phi, weights)`; without centers it only picks W."""
     if len(weights) > 2:
 
         def centred(weights: Weights) -> tuple[Array | None, Array | None]:

@@ -1,11 +1,11 @@
-"""The maps from rows to features that compiled kernels know: φ = value · exp(log) of vectors y, as in `feature_map`.
+"""The feature maps that compiled kernels know: φ(y) = value · exp(log), as in `subquad.kernels.feature_map`.
 
     exponential:   log = y,           value = 1               of y = x W
     elu:           log = min(y, 0),   value = 1 + max(y, 0)   of y = factor x
 
-A kernel is compiled for one map and closes over its number, which the functions here take. (It must not close over a
-function: that would have another name in every process, and the kernel on disk would not be found.) To add a map, add
-its record and its line in each of the four functions.
+A kernel is compiled for one map and closes over the map's number, which the functions here take as `phi`. (A kernel
+that closes over a function would not be found on disk: a function has another name in every process.) To add a map,
+add its entry in `MAPS` and a line in each of the four functions.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from subquad_numpy.codegen.vector_math import ZERO
 
 
 class Map(NamedTuple):
-    """What is known of a map before there are numbers."""
+    """A feature map as kernels see it."""
 
     number: int
     has_directions: bool  # whether y comes from a matrix W
@@ -27,7 +27,7 @@ MAPS = {"exponential": Map(EXPONENTIAL, has_directions=True), "elu": Map(ELU, ha
 
 @inline
 def log_of(y: Any, phi: int) -> Any:
-    """log φ."""
+    """log φ(y) without the value: the exponent alone."""
     if phi == ELU:
         y = at_most(y, ZERO(y))
     return y
@@ -35,7 +35,7 @@ def log_of(y: Any, phi: int) -> Any:
 
 @inline
 def log_after(y: Any, start: Any, i: int, phi: int) -> Any:
-    """log φ + start[i …]; the product that gave y of a map with directions began with it."""
+    """log φ(y) + start[i …]. With directions, the product that made y has begun with `start`, so nothing is added."""
     if phi == ELU:
         y = at_most(y, ZERO(y)) + load(start, i)
     return y
@@ -43,7 +43,7 @@ def log_after(y: Any, start: Any, i: int, phi: int) -> Any:
 
 @inline
 def times_value(e: Any, y: Any, phi: int) -> Any:
-    """e = exp(log φ) times the value."""
+    """φ(y), from the exponential e = exp(log)."""
     if phi == ELU:
         e = e * (at_least(y, ZERO(y)) + 1.0)
     return e
@@ -51,7 +51,7 @@ def times_value(e: Any, y: Any, phi: int) -> Any:
 
 @inline
 def slope_of(slope: Any, y: Any, phi: int) -> Any:
-    """dφ/dy, from φ."""
+    """dφ/dy, from `slope` = φ(y): φ divided by the value."""
     if phi == ELU:
         slope = slope / (at_least(y, ZERO(y)) + 1.0)
     return slope

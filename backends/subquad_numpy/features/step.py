@@ -1,18 +1,19 @@
-"""Causal attention through exponential features, fused: the state of a head and a block of rows never leave its cache.
+"""Causal attention through exponential features, fused: a head's state and a block of rows stay in a core's cache.
 
     out[i] = Σ_{j ≤ i} w[i, j] v[j] / Σ_{j ≤ i} w[i, j],    w[i, j] = exp(y[i]) · exp(x[j]),  over features
     y[i] = q[i] U,    x[j] = k[j] W − h |k[j]|²
 
-of q and k less their centers. Blocks of rows come one after the other: what the state holds of earlier keys,
-S = Σ_j exp(x[j] − shift) v[j]ᵀ and s, and the keys of the block pair by pair. No row depends on a later key, not even
-in its last bit. Exponents are taken relative to the state's shift, or in a first block to the first key; each key is
-scaled by its own largest feature exp(a[j]), and row i by exp(−R[i]), R[i] half the largest a[j] that it sees, so that
-neither the state nor the new keys underflow. The first row where that does not suffice, as `_causal_block` of
-`subquad.kernels.feature_product` says, is reported and ends the item.
+where q and k stand for rows less their centers. Linear attention has no U and W, and features elu(y) + 1: see `phi`.
 
-Linear attention has y and x without a matrix, and features elu(y) + 1: see `phi`.
+Blocks of rows are computed in order. A row reads earlier blocks through the state, S = Σ_j exp(x[j] − shift) v[j]ᵀ and
+s, and the keys of its own block pair by pair. No row depends on a later key, not even in its last bit.
 
-Of keys, features are rows here (`transposed`).
+Exponents are relative to ρ: the state's shift, or in a first block the exponents of the first key. Each key is scaled
+by its own largest feature exp(a[j]). Row i is scaled by exp(−R[i]), where R[i] is half the largest a[j] that the row
+sees, so that neither the state nor the new keys underflow. Where that does not suffice, by the criterion of
+`_causal_block` of `subquad.kernels.feature_product`, the kernel reports the row and ends the item there.
+
+Keys are in transposed blocks, with one row per feature (`transposed`).
 """
 
 import math
@@ -78,37 +79,38 @@ from subquad_numpy.features.transposed import (
 )
 from subquad_numpy.runtime.arguments import fields
 
-# an item is one task; the queries have W and center of their own
+# An item is one task. The fields q_* are the queries' `SIDE`, those without prefix are the keys'.
 STEP_RECORD = fields(
     HEAD,
     OF_KEYS,
     {f"q_{name}": axes for name, axes in SIDE.items()},
-    # the state before, or 0; the shift is −∞ where no key was
+    # the state before, or address 0; the shift is −∞ for a feature without a key
     {"shift": 2, "kv": 2, "k_sum": 2, "out": 2},
-    # the first row that is not done, int64: n where all are, n + 1 where all are but the state after them is not
+    # the first row that is not done, int64; n: all rows and the state are done; n + 1: all rows, but not the state
     {"undone": 0},
-    # for the gradient, or 0: log of each row's sum of weights, ∞ where it sees nothing; the shift before each block
+    # for the gradient, or address 0: log of each row's sum of weights (∞ if it sees no key); shift before each block
     {"level": 1, "shifts": 2},
-    # contiguous: the state after the last row, written where `keeps` is not 0
+    # contiguous: the state after the last row, written only if `keeps` is not 0
     {"keeps": None, "new_shift": 2, "new_kv": 2, "new_k_sum": 2},
 )
 
 
 def block_rows(dtype: np.dtype[Any]) -> int:
-    """Rows of a block: the columns of one panel."""
+    """The number of rows of a block: the columns of one panel."""
     return PANEL_VECTORS * lanes_of(dtype)
 
 
 @cache
 def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `attend(first, last, frames)`."""
+    """Compile the causal step; a task is one item."""
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
     block = block_rows(dtype)
     high = -(-block // TILE_ROWS) * TILE_ROWS
     one, lowest = dtype.type(1), dtype.type(-np.inf)
     half, nothing_known = dtype.type(0.5), dtype.type(np.nan)
-    # of a product below, some features are lost; nor may an exponential overflow in half of the range
+    # A product of features below `least_product` has lost digits to underflow. An exponent R[i] above half of
+    # `most_above` would overflow. A key whose a[j] is below −`far` is hidden, or later than the row.
     least_product = dtype.type(np.finfo(dtype).smallest_normal / np.finfo(dtype).eps ** 2)
     most_above = dtype.type(160 if dtype.itemsize == 4 else 1400)
     far, huge = dtype.type(1e30), np.finfo(dtype).max
@@ -127,15 +129,18 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             *(high, high),
         )
         buffer = np.empty(room(sizes), kind)
-        # top is each key's largest exponent over ρ; later are two vectors' worth of 0 … 0 −∞ … −∞, read from any lane
-        # on; turned is W turned, with a last column of ones; kv and values are in panels; keys (depth, block), the last
-        # row −h|k|²; seen is φ_q · s of each row
+        # reference, opposite    ρ and −ρ                    kv, values    in panels
+        # top                    a[j], largest exponent over ρ of each key
+        # later                  block times 0, block times −∞: added from place block − 1 − r on, it hides keys after r
+        # turned                 Wᵀ with a last column of ones
+        # keys                   (depth, block), the last row −h|k|²
+        # seen                   φ_q · s of each row
         (
             edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
             packed, turned, x, phi_k, kv, part,
             keys, values, rows, phi_q, weights, result, from_state, seen, highest,
         ) = cut(buffer, sizes)  # fmt: skip
-        above = keys if phi == ELU else x  # what φ's value is made of
+        above = keys if phi == ELU else x  # the y of which φ's value is a function
         clear(nothing, widest)
         clear(q_center, d_in)
         clear(k_center, d_in)
@@ -145,7 +150,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
 
-        frame, scratch = Block(block, lanes, nothing, edge), Scratch(rows, nothing, edge)
+        space, scratch = Block(block, lanes, nothing, edge), Scratch(rows, nothing, edge)
         directions, numerator, value_panels = Panels(packed, d), Panels(kv, m), Panels(values, block)
         phi_rows, pairs, products = rows_at(phi_q, stride), rows_at(weights, block), rows_at(result, d_out)
         earlier, part_rows, zero_row = rows_at(from_state, d_out), rows_at(part, d_out), rows_at(nothing, 0)
@@ -176,6 +181,8 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 shift[i] = shifts[i] if has_state and i < m else lowest
                 k_sum[i] = sums[i] if has_state and i < m else 0
 
+            # poisoned: a key or value is not finite, which spoils its row and all later ones
+            # lost: a row needs the generic form, since features underflow or overflow
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
                 count = min(block, n - row)
@@ -187,7 +194,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     square, odd = zeros(rows), zeros(rows)
                     for p in range(0, d, lanes):
                         y = load_part(k, (row + r) * k_row + p, d - p, lanes, edge)
-                        odd = odd + (y - y)  # not 0 if the number is not finite
+                        odd = odd + (y - y)  # 0 for finite numbers, else NaN
                         y = y - load(k_center, p)
                         square = square + y * y
                         store(spare, 0, y)
@@ -197,9 +204,9 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         y = load_part(v, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
                         into_panels(value_panels, r, j, d_out, y, lanes)
-                    # |k|² overflows long before k itself, and 0 · ∞ is NaN
+                    # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
                     keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
-                    if total(odd) != 0:  # this row and all later ones see it
+                    if total(odd) != 0:  # this row and all later ones see a number that is not finite
                         poisoned = True
                         count = r
                         break
@@ -207,18 +214,18 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if count == 0:
                     break
 
-                exponents(keys, turned, d, height, k_factor, phi, x, frame)
-                hide(x, keys, m, count, shifted(mask, row), has_mask, phi, frame)
-                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
+                exponents(keys, turned, d, height, k_factor, phi, x, space)
+                hide(x, keys, m, count, shifted(mask, row), has_mask, phi, space)
+                empty = choose_reference(shift, x, m, stride, space, reference, opposite)
                 if f.shifts != 0:
                     copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
                 rows_of_q = rows_at(shifted(q, row * q_row), q_row)
                 query_exponents(rows_of_q, count, queries, reference, phi_rows, scratch, lanes, phi)
                 query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest)
 
-                largest_exponents(x, opposite, m, top, frame)
-                features(x, above, opposite, top, m, phi, phi_k, frame)
-                product(phi_rows, whole, phi_k, m, weights, frame)
+                largest_exponents(x, opposite, m, top, space)
+                features(x, above, opposite, top, m, phi, phi_k, space)
+                product(phi_rows, whole, phi_k, m, weights, space)
                 most_seen = lowest
                 for r in range(count):
                     most_seen = max(most_seen, top[r])
@@ -227,6 +234,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     for j in range(0, block, lanes):
                         a = load(top, j) + load(later, block - 1 - r + j)
                         smallest = at_most(where_negative(a + far, smallest, load(weights, r * block + j)), smallest)
+                    # -largest(-smallest) is the minimum over the keys that the row sees
                     if -largest(-smallest) < least_product or (pivot > most_above and not empty):
                         lost = True
                         count = r
@@ -249,7 +257,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     if f.level != 0:
                         level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
                     seen[r] = one / edge[0] if edge[0] != 0 else zero
-                    rows[r] = from_before  # the queries have been read
+                    rows[r] = from_before  # `rows` is free: the queries have been read
                 multiply(pairs, whole, value_panels, count, d_out, lanes, zero_row, products)
                 multiply(phi_rows, whole, numerator, m, d_out, lanes, zero_row, earlier)
                 for r in range(count):
@@ -261,6 +269,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if poisoned or lost or (row == n and f.keeps == 0):
                     break
 
+                # the state after the block: new shift, fade of the old sums, and the block's own sums
                 for i in range(m):
                     most = load(x, i * block)
                     for j in range(lanes, block, lanes):

@@ -4,10 +4,10 @@
     dy[i] = exp(y[i] − L[i]) ∘ Σ_{j ≤ i} dw[i, j] exp(x[j]),   dx[j] = exp(x[j]) ∘ Σ_{i ≥ j} dw[i, j] exp(y[i] − L[i])
     dq = dy Uᵀ,    dk = dx Wᵀ − 2 h (Σ_m dx) k,    dv[j] = Σ_{i ≥ j} p[i, j] g[i]
 
-L is the log of a row's sum of weights, g the gradient by out; linear attention is as in `phi`. The first walk goes
-forward and carries what earlier keys leave, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second goes back and carries what
-later queries leave, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ, where σ is the largest x up to the block:
-no exponent is above 0, as p ≤ 1. Pairs within a block are formed as `step` has them, over the same ρ.
+L is the log of a row's sum of weights, g is the gradient by out; linear attention is as in `phi`. The first walk goes
+forward and carries the sums over earlier keys, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second walk goes back and carries
+the sums over later queries, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ. Here σ is the maximum of x up to the
+block, so that no exponent is above 0, as p ≤ 1. Pairs within a block are formed as in `step`, relative to its ρ.
 """
 
 from functools import cache
@@ -40,21 +40,21 @@ from subquad_numpy.features.transposed import (
 )
 from subquad_numpy.runtime.arguments import fields
 
-# an item is one task; the queries have W of their own, and there are no centers
+# An item is one task. The fields q_* are the queries' `SIDE`, those without prefix are the keys'; centers are not read.
 STEP_GRADIENT_RECORD = fields(
     HEAD,
     OF_KEYS,
     {f"q_{name}": axes for name, axes in SIDE.items()},
-    # what the forward pass had and left: see there
+    # the state before, and what `step` left for the gradient: see `STEP_RECORD`; then the gradient by out
     {"kv": 2, "k_sum": 2, "level": 1, "shifts": 2, "out_row": None, "out": 2, "grad_row": None, "grad": 2},
-    # contiguous; kv and k_sum are of the state before
+    # contiguous; grad_kv and grad_sum are by the state before
     {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 2},
 )
 
 
 @cache
 def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `differentiate(first, last, frames)`."""
+    """Compile the gradient of the causal step; a task is one item."""
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
     block = block_rows(dtype)
@@ -68,7 +68,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         depth, depth_v = d + 1, d_v + 1
         _, height, stride, _, d_out = widths_of(m, d, d_v, lanes)
         high, high_d, high_v = padded(block, TILE_ROWS), padded(depth, TILE_ROWS), padded(depth_v, TILE_ROWS)
-        across = padded(high_v, lanes)  # of a row of the state
+        across = padded(high_v, lanes)  # stride of the rows of the carried state, each of d_v + 1 numbers
         sizes = (
             *(lanes, stride, stride, stride, stride, stride, max(stride, across, block)),
             *(block, block, block, block, block, 2 * block, 2 * block),
@@ -77,6 +77,12 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             *(stride * block, stride * block, stride * block, stride * block, stride * block, stride * block),
             *(stride * block, high * block, high * block),
         )
+        # Vectors of the block's rows:
+        #     top, level        largest exponent over ρ of each key, of each query
+        #     bound, gap        L of each query (∞ from `count` on), and level − L
+        #     zeroes            zeros, as a `top` that scales nothing
+        #     later, earlier    0 and −∞, block times each: added from some place on, they hide later or earlier keys
+        # Features: phi_k and phi_q are over ρ, phi_after is over σ. sums is the last column of the state.
         buffer = np.empty(room(sizes), kind)
         (
             edge, shift, after, reference, opposite, sums, nothing,
@@ -85,13 +91,13 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             keys, queries, values, grads, by_rows,
             x, y, phi_k, phi_q, phi_after, by_phi, other, pairs, weights,
         ) = cut(buffer, sizes)  # fmt: skip
-        above_k, above_q = (keys, queries) if phi == ELU else (x, y)  # what φ's value is made of
+        above_k, above_q = (keys, queries) if phi == ELU else (x, y)  # the y of which φ's value is a function
         clear(edge, room(sizes) - 2 * lanes)
         for j in range(2 * block):
             later[j] = 0 if j < block else lowest
             earlier[j] = lowest if j < block else 0
 
-        frame = Block(block, lanes, nothing, edge)
+        space = Block(block, lanes, nothing, edge)
         state_rows, value_panels = rows_at(state, across), Panels(panels, block)
         part_rows, zero_row = rows_at(part, d_out), rows_at(nothing, 0)
 
@@ -114,6 +120,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 copy(shifted(kv, i * d_v), d_v, shifted(state, i * across))
                 state[i * across + d_v] = sums[i]
 
+            # steps 0 … blocks − 1 are the first walk, the others the second, with the blocks in reverse order
             for step in range(2 * blocks):
                 back = step >= blocks
                 at = 2 * blocks - 1 - step if back else step
@@ -125,15 +132,15 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     clear(sums, stride)
                 for i in range(m):
                     shift[i] = shifts[at * m + i]
-                    after[i] = lowest  # −σ, of no use in the last block
+                    after[i] = lowest  # −σ; not needed in the last block, since nothing follows
                     if not is_last:
                         sigma = shifts[(at + 1) * m + i]
                         after[i] = -sigma if sigma != lowest else 0
                 here = shifted(mask, row)
-                rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, frame)
-                rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, frame)
-                rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, frame)
-                rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, frame)
+                rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, space)
+                rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, space)
+                rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, space)
+                rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, space)
                 for r in range(block):
                     values[d_v * block + r], grads[d_v * block + r], bound[r] = 1, 0, -lowest
                     if r < count:
@@ -148,64 +155,64 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         for p in range(d):
                             square = square + load(keys, p * block + j) * load(keys, p * block + j)
                         store(keys, d * block + j, square * -half_scale)
-                exponents(keys, turned_k, d, height, k_factor, phi, x, frame)
-                exponents(queries, turned_q, d, height, q_factor, phi, y, frame)
-                hide(x, keys, m, count, here, has_mask, phi, frame)
-                empty = choose_reference(shift, x, m, stride, frame, reference, opposite)
-                largest_exponents(x, opposite, m, top, frame)
-                largest_exponents(y, reference, m, level, frame)
-                features(x, above_k, opposite, top, m, phi, phi_k, frame)
-                features(y, above_q, reference, level, m, phi, phi_q, frame)
-                features(x, above_k, after, zeroes, m, phi, phi_after, frame)
+                exponents(keys, turned_k, d, height, k_factor, phi, x, space)
+                exponents(queries, turned_q, d, height, q_factor, phi, y, space)
+                hide(x, keys, m, count, here, has_mask, phi, space)
+                empty = choose_reference(shift, x, m, stride, space, reference, opposite)
+                largest_exponents(x, opposite, m, top, space)
+                largest_exponents(y, reference, m, level, space)
+                features(x, above_k, opposite, top, m, phi, phi_k, space)
+                features(y, above_q, reference, level, m, phi, phi_q, space)
+                features(x, above_k, after, zeroes, m, phi, phi_after, space)
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
-                if not back:
-                    product(state_rows, height, grads, depth_v, by_phi, frame)
+                if not back:  # gradient by queries: from the state, then from pairs within the block
+                    product(state_rows, height, grads, depth_v, by_phi, space)
                     for j in range(0, block, lanes):
                         distance = load(gap, j)
                         faded = exp_negative(at_most(distance, ZERO(distance)))
                         for i in range(0, m * block, block):
                             store(by_phi, i + j, zeros(x) if empty else load(by_phi, i + j) * faded)
-                    product(turned(rows_at(values, block)), whole, grads, depth_v, pairs, frame)
+                    product(turned(rows_at(values, block)), whole, grads, depth_v, pairs, space)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(top, r) + load(earlier, block - r + j) + load(gap, j))
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(rows_at(phi_k, block), height, pairs, count, by_phi, frame)
+                    add_product(rows_at(phi_k, block), height, pairs, count, by_phi, space)
                     for i in range(0, m * block, lanes):
                         store(by_phi, i, load(by_phi, i) * slope_of(load(phi_q, i), load(above_q, i), phi))
-                    through_directions(by_phi, turned_q, d, m, q_factor, phi, by_rows, frame)
-                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), frame)
+                    through_directions(by_phi, turned_q, d, m, q_factor, phi, by_rows, space)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_q, row * d), space)
                     if is_last:
                         continue
                 else:
-                    product(state_rows, height, values, depth_v, by_phi, frame)
-                    product(turned(state_rows), high_v, phi_after, m, by_rows, frame)
-                    product(turned(rows_at(phi_q, block)), whole, phi_k, m, weights, frame)
-                    product(turned(rows_at(grads, block)), whole, values, depth_v, pairs, frame)
+                    product(state_rows, height, values, depth_v, by_phi, space)
+                    product(turned(state_rows), high_v, phi_after, m, by_rows, space)
+                    product(turned(rows_at(phi_q, block)), whole, phi_k, m, weights, space)
+                    product(turned(rows_at(grads, block)), whole, values, depth_v, pairs, space)
                     for r in range(count):
                         for j in range(0, block, lanes):
                             e = exp_negative(spread(gap, r) + load(later, block - 1 - r + j) + load(top, j))
                             store(weights, r * block + j, load(weights, r * block + j) * e)
                             store(pairs, r * block + j, load(pairs, r * block + j) * e)
-                    add_product(rows_at(grads, block), high_v, weights, count, by_rows, frame)
-                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), frame)
-                    product(rows_at(phi_q, block), height, pairs, count, other, frame)
+                    add_product(rows_at(grads, block), high_v, weights, count, by_rows, space)
+                    lanes_to_rows(by_rows, count, d_v, shifted(grad_v, row * d_v), space)
+                    product(rows_at(phi_q, block), height, pairs, count, other, space)
                     for i in range(0, m * block, lanes):
                         far = load(by_phi, i) * slope_of(load(phi_after, i), load(above_k, i), phi)
                         near = load(other, i) * slope_of(load(phi_k, i), load(above_k, i), phi)
                         store(by_phi, i, near + far)
-                    through_directions(by_phi, turned_k, d, m, k_factor, phi, by_rows, frame)
+                    through_directions(by_phi, turned_k, d, m, k_factor, phi, by_rows, space)
                     if phi != ELU:
                         for j in range(0, block, lanes):
                             norm = load(by_rows, d * block + j) * (-2 * half_scale)
                             for p in range(0, d * block, block):
                                 store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
-                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), frame)
-                    features(y, above_q, shift, bound, m, phi, other, frame)
+                    lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), space)
+                    features(y, above_q, shift, bound, m, phi, other, space)
 
-                # what these keys, or these queries, leave
+                # add the sums over these keys to S, or over these queries to R; both fade as σ changes
                 left, rows = (other, grads) if back else (phi_after, values)
                 for r in range(count):
                     for j in range(0, d_v, lanes):

@@ -1,9 +1,10 @@
-"""What keys leave of attention through exponential features, fused.
+"""The state that keys leave, in attention through exponential features, by one fused kernel.
 
     S = Σ_j exp(x[j]) v[j]ᵀ,  s = Σ_j exp(x[j]),  both over exp(shift)
 
-in the letters of `blocks`: one half of FAVOR+, `attend` the other. With W = q̃ᵀ it is softmax attention of a
-few queries q̃, one half of Nyström attention. A task is one chunk of rows, for some of the features.
+in the letters of `blocks`. This is one half of FAVOR+; `attend` is the other. With W = q̃ᵀ, S / s is the softmax
+attention of a small number of queries q̃, one half of Nyström attention. A task is one chunk of rows, for up to `most`
+of the features. The shift grows from block to block; sums over earlier blocks are then faded.
 """
 
 from functools import cache
@@ -33,15 +34,16 @@ from subquad_numpy.features.blocks import (
 from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
 from subquad_numpy.runtime.arguments import fields
 
-ROWS = 16 * TILE_ROWS  # of a block: exponents of 256 features take 128 kB
+ROWS = 16 * TILE_ROWS  # rows of a block: their exponents for 256 features take 128 kB
 
-# most features of a task; the first chunk's sums, and features from them to those of the next
+# `most` is the maximum number of features of a task. shift, kv and k_sum point to the sums of the first chunk; the next
+# chunk's follow `chunk_step` features later.
 SUMMARIZE_RECORD = fields(HEAD, OF_KEYS, {"most": None, "shift": 2, "kv": 2, "k_sum": 2, "chunk_step": None})
 
 
 @cache
 def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `summarize(first, last, frames)`; of the tasks of an item the chunk varies fastest, then the features."""
+    """Compile the sums over keys; among the tasks of an item the chunk varies fastest, then the range of features."""
     lanes, kind, zero = element(dtype)
     lowest = dtype.type(-np.inf)
     phi = MAPS[phi_name].number
@@ -66,7 +68,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         numerator, block_numerator = rows_at(kv, d_out), rows_at(block_kv, d_out)
         scratch = Scratch(rows, nothing, edge)
 
-        packed_W = packed_from = -1
+        packed_W = packed_from = -1  # which directions `packed` holds: often those of the task before
         for task in range(first, last):
             f = carray(frames, last)[task // (chunks * parts)]
             k, v, numbers = pointer(f.x, zero), pointer(f.v, zero), pointer(f.numbers, zero)
@@ -96,6 +98,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     for j in range(0, d_v, lanes):
                         value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
                         into_panels(panels, r, j, d_out, value, lanes)
+                # the new shift is the maximum of the old one and of the block's exponents, for each feature
                 copy(shift, width, new)
                 for r in range(count):
                     for i in range(0, width, lanes):
@@ -110,7 +113,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 multiply(turned(phi_k), height, panels, count, d_out, lanes, rows_at(nothing, 0), block_numerator)
                 for i in range(0, width, lanes):
                     y = load(new, i)
-                    fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))
+                    fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))  # held in `shift` until the loops end
                     store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
                     store(shift, i, fade)
                 for i in range(m):

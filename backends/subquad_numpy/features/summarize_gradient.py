@@ -1,10 +1,10 @@
-"""The gradient of attention through exponential features by keys and values.
+"""The gradient of attention through exponential features by keys and values, fused.
 
     dx = φ_k ∘ (v dSᵀ + ds),  dv = φ_k dS,  dk = dx Wᵀ − 2 h (Σ_m dx) k
 
-or dx = φ_k / (1 + max(x, 0)) ∘ (…), dk = factor dx where φ_k = elu(x) + 1. dS and ds are the sums of `attend_gradient`,
-the other letters those of `blocks`. The directions' own gradient comes turned: Σ_j dx[j] k[j]ᵀ, (m, d), of
-one chunk of keys.
+For φ_k = elu(x) + 1, dx = φ_k / (1 + max(x, 0)) ∘ (…) and dk = factor dx. dS and ds are sums of `attend_gradient`; the
+other letters are those of `blocks`. The gradient by W is written as its transpose, Σ_j dx[j] k[j]ᵀ, (m, d), for each
+chunk of keys.
 """
 
 from functools import cache
@@ -36,21 +36,21 @@ from subquad_numpy.features.blocks import (
 from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
 from subquad_numpy.runtime.arguments import fields
 
-ROWS = 8 * TILE_ROWS  # of a block
-
-# what the forward pass left, and the sums over queries
+ROWS = 8 * TILE_ROWS  # rows of a block: half of those of `summarize`, for two matrices (rows, m)
 SUMMARIZE_GRADIENT_RECORD = fields(
     HEAD,
     OF_KEYS,
+    # the shift of the forward pass; dS and ds
     {"shift": 2, "grad_kv": 2, "grad_sum": 2},
-    # contiguous, zeros where the mask hides; the first chunk's sums, and features from them to those of the next
+    # Contiguous. Rows of hidden keys are not written. grad_W points to the first chunk's sums; those of the next chunk
+    # follow `chunk_step` features later.
     {"grad_k": 2, "grad_v": 2, "grad_W": 2, "chunk_step": None},
 )
 
 
 @cache
 def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
-    """Compile `differentiate(first, last, frames)` for keys; the chunk varies fastest."""
+    """Compile the gradient by keys; among the tasks of an item the chunk varies fastest."""
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
 
@@ -82,7 +82,7 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         kv_panels, kv_turned, block = Panels(by_kv, m), Panels(by_kv_turned, d_v), Panels(panels, ROWS)
         scratch, zero_row = Scratch(rows, nothing, edge), rows_at(nothing, 0)
 
-        packed_for = -1
+        packed_for = -1  # the item whose directions and sums are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
             f = carray(frames, last)[item]

@@ -1,7 +1,7 @@
-"""Blocks of causal attention through features, with rows as lanes: x is (m, rows of a block), as wide as one panel.
+"""Blocks of causal attention through features, transposed: x is (m, rows of a block), as wide as one panel.
 
-With one row per lane, a sum over features needs no shuffles, and such a matrix can be the second factor of a product
-without packing.
+With one row of the block per lane, a sum over features needs no shuffles, and such a matrix can be the right factor of
+a product without packing. "Rows" here are queries or keys, d + 1 numbers each, of which the last is for −h|k|².
 """
 
 from typing import Any, NamedTuple
@@ -14,31 +14,31 @@ from subquad_numpy.features.phi import ELU, log_of, times_value
 
 
 class Block(NamedTuple):
-    """What is common to the matrices of a block."""
+    """Size and scratch memory of a block."""
 
-    rows: int  # as many as a panel has columns
+    rows: int  # the number of columns of a panel
     lanes: int
-    nothing: Any  # zeros
-    edge: Any  # one vector
+    nothing: Any  # a row of zeros
+    edge: Any  # one vector, for the ends of rows
 
 
 @inline
 def product(a: Any, rows: int, b: Any, depth: int, c: Any, block: Any) -> None:
-    """C = A B, where B has rows as lanes."""
+    """C = A B, where B and C are transposed blocks."""
     zero, target = rows_at(block.nothing, 0), rows_at(c, block.rows)
     multiply(a, rows, Panels(b, depth), depth, block.rows, block.lanes, zero, target)
 
 
 @inline
 def add_product(a: Any, rows: int, b: Any, depth: int, c: Any, block: Any) -> None:
-    """C += A B, where B has rows as lanes."""
+    """C += A B, where B and C are transposed blocks."""
     target = rows_at(c, block.rows)
     multiply(a, rows, Panels(b, depth), depth, block.rows, block.lanes, target, target)
 
 
 @inline
 def load_directions(W: Any, d: int, m: int, factor: Any, target: Any) -> None:
-    """Copy factor W turned, (m, d + 1); the last column is of ones, against −h|k|²."""
+    """Write (factor W)ᵀ as (m, d + 1); the last column is of ones, which meets −h|k|²."""
     for i in range(m):
         for p in range(d):
             target[i * (d + 1) + p] = W.data[p * W.row + i * W.column] * factor
@@ -47,7 +47,7 @@ def load_directions(W: Any, d: int, m: int, factor: Any, target: Any) -> None:
 
 @inline
 def rows_to_lanes(source: Any, count: int, width: int, mask: Any, has_mask: bool, target: Any, block: Any) -> None:
-    """Copy rows; hidden ones and those from `count` on are 0."""
+    """Copy rows into a transposed block; hidden rows, and those from `count` on, are 0."""
     clear(target, width * block.rows)
     for r in range(count):
         if not has_mask or mask[r] != 0:
@@ -60,7 +60,7 @@ def rows_to_lanes(source: Any, count: int, width: int, mask: Any, has_mask: bool
 
 @inline
 def lanes_to_rows(source: Any, count: int, width: int, target: Any, block: Any) -> None:
-    """Copy rows into a contiguous array."""
+    """Copy the first `count` rows of a transposed block into a contiguous array."""
     for r in range(count):
         for p in range(width):
             target[r * width + p] = source[p * block.rows + r]
@@ -68,7 +68,7 @@ def lanes_to_rows(source: Any, count: int, width: int, target: Any, block: Any) 
 
 @inline
 def exponents(rows: Any, directions: Any, d: int, height: int, factor: Any, phi: int, x: Any, block: Any) -> None:
-    """x of rows of d + 1 numbers; without W it is log φ of factor · rows, which take the place of the rows."""
+    """Write x of the rows. Without W, the rows are multiplied by the factor in place, and x is log φ of them."""
     if phi == ELU:
         for i in range(0, d * block.rows, block.lanes):
             store(rows, i, load(rows, i) * factor)
@@ -81,7 +81,7 @@ def exponents(rows: Any, directions: Any, d: int, height: int, factor: Any, phi:
 def through_directions(
     by_x: Any, directions: Any, d: int, m: int, factor: Any, phi: int, by_rows: Any, block: Any
 ) -> None:
-    """The gradient by the rows, of d + 1 numbers, from that by x."""
+    """Write the gradient by the rows, d + 1 numbers each, from the gradient by x."""
     if phi == ELU:
         for i in range(0, d * block.rows, block.lanes):
             store(by_rows, i, load(by_x, i) * factor)
@@ -91,7 +91,7 @@ def through_directions(
 
 @inline
 def hide(x: Any, keys: Any, m: int, count: int, mask: Any, has_mask: bool, phi: int, block: Any) -> None:
-    """φ = 0 of keys that the mask hides and of those from `count` on."""
+    """Make φ = 0 for keys that the mask hides, and for those from `count` on."""
     for r in range(block.rows):
         if r >= count or (has_mask and mask[r] == 0):
             for i in range(m):
@@ -102,7 +102,10 @@ def hide(x: Any, keys: Any, m: int, count: int, mask: Any, has_mask: bool, phi: 
 
 @inline
 def choose_reference(shift: Any, x: Any, m: int, stride: int, block: Any, reference: Any, opposite: Any) -> bool:
-    """ρ, the state's shift, or the first key's exponents where there was no key; −ρ; and whether there was none."""
+    """Write the reference ρ of the exponents and −ρ; returns whether the state has no key at all.
+
+    ρ is the state's shift, or the exponent of the block's first key for features without a key so far.
+    """
     empty = True
     for i in range(stride):
         reference[i] = -float("inf")
@@ -117,7 +120,7 @@ def choose_reference(shift: Any, x: Any, m: int, stride: int, block: Any, refere
 
 @inline
 def largest_exponents(x: Any, offset: Any, m: int, top: Any, block: Any) -> None:
-    """max_m (x + offset) of each row."""
+    """Write the maximum over features of x + offset, for each row."""
     for j in range(0, block.rows, block.lanes):
         most = zeros(x) - float("inf")
         for i in range(m):
@@ -127,7 +130,7 @@ def largest_exponents(x: Any, offset: Any, m: int, top: Any, block: Any) -> None
 
 @inline
 def features(x: Any, above: Any, offset: Any, top: Any, m: int, phi: int, target: Any, block: Any) -> None:
-    """φ = value · exp(x + offset − top), for exponents that are not above 0; `above` is what the value is made of."""
+    """Write φ = value · exp(x + offset − top), whose exponent is ≤ 0; the value is a function of `above`, see `phi`."""
     for j in range(0, block.rows, block.lanes):
         most = load(top, j)
         most = at_least(most, LEAST(most))

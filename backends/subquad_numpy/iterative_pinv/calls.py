@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 def _plan_pinv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """`iterative_pinv`: Z ≈ A⁺ of small matrices."""
+    """`iterative_pinv`: the pseudo-inverses Z ≈ A⁺ of small matrices."""
     (a,), iterations = arrays, static["iterations"]
     shape, dtype, m, run = a.shape, a.dtype, a.shape[-1], None
     fix = fix_items(a, a.ndim)

@@ -1,8 +1,8 @@
-"""Pseudo-inverses of small matrices by iteration, one matrix in one core's cache from beginning to end.
+"""Pseudo-inverses of small matrices by iteration; each matrix stays in one core's cache from beginning to end.
 
     Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))),    from Z = Aᵀ / (‖A‖₁ ‖A‖_∞)
 
-All matrices lie in the panels of `codegen.matmul`, factors and products alike: nothing is packed anew between products.
+All matrices, factors and products, lie in the panels of `codegen.matmul`, so that no product is packed to be a factor.
 """
 
 from functools import cache
@@ -18,7 +18,8 @@ from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, panel_at, place_in, rows_at
 from subquad_numpy.runtime.arguments import fields
 
-PINV_RECORD = fields({"m": None, "iterations": None, "a": 0, "z": 0})  # one for all matrices; contiguous (items, m, m)
+# one record for all matrices; a and z are contiguous, (items, m, m)
+PINV_RECORD = fields({"m": None, "iterations": None, "a": 0, "z": 0})
 
 
 @inline
@@ -31,7 +32,7 @@ def _identity(target: Any, factor: Any, m: int, width: int, lanes: int) -> None:
 
 @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
 def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: int, lanes: int) -> None:
-    """T += L R, where all are in panels of so many rows."""
+    """T += L R, for three matrices in panels of `rows` rows."""
     for j in range(0, width, PANEL_VECTORS * lanes):
         _, columns = panel_at(j, width, lanes)
         to = rows_at(shifted(target, j * rows), columns)
@@ -43,18 +44,19 @@ def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: i
 
 @cache
 def pinv_kernel(dtype: np.dtype[Any]) -> Any:
-    """Compile `invert(first, last, frame)`; a task is one matrix."""
+    """Compile `invert(first, last, records)`; a task is one matrix."""
     lanes, kind, zero = element(dtype)
 
     @compiled(f"iterative pinv {dtype}", PINV_RECORD)
-    def invert(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def invert(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         m, iterations = f.m, f.iterations
         all_a, all_z = pointer(f.a, zero), pointer(f.z, zero)
         width = -(-m // lanes) * lanes
         rows = -(-width // TILE_ROWS) * TILE_ROWS
         size = rows * width
         buffer = np.empty(5 * size + rows + lanes, kind)
+        # −A, Z and −A Z, then T and S for the nested factors: signs are chosen so that products are only ever added
         minus_a = aligned(buffer)
         z = shifted(minus_a, size)
         minus_az = shifted(z, size)
@@ -76,7 +78,7 @@ def pinv_kernel(dtype: np.dtype[Any]) -> Any:
             for i in range(m):
                 norm_inf = max(norm_inf, row_sums[i])
             norms = norm_1 * norm_inf
-            if norms == 0:
+            if norms == 0:  # A = 0, hence Z = 0
                 norms += 1
             for j in range(m):
                 before, columns = panel_at(j, width, lanes)

@@ -13,7 +13,7 @@ from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `iterative_pinv`."""
+    """The output of the kernel `iterative_pinv`, by one launch."""
     from subquad_numpy.iterative_pinv.kernel import PINV_RECORD, pinv_kernel
 
     (a,) = arrays

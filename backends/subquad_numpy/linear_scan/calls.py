@@ -12,15 +12,15 @@ from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
-SMALL = 1 << 16  # elements, some 30 µs: less than handing work to a thread is worth
+SMALL = 1 << 16  # elements of a call, about 30 µs: below that, waking a second thread costs more than it saves
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """`linear_scan`: h[t] = a[t] h[t−1] + b[t] along the second axis."""
+    """`linear_scan`: the states h[t] = a[t] h[t−1] + b[t] along the second axis."""
     shape, dtype, is_small = arrays[1].shape, arrays[1].dtype, arrays[1].size < SMALL
     fix = [None if x is None else fix_items(x, x.ndim) for x in arrays]
     must_fix = any(f is not None for f in fix)
-    runs: dict[int, Run] = {}
+    runs: dict[int, Run] = {}  # by the number of threads, on which the width of a block depends
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array], None]:
         h = new(shape, dtype)
@@ -46,7 +46,7 @@ def scan_backward(
     arrays: Sequence[Array | None], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
     grads: Sequence[Array | None], need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...] | None:  # fmt: skip
-    """Gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss."""
+    """The gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss."""
     if grads[0] is None:
         return None
     from subquad_numpy.linear_scan.kernel import GRADIENT_RECORD, linear_scan_gradient_kernel
@@ -66,7 +66,7 @@ def scan_backward(
 def cut_work(
     shape: tuple[int, ...], dtype: Any, reverse: bool, threads: int | None = None
 ) -> tuple[dict[str, int], int, int]:
-    """(numbers of the record, how many tasks, how many threads); a task is a block of channels of one item."""
+    """(numbers of the argument record, tasks, threads) of a scan; a task is a block of channels of one item."""
     from subquad_numpy.codegen import lanes_of
 
     batch, n, d = shape

@@ -3,7 +3,7 @@
     h[t] = a[t] h[t-1] + b[t]
     G[t] = ∂h[t] + conj(a[t+1]) G[t+1],      ∂b = G,      ∂a[t] = G[t] conj(h[t-1])
 
-Bound by memory: real numbers go in vectors, complex ones one by one.
+The time is that of reading and writing memory. Real numbers are computed in vectors, complex numbers one by one.
 """
 
 from functools import cache
@@ -22,12 +22,12 @@ SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "h"), 0))
 GRADIENT_RECORD = fields(
     _SIZES, dict.fromkeys(("a", "h", "initial_state", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
-ROWS_AHEAD = 8
+ROWS_AHEAD = 8  # the rows that are prefetched are so many steps of time ahead
 
 
 @inline
 def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
-    """Batch item, first channel, number of channels."""
+    """(batch item, first channel, number of channels) of a task."""
     blocks = -(-d // block)
     c0 = task % blocks * block
     return task // blocks, c0, min(block, d - c0)
@@ -35,20 +35,20 @@ def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
 
 @cache
 def linear_scan_kernel(dtype: str) -> Any:
-    """Compile `scan(first, last, frame)` for a real or complex `dtype`."""
+    """Compile `scan(first, last, records)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan {dtype}", SCAN_RECORD)
-    def scan(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def scan(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, b = pointer(f.a, zero), pointer(f.b, zero)
         initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
         buffer = np.empty(block + 2 * lanes, kind)
         edge = aligned(buffer)
-        state = shifted(edge, lanes)
+        state = shifted(edge, lanes)  # h[t] of the channels of a task
         for task in range(first, last):
             item, c0, width = _task(task, d, block)
             for c in range(block):
@@ -77,24 +77,24 @@ def linear_scan_kernel(dtype: str) -> Any:
 
 @cache
 def linear_scan_gradient_kernel(dtype: str) -> Any:
-    """Compile `gradient(first, last, frame)` for a real or complex `dtype`."""
+    """Compile `gradient(first, last, records)` for a real or complex `dtype`."""
     is_complex = np.dtype(dtype).kind == "c"
     lanes, kind, zero = element(dtype)
 
     @compiled(f"linear scan gradient {dtype}", GRADIENT_RECORD)
-    def gradient(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def gradient(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, h = pointer(f.a, zero), pointer(f.h, zero)
         initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
         grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
         grad_initial_state = pointer(f.grad_initial_state, zero)
-        back = d if reverse else -d  # from a row to that of the step before
+        back = d if reverse else -d  # elements from a row to the row of the step before
         ahead = ROWS_AHEAD * back
         buffer = np.empty(2 * block + 2 * lanes, kind)
         edge = aligned(buffer)
         carry = shifted(edge, lanes)  # conj(a[t+1]) G[t+1]
-        start = shifted(carry, block)
+        start = shifted(carry, block)  # the state before the first step
         for task in range(first, last):
             item, c0, width = _task(task, d, block)
             for c in range(block):

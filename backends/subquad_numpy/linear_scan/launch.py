@@ -15,7 +15,7 @@ from subquad_numpy.runtime.launch import Launch, Run
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `linear_scan`."""
+    """The output of the kernel `linear_scan`, by one launch."""
     from subquad_numpy.linear_scan.kernel import SCAN_RECORD, linear_scan_kernel
 
     a, b, initial_state = arrays
@@ -32,7 +32,7 @@ def launch_backward(
     grads: Sequence[Array],
     run: Run,
 ) -> tuple[Array | None, ...]:
-    """Gradients by a, b and the initial state; b itself is not read."""
+    """The gradients by a, b and the initial state, by one launch; b itself is not read."""
     from subquad_numpy.linear_scan.kernel import GRADIENT_RECORD, linear_scan_gradient_kernel
 
     (a, _, initial_state), (h,), (grad_h,) = arrays, outputs, grads

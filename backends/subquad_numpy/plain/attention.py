@@ -1,7 +1,8 @@
 """Attention on NumPy with reused memory: one head after the other, in blocks that stay in a core's cache.
 
-The same blocked sums as the generic kernels. What is gained: scratch is written again and again in place of fresh
-temporaries, whose page faults cost more than the arithmetic, and matrix products are large and two-dimensional.
+The sums are blocked as in the generic kernels. Two things make this form faster: scratch memory is written again and
+again in place of fresh temporaries, whose page faults cost more than the arithmetic; and matrix products are large and
+two-dimensional.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from subquad.kernels.feature_map import Exponential
 
 Array = np.ndarray[Any, Any]
 
-ELEMENTS = 2**17  # of the scratch of a block: half a megabyte of float32
-ROWS, SMALL_KEYS = 2048, 512
+ELEMENTS = 2**17  # elements of a block's scratch: half a megabyte of float32, within a second-level cache
+ROWS, SMALL_KEYS = 2048, 512  # maximum rows of a block; up to so many keys make one block
 
 
 def feature_summarize(
     k: Array, v: Array, shift: Array | None, numerator: Array | None, denominator: Array | None, /, *weights: Array,
     phi: Exponential, key_mask: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """The kernel `feature_summarize` for φ(k) = exp(k W_k − h |k|²) with one W_k for all."""
+    """The kernel `feature_summarize` for φ(k) = exp(k W_k − h |k|²), with one W_k for all batch items."""
     W_k, half_scale = weights[0], abs(phi.scale) / 2
     d, m = W_k.shape
     rows, log = _scratch(d, m, k.dtype)
-    directions = np.vstack([W_k, np.ones_like(W_k[:1])])
+    directions = np.vstack([W_k, np.ones_like(W_k[:1])])  # the row of ones meets −h |k|², the last number of a key
     batch, k, v, key_mask = _common_batch(k, v, mask=key_mask)
     made = (np.empty((*batch, *tail), k.dtype) for tail in ((m, 1), (m, v.shape[-1]), (m, 1)))
     new, new_numerator, new_denominator = made
@@ -50,7 +51,7 @@ def feature_attend(
     """The kernel `feature_attend` for φ(q) = exp(q W_q)."""
     W_q = weights[1]
     rows, log = _scratch(*W_q.shape, q.dtype)
-    directions = np.vstack([W_q, np.ones_like(W_q[:1])])
+    directions = np.vstack([W_q, np.ones_like(W_q[:1])])  # the last row becomes the shift of each item's state
     batch, q, start, numerator, denominator, _ = _common_batch(q, _finite(shift), numerator, denominator)
     out = np.empty((*batch, q.shape[-2], numerator.shape[-1]), q.dtype)
     for item in np.ndindex(batch):
@@ -60,7 +61,7 @@ def feature_attend(
 
 
 def _scratch(d: int, m: int, dtype: Any) -> tuple[Array, Array]:
-    """Memory for a block of rows, with one more number each, and for their exponents."""
+    """Scratch memory for a block: its rows, (rows, d + 1), and their exponents, (rows, m)."""
     size = max(64, min(ROWS, ELEMENTS // max(1, m)))
     return np.empty((size, d + 1), dtype), np.empty((size, m), dtype)
 
@@ -73,7 +74,7 @@ def _finite(shift: Array) -> Array:
 def _summarize(
     k: Array, v: Array, mask: Array | None, weights: Array, half_scale: float, rows: Array, log: Array
 ) -> tuple[Array, Array, Array]:
-    """(shift, Σ φ(k) vᵀ, Σ φ(k)) of one head, relative to exp(shift)."""
+    """(shift, Σ φ(k) vᵀ, Σ φ(k)) of one head; the sums are over exp(shift)."""
     d, m = k.shape[-1], weights.shape[-1]
     shift = np.full(m, -math.inf, k.dtype)
     kv, k_sum = np.zeros((m, v.shape[-1]), k.dtype), np.zeros(m, k.dtype)
@@ -107,7 +108,7 @@ def _summarize(
 
 
 def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: Array, out: Array) -> None:
-    """Output of the queries of one head, into `out`."""
+    """Write the output of the queries of one head into `out`."""
     d = q.shape[-1]
     for start in range(0, len(q), len(rows)):
         block = q[start : start + len(rows)]
@@ -141,7 +142,7 @@ def softmax_attention(q: Array, k: Array, v: Array, /, *, scale: float, key_mask
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory: Array, out: Array) -> None:
-    """Online softmax of a block of rows of one head over blocks of `size` keys, into `out`."""
+    """Write the attention of a block of queries of one head into `out`: online softmax over blocks of `size` keys."""
     count, n_kv = len(q), len(k)
     maximum = np.full((count, 1), -math.inf, q.dtype)
     total = np.zeros(count, q.dtype)
@@ -173,12 +174,12 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory:
 
 
 def _divide(out: Array, total: Array) -> None:
-    """Divide rows in place; a row that saw nothing is 0 already."""
+    """Divide the rows of `out` by `total` in place; a row that sees no key has total 0 and is 0 already."""
     out /= np.where(total == 0, 1, total)[:, None]
 
 
 def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
-    """The batch shape, every array as a view of that batch, and the mask likewise."""
+    """(batch shape, views of the arrays broadcast to that batch, view of the mask or None)."""
     shapes = [x.shape[:-2] for x in arrays] + ([] if mask is None else [mask.shape[:-1]])
     batch = np.broadcast_shapes(*shapes)
     views = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in arrays]
@@ -186,7 +187,7 @@ def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
 
 
 def _plain_exponentials(call: Call) -> str | None:
-    """Why features with reused memory cannot take the map of a call."""
+    """The reason why features with reused memory cannot take the feature map of a call, or None."""
     phi, weights = call.static["phi"], call.arrays[5 if call.kernel == "feature_summarize" else 4 :]
     if not isinstance(phi, Exponential):
         return "the features are not plain exponentials"
@@ -197,6 +198,7 @@ def _plain_exponentials(call: Call) -> str | None:
 
 
 def _some_key(call: Call) -> str | None:
+    # the reason to decline a call without keys, or None
     k = call.arrays[1]
     return "there is no key" if k is not None and k.shape[-2] == 0 else None
 

@@ -1,6 +1,9 @@
-"""Argument records: what a compiled kernel is told of a call, as int64 numbers and addresses, one record an item.
+"""Argument records: the int64 numbers and addresses that a compiled kernel reads, one record for each batch item.
 
-A record type is a mapping: name → None for a number, else how many of an array's last axes belong to one item.
+A record type maps the name of each field to
+
+    None       a number
+    an int     the address of an array, of whose last axes so many belong to one item
 """
 
 from __future__ import annotations
@@ -16,22 +19,22 @@ from subquad_numpy.runtime.threads import run_tasks, thread_count
 Array = np.ndarray[Any, Any]
 Fields = dict[str, int | None]
 
-SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
-MAX_FORMS = 512  # of calls that are remembered
+SMALL = 1 << 20  # multiply-adds of a call, about 10 µs: below that, waking a second thread costs more than it saves
+MAX_FORMS = 512  # forms of calls that `Forms` remembers before it forgets all
 
 
 def fields(*parts: Mapping[str, int | None]) -> Fields:
-    """A record type of all these fields: numbers first, then addresses."""
+    """The record type that has all these fields: numbers first, then addresses."""
     whole = {name: axes for part in parts for name, axes in part.items()}
     return dict(sorted(whole.items(), key=lambda field: field[1] is not None))
 
 
 class Run:
-    """Runs of a kernel over the items of a batch, on arrays of one form: only their addresses are new at a call.
+    """A kernel with argument records made for arrays of one form, so that a call only adds the arrays' addresses.
 
-    `values` has, by field, the numbers (one, or one for each item), and for an array one of the form of those to come;
-    of a field that it lacks, None must come.
-    `tasks` and `products` are those of an item: with few products in all, one thread does.
+    `values` holds, by field, a number (or one number for each item) or an example of the arrays to come; an array
+    field that is missing from `values` must be None at every call.
+    `tasks` and `products` count tasks and multiply-adds of one item: a small call runs on one thread.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class Run:
         values: Mapping[str, Any],
     ) -> None:  # fmt: skip
         items = math.prod(batch)
-        # for an address, the bytes from that of the whole array to the item's own part
+        # An address field holds the bytes from the start of the array to the item's part, until a call adds the start.
         self.records = np.zeros((items, len(fields)), np.int64)
         self.first = sum(axes is None for axes in fields.values())
         for place, (name, axes) in enumerate(fields.items()):
@@ -51,7 +54,7 @@ class Run:
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
 
     def __call__(self, arrays: Sequence[Array | None], threads: int | None) -> None:
-        """Run on these arrays, in the order of the fields."""
+        """Run all tasks on these arrays, given in the order of the address fields."""
         if self.tasks == 0:
             return
         records = self.records.copy()
@@ -66,15 +69,15 @@ def run(
     kernel: Any, fields: Fields, batch: tuple[int, ...], tasks: int, products: float, threads: int | None,
     **values: Any,
 ) -> None:  # fmt: skip
-    """Run a kernel once."""
+    """Run a kernel once, on the numbers and arrays of `values`."""
     arrays = [values.get(name) for name, axes in fields.items() if axes is not None]
     Run(kernel, fields, batch, tasks, products, values)(arrays, threads)
 
 
 class Forms:
-    """A forward pass that is planned once for each form of a call: shapes, strides, dtypes, and what is not an array.
+    """A forward pass that is planned once for each form of a call: shapes, strides, dtypes, and all static keywords.
 
-    `plan(arrays, static, save)` is a function (arrays, new, threads) → (outputs, saved) for all calls of that form.
+    `plan(arrays, static, save)` returns a function (arrays, new, threads) → (outputs, saved) for calls of that form.
     """
 
     def __init__(self, plan: Callable[..., Callable[..., Any]]) -> None:
@@ -85,7 +88,7 @@ class Forms:
         self, arrays: Sequence[Array | None], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty,
         save: bool = False, threads: int | None = None,
     ) -> tuple[tuple[Array, ...], Any]:  # fmt: skip
-        """The outputs, and what the backward pass needs beside them."""
+        """The outputs, and what the backward pass needs beside the outputs."""
         form = (
             save,
             *static.items(),
@@ -100,22 +103,22 @@ class Forms:
         return planned(arrays, new, threads)
 
 
-Fix = Callable[[Array], Array] | None  # what must be done to arrays of a form; None: nothing
+Fix = Callable[[Array], Array] | None  # a copy that makes arrays of a form readable for kernels; None: none is needed
 
 
 def fix_rows(x: Array) -> Fix:
-    """For arrays like x: the numbers of a row must be adjacent, and strides whole elements."""
+    """The fix after which the numbers of a row are adjacent and strides are whole elements, for arrays like x."""
     return np.ascontiguousarray if x.strides[-1] != x.itemsize and x.shape[-1] != 1 else fix_elements(x)
 
 
 def fix_elements(x: Array) -> Fix:
-    """For arrays like x: strides must be whole elements, in place; a field of a structure may have others."""
+    """The fix after which strides are whole elements, for arrays like x: a field of a structure may have others."""
     whole = x.flags.aligned and all(stride % x.itemsize == 0 for stride in x.strides)
     return None if whole else np.array
 
 
 def fix_items(x: Array, axes: int) -> Fix:
-    """For arrays like x: the last axes, an item's own, must be contiguous."""
+    """The fix after which the last `axes` axes, those of an item, are contiguous, for arrays like x."""
     size = x.itemsize
     for length, stride in zip(x.shape[: -axes - 1 : -1], x.strides[: -axes - 1 : -1], strict=True):
         if length != 1 and stride != size:
@@ -125,7 +128,7 @@ def fix_items(x: Array, axes: int) -> Fix:
 
 
 def fixed(fix: Fix, x: Array) -> Array:
-    """The array, or a copy that is as it must be."""
+    """The array itself if there is nothing to fix, else a fixed copy."""
     return x if fix is None else fix(x)
 
 
@@ -135,18 +138,18 @@ def with_whole_rows(x: Array) -> Array:
 
 
 def with_whole_items(x: Array, axes: int) -> Array:
-    """The array itself where the last axes are contiguous, else a copy."""
+    """The array itself where the last `axes` axes are contiguous, else a copy."""
     return fixed(fix_items(x, axes), x)
 
 
 def row_step(x: Array) -> int:
-    """Elements from row to row."""
+    """The stride from row to row, in elements."""
     return x.strides[-2] // x.itemsize
 
 
 def offsets(x: Array, batch: tuple[int, ...], core: int) -> Array:
-    """Bytes from the first element to that of each item of the batch; `core` axes belong to the item."""
-    own = x.ndim - core
+    """Bytes from the first element of x to that of each batch item; the last `core` axes of x belong to the item."""
+    own = x.ndim - core  # batch axes that x has; missing ones and those of length 1 are broadcast, with step 0
     places = np.zeros(1, np.int64)
     for back, size in enumerate(reversed(batch), start=1):
         if size != 1:

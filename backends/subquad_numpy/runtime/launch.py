@@ -1,4 +1,4 @@
-"""What one run of a compiled kernel needs to be told, before there are arrays: how a compiler of programs calls it."""
+"""Descriptions of runs of compiled kernels, made from shapes alone, for a library that compiles them into programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Array = Any
 
 
 class Rows(NamedTuple):
-    """A result that tasks leave in so many parts, zeros before, which are added up; in float64 if `wide`."""
+    """A result that the tasks leave in `parts` partial sums (of float64 if `wide`), all of them zero at first.
+
+    The library that runs the launch adds the parts up into the result.
+    """
 
     parts: int
     wide: bool
@@ -25,24 +28,24 @@ class Launch:
     Attributes
     ----------
     compile : callable
-        Compiles the kernel for a `kind`, once: a function that is cached.
+        ``compile(*kind)`` returns the compiled kernel; it is a cached function.
     kind : tuple
-        Its arguments; the first is the dtype.
+        The arguments of `compile`; the first one is the dtype.
     record : mapping
-        The fields of an argument record, in order. Of an array, how many of its last axes are an item's own; None for a
-        number, and for an array that all items share.
+        The fields of an argument record, in order. An array has the number of its last axes that belong to one item; a
+        number, or an array that all items share, has None.
     results : mapping
-        The arrays that it writes, by field.
+        Shape and dtype of the arrays that the kernel writes, by field.
     sizes : mapping
         The numbers, by field.
     batch : tuple of int
-        One record for each item. An array has these axes before the item's own, or 1, or fewer.
+        Batch shape: there is one argument record for each item. Arrays have batch axes that broadcast to it.
     tasks, threads : int
-        Tasks of an item; threads at most.
+        Tasks of an item; maximum number of threads.
     zeros : frozenset of str
-        Results that must be zeros before.
+        Results that must be filled with zeros before the run.
     summed : mapping
-        Results that come in parts.
+        Results that come in parts, by field.
     """
 
     compile: Callable[..., Any]
@@ -58,22 +61,25 @@ class Launch:
 
 
 class Run(Protocol):
-    """What a library does with launches."""
+    """How a library runs launches."""
 
     def __call__(self, launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
-        """Run compiled code: the results by field. An operand that is None, or missing, is the address 0."""
+        """Run the kernel of a launch and return the results by field. A missing operand, or None, is the address 0."""
         ...
 
     def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
-        """`Backend.where_any`, or its place may be taken by a call that is made again with the change."""
+        """`change(*given)` where the condition holds, else `given`, as `Backend.where_any`.
+
+        A library may also return `given` and repeat the whole call, with the change, where the condition held.
+        """
         ...
 
 
-SMALL = 1 << 20  # products and sums, some 10 µs: less than handing work to a thread is worth
+SMALL = 1 << 20  # multiply-adds of a launch, about 10 µs: below that, a second thread costs more than it saves
 
 
 def threads_for(products: int) -> int:
-    """Threads for a launch of so many products."""
+    """The number of threads for a launch of so many multiply-adds."""
     from subquad_numpy.runtime.threads import thread_count
 
     return 1 if products < SMALL else thread_count()

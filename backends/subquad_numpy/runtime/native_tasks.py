@@ -1,6 +1,6 @@
-"""The tasks of a call taken share by share by any number of native threads: what each of them runs.
+"""The function that every thread of a call runs, in compiled code: `work(words)`.
 
-`work(words)` takes the next share until none is left. Threads may begin at any time, or never.
+`work` takes the next share of the call's tasks until none is left. A thread may begin at any time, or never.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from llvmlite import ir
 from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
 
-# places in `words`, int64: addresses, numbers, counters
-KERNEL, TASKS, SHARES, FRAME, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
-SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # functions of the system
-SHARES_OF_THREAD = 8  # one that something else holds up does less
-MOST_CORES = 8192  # as the system counts them
-MOST_YIELDS = 1000  # some 0.3 ms: the team may be smaller than it was to be
+# Places in `words`, which all threads of a call share, int64:
+#     KERNEL, RECORDS             addresses of the kernel and of the argument records
+#     TASKS, SHARES               how many tasks, and into how many shares they are cut
+#     NEXT, FINISHED, FAILED      counters: the next share to take, shares done, shares without memory for scratch
+#     ARRIVED, TEAM               counter of threads that have begun; how many are expected (0: nobody waits for them)
+#     CALLER, CORE                the calling thread, and the core that it runs on
+KERNEL, TASKS, SHARES, RECORDS, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, CORE, SYSTEM, SIZE = *range(12), 16
+SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # addresses of functions of the operating system
+SHARES_OF_THREAD = 8  # shares per thread: a thread slowed by other work takes fewer of them
+MOST_CORES = 8192  # bits of a set of cores, as the operating system takes it
+MOST_YIELDS = 1000  # yields before giving up on threads that OpenMP did not start, about 0.3 ms
 
 
 @intrinsic
 def fetch_add(typingctx: Any, memory: Any, index: Any, value: Any) -> Any:
-    """Add to memory[index], and return what it was, as one operation among threads."""
+    """Add to memory[index] and return the number before, as one atomic operation."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         memory, index, value = args
@@ -37,7 +42,7 @@ def fetch_add(typingctx: Any, memory: Any, index: Any, value: Any) -> Any:
 
 @intrinsic
 def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> Any:
-    """Call a function of up to three integers by its address."""
+    """Call the function at an address with up to three integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = ir.IntType(64)
@@ -49,8 +54,8 @@ def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> A
 
 @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
 def _leave_core(words: Any) -> None:
-    """Go to another core, and be free again to run on all that this thread may."""
-    own = np.zeros(MOST_CORES >> 6, np.int64)
+    """Move this thread to another core, then allow it all of its cores again."""
+    own = np.zeros(MOST_CORES >> 6, np.int64)  # a set of cores: one bit for each
     if words[CORE] >= MOST_CORES or call(words[GET_CORES], 0, MOST_CORES >> 3, own.ctypes.data) & 0x80000000:
         return
     others = own.copy()
@@ -61,7 +66,10 @@ def _leave_core(words: Any) -> None:
 
 
 class Worker:
-    """`work(words)` by its address, and for Python, where it says whether this thread did the last share."""
+    """The compiled `work(words)`: its address, and `take_shares`, a Python function of the address of `words`.
+
+    `take_shares` returns whether this thread did the last share.
+    """
 
     def __init__(self, native: Any) -> None:
         self.address: int = native.address
@@ -73,8 +81,8 @@ class Worker:
 def worker() -> Worker:
     """Compile `work(words)`.
 
-    Where `TEAM` threads are waited for by spinning, as OpenMP does for milliseconds, a thread that the system has put
-    on the core of the first would hold up all: the first lets it run, and it leaves.
+    OpenMP's threads wait for each other by spinning, for milliseconds. A thread that the operating system has put on
+    the caller's core would hold up the whole team, so the caller yields to it and it moves to another core.
     """
 
     @native("int64(CPointer(int64))")
@@ -92,11 +100,11 @@ def worker() -> Worker:
                 break
             first = words[TASKS] * share // words[SHARES]
             last = words[TASKS] * (share + 1) // words[SHARES]
-            if call(words[KERNEL], first, last, words[FRAME]) != DONE:
+            if call(words[KERNEL], first, last, words[RECORDS]) != DONE:
                 fetch_add(words, FAILED, 1)
             if fetch_add(words, FINISHED, 1) == words[SHARES] - 1:
                 did_last = 1
-        if is_caller:
+        if is_caller:  # let late threads begin, and see that no share is left, before OpenMP waits for them
             for _ in range(MOST_YIELDS):
                 if fetch_add(words, ARRIVED, 0) >= words[TEAM]:
                     break
@@ -107,7 +115,7 @@ def worker() -> Worker:
 
 
 def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.ndarray:
-    """What `work` takes, for about so many threads; `records` must outlive it."""
+    """The `words` of a call, with shares for about so many threads; `records` must outlive them."""
     words = np.zeros(SIZE, np.int64)
     shares = SHARES_OF_THREAD * threads
     shares = tasks if tasks < shares else shares

@@ -1,7 +1,7 @@
-"""Tasks over a few threads: the caller's own and a small shared pool.
+"""Tasks over threads: the caller's own and a small shared pool.
 
-Kernels run without the interpreter lock, so plain Python threads suffice; each of them takes shares of the tasks in
-compiled code (`native_tasks`) until none is left. No threading layer of Numba is involved: two threads may call at
+Kernels run without the interpreter lock, so plain Python threads suffice: each takes shares of the tasks in compiled
+code (`native_tasks`) until none is left. No threading layer of Numba is involved, so that two threads may call at
 once, next to the pools of other libraries, and after a fork.
 """
 
@@ -24,15 +24,15 @@ _limits: dict[tuple[int, bytes | None], int] = {}  # (NUMBA_NUM_THREADS, OMP_NUM
 
 
 class Team(int):
-    """A number of threads that are not ours, and how they run tasks."""
+    """A number of threads of another library, which run tasks in place of the pool of this module."""
 
     def run(self, kernel: Kernel, tasks: int, records: np.ndarray) -> None:
-        """Run all tasks."""
+        """Run all tasks of a call on these threads."""
         raise NotImplementedError
 
 
 def thread_count(threads: int | None = None) -> int:
-    """As asked, else the least of OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of this process."""
+    """`threads` if given, else the minimum of OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of this process."""
     if threads is not None:
         return threads
     import numba
@@ -50,10 +50,10 @@ def thread_count(threads: int | None = None) -> int:
 
 
 class _Work:
-    """The tasks of one call, done share by share by whoever comes, and the memory that its records point to.
+    """The tasks of one call, which any number of threads do share by share, and the memory that its records point to.
 
-    A thread of the pool holds the whole while it works: where an interrupt takes the caller away, with all of its
-    arrays, the memory stays until the last share is done.
+    Every thread holds a reference to this object while it works. If an interrupt ends the caller early, the arrays
+    therefore stay in memory until the last share is done.
     """
 
     def __init__(self, kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
@@ -67,27 +67,27 @@ class _Work:
         self.finished.acquire()
 
     def __call__(self) -> None:
-        """Do shares while there are any; whoever has done the last one says so."""
+        """Do shares until none is left; the thread that does the last one releases `finished`."""
         if self.take_shares(self.address):
             self.finished.release()
 
 
 class _Pool:
-    """Threads that wait for work; more are started when there are too few."""
+    """Threads that wait for work; more threads are started when these are too few."""
 
     def __init__(self) -> None:
         self.waiting: SimpleQueue[_Work] = SimpleQueue()
-        self.members: list[int] = []  # as the system knows them
+        self.members: list[int] = []  # thread numbers of the operating system
         self.started, self.largest = 0, max(1, (os.cpu_count() or 2) - 1)
 
     def help(self, work: _Work, helpers: int) -> None:
-        """Let up to so many threads take part, as soon as they have time."""
+        """Let up to `helpers` threads take part in the work, as soon as they are free."""
         wanted = helpers + self.waiting.qsize()
         try:
             while self.started < wanted and self.started < self.largest:
                 threading.Thread(target=self._serve, name="subquad", daemon=True).start()
                 self.started += 1
-        except RuntimeError:  # no thread can be started, now or as the interpreter is shutting down
+        except RuntimeError:  # no thread can be started, or the interpreter is shutting down: the caller does all
             pass
         for _ in range(helpers if helpers < self.started else self.started):
             self.waiting.put(work)
@@ -104,9 +104,8 @@ pools: list[_Pool] = []
 def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
     """Run `kernel(first, last, records)` over all tasks; `memory` holds what the records point to.
 
-    Each thread takes the next few tasks when it has finished the last: one that another library's waiting threads
-    hold up does less. The caller takes part, and a busy pool delays nobody; no thread of the pool ever waits for
-    another.
+    Each thread takes the next share of tasks when it has finished one, so a thread that other work slows down does
+    less. The caller takes part, hence need not wait for a busy pool, and no thread of the pool waits for another.
     """
     if threads <= 1 or tasks <= 1:
         kernel(0, tasks, records)
@@ -129,7 +128,7 @@ def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory
         work.finished.acquire()
         work.memory = None
     finally:
-        work.words[NEXT] = tasks  # of what an interrupt leaves, nothing more is begun
+        work.words[NEXT] = tasks  # after an interrupt, no thread begins another share
     if work.words[FAILED]:
         msg = "a compiled kernel found no memory for its scratch"
         raise MemoryError(msg)
@@ -138,26 +137,26 @@ def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory
 def _part_from_caller(pool: _Pool) -> None:
     """Keep the pool's threads off the core of the caller.
 
-    The system wakes a thread where its waker runs, and moves it away once another core is idle. But the threads of
-    other libraries wait for work by spinning, for as long as a whole call of ours lasts: no core is ever idle then.
+    The operating system wakes a thread on the core of its waker, and moves it once another core is idle. But threads
+    of other libraries wait for work by spinning, longer than a call of ours lasts, so that no core becomes idle.
     """
     others = os.sched_getaffinity(0) - {_current_core()}
     try:
         for member in pool.members if others else ():
             os.sched_setaffinity(member, others)
-    except OSError:  # it may be forbidden, or the pool be ending: no harm
+    except OSError:  # the process may not set affinities, or a thread has ended: placement is a hint only
         pass
 
 
 def _getenv(name: bytes) -> bytes | None:
-    """A variable of the environment as it is now."""
+    """The present value of a variable of the environment, or None."""
     value = os.environ.get(name.decode())
     return None if value is None else value.encode()
 
 
 if sys.platform == "linux":
     _current_core = ctypes.CDLL(None).sched_getcpu
-    _getenv = ctypes.PyDLL(None).getenv
+    _getenv = ctypes.PyDLL(None).getenv  # reads one variable faster than `os.environ`
     _getenv.argtypes, _getenv.restype = (ctypes.c_char_p,), ctypes.c_char_p
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pools.clear)  # threads do not survive a fork

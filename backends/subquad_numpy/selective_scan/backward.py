@@ -1,12 +1,11 @@
-"""Gradient of the selective scan: states are computed again from checkpoints, a tile of time at once.
+"""The gradient of the selective scan: states are computed again from checkpoints, one tile of time after the other.
 
-With g the gradient of C · h + D u, G[t] that of h[t], and x = Δ A:
+Let g be the gradient of C · h + D u, G[t] the gradient of h[t], and x = Δ A. Then
 
     G[t] = C[t] g[t] + exp(x[t+1]) G[t+1],        ∂x[t] = exp(x[t]) h[t-1] G[t]
     ∂B[t] = Σ_c Δ u G,    ∂C[t] = Σ_c g h,    ∂A = Σ_t Δ ∂x,    ∂Δ = Σ_s (A ∂x + u B G),    ∂u = D g + Σ_s Δ B G
 
-For complex numbers a gradient is ∂/∂Re + i ∂/∂Im of the real loss, PyTorch's convention; JAX's is its
-conjugate.
+The gradient by a complex number is ∂/∂Re + i ∂/∂Im of the real loss, as in PyTorch; JAX uses its conjugate.
 """
 
 from functools import cache
@@ -45,24 +44,28 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
+# Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
+#     OF_ROWS      the shapes of u, delta, z, initial_state
+#     OVER_TIME    (batch, d, d_state), (batch, d), (batch, d): sums over time of each batch item, in float64
+#     OF_MAPS      (blocks of a group, batch, n, groups, d_state) from each block of channels; a constant map as A
 OF_OUTPUTS, OF_ROWS = ("grad_y", "grad_state"), ("grad_u", "grad_delta", "grad_z", "grad_initial_state")
-OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")  # in float64, of one batch item: (batch, d, d_state), (batch, d)
-OF_MAPS = ("grad_B", "grad_C")  # (blocks of a group, batch, n, groups, d_state); of constants as `OVER_TIME`
+OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")
+OF_MAPS = ("grad_B", "grad_C")
 BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS), 0))
-"""What a gradient kernel is told; `chunk` is the length of a tile."""
+"""The argument record of a gradient kernel; `chunk` is the length of a tile."""
 
 
 @cache
 def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
-    """Compile `backward(first, last, frame)`: tasks first to last - 1 of batch * groups * blocks."""
+    """Compile `backward(first, last, records)`: tasks first to last - 1 of batch * groups * blocks."""
     lanes, kind, zero = element(dtype)
     zero64 = np.float64(0)
     parts = 2 if is_complex else 1
     name = f"backward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, BACKWARD_RECORD)
-    def backward(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def backward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
@@ -80,6 +83,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         tiles = -(-n // tile)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
 
+        # Sizes in scratch: a real matrix of the block, a real or complex one, one vector for each state.
         matrix = block * d_state
         planes = parts * matrix
         row_sums = d_state * lanes
@@ -88,24 +92,24 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             kind,
         )
         edge = aligned(buffer)
-        # Gr, Gi: exp(x[t+1]) G[t+1]
+        # Gr and Gi hold exp(x[t+1]) G[t+1], real and imaginary part
         Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, Gr = lay_out(shifted(edge, lanes), matrix)
         Gi = shifted(Gr, matrix)
         tile_A = shifted(Gi, matrix)  # sums over the tile
         tile_B = shifted(tile_A, planes)
         tile_C = shifted(tile_B, planes)
-        checkpoints = shifted(tile_C, planes)
-        states = shifted(checkpoints, tiles * planes)
-        decays = shifted(states, (tile + 1) * planes)
-        row_B = shifted(decays, tile * planes)
+        checkpoints = shifted(tile_C, planes)  # the state before each tile
+        states = shifted(checkpoints, tiles * planes)  # the state before the tile, and after each of its steps
+        decays = shifted(states, (tile + 1) * planes)  # exp(x) of each step of the tile, less 1 if near 1
+        row_B = shifted(decays, tile * planes)  # sums over the channels of one step
         row_C = shifted(row_B, 2 * row_sums)
         skip = shifted(row_C, 2 * row_sums)
         bias = shifted(skip, block)
         tile_D = shifted(bias, block)
         tile_bias = shifted(tile_D, block)
-        steps = shifted(tile_bias, block)
-        outs = shifted(steps, tile * block)
-        sums = np.empty(6 * matrix + 2 * block + 8, np.float64)
+        steps = shifted(tile_bias, block)  # Δ of each step of the tile
+        outs = shifted(steps, tile * block)  # y before its gate
+        sums = np.empty(6 * matrix + 2 * block + 8, np.float64)  # sums over all tiles
         sum_A = aligned(sums)
         sum_B = shifted(sum_A, 2 * matrix)
         sum_C = shifted(sum_B, 2 * matrix)
@@ -136,7 +140,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             if has_bias:
                 load_padded_row(delta_bias, c0, width, lanes, bias)
 
-            # once forwards over all tiles but the last for the checkpoints, then backwards over all
+            # The first tiles − 1 sweeps go forward and only fill the checkpoints; the others go back over all tiles,
+            # compute the states of a tile again, and then walk the tile from its end.
             for sweep in range(2 * tiles - 1):
                 k = min(sweep, 2 * tiles - 2 - sweep)
                 start = k * tile
@@ -225,7 +230,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         for s in range(d_state):
                             j = at * d_state + s * lanes
                             lane = s * lanes
-                            whole = rint(log_step * load(Ar, j))  # tells how the decay is kept
+                            whole = rint(log_step * load(Ar, j))  # tells whether the decay was stored less 1
                             b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
                             c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
                             if is_complex:
@@ -287,6 +292,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             if not constant_C:
                                 grad_C[o] = total(load(row_C, lane))
 
+                # float32 sums of a tile are exact enough; across tiles they are added up in float64
                 for i in range(planes):
                     sum_A[i] += tile_A[i]
                     sum_B[i] += tile_B[i]

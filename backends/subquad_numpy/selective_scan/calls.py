@@ -13,16 +13,16 @@ from subquad_numpy.runtime.arguments import Forms, Run
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
-# channels of a block: its states and A then take 64 kB at 16 states, an eighth of a second-level cache
+# Maximum channels of a block: its states and A take 64 kB at 16 states, an eighth of a second-level cache.
 BLOCK = 512
-SHORT_CHUNK = 1024  # steps; chunks of time are not shorter, for each costs a pass over its matrices
-SMALL = 1 << 16  # state updates, some 30 µs: less than handing work to a thread is worth
-GRADIENT_BLOCK, TILE = 128, 32  # states and decays of a tile then take 512 kB
-OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # as complex as A
+SHORT_CHUNK = 1024  # minimum steps of a chunk of time: each chunk costs a pass over its matrices
+SMALL = 1 << 16  # state updates of a call, about 30 µs: below that, a second thread costs more than it saves
+GRADIENT_BLOCK, TILE = 128, 32  # channels and steps of a tile: its states and decays take 512 kB at 16 states
+OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex where A is complex
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """`selective_scan`: y and the last state; y of inputs of half precision is of single precision."""
+    """`selective_scan`: y and the last state; for inputs of half precision, y has single precision."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.selective_scan.forward import FORWARD_RECORD, forward_kernel
 
@@ -31,7 +31,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     n, d_state, dtype, dtype_of_state = p.u.shape[1], p.A.shape[1], p.u.dtype, p.A.dtype
     shape, shape_of_state = p.u.shape, (p.u.shape[0], *p.A.shape)
     is_small = p.u.size * d_state < SMALL
-    runs: dict[int, tuple[Run, int]] = {}  # by threads, with the steps of a chunk
+    runs: dict[int, tuple[Run, int]] = {}  # by the number of threads: (run, steps of a chunk)
     groups, kernel = _groups(p), forward_kernel(*_kind(p))
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
@@ -45,7 +45,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         if planned is None:
             block, tasks = cut_channels(shape[0], groups, shape[2], count, lanes_of(dtype))
             chunks = min(count // tasks, n // SHORT_CHUNK)
-            chunk = n if chunks < 3 else -(-n // chunks)  # every step is done twice: two chunks gain nothing
+            chunk = n if chunks < 3 else -(-n // chunks)  # chunks compute every step twice: two of them gain nothing
             sizes = _sizes(Inputs(*p), static, block, chunk)
             run = Run(kernel, FORWARD_RECORD, (), tasks * max(1, -(-n // chunk)), math.inf, sizes)
             planned = runs[count] = run, chunk
@@ -66,10 +66,10 @@ def scan_backward(
     arrays: Sequence[Array | None], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
     grads: Sequence[Array | None], need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """Gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss.
+    """The gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss.
 
-    States are computed again from checkpoints every few steps; memory beyond the results is that of `u`, about. Sums
-    over batch and time are in float64. The number of threads does not change the result.
+    States are computed again from checkpoints every `TILE` steps; memory beyond the results is about the size of `u`.
+    Sums over batch and time are in float64. The number of threads does not change the result.
     """
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.selective_scan.backward import BACKWARD_RECORD, OF_MAPS, OF_ROWS, OVER_TIME, backward_kernel
@@ -101,7 +101,7 @@ def scan_backward(
         results["grad_initial_state"] = grad_state.copy()
 
     def summed(name: str, x: Array | None) -> Array | None:
-        """Add up what tasks and batch items left, into the shape and type of the input."""
+        """The gradient by input x: sums over tasks and batch items, with the shape and dtype of x."""
         if x is None:
             return None
         value = results[f"grad_{name}"]
@@ -119,7 +119,7 @@ def scan_backward(
 
 
 def cut_channels(batch: int, groups: int, d: int, threads: int, lanes: int) -> tuple[int, int]:
-    """Channels of a block, in whole vectors, and number of tasks: if it can be a multiple of `threads`."""
+    """(channels of a block, in whole vectors; tasks), where the tasks are a multiple of `threads` if possible."""
     width = d // groups
     blocks = -(-width // BLOCK)
     while (batch * groups * blocks) % threads and batch * groups * blocks < 4 * threads and blocks * lanes < width:
@@ -129,7 +129,10 @@ def cut_channels(batch: int, groups: int, d: int, threads: int, lanes: int) -> t
 
 
 def cut_gradient(batch: int, groups: int, width: int, lanes: int) -> tuple[int, int]:
-    """Channels of a block of the gradient, in whole vectors, and blocks of a group of `width` channels."""
+    """(channels of a block, in whole vectors; blocks of a group of `width` channels) of the gradient.
+
+    They do not depend on the number of threads, so the gradient does not either; blocks are narrow until 4 tasks exist.
+    """
     block = GRADIENT_BLOCK
     while block > 2 * lanes and batch * groups * -(-width // block) < 4:
         block //= 2
@@ -138,7 +141,11 @@ def cut_gradient(batch: int, groups: int, width: int, lanes: int) -> tuple[int, 
 
 
 def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
-    """Inputs as the kernels take them: contiguous, of one precision, B and C as complex as A and of as many groups."""
+    """The inputs as kernels take them.
+
+    All are contiguous and of one precision. B, C and the initial state are complex where A is; B and C have equally
+    many groups.
+    """
     given = widened(np, Inputs(*arrays))
     real, is_complex = given.u.dtype, np.iscomplexobj(given.A)
     for name in ("B", "C", "initial_state"):
@@ -159,7 +166,7 @@ def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
 
 
 def _without_states(p: Inputs, y: Array, state: Array) -> None:
-    """No step or no state: y = D u silu(z), and the state stays."""
+    """Write y = D u silu(z) and the initial state into `y` and `state`: the result of no step, or of no state."""
     y[...] = 0 if p.D is None else p.D * p.u
     if p.z is not None:
         y *= p.z / (1 + np.exp(-p.z))
@@ -167,9 +174,11 @@ def _without_states(p: Inputs, y: Array, state: Array) -> None:
 
 
 def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, threads: int) -> None:
-    """Two passes over chunks of time: what each leaves of a zero state, then y from the true initial states.
+    """Write the output and last state into `y` and `state`, in two passes over chunks of time that run in parallel.
 
-    A chunk carries a state h to exp(A ΣΔ) h + (what it leaves of zero): sums of Δ suffice.
+    The first pass finds the state that each chunk reaches from zero, and the sum of its Δ. A chunk that begins with
+    state h ends with exp(A ΣΔ) h plus that state, which gives the true initial state of every chunk. The second pass
+    computes y from these.
     """
     batch, n, d = p.u.shape
     chunks = -(-n // chunk)
@@ -177,7 +186,7 @@ def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, thread
     sums = np.empty((batch, chunks, d), p.u.dtype)
     run((*p._replace(initial_state=None), states, None, sums), threads)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
-    with np.errstate(over="ignore", invalid="ignore"):  # what grows may exceed the range, as it does step by step
+    with np.errstate(over="ignore", invalid="ignore"):  # a growing state may overflow, as it would step by step
         decays = np.exp(sums[..., None].astype(np.float64) * p.A)
         for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
             left = states[:, k].copy()
@@ -189,19 +198,19 @@ def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, thread
 
 
 def _kind(p: Inputs) -> tuple[str, bool, bool, bool]:
-    """What the kernels are specialised for."""
+    """What the kernels are specialised for: (real dtype, is A complex, is B constant, is C constant)."""
     return np.dtype(p.u.dtype).name, np.dtype(p.A.dtype).kind == "c", len(p.B.shape) == 2, len(p.C.shape) == 2
 
 
 def _groups(p: Inputs) -> int:
-    """Groups of channels that share B and C; 1 where both are constant."""
+    """The number of groups of channels that share B and C; 1 where both are constant."""
     return max(x.shape[2] if len(x.shape) == 4 else 1 for x in (p.B, p.C))
 
 
 def _sizes(p: Inputs, static: Mapping[str, Any], block: int, chunk: int) -> dict[str, int]:
     batch, n, d = p.u.shape
     sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(p), "d_state": p.A.shape[1], "block": block}
-    for name, x in (("B_step", p.B), ("C_step", p.C)):  # real numbers from one batch item to the next
+    for name, x in (("B_step", p.B), ("C_step", p.C)):  # stride between batch items, in real numbers
         own = len(x.shape) == 4 and x.shape[0] > 1
         parts = 2 if np.dtype(x.dtype).kind == "c" else 1
         sizes[name] = x.shape[1] * x.shape[2] * x.shape[3] * parts if own else 0

@@ -1,11 +1,11 @@
-"""Selective scan: one fused pass over time, channels in vectors, the state in cache.
+"""The selective scan: one fused pass over time, channels in vectors, the state in cache.
 
     h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t],      y[t] = (C[t] · h[t] + D u[t]) silu(z[t])
 
-with 2 Re(C[t] · h[t]) where A is complex. A task is one block of channels of one batch item over one chunk of
-time. Tasks share nothing, and the numbers of a channel do not depend on how they are cut. Within a task the
-order is time, vector of channels, state; the state of the block and A stay in cache, as (vectors, d_state, lanes),
-a complex matrix as two of them.
+with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex. A task is one block of channels of one batch item,
+over one chunk of time. Tasks share nothing, and the result for a channel does not depend on the width of blocks.
+Within a task the loops are over time, vectors of channels, and states. State and A of the block stay in cache, each as
+(vectors, d_state, lanes); a complex matrix is two of these.
 """
 
 from functools import cache
@@ -30,27 +30,30 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 
-# state: (batch, chunks, d, d_state), as initial_state; both may be the same. Without y only the state is computed.
-# delta_sum: (batch, chunks, d), the sums of Δ
+# Results of a scan:
+#     state        (batch, chunks, d, d_state), the state after each chunk; initial_state has this shape too, and may
+#                  be the same memory
+#     y            (batch, n, d), or address 0: then only states are computed
+#     delta_sum    (batch, chunks, d), the sums of Δ over each chunk, or address 0
 FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0})
 
-ROWS_AHEAD = 4  # rows lie a page or more apart, out of reach for the hardware's own prefetching
+# How many steps ahead rows are prefetched: they lie a page or more apart, out of reach of the hardware's prefetching.
+ROWS_AHEAD = 4
 
 
 @cache
 def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: bool) -> Any:
-    """Compile `forward(first, last, frame)`, which runs tasks first to last - 1.
+    """Compile `forward(first, last, records)`, which runs tasks first to last - 1.
 
     There are batch * groups * blocks of a group * chunks tasks; the chunk varies fastest.
-    `dtype` is that of real numbers.
     """
     lanes, kind, zero = element(dtype)
     parts = 2 if is_complex else 1
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, FORWARD_RECORD)
-    def forward(first: int, last: int, frame: Any) -> int:
-        f = carray(frame, 1)[0]
+    def forward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
         _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
@@ -63,6 +66,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         matrix = block * d_state
         buffer = np.empty(9 * matrix + 4 * block + 2 * lanes, kind)
         edge = aligned(buffer)
+        # hr, hi: the state, real and imaginary part; skip: D; time_sum, time_rest: the sum of Δ and its rounding error
         hr = shifted(edge, lanes)
         hi = shifted(hr, matrix)
         Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, skip = lay_out(shifted(hi, matrix), matrix)
@@ -107,7 +111,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     x = load_part(u, row + at, count, lanes, edge)
                     drive = step * x
                     out = x * load(skip, at)
-                    if is_complex:
+                    if is_complex:  # the sum is doubled below, for 2 Re(C · h), and D u must not be
                         out = out * 0.5
                     for s in range(d_state):
                         i = at * d_state + s * lanes
@@ -135,7 +139,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         out = out * (gate * sigmoid(gate))
                     if has_y:
                         store_part(y, row + at, out, count, lanes, edge)
-                    if has_sum:  # compensated: chunks are long
+                    if has_sum:  # Kahan's compensated sum, since a chunk may be long
                         term = step - load(time_rest, at)
                         longer = load(time_sum, at) + term
                         store(time_rest, at, (longer - load(time_sum, at)) - term)

@@ -17,7 +17,7 @@ from subquad_numpy.runtime.launch import Launch, Rows, Run
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The kernel `selective_scan`."""
+    """The outputs of the kernel `selective_scan`, by one launch."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
     from subquad_numpy.selective_scan.calls import SMALL, cut_channels
@@ -49,7 +49,7 @@ def launch_backward(
     grads: Sequence[Array],
     run: Run,
 ) -> tuple[Array | None, ...]:
-    """Gradients by all inputs; the outputs are not read."""
+    """The gradients by all inputs, by one launch; the outputs are not read."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
     from subquad_numpy.selective_scan.backward import BACKWARD_RECORD, backward_kernel
@@ -63,7 +63,7 @@ def launch_backward(
     block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(np.dtype(p.u.dtype)))
     results = {f"grad_{name}": Like(x.shape, x.dtype) for name, x in p._asdict().items() if x is not None}
     results.setdefault("grad_initial_state", Like((batch, *p.A.shape), p.A.dtype))
-    # sums over batch and time, in float64; those over blocks of channels in the precision of the maps
+    # Sums over batch and time are in float64; sums over blocks of channels have the precision of B and C.
     for name in ("D", "delta_bias"):
         results.setdefault(f"grad_{name}", Like((d,), p.u.dtype))
     summed = {f"grad_{name}": Rows(batch, wide=True) for name in ("A", "D", "delta_bias")}
@@ -85,7 +85,7 @@ def launch_backward(
     found = run(made, p._asdict() | {"grad_y": cast(xp, grad_y, p.u.dtype), "grad_state": grad_state})
 
     def of(name: str, x: Array) -> Array:
-        """The gradient by an input as it was given: of its groups and dtype."""
+        """The gradient by input x, with the groups and the dtype of x."""
         value = found[f"grad_{name}"]
         if name in ("B", "C") and x.ndim == 4 and x.shape[2] < groups:
             value = xp.sum(xp.reshape(value, (*x.shape[:3], groups // x.shape[2], x.shape[3])), axis=3)
@@ -97,7 +97,7 @@ def launch_backward(
 
 
 def _prepared(xp: ModuleType, inputs: Inputs) -> Inputs:
-    """Inputs as the kernels take them: of one precision, B and C as complex as A and of as many groups."""
+    """The inputs as kernels take them: of one precision and equally many groups, B, C and the state complex if A is."""
     inputs = widened(xp, inputs)
     real, state = inputs.u.dtype, inputs.A.dtype
     groups = math.lcm(*[x.shape[2] for x in (inputs.B, inputs.C) if x.ndim == 4])
@@ -127,7 +127,7 @@ def _kind(p: Inputs) -> tuple[Any, ...]:
 def _sizes(p: Inputs, static: Mapping[str, Any]) -> dict[str, int]:
     batch, n, d = p.u.shape
     sizes = {"batch": batch, "n": n, "d": d, "groups": _groups(p), "d_state": p.A.shape[1]}
-    for name, x in (("B_step", p.B), ("C_step", p.C)):  # real numbers from one batch item to the next
+    for name, x in (("B_step", p.B), ("C_step", p.C)):  # stride between batch items, in real numbers
         own = x.ndim == 4 and x.shape[0] > 1
         sizes[name] = math.prod(x.shape[1:]) * (2 if np.dtype(x.dtype).kind == "c" else 1) if own else 0
     return sizes | {name: int(static[name]) for name in ("delta_softplus", "reverse")}

@@ -1,4 +1,4 @@
-"""What the scan's kernels begin with: the head of a frame, the place of a block, its matrices in scratch memory."""
+"""How the scan's kernels begin: they read an argument record, find their block and copy its matrices to scratch."""
 
 from math import pi
 from typing import Any
@@ -7,12 +7,14 @@ from subquad_numpy.codegen import inline, pointer, shifted
 from subquad_numpy.codegen.copies import load_transposed, load_transposed_rest
 from subquad_numpy.runtime.arguments import Fields
 
-# B_step and C_step are elements (of a complex number: two) from one batch item to the next, 0 where all share one;
-# block is at most the channels of a task, a multiple of the lanes; chunk at most its steps
+# Numbers of an argument record that need a word:
+#     block             maximum channels of a task, a multiple of the lanes
+#     chunk             maximum steps of a task (of a tile, in the gradient)
+#     B_step, C_step    stride between batch items in real numbers (a complex number is two); 0 if items share B or C
 SIZES = ("batch", "n", "d", "groups", "d_state", "block", "chunk", "B_step", "C_step", "delta_softplus", "reverse")
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
-"""What every kernel is told: see `runtime.arguments` for what a record type is."""
+"""The fields that both kernels read: see `runtime.arguments` for record types."""
 
 
 @inline
@@ -26,7 +28,7 @@ def sizes_of(f: Any) -> Any:
 
 @inline
 def inputs_of(f: Any, zero: Any) -> Any:
-    """The addresses of `HEAD` as pointers to numbers of the type of `zero`."""
+    """The arrays of `HEAD` as pointers to numbers of the type of `zero`."""
     return (
         *(pointer(f.u, zero), pointer(f.delta, zero), pointer(f.A, zero), pointer(f.B, zero)),
         *(pointer(f.C, zero), pointer(f.D, zero), pointer(f.z, zero), pointer(f.delta_bias, zero)),
@@ -36,13 +38,13 @@ def inputs_of(f: Any, zero: Any) -> Any:
 
 @inline
 def options_of(f: Any) -> tuple[bool, bool, bool, bool]:
-    """Whether there are D, z, delta_bias and initial_state."""
+    """(has D, has z, has delta_bias, has initial_state): an address of 0 means that there is none."""
     return f.D != 0, f.z != 0, f.delta_bias != 0, f.initial_state != 0
 
 
 @inline
 def locate(place: int, d: int, groups: int, block: int) -> tuple[int, int, int, int, int]:
-    """Batch item, group, block of the group, first channel and number of channels of a block."""
+    """(batch item, group, block of the group, first channel, number of channels) of the block at a `place`."""
     width_of_group = d // groups
     blocks_of_group = -(-width_of_group // block)
     item, part = place // (groups * blocks_of_group), place % (groups * blocks_of_group)
@@ -53,7 +55,7 @@ def locate(place: int, d: int, groups: int, block: int) -> tuple[int, int, int, 
 
 @inline
 def lay_out(memory: Any, matrix: int) -> Any:
-    """Memory for A, with what rounding its imaginary part left, B and C; and what lies behind."""
+    """Pointers to scratch for A (real part, imaginary part and its rounding error), B and C, and to what follows."""
     Ar = memory
     Ai = shifted(Ar, matrix)
     Ai_rest = shifted(Ai, matrix)
@@ -68,7 +70,10 @@ def lay_out(memory: Any, matrix: int) -> Any:
 def load_rates(
     A: Any, row: int, width: int, d_state: int, lanes: int, scale: float, is_complex: bool, Ar: Any, Ai: Any, rest: Any
 ) -> None:
-    """Copy the rates of a block: the real part times `scale`, the imaginary one in turns per unit of time."""
+    """Copy the rows of A of a block: the real part times `scale`, the imaginary part in turns per unit of time.
+
+    `rest` takes the rounding errors of the turns, which a long time would multiply.
+    """
     load_transposed(A, row, 2 if is_complex else 1, width, d_state, lanes, scale, Ar)
     if is_complex:
         load_transposed(A, row + 1, 2, width, d_state, lanes, 0.5 / pi, Ai)
@@ -79,7 +84,7 @@ def load_rates(
 def load_matrix(
     matrix: Any, row: int, width: int, d_state: int, lanes: int, is_complex: bool, re: Any, im: Any
 ) -> None:
-    """Copy the rows of a block of a constant map or a state."""
+    """Copy the rows of a block of a constant map (B or C) or of a state."""
     load_transposed(matrix, row, 2 if is_complex else 1, width, d_state, lanes, 1.0, re)
     if is_complex:
         load_transposed(matrix, row + 1, 2, width, d_state, lanes, 1.0, im)
