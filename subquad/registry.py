@@ -176,14 +176,15 @@ def register(
     Raises
     ------
     ValueError
-        From the decorator, if the name or an alias belongs to another class.
+        From the decorator, if the name or an alias belongs to another class. A class that is defined again under the
+        same path, as in a notebook, replaces the first.
     """
 
     def decorate(cls: Cls) -> Cls:
         for word in (name, *aliases):
             taken = METHODS.get(ALIASES.get(word, word))
-            if taken is not None and taken is not cls:
-                msg = f"the name {word!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
+            if taken is not None and _path(taken) != _path(cls):
+                msg = f"the name {word!r} is taken by {_path(taken)}; choose another"
                 raise ValueError(msg)
         METHODS[name] = cls
         _rows[cls] = MethodRow(name, cls, tuple(aliases), cost, size, tuple(defaults))
@@ -211,18 +212,23 @@ def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
     Raises
     ------
     ValueError
-        From the decorator, if the name belongs to another function.
+        From the decorator, if the name belongs to another function; one under the same path is replaced.
     """
 
     def decorate(function: Function) -> Function:
         taken = SCANS.get(name)
-        if taken is not None and taken.function is not function:
-            msg = f"the name {name!r} is taken by {taken.function.__module__}.{taken.function.__qualname__}"
+        if taken is not None and _path(taken.function) != _path(function):
+            msg = f"the name {name!r} is taken by {_path(taken.function)}; choose another"
             raise ValueError(msg)
         SCANS[name] = ScanRow(name, function, **fields)
         return function
 
     return decorate
+
+
+def _path(thing: Any) -> str:
+    """Module and qualified name of a class or function."""
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def method_row(name: str) -> MethodRow:

@@ -23,3 +23,12 @@ def python(code: str, *path: Path) -> str:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
+
+
+def install(folder: Path, name: str, text: str, group: str, entry: str) -> None:
+    """A distribution of one module and one entry point."""
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    information = folder / f"{name}-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (information / "entry_points.txt").write_text(f"[{group}]\n{entry} = {name}\n", encoding="utf-8")

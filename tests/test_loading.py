@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from interpreter import python
+from interpreter import install, python
 
 from subquad.backend import Accepts, Backend, Override
 from subquad.core.loading import checked
@@ -29,15 +29,6 @@ print(chosen, float(out[0, 0]))
 print(subquad.explain(subquad.attention, q, q, q, "exact", causal=True))
 """
 EXPECTED = "seven 7.0\nsoftmax_attention on array_api_strict: generic\n  seven declined: it has no causal form"
-
-
-def install(folder: Path, name: str, text: str, group: str, entry: str) -> None:
-    """A distribution of one module and one entry point."""
-    (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    information = folder / f"{name}-1.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
-    (information / "entry_points.txt").write_text(f"[{group}]\n{entry} = {name}\n", encoding="utf-8")
 
 
 def test_backend_of_a_third_party_by_name(tmp_path: Path) -> None:

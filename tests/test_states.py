@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import Library, relative_error, tolerance
-from rows.methods import CASES, CAUSAL, METHODS, Case, D, Row, named, rows
+from rows.methods import CASES, CAUSAL, STEPPING, STREAMING, Case, D, Row, named, rows
 
 import subquad
 
@@ -23,10 +23,7 @@ GROUPED = {
     "three heads a key": Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="query-heads"),
 }
 grouped = pytest.mark.parametrize("case", GROUPED.values(), ids=GROUPED)
-STREAMING = [row for row in METHODS if row.method in ("favor", "linear") and row.name != "favor-center"]
 NYSTROM = named("nystrom-arrays")
-STREAMING += NYSTROM
-STEPPING = [row for row in STREAMING if row.causal]
 
 
 def state_method(row: Row, case: Case = CASE) -> tuple[Any, dict[str, Any]]:

@@ -83,6 +83,17 @@ class AttentionCall:
         """An array that has the width d, the dtype and the device of queries and keys."""
         return self.k if self.q is None else self.q
 
+    def part(
+        self, *, queries: slice | None = None, keys: slice | None = None, state: State | None = None
+    ) -> AttentionCall:
+        """The call with these rows alone, and a state; without queries, or without keys, where None."""
+        rows: dict[str, Array] = {} if queries is None else {"q": self.q[..., queries, :]}
+        mask = None
+        if keys is not None:
+            rows |= {"k": self.k[..., keys, :], "v": self.v[..., keys, :]}
+            mask = None if self.key_mask is None else self.key_mask[..., keys]
+        return AttentionCall(self.arrangement, rows, mask, state, self.causal, self.options)
+
     def full_precision(self) -> AbstractContextManager[Any]:
         """A context in which products are computed in the dtype of the arrays, not in a coarser one."""
         return self.arrangement.backend.full_precision(self.like)

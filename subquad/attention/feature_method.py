@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from array_api_compat import device
-
 from subquad.attention.call import AttentionCall
-from subquad.attention.method import Method
+from subquad.attention.method import Method, before_first_key
 from subquad.backend import Array
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
@@ -47,10 +45,7 @@ class FeatureMethod(Method):
         if early:  # queries before the place of the first key see nothing: their output is 0
             q = q[..., early:, :]
         out, *_ = feature_step(q, k, v, *state, *weights, phi=phi, key_mask=key_mask)
-        if early:
-            xp, shape = call.xp, (*out.shape[:-2], early, out.shape[-1])
-            out = xp.concat([xp.zeros(shape, dtype=out.dtype, device=device(out)), out], axis=-2)
-        return out
+        return before_first_key(call.xp, out, early)
 
     def _summarize(self, call: AttentionCall) -> State:
         phi, weights = self._map(call)

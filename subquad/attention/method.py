@@ -1,8 +1,8 @@
 """Base of all attention methods: a frozen dataclass of options, which is called with q, k and v, and may keep a state.
 
 The five calls of users are written here once: each checks its arguments by `enter`, runs the author's code, and returns
-through `AttentionCall.leave`. The author of a method implements `_evaluate`; with a state also `_summarize` and
-`_attend`; and `_step` if tokens can be processed one after the other.
+through `AttentionCall.leave`. The author of a method implements `_evaluate`; or, with a state, `_summarize` and
+`_attend`, and `_step` if tokens can be processed one after the other: `_evaluate` then follows from these.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+from array_api_compat import device
+
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
+from subquad.kernels.visibility import alignment
 
 
 @dataclass(frozen=True, repr=False)
@@ -274,8 +277,13 @@ class Method:
         return scale
 
     def _evaluate(self, call: AttentionCall) -> Array:
-        """The output (..., n, d_v) of checked arrays, in the compute dtype."""
-        raise NotImplementedError
+        """The output (..., n, d_v) of checked arrays, in the compute dtype; here computed by way of the state."""
+        if not call.causal:
+            return self._attend(call.part(queries=slice(None), state=self._summarize(call)))
+        ahead, early = alignment(call.q.shape[-2], call.k.shape[-2])
+        state = self._summarize(call.part(keys=slice(None, ahead))) if ahead else None
+        out, _ = self._step(call.part(queries=slice(early, None), keys=slice(ahead, None), state=state))
+        return before_first_key(call.xp, out, early)
 
     def _summarize(self, call: AttentionCall) -> State:
         """The state of checked keys and values."""
@@ -318,6 +326,14 @@ class Method:
             reason = self.causal
         msg = f"{type(self).__name__} has no {call}: {reason}"
         raise NotImplementedError(msg)
+
+
+def before_first_key(xp: ModuleType, out: Array, early: int) -> Array:
+    """The output with rows of zeros before it, for queries that have their place before the first key."""
+    if not early:
+        return out
+    zeros = xp.zeros((*out.shape[:-2], early, out.shape[-1]), dtype=out.dtype, device=device(out))
+    return xp.concat([zeros, out], axis=-2)
 
 
 def _given(state: Any) -> Any:

@@ -13,6 +13,7 @@ from array_api_compat import array_namespace
 
 import subquad
 from rows import definitions
+from subquad import registry
 
 Array = np.ndarray
 D = 8  # channels of q and k
@@ -105,7 +106,7 @@ class Row:
     def object(self, **arrays: Any) -> Any:
         """The method object."""
         options = {name: x for name, x in (self.options | arrays).items() if name != "scale"}
-        return subquad.METHODS[self.method](**options)
+        return registry.METHODS[self.method](**options)
 
     def reference(self, drawn: dict[str, Any], arrays: dict[str, Any], *, causal: bool) -> Array:
         """The output by definition, in float64."""
@@ -178,7 +179,7 @@ def has_rows(case: Case) -> bool:
 favor = functools.partial(Row, method="favor")
 nystrom = functools.partial(Row, method="nystrom", causal=False)
 
-METHODS = [
+OPTIONS = [
     Row("exact", "exact"),
     Row("exact-generic", "exact", {"implementation": "generic"}),
     Row("exact-scale", "exact", {"scale": -0.2}),
@@ -218,7 +219,16 @@ METHODS = [
     nystrom("nystrom-query-mask", options={"num_landmarks": 6}, arrays=given_query_mask),
 ]  # fmt: skip
 
+# what is registered has a row with its default options, also where nobody wrote one
+METHODS = [
+    *(Row(name, name, causal=cls.causal is True) for name, cls in registry.METHODS.items()
+      if name not in {row.method for row in OPTIONS}),
+    *OPTIONS,
+]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
+STREAMING = [row for row in METHODS if registry.METHODS[row.method].state is not None
+             and row.name != "favor-center" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+STEPPING = [row for row in STREAMING if row.causal]
 
 
 def rows(table: list[Row]) -> Any:
@@ -232,6 +242,9 @@ def named(*names: str) -> list[Row]:
 
 
 # one row of each way through the code, for properties that do not depend on options
-MAIN = named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
-             "linear-function", "nystrom", "nystrom-ridge", "nystrom-uniform")  # fmt: skip
+MAIN = [
+    *METHODS[: len(METHODS) - len(OPTIONS)],
+    *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
+           "linear-function", "nystrom", "nystrom-ridge", "nystrom-uniform"),
+]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]

@@ -1,0 +1,136 @@
+"""Every registered scan: it equals its definition, its states merge to one scan, its steps are the scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+from rows.libraries import LIBRARIES, Jax, Library, NumPy, NumPyReadOnly, StrictNoFloat64, relative_error, tolerance
+
+import subquad
+from subquad.registry import SCANS, ScanRow
+
+LENGTHS = (1, 63)
+COMBINATIONS = [
+    pytest.param(*library.values, name, id=f"{library.id}-{name}", marks=library.marks)
+    for library in LIBRARIES
+    for name in SCANS
+]
+every_scan = pytest.mark.parametrize("name", SCANS)
+NUMPY = NumPy()
+Arrays = dict[str, Any]
+
+
+@functools.cache
+def drawn(name: str, n: int) -> tuple[Arrays, dict[str, Any]]:
+    return SCANS[name].draw(np.random.default_rng(3), n)
+
+
+@functools.cache
+def definition(name: str, n: int, library: Library, dtype: str) -> np.ndarray:
+    """Of the inputs as the library rounds them."""
+    reference, (arrays, options) = SCANS[name].reference, drawn(name, n)
+    assert reference is not None, f"register_scan of {name} lacks `reference`, its definition"
+    return reference(library.rounded(arrays, dtype), options)
+
+
+def time_axes(name: str) -> dict[str, int]:
+    """The axis along which an input has a number for each step, counted from the end; of those that have one."""
+    one, two = (drawn(name, n)[0] for n in (1, 2))
+    return {
+        key: axis - x.ndim for key, x in one.items() for axis in range(x.ndim) if x.shape[axis] != two[key].shape[axis]
+    }
+
+
+def cut(name: str, arrays: Arrays, steps: slice) -> Arrays:
+    """Some steps of all inputs."""
+    axes = time_axes(name)
+    return {key: x[(..., steps, *[slice(None)] * (-axes[key] - 1))] if key in axes else x for key, x in arrays.items()}
+
+
+def summarize(row: ScanRow, arrays: Arrays, options: dict[str, Any]) -> Any:
+    """`summarize_scan` of inputs by name."""
+    positional = [arrays.get(key) for key in row.positional]
+    return subquad.summarize_scan(
+        row.name, *positional, **{key: x for key, x in arrays.items() if key not in row.positional}, **options
+    )
+
+
+@pytest.mark.parametrize(("library", "name"), COMBINATIONS)
+def test_equals_its_definition(library: Library, name: str) -> None:
+    row = SCANS[name]
+    for n in LENGTHS[isinstance(library, Jax) :]:
+        arrays, options = drawn(name, n)
+        for dtype in library.dtypes:
+            out = library.call(lambda given: row.call(given, options), arrays, dtype=dtype)  # noqa: B023
+            rounding = library if dtype == "bfloat16" else NUMPY
+            expected = definition(name, n, rounding, dtype)
+            assert library.dtype_name(out) == dtype
+            assert tuple(out.shape) == expected.shape
+            if library.has_values:
+                assert relative_error(library.numpy(out), expected) <= tolerance(dtype)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [x for x in COMBINATIONS if not isinstance(x.values[0], NumPyReadOnly | StrictNoFloat64)]
+)
+def test_states_of_chunks_merge_to_the_state_of_all(library: Library, name: str) -> None:
+    """And to what a scan from an initial state ends with."""
+    row, (arrays, options) = SCANS[name], drawn(name, 63)
+    if row.state.merge is None:
+        pytest.skip("its states do not merge")
+
+    def merged(given: Arrays) -> Any:
+        parts = [
+            summarize(row, cut(name, given, steps), options) for steps in (slice(0, 1), slice(1, 30), slice(30, None))
+        ]
+        return [functools.reduce(subquad.merge_scan, parts, None), summarize(row, given, options)]
+
+    dtype = library.dtypes[0]
+    together, whole = library.call(merged, arrays, dtype=dtype)
+    assert set(whole) == set(row.state.fields)
+    for key, x in whole.items():
+        assert tuple(x.shape) == tuple(together[key].shape)
+        if library.has_values:
+            assert relative_error(library.numpy(together[key]), library.numpy(x)) <= tolerance(dtype)
+
+
+@every_scan
+def test_a_state_is_what_the_scan_goes_on_from(name: str) -> None:
+    """h_after = decay ∘ h_before + state, whatever h_before is."""
+    row, (arrays, options) = SCANS[name], drawn(name, 20)
+    state = summarize(row, arrays, options)
+    before = np.random.default_rng(0).standard_normal(state["state"].shape)
+    _, after = row.call(arrays | {"initial_state": before}, options | {"return_state": True})
+    assert relative_error(subquad.merge_scan({"state": before, "decay": 0 * before}, state)["state"], after) <= 1e-13
+    assert relative_error(summarize(row, arrays | {"initial_state": before}, options)["state"], after) <= 1e-13
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCANS.items() if row.step is not None])
+def test_its_step_is_the_scan_of_one_token(name: str) -> None:
+    row, (arrays, options) = SCANS[name], drawn(name, 7)
+    axes, state, outs = time_axes(name), None, []
+    assert row.step is not None
+    for t in range(7):
+        token = {key: np.take(x, t, axis=axes[key]) if key in axes else x for key, x in arrays.items()}
+        step = dataclasses.replace(row, function=row.step, positional=("state", *row.positional))
+        out, state = step.call({"state": state, **token}, options)
+        outs.append(out)
+    expected, last = row.call(arrays, options | {"return_state": True})
+    assert relative_error(np.stack(outs, axis=-2), expected) <= 1e-13
+    assert relative_error(state, last) <= 1e-13
+
+
+@every_scan
+def test_is_explained(name: str) -> None:
+    row, (arrays, options) = SCANS[name], drawn(name, 5)
+    explained = dataclasses.replace(row, function=functools.partial(subquad.explain, row.function)).call(
+        arrays, options
+    )
+    assert explained.library == "numpy"
+    assert explained.choices
+    by_name = dataclasses.replace(row, function=functools.partial(subquad.explain, name)).call(arrays, options)
+    assert by_name == explained
