@@ -30,7 +30,7 @@ from subquad import kernels
 from subquad.backend import Accepts, Call, Like, Override
 from subquad.core.kernel import Kernel
 from subquad_numpy.compiled import Compiled
-from subquad_torch.conditions import is_recorded, is_watched, needs_generic, not_plain, of_batches
+from subquad_torch.conditions import is_batch, is_recorded, is_watched, needs_generic, not_plain
 from subquad_torch.openmp import threads
 
 Arrays = Sequence[Tensor | None]
@@ -202,14 +202,19 @@ class Recorded(torch.autograd.Function):
                 given = ctx.kernel, list(arrays), text, list(outputs), list(grads), list(need)
                 found = torch.ops.subquad.backward(*given)
             return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
-        static = decode(keywords) if isinstance(keywords, str) else keywords
         if all(by is None for by in grads):
             return (None,) * (2 + len(need))
-        if (native.watched or not is_watched()) and not needs_generic(grads):
-            found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
-        if found is None:
-            found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
-        return None, None, *found
+        static = decode(keywords) if isinstance(keywords, str) else keywords
+
+        def pull(grads: Arrays) -> Sequence[Tensor | None]:
+            found = None
+            if (native.watched or not is_watched()) and not needs_generic(grads):
+                found = _pull(native, arrays, static, ctx.left, outputs, grads, need)
+            if found is None:
+                found = differentiate_generic(kernel_of(ctx.kernel), arrays, static, grads, need, outputs)
+            return found
+
+        return None, None, *(_row_by_row(pull, grads) if any(map(is_batch, grads)) else pull(grads))
 
 
 def _pull(
@@ -222,6 +227,21 @@ def _pull(
         return [by if needed else None for by, needed in zip(found, need, strict=True)]
     assert native.backward is not None
     return native.backward(arrays, static, left, outputs, grads, need)
+
+
+def _row_by_row(pull: Callable[[Arrays], Arrays], grads: Arrays) -> list[Tensor | None]:
+    """Gradients by a batch of gradients (is_grads_batched=True), an axis that no shape shows."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    shown = [torch._remove_batch_dim(x, level, 1, 0) if x is not None and is_batch(x) else x for x in grads]
+    count = next(len(x) for x, y in zip(shown, grads, strict=True) if x is not None and is_batch(y))
+    rows = [
+        pull([x[i] if x is not None and is_batch(y) else x for x, y in zip(shown, grads, strict=True)])
+        for i in range(count)
+    ]
+    return [
+        None if by[0] is None else torch._add_batch_dim(torch.stack(by), 0, level) for by in zip(*rows, strict=True)
+    ]
 
 
 def differentiate_generic(
@@ -238,8 +258,7 @@ def differentiate_generic(
     `outputs` are those of an override: values that the override was free to choose, like a shift, are kept.
     """
     if kernel.gradient is not None and outputs is not None:
-        with of_batches(grads):
-            found = kernel.gradient(tuple(arrays), outputs, grads, **static)
+        found = kernel.gradient(tuple(arrays), outputs, grads, **static)
         return [by if needed else None for by, needed in zip(found, need, strict=True)]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -423,9 +442,14 @@ def _backward_on_host(
     if found is None:
         return None
     return [
-        _tensor(by).sum_to_size(x.shape) if needed and by is not None and x is not None else None
+        _as_wide_as(x, _tensor(by)) if needed and by is not None else None
         for by, x, needed in zip(found, arrays, need, strict=True)
     ]
+
+
+def _as_wide_as(x: Tensor | None, grad: Tensor) -> Tensor:
+    """A gradient added up to the shape of x; one by an array that was not kept has it."""
+    return grad if x is None or grad.shape == x.shape else grad.sum_to_size(x.shape)
 
 
 def memory_of(x: Tensor | None) -> Any:

@@ -6,9 +6,7 @@ a dispatch mode or `torch.jit.trace` sees each operation.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,27 +18,12 @@ from subquad.backend import Call, Conditions
 
 PLAIN = (Tensor, torch.nn.Parameter)  # classes whose tensors have memory, and do not override operations
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-is_batched = torch._C._functorch.is_legacy_batchedtensor
 transforms_active = torch._C._are_functorch_transforms_active
 
 
-class _Thread(threading.local):
-    """What is true of this thread alone."""
-
-    in_batch = False
-
-
-_thread = _Thread()
-
-
 def signature(arrays: Sequence[Any]) -> Hashable | None:
-    """All that decides how a call with these tensors goes, or None.
-
-    None while compiling, transformed or watched, and for tensors that are not plain: then more decides.
-    """
-    if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0:
-        return None
-    if is_watched() or _thread.in_batch:
+    """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
+    if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
         return None
     found: list[Any] = [torch.is_grad_enabled()]
     for x in arrays:
@@ -58,7 +41,7 @@ def conditions(arrays: Sequence[Tensor]) -> Conditions:
     compiling = torch.compiler.is_compiling()
     return Conditions(
         tracing=compiling,
-        transformed=is_transformed(arrays) or _thread.in_batch,
+        transformed=is_transformed(arrays),
         tangents="Jvp" in transforms() or has_tangent(arrays),
         recorded=is_recorded(arrays),
         watched=not compiling and is_watched(),
@@ -124,7 +107,7 @@ def needs_generic(grads: Sequence[Tensor | None]) -> bool:
         return True
     given = [x for x in grads if x is not None]
     for x in given:
-        if x.__class__ not in PLAIN or is_wrapped(x) or is_batched(x):
+        if x.__class__ not in PLAIN or is_wrapped(x) or is_batch(x):
             return True
     return has_tangent(given)
 
@@ -140,17 +123,6 @@ def is_eager(arrays: Sequence[Tensor]) -> bool:
     )
 
 
-@contextmanager
-def of_batches(grads: Sequence[Tensor | None]) -> Iterator[None]:
-    """Let kernels take their generic forms where gradients are batches (is_grads_batched=True): no shape shows it."""
-    before = _thread.in_batch
-    _thread.in_batch = before or any(x is not None and is_batched(x) for x in grads)
-    try:
-        yield
-    finally:
-        _thread.in_batch = before
-
-
 def fixes_weights(call: Call) -> str | None:
     """The reason why the compiled causal gradient, by queries, keys and values only, cannot take a call, or None."""
     weights = call.arrays[6:]
@@ -163,3 +135,8 @@ def fixes_weights(call: Call) -> str | None:
 def is_installed(package: str) -> bool:
     """Whether a package can be imported; while compiling, the answer is a constant."""
     return backend.is_installed(package)
+
+
+def is_batch(x: Tensor | None) -> bool:
+    """Whether a gradient stands for a batch of them (is_grads_batched=True), an axis that no shape shows."""
+    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
