@@ -110,7 +110,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
     made = Launch(
         step_kernel,
         (np.dtype(q.dtype), keys.phi),
-        STEP_RECORD,
+        STEP_RECORD | {"undone": 1},  # its numbers are pairs here
         # `undone` is a number of 64 bits, which a library may not have: a pair of 32 bits, of which the first counts
         {"out": Like((*batch, n, d_v), q.dtype), "undone": Like((*batch, 2), np.dtype(np.int32))}
         | {name: Like((*batch, *tail), q.dtype) for name, tail in state.items()},
