@@ -103,7 +103,7 @@ def linear_scan(
     Parameters
     ----------
     a : array, shape (..., n, d)
-        Factors, real or complex; h may grow without bound if |a| exceeds 1.
+        Factors, real or complex; h may grow without bound if their absolute value exceeds 1.
     b : array, shape (..., n, d)
         Terms, real or complex. Batch axes broadcast against those of `a`.
     initial_state : array, shape (..., d), optional
