@@ -13,7 +13,6 @@ from array_api_compat import array_namespace
 
 import subquad
 from rows import definitions
-from subquad import registry
 
 Array = np.ndarray
 D = 8  # channels of q and k
@@ -106,7 +105,7 @@ class Row:
     def object(self, **arrays: Any) -> Any:
         """The method object."""
         options = {name: x for name, x in (self.options | arrays).items() if name != "scale"}
-        return registry.METHODS[self.method](**options)
+        return subquad.METHODS[self.method](**options)
 
     def reference(self, drawn: dict[str, Any], arrays: dict[str, Any], *, causal: bool) -> Array:
         """The output by definition, in float64."""
@@ -221,12 +220,12 @@ OPTIONS = [
 
 # what is registered has a row with its default options, also where nobody wrote one
 METHODS = [
-    *(Row(name, name, causal=cls.causal is True) for name, cls in registry.METHODS.items()
+    *(Row(name, name, causal=cls.causal is True) for name, cls in subquad.METHODS.items()
       if name not in {row.method for row in OPTIONS}),
     *OPTIONS,
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
-STREAMING = [row for row in METHODS if registry.METHODS[row.method].state is not None
+STREAMING = [row for row in METHODS if getattr(subquad.METHODS[row.method], "state", None) is not None
              and row.name != "favor-center" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
 STEPPING = [row for row in STREAMING if row.causal]
 
