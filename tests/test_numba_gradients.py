@@ -17,7 +17,7 @@ import compiled_calls
 from compiled_calls import elu, exponential, gradients, softmax_gradients
 
 import subquad
-from subquad_numpy.features.calls import sum_to
+from subquad_numpy.features.gradients import sum_to
 
 torch = pytest.importorskip("torch")
 

@@ -14,6 +14,7 @@ import numpy as np
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.features import calls as features
+from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
@@ -143,7 +144,7 @@ COMPILED: dict[str, Compiled] = {
             "feature_summarize",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.summarize,
-            features.summarize_backward,
+            gradients.summarize_backward,
             of_features.launch_summarize,
             unaided=frozenset({0}),
         ),
@@ -151,14 +152,14 @@ COMPILED: dict[str, Compiled] = {
             "feature_attend",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_fused_features),
             features.attend,
-            features.attend_backward,
+            gradients.attend_backward,
             of_features.launch_attend,
         ),
         Compiled(
             "feature_step",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.step,
-            features.step_backward,
+            gradients.step_backward,
             of_features.launch_step,
             unaided=frozenset({1}),
             saves=True,
@@ -167,7 +168,7 @@ COMPILED: dict[str, Compiled] = {
             "softmax_attention",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_key),
             features.softmax,
-            features.softmax_backward,
+            gradients.softmax_backward,
             of_features.launch_softmax,
             saves=True,
         ),
