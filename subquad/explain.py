@@ -92,9 +92,8 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     >>> import numpy as np, subquad
     >>> q = np.zeros((4, 2))
     >>> print(subquad.explain(subquad.attention, q, q, q, "exact", causal=True))
-    softmax_attention on numpy: generic
+    softmax_attention on numpy: in-place
       numba declined: it has no causal form
-      in-place declined: it has no causal form
     """
     call = _find(function)
     with listening() as choices:

@@ -29,8 +29,11 @@ class Visibility:
         return "causal"
 
     def spans(self, first: int, count: int, n: int, n_kv: int) -> Spans:
-        """The ranges of keys that rows `first` … `first + count − 1` see, of n rows and n_kv keys."""
-        by_all = min(max(first + n_kv - n + 1, 0), n_kv)
+        """The ranges of keys that rows `first` … `first + count − 1` see, of n rows and n_kv keys.
+
+        The place of the first row is counted among the keys that some rows see: the block on the diagonal is square.
+        """
+        by_all = min(max(first + n_kv - n, 0), n_kv)
         by_some = min(max(first + count + n_kv - n, 0), n_kv)
         return Spans((0, by_all), ((by_all, by_some),) if by_some > by_all else ())
 

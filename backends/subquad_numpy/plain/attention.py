@@ -14,8 +14,11 @@ import numpy as np
 
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_map import Exponential
+from subquad.kernels.max_shift import finite_shift
+from subquad.kernels.visibility import Visibility
 
 Array = np.ndarray[Any, Any]
+Ranges = list[tuple[tuple[int, int], Array | None]]  # (start, stop) of keys, and the pairs (rows, keys) that are hidden
 
 ELEMENTS = 2**17  # elements of a block's scratch: half a megabyte of float32, within a second-level cache
 ROWS, SMALL_KEYS = 2048, 512  # maximum rows of a block; up to so many keys make one block
@@ -40,7 +43,7 @@ def feature_summarize(
     if shift is None:
         return new, new_numerator, new_denominator
     largest = np.maximum(shift, new)
-    finite = _finite(largest)
+    finite = finite_shift(np, largest)
     fade, fade_new = np.exp(shift - finite), np.exp(new - finite)
     return largest, numerator * fade + new_numerator * fade_new, denominator * fade + new_denominator * fade_new
 
@@ -52,7 +55,7 @@ def feature_attend(
     W_q = weights[1]
     rows, log = _scratch(*W_q.shape, q.dtype)
     directions = np.vstack([W_q, np.ones_like(W_q[:1])])  # the last row becomes the shift of each item's state
-    batch, q, start, numerator, denominator, _ = _common_batch(q, _finite(shift), numerator, denominator)
+    batch, q, start, numerator, denominator, _ = _common_batch(q, finite_shift(np, shift), numerator, denominator)
     out = np.empty((*batch, q.shape[-2], numerator.shape[-1]), q.dtype)
     for item in np.ndindex(batch):
         directions[-1] = start[item][:, 0]
@@ -64,11 +67,6 @@ def _scratch(d: int, m: int, dtype: Any) -> tuple[Array, Array]:
     """Scratch memory for a block: its rows, (rows, d + 1), and their exponents, (rows, m)."""
     size = max(64, min(ROWS, ELEMENTS // max(1, m)))
     return np.empty((size, d + 1), dtype), np.empty((size, m), dtype)
-
-
-def _finite(shift: Array) -> Array:
-    """The shift with 0 in place of −∞; NaN stays."""
-    return np.where(shift == -math.inf, 0, shift)
 
 
 def _summarize(
@@ -122,51 +120,83 @@ def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: A
         _divide(result, exponents @ k_sum)
 
 
-def softmax_attention(q: Array, k: Array, v: Array, /, *, scale: float, key_mask: Array | None = None) -> Array:
-    """The kernel `softmax_attention`, where every query sees all keys that the mask shows."""
-    n, n_kv = q.shape[-2], k.shape[-2]
-    batch, q, k, v, key_mask = _common_batch(q, k, v, mask=key_mask)
+def softmax_attention(
+    q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
+) -> Array:
+    """The kernel `softmax_attention`; small heads pass in groups."""
+    n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
+    shape, q, k, v, key_mask = _common_batch(q, k, v, mask=key_mask)
+    if not shape:
+        q, k, v, key_mask = q[None], k[None], v[None], None if key_mask is None else key_mask[None]
+    *batch, heads = shape or (1,)
     size_kv = n_kv if n_kv <= SMALL_KEYS else max(SMALL_KEYS, min(ROWS, ELEMENTS // max(1, min(n, SMALL_KEYS))))
-    size = max(64, min(ROWS, ELEMENTS // size_kv))
-    memory = np.empty((size, size_kv), q.dtype)
-    out = np.empty((*batch, n, v.shape[-1]), q.dtype)
-    for item in np.ndindex(batch):
-        mask = None if key_mask is None else key_mask[item]
-        keys, values = k[item], v[item]
-        if mask is not None:
-            keys, values = (np.where(mask[:, None], x, 0) for x in (keys, values))
-        for start in range(0, n, size):
-            rows = slice(start, start + size)
-            _attend(q[item][rows] * scale, keys, values, mask, size_kv, memory, out[item][rows])
-    return out
+    size = min(max(64, min(ROWS, ELEMENTS // size_kv)), max(n, 1))
+    group = max(1, min(heads, ELEMENTS // (size * size_kv)))
+    memory, out = np.empty(group * size * size_kv, q.dtype), np.empty((*batch, heads, n, d_v), q.dtype)
+    for item in np.ndindex(*batch):
+        for first in range(0, heads, group):
+            mine = (*item, slice(first, first + group))
+            mask = None if key_mask is None else key_mask[mine]
+            queries, keys, values, result = q[mine], k[mine], v[mine], out[mine]
+            if mask is not None:
+                keys, values = (np.where(mask[..., None], x, 0) for x in (keys, values))
+            for start in range(0, n, size):
+                rows = queries[:, start : start + size] * scale
+                ranges = _ranges(visible, start, rows.shape[-2], n, n_kv, size_kv)
+                _attend(rows, keys, values, mask, ranges, memory, result[:, start : start + size])
+    return out.reshape(*shape, n, d_v)
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory: Array, out: Array) -> None:
-    """Write the attention of a block of queries of one head into `out`: online softmax over blocks of `size` keys."""
-    count, n_kv = len(q), len(k)
-    maximum = np.full((count, 1), -math.inf, q.dtype)
-    total = np.zeros(count, q.dtype)
-    part = out if n_kv <= size else np.empty_like(out)
-    for start in range(0, n_kv, size):
-        block = k[start : start + size]
-        logits = memory.reshape(-1)[: count * len(block)].reshape(count, len(block))
-        np.matmul(q, block.T, out=logits)
+def _ranges(visible: Visibility | None, first: int, count: int, n: int, n_kv: int, size: int) -> Ranges:
+    """The ranges of at most `size` keys that some of the rows from `first` on see, with the pairs that are hidden."""
+    whole, parts = ((0, n_kv), ()) if visible is None else visible.spans(first, count, n, n_kv)
+    found: Ranges = [((start, min(start + size, whole[1])), None) for start in range(*whole, size)]
+    for begin, end in parts:
+        for start in range(begin, end, size):
+            keys = start, min(start + size, end)
+            assert visible is not None
+            found.append((keys, ~visible.pairs(np, (first, first + count), keys, n_kv - n, None)))
+    return found
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, ranges: Ranges, memory: Array, out: Array) -> None:
+    """Write the attention of a block of queries of some heads into `out`: online softmax over ranges of keys."""
+    heads, count, _ = q.shape
+    if not ranges:
+        out[...] = 0
+        return
+    maximum: Any = -math.inf  # arrays after the first range
+    total: Any = 0.0
+    part = out if len(ranges) == 1 else np.empty_like(out)
+    for place, ((start, stop), hidden) in enumerate(ranges):
+        logits = memory[: heads * count * (stop - start)].reshape(heads, count, stop - start)
+        values = v[:, start:stop]
+        np.matmul(q, k[:, start:stop].swapaxes(-1, -2), out=logits)
         if mask is not None:
-            logits[:, ~mask[start : start + size]] = -math.inf
-        new = np.maximum(maximum, logits.max(axis=1, keepdims=True))
-        finite = np.where(new == -math.inf, 0, new)
+            np.copyto(logits, -math.inf, where=~mask[:, None, start:stop])
+        bad: Any = None
+        if hidden is not None:
+            np.copyto(logits, -math.inf, where=hidden)
+            if not np.isfinite(values).all():  # 0 · NaN is NaN: it must reach the rows that see it and no others
+                bad = ~np.isfinite(values).all(axis=-1)
+                values = np.where(bad[..., None], 0, values)
+        new = logits.max(axis=-1, keepdims=True)
+        if place:
+            new = np.maximum(maximum, new)
+        finite = finite_shift(np, new)
         np.subtract(logits, finite, out=logits)
         np.exp(logits, out=logits)
-        np.matmul(logits, v[start : start + size], out=part)
-        sums = logits @ np.ones(len(block), q.dtype)
-        if n_kv <= size:
+        np.matmul(logits, values, out=part)
+        if bad is not None and hidden is not None:
+            part[(bad[:, None] & ~hidden).any(axis=-1)] = math.nan
+        sums = logits @ np.ones(stop - start, q.dtype)
+        if place == 0:
             total = sums
-            break
-        fade = np.exp(maximum - finite)
-        total = total * fade[:, 0] + sums
-        if start == 0:
-            out[...] = part
+            if part is not out:
+                out[...] = part
         else:
+            fade = np.exp(maximum - finite)
+            total = total * fade[..., 0] + sums
             out *= fade
             out += part
         maximum = new
@@ -175,7 +205,7 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, size: int, memory:
 
 def _divide(out: Array, total: Array) -> None:
     """Divide the rows of `out` by `total` in place; a row that sees no key has total 0 and is 0 already."""
-    out /= np.where(total == 0, 1, total)[:, None]
+    out /= np.where(total == 0, 1, total)[..., None]
 
 
 def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
@@ -210,5 +240,10 @@ OVERRIDES = (
         "feature_summarize", "in-place", feature_summarize, Accepts(_DTYPES, options=_MASK, also=_plain_exponentials)
     ),
     Override("feature_attend", "in-place", feature_attend, Accepts(_DTYPES, also=_plain_exponentials)),
-    Override("softmax_attention", "in-place", softmax_attention, Accepts(_DTYPES, options=_MASK, also=_some_key)),
+    Override(
+        "softmax_attention",
+        "in-place",
+        softmax_attention,
+        Accepts(_DTYPES, options=_MASK | {"visible"}, also=_some_key),
+    ),
 )
