@@ -1,6 +1,7 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
 from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
+from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
 from subquad.scans import linear_scan, merge_scan, selective_scan, selective_scan_step, summarize_scan
@@ -24,3 +25,5 @@ __all__ = [
     "selective_scan_step",
     "summarize_scan",
 ]
+
+load_imported()

@@ -8,12 +8,16 @@ generic form is the last candidate, and every override must compute what it comp
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from types import ModuleType
 from typing import Any, ClassVar
+
+from array_api_compat import array_namespace, device
 
 __all__ = ["Accepts", "Array", "Backend", "Call", "Conditions", "Like", "Override"]
 
@@ -115,7 +119,8 @@ class Accepts:
     under : frozenset of str
         Names of the `Conditions` under which the override may run. Under any other condition a call is declined.
     needs : tuple of str
-        Packages that must be installed. `Backend.is_installed` looks for each once a process.
+        Packages that must be installed. `Backend.why_missing` looks for each once a process, and imports it if no other
+        field gives a reason.
     also : callable, optional
         ``also(call)`` returns a further reason to decline, or None. It is called only if no field gives a reason.
     """
@@ -168,8 +173,9 @@ class Accepts:
             if getattr(call.conditions, name) and name not in self.under:
                 reasons.append(reason)
         for package in self.needs:
-            if not backend.is_installed(package):
-                reasons.append(f'{package} is not installed (pip install "subquad[{package}]")')
+            missing = backend.why_missing(package, load=not reasons)
+            if missing is not None:
+                reasons.append(missing)
         if self.also is not None and not reasons:  # `also` may rely on the fields, so it is not asked after a refusal
             own = self.also(call)
             reasons += [] if own is None else [own]
@@ -219,6 +225,66 @@ class Backend:
     overrides: ClassVar[tuple[Override, ...]] = ()
     fills_in_place: ClassVar[bool] = False
 
+    def namespace(self, array: Array) -> ModuleType:
+        """Return the array namespace of an array; TypeError if it is none.
+
+        Parameters
+        ----------
+        array : array
+            An object whose class is defined in the package of the library.
+
+        Returns
+        -------
+        module
+            The namespace; by default, the one that `array_api_compat.array_namespace` finds.
+        """
+        return array_namespace(array)
+
+    def place_of(self, array: Array) -> Any:
+        """Return where to make new arrays, of any shape, beside an array.
+
+        Parameters
+        ----------
+        array : array
+            An array of the library.
+
+        Returns
+        -------
+        device or None
+            The argument `device` of functions that make arrays; by default, the device of the array.
+        """
+        return self.device_of(array)
+
+    def device_of(self, array: Array) -> Any:
+        """Return the device of an array, or None for a traced one that has none yet.
+
+        Parameters
+        ----------
+        array : array
+            An array of the library.
+
+        Returns
+        -------
+        device or None
+            An object of the library that equals that of another array on the same device.
+        """
+        return device(array)
+
+    def refuses(self, array: Array) -> str | None:
+        """Return the reason why an array cannot be computed with, such as its layout, or None.
+
+        Parameters
+        ----------
+        array : array
+            An array of the library.
+
+        Returns
+        -------
+        str or None
+            What it is and what to pass in its place, as the end of the sentence "q is …".
+        """
+        return None
+
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
         """Return a key of everything in these arrays that decides how a call runs: types, shapes, dtypes, devices.
 
@@ -264,20 +330,22 @@ class Backend:
         """
         return "cpu"
 
-    def is_installed(self, package: str) -> bool:
-        """Return whether a package can be imported, without importing it.
+    def why_missing(self, package: str, *, load: bool = True) -> str | None:
+        """Return the reason why a package cannot be used, or None if it can.
 
         Parameters
         ----------
         package : str
             Name of the package, as in ``import``.
+        load : bool, default True
+            Whether to import the package, to see if that works. If not, an installed package counts as usable.
 
         Returns
         -------
-        bool
-            Whether the package is installed; looked up once a process.
+        str or None
+            That it is not installed, or the error that its import raises; found out once a process.
         """
-        return is_installed(package)
+        return why_missing(package, load=load)
 
     def fold_blocks(
         self, step: Callable[..., Any], carry: Any, arrays: Sequence[Array | None], size: int, *, exact: bool = False
@@ -326,7 +394,7 @@ class Backend:
         return function(*args)
 
     def is_concrete(self, *arrays: Array | None) -> bool:
-        """Return whether the values of these arrays can be read, that is, whether none is traced.
+        """Return whether the values of these arrays can be read now, that is, whether none is traced or lazy.
 
         Parameters
         ----------
@@ -336,9 +404,40 @@ class Backend:
         Returns
         -------
         bool
-            Whether all values can be read; True by default.
+            Whether all values can be read; by default, whether all arrays have ``__dlpack__``, which gives access to
+            memory and which lazy arrays lack.
         """
-        return True
+        return all(x is None or hasattr(x, "__dlpack__") for x in arrays)
+
+    def items_behind(self, *arrays: Array | None) -> int:
+        """Return how many items a transform such as ``vmap`` computes at once for one item of these arrays.
+
+        Parameters
+        ----------
+        *arrays : array or None
+            The arrays; None does not count.
+
+        Returns
+        -------
+        int
+            The number of items, which the memory of temporaries is multiplied by; 1 by default.
+        """
+        return 1
+
+    def holds(self, condition: Any) -> bool:
+        """Return whether a condition on sizes holds for all sizes that a program, if one is recorded, will serve.
+
+        Parameters
+        ----------
+        condition : bool, or symbolic condition of the library
+            A comparison of sizes.
+
+        Returns
+        -------
+        bool
+            The condition; False for one that holds for some sizes only. By default, sizes are known numbers.
+        """
+        return bool(condition)
 
     def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
         """Return ``change(*given)`` if the condition is true, else `given`; for conditions that cannot be read.
@@ -362,8 +461,11 @@ class Backend:
         """
         return change(*given)
 
-    def full_precision(self, like: Array) -> AbstractContextManager[Any]:
-        """Return a context in which matrix products are computed in the dtype of their factors.
+    def computing(self, like: Array) -> AbstractContextManager[Any]:
+        """Return the context in which every call of the library computes.
+
+        In it, matrix products have the precision of the dtype of their factors, whatever the program's settings, and
+        underflow, overflow and NaN raise nothing.
 
         Parameters
         ----------
@@ -396,9 +498,17 @@ class Backend:
 
 
 @cache
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported; looked up once a process, since an absent package costs a disk search."""
-    return importlib.util.find_spec(package) is not None
+def why_missing(package: str, *, load: bool = True) -> str | None:
+    """The reason why a package cannot be used, or None; found out once a process, with `load` by importing it."""
+    if importlib.util.find_spec(package) is None:
+        return f'{package} is not installed (pip install "subquad[{package}]")'
+    if not load:
+        return None
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # a package may raise anything at import, such as beside a NumPy that is too new for it
+        return f"{package} is installed, but its import raises {type(error).__name__}: {error}"
+    return None
 
 
 def dtype_name(x: Array) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from subquad.attention import Method, attention
+from subquad.core.beside import namespace_of
 from subquad.core.kernel import Choice, listening
 from subquad.core.loading import library_of
 from subquad.core.spelling import nearest
@@ -100,7 +99,7 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
         call(*args, **kwargs)
     kept: dict[Choice, None] = dict.fromkeys(choices)  # a kernel that is chosen twice alike is listed once
     first = next(x for x in args if hasattr(x, "dtype"))
-    return Explanation(library_of(array_namespace(first)), tuple(kept))
+    return Explanation(library_of(namespace_of(first)), tuple(kept))
 
 
 def _find(function: Any) -> Callable[..., Any]:

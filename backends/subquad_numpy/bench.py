@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.backend import is_installed
+from subquad.backend import why_missing
 
 
 def describe() -> dict[str, Any]:
@@ -16,8 +16,9 @@ def describe() -> dict[str, Any]:
 
 def kernel_notes() -> list[str]:
     """Notes on how long the kernels take to become callable: compiled at first, later read from the disk."""
-    if not is_installed("numba"):
-        return ['numba is not installed (pip install "subquad[numba]"): scans and attention run by plain NumPy']
+    missing = why_missing("numba")
+    if missing is not None:
+        return [f"{missing}: scans and attention run by plain NumPy"]
     from subquad_numpy.codegen.compile import compile_seconds
     from subquad_numpy.features.attend import attend_kernel
     from subquad_numpy.features.summarize import summarize_kernel

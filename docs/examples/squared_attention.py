@@ -19,7 +19,7 @@ from subquad.registry import register
 
 
 @register("squared", cost="n d² d_v")
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Squared(FeatureMethod):
     """Attention with weights (q·k)², which `scale` does not change."""
 

@@ -94,9 +94,9 @@ class AttentionCall:
             mask = None if self.key_mask is None else self.key_mask[..., keys]
         return AttentionCall(self.arrangement, rows, mask, state, self.causal, self.options)
 
-    def full_precision(self) -> AbstractContextManager[Any]:
-        """A context in which products are computed in the dtype of the arrays, not in a coarser one."""
-        return self.arrangement.backend.full_precision(self.like)
+    def computing(self) -> AbstractContextManager[Any]:
+        """The context in which the call computes."""
+        return self.arrangement.backend.computing(self.like)
 
     def batch(self, **others: tuple[int, ...]) -> tuple[int, ...]:
         """The common batch shape of the call's arrays and of `others`, all folded; ValueError names misfits."""
@@ -156,7 +156,7 @@ def enter(
     causal = check_flag("causal", causal)
     like = next(iter(rows.values()))
     factor = float(like.shape[-1]) ** -0.5 if scale is None else check_scale(scale)
-    mask = check_keys(rows["k"], rows["v"], key_mask, xp) if "k" in rows else None
+    mask = check_keys(rows.get("q"), rows["k"], rows["v"], key_mask, xp) if "k" in rows else None
     out_dtype = common_dtype(xp, *rows.values())
     compute = compute_dtype(xp, *rows.values(), *held.values())
     untouched = mask is key_mask and all(x.dtype == compute for x in (*rows.values(), *held.values()))
@@ -217,11 +217,11 @@ def _find_heads(
         keys = head_counts(rows["k"], rows["v"])
         if "q" in rows:
             return find_heads(xp, keys, head_counts(rows["q"]))
-        per_query = keys | head_counts(mask, tail=1) | head_counts(*options.values())
+        per_query = keys + head_counts(mask, tail=1) + head_counts(*options.values())
         return find_heads(xp, keys, per_query, many="key_mask or an option")
     held = head_counts(*(state or {}).values(), *options.values())
     few, many = "the state and its options", "q, the state or an option"
-    return find_heads(xp, {min(held, default=1)}, held | head_counts(rows["q"]), few=few, many=many)
+    return find_heads(xp, [min(held)] if held else [], held + head_counts(rows["q"]), few=few, many=many)
 
 
 def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
@@ -248,10 +248,12 @@ def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
 
 def check_scale(scale: Any) -> float:
     """The scale as a finite float; TypeError for other types, ValueError for NaN and infinities."""
-    return check_number("scale", scale, why="; to scale by an array, multiply q by it")
+    return check_number(
+        "scale", scale, why="; to scale by an array, multiply q and k by its square root, and pass scale=1"
+    )
 
 
-def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
+def check_keys(q: Array | None, k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
     """The mask broadcast to (..., n_kv), or None; ValueError unless k and v have the same number of rows."""
     if v.shape[-2] != k.shape[-2]:
         msg = (
@@ -259,7 +261,31 @@ def check_keys(k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Ar
             f"({tuple(v.shape)}); every key needs one value"
         )
         raise ValueError(msg)
-    return None if key_mask is None else check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
+    if key_mask is None:
+        return None
+    mask = check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
+    check_mask_axes("key_mask", mask, k.shape[:-2], v.shape[:-2], *(() if q is None else (q.shape[:-2],)))
+    return mask
+
+
+def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...]) -> None:
+    """Raise ValueError if the axes of a mask (..., n) could as well be the first batch axes as the last.
+
+    Broadcasting aligns them with the last, the heads, and one mask for each item of a batch is easily written that way.
+    """
+    own = tuple(mask.shape[:-1])
+    for batch in batches:
+        if 0 < len(own) < len(batch) and max(own) > 1:
+            leading = all(size in (1, other) for size, other in zip(own, batch, strict=False))
+            trailing = all(size == 1 or other in (1, size) for size, other in zip(own[::-1], batch[::-1], strict=False))
+            if leading and trailing:
+                lacking = len(batch) - len(own)
+                msg = (
+                    f"{name} has shape {tuple(mask.shape)} beside arrays of batch shape {tuple(batch)}: its first axes "
+                    f"fit the first and the last batch axes; give it all of them, as {name}[{'None, ' * lacking}...] "
+                    f"for the last, or {name}[{', '.join([':'] * len(own) + ['None'] * lacking)}, :] for the first"
+                )
+                raise ValueError(msg)
 
 
 def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:

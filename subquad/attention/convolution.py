@@ -8,10 +8,10 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
-from array_api_compat import device
 
 from subquad.attention.call import AttentionCall
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.dtypes import cast
 
@@ -50,12 +50,12 @@ def depthwise(xp: ModuleType, v: Array, weights: Array) -> Array:
     offset = np.arange(2 * tile) - np.arange(tile)[:, None]
     offset = np.where((offset >= 0) & (offset < taps), offset, taps)
     padded = xp.concat([weights, xp.zeros_like(weights[..., :1])], axis=-1)
-    band = xp.take(padded, xp.asarray(offset.reshape(-1), device=device(v)), axis=-1)
+    band = xp.take(padded, xp.asarray(offset.reshape(-1), device=place_of(v)), axis=-1)
     band = xp.reshape(band, (*weights.shape[:-1], 1, tile, 2 * tile))
     tiles = -(-n // tile)
 
     def zeros(rows: int) -> Array:
-        return xp.zeros((*v.shape[:-2], rows, v.shape[-1]), dtype=v.dtype, device=device(v))
+        return xp.zeros((*v.shape[:-2], rows, v.shape[-1]), dtype=v.dtype, device=place_of(v))
 
     joined = xp.concat([zeros(half), v, zeros((tiles + 1) * tile - n - half)], axis=-2)
     joined = xp.reshape(joined, (*v.shape[:-2], tiles + 1, tile, v.shape[-1]))

@@ -18,7 +18,7 @@ from subquad.registry import register
 
 
 @register("exact", cost="n n_kv (d + d_v)")
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Exact(Method):
     """Exact softmax attention, out = softmax(s q kᵀ) v.
 
@@ -49,12 +49,13 @@ class Exact(Method):
     implementation: str = "auto"
 
     def _evaluate(self, call: AttentionCall) -> Array:
+        is_last = call.arrangement.backend.holds(call.q.shape[-2] == 1)  # one query stands at the end and sees all keys
         return softmax_attention(
             call.q,
             call.k,
             call.v,
             scale=call.scale,
-            visible=CAUSAL if call.causal else None,
+            visible=CAUSAL if call.causal and not is_last else None,
             key_mask=call.key_mask,
             implementation=self.implementation,
         )

@@ -22,17 +22,18 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from array_api_compat import device
 
 from subquad.attention.call import ArrayOptions, AttentionCall
 from subquad.attention.feature_method import FeatureMethod, Mapped
 from subquad.attention.means import mean_row, self_attention_mask
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.core.checks import (
     check_arrays,
     check_choice,
     check_count,
     check_floating,
+    check_given,
     check_number,
     check_positive,
     check_seed,
@@ -55,7 +56,7 @@ FEATURES = (*SOFTMAX_FEATURES, "relu")
     size="num_features",
     defaults=({"num_features": 64}, {"num_features": 256}),
 )
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Favor(FeatureMethod):
     """FAVOR+ (Performer): softmax attention through random features, in O(n m (d + d_v)).
 
@@ -129,6 +130,8 @@ class Favor(FeatureMethod):
         if not isinstance(self.center, bool | tuple) or (isinstance(self.center, tuple) and len(self.center) != 2):
             msg = f"center must be True, False or a pair (q_mean, k_mean) of arrays, got {self.center!r}"
             raise TypeError(msg)
+        if isinstance(self.center, tuple):
+            check_given(**{"center[0] (q_mean)": self.center[0], "center[1] (k_mean)": self.center[1]})
         if self.center is not False and self.features not in SOFTMAX_FEATURES:
             msg = f"center leaves only the softmax kernel unchanged; features={self.features!r} is another kernel"
             raise ValueError(msg)
@@ -162,8 +165,8 @@ class Favor(FeatureMethod):
             host = call.arrangement.backend.on_host(
                 _weights_on_host, *self._drawing(like.shape[-1]), bits, scale, twice
             )
-            W_k = call.xp.asarray(host[0], dtype=like.dtype, device=device(like))
-            W_q = call.xp.asarray(host[1], dtype=like.dtype, device=device(like)) if scale < 0 else W_k
+            W_k = call.xp.asarray(host[0], dtype=like.dtype, device=place_of(like))
+            W_q = call.xp.asarray(host[1], dtype=like.dtype, device=place_of(like)) if scale < 0 else W_k
         else:
             omega = self._given_omega(call.xp, like)
             W_k, W_q = _weights(call.xp, call.xp.matrix_transpose(omega), scale, twice)
@@ -174,7 +177,7 @@ class Favor(FeatureMethod):
             return Exponential(scale)
         if self.features == "trigonometric":
             return Trigonometric(scale)
-        return Elementwise(self.features, self.kernel_epsilon)
+        return Elementwise(self.features, float(self.kernel_epsilon))
 
     def _center(self, call: AttentionCall) -> tuple[Array, ...]:
         """(q̄, k̄), (..., 1, d) each: the pair given, or the means of the visible rows; () without centring."""
@@ -261,5 +264,5 @@ def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
     own = check_arrays(**({} if from_host else {"q": like}), **{name: x})
     check_floating(own, **{name: x})
     if from_host:
-        return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=device(like))
+        return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=place_of(like))
     return cast(xp, x, like.dtype)

@@ -16,7 +16,7 @@ NO_KEYS = None, None, None
 Mapped = tuple[FeatureMap, tuple[Array, ...]]  # a map and its weights
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class FeatureMethod(Method):
     """Base of the methods defined by a feature map; a subclass implements `_map`.
 

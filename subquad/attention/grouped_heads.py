@@ -42,17 +42,18 @@ class Heads:
         return self.xp.reshape(x, (*x.shape[:-4], x.shape[-4] * x.shape[-3], *x.shape[-2:]))
 
 
-def head_counts(*arrays: Array | None, tail: int = 2) -> set[int]:
+def head_counts(*arrays: Array | None, tail: int = 2) -> list[int]:
     """The numbers of heads, other than 1, of arrays (..., heads, tail), where the tail has `tail` axes."""
-    return {x.shape[-tail - 1] for x in arrays if x is not None and x.ndim > tail} - {1}
+    counts = (x.shape[-tail - 1] for x in arrays if x is not None and x.ndim > tail)
+    return [count for count in counts if count != 1]  # no set: a tracer's sizes have no hash
 
 
-def find_heads(xp: ModuleType, keys: set[int], queries: set[int], *, few: str = "k, v", many: str = "q") -> Heads:
+def find_heads(xp: ModuleType, keys: list[int], queries: list[int], *, few: str = "k, v", many: str = "q") -> Heads:
     """The fold for these numbers of key heads and query heads; no groups if plain broadcasting suffices.
 
     Raises ValueError if the number of key heads does not divide that of query heads; `few` and `many` name the arrays.
     """
-    h_kv, h = max(keys, default=1), max(queries, default=1)
+    h_kv, h = max([1, *keys]), max([1, *queries])
     if h_kv in (0, 1, h) or h == 1:
         return Heads(xp)
     if h % h_kv:

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from array_api_compat import device
 
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
@@ -27,12 +27,16 @@ OFFSET_BITS = 12  # random offsets within a stratum are integers of 12 bits: exa
 def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple[Array, Array | None]:
     """(means of m consecutive segments (..., m, d), which segments hold a row (..., m) or None: all do)."""
     if mask is None:
-        length, longer = divmod(x.shape[-2], m)
+        length, longer, holds = x.shape[-2] // m, x.shape[-2] % m, backend_of(xp).holds
+        if holds(longer == 0):
+            return _mean_of_equal(xp, x, m), None
+        if not holds(longer != 0):
+            return _means_of_any(xp, x, m, length, longer), None
         parts = [
             _mean_of_equal(xp, x[..., : longer * (length + 1), :], longer),
             _mean_of_equal(xp, x[..., longer * (length + 1) :, :], m - longer),
         ]
-        return (parts[1] if longer == 0 else xp.concat(parts, axis=-2)), None
+        return xp.concat(parts, axis=-2), None
     rank, count = _ranks(xp, mask)
     length, longer = count // m, count % m
     first = longer * (length + 1)
@@ -41,15 +45,15 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
         rank < first, rank // (length + 1), longer + (rank - first) // xp.where(length == 0, one, length)
     )
     segment = xp.where(mask, segment, -1)
-    names = xp.arange(m, dtype=segment.dtype, device=device(x))
+    names = xp.arange(m, dtype=segment.dtype, device=place_of(x))
 
     def add(total: Array, rows: Array, keep: Array, segment: Array) -> tuple[Array, None]:
         members = xp.astype(segment == names, rows.dtype)
         return total + xp.matrix_transpose(members) @ xp.where(keep, rows, 0.0), None
 
     batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
-    total = xp.zeros((*batch, m, x.shape[-1]), dtype=x.dtype, device=device(x))
-    size = rows_per_block(math.prod(batch) * m)
+    total = xp.zeros((*batch, m, x.shape[-1]), dtype=x.dtype, device=place_of(x))
+    size = rows_per_block(math.prod(batch) * m * backend_of(xp).items_behind(x, mask))
     total, _ = fold_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
     rows = xp.where(names < longer, length + 1, length)
     return total / xp.astype(xp.where(rows == 0, 1, rows), x.dtype)[..., None], rows > 0
@@ -59,19 +63,20 @@ def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int
     """(one random row from each of m strata (..., m, d), which strata hold a row (..., m) or None: all do)."""
     host = backend_of(xp).on_host(_offsets, m, seed)
     if mask is None:
-        edges = _strata(np.arange(m + 1), x.shape[-2], m)
-        index = edges[:-1] + (host * np.diff(edges) >> OFFSET_BITS)
-        return xp.take(x, xp.asarray(index, device=device(x)), axis=-2), None
+        edges = _strata(xp.arange(m + 1, device=place_of(x)), x.shape[-2], m)
+        share = xp.asarray(host, dtype=edges.dtype, device=place_of(x))
+        return xp.take(x, edges[:-1] + _offset(share, edges[1:] - edges[:-1]), axis=-2), None
     _, count = _ranks(xp, mask)
     order = xp.argsort(xp.astype(~mask, xp.int8), axis=-1, stable=True)  # rank → position
-    names = xp.arange(m + 1, dtype=count.dtype, device=device(x))
+    names = xp.arange(m + 1, dtype=count.dtype, device=place_of(x))
     edges = _strata(names, count, m)
     width = edges[..., 1:] - edges[..., :-1]
-    offset = (xp.asarray(host, dtype=count.dtype, device=device(x)) * width) // (1 << OFFSET_BITS)
-    rank = edges[..., :-1] + xp.clip(offset, min=0)
-    last = xp.asarray(mask.shape[-1] - 1, dtype=count.dtype, device=device(x))
+    offset = _offset(xp.asarray(host, dtype=count.dtype, device=place_of(x)), width)
+    rank = edges[..., :-1] + offset
+    last = xp.asarray(mask.shape[-1] - 1, dtype=count.dtype, device=place_of(x))
     index = xp.take_along_axis(order, xp.astype(xp.minimum(rank, last), order.dtype), axis=-1)[..., None]
     batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
+    x = xp.where(mask[..., None], x, 0.0)  # a stratum without a row reads a hidden one: it must not be NaN
     x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
     index = xp.broadcast_to(index, (*batch, m, x.shape[-1]))
     return xp.take_along_axis(x, index, axis=-2), width > 0
@@ -92,9 +97,27 @@ def _mean_of_equal(xp: ModuleType, x: Array, segments: int) -> Array:
     return xp.mean(xp.reshape(x, shape), axis=-2) if segments else x
 
 
+def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) -> Array:
+    """The means of m segments, of which `longer` have length + 1 rows, for lengths that a program leaves open."""
+    segment = xp.arange(m, device=place_of(x))
+    first = segment * length + xp.where(segment < longer, segment, longer)
+    count = xp.where(segment < longer, length + 1, length)
+    offset = xp.arange(length + 1, device=place_of(x))
+    index = xp.where(offset < count[:, None], first[:, None] + offset, 0)
+    rows = xp.reshape(xp.take(x, xp.reshape(index, (-1,)), axis=-2), (*x.shape[:-2], m, length + 1, x.shape[-1]))
+    rows = xp.where((offset < count[:, None])[..., None], rows, 0.0)
+    return xp.sum(rows, axis=-2) / xp.astype(count, x.dtype)[:, None]
+
+
 def _strata(names: Any, count: Any, m: int) -> Any:
     """⌊i c / m⌋ of each i in `names`, without the product i · c, which may overflow int32."""
     return names * (count // m) + (names * (count % m)) // m
+
+
+def _offset(share: Array, width: Array) -> Array:
+    """⌊share · width / 2¹²⌋, without the product, which may overflow int32."""
+    whole = 1 << OFFSET_BITS
+    return share * (width // whole) + share * (width % whole) // whole
 
 
 def _offsets(m: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:

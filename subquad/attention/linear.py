@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from array_api_compat import device
-
 from subquad.attention.call import AttentionCall
 from subquad.attention.feature_method import FeatureMethod, Mapped
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.kernels.feature_map import Elu, Rowwise, map_rows
 from subquad.registry import register
 
 
 @register("linear", cost="n d d_v")
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Linear(FeatureMethod):
     """Linear attention, with the feature map φ(x) = elu(x) + 1 or one that the user gives.
 
@@ -68,5 +67,5 @@ class Linear(FeatureMethod):
             return Elu(root, of_queries), ()
         like = call.like
         # the map is tried on one row of zeros, to find its number of features m
-        row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=device(like))
+        row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=place_of(like))
         return Rowwise(self.feature_map, root, of_queries, map_rows(self.feature_map, row).shape[-1]), ()

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from array_api_compat import device
-
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.backend import Array
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_floating
+from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 from subquad.kernels.visibility import alignment
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Method:
     """Base of the attention methods. A method is called like a function; its fields are its options.
 
@@ -87,7 +87,7 @@ class Method:
         )
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
-        with call.full_precision():
+        with call.computing():
             return call.leave(self._evaluate(call))
 
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
@@ -123,7 +123,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
         )
-        with call.full_precision():
+        with call.computing():
             return call.leave_state(self._summarize(call))
 
     def merge(self, left: State | None, right: State | None, /) -> State | None:
@@ -161,12 +161,14 @@ class Method:
         spec.check_sizes("left", left)
         spec.check_sizes("right", right, **spec.sizes_of(left))
         some = {name: head_counts(*state.values()) for name, state in given.items()}
-        few, many = sorted(some, key=lambda name: max(some[name], default=1))
+        few, many = sorted(some, key=lambda name: max([1, *some[name]]))
         heads = find_heads(xp, some[few], some[many], few=f"the arrays of {few}", many=many)
         left, right = ({name: heads.fold(x) for name, x in state.items()} for state in (left, right))
         first = next(iter(spec.fields))
         broadcast_batch(left=left[first].shape[:-2], right=right[first].shape[:-2])
-        return {name: heads.unfold(x) for name, x in spec.merge(xp, left, right).items()}
+        with backend_of(xp).computing(left[first]):
+            merged = spec.merge(xp, left, right)
+        return {name: heads.unfold(x) for name, x in merged.items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
         """Compute the output of queries that see all keys of a state.
@@ -200,7 +202,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
         )
-        with call.full_precision():
+        with call.computing():
             return call.leave(self._attend(call))
 
     def step(
@@ -257,7 +259,7 @@ class Method:
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
-        with call.full_precision():
+        with call.computing():
             out, after = self._step(call)
         return call.leave(out), call.leave_state(after)
 
@@ -309,6 +311,15 @@ class Method:
         """The options that take effect, by name, with defaults filled in: what `repr` shows."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are methods of one class with equal options; arrays are equal if their elements are."""
+        if type(self) is not type(other):
+            return False
+        return all(_equal(getattr(self, x.name), getattr(other, x.name)) for x in dataclasses.fields(self))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(_hashable(getattr(self, x.name)) for x in dataclasses.fields(self))))
+
     def __repr__(self) -> str:
         words = ", ".join(f"{name}={_shown(value)}" for name, value in self._in_force().items())
         return f"{type(self).__qualname__}({words})"
@@ -332,7 +343,7 @@ def before_first_key(xp: ModuleType, out: Array, early: int) -> Array:
     """The output with rows of zeros before it, for queries that have their place before the first key."""
     if not early:
         return out
-    zeros = xp.zeros((*out.shape[:-2], early, out.shape[-1]), dtype=out.dtype, device=device(out))
+    zeros = xp.zeros((*out.shape[:-2], early, out.shape[-1]), dtype=out.dtype, device=place_of(out))
     return xp.concat([zeros, out], axis=-2)
 
 
@@ -344,9 +355,34 @@ def _given(state: Any) -> Any:
     return state
 
 
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two options are equal; arrays whose elements cannot be read are equal to themselves alone."""
+    if one is other:
+        return True
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if not _is_array(one) or not _is_array(other):
+        return not _is_array(one) and not _is_array(other) and bool(one == other)
+    if type(one) is not type(other) or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    xp = namespace_of(one)
+    return backend_of(xp).is_concrete(one, other) and bool(xp.all(one == other))
+
+
+def _hashable(value: Any) -> Any:
+    """An option in a form that has a hash; an array is represented by its shape and dtype."""
+    if isinstance(value, tuple):
+        return tuple(map(_hashable, value))
+    return (tuple(value.shape), str(value.dtype)) if _is_array(value) else value
+
+
 def _shown(value: Any) -> str:
     """The text of an option in `repr`; an array is shown by its shape and dtype."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if _is_array(value):
         return f"<{tuple(value.shape)} {value.dtype}>"
     if isinstance(value, tuple):
         return f"({', '.join(map(_shown, value))})"

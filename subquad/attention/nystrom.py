@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, enter
+from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes, enter
 from subquad.attention.convolution import add_convolution
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
 from subquad.attention.means import self_attention_mask
 from subquad.attention.method import Method
 from subquad.attention.pseudo_inverse import OPTION_OF, PSEUDO_INVERSES, check_pinv_options, pinv_times
 from subquad.backend import Array
-from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_seed
+from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.loading import backend_of
 from subquad.core.states import State, StateSpec, merge_by_shift
@@ -42,7 +42,7 @@ LANDMARKS = ("segment-means", "uniform")
     size="num_landmarks",
     defaults=({"num_landmarks": 32}, {"num_landmarks": 64}),
 )
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Nystrom(Method):
     """Nyström attention: out = F A⁺ (B v), in O((n + n_kv) m (d + d_v)).
 
@@ -129,6 +129,8 @@ class Nystrom(Method):
                 f"landmarks must be one of {LANDMARKS} or a pair (q, k) of arrays, got {type(self.landmarks).__name__}"
             )
             raise TypeError(msg)
+        else:
+            check_given(**{"landmarks[0] (for q)": self.landmarks[0], "landmarks[1] (for k)": self.landmarks[1]})
         if self.num_landmarks is not None:
             check_count("num_landmarks", self.num_landmarks)
         if self.seed is not None:
@@ -169,7 +171,7 @@ class Nystrom(Method):
         call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, array_options=options)
         query_mask = self._query_mask(call)
         chosen = self if holds else replace(self, num_landmarks=self._fitting(call, query_mask))
-        with call.full_precision():
+        with call.computing():
             q_land, _, k_land, _ = chosen._landmarks(call, query_mask)
         heads = call.arrangement.heads
         pair = heads.unfold(q_land), heads.unfold(k_land)
@@ -300,7 +302,9 @@ class Nystrom(Method):
             return None
         check_arrays(q=call.q, query_mask=self.query_mask)
         mask = check_mask(call.xp, "query_mask", self.query_mask, call.q.shape[-2], "queries")
-        mask = call.arrangement.heads.fold(mask, tail=1)
+        heads = call.arrangement.heads
+        check_mask_axes("query_mask", mask, heads.unfold(call.q).shape[:-2])
+        mask = heads.fold(mask, tail=1)
         call.batch(query_mask=mask.shape[:-1])
         return mask
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
-from array_api_compat import device
-
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.core.checks import check_count, check_positive
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.iterative_pinv import iterative_pinv
@@ -37,10 +36,10 @@ def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[st
     """A⁺ X of `a` (..., m, m) and `x` (..., m, d_v), computed as `pinv` says; None in `tuning` means the default."""
     a_t = xp.matrix_transpose(a)
     if pinv == "ridge":
-        gram = a_t @ a + (tuning["ridge"] or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
+        gram = a_t @ a + float(tuning["ridge"] or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=place_of(a))
         return xp.linalg.solve(*_broadcast_pair(xp, gram, a_t @ x))
     if pinv == "exact":
-        return xp.linalg.pinv(a, rtol=tuning["rcond"] or 1e-3) @ x
+        return xp.linalg.pinv(a, rtol=float(tuning["rcond"] or 1e-3)) @ x
     return iterative_pinv(a, iterations=int(tuning["iterations"] or 6)) @ x
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from subquad.backend import Array
+from subquad.core.beside import namespace_of
 from subquad.core.loading import backend_of
 
 Step = Callable[..., tuple[Any, Array | None]]
@@ -42,9 +41,10 @@ def fold_blocks(
     Returns the last carry and the outputs joined along axis −2 (None if the step returns None for its output). Unless
     `exact`, `size` is advice: a backend whose compiler unrolls loops takes larger blocks.
     """
-    if row_count(arrays) <= size:
+    backend = backend_of(xp)
+    if not backend.holds(row_count(arrays) > size):  # a loop over a number of blocks that varies cannot be recorded
         return step(carry, *arrays)
-    return backend_of(xp).fold_blocks(step, carry, arrays, size, exact=exact)
+    return backend.fold_blocks(step, carry, arrays, size, exact=exact)
 
 
 def loop_blocks(
@@ -69,10 +69,10 @@ def loop_blocks(
             continue
         if joined is None:
             shape = (*out.shape[:-2], n, out.shape[-1])
-            joined = array_namespace(out).empty(shape, dtype=out.dtype, device=out.device)
+            joined = namespace_of(out).empty(shape, dtype=out.dtype, device=out.device)
         joined[..., start:stop, :] = out
     if outs:
-        joined = array_namespace(outs[0]).concat(outs, axis=-2)
+        joined = namespace_of(outs[0]).concat(outs, axis=-2)
     return carry, joined
 
 

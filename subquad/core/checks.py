@@ -7,11 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from subquad.backend import Array
+from subquad.core.beside import namespace_of
 from subquad.core.dtypes import is_dtype
-from subquad.core.loading import library_of
+from subquad.core.loading import backend_of, library_of
+
+LARGEST = 2**63 - 1  # of a size, which libraries hold in 64 bits
 
 
 def check_arrays(**arrays: Array | None) -> ModuleType:
@@ -29,21 +31,14 @@ def check_arrays(**arrays: Array | None) -> ModuleType:
                 f"convert one of them, nothing is moved between libraries silently"
             )
             raise TypeError(msg)
-    where = device(given[first])
+    backend = backend_of(xp)
+    where = backend.device_of(given[first])
     for name, x in given.items():
-        there = device(x)
-        if where is None or there is None:  # traced arrays have no device
-            continue
-        if there != where and _devices(there) != _devices(where):
+        there = backend.device_of(x)
+        if where is not None and there is not None and there != where:
             msg = f"{first} is on device {where} but {name} is on {there}; move them to one device"
             raise ValueError(msg)
     return xp
-
-
-def _devices(where: Any) -> Any:
-    """The device of an array; the set of devices if the array is sharded over several (JAX)."""
-    devices = getattr(where, "device_set", ())
-    return devices if len(devices) > 1 else next(iter(devices), where)
 
 
 def _namespace(name: str, x: Array) -> ModuleType:
@@ -58,7 +53,7 @@ def _namespace(name: str, x: Array) -> ModuleType:
         xp = None  # asked before array_namespace, which skips Python scalars
     else:
         try:
-            xp = array_namespace(x)
+            xp = namespace_of(x)
         except TypeError:
             xp = None
     if xp is None:
@@ -67,6 +62,10 @@ def _namespace(name: str, x: Array) -> ModuleType:
             f"{name} is a {type(x).__name__}, not an array; "
             f"convert it first, for example with numpy.asarray({name}, dtype={kind})"
         )
+        raise TypeError(msg)
+    reason = backend_of(xp).refuses(x)
+    if reason is not None:
+        msg = f"{name} is {reason}"
         raise TypeError(msg)
     return xp
 
@@ -97,13 +96,16 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_count(name: str, value: Any, *, least: int = 1, why: str = "") -> int:
-    """The value as a Python int; TypeError unless it is an integer, ValueError if it is below `least`."""
+def check_count(name: str, value: Any, *, least: int = 1, most: float = LARGEST, why: str = "") -> int:
+    """The value as a Python int; TypeError unless it is an integer, ValueError unless it is in least … most."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         msg = f"{name} must be an integer, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
     if value < least:
-        msg = f"{name} must be at least {least}, got {value}"
+        msg = f"{name} must be at least {least}, got {_short(value)}"
+        raise ValueError(msg)
+    if value > most:
+        msg = f"{name} must be at most {most}, got {_short(value)}"
         raise ValueError(msg)
     return int(value)
 
@@ -114,7 +116,7 @@ def check_seed(value: Any) -> int:
         "; draws are made on the host, so that they are the same for every library: "
         "pass an integer, or the random array itself"
     )
-    return check_count("seed", value, least=0, why=why)
+    return check_count("seed", value, least=0, most=math.inf, why=why)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -130,15 +132,26 @@ def check_number(name: str, value: Any, *, why: str = "") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         msg = f"{name} must be a number, got {value!r} of type {type(value).__name__}{why}"
         raise TypeError(msg)
-    if not math.isfinite(value):
-        msg = f"{name} must be finite, got {value}"
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
+        msg = f"{name} must be finite, got {_short(value)}"
         raise ValueError(msg)
-    return float(value)
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:
     # The value as a Python float; errors as `check_number`, and ValueError unless it is above 0
-    if check_number(name, value) <= 0:
+    number = check_number(name, value)
+    if number <= 0:
         msg = f"{name} must be positive, got {value}"
         raise ValueError(msg)
-    return float(value)
+    return number
+
+
+def _short(value: Any) -> str:
+    # The value as text, for an integer of many digits their number
+    size = value.bit_length() if isinstance(value, int) else 0
+    return f"an integer of {size} bits" if size > 64 else str(value)

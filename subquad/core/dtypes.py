@@ -31,11 +31,13 @@ def is_bfloat16(dtype: Any) -> bool:
 
 def common_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     """The dtype that the arrays (those that are not None) promote to."""
-    given = [x for x in arrays if x is not None]
-    try:
-        return xp.result_type(*given)
-    except TypeError:  # NumPy cannot promote float16 with bfloat16; other libraries promote them to float32
-        return xp.result_type(xp.float32, *[x for x in given if not is_half(xp, x.dtype)])
+    found = [x.dtype for x in arrays if x is not None]
+    first = found[0]
+    if all(dtype == first for dtype in found):
+        return first
+    # half precision is promoted here: libraries differ in it, and a compiler may not see through how they do it
+    wide = [dtype for dtype in found if not is_half(xp, dtype)]
+    return xp.result_type(*wide) if wide else xp.float32
 
 
 def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:

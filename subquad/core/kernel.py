@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Backend, Call, Like, Override
 from subquad.core import loading
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.loading import backend_of, library_of
 
 # Choices remembered for each kernel. A program has a small number of signatures, but decoding may have one for each
@@ -159,7 +158,7 @@ class Kernel:
         self, arrays: tuple[Array | None, ...], implementation: str, keywords: Mapping[str, Any]
     ) -> tuple[str, Callable[..., Any], list[tuple[str, list[str]]], ModuleType]:
         """(name of the implementation, its function, [(override that declined, reasons)], namespace of the arrays)."""
-        xp = array_namespace(arrays[0])
+        xp = namespace_of(arrays[0])
         backend = backend_of(xp)
         overrides = [override for override in backend.overrides if override.kernel == self.name]
         known = ["auto", "generic", *(override.name for override in overrides)]
@@ -201,7 +200,7 @@ class Kernel:
 
     def _zeros(self, xp: ModuleType, arrays: tuple[Array | None, ...], keywords: Mapping[str, Any]) -> Any:
         """Zeros of the declared shapes and dtypes, on the device of the first array: one array, or a tuple."""
-        where = device(arrays[0])
+        where = place_of(arrays[0])
         made = tuple(xp.zeros(x.shape, dtype=x.dtype, device=where) for x in self.outputs(*arrays, **keywords))
         return made[0] if len(made) == 1 else made
 

@@ -12,9 +12,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from subquad.backend import UNLESS_UNDER, Backend, Override, hooks
 from subquad.core.spelling import nearest
@@ -58,6 +62,18 @@ def names() -> dict[str, str]:
     }
     found |= {entry.name: entry.value for entry in importlib.metadata.entry_points(group=GROUP)}
     return dict(sorted(found.items()))
+
+
+def load_imported() -> None:
+    """Load the backends of all libraries that the program has imported, which makes their operators known to them.
+
+    A library that restores a saved program looks the operators up by name; NumPy has no such programs. What a backend
+    raises here, it raises again when it is first used.
+    """
+    for library in names():
+        if library in sys.modules and library != np.__name__:
+            with suppress(Exception):
+                getattr(sys.modules[__name__], "of_" + library)
 
 
 def load(library: str) -> ModuleType | None:

@@ -94,6 +94,16 @@ def merge_by_shift(xp: ModuleType, left: State, right: State) -> State:
 def merge_by_decay(xp: ModuleType, left: State, right: State) -> State:
     """The state after `left`, then `right`: h = decay_right h_left + h_right, decay = decay_left decay_right."""
     return {
-        "state": right["decay"] * left["state"] + right["state"],
-        "decay": left["decay"] * right["decay"],
+        "state": decayed(xp, right["decay"], left["state"]) + right["state"],
+        "decay": compounded(xp, left["decay"], right["decay"]),
     }
+
+
+def decayed(xp: ModuleType, decay: Array, state: Array) -> Array:
+    """decay · state, and 0 where the state is 0, even if the decay, a product over many steps, has overflowed."""
+    return xp.where(xp.isinf(decay) & (state == 0), 0.0, decay) * state
+
+
+def compounded(xp: ModuleType, one: Array, other: Array) -> Array:
+    """The product of two decays, and 0 where one is 0, even if the other has overflowed."""
+    return decayed(xp, one, xp.where(xp.isinf(other) & (one == 0), 0.0, other))

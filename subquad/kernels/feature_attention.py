@@ -26,9 +26,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -36,6 +35,7 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_map import FeatureMap, Features
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
 
+RUN = 16  # rows of a run of `_exact_block`, whose pairs are formed feature by feature, in O(RUN² m)
 CAUSAL_ROWS = 256  # max rows of a causal block: its rows × rows weights are formed pair by pair, in O(rows² m)
 
 
@@ -99,7 +99,7 @@ def summarize_pinned(
 ) -> tuple[Array, Array, Array]:
     """The outputs of `feature_summarize` with the shift held constant at `outputs[0]`; for maps that have a `log`."""
     k, v, shift, numerator, denominator, *weights = arrays
-    xp = array_namespace(k)
+    xp = namespace_of(k)
     level = outputs[0] + 1  # above every exponent, rounding included, so that no gradient flows through the maximum
     if shift is None or numerator is None or denominator is None:
         before = xp.zeros_like(outputs[1]), xp.zeros_like(outputs[2])
@@ -136,7 +136,7 @@ def feature_summarize(
     The state before is three arrays or three times None. `weights` are the arrays of the map `phi`; `key_mask`
     (..., n), True = keep, hides keys.
     """
-    xp = array_namespace(k)
+    xp = namespace_of(k)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
     if k.shape[-2] == 0:
         return sums.outside(xp)
@@ -147,7 +147,7 @@ def feature_summarize(
         return _add(xp, sums, v, value, log), None
 
     mask = None if key_mask is None else key_mask[..., None]
-    size = rows_per_block(math.prod(sums.denominator.shape[:-1]))
+    size = rows_per_block(math.prod(sums.denominator.shape[:-1]) * backend_of(xp).items_behind(k, v))
     sums, _ = fold_blocks(add, sums, [k, v, mask], size, xp=xp)
     return sums.outside(xp)
 
@@ -157,7 +157,7 @@ def feature_attend(
     q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: FeatureMap
 ) -> Array:
     """The output (..., n, d_v) of queries q (..., n, d) that read a state; 0 where the denominator is 0."""
-    xp = array_namespace(q)
+    xp = namespace_of(q)
     shift = xp.matrix_transpose(shift)
     queries = phi.map_queries(xp, finite_shift(xp, shift), *weights)
 
@@ -167,8 +167,9 @@ def feature_attend(
 
     batch = broadcast_batch(q=q.shape[:-2], state=denominator.shape[:-2], center=phi.batch(*weights))
     if q.shape[-2] == 0:
-        return xp.zeros((*batch, 0, numerator.shape[-1]), dtype=q.dtype, device=device(q))
-    _, out = fold_blocks(rows, None, [q], rows_per_block(math.prod(batch) * denominator.shape[-2]), xp=xp)
+        return xp.zeros((*batch, 0, numerator.shape[-1]), dtype=q.dtype, device=place_of(q))
+    width = math.prod(batch) * denominator.shape[-2] * backend_of(xp).items_behind(q, numerator)
+    _, out = fold_blocks(rows, None, [q], rows_per_block(width), xp=xp)
     return out
 
 
@@ -189,17 +190,20 @@ def feature_step(
 
     Row i reads the state before and the keys 0 … i of this call, so q and k have the same number of rows.
     """
-    xp = array_namespace(q)
+    xp = namespace_of(q)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
     batch = broadcast_batch(q=q.shape[:-2], state=sums.batch)
     if q.shape[-2] == 0:
-        return xp.zeros((*batch, 0, v.shape[-1]), dtype=q.dtype, device=device(q)), *sums.outside(xp)
+        return xp.zeros((*batch, 0, v.shape[-1]), dtype=q.dtype, device=place_of(q)), *sums.outside(xp)
 
     def step(sums: Sums, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Sums, Array]:
-        return _causal_block(xp, phi, weights, sums, q, k, v, mask)
+        # a program that unrolls the loop over blocks has a small number of large ones
+        large = backend_of(xp).holds(q.shape[-2] > CAUSAL_ROWS)
+        return (_causal_runs if large else _causal_block)(xp, phi, weights, sums, q, k, v, mask)
 
     mask = None if key_mask is None else key_mask[..., None]
-    size = rows_per_block(math.prod(batch) * sums.denominator.shape[-2], max_rows=CAUSAL_ROWS)
+    width = math.prod(batch) * sums.denominator.shape[-2] * backend_of(xp).items_behind(q, k, v)
+    size = rows_per_block(width, max_rows=CAUSAL_ROWS)
     sums, out = fold_blocks(step, sums, [q, k, v, mask], size, xp=xp)
     return out, *sums.outside(xp)
 
@@ -218,7 +222,7 @@ def _begin(
     """The state before new keys, broadcast to the batch shape after them: a traced loop carries one shape."""
     batch = keys_batch(phi, weights, k, v, key_mask, denominator)
     if denominator is None or shift is None or numerator is None:
-        (m, width), where = phi.sizes(k.shape[-1], *weights), device(k)
+        (m, width), where = phi.sizes(k.shape[-1], *weights), place_of(k)
         return Sums(
             xp.full((*batch, 1, width), -math.inf, dtype=k.dtype, device=where),
             xp.zeros((*batch, m, v.shape[-1]), dtype=k.dtype, device=where),
@@ -243,11 +247,11 @@ def _causal_block(
     Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to a reference ρ: the
     shift of the state, or in a first block the exponents of its first key. The products of φ(q) with the state are then
     in range, for the state is stored relative to ρ too. If the features of a key are so far below ρ that the product of
-    a pair underflows, that pair is recomputed relative to 0 (`from_zero`).
+    a pair underflows, the row is computed again by `_exact_block`.
     """
     k, v = _visible(xp, k, v, mask)
     value, log = _hide(xp, phi.map_keys(xp, k, *weights), mask)
-    position = xp.arange(q.shape[-2], device=device(q))
+    position = xp.arange(q.shape[-2], device=place_of(q))
     visible = position[:, None] >= position
     # a key or value that is not finite reaches the rows that see it and no others, though 0 · NaN is NaN
     bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
@@ -270,23 +274,117 @@ def _causal_block(
         info = xp.finfo(q.dtype)
         least = info.smallest_normal / info.eps**2  # a product below this may have lost features to underflow
         lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
-
-        def from_zero(pairs: Array, level_pairs: Array) -> tuple[Array, Array]:
-            zero = xp.zeros_like(reference)
-            own_phi_q, own_level = _query_features(xp, phi.map_queries(xp, zero, *weights)(q), zero)
-            own_products, own_a = _pairs(xp, own_phi_q, value, log - zero)
-            one, other = _height(xp, products, a + level), _height(xp, own_products, own_a + own_level)
-            other = xp.where(own_products < least, xp.maximum(one, other), other)
-            logs = xp.where(seen, xp.where(products < least, other, one), -math.inf)
-            most = finite_shift(xp, xp.max(logs, axis=-1, keepdims=True))
-            return xp.where(lost, xp.exp(logs - most), pairs), xp.where(lost, most, level_pairs)
-
-        if shift.shape[-1] > 1:
-            pairs, level_pairs = _if_any(xp, lost, from_zero, (pairs, level_pairs))
     of_block = pairs @ safe_v, xp.sum(pairs, axis=-1, keepdims=True), level_pairs
     out = _merge_rows(xp, of_block, (phi_q @ sums.numerator, phi_q @ sums.denominator, level))
+    if log is not None and shift.shape[-1] > 1:
+
+        def repair(out: Array) -> tuple[Array]:
+            hidden = value, xp.where(bad, -math.inf, log)
+            return (xp.where(lost, _exact_block(xp, phi, weights, sums, q, safe_v, hidden), out),)
+
+        (out,) = _if_any(xp, lost, repair, (out,))
     poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
     return _add(xp, sums, v, value, log), xp.where(poisoned, math.nan, out)
+
+
+def _exact_block(
+    xp: ModuleType, phi: FeatureMap, weights: tuple[Array, ...], sums: Sums, q: Array, v: Array, features: Features
+) -> Array:
+    """The output of a causal block whatever the exponents of its features; `features` are those of its keys.
+
+    The block is cut into runs of `RUN` rows. A row reads the state before its run, in which every feature has a shift
+    of its own, and the keys of its run pair by pair and feature by feature, each term relative to the largest one.
+    """
+    n, (value, log) = q.shape[-2], features
+    batch = broadcast_batch(q=q.shape[:-2], state=sums.batch)
+    runs = -(-n // RUN)
+
+    def cut(x: Array | None, fill: float = 0.0) -> Array:
+        if x is None:
+            return None
+        if runs * RUN > n:
+            rest = xp.full((*x.shape[:-2], runs * RUN - n, x.shape[-1]), fill, dtype=x.dtype, device=place_of(x))
+            x = xp.concat([x, rest], axis=-2)
+        return xp.reshape(x, (*x.shape[:-2], runs, RUN, x.shape[-1]))
+
+    q, v, value, log = cut(q), cut(v), cut(value), cut(log, -math.inf)
+    weights = _beside_runs(xp, weights)
+    shift = xp.max(log, axis=-2, keepdims=True)
+    phi_k = xp.exp(log - finite_shift(xp, shift))  # `log` is needed again, so it must not be overwritten
+    before = _before_each(xp, sums, _sums_of(xp, shift, phi_k if value is None else phi_k * value, v))
+    reference = finite_shift(xp, before.shift)
+    phi_q, level = _query_features(xp, phi.map_queries(xp, reference, *weights)(q), reference)
+    value_q, log_q = phi.map_queries(xp, xp.zeros_like(reference[..., :1, :, :]), *weights)(q)
+    terms = xp.expand_dims(log_q, axis=-2) + xp.expand_dims(log, axis=-3)  # (..., runs, RUN, RUN, m)
+    place = xp.arange(RUN, device=place_of(q))
+    terms = xp.where((place[:, None] >= place)[..., None], terms, -math.inf)
+    most = xp.max(terms, axis=(-2, -1), keepdims=True)
+    pairs = xp.exp(terms - finite_shift(xp, most))
+    for factor, axis in ((value_q, -2), (value, -3)):
+        pairs = pairs if factor is None else pairs * xp.expand_dims(factor, axis=axis)
+    pairs = xp.sum(pairs, axis=-1)
+    of_run = pairs @ v, xp.sum(pairs, axis=-1, keepdims=True), finite_shift(xp, most)[..., 0]
+    out = _merge_rows(xp, of_run, (phi_q @ before.numerator, phi_q @ before.denominator, level))
+    out = xp.broadcast_to(out, (*batch, *out.shape[-3:]))
+    return xp.reshape(out, (*batch, runs * RUN, out.shape[-1]))[..., :n, :]
+
+
+def _causal_runs(
+    xp: ModuleType,
+    phi: FeatureMap,
+    weights: tuple[Array, ...],
+    sums: Sums,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+) -> tuple[Sums, Array]:
+    """`_causal_block` of more than `CAUSAL_ROWS` rows, cut into runs of as many, which advance together."""
+    n, count = q.shape[-2], q.shape[-2] // CAUSAL_ROWS
+    whole = count * CAUSAL_ROWS
+
+    def cut(x: Array | None) -> Array:
+        return x if x is None else xp.reshape(x[..., :whole, :], (*x.shape[:-2], count, CAUSAL_ROWS, x.shape[-1]))
+
+    runs, own = (cut(q), cut(k), cut(v), cut(mask)), _beside_runs(xp, weights)
+    seen_k, seen_v = _visible(xp, *runs[1:])
+    value, log = _hide(xp, phi.map_keys(xp, seen_k, *own), runs[3])
+    shift = xp.zeros_like(seen_k[..., :1, :1]) if log is None else xp.max(log, axis=-2, keepdims=True)
+    phi_k = value if log is None else xp.exp(log - finite_shift(xp, shift))
+    if log is not None and value is not None:
+        phi_k = phi_k * value
+    before = _before_each(xp, sums, _sums_of(xp, shift, phi_k, seen_v))
+    after, out = _causal_block(xp, phi, own, before, *runs)
+    sums = Sums(*(x[..., -1, :, :] for x in after))
+    out = xp.reshape(out, (*out.shape[:-3], whole, out.shape[-1]))
+    if whole == n:
+        return sums, out
+    rest = [None if x is None else x[..., whole:, :] for x in (q, k, v, mask)]
+    sums, late = _causal_block(xp, phi, weights, sums, *rest)
+    return sums, xp.concat([out, late], axis=-2)
+
+
+def _beside_runs(xp: ModuleType, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The weights for rows that are cut into runs: their batch axes stand before the axis of runs."""
+    return tuple(x if x is None or x.ndim <= 2 else xp.expand_dims(x, axis=-3) for x in weights)
+
+
+def _before_each(xp: ModuleType, sums: Sums, parts: Sums) -> Sums:
+    """The sums before each of the parts along axis −3: `sums` and all earlier parts; in log₂(parts) passes."""
+    held = Sums(*(xp.expand_dims(x, axis=-3) for x in sums))
+    parts = Sums(*(xp.broadcast_to(x, (*sums.batch, *x.shape[-3:])) for x in parts))
+    found = Sums(*(xp.concat([x, y[..., :-1, :, :]], axis=-3) for x, y in zip(held, parts, strict=True)))
+    reach = 1
+    while reach < found.shift.shape[-3]:
+        early, late = (Sums(*(x[..., cut, :, :] for x in found)) for cut in (slice(None, -reach), slice(reach, None)))
+        shift = xp.maximum(early.shift, late.shift)
+        one, other = (xp.matrix_transpose(rescale(xp, x.shift, shift)) for x in (early, late))
+        joined = Sums(
+            shift, early.numerator * one + late.numerator * other, early.denominator * one + late.denominator * other
+        )
+        found = Sums(*(xp.concat([x[..., :reach, :, :], y], axis=-3) for x, y in zip(found, joined, strict=True)))
+        reach *= 2
+    return found
 
 
 def _pairs(xp: ModuleType, phi_q: Array, value: Array | None, log: Array) -> tuple[Array, Array]:
@@ -342,11 +440,13 @@ def _add(xp: ModuleType, sums: Sums, v: Array, value: Array | None, log: Array |
         phi_k = _exp_difference(xp, log, finite_shift(xp, shift))
         phi_k = phi_k if value is None else phi_k * value
         faded = xp.matrix_transpose(rescale(xp, sums.shift, shift))  # (..., m or 1, 1)
-    return Sums(
-        shift,
-        sums.numerator * faded + xp.matrix_transpose(phi_k) @ v,
-        sums.denominator * faded + xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)),
-    )
+    more = _sums_of(xp, shift, phi_k, v)
+    return Sums(shift, sums.numerator * faded + more.numerator, sums.denominator * faded + more.denominator)
+
+
+def _sums_of(xp: ModuleType, shift: Array, phi_k: Array, v: Array) -> Sums:
+    """The sums over keys of features that are divided by exp(shift)."""
+    return Sums(shift, xp.matrix_transpose(phi_k) @ v, xp.matrix_transpose(xp.sum(phi_k, axis=-2, keepdims=True)))
 
 
 def _visible(xp: ModuleType, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:

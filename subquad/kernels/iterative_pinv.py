@@ -5,9 +5,8 @@ Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z))),    starting from Z = A�
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.kernel import kernel
 from subquad.kernels.max_shift import divide_or_zero
 
@@ -20,13 +19,13 @@ def outputs(a: Array, /, *, iterations: int) -> tuple[Like, ...]:
 @kernel(outputs=outputs)
 def iterative_pinv(a: Array, /, *, iterations: int) -> Array:
     """Z ≈ A⁺ of finite matrices A (..., m, m) after that number of iterations; shape and dtype of A. A = 0 gives 0."""
-    xp = array_namespace(a)
+    xp = namespace_of(a)
     magnitude = xp.abs(a)
     norms = xp.max(xp.sum(magnitude, axis=-1, keepdims=True), axis=-2, keepdims=True) * xp.max(
         xp.sum(magnitude, axis=-2, keepdims=True), axis=-1, keepdims=True
     )
     z = divide_or_zero(xp, xp.matrix_transpose(a), norms)
-    eye = xp.eye(a.shape[-1], dtype=a.dtype, device=device(a))
+    eye = xp.eye(a.shape[-1], dtype=a.dtype, device=place_of(a))
     seven, fifteen, thirteen = 7 * eye, 15 * eye, 13 * eye
     for _ in range(iterations):
         az = a @ z

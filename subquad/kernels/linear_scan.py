@@ -9,9 +9,8 @@ then joins the runs, which gives the state before each of them; the second pass 
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
@@ -32,12 +31,12 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
 
     With `reverse`, time runs from the end: h[t] = a[t] h[t+1] + b[t].
     """
-    xp = array_namespace(a)
+    xp = namespace_of(a)
     batch, n, d = b.shape
     if n == 0:
         return b
     if initial_state is None:
-        initial_state = xp.zeros((batch, d), dtype=b.dtype, device=device(b))
+        initial_state = xp.zeros((batch, d), dtype=b.dtype, device=place_of(b))
     if reverse:
         a, b = (xp.flip(x, axis=1) for x in (a, b))
     columns, steps = run_sizes(n, RUN)
@@ -54,7 +53,7 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, /, *, reverse: 
 
     before = xp.reshape(initial_state, (batch, 1, 1, d))
     if columns > 1:
-        zero = xp.zeros((batch, columns, 1, d), dtype=b.dtype, device=device(b))
+        zero = xp.zeros((batch, columns, 1, d), dtype=b.dtype, device=place_of(b))
         (decay, left), _ = fold_blocks(learn, (xp.ones_like(zero), zero), runs, 1, xp=xp, exact=True)
         before = join_runs(xp, decay, left, before)
     _, h = fold_blocks(emit, before, runs, 1, xp=xp, exact=True)
@@ -80,9 +79,9 @@ def linear_scan_gradient(
     The gradient is itself a linear scan, so it can be differentiated again. Shapes: a, h and grad_h are (batch, n, d),
     initial_state is (batch, d) or None; h is the output of the scan.
     """
-    xp = array_namespace(a)
+    xp = namespace_of(a)
     batch, _, d = a.shape
-    zero = xp.zeros((batch, 1, d), dtype=a.dtype, device=device(a))
+    zero = xp.zeros((batch, 1, d), dtype=a.dtype, device=place_of(a))
     start = zero if initial_state is None else xp.reshape(initial_state, (batch, 1, d))
     tail, head = slice(1, None), slice(None, -1)
     next_a = xp.concat([zero, a[:, head, :]] if reverse else [a[:, tail, :], zero], axis=1)
@@ -95,5 +94,5 @@ def linear_scan_gradient(
 
 def _conj(x: Array) -> Array:
     """conj(x) of a complex array, x of a real one: the standard defines conj for complex dtypes alone."""
-    xp = array_namespace(x)
+    xp = namespace_of(x)
     return xp.conj(x) if xp.isdtype(x.dtype, "complex floating") else x

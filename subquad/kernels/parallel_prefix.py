@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
-from array_api_compat import device
-
 from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.states import compounded, decayed
 
 
 def run_sizes(n: int, longest: int) -> tuple[int, int]:
@@ -21,7 +21,7 @@ def cut_runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
     """Cut (batch, n, ·) into runs (batch, columns, steps, ·), padded with zeros after the last step."""
     ragged = columns * steps - x.shape[1]
     if ragged:
-        zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=device(x))
+        zeros = xp.zeros((x.shape[0], ragged, x.shape[-1]), dtype=x.dtype, device=place_of(x))
         x = xp.concat([x, zeros], axis=1)
     return xp.reshape(x, (x.shape[0], columns, steps, x.shape[-1]))
 
@@ -36,6 +36,7 @@ def join_runs(xp: ModuleType, decay: Array, left: Array, initial: Array) -> Arra
     b = xp.concat([initial, b], axis=1)  # the initial state acts as a run before the first
     a = xp.concat([xp.zeros_like(initial), a], axis=1)
     for reach in (1 << i for i in range(math.ceil(math.log2(a.shape[1])))):
-        b = xp.concat([b[:, :reach, ...], a[:, reach:, ...] * b[:, :-reach, ...] + b[:, reach:, ...]], axis=1)
-        a = xp.concat([a[:, :reach, ...], a[:, reach:, ...] * a[:, :-reach, ...]], axis=1)
+        late, early = a[:, reach:, ...], a[:, :-reach, ...]
+        b = xp.concat([b[:, :reach, ...], decayed(xp, late, b[:, :-reach, ...]) + b[:, reach:, ...]], axis=1)
+        a = xp.concat([a[:, :reach, ...], compounded(xp, early, late)], axis=1)
     return b

@@ -13,12 +13,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
+from subquad.core.loading import backend_of
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
 
 RUN = 32  # steps of a run: each span loops over them twice
@@ -77,14 +77,14 @@ def selective_scan(
     u, delta and z may all be of one half-precision dtype, and B and C then too. The computation is in float32 or wider;
     the generic form returns y in the dtype of u, an override may return it wider.
     """
-    xp, stored = array_namespace(u), u.dtype
+    xp, stored = namespace_of(u), u.dtype
     u, delta, A, B, C, D, z, delta_bias, initial_state = widened(
         xp, Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
     )
     batch, n, d = u.shape
     state = initial_state
     if state is None:
-        state = xp.zeros((batch, d, A.shape[-1]), dtype=A.dtype, device=device(u))
+        state = xp.zeros((batch, d, A.shape[-1]), dtype=A.dtype, device=place_of(u))
     if n == 0:
         return u, state
     delta = step_sizes(xp, delta, delta_bias, delta_softplus)
@@ -95,7 +95,8 @@ def selective_scan(
     def advance(state: Array, *span: Array) -> tuple[Array, Array]:
         return _span(xp, state, A, B, C, span)
 
-    columns = max(1, min(64, STEP_ELEMENTS // max(1, batch * d * A.shape[-1])))
+    width = batch * d * A.shape[-1] * backend_of(xp).items_behind(u, delta, A, B)
+    columns = max(1, min(64, STEP_ELEMENTS // max(1, width)))
     state, y = fold_blocks(advance, state, rows, RUN * columns, xp=xp)
     if reverse:
         y = xp.flip(y, axis=-2)
@@ -178,7 +179,7 @@ def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tupl
 
     before = xp.expand_dims(state, axis=1)
     if columns > 1:
-        zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=device(state))
+        zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=place_of(state))
         left, _ = fold_blocks(learn, zero, runs, 1, xp=xp, exact=True)
         total = xp.matrix_transpose(xp.sum(runs[1], axis=-2, keepdims=True))
         before = join_runs(xp, xp.exp(total * A), left, before)

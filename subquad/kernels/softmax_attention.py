@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
-from array_api_compat import array_namespace, device
-
 from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block, take_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -50,12 +49,13 @@ def softmax_attention(
     `visible` says which keys each row sees; None means all keys. `key_mask` (..., n_kv), True = keep, hides keys from
     all rows. A row that sees no key gives 0.
     """
-    xp = array_namespace(q)
+    xp = namespace_of(q)
     n, n_kv = q.shape[-2], k.shape[-2]
     mask = None if key_mask is None else key_mask[..., None]
     batch = batch_shape(q, k, v, key_mask)
-    heads = max(1, math.prod(batch))
-    size = rows_per_block(heads * min(max(n_kv, 1), MANY_KEYS))
+    backend = backend_of(xp)
+    heads = max(1, math.prod(batch)) * backend.items_behind(q, k, v)
+    size = rows_per_block(heads * (max(n_kv, 1) if backend.holds(n_kv <= MANY_KEYS) else MANY_KEYS))
 
     def attend(rows: Array, first: int) -> Array:
         """The output of a block of rows whose first row is number `first` of q."""
@@ -63,7 +63,7 @@ def softmax_attention(
         count = rows.shape[-2]
         carry = no_keys(xp, rows, (*batch, count), v.shape[-1])
         whole, parts = ((0, n_kv), ()) if visible is None else visible.spans(first, count, n, n_kv)
-        size_kv = rows_per_block(heads * max(count, 1))
+        size_kv = rows_per_block(heads * (max(count, 1) if backend.holds(count <= size) else size))
 
         def absorb(carry: Carry, *block: Array) -> tuple[Carry, None]:
             return absorb_keys(xp, carry, rows, *block), None
@@ -73,7 +73,7 @@ def softmax_attention(
         for part in parts:
             assert visible is not None
             some_k, some_v, some_mask = take_rows([k, v, mask], *part)
-            pairs = visible.pairs(xp, (first, first + count), part, n_kv - n, device(rows))
+            pairs = visible.pairs(xp, (first, first + count), part, n_kv - n, place_of(rows))
             carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, pairs)
         _, denominator, numerator = carry
         return divide_or_zero(xp, numerator, denominator)
@@ -81,15 +81,16 @@ def softmax_attention(
     if visible is None:
         _, out = fold_blocks(lambda _, rows: (None, attend(rows, 0)), None, [q], size, xp=xp)
         return out
-    if n > size * TRACED_BLOCKS and not backend_of(xp).is_concrete(q):
+    if not backend.holds(n > size):
+        return attend(q, 0)
+    if n > size * TRACED_BLOCKS and not backend.is_concrete(q):
         size = -(-n // TRACED_BLOCKS)
-    blocks = [attend(q[..., i : min(i + size, n), :], i) for i in range(0, n, size)] or [attend(q, 0)]
-    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=-2)
+    return xp.concat([attend(q[..., i : min(i + size, n), :], i) for i in range(0, n, size)], axis=-2)
 
 
 def no_keys(xp: ModuleType, like: Array, shape: tuple[int, ...], d_v: int) -> Carry:
     """The carry (shift, denominator, numerator) = (−∞, 0, 0) of rows (batch and row axes: `shape`) before any key."""
-    where = device(like)
+    where = place_of(like)
     return (
         xp.full((*shape, 1), -math.inf, dtype=like.dtype, device=where),
         xp.zeros((*shape, 1), dtype=like.dtype, device=where),

@@ -7,6 +7,7 @@ goes to the kernel, and in which each output comes back. Forms are found once fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
 from subquad.core.kernel import signature_of
+from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
 MAX_KEPT = 1024  # forms remembered; a full table is cleared
@@ -55,6 +57,10 @@ class Form:
             None if x is None or target is None else target.place(xp, x)
             for x, target in zip(arrays, self.targets, strict=True)
         ]
+
+    def computing(self, like: Array) -> AbstractContextManager[Any]:
+        """The context in which the scan computes."""
+        return backend_of(self.xp).computing(like)
 
     def leave(self, index: int, x: Array) -> Array:
         """Output number `index` of the kernel in the dtype and shape that the caller gets."""

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from subquad.backend import Array
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
 from subquad.core.dtypes import common_dtype, compute_dtype, is_dtype
 from subquad.core.shapes import broadcast_batch
@@ -50,7 +50,7 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """Π_t a[t], (..., d): the factor by which a chunk multiplies the state before it."""
     a = arrays["a"]
-    xp = array_namespace(a)
+    xp = namespace_of(a)
     return xp.prod(xp.astype(a, compute_dtype(xp, a, arrays["b"])), axis=-2)
 
 
@@ -161,7 +161,8 @@ def linear_scan(
     form = form_of("linear_scan", arrays, lambda: _form(*arrays))
     reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
     a, b, start = form.enter(arrays)
-    h = scan_kernel(a, b, start, reverse=reverse, implementation=implementation)
+    with form.computing(a):
+        h = scan_kernel(a, b, start, reverse=reverse, implementation=implementation)
     out = form.leave(0, h)
     if not return_state:
         return out
@@ -170,7 +171,7 @@ def linear_scan(
         row = 0 if reverse else n - 1
         state = xp.concat([h[:, row : row + 1, :]], axis=1)  # a copy: a view would keep all of h in memory
     else:
-        state = xp.zeros((batch, d), dtype=h.dtype, device=device(h)) if start is None else start
+        state = xp.zeros((batch, d), dtype=h.dtype, device=place_of(h)) if start is None else start
     return out, form.leave(1, state)
 
 

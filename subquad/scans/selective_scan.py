@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from subquad.backend import Array
+from subquad.core.beside import namespace_of
 from subquad.core.checks import check_flag
 from subquad.core.dtypes import cast, common_dtype, is_dtype, is_half
 from subquad.core.states import StateSpec, merge_by_decay
@@ -72,7 +72,7 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """exp(A Σ_t Δ[t]), (..., d, d_state): the factor by which a chunk multiplies the state before it."""
     delta, A, bias = arrays["delta"], arrays["A"], arrays.get("delta_bias")
-    xp = array_namespace(delta)
+    xp = namespace_of(delta)
     real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
     delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), bool(options.get("delta_softplus")))
     total = xp.astype(xp.sum(delta, axis=-2, keepdims=True), state)
@@ -309,7 +309,9 @@ def _scan(
 ) -> tuple[Array, Array]:
     """(y, last state) of a call, by its form."""
     softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
-    y, state = scan_kernel(*form.enter(arrays), delta_softplus=softplus, reverse=reverse, implementation=implementation)
+    given = form.enter(arrays)
+    with form.computing(given[0]):
+        y, state = scan_kernel(*given, delta_softplus=softplus, reverse=reverse, implementation=implementation)
     return form.leave(0, y), form.leave(1, state)
 
 
@@ -323,7 +325,8 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     real, of_state = _dtypes(xp, given)
     # dtype of u, delta and z: one half precision of all three stays, for the kernels that read and write it
     stored = real
-    if all(x is None or x.dtype == u.dtype for x in (delta, z)) and is_half(xp, u.dtype):
+    halves = is_half(xp, u.dtype) and all(x is None or x.dtype == u.dtype for x in (delta, z))
+    if halves and real == xp.float32:  # beside a float64 array, all are computed in float64
         stored = u.dtype
 
     def rows(x: Array | None) -> Target | None:

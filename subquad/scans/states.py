@@ -10,6 +10,7 @@ from typing import Any
 
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating
+from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec, merge_by_decay
 from subquad.registry import scan_row
@@ -70,8 +71,9 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
         raise TypeError(msg)
     _, state = row.function(*arrays, **options, return_state=True)
     named = dict(zip(row.positional, arrays, strict=False)) | options
-    decay = row.decay(named, options)
     xp = check_arrays(state=state)
+    with backend_of(xp).computing(state):
+        decay = row.decay(named, options)
     if decay.dtype != state.dtype:
         decay = xp.astype(decay, state.dtype)
     if tuple(decay.shape) != tuple(state.shape):
@@ -122,7 +124,8 @@ def merge_scan(left: State | None, right: State | None, /) -> State | None:
     broadcast_batch(**{name: tuple(x.shape) for name, x in arrays.items()})
     if left is None or right is None:
         return dict(_named(right if left is None else left))
-    return merge_by_decay(xp, dict(left), dict(right))
+    with backend_of(xp).computing(left["state"]):
+        return merge_by_decay(xp, dict(left), dict(right))
 
 
 def _named(state: Mapping[str, Array] | None) -> Mapping[str, Array]:

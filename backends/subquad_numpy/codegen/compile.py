@@ -65,7 +65,7 @@ def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.cfunc(signature, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written
+        except (RuntimeError, OSError):  # no folder can be written, or there is no source: .pyc alone, a zip
             return numba.cfunc(signature, error_model="numpy")(function)
 
     return decorate
