@@ -23,7 +23,7 @@ from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
-__all__ = ["COMPILED", "Compiled", "as_override"]
+__all__ = ["COMPILED", "Compiled", "as_override", "few_rows"]
 
 Array = np.ndarray[Any, Any]
 Arrays = Sequence[Any]  # arrays, or None where there is none
@@ -127,6 +127,28 @@ def _some_key(call: Call) -> str | None:
     # the reason to decline a call without keys, or None
     _, k, *_ = call.arrays
     return "there is no key" if k is not None and k.shape[-2] == 0 else None
+
+
+KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
+LONG = 2**15  # keys from which on any small number of queries counts as few: the library's own products lose digits
+
+
+def few_rows(call: Call, holds: Callable[[Any], bool] = bool) -> str | None:
+    """The reason why the compiled attention should not take a call, or None: one side must be small, the other large.
+
+    Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys; decoding
+    has one query and a long cache. The small side fits in one core's cache. `holds(condition)` is False for a condition
+    on a size that varies in a compiled program. A backend with another good form asks this.
+    """
+    n, n_kv = call.arrays[0].shape[-2], call.arrays[1].shape[-2]
+    for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv), ((1, QUERIES[0]), n, n_kv)):
+        least = LONG if low == 1 else high
+        if holds(few >= low) and holds(few <= high) and holds(many > least):
+            return None
+    return (
+        f"it is for {KEYS[0]} to {KEYS[1]} keys and more queries, for {QUERIES[0]} to {QUERIES[1]} queries and more "
+        f"keys, or for fewer queries and more than {LONG} keys"
+    )
 
 
 def _small_matrices(call: Call) -> str | None:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
-from subquad_numpy.compiled import COMPILED
+from subquad_numpy.compiled import COMPILED, few_rows
 from subquad_torch import cuda, sdpa
-from subquad_torch.adapt import NUMBERS, as_override
-from subquad_torch.conditions import conditions, fixes_weights, is_installed, is_watched, is_wrapped, signature
+from subquad_torch.adapt import NUMBERS, SYMBOLS, as_override
+from subquad_torch.conditions import (
+    conditions,
+    fixes_weights,
+    holds,
+    is_watched,
+    is_wrapped,
+    refuses,
+    signature,
+    why_missing,
+)
 
 TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
 WATCHED = ("linear_scan", "selective_scan")  # shown to recorders as one operator: the generic forms are long programs
-LIMITS = {"softmax_attention": sdpa.few_rows, "feature_step": fixes_weights}
+LIMITS = {"softmax_attention": partial(few_rows, holds=holds), "feature_step": fixes_weights}
 
 
 class TorchBackend(Backend):
@@ -32,6 +44,15 @@ class TorchBackend(Backend):
         cuda.OVERRIDE,
     )
 
+    def namespace(self, array: Array) -> ModuleType:
+        return xp if isinstance(array, Tensor) else super().namespace(array)
+
+    def device_of(self, array: Array) -> torch.device:
+        return array.device
+
+    def refuses(self, array: Array) -> str | None:
+        return refuses(array)
+
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
         return signature(arrays)
 
@@ -41,8 +62,8 @@ class TorchBackend(Backend):
     def device_kind(self, array: Array) -> str:
         return array.device.type
 
-    def is_installed(self, package: str) -> bool:
-        return is_installed(package)
+    def why_missing(self, package: str, *, load: bool = True) -> str | None:
+        return why_missing(package, load)
 
     def fold_blocks(
         self, step: Callable[..., Any], carry: Any, arrays: Sequence[Array | None], size: int, *, exact: bool = False
@@ -54,9 +75,12 @@ class TorchBackend(Backend):
 
     def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
         """`function(*args)`; while compiling, the result is a constant of the program, for the present numbers."""
-        if not torch.compiler.is_compiling():
-            return function(*args)
-        return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
+        if torch.compiler.is_compiling():
+            return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
+        return function(*(guard_scalar(x) if isinstance(x, SYMBOLS) else x for x in args))
+
+    def holds(self, condition: Any) -> bool:
+        return holds(condition)
 
     def is_concrete(self, *arrays: Array | None) -> bool:
         """Whether values can be read: not while compiling or recording, under a transform, or on the meta device."""
@@ -64,7 +88,7 @@ class TorchBackend(Backend):
             return False
         return not any(isinstance(x, Tensor) and (x.is_meta or is_wrapped(x)) for x in arrays)
 
-    def full_precision(self, like: Array) -> AbstractContextManager[Any]:
+    def computing(self, like: Array) -> AbstractContextManager[Any]:
         """A context without `torch.autocast`, whose half precision would put exponents of some hundreds off by 1."""
         if not torch._C._is_any_autocast_enabled():
             return NO_CONTEXT

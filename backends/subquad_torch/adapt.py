@@ -37,7 +37,8 @@ Arrays = Sequence[Tensor | None]
 Static = Mapping[str, Any]
 Reason = Callable[[Call], str | None]
 
-NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+SYMBOLS = (torch.SymInt, torch.SymFloat)
+NUMBERS = (int, float, *SYMBOLS)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = {np.dtype(name): getattr(torch, name) for name in ("float32", "float64", "complex64", "complex128", "bool")}
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from subquad import backend
 from subquad.backend import Call, Conditions
 
+STRIDED = torch.strided
 PLAIN = (Tensor, torch.nn.Parameter)  # classes whose tensors have memory, and do not override operations
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 transforms_active = torch._C._are_functorch_transforms_active
@@ -25,11 +27,11 @@ def signature(arrays: Sequence[Any]) -> Hashable | None:
     """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
     if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
         return None
-    found: list[Any] = [torch.is_grad_enabled()]
+    found: list[Any] = [torch.is_grad_enabled(), torch._C._get_flash_sdp_enabled()]
     for x in arrays:
         if x is None:
             found.append(None)
-        elif x.__class__ in PLAIN and not is_wrapped(x):
+        elif x.__class__ in PLAIN and x.layout is STRIDED and not (is_wrapped(x) or x.is_nested or x.is_quantized):
             found += (x.shape, x.dtype, x.device, x.requires_grad)
         else:
             return None
@@ -132,9 +134,28 @@ def fixes_weights(call: Call) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported; while compiling, the answer is a constant."""
-    return backend.is_installed(package)
+def why_missing(package: str, load: bool = True) -> str | None:
+    """The reason why a package cannot be used, or None; while compiling, the answer is a constant."""
+    return backend.why_missing(package, load=load)
+
+
+def refuses(x: Any) -> str | None:
+    """What a tensor is, if its layout or dtype cannot be computed with, and what to pass instead."""
+    if x.is_nested:
+        return (
+            "a nested tensor, whose items have lengths of their own; pad it, torch.nested.to_padded_tensor(x, 0.0), "
+            "and hide the padding by key_mask"
+        )
+    if x.layout is not torch.strided:
+        return f"a tensor of layout {x.layout}; make it dense, x.to_dense()"
+    if x.is_quantized:
+        return "a quantised tensor; make it floating, x.dequantize()"
+    return None
+
+
+def holds(condition: Any) -> bool:
+    """Whether a condition on sizes holds, for all sizes where a program for many sizes is recorded."""
+    return statically_known_true(condition) if isinstance(condition, torch.SymBool) else bool(condition)
 
 
 def is_batch(x: Tensor | None) -> bool:

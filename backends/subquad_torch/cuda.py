@@ -13,13 +13,13 @@ from subquad.backend import Call
 from subquad.kernels.selective_scan import Inputs
 from subquad_cupy.selective_scan import calls
 from subquad_torch.adapt import Arrays, Native, override
-from subquad_torch.conditions import is_installed
+from subquad_torch.conditions import why_missing
 
 
 def declines(call: Call) -> str | None:
     """The reason why the CUDA kernel cannot take the call, or None."""
-    if not is_installed("cupy"):
-        return "cupy, which launches it, is not installed"
+    if (missing := why_missing("cupy")) is not None:
+        return f"{missing}, which launches it"
     return calls.declines(call)
 
 

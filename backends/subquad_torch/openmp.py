@@ -42,7 +42,7 @@ class OpenMP(Team):
 def threads() -> int:
     """The number of threads that PyTorch uses, as a team of these threads where OpenMP can be reached."""
     count = torch.get_num_threads()
-    return count if parallel_function() is None or _forked else OpenMP(count)
+    return count if parallel_function() is None or is_fork() else OpenMP(count)
 
 
 @cache
@@ -67,6 +67,29 @@ def _scheduler() -> tuple[Any, list[int | None]]:
     return system.sched_getcpu, [ctypes.cast(getattr(system, name), ctypes.c_void_p).value for name in names]
 
 
+def is_fork() -> bool:
+    """Whether this process is a fork of one whose threads, which OpenMP would wait for, do not exist here."""
+    return bool(_forked)
+
+
+def _shares_code_with_parent() -> bool:
+    """Whether PyTorch's library lies at one address here and in the parent process, as after a fork without exec."""
+    here, there = (_place_of_library(process) for process in ("self", str(os.getppid())))
+    return here is not None and here == there
+
+
+def _place_of_library(process: str) -> str | None:
+    try:
+        for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+            if line.endswith("libtorch_cpu.so"):
+                return line
+    except OSError:
+        pass
+    return None
+
+
 _forked: list[bool] = []
 if hasattr(os, "register_at_fork"):  # OpenMP's threads do not survive a fork
     os.register_at_fork(after_in_child=lambda: _forked.append(True))
+if sys.platform == "linux" and _shares_code_with_parent():  # a fork that happened before this import
+    _forked.append(True)

@@ -7,42 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.functional import scaled_dot_product_attention
 
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels import softmax_attention
 from subquad.kernels.visibility import CAUSAL, Visibility
 from subquad_torch.adapt import differentiate_generic
-from subquad_torch.conditions import is_eager, needs_generic, transforms
+from subquad_torch.conditions import holds, is_eager, needs_generic, transforms
 
 # Maximum entries of a mask over queries × keys, which is an array: with more, the blocked form is better.
 MASK_ENTRIES = 2**24
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
 # Numbers in the longest vector of a CPU. In rows of fewer logits, unless masked, PyTorch's CPU kernel takes NaN for −∞.
 VECTOR = 16
-
-
-KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
-FEW = ((KEYS, "keys", "queries"), (QUERIES, "queries", "keys"))
-
-
-def few_rows(call: Call) -> str | None:
-    """The reason why the compiled attention should not take a call, or None: one side must be small, the other large.
-
-    Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys. The small
-    side fits in one core's cache. A size that varies in a compiled program counts as unsuitable.
-    """
-    tensors: tuple[Any, ...] = call.arrays
-    n, n_kv = tensors[0].shape[-2], tensors[1].shape[-2]
-    for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv)):
-        if (
-            statically_known_true(few >= low)
-            and statically_known_true(few <= high)
-            and statically_known_true(many > high)
-        ):
-            return None
-    return "it is for " + " or ".join(f"{low} to {high} {few} and more {many}" for (low, high), few, many in FEW)
+# PyTorch's CPU product adds one term after the other along a long inner axis, if it has few rows.
+FEW, LONG = 16, 2**15
 
 
 def declines(call: Call) -> str | None:
@@ -52,6 +31,10 @@ def declines(call: Call) -> str | None:
     n, n_kv = q.shape[-2], k.shape[-2]
     if visible is not None and visible != CAUSAL:
         return f"it has no {visible} form"
+    if q.device.type == "cpu" and holds(n_kv > LONG) and holds(n < FEW):
+        return f"it loses digits in sums over more than {LONG} keys for fewer than {FEW} queries"
+    if q.device.type == "cpu" and not _flash_is_on():
+        return "PyTorch's flash attention is switched off, and its other form holds all logits at once"
     if 0 in (*q.shape, *k.shape, *v.shape, *(() if key_mask is None else key_mask.shape)):
         return "an axis is empty"
     entries = (1 if key_mask is None else key_mask[..., 0].numel()) * n * n_kv
@@ -105,15 +88,25 @@ def attend(
     queries, keys, values = (
         x.expand(*batch, *x.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *x.shape[-2:]) for x in (q, k, v)
     )
+    if q.device.type == "cpu":  # the fused kernel takes rows of one width, side by side in memory
+        width = max(q.shape[-1], v.shape[-1])
+        queries, keys, values = (_padded(x, width) for x in (queries, keys, values))
     if mask is not None:
         mask = mask.expand(*batch, *mask.shape[-2:]).reshape(-1, *(batch[-1:] or (1,)), *mask.shape[-2:])
     out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale)
-    out = out.reshape(*batch, n, v.shape[-1])
+    out = out[..., : v.shape[-1]].reshape(*batch, n, v.shape[-1])
     if out.requires_grad and is_eager([q, k, v]):
         out = DifferentiableAgain.apply(out, {"scale": scale, "visible": visible}, q, k, v, key_mask)
     if seen is not None:
         out = torch.where(seen, out, 0.0)
     return out if poison is None else torch.where(poison, torch.nan, out)
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
+    """x with zeros up to `width` columns, and rows whose numbers lie side by side."""
+    if x.shape[-1] < width:
+        return torch.nn.functional.pad(x, (0, width - x.shape[-1]))
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class DifferentiableAgain(torch.autograd.Function):
@@ -135,6 +128,12 @@ class DifferentiableAgain(torch.autograd.Function):
             return grad, None, None, None, None, None
         need = ctx.needs_input_grad[2:]
         return None, None, *differentiate_generic(softmax_attention, ctx.saved_tensors, ctx.static, [grad], need)
+
+
+@torch.compiler.assume_constant_result
+def _flash_is_on() -> bool:
+    """Whether the program lets PyTorch use its fused kernel; the switch has the name of CUDA, but is for CPUs too."""
+    return torch.backends.cuda.flash_sdp_enabled()
 
 
 def _can_read(tensors: list[Tensor]) -> bool:
