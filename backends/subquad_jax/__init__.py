@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from subquad.backend import Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count, take_rows
 from subquad_jax import adapt, branches, dot_product_attention, shard_types
+from subquad_jax.batch_axes import in_forward_mode, items_behind
 from subquad_numpy.compiled import COMPILED
 
 
@@ -23,9 +26,28 @@ class JaxBackend(Backend):
         *(adapt.as_override(compiled) for compiled in COMPILED.values() if compiled.launch is not None),
     )
 
+    def namespace(self, array: Any) -> ModuleType:
+        return jnp if isinstance(array, jax.Array) else super().namespace(array)
+
+    def device_of(self, array: Any) -> Any:
+        """The device of an array; the set of its devices if it is sharded over several; None for a tracer."""
+        if isinstance(array, jax.core.Tracer):
+            return None
+        devices = array.devices()
+        return devices if len(devices) > 1 else next(iter(devices))
+
+    def place_of(self, array: Any) -> Any:
+        """The device of an array; None if it is sharded over several: new arrays of other shapes fit any sharding."""
+        where = self.device_of(array)
+        return None if isinstance(where, set) else where
+
+    def computing(self, like: Any) -> AbstractContextManager[Any]:
+        """A context of the highest precision of products, which JAX may otherwise take in bfloat16 or TF32."""
+        return adapt.PRECISE()
+
     def conditions(self, arrays: Sequence[Any]) -> Conditions:
-        """The conditions of a call: whether it is traced, since JAX does not tell which transforms are active."""
-        return Conditions(tracing=not self.is_concrete(*arrays))
+        """The conditions of a call: whether it is traced, and differentiated in forward mode."""
+        return Conditions(tracing=not self.is_concrete(*arrays), tangents=any(map(in_forward_mode, arrays)))
 
     def device_kind(self, array: Any) -> str:
         """The platform of the array's devices; for a tracer, JAX's default platform."""
@@ -36,6 +58,10 @@ class JaxBackend(Backend):
     def is_concrete(self, *arrays: Any) -> bool:
         """Whether values can be read, that is, none of the arrays is a tracer."""
         return not any(isinstance(x, jax.core.Tracer) for x in arrays)
+
+    def items_behind(self, *arrays: Any) -> int:
+        """The product of the sizes of the axes that `vmap` hides; what is jitted inside of a `vmap` does not tell."""
+        return max(map(items_behind, arrays), default=1)
 
     def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         """`change(*given)` where the condition holds, else `given`, by `lax.cond`."""

@@ -27,6 +27,7 @@ from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime.launch import Launch
 
 Static = tuple[tuple[str, Any], ...]
+PRECISE = partial(jax.default_matmul_precision, "highest")
 MOST_KEPT = 256  # maximum functions kept, one for each kernel and its options
 
 
@@ -38,7 +39,9 @@ def as_override(compiled: Compiled) -> Override:
         reason = None if also is None else also(call)
         return reason or conditions.declines(call, _round_trip_is_right)
 
-    accepts = replace(compiled.accepts, under=frozenset(UNLESS_UNDER), also=declines)
+    # a compiled gradient is one of reverse mode; `jax.custom_vjp` has no forward mode
+    under = frozenset(UNLESS_UNDER) - (frozenset() if compiled.launch_backward is None else {"tangents"})
+    accepts = replace(compiled.accepts, under=under, also=declines)
     return Override(compiled.kernel, "numba", partial(run, compiled), accepts)
 
 
@@ -134,7 +137,8 @@ def _generic(compiled: Compiled, static: Static) -> Function:
 
     def function(*arrays: Array | None) -> tuple[Array, ...]:
         *given, mask = arrays if has_mask else (*arrays, None)
-        found = kernel.generic(*given, **dict(static), **({"key_mask": mask} if has_mask else {}))
+        with PRECISE():  # a rule of differentiation may be traced after the call that it belongs to
+            found = kernel.generic(*given, **dict(static), **({"key_mask": mask} if has_mask else {}))
         return tuple(found) if isinstance(found, tuple) else (found,)
 
     return function

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,28 @@ from jax import Array
 
 Arrays = tuple[Array | None, ...]
 Function = Callable[..., tuple[Array, ...]]
+
+
+def wrappers(x: Any) -> Iterator[Any]:
+    """The tracers of transforms around an array, from the innermost transform on."""
+    while isinstance(x, jax.core.Tracer):
+        yield x
+        x = x.val if hasattr(x, "batch_dim") else getattr(x, "primal", None)
+
+
+def items_behind(x: Any) -> int:
+    """The product of the sizes of the axes of an array that `vmap` hides."""
+    axes = ((y.val, y.batch_dim) for y in wrappers(x) if isinstance(getattr(y, "batch_dim", None), int))
+    return math.prod(batch.shape[axis] for batch, axis in axes)
+
+
+def in_forward_mode(x: Any) -> bool:
+    """Whether an array carries a tangent of `jax.jvp`.
+
+    JAX versions that linearise by tangents too, for reverse mode, cannot tell: the answer is then False.
+    """
+    tells = getattr(jax.config, "jax_use_direct_linearize", False)
+    return tells and any(type(y).__name__ == "JVPTracer" for y in wrappers(x))
 
 
 def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[int, int], int]) -> Function:

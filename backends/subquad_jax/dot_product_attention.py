@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from subquad.backend import Accepts, Call, Override
+from subquad.backend import Accepts, Call, Override, why_missing
+from subquad_jax.batch_axes import items_behind
+from subquad_numpy.compiled import few_rows
 
 # Maximum logits, which JAX's attention holds all at once: with more, the blocked form is better.
 LOGITS = 2**24
@@ -25,8 +27,10 @@ def declines(call: Call) -> str | None:
         return "an axis is empty"
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
+    if jax.default_backend() == "cpu" and few_rows(call) is None and why_missing("numba") is None:
+        return "the compiled kernel is faster for few rows"
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
-    logits = math.prod(batch) * q.shape[-2] * k.shape[-2]
+    logits = math.prod(batch) * q.shape[-2] * k.shape[-2] * max(map(items_behind, call.arrays))
     if logits > LOGITS:
         return f"it would hold {logits} logits at once"
     return None
@@ -72,7 +76,7 @@ OVERRIDE = Override(
         dtypes=("float32", "float16", "bfloat16"),
         devices=("cpu", "gpu", "tpu"),
         options=frozenset({"key_mask"}),
-        under=frozenset({"tracing"}),
+        under=frozenset({"tracing", "tangents"}),
         also=declines,
     ),
 )
