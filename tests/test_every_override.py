@@ -53,7 +53,7 @@ def examples(override: Override, dtype: str) -> list[Example]:
 
 def need_installed(library: Library, override: Override) -> None:
     for package in override.accepts.needs:
-        if not backend_for(library).is_installed(package):
+        if backend_for(library).why_missing(package) is not None:
             pytest.skip(f"{package} is not installed")
 
 
@@ -124,7 +124,7 @@ def test_declines_what_it_does_not_accept(
 ) -> None:
     """A foreign option, dtype, device or condition, or a package that is missing: each is a reason of its own."""
     backend, accepts, kernel = backend_for(library), override.accepts, KERNELS[override.kernel]
-    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    monkeypatch.setattr(backend, "why_missing", lambda package, load=True: None)
     dtype = next(name for name in accepts.dtypes if name in FLOATS)
     example = examples(override, dtype)[0]
     arrays, _ = example.given(library, dtype)
@@ -151,9 +151,13 @@ def test_declines_what_it_does_not_accept(
     for condition, reason in UNLESS_UNDER.items():
         assert (reason in reasons(conditions=Conditions(**{condition: True}))) == (condition not in accepts.under)
     for package in accepts.needs:
-        monkeypatch.setattr(backend, "is_installed", lambda name, missing=package: name != missing)
+        monkeypatch.setattr(
+            backend,
+            "why_missing",
+            lambda name, load=True, missing=package: f"{name} is not installed" if name == missing else None,
+        )
         assert any(f"{package} is not installed" in x for x in reasons())
-    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    monkeypatch.setattr(backend, "why_missing", lambda package, load=True: None)
     monkeypatch.setattr(backend, "device_kind", lambda array: "elsewhere")
     assert any("the arrays are on elsewhere" in x for x in reasons())
 

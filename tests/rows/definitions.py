@@ -127,9 +127,10 @@ def linear(
     scale: float | None = None,
     feature_map: str | Callable[[Array], Array] = "elu",
 ) -> Array:
-    root = (1.0 if scale is None else scale) ** 0.5
+    scale = 1.0 if scale is None else scale
+    root, sign = abs(scale) ** 0.5, np.sign(scale)
     phi = (lambda x: np.where(x > 0, x + 1, np.exp(x))) if feature_map == "elu" else feature_map
-    weights = phi(root * q) @ phi(root * k).T
+    weights = phi(sign * root * q) @ phi(root * k).T
     return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
 
 

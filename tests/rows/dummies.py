@@ -28,7 +28,7 @@ def one_and_square(x: Any) -> Any:
     return 1 + x * x
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Squares(FeatureMethod):
     """Attention through φ(x) = 1 + x², or φ(x)^p: a map with a state, causal and in chunks."""
 
