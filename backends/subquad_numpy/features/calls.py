@@ -17,6 +17,7 @@ import numpy as np
 from subquad.kernels.feature_attention import feature_step
 from subquad.kernels.max_shift import finite_shift
 from subquad_numpy.features.operand import Operand, Rows, keys_of, operand_from, queries_of
+from subquad_numpy.plain import attention
 from subquad_numpy.runtime.arguments import (
     Forms,
     Run,
@@ -210,6 +211,15 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
             return (out,), None
 
         return of_all_queries
+    if n == 1 and n_kv > SMALL_KEYS and not save:  # one query would fill one lane of each vector
+
+        def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
+            *rows, key_mask = arrays
+            out = new(shape, dtype)
+            out[...] = attention.softmax_attention(*rows, scale=scale, key_mask=key_mask)
+            return (out,), None
+
+        return of_one_query
     sums = _Sums(batch, k, v, Operand(q.swapaxes(-1, -2), scale), key_mask)
 
     def of_all_keys(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], RowSums | None]:

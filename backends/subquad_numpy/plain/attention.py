@@ -22,6 +22,7 @@ Ranges = list[tuple[tuple[int, int], Array | None]]  # (start, stop) of keys, an
 
 ELEMENTS = 2**17  # elements of a block's scratch: half a megabyte of float32, within a second-level cache
 ROWS, SMALL_KEYS = 2048, 512  # maximum rows of a block; up to so many keys make one block
+MOST_KEYS = 2**14  # maximum keys of a block, for one query or a small number of them
 
 
 def feature_summarize(
@@ -129,7 +130,7 @@ def softmax_attention(
     if not shape:
         q, k, v, key_mask = q[None], k[None], v[None], None if key_mask is None else key_mask[None]
     *batch, heads = shape or (1,)
-    size_kv = n_kv if n_kv <= SMALL_KEYS else max(SMALL_KEYS, min(ROWS, ELEMENTS // max(1, min(n, SMALL_KEYS))))
+    size_kv = n_kv if n_kv <= SMALL_KEYS else max(SMALL_KEYS, min(MOST_KEYS, ELEMENTS // max(1, min(n, SMALL_KEYS))))
     size = min(max(64, min(ROWS, ELEMENTS // size_kv)), max(n, 1))
     group = max(1, min(heads, ELEMENTS // (size * size_kv)))
     memory, out = np.empty(group * size * size_kv, q.dtype), np.empty((*batch, heads, n, d_v), q.dtype)
