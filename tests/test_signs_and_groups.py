@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rows.kernels import without_overrides
 from rows.libraries import Jax, Library, NumPy, Torch, relative_error, tolerance
 from rows.methods import CASES, Case, D, Row, given_center
 
@@ -135,9 +136,6 @@ def test_groups_of_channels_and_their_gradient(library: Library, implementation:
 def test_blocks_of_a_traced_causal_loop(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled program has a small number of large blocks, in their order, each cut into runs."""
     torch = pytest.importorskip("torch")
-    from subquad import kernels
-    from subquad.core import loading
-
     monkeypatch.setattr("subquad.kernels.feature_attention.CAUSAL_ROWS", 16)
     monkeypatch.setattr("subquad_torch.TRACED_BLOCKS", 3)
     q, k, v = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 2, 130, 8)))
@@ -147,9 +145,7 @@ def test_blocks_of_a_traced_causal_loop(features: str, monkeypatch: pytest.Monke
         return subquad.attention(q, k, v, "favor", causal=True, features=features, num_features=12, key_mask=mask)
 
     right = attend(q, k, v)
-    monkeypatch.setattr(type(loading.of_torch), "overrides", ())
-    for name in loading.KERNELS:
-        monkeypatch.setattr(getattr(kernels, name), "_chosen", {})
+    without_overrides(monkeypatch)
     got = torch.compile(attend, backend="eager", fullgraph=True)(q, k, v)
     torch._dynamo.reset()
     assert relative_error(got.numpy(), right.numpy()) < tolerance("float64")

@@ -17,6 +17,7 @@ from rows.libraries import CuPy, Jax, Library, NumPy, Torch, TorchCuda
 from rows.scans import SCANS
 from subquad import kernels
 from subquad.backend import Backend, Override
+from subquad.core import loading
 from subquad.core.kernel import Choice, Kernel, listening
 from subquad.core.loading import backend_of
 from subquad.kernels.feature_map import Elu, Exponential, FeatureMap
@@ -208,6 +209,14 @@ def overrides_replaced(backend: Backend, kernel: str, *overrides: Override) -> I
     finally:
         backend.overrides = before  # type: ignore[misc]
         KERNELS[kernel].forget()
+
+
+def without_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every kernel of every library take its generic form, until the test ends."""
+    for library in ("numpy", "torch", "jax"):
+        monkeypatch.setattr(type(getattr(loading, f"of_{library}")), "overrides", ())
+    for kernel in KERNELS.values():
+        monkeypatch.setattr(kernel, "_chosen", {})
 
 
 @contextlib.contextmanager
