@@ -24,6 +24,10 @@ def test_causal_features_of_any_size(
     method: str, options: dict[str, Any], library: Library, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features of far keys underflow in one row and not in another: each row must be that of the definition."""
+    if (isinstance(library, Jax) and (method, options) != ("favor", {})) or (
+        isinstance(library, Strict) and implementation == "auto"
+    ):
+        pytest.skip("a program takes long to compile, and shows no more; the strict library has no overrides")
     if implementation == "generic":
         without_overrides(monkeypatch)
     x = 30 * np.random.default_rng(0).standard_normal((300, 32))

@@ -67,9 +67,8 @@ def test_a_method_is_a_static_argument_of_jit() -> None:
     assert np.allclose(out, method(x, x, x))
 
 
-@pytest.mark.parametrize("method", ["exact", "favor", "linear", "nystrom"])
-@pytest.mark.parametrize("spec", [(None, "s"), ("s",), (None, None, "s")])
-def test_sharded_arrays_of_jax(method: str, spec: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("spec", [(None, "s"), (None, None, "s")])
+def test_sharded_arrays_of_jax(spec: tuple[Any, ...]) -> None:
     """Eager calls on arrays that lie on several devices, whose partition fits no constant of another shape."""
     pytest.importorskip("jax")
     code = f"""
@@ -78,12 +77,10 @@ def test_sharded_arrays_of_jax(method: str, spec: tuple[Any, ...]) -> None:
         mesh = Mesh(np.array(jax.devices()), ("s",))
         x = np.random.default_rng(0).standard_normal((2, 4, 64, 8)).astype(np.float32)
         q = jax.device_put(x, NamedSharding(mesh, P(*{spec!r})))
-        for causal in (False, True)[: 1 + ({method!r} != "nystrom")]:
-            options = {{"num_landmarks": 8}} if {method!r} == "nystrom" else {{}}
-            right = subquad.attention(x, x, x, {method!r}, causal=causal, **options)
-            for call in (subquad.attention, jax.jit(subquad.attention, static_argnums=3, static_argnames=("causal", *options))):
-                got = call(q, q, q, {method!r}, causal=causal, **options)
-                assert np.abs(np.asarray(got) - right).max() < 1e-4, (causal, got.shape)
+        for method, options in (("exact", {{}}), ("exact", {{"causal": True}}), ("favor", {{"num_features": 16}}),
+                                ("linear", {{"causal": True}}), ("nystrom", {{"num_landmarks": 8}})):
+            got = subquad.attention(q, q, q, method, **options)
+            assert np.abs(np.asarray(got) - subquad.attention(x, x, x, method, **options)).max() < 1e-4, method
         print("done")
     """
     assert "done" in python(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
