@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from subquad.backend import Array
+from subquad.backend import Array, Backend
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
 from subquad.core.kernel import signature_of
@@ -49,6 +49,10 @@ class Form:
     xp: ModuleType
     targets: tuple[Target | None, ...]
     outputs: tuple[Target, ...]
+    backend: Backend = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backend", backend_of(self.xp))
 
     def enter(self, arrays: Sequence[Array | None]) -> list[Array | None]:
         """The arrays in the dtypes and shapes that the kernel takes."""
@@ -60,7 +64,7 @@ class Form:
 
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """The context in which the scan computes."""
-        return backend_of(self.xp).computing(like)
+        return self.backend.computing(like)
 
     def leave(self, index: int, x: Array) -> Array:
         """Output number `index` of the kernel in the dtype and shape that the caller gets."""
