@@ -35,6 +35,7 @@ def awake(model):
 
 
 torch.set_grad_enabled(False)
+torch.manual_seed(0)
 
 config = NystromformerConfig(
     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
