@@ -12,6 +12,7 @@ import contextlib
 import numpy as np
 import pytest
 from rows.libraries import EAGER, LIBRARIES, Jax, Library
+from warm import compile_share
 
 
 def pytest_configure() -> None:
@@ -20,6 +21,7 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_num_threads(1)
+    compile_share()
 
 
 @pytest.fixture(params=LIBRARIES)

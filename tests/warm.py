@@ -1,0 +1,50 @@
+"""Compile the CPU kernels before the tests, each in one of the workers, instead of each in all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+
+def compile_share() -> None:
+    """Compile this worker's share of the kernels that many tests use; they are kept on disk, where others find them.
+
+    Without workers, or without Numba, a kernel is compiled by the first test that needs it.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if count < 2:
+        return
+    with contextlib.suppress(ImportError):
+        for make in kernels()[int(worker.removeprefix("gw")) :: count]:
+            make()
+
+
+def kernels() -> list[Callable[[], Any]]:
+    """Functions that compile one kernel each, those that take longest first."""
+    from subquad_numpy.features.attend import attend_kernel
+    from subquad_numpy.features.attend_gradient import attend_gradient_kernel
+    from subquad_numpy.features.step import step_kernel
+    from subquad_numpy.features.step_gradient import step_gradient_kernel
+    from subquad_numpy.features.summarize import summarize_kernel
+    from subquad_numpy.features.summarize_gradient import summarize_gradient_kernel
+    from subquad_numpy.iterative_pinv.kernel import pinv_kernel
+    from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
+    from subquad_numpy.selective_scan.backward import backward_kernel
+    from subquad_numpy.selective_scan.forward import forward_kernel
+
+    found: list[Callable[[], Any]] = []
+    dtypes = ("float32", "float64")
+    for make in (step_gradient_kernel, step_kernel, summarize_gradient_kernel, attend_gradient_kernel, summarize_kernel,
+                 attend_kernel):  # fmt: skip
+        found += [partial(make, np.dtype(dtype), phi) for dtype in dtypes for phi in ("exponential", "elu")]
+    for make in (backward_kernel, forward_kernel):
+        found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
+    found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
+              for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
+    return [*found, *(partial(pinv_kernel, np.dtype(dtype)) for dtype in dtypes)]
