@@ -182,6 +182,7 @@ def main() -> int:
             if alive:
                 left.append(mutant)
                 print(f"survived: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+            sys.stderr.write(f"\r{sum(counts.values())} of {len(chosen)} done, {len(left)} survived ")
 
         with ThreadPoolExecutor(args.jobs) as jobs:
             list(jobs.map(judge, chosen))
