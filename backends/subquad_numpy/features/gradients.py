@@ -44,8 +44,8 @@ def summarize_backward(
             by[5] = sum_to(found.W, (*weights[0].shape[:-2], *found.W.shape[-2:])).swapaxes(-1, -2)
     if len(weights) > 2 and found.W is not None:
         q_mean, k_mean = weights[2:]
-        by[7] = sum_to(_sum_rows(found.W) * static["phi"].scale, q_mean.shape)
-        by[8] = -sum_to(_sum_rows(found.k), k_mean.shape)
+        by[7] = sum_to(found.W.sum(axis=-2, keepdims=True) * static["phi"].scale, q_mean.shape)
+        by[8] = -sum_to(found.k.sum(axis=-2, keepdims=True), k_mean.shape)
     return (*by, None)
 
 
@@ -68,7 +68,7 @@ def attend_backward(
     if found.W is not None:
         by[5] = sum_to(found.W, found.W.shape[-2:]).T
     if len(weights) > 2:
-        by[6] = -sum_to(_sum_rows(found.q), weights[2].shape)
+        by[6] = -sum_to(found.q.sum(axis=-2, keepdims=True), weights[2].shape)
     return tuple(by)
 
 
@@ -138,11 +138,6 @@ def softmax_backward(
         assert of_keys.W is not None
         by_q, by_k, by_v = scale * of_keys.W, of_keys.k, of_keys.v
     return by_q, by_k, by_v, None
-
-
-def _sum_rows(x: Array) -> Array:
-    """x summed over its rows, in float64: a center moves all rows, and most of the gradient cancels."""
-    return x.sum(axis=-2, keepdims=True, dtype=np.float64).astype(x.dtype)
 
 
 def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
