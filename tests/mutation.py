@@ -56,7 +56,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     ),
     "subquad_jax": ("backends/subquad_jax/[!b]*.py", "test_every_override test_transforms test_programs test_dispatch"),
 }
-TIMEOUT = 400  # seconds; a mutant that does not end counts as noticed
+TIMEOUT = 900  # seconds; a mutant that does not end counts as noticed, and is printed
 
 
 class Mutant(NamedTuple):
@@ -122,8 +122,8 @@ def _meaning(source: str) -> str | None:
     return ast.dump(tree)
 
 
-def survives(mutant: Mutant, tree: Path) -> bool:
-    """Whether the tests of its package pass with the mutant in a copy of the tree."""
+def verdict(mutant: Mutant, tree: Path) -> str:
+    """"killed" by a test of its package in a copy of the tree, "survived", or "timed out"."""
     target = tree / mutant.path
     original = target.read_text()
     paths = [str(tree), str(tree / "backends"), str(tree / "tests")]
@@ -134,9 +134,9 @@ def survives(mutant: Mutant, tree: Path) -> bool:
         target.write_text(mutant.code)
         done = subprocess.run(command, cwd=tree, env=env, check=False, capture_output=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        return False
+        return "timed out"
     else:
-        return done.returncode == 0
+        return "killed" if done.returncode else "survived"
     finally:
         target.write_text(original)
 
@@ -176,12 +176,13 @@ def main() -> int:
 
         def judge(mutant: Mutant) -> None:
             tree = trees.get()
-            alive = survives(mutant, tree)
+            seen = verdict(mutant, tree)
             trees.put(tree)
             counts[mutant.package] += 1
-            if alive:
+            if seen == "survived":
                 left.append(mutant)
-                print(f"survived: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+            if seen != "killed":
+                print(f"{seen}: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
             sys.stderr.write(f"\r{sum(counts.values())} of {len(chosen)} done, {len(left)} survived ")
 
         with ThreadPoolExecutor(args.jobs) as jobs:
