@@ -1,6 +1,6 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
-from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
+from subquad.attention import LSH, METHODS, BigBird, Exact, Favor, Linear, Method, Nystrom, Window, attention
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -9,13 +9,16 @@ from subquad.scans import linear_scan, merge_scan, selective_scan, selective_sca
 __version__ = "0.1.0"
 
 __all__ = [
+    "LSH",
     "METHODS",
+    "BigBird",
     "Exact",
     "Explanation",
     "Favor",
     "Linear",
     "Method",
     "Nystrom",
+    "Window",
     "attention",
     "draw_omega",
     "explain",

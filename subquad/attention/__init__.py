@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from subquad.attention.bigbird import BigBird
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.linear import Linear
+from subquad.attention.lsh import LSH
 from subquad.attention.method import Method
 from subquad.attention.nystrom import Nystrom
+from subquad.attention.window import Window
 from subquad.backend import Array
 from subquad.registry import METHODS, make_method
 
-__all__ = ["METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
+__all__ = [
+    "LSH",
+    "METHODS",
+    "BigBird",
+    "Exact",
+    "Favor",
+    "Linear",
+    "Method",
+    "Nystrom",
+    "Window",
+    "attention",
+    "find_method",
+]
 
 
 def attention(
@@ -25,8 +40,15 @@ def attention(
     causal: bool = False,
     key_mask: Array | None = None,
     scale: float | None = None,
+    segments: Array | tuple[Array, Array] | None = None,
+    visible: Array | None = None,
+    return_lse: bool = False,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
     **options: Any,
-) -> Array:
+) -> Any:
     """Compute attention of queries to keys by any method, on any array library.
 
         out[i] ≈ Σ_j exp(scale q[i]·k[j]) v[j] / Σ_j exp(scale q[i]·k[j])
@@ -39,8 +61,8 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), or an instance such as
-        ``subquad.Favor(num_features=512)``.
+        "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), "window" ("longformer"), "bigbird", "lsh"
+        ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.
@@ -48,6 +70,22 @@ def attention(
         True = keep. A masked key has no influence at all, even if it is NaN. A row that sees no key is 0.
     scale : float, optional
         Factor of the logits q·k. Default: d ** -0.5 (1 for "linear").
+    segments : array of int, broadcastable to (..., n), or a pair of them for q and k, optional
+        Numbers of documents that are packed into one sequence: a query sees the keys with its own number alone, and
+        causality is counted within the document. Rows of a document must lie together. Every method takes it.
+    visible : array of int, broadcastable to (..., n), optional
+        How many keys, from the first, each query sees: numbers that do not decrease. Not together with `causal`.
+        "exact", "window", "bigbird", "lsh", "favor" and "linear" take it.
+    return_lse : bool, default False
+        Whether to return the log-sum-exp of the logits that each query sees as well ("exact", "window").
+    mask : array of bool, broadcastable to (..., n, n_kv), optional
+        True = the query sees the key ("exact").
+    bias : array, broadcastable to (..., n, n_kv), optional
+        A term that is added to the logits ("exact").
+    softcap : float, optional
+        A bound c > 0: logits become c tanh(logits / c) before `bias` is added ("exact").
+    sinks : array, broadcastable to (..., heads), optional
+        One more logit for each head, in the denominator alone: weights add up to less than 1 ("exact").
     **options
         Options of the method, such as ``num_features=512``: the parameters of its class.
 
@@ -55,7 +93,8 @@ def attention(
     -------
     array, shape (..., n, d_v)
         The output, of the library and on the device of the inputs, in the common dtype of q, k and v. float16 and
-        bfloat16 are computed in float32.
+        bfloat16 are computed in float32. With `return_lse`, a pair: the output, and the natural logarithm (..., n) of
+        Σ_j exp(logit[i, j]), of dtype float32 or float64, −∞ for a row that sees no key.
 
     Raises
     ------
@@ -80,7 +119,10 @@ def attention(
     >>> subquad.attention(q, k, v, subquad.Favor(num_features=128), causal=True).dtype
     dtype('float32')
     """
-    return find_method(method, options)(q, k, v, causal=causal, key_mask=key_mask, scale=scale)
+    return find_method(method, options)(
+        q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible,
+        return_lse=return_lse, mask=mask, bias=bias, softcap=softcap, sinks=sinks,
+    )  # fmt: skip
 
 
 def find_method(method: str | Method, options: dict[str, Any]) -> Method:

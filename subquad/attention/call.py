@@ -53,7 +53,8 @@ class AttentionCall:
     q: Array  # None in a call without queries (summarize), as k and v are in a call without keys (attend)
     k: Array
     v: Array
-    __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "state", "v")
+    restrictions: Any  # `attention.restrictions.Restrictions`
+    __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "restrictions", "state", "v")
 
     def __init__(
         self,
@@ -66,7 +67,14 @@ class AttentionCall:
     ) -> None:
         self.arrangement, self.key_mask, self.state = arrangement, key_mask, state
         self.q, self.k, self.v = rows.get("q"), rows.get("k"), rows.get("v")
-        self.causal, self.options = causal, options
+        self.causal, self.options, self.restrictions = causal, options, None
+
+    def restricted(self, restrictions: Any) -> AttentionCall:
+        """The call with these restrictions."""
+        rows = {name: getattr(self, name) for name in ("q", "k", "v")}
+        call = AttentionCall(self.arrangement, rows, self.key_mask, self.state, self.causal, self.options)
+        call.restrictions = restrictions
+        return call
 
     @property
     def xp(self) -> ModuleType:
@@ -94,6 +102,29 @@ class AttentionCall:
             mask = None if self.key_mask is None else self.key_mask[..., keys]
         return AttentionCall(self.arrangement, rows, mask, state, self.causal, self.options)
 
+    def item(self, axis: int, i: int) -> AttentionCall:
+        """The call with item i of one axis of the batch, counted from the end of (..., n); the axis stays, as 1."""
+
+        def cut(x: Array | None, tail: int) -> Array | None:
+            if x is None or x.ndim < tail - axis - 1 or x.shape[axis + 1 - tail] == 1:
+                return x
+            return x[(..., slice(i, i + 1), *[slice(None)] * (tail - axis - 2))]
+
+        rows = {name: cut(getattr(self, name), 2) for name in ("q", "k", "v")}
+        options = {name: cut(x, 2) for name, x in self.options.items()}
+        call = AttentionCall(self.arrangement, rows, cut(self.key_mask, 1), None, self.causal, options)
+        call.restrictions = self.restrictions
+        return call
+
+    def with_keys(self, k: Array, v: Array, key_mask: Array | None) -> AttentionCall:
+        """The call with these keys and values in place of its own, and without a state."""
+        rows = {"q": self.q, "k": k, "v": v}
+        return AttentionCall(self.arrangement, rows, key_mask, None, self.causal, self.options)
+
+    def leave_rows(self, out: Array, count: int) -> Array:
+        """`out` of some rows, broadcast to the batch of the call."""
+        return self.xp.broadcast_to(out, (*self.batch(out=out.shape[:-2]), count, out.shape[-1]))
+
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which the call computes."""
         return self.arrangement.backend.computing(self.like)
@@ -107,7 +138,7 @@ class AttentionCall:
             own["state"] = next(iter(self.state.values())).shape[:-2]
         return broadcast_batch(**own, **others)
 
-    def leave(self, out: Array) -> Array:
+    def leave(self, out: Array, *, lse: bool = False) -> Array:
         """`out` in the dtype and shape that the caller gets.
 
         The batch may be larger than that of q, k and v: an option or a state may have more batch axes.
@@ -115,7 +146,7 @@ class AttentionCall:
         made = self.arrangement
         if out.shape == made.out_shape and out.dtype == made.out_dtype and made.heads.groups == 1:
             return out
-        out = cast(self.xp, out, made.out_dtype)
+        out = out if lse else cast(self.xp, out, made.out_dtype)  # a log-sum-exp stays in the compute dtype
         assert self.q is not None
         shape = (*self.batch(out=out.shape[:-2]), self.q.shape[-2], out.shape[-1])
         if tuple(out.shape) != shape:

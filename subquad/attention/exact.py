@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method
+from subquad.attention.restrictions import NAMES, sight_of
 from subquad.backend import Array
+from subquad.kernels.block_attention import block_attention
 from subquad.kernels.softmax_attention import softmax_attention
-from subquad.kernels.visibility import CAUSAL
+from subquad.kernels.visibility import CAUSAL, narrowed
 from subquad.registry import register
 
 
@@ -46,6 +48,9 @@ class Exact(Method):
     array([3., 3., 3.])
     """
 
+    restrictions = frozenset(NAMES)
+    sees_intervals = True
+
     implementation: str = "auto"
 
     def _evaluate(self, call: AttentionCall) -> Array:
@@ -59,3 +64,16 @@ class Exact(Method):
             key_mask=call.key_mask,
             implementation=self.implementation,
         )
+
+    def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
+        xp, given = call.xp, call.restrictions
+        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        hidden = None, None, None, None, None
+        out, lse = block_attention(
+            call.q, call.k, call.v, start, stop, *hidden, given.mask, given.bias, scale=call.scale,
+            softcap=given.softcap, key_mask=call.key_mask, implementation=self.implementation,
+        )  # fmt: skip
+        if given.sinks is not None:  # one more logit in the denominator, whose value is 0
+            total = xp.logaddexp(lse[..., None], given.sinks)
+            out, lse = out * xp.exp(lse[..., None] - total), total[..., 0]
+        return out, lse

@@ -23,6 +23,7 @@ class FeatureMethod(Method):
     out[i] = φ(q[i])ᵀ Σ_j φ(k[j]) v[j]ᵀ / φ(q[i])ᵀ Σ_j φ(k[j])
     """
 
+    restrictions = frozenset({"segments", "visible"})
     state = StateSpec({"shift": ("width", 1), "numerator": ("m", "d_v"), "denominator": ("m", 1)}, merge_by_shift)
 
     def _map(self, call: AttentionCall) -> Mapped:

@@ -10,18 +10,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
+from subquad.attention.restrictions import by_documents, by_frontiers, restrict
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
-from subquad.core.checks import check_arrays, check_floating
+from subquad.core.checks import check_arrays, check_flag, check_floating
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 from subquad.kernels.visibility import alignment
+
+LOGITS = "it has no matrix of logits to change; 'exact' takes it"
+UNABLE = {  # restriction → why a method cannot take it, if it cannot
+    "segments": "it does not see documents apart",
+    "visible": "it does not read the keys one part after the other; 'exact' and 'window' take it",
+    "return_lse": "its weights are no exponentials of logits, or not all of them; 'exact' and 'window' return it",
+    **dict.fromkeys(("mask", "bias", "softcap", "sinks"), LOGITS),
+}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -34,10 +44,17 @@ class Method:
         True if the method has a causal form, else the reason why it has none.
     state : StateSpec or None
         The arrays of the method's state; None for a method that cannot sum up keys in a fixed size.
+    restrictions : frozenset of str
+        The restrictions of `subquad.attention` that the method takes.
+    sees_intervals : bool
+        Whether the method reads restrictions itself, in `_evaluate_with_lse`. Else it runs once for each document, or
+        once for each number of visible keys.
     """
 
     causal: ClassVar[Literal[True] | str] = True
     state: ClassVar[StateSpec | None] = None
+    restrictions: ClassVar[frozenset[str]] = frozenset({"segments"})
+    sees_intervals: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -49,7 +66,14 @@ class Method:
         causal: bool = False,
         key_mask: Array | None = None,
         scale: float | None = None,
-    ) -> Array:
+        segments: Array | tuple[Array, Array] | None = None,
+        visible: Array | None = None,
+        return_lse: bool = False,
+        mask: Array | None = None,
+        bias: Array | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
+    ) -> Any:
         """Compute the output of this method for queries q, keys k and values v.
 
         Parameters
@@ -64,18 +88,22 @@ class Method:
             True = keep.
         scale : float, optional
             Factor of the logits q·k. Default: `default_scale`.
+        segments, visible, return_lse, mask, bias, softcap, sinks : optional
+            Restrictions of `subquad.attention`; a method takes those in its attribute `restrictions`.
 
         Returns
         -------
-        array, shape (..., n, d_v)
+        out : array, shape (..., n, d_v)
             The output, in the common dtype of q, k and v.
+        lse : array, shape (..., n)
+            Only if `return_lse` is True.
 
         Raises
         ------
         TypeError, ValueError
             As `subquad.attention`, which describes the arguments in full.
         NotImplementedError
-            If `causal` is True and the method has no causal form.
+            If `causal` is True and the method has no causal form, or a restriction is given that it cannot take.
         """
         call = enter(
             None,
@@ -87,8 +115,13 @@ class Method:
         )
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
+        is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
         with call.computing():
-            return call.leave(self._evaluate(call))
+            if is_plain and softcap is None and return_lse is False:
+                return call.leave(self._evaluate(call))
+            given = {"segments": segments, "visible": visible, "mask": mask, "bias": bias, "softcap": softcap}
+            given = {name: x for name, x in (given | {"sinks": sinks}).items() if x is not None}
+            return self._evaluate_restricted(call, given, check_flag("return_lse", return_lse))
 
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """Sum up a chunk of keys and values in a state, which `attend` reads and `merge` and `step` continue.
@@ -277,6 +310,30 @@ class Method:
             The scale; None stands for d ** -0.5. A method with another default overrides this function.
         """
         return scale
+
+    def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
+        """The output, and its log-sum-exp if asked for, of a call with these restrictions."""
+        for name in (*given, *(("return_lse",) if return_lse else ())):
+            if name not in self.restrictions:
+                msg = f"{type(self).__name__} cannot take {name}: {UNABLE[name]}"
+                raise NotImplementedError(msg)
+        call = restrict(call, **given)
+        if self.sees_intervals:
+            out, lse = self._evaluate_with_lse(call)
+            return (call.leave(out), call.leave(lse[..., None], lse=True)[..., 0]) if return_lse else call.leave(out)
+        if call.restrictions.segments is None:
+            merge = self._check_streams("visible").merge
+            assert merge is not None
+            with_xp = partial(merge, call.xp)
+            return call.leave(by_frontiers(call, self._summarize, with_xp, self._attend))
+        if call.restrictions.visible is not None:
+            msg = f"{type(self).__name__} takes segments or visible, not both: it runs once for each"
+            raise NotImplementedError(msg)
+        return call.leave(by_documents(call, self._evaluate))
+
+    def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
+        """(output, log-sum-exp) of a call with `restrictions`, of a method with `sees_intervals`."""
+        raise NotImplementedError
 
     def _evaluate(self, call: AttentionCall) -> Array:
         """The output (..., n, d_v) of checked arrays, in the compute dtype; here computed by way of the state."""

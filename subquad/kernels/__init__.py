@@ -3,6 +3,7 @@
 Positional arguments are arrays or None; keywords are hashable, except the array `key_mask`.
 """
 
+from subquad.kernels.block_attention import block_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
@@ -10,6 +11,7 @@ from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
 __all__ = [
+    "block_attention",
     "feature_attend",
     "feature_step",
     "feature_summarize",

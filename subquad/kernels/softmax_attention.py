@@ -10,6 +10,7 @@ No n × n matrix exists. The keys pass a block of rows in blocks too; between th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 from subquad.backend import Array, Like
@@ -106,16 +107,20 @@ def absorb_keys(
     v: Array,
     mask: Array | None,
     visible: Array | None = None,
+    change: Callable[[Array], Array] | None = None,
 ) -> Carry:
     """The carry after adding keys k and values v for scaled queries q.
 
-    `mask` (..., n_kv, 1) hides keys from all rows, `visible` (n, n_kv) hides keys row by row.
+    `mask` (..., n_kv, 1) hides keys from all rows, `visible` (..., n, n_kv) hides keys row by row. `change` is applied
+    to the logits of all pairs first.
     """
     shift, denominator, numerator = carry
     poison = None
     if mask is not None:  # 0 · NaN is NaN: a hidden NaN would reach products and their gradients
         k, v = xp.where(mask, k, 0.0), xp.where(mask, v, 0.0)
     logits = q @ xp.matrix_transpose(k)
+    if change is not None:
+        logits = change(logits)
     if mask is not None:
         logits = xp.where(xp.matrix_transpose(mask), logits, -math.inf)
     if visible is not None:

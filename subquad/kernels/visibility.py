@@ -50,3 +50,67 @@ CAUSAL = Visibility()
 def alignment(n: int, n_kv: int) -> tuple[int, int]:
     """(keys before the place of the first query, queries before the place of the first key)."""
     return max(n_kv - n, 0), max(n - n_kv, 0)
+
+
+class Sight(NamedTuple):
+    """What each row may see, as places of keys: integer arrays (..., n).
+
+    Row i stands at the place `place[i]`, from which causality and windows are counted, and sees no key outside of
+    start[i] … stop[i] − 1. Sights intersect: `narrowed` takes the larger start and the smaller stop.
+    """
+
+    place: Array
+    start: Array
+    stop: Array
+
+
+def whole_sight(xp: ModuleType, n: int, n_kv: int, where: Any) -> Sight:
+    """The sight of n rows that see all of n_kv keys, aligned at the ends."""
+    place = xp.arange(n, dtype=xp.int32, device=where) + (n_kv - n)
+    return Sight(place, xp.zeros_like(place), xp.zeros_like(place) + n_kv)
+
+
+def narrowed(xp: ModuleType, sight: Sight, *, left: int | None = None, right: int | None = None) -> Sight:
+    """The sight of rows that see at most `left` keys before and `right` keys after their place; None: no limit."""
+    place, start, stop = sight
+    if left is not None:
+        start = xp.maximum(start, place - left)
+    if right is not None:
+        stop = xp.minimum(stop, place + (right + 1))
+    return Sight(place, start, stop)
+
+
+def frontier_sight(xp: ModuleType, visible: Array) -> Sight:
+    """The sight of rows that see the first `visible[i]` keys each; they stand at the last of them."""
+    return Sight(visible - 1, xp.zeros_like(visible), visible)
+
+
+def document_sight(xp: ModuleType, of_queries: Array, of_keys: Array, where: Any) -> Sight:
+    """The sight of rows that see the keys with their own number; equal numbers lie together.
+
+    The numbers are int32, (..., n) and (..., n_kv), of one batch shape. The rows and keys of a document are aligned at
+    its end, as those of a sequence of its own.
+    """
+    batch, n, n_kv = of_queries.shape[:-1], of_queries.shape[-1], of_keys.shape[-1]
+
+    def of_item(queries: Array, keys: Array) -> Sight:
+        def bounds(own: Array) -> tuple[Array, Array]:
+            # a stable sort leaves the members of a document in a row: the first of them, and how many there are
+            order = xp.argsort(own, stable=True)
+            ordered = xp.take(own, order)
+            first, last = (xp.searchsorted(ordered, queries, side=side) for side in ("left", "right"))
+            begin = xp.take(order, xp.minimum(first, xp.zeros_like(first) + (own.shape[0] - 1)))
+            return xp.astype(begin, xp.int32), xp.astype(last - first, xp.int32)
+
+        begin, count = bounds(keys)
+        begin_q, count_q = bounds(queries)
+        stop = begin + count
+        rows = xp.arange(n, dtype=xp.int32, device=where)
+        return Sight(stop - (begin_q + count_q) + rows, begin, stop)
+
+    if n == 0 or n_kv == 0:
+        nothing = xp.zeros((*batch, n), dtype=xp.int32, device=where)
+        return Sight(nothing, nothing, nothing)
+    flat_q, flat_k = (xp.reshape(x, (-1, x.shape[-1])) for x in (of_queries, of_keys))
+    items = [of_item(flat_q[i, :], flat_k[i, :]) for i in range(flat_q.shape[0])]
+    return Sight(*(xp.reshape(xp.stack(parts), (*batch, n)) for parts in zip(*items, strict=True)))

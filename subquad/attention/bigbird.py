@@ -1,0 +1,238 @@
+"""BigBird attention: blocks of keys near a block of queries, global blocks, and random blocks.
+
+    out = softmax(s q kᵀ, over the keys of the window, global and random blocks of a row's block) v
+
+O(n · block_size · (window + global + random blocks) · (d + d_v)) time; extra memory does not grow with n.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from subquad.attention.call import AttentionCall
+from subquad.attention.method import Method
+from subquad.attention.restrictions import NONE, sight_of, to_host
+from subquad.backend import Array
+from subquad.core.beside import namespace_of, place_of
+from subquad.core.checks import check_count, check_seed
+from subquad.core.loading import backend_of
+from subquad.kernels.block_attention import block_attention
+from subquad.kernels.visibility import narrowed
+from subquad.random import generator
+from subquad.registry import register
+
+Host = np.ndarray[Any, np.dtype[np.int32]]
+
+
+@register("bigbird", cost="n block_size (window + global + random) (d + d_v)", size="num_random_blocks")
+@dataclass(frozen=True, repr=False, eq=False)
+class BigBird(Method):
+    """BigBird attention: a block of queries reads near blocks of keys, global blocks and random blocks.
+
+    Parameters
+    ----------
+    block_size : int, default 64
+        Rows of a block; the last block may have fewer.
+    window_blocks : int, default 3
+        How many key blocks around its own a block of queries reads; an odd number.
+    global_blocks : tuple of two int, default (1, 1)
+        How many first and how many last key blocks every query reads. The blocks of queries at these places read every
+        key.
+    num_random_blocks : int, default 3
+        How many further blocks each block of queries reads, drawn for each head without replacement among the blocks
+        that are visible to it and neither near nor global; all of them where there are fewer.
+    seed : int, default 0
+        Seed of the random blocks; ValueError beside `plan`.
+    plan : array of int, shape (q_blocks, r) or (heads, q_blocks, r), optional
+        The random blocks, −1 for none, in place of drawn ones. The numbers must be readable.
+    implementation : str, default "auto"
+        "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
+        Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
+
+    Notes
+    -----
+    Query i has the place i + n_kv − n, and the block of queries whose first row has the place p is at key block
+    ⌊p / block_size⌋. A key is counted once, even if window, global and random blocks overlap. The plan depends on the
+    seed, the head and the number of blocks alone, so it is one and the same in training and evaluation (transformers
+    reads block 0 in place of every random block in evaluation). Causality wins over global blocks, and a causal plan is
+    drawn among earlier blocks. Kernel: `block_attention`.
+
+    References
+    ----------
+    .. [1] M. Zaheer et al., "Big Bird: Transformers for Longer Sequences", 2020, section 2 and appendix D.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 100, 8))
+    >>> everything = subquad.attention(q, k, v, "bigbird", block_size=20, num_random_blocks=5)
+    >>> bool(np.allclose(everything, subquad.attention(q, k, v, "exact")))
+    True
+    """
+
+    restrictions = frozenset({"segments", "visible"})
+    sees_intervals = True
+
+    block_size: int = 64
+    window_blocks: int = 3
+    global_blocks: tuple[int, int] = (1, 1)
+    num_random_blocks: int = 3
+    seed: int | None = None
+    plan: Array | None = None
+    implementation: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("block_size", self.block_size)
+        if check_count("window_blocks", self.window_blocks) % 2 == 0:
+            msg = f"window_blocks must be odd, as many blocks before as after a block's own, got {self.window_blocks}"
+            raise ValueError(msg)
+        if not isinstance(self.global_blocks, tuple) or len(self.global_blocks) != 2:
+            msg = f"global_blocks must be a pair of numbers, of first and last blocks, got {self.global_blocks!r}"
+            raise TypeError(msg)
+        for i, count in enumerate(self.global_blocks):
+            check_count(f"global_blocks[{i}]", count, least=0)
+        check_count("num_random_blocks", self.num_random_blocks, least=0)
+        if self.seed is not None:
+            check_seed(self.seed)
+            if self.plan is not None:
+                msg = f"seed={self.seed} would have no effect: plan says which blocks are read"
+                raise ValueError(msg)
+
+    def _evaluate(self, call: AttentionCall) -> Array:
+        return self._evaluate_with_lse(call.restricted(NONE))[0]
+
+    def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
+        xp, size, (first_global, last_global) = call.xp, self.block_size, self.global_blocks
+        n, n_kv = call.q.shape[-2], call.k.shape[-2]
+        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        blocks = -(-n // size)
+        at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
+        whole = (at < first_global) | (at >= -(-n_kv // size) - last_global)
+        parts = []
+        for begin, end in _runs(whole):
+            rows = slice(begin * size, min(end * size, n))
+            listed = None if whole[begin] else self._listed(call, begin, end)
+            parts.append(
+                block_attention(
+                    call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
+                    scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
+                )
+            )  # fmt: skip
+        if not parts:  # there is no query
+            return block_attention(call.q, call.k, call.v, start, stop, scale=call.scale, key_mask=call.key_mask)
+        if len(parts) == 1:
+            return parts[0]
+        out, lse = zip(*parts, strict=True)
+        return xp.concat(list(out), axis=-2), xp.concat(list(lse), axis=-1)
+
+    def _listed(self, call: AttentionCall, begin: int, end: int) -> Array:
+        """The key blocks that the blocks of queries `begin` … `end` − 1 read, (..., end − begin, r)."""
+        xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
+        heads = call.arrangement.heads
+        shape = heads.unfold(call.q).shape
+        count = shape[-3] if len(shape) > 2 else None
+        shared = n, n_kv, self.block_size, self.window_blocks, self.global_blocks, call.causal
+        if self.plan is None:
+            plan = (self.num_random_blocks, self.seed or 0, count)
+            host = backend_of(xp).on_host(_drawn, *shared, *plan)
+        else:
+            host = _with_random(*shared, self._given_plan(-(-n // self.block_size), count))
+        host = np.array(host[..., begin:end, :])  # drawn plans are kept, and read-only
+        return heads.fold(xp.asarray(host, device=place_of(call.q)))
+
+    def _given_plan(self, blocks: int, heads: int | None) -> Host:
+        plan: Any = self.plan
+        if not hasattr(plan, "shape") or not hasattr(plan, "dtype"):
+            msg = f"plan must be an array of integers, got {type(plan).__name__}"
+            raise TypeError(msg)
+        batch = (1, heads) if heads is not None else (1,)
+        fits = plan.ndim in (2, 3) and plan.shape[-2] == blocks and (plan.ndim == 2 or plan.shape[0] in batch)
+        if not fits:
+            msg = f"plan has shape {tuple(plan.shape)}, expected ({blocks}, r) or ({heads or 'heads'}, {blocks}, r)"
+            raise ValueError(msg)
+        if isinstance(plan, np.ndarray):
+            host = plan
+        else:
+            if not backend_of(namespace_of(plan)).is_concrete(plan):
+                msg = "plan of a program that is traced has no values; pass it as a constant of the program"
+                raise ValueError(msg)
+            host = to_host(plan)
+        if host.dtype.kind not in "iu":
+            msg = f"plan has dtype {host.dtype}, expected integers"
+            raise TypeError(msg)
+        return host.astype(np.int32)
+
+    def _in_force(self) -> dict[str, Any]:
+        options = super()._in_force()
+        unused = "plan" if self.plan is None else "seed"
+        options["seed"] = self.seed or 0
+        return {name: x for name, x in options.items() if name != unused}
+
+
+def _runs(flags: Any) -> list[tuple[int, int]]:
+    """(first, stop) of the runs of equal flags."""
+    edges = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+@lru_cache(64)
+def _drawn(
+    n: int, n_kv: int, size: int, window: int, of_all: tuple[int, int], causal: bool, count: int, seed: int,
+    heads: int | None,
+) -> Host:  # fmt: skip
+    """All blocks that each block of queries reads, (q_blocks, r) or (heads, q_blocks, r), with random ones drawn."""
+    at, total = _centres(n, n_kv, size), -(-n_kv // size)
+    low, high = _near(at, window, total)
+    first, last = min(of_all[0], total), max(total - of_all[1], 0)
+    if causal:
+        last = np.minimum(last, at + 1)
+    # candidates: the blocks from `first` to the window, and those from the window to `last`
+    before = np.maximum(np.minimum(low, last) - first, 0)
+    begin = np.maximum(high, first)
+    candidates = before + np.maximum(last - begin, 0)
+    found = []
+    for head in range(heads or 1):
+        rng, chosen = generator(seed, head), np.full((len(at), count), -1, np.int64)
+        for draw in range(count):
+            left = candidates - draw
+            pick = np.floor(rng.random(len(at)) * np.maximum(left, 1)).astype(np.int64)
+            for other in np.sort(chosen[:, :draw], axis=1).T:  # the pick-th of those that are not chosen yet
+                pick += (other >= 0) & (other <= pick)
+            chosen[:, draw] = np.where(left > 0, pick, -1)
+        block = np.where(chosen < before[:, None], first + chosen, begin[:, None] + chosen - before[:, None])
+        found.append(np.where(chosen < 0, -1, block))
+    plan = np.stack(found) if heads is not None else found[0]
+    listed = _with_random(n, n_kv, size, window, of_all, causal, plan)
+    listed.setflags(write=False)
+    return listed
+
+
+def _with_random(
+    n: int, n_kv: int, size: int, window: int, of_all: tuple[int, int], causal: bool, plan: Any
+) -> Host:  # fmt: skip
+    """The near, global and random blocks of each block of queries, each block once, −1 for none."""
+    at, total = _centres(n, n_kv, size), -(-n_kv // size)
+    near = at[:, None] + np.arange(window) - window // 2
+    ends = [*range(min(of_all[0], total)), *range(max(total - of_all[1], 0), total)]
+    everywhere = np.broadcast_to(np.array(ends, np.int64), (len(at), len(ends)))
+    shared = np.concatenate([near, everywhere], axis=1)
+    listed = np.concatenate([np.broadcast_to(shared, (*plan.shape[:-2], *shared.shape)), plan], axis=-1)
+    listed = np.sort(np.where((listed < 0) | (listed >= total), -1, listed), axis=-1)
+    again = np.zeros(listed.shape, bool)
+    again[..., 1:] = listed[..., 1:] == listed[..., :-1]
+    return np.where(again, -1, listed).astype(np.int32)
+
+
+def _centres(n: int, n_kv: int, size: int) -> Any:
+    return (np.arange(-(-n // size)) * size + n_kv - n) // size
+
+
+def _near(at: Any, window: int, total: int) -> tuple[Any, Any]:
+    """The first near block of each block of queries, and the first block after the near ones."""
+    low = np.clip(at - window // 2, 0, total)
+    return low, np.clip(at + window // 2 + 1, 0, total)

@@ -1,0 +1,290 @@
+"""Attention between queries and keys that are hashed to near buckets (Reformer).
+
+    out = softmax(s q kᵀ, over the keys that a row meets in some round) v
+
+In a round, rows are hashed by random rotations, h(x) = argmax [x R; −x R], sorted by bucket, and cut into chunks; a
+chunk of queries meets the chunk of keys of its rank and the one before. O(n log n) time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from subquad.attention.call import AttentionCall
+from subquad.attention.method import Method
+from subquad.attention.restrictions import NONE, sight_of
+from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
+from subquad.core.dtypes import cast
+from subquad.core.gather import gather, gather_rows
+from subquad.core.loading import backend_of
+from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.visibility import Sight, narrowed
+from subquad.random import generator
+from subquad.registry import register
+
+ONE_FACTOR = 128  # buckets from which on their number is a product of two, each hashed by rotations of its own
+
+
+@register("lsh", aliases=("reformer",), cost="num_rounds n bucket_size (d + d_v)", size="num_rounds")
+@dataclass(frozen=True, repr=False, eq=False)
+class LSH(Method):
+    """Attention to keys of near buckets of a locality-sensitive hash (Reformer).
+
+    Parameters
+    ----------
+    bucket_size : int, default 64
+        Rows of a chunk, and about how many rows a bucket has.
+    num_rounds : int, default 4
+        Number of rounds, each with rotations of its own. A pair that meets in several rounds is counted once.
+    seed : int, default 0
+        Seed of the rotations; ValueError beside `rotations`.
+    rotations : array, shape (num_rounds, d, columns), optional
+        Rotations R in place of drawn ones. They are read as the two factors that the length asks for (see Notes) if
+        they have as many columns, else as 2 · columns buckets.
+    shared_qk : bool, default False
+        Whether queries and keys are one array, which is hashed and sorted once: `q` must be given as `k` too.
+    unit_keys : bool, default False
+        Whether keys are divided by their norm (Reformer).
+    allow_self : bool, default True
+        Whether a query sees the key at its own place. If not, it does only where it sees nothing else (Reformer).
+    implementation : str, default "auto"
+        "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
+        Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
+
+    Notes
+    -----
+    There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
+    two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
+    place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
+    one before; there is no wrap, and all buckets within them meet. Reformer's convention is
+    ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
+    this class does. Kernel: `block_attention`.
+
+    References
+    ----------
+    .. [1] N. Kitaev et al., "Reformer: The Efficient Transformer", 2020, section 2 (eqs. (2)–(5)) and appendix A.
+    .. [2] A. Andoni et al., "Practical and Optimal LSH for Angular Distance", 2015.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 100, 8))
+    >>> one_bucket = subquad.attention(q, k, v, "lsh", bucket_size=100)
+    >>> bool(np.allclose(one_bucket, subquad.attention(q, k, v, "exact")))
+    True
+    """
+
+    restrictions = frozenset({"segments", "visible"})
+    sees_intervals = True
+
+    bucket_size: int = 64
+    num_rounds: int = 4
+    seed: int | None = None
+    rotations: Array | None = None
+    shared_qk: bool = False
+    unit_keys: bool = False
+    allow_self: bool = True
+    implementation: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("bucket_size", self.bucket_size)
+        check_count("num_rounds", self.num_rounds)
+        for name in ("shared_qk", "unit_keys", "allow_self"):
+            check_flag(name, getattr(self, name))
+        if self.seed is not None:
+            check_seed(self.seed)
+            if self.rotations is not None:
+                msg = f"seed={self.seed} would have no effect: rotations are given"
+                raise ValueError(msg)
+
+    def with_rotations(self, q: Array, k: Array | None = None, /) -> LSH:
+        """Fix the draw: return this method with the rotations for these queries and keys as an array.
+
+        Parameters
+        ----------
+        q : array, shape (..., n, d)
+            Queries, whose width, length, library and dtype count; their values do not.
+        k : array, shape (..., n_kv, d), optional
+            Keys, whose length counts. Default: `q`.
+
+        Returns
+        -------
+        LSH
+            The method with `rotations` as an array (num_rounds, d, columns).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `q` or `k` is no array (..., n, d).
+        """
+        xp = check_arrays(q=q, k=k)
+        check_floating(xp, q=q, k=k)
+        factors = bucket_factors(max(q.shape[-2], q.shape[-2] if k is None else k.shape[-2]), self.bucket_size)
+        made = self._rotations(xp, cast(xp, q, q.dtype), factors)
+        return replace(self, rotations=made, seed=None)
+
+    def _evaluate(self, call: AttentionCall) -> Array:
+        return self._evaluate_with_lse(call.restricted(NONE))[0]
+
+    def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
+        xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
+        self._check_shared(call)
+        sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        if n == 0 or n_kv == 0:
+            return block_attention(q, k, call.v, sight.start, sight.stop, scale=call.scale, key_mask=call.key_mask)
+        if self.unit_keys:
+            norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
+            k = k / xp.where(norm == 0, 1.0, norm)
+        factors = bucket_factors(max(n, n_kv), self.bucket_size)
+        rotations = self._rotations(xp, q, factors)
+        found, met = None, _Met(xp)
+        for r in range(self.num_rounds):
+            mask = call.key_mask
+            of_keys = buckets(xp, call.k, rotations[r, ...], factors)
+            if mask is not None:
+                of_keys = xp.where(mask, of_keys, math.prod(factors))
+            order_k = _order(xp, of_keys)
+            order_q = order_k if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
+            part = self._round(call, q, k, order_q, order_k, sight, met)
+            found = part if found is None else join(xp, found, part)
+        assert found is not None
+        return found if self.allow_self else self._or_self(call, k, sight, *found)
+
+    def _round(
+        self, call: AttentionCall, q: Array, k: Array, order_q: Array, order_k: Array, sight: Sight, met: _Met
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the keys that rows meet in this round and met in none before."""
+        xp, size, n, n_kv = call.xp, self.bucket_size, q.shape[-2], k.shape[-2]
+        where = place_of(q)
+        chunks, chunks_k = -(-n // size), -(-n_kv // size)
+        own = (xp.arange(chunks, dtype=xp.int32, device=where) * chunks_k) // chunks
+        blocks = xp.stack([own - 1, own], axis=-1)
+        mask = None if call.key_mask is None else gather(xp, call.key_mask, order_k)
+        place, start, stop = (gather(xp, x, order_q) for x in sight)
+        back_q, back_k = _order(xp, order_q), _order(xp, order_k)
+        out, lse = block_attention(
+            gather_rows(xp, q, order_q), gather_rows(xp, k, order_k), gather_rows(xp, call.v, order_k), start, stop,
+            blocks, order_k, None if self.allow_self else place, met.rows(order_q), met.keys(order_k),
+            scale=call.scale, size=size, key_mask=mask, implementation=self.implementation,
+        )  # fmt: skip
+        met.add(xp.take(own, xp.reshape(back_q // size, (-1,))), back_q.shape, back_k // size)
+        return gather_rows(xp, out, back_q), gather(xp, lse, back_q)
+
+    def _or_self(self, call: AttentionCall, k: Array, sight: Sight, out: Array, lse: Array) -> tuple[Array, Array]:
+        """Rows that see nothing else get the value at their own place, if they may see it."""
+        xp, n_kv = call.xp, k.shape[-2]
+        exists = (sight.place >= sight.start) & (sight.place < sight.stop) & (sight.place >= 0) & (sight.place < n_kv)
+        place = xp.where(exists, sight.place, 0)
+        if call.key_mask is not None:
+            exists = exists & gather(xp, call.key_mask, place)
+        alone = exists & (lse == -math.inf)
+        logit = xp.sum(call.q * gather_rows(xp, k, place), axis=-1) * call.scale
+        own = xp.where(alone[..., None], gather_rows(xp, call.v, place), 0.0)
+        return xp.where(alone[..., None], own, out), xp.where(alone, logit, lse)
+
+    def _rotations(self, xp: ModuleType, like: Array, factors: tuple[int, ...]) -> Array:
+        """The rotations (num_rounds, d, columns), given or drawn."""
+        d, columns = like.shape[-1], sum(factors) // 2
+        if self.rotations is None:
+            host = backend_of(xp).on_host(_drawn, self.num_rounds, d, columns, self.seed or 0)
+            return xp.asarray(host, dtype=like.dtype, device=place_of(like))
+        check_arrays(q=like, rotations=self.rotations)
+        check_floating(xp, rotations=self.rotations)
+        shape = tuple(self.rotations.shape)
+        if len(shape) != 3 or shape[:2] != (self.num_rounds, d) or shape[2] == 0:
+            msg = f"rotations has shape {shape}, expected ({self.num_rounds}, {d}, columns)"
+            raise ValueError(msg)
+        return cast(xp, self.rotations, like.dtype)
+
+    def _check_shared(self, call: AttentionCall) -> None:
+        """ValueError if queries and keys that should be one array differ."""
+        if not self.shared_qk or call.q is call.k:
+            return
+        same = call.q.shape == call.k.shape
+        if same and backend_of(call.xp).is_concrete(call.q, call.k):
+            same = bool(call.xp.all((call.q == call.k) | ((call.q != call.q) & (call.k != call.k))))
+        if not same:
+            msg = "shared_qk=True says that queries and keys are one array, but q and k differ; pass q as k"
+            raise ValueError(msg)
+
+    def _in_force(self) -> dict[str, Any]:
+        options = super()._in_force()
+        options["seed"] = self.seed or 0
+        unused = "rotations" if self.rotations is None else "seed"
+        return {name: x for name, x in options.items() if name != unused}
+
+
+class _Met:
+    """The chunks that rows and keys were in, in earlier rounds."""
+
+    def __init__(self, xp: ModuleType) -> None:
+        self.xp = xp
+        self.of_rows: list[Array] = []
+        self.of_keys: list[Array] = []
+
+    def add(self, rows: Array, shape: tuple[int, ...], keys: Array) -> None:
+        """Note the key chunk that rows read (flat), and the chunk of each key."""
+        self.of_rows.append(self.xp.astype(self.xp.reshape(rows, shape), self.xp.int32))
+        self.of_keys.append(self.xp.astype(keys, self.xp.int32))
+
+    def rows(self, order: Array) -> Array | None:
+        """The chunks of rows in this order, (..., n, rounds)."""
+        return self._sorted(self.of_rows, order)
+
+    def keys(self, order: Array) -> Array | None:
+        """The chunks of keys in this order, (..., n_kv, rounds)."""
+        return self._sorted(self.of_keys, order)
+
+    def _sorted(self, chunks: list[Array], order: Array) -> Array | None:
+        if not chunks:
+            return None
+        return self.xp.stack([gather(self.xp, x, order) for x in chunks], axis=-1)
+
+
+def bucket_factors(n: int, size: int) -> tuple[int, ...]:
+    """The numbers of buckets of each hash, whose product is the number of buckets of n rows."""
+    count = -(-n // size)
+    count = max(2, count + count % 2)
+    if count <= ONE_FACTOR:
+        return (count,)
+    first = 2 * math.ceil(math.sqrt(count) / 2)
+    second = -(-count // first)
+    return first, second + second % 2
+
+
+def buckets(xp: ModuleType, x: Array, rotation: Array, factors: tuple[int, ...]) -> Array:
+    """The bucket of each row, int32 (..., n), for rotations (d, columns)."""
+    columns = rotation.shape[-1]
+    if 2 * columns != sum(factors):
+        factors = (2 * columns,)
+    size = rows_per_block(math.prod(x.shape[:-2]) * 2 * columns * backend_of(xp).items_behind(x))
+
+    def hashed(_: None, rows: Array) -> tuple[None, Array]:
+        turned, found, first = rows @ rotation, None, 0
+        for factor in factors:
+            part = turned[..., first : first + factor // 2]
+            own = xp.argmax(xp.concat([part, -part], axis=-1), axis=-1)
+            found = own if found is None else found * factor + own
+            first += factor // 2
+        return None, xp.astype(found, xp.int32)[..., None]
+
+    _, found = fold_blocks(hashed, None, [x], size, xp=xp)
+    assert found is not None
+    return found[..., 0]
+
+
+def _order(xp: ModuleType, x: Array) -> Array:
+    """The order that sorts the last axis, int32; equal entries keep theirs."""
+    return xp.astype(xp.argsort(x, axis=-1, stable=True), xp.int32)
+
+
+def _drawn(rounds: int, d: int, columns: int, seed: int) -> Any:
+    return np.stack([generator(seed, r).standard_normal((d, columns)) for r in range(rounds)])

@@ -1,0 +1,236 @@
+"""Restrictions of a call beyond causality and masks: packed documents, counts of visible keys, changes of logits.
+
+`restrict` checks them and returns the call with them. A method reads `call.restrictions`, or sees one document, or the
+keys up to one frontier, at a time: `by_documents`, `by_frontiers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subquad.attention.call import AttentionCall, check_mask_axes
+from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.checks import check_arrays, check_floating, check_positive
+from subquad.core.dtypes import cast, is_dtype
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+from subquad.core.states import State
+from subquad.kernels.visibility import Sight, document_sight, frontier_sight, whole_sight
+
+NAMES = ("segments", "visible", "return_lse", "mask", "bias", "softcap", "sinks")
+
+
+class Restrictions(NamedTuple):
+    """The restrictions of a call, checked, with grouped heads folded as in `AttentionCall`."""
+
+    segments: tuple[Array, Array] | None = None  # int32 (..., n) and (..., n_kv), of one batch shape
+    visible: Array | None = None  # int32 (..., n)
+    mask: Array | None = None  # bool (..., n, n_kv)
+    bias: Array | None = None  # (..., n, n_kv)
+    softcap: float | None = None
+    sinks: Array | None = None  # (..., 1, 1)
+
+
+NONE = Restrictions()
+
+
+def restrict(
+    call: AttentionCall, *, segments: Any = None, visible: Any = None, mask: Any = None, bias: Any = None,
+    softcap: Any = None, sinks: Any = None,
+) -> AttentionCall:  # fmt: skip
+    """The call with these restrictions, checked: TypeError and ValueError name the argument."""
+    xp, heads, (n, n_kv) = call.xp, call.arrangement.heads, (call.q.shape[-2], call.k.shape[-2])
+    batches = [heads.unfold(x).shape[:-2] for x in (call.q, call.k)]
+    like = call.q
+    numbers = None if segments is None else _segments(call, segments, batches)
+    if visible is not None:
+        if call.causal:
+            msg = "visible counts the keys that each query sees, and causal=True counts them too; leave one out"
+            raise ValueError(msg)
+        visible = heads.fold(_counts(call, visible, batches[0]), tail=1)
+    for name, x, kind, words in (("mask", mask, "bool", "bool with True = keep"), ("bias", bias, "", "")):
+        if x is None:
+            continue
+        check_arrays(q=like, **{name: x})
+        if kind and not is_dtype(xp, x.dtype, kind):
+            msg = f"{name} has dtype {x.dtype}, expected {words}; an additive mask is passed as bias"
+            raise TypeError(msg)
+        if x.ndim < 2 or x.shape[-2] not in (1, n) or x.shape[-1] not in (1, n_kv):
+            msg = (
+                f"{name} has shape {tuple(x.shape)}, expected (..., {n}, {n_kv}): queries × keys; "
+                f"what hides keys from all queries is key_mask"
+            )
+            raise ValueError(msg)
+    if bias is not None:
+        check_floating(xp, bias=bias)
+        bias = cast(xp, bias, like.dtype)
+    mask, bias = (None if x is None else heads.fold(xp.broadcast_to(x, (*x.shape[:-2], n, n_kv))) for x in (mask, bias))
+    call.batch(**{name: x.shape[:-2] for name, x in (("mask", mask), ("bias", bias)) if x is not None})
+    if sinks is not None:
+        check_arrays(q=like, sinks=sinks)
+        check_floating(xp, sinks=sinks)
+        own = cast(xp, sinks, like.dtype)
+        assert own is not None
+        sinks = heads.fold(own[..., None, None])
+        call.batch(sinks=sinks.shape[:-2])
+    made = Restrictions(
+        numbers, visible, mask, bias, None if softcap is None else check_positive("softcap", softcap), sinks
+    )
+    return call.restricted(made)
+
+
+def sight_of(call: AttentionCall) -> Sight:
+    """What each query of the call sees before causality: everything, its document, or the keys up to its count."""
+    n, n_kv, where, given = call.q.shape[-2], call.k.shape[-2], place_of(call.q), call.restrictions
+    if given is None:
+        return whole_sight(call.xp, n, n_kv, where)
+    sight = whole_sight(call.xp, n, n_kv, where)
+    if given.segments is not None:
+        of_queries, of_keys = given.segments
+        sight = document_sight(call.xp, of_queries, of_keys, where)
+    if given.visible is not None:
+        place, start, stop = frontier_sight(call.xp, given.visible)
+        sight = Sight(place, call.xp.maximum(start, sight.start), call.xp.minimum(stop, sight.stop))
+    return sight
+
+
+def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]) -> Array:
+    """The output of a method that sees one document at a time; the numbers of the documents must be readable."""
+    assert call.restrictions.segments is not None
+    of_queries, of_keys = call.restrictions.segments
+    if not backend_of(call.xp).is_concrete(of_queries, of_keys):
+        msg = (
+            "segments of a program that is traced have no values, and this method needs the lengths of the documents: "
+            "pass segments as constants, or use 'exact', 'window', 'bigbird' or 'lsh'"
+        )
+        raise NotImplementedError(msg)
+
+    def of_item(call: AttentionCall, queries: Any, keys: Any) -> Array:
+        spans_q, spans_k = _spans(queries), _spans(keys)
+        parts = []
+        for number, (first, last) in spans_q.items():
+            own = call.part(queries=slice(first, last), keys=slice(*spans_k.get(number, (0, 0))))
+            parts.append(call.leave_rows(evaluate(own), last - first))
+        if not parts:
+            return evaluate(call.part(queries=slice(0, 0), keys=slice(0, 0)))
+        return parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-2)
+
+    return _item_by_item(call.restricted(NONE), to_host(of_queries), to_host(of_keys), of_item)
+
+
+def by_frontiers(
+    call: AttentionCall,
+    summarize: Callable[[AttentionCall], State],
+    merge: Callable[[State, State], State],
+    attend: Callable[[AttentionCall], Array],
+) -> Array:
+    """The output of a method with a state, for queries that see the first `visible[i]` keys each."""
+    visible = call.restrictions.visible
+    assert visible is not None
+    if not backend_of(call.xp).is_concrete(visible):
+        msg = "visible of a program that is traced has no values, which this method needs: use 'exact' or 'window'"
+        raise NotImplementedError(msg)
+
+    def of_item(call: AttentionCall, counts: Any, _: Any) -> Array:
+        state, done, parts = summarize(call.part(keys=slice(0, 0))), 0, []
+        for count, (first, last) in _spans(counts).items():
+            if count > done:
+                state, done = merge(state, summarize(call.part(keys=slice(done, count)))), count
+            out = attend(call.part(queries=slice(first, last), state=state))
+            parts.append(call.leave_rows(out, last - first))
+        if not parts:
+            return attend(call.part(queries=slice(0, 0), state=state))
+        return parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-2)
+
+    host = to_host(visible)
+    return _item_by_item(call.restricted(NONE), host, host, of_item)
+
+
+def _item_by_item(call: AttentionCall, of_queries: Any, of_keys: Any, evaluate: Callable[..., Array]) -> Array:
+    """`evaluate(call, numbers, numbers)` for each item of the batch of the numbers; the outputs in one array."""
+    for axis in range(-of_queries.ndim, -1):
+        size = of_queries.shape[axis]
+        if size != 1:
+            outs = [
+                _item_by_item(call.item(axis, i), np.take(of_queries, [i], axis), np.take(of_keys, [i], axis), evaluate)
+                for i in range(size)
+            ]
+            return call.xp.concat(outs, axis=axis - 1)
+    return evaluate(call, of_queries.reshape(-1), of_keys.reshape(-1))
+
+
+def _spans(numbers: Any) -> Mapping[int, tuple[int, int]]:
+    """Number → (first, stop) of the places where it stands."""
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)] if len(numbers) else [0]
+    return {int(numbers[a]): (a, b) for a, b in itertools.pairwise(edges)}
+
+
+def to_host(x: Array) -> Any:
+    """The integers of an array as a NumPy array."""
+    return np.asarray(x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x), dtype=np.int64).reshape(x.shape)
+
+
+def _integers(name: str, x: Any, call: AttentionCall, n: int, batch: tuple[int, ...]) -> Array:
+    """An integer array (..., n) as int32; TypeError and ValueError name it."""
+    xp = call.xp
+    check_arrays(q=call.q, **{name: x})
+    if not is_dtype(xp, x.dtype, "integral"):
+        msg = f"{name} has dtype {x.dtype}, expected integers"
+        raise TypeError(msg)
+    if x.ndim == 0 or x.shape[-1] != n:
+        msg = f"{name} has shape {tuple(x.shape)}, expected (..., {n})"
+        raise ValueError(msg)
+    check_mask_axes(name, x, batch)
+    broadcast_batch(q=batch, **{name: x.shape[:-1]})
+    return x
+
+
+def _segments(call: AttentionCall, segments: Any, batches: list[tuple[int, ...]]) -> tuple[Array, Array]:
+    """The numbers of the documents of queries and of keys, int32, of one batch shape, with grouped heads folded."""
+    xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
+    if isinstance(segments, tuple | list):
+        if len(segments) != 2:
+            kind = type(segments).__name__
+            msg = f"segments is a {kind} of {len(segments)}, expected one array, or one for q and one for k"
+            raise TypeError(msg)
+        names = "segments[0]", "segments[1]"
+    else:
+        if n != n_kv:
+            msg = f"segments is one array, but q has {n} rows and k has {n_kv}; pass a pair, for q and for k"
+            raise ValueError(msg)
+        segments, names = (segments, segments), ("segments", "segments")
+    made = []
+    for x, name, count, batch in zip(segments, names, (n, n_kv), batches, strict=True):
+        own = _integers(name, x, call, count, batch)
+        if backend_of(xp).is_concrete(own) and 0 not in own.shape:
+            ordered = xp.sort(own, axis=-1)
+            changes, kinds = (xp.sum(xp.astype(y[..., 1:] != y[..., :-1], xp.int32)) for y in (own, ordered))
+            if int(changes) != int(kinds):
+                msg = f"{name} has a number that comes back after another one; the rows of a document must lie together"
+                raise ValueError(msg)
+        made.append(call.arrangement.heads.fold(own, tail=1))
+    if made[0].shape == made[1].shape and segments[0] is segments[1]:
+        return made[0], made[0]
+    batch = broadcast_batch(**{"segments[0]": made[0].shape[:-1], "segments[1]": made[1].shape[:-1]})
+    of_queries, of_keys = (xp.broadcast_to(x, (*batch, x.shape[-1])) for x in made)
+    return of_queries, of_keys
+
+
+def _counts(call: AttentionCall, visible: Any, batch: tuple[int, ...]) -> Array:
+    """The numbers of keys that queries see, int32, in 0 … n_kv and non-decreasing where they can be read."""
+    xp, n_kv = call.xp, call.k.shape[-2]
+    x = _integers("visible", visible, call, call.q.shape[-2], batch)
+    if backend_of(xp).is_concrete(x) and 0 not in x.shape:
+        least, most = int(xp.min(x)), int(xp.max(x))
+        if least < 0 or most > n_kv:
+            msg = f"visible has numbers from {least} to {most}, expected numbers of keys, 0 to {n_kv}"
+            raise ValueError(msg)
+        if bool(xp.any(x[..., 1:] < x[..., :-1])):
+            msg = "visible decreases from one query to the next; a later query sees at least as many keys"
+            raise ValueError(msg)
+    return xp.astype(x, xp.int32)

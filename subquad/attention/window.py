@@ -1,0 +1,284 @@
+"""Sliding-window attention with global keys (Longformer).
+
+    out = softmax(s q kᵀ, over the keys within the window of a row and over global keys) v
+
+O(n (left + right) (d + d_v)) time; extra memory does not grow with n.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes
+from subquad.attention.method import Method
+from subquad.attention.restrictions import NONE, sight_of, to_host
+from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.checks import check_arrays, check_count, check_floating, check_given
+from subquad.core.dtypes import cast
+from subquad.core.gather import gather, gather_rows
+from subquad.core.loading import backend_of
+from subquad.core.states import State, StateSpec
+from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.visibility import Sight, narrowed
+from subquad.registry import register
+
+SIZE = 64  # rows and keys of a block
+Parts = tuple[Array, Array]  # output and log-sum-exp
+
+
+@register("window", aliases=("longformer",), cost="n (left + right) (d + d_v)", size="left")
+@dataclass(frozen=True, repr=False, eq=False)
+class Window(Method):
+    """Sliding-window attention: a query sees the keys near its place, and global keys.
+
+    Parameters
+    ----------
+    left : int, default 256
+        How many keys before its own place a query sees.
+    right : int, optional
+        How many keys after its own place a query sees. Default: `left`, and 0 in causal calls, where any other number
+        raises ValueError.
+    dilation : int, default 1
+        Distance between the keys of a window: a query at place p sees the keys p + t · dilation for −left ≤ t ≤ right.
+    global_mask : array of bool, broadcastable to (..., n_kv), optional
+        True = every query sees this key. In self-attention (n = n_kv) a query with this place sees every key. Causality
+        and `segments` are kept to by global keys and queries too. The values must be readable: under a tracer the mask
+        must be a constant.
+    global_qkv : tuple of three arrays, optional
+        Queries, keys and values of the shapes of q, k and v, which the rows of global queries use in place of q, k and
+        v (Longformer's separate projections).
+    implementation : str, default "auto"
+        "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
+        Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
+
+    Notes
+    -----
+    The place of query i is i + n_kv − n: queries and keys are aligned at their ends; with `segments`, at the ends of
+    each document. Counts exclude the query's own place. Other libraries count otherwise:
+
+    ==============================================  =======================================
+    convention                                      fields
+    ==============================================  =======================================
+    allenai/longformer, w on each side              left=w
+    transformers, ``attention_window`` w (even)     left=w // 2
+    flash-attention, ``window_size=(l, r)``         left=l, right=r
+    tokens with the query itself, w (fla, causal)   left=w - 1, causal=True
+    ==============================================  =======================================
+
+    `step` keeps the last left · dilation keys and values; global keys need the whole sequence, so `step` with a
+    `global_mask` raises NotImplementedError. Kernel: `block_attention`.
+
+    References
+    ----------
+    .. [1] I. Beltagy et al., "Longformer", 2020, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> q = k = np.zeros((4, 2))
+    >>> subquad.attention(q, k, np.arange(4.0)[:, None], "window", left=1)[:, 0]
+    array([0.5, 1. , 2. , 2.5])
+    """
+
+    restrictions = frozenset({"segments", "visible", "return_lse"})
+    sees_intervals = True
+    state = StateSpec({"keys": ("w", "d"), "values": ("w", "d_v"), "visible": ("w", 1)}, None)
+
+    left: int = 256
+    right: int | None = None
+    dilation: int = 1
+    global_mask: Array | None = None
+    global_qkv: tuple[Array, Array, Array] | None = None
+    implementation: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("left", self.left, least=0)
+        check_count("dilation", self.dilation)
+        if self.right is not None:
+            check_count("right", self.right, least=0)
+        if self.global_qkv is not None:
+            if not isinstance(self.global_qkv, tuple) or len(self.global_qkv) != 3:
+                msg = (
+                    f"global_qkv must be a tuple of three arrays, for q, k and v, got {type(self.global_qkv).__name__}"
+                )
+                raise TypeError(msg)
+            check_given(**{f"global_qkv[{i}]": x for i, x in enumerate(self.global_qkv)})
+            if self.global_mask is None:
+                msg = "global_qkv would have no effect without global_mask, which says where they are used"
+                raise ValueError(msg)
+
+    def _evaluate(self, call: AttentionCall) -> Array:
+        return self._evaluate_with_lse(call.restricted(NONE))[0]
+
+    def _evaluate_with_lse(self, call: AttentionCall) -> Parts:
+        mask = self._global_mask(call)
+        if mask is None:
+            return self._near(call, call.key_mask)
+        found = self._near(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
+        index, exists = _places(call, mask)
+        if index is None:
+            return found
+        found = join(call.xp, found, self._at_global_keys(call, index, exists))
+        return found if call.q.shape[-2] != call.k.shape[-2] else self._global_rows(call, mask, index, found)
+
+    def _near(self, call: AttentionCall, key_mask: Array | None) -> Parts:
+        """(out, lse) over the keys of the window."""
+        xp, sight = call.xp, sight_of(call)
+        right = self._right(causal=call.causal)
+        own = call.restrictions
+        is_aligned = own.visible is None and (own.segments is None or own.segments[0] is own.segments[1])
+        if self.dilation == 1:
+            _, start, stop = narrowed(xp, sight, left=self.left, right=right)
+            blocks = near_blocks(call, self.left, right) if is_aligned else None
+            return self._run(call, call.q, call.k, call.v, start, stop, blocks, key_mask)
+        if not is_aligned:
+            msg = "a window with a dilation counts from the places of rows, which visible and pairs of segments move"
+            raise NotImplementedError(msg)
+        # keys of one residue modulo the dilation are a sequence of their own, with a window without dilation
+        step, n, n_kv = self.dilation, call.q.shape[-2], call.k.shape[-2]
+        early, lacking = -n % step, -n_kv % step
+        q, k, v = (_by_residue(xp, x, step) for x in (call.q, call.k, call.v))
+        mask = None if key_mask is None else _by_residue(xp, key_mask[..., None], step)[..., 0]
+        if mask is None and lacking:
+            mask = _by_residue(xp, xp.ones((n_kv, 1), dtype=xp.bool, device=place_of(call.k)), step)[..., 0]
+        residue = xp.arange(step, dtype=xp.int32, device=place_of(call.q))[:, None]
+        place, start, stop = (_by_residue(xp, (x + lacking)[..., None], step)[..., 0] for x in sight)
+        inner = Sight((place - residue) // step, -((residue - start) // step), -((residue - stop) // step))
+        _, start, stop = narrowed(xp, inner, left=self.left, right=right)
+        out, lse = self._run(call, q, k, v, start, stop, None, mask)
+        return _joined(xp, out)[..., early:, :], _joined(xp, lse[..., None])[..., early:, 0]
+
+    def _run(
+        self, call: AttentionCall, q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None,
+        key_mask: Array | None, place: Array | None = None,
+    ) -> Parts:  # fmt: skip
+        return block_attention(
+            q, k, v, start, stop, blocks, place, *[None] * 5, scale=call.scale, size=SIZE, key_mask=key_mask,
+            implementation=self.implementation,
+        )  # fmt: skip
+
+    def _at_global_keys(self, call: AttentionCall, index: Array, exists: Array) -> Parts:
+        """(out, lse) of all queries over the global keys."""
+        xp = call.xp
+        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        keep = exists if call.key_mask is None else exists & gather(xp, call.key_mask, index)
+        k, v = (gather_rows(xp, x, index) for x in (call.k, call.v))
+        return self._run(call, call.q, k, v, start, stop, None, keep, index)
+
+    def _global_rows(self, call: AttentionCall, mask: Array, index: Array, found: Parts) -> Parts:
+        """(out, lse) with the rows of global queries, which see every key, put in their places."""
+        xp, given = call.xp, call.options
+        q, k, v = (given.get(f"global_{name}", getattr(call, name)) for name in ("q", "k", "v"))
+        sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        _, start, stop = (gather(xp, x, index) for x in sight)
+        rows = self._run(call, gather_rows(xp, q, index), k, v, start, stop, None, call.key_mask)
+        rank = xp.cumulative_sum(xp.astype(mask, xp.int32), axis=-1) - 1
+        rank = xp.astype(xp.where(mask, rank, 0), index.dtype)
+        out = xp.where(mask[..., None], gather_rows(xp, rows[0], rank), found[0])
+        return out, xp.where(mask, gather(xp, rows[1], rank), found[1])
+
+    def _step(self, call: AttentionCall) -> tuple[Array, State]:
+        if self.global_mask is not None:
+            msg = "step has no form with a global_mask, whose places are those of the whole sequence"
+            raise NotImplementedError(msg)
+        xp, kept, where = call.xp, self.left * self.dilation, place_of(call.k)
+        keep = xp.ones(call.k.shape[-2], dtype=xp.bool, device=where) if call.key_mask is None else call.key_mask
+        new = {"keys": call.k, "values": call.v, "visible": xp.astype(keep, call.k.dtype)[..., None]}
+        batch = call.part(keys=slice(None), state=call.state).batch()
+        state = call.state
+        if state is None:
+            zero = xp.zeros((), dtype=call.k.dtype, device=where)
+            state = {name: xp.broadcast_to(zero, (*batch, kept, x.shape[-1])) for name, x in new.items()}
+        self.state.check_sizes("state", state, w=kept, d=call.k.shape[-1], d_v=call.v.shape[-1])
+        whole = {
+            name: xp.concat([xp.broadcast_to(y, (*batch, *y.shape[-2:])) for y in (state[name], x)], axis=-2)
+            for name, x in new.items()
+        }
+        longer = call.with_keys(whole["keys"], whole["values"], whole["visible"][..., 0] != 0).restricted(NONE)
+        out, _ = self._near(longer, longer.key_mask)
+        return out, {name: x[..., x.shape[-2] - kept :, :] for name, x in whole.items()}
+
+    def _right(self, *, causal: bool) -> int:
+        if causal and self.right:
+            msg = f"right={self.right} would show later keys in a causal call; leave right out, or pass 0"
+            raise ValueError(msg)
+        if self.right is not None:
+            return self.right
+        return 0 if causal else self.left
+
+    def _global_mask(self, call: AttentionCall) -> Array | None:
+        """The option `global_mask`, checked and folded; None if it is not given."""
+        if self.global_mask is None:
+            return None
+        check_arrays(q=call.q, global_mask=self.global_mask)
+        mask = check_mask(call.xp, "global_mask", self.global_mask, call.k.shape[-2], "keys")
+        heads = call.arrangement.heads
+        check_mask_axes("global_mask", mask, heads.unfold(call.q).shape[:-2])
+        mask = heads.fold(mask, tail=1)
+        call.batch(global_mask=mask.shape[:-1])
+        return mask
+
+    def _holds_arrays(self, *, streaming: bool = False) -> bool:
+        return self.global_qkv is not None and not streaming
+
+    def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
+        assert self.global_qkv is not None
+        names = "global_q", "global_k", "global_v"
+        given = dict(zip(names, self.global_qkv, strict=True))
+        check_arrays(q=like, **given)
+        check_floating(xp, **given)
+        return {name: cast(xp, x, like.dtype) for name, x in given.items()}
+
+    def _in_force(self) -> dict[str, Any]:
+        return {name: x for name, x in super()._in_force().items() if x is not None}
+
+
+def near_blocks(call: AttentionCall, left: int, right: int) -> Array | None:
+    """The key blocks that each block of rows reads; None where a list would be no shorter than all keys."""
+    xp, n, n_kv, where = call.xp, call.q.shape[-2], call.k.shape[-2], place_of(call.q)
+    ahead = n_kv - n
+    # blocks of rows begin at places that are equal modulo the size of a block
+    offset = (ahead - left) % SIZE if isinstance(ahead, int) else SIZE - 1
+    count = (offset + left + right + SIZE - 1) // SIZE + 1
+    if not backend_of(xp).holds(n_kv > 2 * count * SIZE) or not backend_of(xp).holds(n > SIZE):
+        return None
+    first = (xp.arange(-(-n // SIZE), dtype=xp.int32, device=where) * SIZE + (ahead - left)) // SIZE
+    blocks = first[:, None] + xp.arange(count, dtype=xp.int32, device=where)
+    return xp.where((blocks >= 0) & (blocks < -(-n_kv // SIZE)), blocks, -1)
+
+
+def _by_residue(xp: ModuleType, x: Array, step: int) -> Array:
+    """Rows (..., n, width) by their residue modulo `step`, (..., step, ⌈n / step⌉, width), with zeros before them."""
+    lacking = -x.shape[-2] % step
+    if lacking:
+        zeros = xp.zeros((*x.shape[:-2], lacking, x.shape[-1]), dtype=x.dtype, device=place_of(x))
+        x = xp.concat([zeros, x], axis=-2)
+    x = xp.reshape(x, (*x.shape[:-2], x.shape[-2] // step, step, x.shape[-1]))
+    return xp.moveaxis(x, -2, -3)
+
+
+def _joined(xp: ModuleType, x: Array) -> Array:
+    """The rows of all residues in their order, the inverse of `_by_residue` but for the zeros."""
+    x = xp.moveaxis(x, -3, -2)
+    return xp.reshape(x, (*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1]))
+
+
+def _places(call: AttentionCall, mask: Array) -> tuple[Array | None, Any]:
+    """(places of the True entries of each item, which of them exist); (None, None) if there is none."""
+    if not backend_of(call.xp).is_concrete(mask):
+        msg = "global_mask of a program that is traced has no values; pass it as a constant of the program"
+        raise ValueError(msg)
+    host = to_host(mask) != 0
+    count = host.sum(axis=-1)
+    most = int(count.max(initial=0))
+    if most == 0:
+        return None, None
+    index = np.argsort(~host, axis=-1, kind="stable")[..., :most].astype(np.int32)
+    where = place_of(call.q)
+    exists = np.arange(most) < count[..., None]
+    return call.xp.asarray(index, device=where), call.xp.asarray(exists, device=where)
