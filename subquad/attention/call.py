@@ -138,6 +138,11 @@ class AttentionCall:
             own["state"] = next(iter(self.state.values())).shape[:-2]
         return broadcast_batch(**own, **others)
 
+    def batch_of_keys(self) -> tuple[int, ...]:
+        """The common batch shape of keys, values, mask and state, without that of queries."""
+        own = AttentionCall(self.arrangement, {"k": self.k, "v": self.v}, self.key_mask, self.state, self.causal, {})
+        return own.batch()
+
     def leave(self, out: Array, *, lse: bool = False) -> Array:
         """`out` in the dtype and shape that the caller gets.
 

@@ -189,7 +189,7 @@ class Window(Method):
         xp, kept, where = call.xp, self.left * self.dilation, place_of(call.k)
         keep = xp.ones(call.k.shape[-2], dtype=xp.bool, device=where) if call.key_mask is None else call.key_mask
         new = {"keys": call.k, "values": call.v, "visible": xp.astype(keep, call.k.dtype)[..., None]}
-        batch = call.part(keys=slice(None), state=call.state).batch()
+        batch = call.batch_of_keys()
         state = call.state
         if state is None:
             zero = xp.zeros((), dtype=call.k.dtype, device=where)

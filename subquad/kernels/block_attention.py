@@ -132,12 +132,12 @@ def _over_lists(
     within = xp.arange(size, dtype=blocks.dtype, device=where)
 
     def attend(_: None, *chunk: Any) -> Any:
-        listed: Any
         *given, listed = chunk
-        q, start, stop, avoid, met_q = (
+        turned: list[Any] = [
             None if x is None else xp.reshape(x, (*x.shape[:-1], size, width))
             for x, width in zip(given, widths, strict=True)
-        )
+        ]
+        q, start, stop, avoid, met_q = turned
         index = listed[..., None] * size + within
         index = xp.reshape(index, (*listed.shape[:-1], r * size))  # (..., blocks, r · size)
         exists = (index >= 0) & (index < n_kv)
