@@ -24,6 +24,7 @@ __all__ = ["Accepts", "Array", "Backend", "Call", "Conditions", "Like", "Overrid
 Array = Any  # any object with an array namespace; the standard has no common class
 
 NO_CONTEXT = nullcontext()
+NO_NUMBERS = ("int", "uint", "bool")  # how the names of dtypes begin that no override computes in
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Accepts:
     Attributes
     ----------
     dtypes : tuple of str, default ("float32", "float64")
-        Names of the dtypes that positional arrays may have; the key mask, which is bool, does not count.
+        Names of the dtypes that positional arrays may have; arrays of integers or bool do not count.
     one_dtype : bool, default True
         Whether all positional arrays must have one and the same dtype.
     devices : tuple of str, default ("cpu",)
@@ -159,7 +160,7 @@ class Accepts:
         names: list[str] = []
         for x in given:
             kind = dtype_name(x)
-            if kind not in names:
+            if kind not in names and not kind.startswith(NO_NUMBERS):
                 names.append(kind)
         odd = [name for name in names if name not in self.dtypes]
         if odd:

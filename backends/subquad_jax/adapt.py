@@ -213,7 +213,8 @@ def _gradient_of_generic(compiled: Compiled, static: Static) -> Callable[[Arrays
     def gradient(arrays: Arrays, outputs: Arrays, grads: Arrays) -> Arrays:
         if kernel.gradient is not None:
             return _conj(kernel.gradient(arrays, outputs, _conj(grads), **dict(static)))
-        return jax.vjp(generic, *arrays)[1](grads)
+        found = jax.vjp(generic, *arrays)[1](grads)  # what has no derivative, such as integers, has None here
+        return tuple(None if x is None or x.dtype == jax.dtypes.float0 else x for x in found)
 
     return gradient
 

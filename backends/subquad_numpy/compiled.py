@@ -13,6 +13,8 @@ import numpy as np
 
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_map import Elu, Exponential
+from subquad_numpy.block_attention import calls as block_attention
+from subquad_numpy.block_attention import launch as of_block_attention
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -157,6 +159,19 @@ def _small_matrices(call: Call) -> str | None:
     return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
 
 
+MOST_PLACES = 2**24  # places of keys are compared as numbers of the dtype of the logits: float32 has all integers below
+
+
+def _intervals(call: Call) -> str | None:
+    # the reason to decline changed logits, lists of no block, too many places, or no key; None if there is none
+    q, k, *_, blocks = call.arrays[:6]
+    if any(x is not None for x in call.arrays[10:12]):
+        return "it takes no mask or bias of queries × keys"
+    if 0 in (q.shape[-2], k.shape[-2]) or (blocks is not None and blocks.shape[-1] == 0):
+        return "there is no query or no key"
+    return f"it counts up to {MOST_PLACES} keys" if max(q.shape[-2], k.shape[-2]) > MOST_PLACES else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -193,6 +208,14 @@ COMPILED: dict[str, Compiled] = {
             gradients.softmax_backward,
             of_features.launch_softmax,
             saves=True,
+        ),
+        Compiled(
+            "block_attention",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_intervals),
+            block_attention.block_attention,
+            block_attention.block_attention_backward,
+            of_block_attention.launch,
+            of_block_attention.launch_backward,
         ),
         Compiled(
             "selective_scan",

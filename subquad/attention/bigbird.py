@@ -124,7 +124,8 @@ class BigBird(Method):
                 )
             )  # fmt: skip
         if not parts:  # there is no query
-            return block_attention(call.q, call.k, call.v, start, stop, scale=call.scale, key_mask=call.key_mask)
+            whole_call = call.q, call.k, call.v, start, stop, *[None] * 7
+            return block_attention(*whole_call, scale=call.scale, key_mask=call.key_mask)
         if len(parts) == 1:
             return parts[0]
         out, lse = zip(*parts, strict=True)

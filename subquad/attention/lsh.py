@@ -139,7 +139,8 @@ class LSH(Method):
         self._check_shared(call)
         sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
         if n == 0 or n_kv == 0:
-            return block_attention(q, k, call.v, sight.start, sight.stop, scale=call.scale, key_mask=call.key_mask)
+            nothing = q, k, call.v, sight.start, sight.stop, *[None] * 7
+            return block_attention(*nothing, scale=call.scale, key_mask=call.key_mask)
         if self.unit_keys:
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
@@ -173,6 +174,7 @@ class LSH(Method):
         out, lse = block_attention(
             gather_rows(xp, q, order_q), gather_rows(xp, k, order_k), gather_rows(xp, call.v, order_k), start, stop,
             blocks, order_k, None if self.allow_self else place, met.rows(order_q), met.keys(order_k),
+            None, None,
             scale=call.scale, size=size, key_mask=mask, implementation=self.implementation,
         )  # fmt: skip
         met.add(xp.take(own, xp.reshape(back_q // size, (-1,))), back_q.shape, back_k // size)

@@ -1,0 +1,190 @@
+"""The gradient of block attention, from the output and the log-sum-exp of the forward pass.
+
+With weights P = exp(x − lse), and D[i] = dout[i]·out[i] − dlse[i],
+
+    dv[j] = Σ_i P[i, j] dout[i],    dx[i, j] = P[i, j] (dout[i]·v[j] − D[i]),    dq = s dx k,    dk = s dxᵀ q
+
+A task takes every `parts`-th tile of rows of an item, and adds the gradients of its keys up in sums of its own.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from subquad_numpy.block_attention.tiles import (
+    ARRAYS,
+    INFINITY,
+    KEYS,
+    ROWS,
+    SIZES,
+    Limits,
+    hide,
+    load_limits,
+    pack_rows,
+    task_rows,
+    whole_tile,
+)
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
+from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.matmul import (
+    PANEL_VECTORS,
+    TILE_ROWS,
+    Matrix,
+    Panels,
+    multiply,
+    pack,
+    padded,
+    rows_at,
+    turned,
+)
+from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.runtime.arguments import fields
+
+# `tiles` tiles of rows of an item, shared by `parts` tasks; `k_step` and `v_step` are the elements of a part of dk, dv
+BACKWARD_RECORD = fields(
+    SIZES,
+    dict.fromkeys(("tiles", "parts", "k_step", "v_step")),
+    ARRAYS,
+    {"out": 2, "lse": 1, "grad_out": 2, "grad_lse": 1, "grad_q": 2, "grad_k": 2, "grad_v": 2},
+)
+
+
+@cache
+def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
+    """Compile the gradients by queries, keys and values."""
+    lanes, kind, zero = element(dtype)
+    panel = PANEL_VECTORS * lanes
+    width = -(-ROWS // panel) * panel
+    word, byte = np.int32(0), np.uint8(0)
+    keys = -(-KEYS // TILE_ROWS) * TILE_ROWS
+
+    @compiled(f"block attention gradient {dtype}", BACKWARD_RECORD)
+    def backward(first: int, last: int, records: Any) -> int:
+        f = carray(records, last)[0]
+        d, d_v, n_kv, size, listed, parts = f.d, f.d_v, f.n_kv, f.size, f.listed, f.parts
+        high, wide, wide_v = padded(d, TILE_ROWS), padded(d, lanes), padded(d_v, lanes)
+        sizes = (
+            *(width, width, width, f.rounds * width, width, width, max(wide, wide_v, panel)),
+            *(d * width, d_v * width, wide * width, wide_v * width, keys * panel, keys * panel),
+            *(high * width, high * panel, keys * wide, keys * wide_v),
+            *(keys * padded(d, TILE_ROWS), keys * padded(d, TILE_ROWS), keys * padded(d_v, TILE_ROWS)),
+        )
+        buffer = np.empty(room(sizes), kind)
+        cuts = cut(buffer, sizes)
+        before, stop, avoid, met, level, drop, nothing = cuts[:7]
+        q, grad, q_rows, grad_rows, x, slope = cuts[7:13]
+        by_q, part, by_k, by_v, own_k, own_turned, own_v = cuts[13:]
+        limits = Limits(before, stop, avoid, met)
+        clear(nothing, max(wide, wide_v, panel))
+        for task in range(first, last):
+            f = carray(records, last)[task // parts]
+            k, v, numbers, blocks = (
+                pointer(f.k, zero),
+                pointer(f.v, zero),
+                pointer(f.numbers, zero),
+                pointer(f.blocks, word),
+            )
+            rows, out, lse = pointer(f.q, zero), pointer(f.out, zero), pointer(f.lse, zero)
+            grad_out, grad_lse = pointer(f.grad_out, zero), pointer(f.grad_lse, zero)
+            grad_q = pointer(f.grad_q, zero)
+            grad_k = shifted(pointer(f.grad_k, zero), task % parts * f.k_step)
+            grad_v = shifted(pointer(f.grad_v, zero), task % parts * f.v_step)
+            every = f.place == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
+            for tile in range(task % parts, f.tiles, parts):
+                block, row, count = task_rows(tile, f.n, size, listed)
+                if count == 0:
+                    continue
+                used = padded(count, panel)
+                low, upper, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
+                pack_rows(rows, f.q_row, row, count, d, used, panel, numbers[0], q)
+                pack_rows(grad_out, d_v, row, count, d_v, used, panel, 1, grad)
+                for base in range(0, used, panel):
+                    clear(shifted(q_rows, base * wide), panel * wide)
+                    clear(shifted(grad_rows, base * wide_v), panel * wide_v)
+                    here = min(panel, count - base)
+                    if here > 0:
+                        own = Matrix(shifted(rows, (row + base) * f.q_row), f.q_row, 1)
+                        pack(own, here, d, numbers[0], lanes, Panels(shifted(q_rows, base * wide), panel))
+                        own = Matrix(shifted(grad_out, (row + base) * d_v), d_v, 1)
+                        pack(own, here, d_v, 1, lanes, Panels(shifted(grad_rows, base * wide_v), panel))
+                for c in range(used):
+                    level[c], drop[c] = INFINITY, 0
+                    if c < count and lse[row + c] != -INFINITY:
+                        level[c] = lse[row + c]
+                        total = numbers[0] * 0
+                        for p in range(d_v):
+                            total += grad_out[(row + c) * d_v + p] * out[(row + c) * d_v + p]
+                        drop[c] = total - (grad_lse[row + c] if f.grad_lse != 0 else 0)
+                clear(by_q, high * used)
+                for entry in range(max(listed, 1)):
+                    begin, end = (low // KEYS * KEYS, upper) if f.place == 0 else (0, n_kv)
+                    if listed > 0:
+                        number = blocks[block * listed + entry]
+                        begin, end = number * size, min((number + 1) * size, n_kv)
+                        if number < 0:
+                            end = begin
+                    for j in range(begin, end, KEYS):
+                        many = min(KEYS, end - j)
+                        if f.place == 0 and (j >= upper or j + many <= low):
+                            continue
+                        is_whole = every and j >= inner_low and j + many <= inner_high
+                        whole = padded(many, TILE_ROWS)
+                        a = whole_tile(k, f.k_row, j, many, d, n_kv, False, own_k)
+                        a_turned = whole_tile(k, f.k_row, j, many, d, n_kv, True, own_turned)
+                        b = whole_tile(v, f.v_row, j, many, d_v, n_kv, False, own_v)
+                        clear(by_k, keys * wide)
+                        clear(by_v, keys * wide_v)
+                        for base in range(0, used, panel):
+                            multiply(
+                                a, whole, Panels(shifted(q, base * d), d), d, panel, lanes, rows_at(nothing, 0),
+                                rows_at(x, panel),
+                            )  # fmt: skip
+                            multiply(
+                                b, whole, Panels(shifted(grad, base * d_v), d_v), d_v, panel, lanes,
+                                rows_at(nothing, 0), rows_at(slope, panel),
+                            )  # fmt: skip
+                            for column in range(0, panel, lanes):
+                                i = base + column
+                                if not is_whole:
+                                    hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
+                                for t in range(many):
+                                    at = t * panel + column
+                                    logit = load(x, at)
+                                    weight = exp_negative(logit - load(level, i))
+                                    along = weight * (load(slope, at) - load(drop, i))
+                                    store(x, at, weight)
+                                    # 0 · NaN is NaN: a value that is not finite must not reach rows that do not see it
+                                    store(slope, at, where_negative(logit - LEAST(logit), zeros(x), along))
+                                for t in range(many, whole):
+                                    store(x, t * panel + column, zeros(x))
+                                    store(slope, t * panel + column, zeros(x))
+                            multiply(
+                                rows_at(x, panel), whole, Panels(shifted(grad_rows, base * wide_v), panel), panel,
+                                wide_v, lanes, rows_at(by_v, wide_v), rows_at(by_v, wide_v),
+                            )  # fmt: skip
+                            multiply(
+                                rows_at(slope, panel), whole, Panels(shifted(q_rows, base * wide), panel), panel,
+                                wide, lanes, rows_at(by_k, wide), rows_at(by_k, wide),
+                            )  # fmt: skip
+                            multiply(
+                                turned(a_turned), high, Panels(slope, many), many, panel, lanes, rows_at(nothing, 0),
+                                rows_at(part, panel),
+                            )  # fmt: skip
+                            for p in range(0, high * panel, lanes):
+                                store(by_q, base * high + p, load(by_q, base * high + p) + load(part, p))
+                        for t in range(many):
+                            for p in range(d):
+                                grad_k[(j + t) * d + p] += by_k[t * wide + p]
+                            for p in range(d_v):
+                                grad_v[(j + t) * d_v + p] += by_v[t * wide_v + p]
+                for c in range(count):
+                    place = c // panel * panel * high + c % panel
+                    for p in range(d):
+                        grad_q[(row + c) * d + p] = by_q[place + p * panel] * numbers[0]
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return backward

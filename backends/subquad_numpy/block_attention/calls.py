@@ -1,0 +1,107 @@
+"""The compiled block attention on NumPy arrays, and its gradient, as `subquad_numpy.compiled.Compiled` asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subquad_numpy.runtime.arguments import Run, row_step, with_whole_items, with_whole_rows
+from subquad_numpy.runtime.threads import thread_count
+
+Array = np.ndarray[Any, Any]
+NAMES = "q", "k", "v", "start", "stop", "blocks", "place", "avoid", "met_q", "met_k", "pairs", "bias", "mask"
+INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2, "met_k": 2}
+
+
+def block_attention(
+    arrays: Sequence[Any], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty, save: bool = False,
+    threads: Any = None,
+) -> tuple[tuple[Array, Array], None]:  # fmt: skip
+    """The output and the log-sum-exp of the kernel `block_attention`."""
+    from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
+
+    values, batch, tasks, products = _record(arrays, static)
+    q, v = values["q"], values["v"]
+    out, lse = new((*batch, q.shape[-2], v.shape[-1]), q.dtype), new((*batch, q.shape[-2]), q.dtype)
+    values |= {"out": out, "lse": lse}
+    kernel = block_attention_kernel(q.dtype)
+    run = Run(kernel, FORWARD_RECORD, batch, tasks, products, values)
+    run([values.get(name) for name, axes in FORWARD_RECORD.items() if axes is not None], threads)
+    return (out, lse), None
+
+
+def block_attention_backward(
+    arrays: Sequence[Any], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
+    grads: Sequence[Array | None], need: Sequence[bool], *, threads: Any = None,
+) -> tuple[Array | None, ...] | None:  # fmt: skip
+    """The gradients by q, k and v, with the batch axes of the call."""
+    from subquad_numpy.block_attention.backward import BACKWARD_RECORD, block_attention_gradient_kernel
+
+    values, batch, tiles, products = _record(arrays, static)
+    (out, lse), (grad_out, grad_lse) = outputs, grads
+    q, k, v = (values[name] for name in ("q", "k", "v"))
+    (n, d), (n_kv, d_v), dtype, items = q.shape[-2:], v.shape[-2:], q.dtype, math.prod(batch)
+    if 0 in (*batch, n, n_kv, d_v):
+        found = [np.zeros((*batch, *x.shape[-2:]), dtype) for x in (q, k, v)]
+        return *found, *[None] * (len(arrays) - 3)
+    count = thread_count(threads)
+    parts = parts_of(items, tiles, count)
+    own = (
+        np.zeros((*batch, n, d), dtype),
+        np.zeros((parts, *batch, n_kv, d), dtype),
+        np.zeros((parts, *batch, n_kv, d_v), dtype),
+    )
+    given = np.zeros(out.shape, dtype) if grad_out is None else np.ascontiguousarray(grad_out, dtype)
+    values |= {
+        "out": np.ascontiguousarray(out), "lse": np.ascontiguousarray(lse), "grad_out": given,
+        "grad_lse": None if grad_lse is None else np.ascontiguousarray(grad_lse, dtype),
+        "grad_q": own[0], "grad_k": own[1][0], "grad_v": own[2][0],
+        "tiles": tiles, "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v,
+    }  # fmt: skip
+    run = Run(block_attention_gradient_kernel(dtype), BACKWARD_RECORD, batch, parts, 3 * products, values)
+    run([values.get(name) for name, axes in BACKWARD_RECORD.items() if axes is not None], threads)
+    by_k, by_v = (x[0] if parts == 1 else x.sum(axis=0) for x in own[1:])
+    return own[0], by_k, by_v, *[None] * (len(arrays) - 3)
+
+
+def parts_of(items: int, tiles: int, threads: int) -> int:
+    """Into how many sums the gradients by the keys of an item are split, so that every thread has work."""
+    return 1 if items >= 2 * threads else max(1, min(threads, tiles))
+
+
+def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, int], int, float]:
+    """(numbers of the argument record for contiguous rows, tasks of an item, multiply-adds of an item)."""
+    from subquad_numpy.block_attention.tiles import ROWS
+
+    given = dict(zip(NAMES, arrays, strict=True))
+    (n, d), (n_kv, d_v), size = given["q"].shape[-2:], given["v"].shape[-2:], static["size"]
+    blocks, met = given["blocks"], given["met_q"]
+    listed = 0 if blocks is None else blocks.shape[-1]
+    tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
+    sizes = {
+        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tasks": tasks,
+        "rounds": 0 if met is None else met.shape[-1], "q_row": d, "k_row": d, "v_row": d_v,
+    }  # fmt: skip
+    return sizes, tasks, n * (d + d_v) * float(listed * size if listed else n_kv)
+
+
+def _record(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
+    """(fields of the argument record, batch, tasks of an item, multiply-adds of an item)."""
+    sizes, tasks, products = cut_work(arrays, static)
+    values: dict[str, Any] = dict(sizes)
+    batches = []
+    for name, x in zip(NAMES, arrays, strict=True):
+        if x is None:
+            values[name] = None
+            continue
+        axes = INTEGERS.get(name, 1 if name == "mask" else 2)
+        if name in INTEGERS:
+            x = np.asarray(x, np.int32)
+        values[name] = with_whole_rows(x) if name in ("q", "k", "v") else with_whole_items(x, axes)
+        batches.append(x.shape[: x.ndim - axes])
+    values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
+    values["numbers"] = np.array([static["scale"]], values["q"].dtype)
+    return values, np.broadcast_shapes(*batches), tasks, products

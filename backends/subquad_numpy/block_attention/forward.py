@@ -1,0 +1,140 @@
+"""The forward pass of block attention: online softmax over the tiles of keys that a block of rows reads."""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from subquad_numpy.block_attention.tiles import (
+    ARRAYS,
+    INFINITY,
+    KEYS,
+    ROWS,
+    SIZES,
+    Limits,
+    hide,
+    is_finite,
+    load_limits,
+    pack_rows,
+    task_rows,
+    whole_tile,
+)
+from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
+from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
+from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.runtime.arguments import fields
+
+FORWARD_RECORD = fields(SIZES, ARRAYS, {"out": 2, "lse": 1})
+
+
+@cache
+def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
+    """Compile the output and the log-sum-exp of rows; a task is a block of rows, or a part of one."""
+    lanes, kind, zero = element(dtype)
+    panel = PANEL_VECTORS * lanes
+    width = -(-ROWS // panel) * panel  # rows of a tile in whole panels
+    word, byte = np.int32(0), np.uint8(0)
+    keys = -(-KEYS // TILE_ROWS) * TILE_ROWS
+
+    @compiled(f"block attention {dtype}", FORWARD_RECORD)
+    def forward(first: int, last: int, records: Any) -> int:
+        f = carray(records, last)[0]
+        d, d_v, n_kv, size, listed = f.d, f.d_v, f.n_kv, f.size, f.listed
+        high_v = padded(d_v, TILE_ROWS)
+        sizes = (
+            *(width, width, width, f.rounds * width, d * width, keys * panel, high_v * width, high_v * panel),
+            *(width, width, width, panel, keys * padded(d, TILE_ROWS), keys * high_v),
+        )
+        buffer = np.empty(room(sizes), kind)
+        before, stop, avoid, met, q, x, total, part, top, seen, poison, nothing, own_k, own_v = cut(buffer, sizes)
+        limits = Limits(before, stop, avoid, met)
+        clear(nothing, panel)
+        for task in range(first, last):
+            f = carray(records, last)[task // f.tasks]
+            block, row, count = task_rows(task % f.tasks, f.n, size, listed)
+            if count == 0:
+                continue
+            k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
+            blocks, out, lse = pointer(f.blocks, word), pointer(f.out, zero), pointer(f.lse, zero)
+            used = padded(count, panel)
+            low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
+            pack_rows(pointer(f.q, zero), f.q_row, row, count, d, used, panel, numbers[0], q)
+            clear(total, high_v * used)
+            for i in range(0, used, lanes):
+                store(top, i, LEAST(zeros(top)))
+                store(seen, i, zeros(seen))
+                store(poison, i, zeros(poison))
+            every = f.place == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
+            for entry in range(max(listed, 1)):
+                begin, end = (low // KEYS * KEYS, high) if f.place == 0 else (0, n_kv)
+                if listed > 0:
+                    number = blocks[block * listed + entry]
+                    begin, end = number * size, min((number + 1) * size, n_kv)
+                    if number < 0:
+                        end = begin
+                for j in range(begin, end, KEYS):
+                    many = min(KEYS, end - j)
+                    if f.place == 0 and (j >= high or j + many <= low):
+                        continue
+                    is_whole = every and j >= inner_low and j + many <= inner_high
+                    a = whole_tile(k, f.k_row, j, many, d, n_kv, False, own_k)
+                    b = whole_tile(v, f.v_row, j, many, d_v, n_kv, True, own_v)
+                    is_bad = not is_whole and not is_finite(v, f.v_row, j, many, d_v)
+                    if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
+                        for t in range(many):
+                            fine = is_finite(v, f.v_row, j + t, 1, d_v)
+                            for p in range(high_v):
+                                own_v[t * high_v + p] = v[(j + t) * f.v_row + p] if fine and p < d_v else 0
+                        b = rows_at(own_v, high_v)
+                    for base in range(0, used, panel):
+                        multiply(
+                            a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, panel, lanes,
+                            rows_at(nothing, 0), rows_at(x, panel),
+                        )  # fmt: skip
+                        for column in range(0, panel, lanes):
+                            i = base + column
+                            if not is_whole:
+                                hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
+                            if is_bad:
+                                for t in range(many):
+                                    if not is_finite(v, f.v_row, j + t, 1, d_v):
+                                        logit = load(x, t * panel + column)
+                                        gone = where_negative(logit - LEAST(logit), zeros(x), zeros(x) + math.nan)
+                                        store(poison, i, load(poison, i) + gone)
+                            old = load(top, i)
+                            new = old
+                            for t in range(many):
+                                new = at_least(new, load(x, t * panel + column))
+                            fade = exp_negative(old - new)
+                            along = load(seen, i) * fade
+                            for t in range(many):
+                                e = exp_negative(load(x, t * panel + column) - new)
+                                store(x, t * panel + column, e)
+                                along = along + e
+                            store(top, i, new)
+                            store(seen, i, along)
+                            for p in range(high_v):
+                                at = base * high_v + p * panel + column
+                                store(total, at, load(total, at) * fade)
+                        multiply(
+                            turned(b), high_v, Panels(x, many), many, panel, lanes, rows_at(nothing, 0),
+                            rows_at(part, panel),
+                        )  # fmt: skip
+                        for p in range(0, high_v * panel, lanes):
+                            store(total, base * high_v + p, load(total, base * high_v + p) + load(part, p))
+            for c in range(count):
+                found = seen[c]
+                lse[row + c] = top[c] + math.log(found) if found != 0 else -INFINITY
+                factor = 1 / found if found != 0 else 0
+                place = c // panel * panel * high_v + c % panel
+                for p in range(d_v):
+                    value = total[place + p * panel] * factor if found != 0 else 0
+                    out[(row + c) * d_v + p] = value + poison[c]
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return forward

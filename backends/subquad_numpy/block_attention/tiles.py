@@ -1,0 +1,137 @@
+"""What the kernels of block attention share: argument records, and the logits of a tile, rows × keys.
+
+Everything lies transposed, with one row of queries in each lane: logits and weights are (keys, rows), sums of values
+(d_v, rows). So keys and values are read where they are, number by number, as the left factor of a product; the maximum
+and the sum of a softmax run over vectors, without a step across lanes; and what a row sees is compared in vectors too.
+Rows come in panels, as many as a tile of a product has lanes, and a panel's matrix is contiguous.
+"""
+
+from typing import Any, NamedTuple
+
+from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen.matmul import TILE_ROWS, padded, rows_at
+from subquad_numpy.runtime.arguments import Fields
+
+ROWS, KEYS = 64, 64  # rows and keys of a tile at most: its logits take 16 kB of float32
+INFINITY = float("inf")
+
+# Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
+# rounds of `met`; tasks of an item. Strides in elements from row to row.
+SIZES: Fields = dict.fromkeys(("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tasks", "q_row", "k_row", "v_row"))
+ARRAYS: Fields = {
+    "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
+    "met_k": 2, "mask": 1,
+}  # fmt: skip
+"""Addresses; 0 where an array is not given. `numbers` holds the scale."""
+
+
+class Limits(NamedTuple):
+    """What the rows of a tile see, one number for each lane: rows beyond the last see no key."""
+
+    before: Any  # −start
+    stop: Any
+    avoid: Any
+    met: Any  # (rounds, rows)
+
+
+@inline
+def rows_of_block(size: int, listed: int) -> int:
+    """How many rows of a block one task takes at most."""
+    return min(ROWS, size) if listed > 0 else ROWS
+
+
+@inline
+def task_rows(task: int, n: int, size: int, listed: int) -> tuple[int, int, int]:
+    """(block, first row, number of rows) of a task; the number is 0 for a part of a last block that does not exist."""
+    if listed == 0:
+        return 0, task * ROWS, min(ROWS, n - task * ROWS)
+    parts = -(-size // ROWS)
+    block, part = task // parts, task % parts
+    first = block * size + part * ROWS
+    return block, first, max(min(min(ROWS, size - part * ROWS), n - first), 0)
+
+
+@inline
+def load_limits(f: Any, first: int, count: int, width: int, word: Any, limits: Any) -> tuple[int, int, int, int]:
+    """Fill the limits of a tile's rows.
+
+    Returns (least start, largest stop) of rows that see a key, and (largest start, least stop) of all rows.
+    """
+    start, stop = pointer(f.start, word), pointer(f.stop, word)
+    avoid, met = pointer(f.avoid, word), pointer(f.met_q, word)
+    low, high, inner_low, inner_high = f.n_kv, 0, 0, f.n_kv
+    for c in range(width):
+        begin, end = (start[first + c], stop[first + c]) if c < count else (0, 0)
+        limits.before[c], limits.stop[c] = -begin, end
+        limits.avoid[c] = avoid[first + c] if f.avoid != 0 and c < count else -1
+        for r in range(f.rounds):
+            limits.met[r * width + c] = met[(first + c) * f.rounds + r] if c < count else -1
+        if c < count:
+            inner_low, inner_high = max(inner_low, begin), min(inner_high, end)
+            if end > begin:
+                low, high = min(low, begin), max(high, end)
+    return max(low, 0), min(high, f.n_kv), inner_low, inner_high
+
+
+@inline
+def pack_rows(
+    x: Any, row: int, first: int, count: int, d: int, width: int, panel: int, scale: Any, packed: Any
+) -> None:
+    """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0."""
+    for c in range(width):
+        place = c // panel * panel * d + c % panel
+        for p in range(d):
+            packed[place + p * panel] = x[(first + c) * row + p] * scale if c < count else 0
+
+
+@inline
+def whole_tile(x: Any, row: int, first: int, count: int, width: int, n: int, across: bool, scratch: Any) -> Any:
+    """Rows first … first + count − 1 as the left factor of a product, which reads whole tiles of rows.
+
+    `across`: the product runs over the rows, and reads numbers of a row up to a whole tile. The rows are copied into
+    `scratch`, with zeros, where the product would read beyond the end of the array.
+    """
+    fits = (width % TILE_ROWS == 0 or first + count < n) if across else first + padded(count, TILE_ROWS) <= n
+    if fits:
+        return rows_at(shifted(x, first * row), row)
+    stride = padded(width, TILE_ROWS)
+    for t in range(padded(count, TILE_ROWS)):
+        for p in range(stride):
+            scratch[t * stride + p] = x[(first + t) * row + p] if t < count and p < width else 0
+    return rows_at(scratch, stride)
+
+
+@inline
+def hide(
+    f: Any, first: int, count: int, begin: int, width: int, lanes: int, limits: Any, word: Any, byte: Any, column: int,
+    x: Any, panel: int,
+) -> None:  # fmt: skip
+    """Set the logits of pairs that a row does not see to −∞, for one vector of rows at `column` of x (keys, panel)."""
+    place, mask, met = pointer(f.place, word), pointer(f.mask, byte), pointer(f.met_k, word)
+    before, stop, avoid = load(limits.before, begin), load(limits.stop, begin), load(limits.avoid, begin)
+    hidden = zeros(x) - INFINITY
+    for t in range(count):
+        j = first + t
+        at = t * panel + column
+        if f.mask != 0 and mask[j] == 0:
+            store(x, at, hidden)
+            continue
+        here = float(place[j]) if f.place != 0 else float(j)
+        logit = where_negative(before + here, hidden, load(x, at))
+        logit = where_negative(stop * -1.0 + here, logit, hidden)
+        if f.avoid != 0:
+            logit = where_negative(absolute(avoid - here) - 0.5, hidden, logit)
+        for r in range(f.rounds):
+            chunk = load(limits.met, r * width + begin) - float(met[j * f.rounds + r])
+            logit = where_negative(absolute(chunk - 0.5) - 0.75, hidden, logit)
+        store(x, at, logit)
+
+
+@inline
+def is_finite(x: Any, row: int, first: int, count: int, d: int) -> bool:
+    """Whether no number of these rows is infinite or NaN."""
+    total = x[first * row] * 0
+    for t in range(first, first + count):
+        for p in range(d):
+            total += x[t * row + p] * 0
+    return total == 0
