@@ -18,8 +18,8 @@ class Reversible(torch.nn.Module):
         x2 = y2 − g(y1),    x1 = y1 − f(x2)
 
     The inputs follow from the outputs. The layer therefore keeps its two outputs for the backward pass, and nothing
-    else: what f and g stored on their way is computed again. In a chain of layers these outputs would still be kept once
-    for each layer; `ReversibleSequence` keeps those of the last layer only.
+    else: what f and g stored on their way is computed again. In a chain of layers these outputs would still be kept
+    once for each layer; `ReversibleSequence` keeps those of the last layer only.
 
     Parameters
     ----------
@@ -101,8 +101,9 @@ class Reversible(torch.nn.Module):
         TypeError
             If a stream or an output of f or g is not a tensor, or a stream is not floating or complex.
         ValueError
-            If shapes, dtypes or devices differ, or f or g writes to its input. In the backward pass: if f or g reads a
-            tensor that requires a gradient and is neither a parameter of it nor a keyword argument.
+            If shapes, dtypes or devices differ, f or g writes to its input, or parameters are lazy. In the backward
+            pass: if f or g reads a tensor that requires a gradient and is neither a parameter of it nor a keyword
+            argument.
         """
         return reversible.forward([self], x1, x2, f_kwargs, g_kwargs)
 

@@ -33,10 +33,14 @@ def forward(layers: Iterable[Any], x1: Tensor, x2: Tensor, f_kwargs: Keywords | 
     foreign = exporting() or torch._C._get_tracing_state() is not None or is_transformed(given) or has_tangent(given)
     if foreign or not is_recorded(given):
         for layer in layers:
-            y1 = x1 + _checked("f", layer.f(x2, **f_kwargs), x1)
-            x1, x2 = y1, x2 + _checked("g", layer.g(y1, **g_kwargs), x2)
+            x1, x2 = _plain(layer, x1, x2, f_kwargs, g_kwargs)
         return x1, x2
     return _as_nodes(layers, x1, x2, f_kwargs, g_kwargs)
+
+
+def _plain(layer: Any, x1: Tensor, x2: Tensor, f_kwargs: Keywords, g_kwargs: Keywords) -> tuple[Tensor, Tensor]:
+    y1 = x1 + _checked("f", layer.f(x2, **f_kwargs), x1)
+    return y1, x2 + _checked("g", layer.g(y1, **g_kwargs), x2)
 
 
 def inverse(layers: Iterable[Any], y1: Tensor, y2: Tensor, f_kwargs: Keywords | None, g_kwargs: Keywords | None) -> Any:
@@ -58,6 +62,9 @@ def _as_nodes(layers: Sequence[Any], x1: Tensor, x2: Tensor, f_kwargs: Keywords,
     for i, layer in enumerate(layers):
         f, g = _Function("f", layer.f, f_kwargs), _Function("g", layer.g, g_kwargs)
         tensors = [*f.tensors.values(), *g.tensors.values()]
+        if not any(x.requires_grad for x in (x1, x2, *tensors)):  # a first layer without gradients of its own
+            x1, x2 = _plain(layer, x1, x2, f_kwargs, g_kwargs)
+            continue
         x1, x2 = _Layer.apply(f, g, trail, i == len(layers) - 1, x1, x2, *tensors)
         del f.tensors, g.tensors  # autograd keeps them, and checks that nobody writes to them
     return x1, x2
@@ -78,8 +85,6 @@ class _Layer(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *f_buffers, *g_buffers, *([y1, y2] if last else []))
         ctx.f, ctx.g, ctx.trail, ctx.last = f, g, trail, last
         ctx.set_materialize_grads(False)  # None says that nothing depends on an output, and then nothing is computed
-        if not any(x.requires_grad for x in (x1, x2, *tensors[: len(f.tensors)])):
-            ctx.mark_non_differentiable(y1)
         return y1, y2
 
     @staticmethod
@@ -88,9 +93,8 @@ class _Layer(torch.autograd.Function):
         tensors = list(ctx.saved_tensors)
         if ctx.last:
             *tensors, y1, y2 = tensors
-            torch.autograd.Variable._execution_engine.queue_callback(
-                ctx.trail.clear
-            )  # when the pass ends, early or not
+            # when the pass ends: one that asks for gradients of late layers only ends before the first node
+            torch.autograd.Variable._execution_engine.queue_callback(ctx.trail.clear)
         else:
             y1, y2 = ctx.trail
         ctx.trail.clear()
@@ -101,10 +105,9 @@ class _Layer(torch.autograd.Function):
         needs_x1, needs_x2, *needs = ctx.needs_input_grad[4:]
         f_needs, g_needs = needs[: f.n_tensors], needs[f.n_tensors :]
 
-        needs_dx1 = needs_x1 or needs_x2 or any(f_needs)  # dx1 is the gradient of f's output, too
-        g_out, dy1_by_g, dg = g.call_again(y1, g_tensors, g_buffers, dy2, [needs_dx1, *g_needs])
+        g_out, dy1_by_g, dg = g.call_again(y1, g_tensors, g_buffers, dy2, [True, *g_needs])
         x2 = y2 - g_out
-        dx1 = _sum(dy1, dy1_by_g)
+        dx1 = _sum(dy1, dy1_by_g)  # the gradient of f's output, too
         f_out, dx2_by_f, df = f.call_again(x2, f_tensors, f_buffers, dx1, [needs_x2, *f_needs])
         x1 = y1 - f_out
         if needs_x1 or needs_x2:  # else no node comes after this one
@@ -135,9 +138,7 @@ class _Function:
         with autocasting(self.autocast):
             out = _checked(self.name, self.function(x, **keywords, **self.others), like)
         if x._version != version:
-            msg = (
-                f"{self.name} writes to its input, which is needed to undo the layer; let it write to a copy, x.clone()"
-            )
+            msg = f"{self.name} writes to its input, which the layer needs again; let it write to a copy, x.clone()"
             raise ValueError(msg)
         after = random_states(devices)
         self.random = {device: state for device, state in random.items() if not torch.equal(state, after[device])}
@@ -153,20 +154,20 @@ class _Function:
         depends on the parameters, too.
         """
         twice = torch.is_grad_enabled()  # the gradients will be differentiated
-        records = grad is not None and any(needs)
+        records = twice or grad is not None
         x, *tensors = (_alias(t, need and records, twice) for t, need in zip([x, *tensors], needs, strict=True))
         state = dict(zip(self.parameter_names, tensors, strict=False))
         state |= {name: buffer.clone() for name, buffer in zip(self.buffer_names, buffers, strict=True)}
         keywords = dict(zip(self.keys, tensors[len(self.parameter_names) :], strict=True)) | self.others
-        with torch.set_grad_enabled(records or twice), replaying(self.random), autocasting(self.autocast):
+        with torch.set_grad_enabled(records), replaying(self.random), autocasting(self.autocast):
             if isinstance(self.function, torch.nn.Module):
                 out = functional_call(self.function, state, (x,), keywords)
             else:
                 out = self.function(x, **keywords)
         grads: list[Tensor | None] = [None] * len(needs)
-        if grad is not None and records and out.requires_grad:
-            wanted = [t for t, need in zip([x, *tensors], needs, strict=True) if need]
+        if grad is not None and out.requires_grad:
             self._check_captured(out, [x, *tensors])
+            wanted = [t for t, need in zip([x, *tensors], needs, strict=True) if need]
             found = iter(torch.autograd.grad(out, wanted, grad.to(out.dtype), allow_unused=True, create_graph=twice))
             grads = [next(found) if need else None for need in needs]
         return out if twice else out.detach(), grads[0], grads[1:]
