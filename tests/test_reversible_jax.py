@@ -50,10 +50,11 @@ def take(params: Any, i: int) -> Any:
 
 
 def plain(params_f: Any, params_g: Any, x1: Any, x2: Any) -> Any:
-    for i in range(len(params_f["shift"])):
-        x1 = x1 + function(take(params_f, i), x2)
-        x2 = x2 + function(take(params_g, i), x1)
-    return x1, x2
+    def step(x: Any, params: Any) -> Any:
+        x1 = x[0] + function(params[0], x[1])
+        return (x1, x[1] + function(params[1], x1)), None
+
+    return jax.lax.scan(step, (x1, x2), (params_f, params_g))[0]
 
 
 sequence = subquad_jax.reversible_sequence(function, function)

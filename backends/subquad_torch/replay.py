@@ -58,7 +58,11 @@ def autocast_states(device: torch.device) -> dict[str, tuple[bool, torch.dtype]]
 
 @contextlib.contextmanager
 def autocasting(states: Mapping[str, tuple[bool, torch.dtype]]) -> Iterator[None]:
-    """Autocast in these states, without its cache: a weight cached where nothing is recorded would get no gradient."""
+    """Autocast in these states, without its cache of weights.
+
+    The copies of all layers' weights would live in it until the user's context ends. Older versions of PyTorch also
+    took from it copies made where nothing was recorded, through which no gradient flows.
+    """
     with contextlib.ExitStack() as stack:
         for kind, (enabled, dtype) in states.items():
             stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
