@@ -18,7 +18,7 @@ Layer = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 def reversible(f: Function, g: Function, /) -> Layer:
-    """A reversible residual layer of two functions, after the Reformer's equations (8) and (9) [1]_, [2]_.
+    """A reversible residual layer of two functions, after the Reformer's equations (7) and (8) [1]_, [2]_.
 
         y1 = x1 + f(params_f, x2),    y2 = x2 + g(params_g, y1)
         x2 = y2 − g(params_g, y1),    x1 = y1 − f(params_f, x2)

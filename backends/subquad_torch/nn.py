@@ -12,7 +12,7 @@ from subquad_torch import reversible
 
 
 class Reversible(torch.nn.Module):
-    """One reversible residual layer of two functions, after the Reformer's equations (8) and (9) [1]_, [2]_.
+    """One reversible residual layer of two functions, after the Reformer's equations (7) and (8) [1]_, [2]_.
 
         y1 = x1 + f(x2),    y2 = x2 + g(y1)
         x2 = y2 − g(y1),    x1 = y1 − f(x2)
@@ -37,7 +37,7 @@ class Reversible(torch.nn.Module):
     The gradients are those of the plain layer, of inputs, parameters and keyword arguments alike, up to the rounding of
     x2 and x1 as recovered: some units in the last place of y per layer. They are returned to autograd by an operator,
     so hooks of parameters fire once, `torch.autograd.grad` works, and gradients of gradients are right (these store all
-    activations). The backward pass calls f and g once more, so a training step costs about a third more.
+    activations). The backward pass calls f and g once more.
 
     A second call sees what the first one saw: random numbers of PyTorch's default generators, the state of
     `torch.autocast`, the parameters under `torch.func.functional_call`, and the values of buffers. What it writes to
