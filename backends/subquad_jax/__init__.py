@@ -1,4 +1,4 @@
-"""JAX backend: loops that stay loops under tracing, JAX's own attention, and the compiled CPU kernels."""
+"""JAX backend: loops that stay loops under tracing, JAX's own attention, compiled CPU kernels; reversible layers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from subquad.backend import Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count, take_rows
 from subquad_jax import adapt, branches, dot_product_attention, shard_types
 from subquad_jax.batch_axes import in_forward_mode, items_behind
+from subquad_jax.reversible import reversible as reversible
+from subquad_jax.reversible import reversible_sequence as reversible_sequence
 from subquad_numpy.compiled import COMPILED
 
 
