@@ -141,7 +141,7 @@ class Reach:
         _pytest(tree, [*flags, *self.tests], COVERAGE_FILE=str(data))
         self.seconds = {
             f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 0))
-            for case in ElementTree.parse(results).iter("testcase")  # noqa: S314
+            for case in ElementTree.parse(results).iter("testcase")
         }
         self.data = CoverageData(str(data))
         self.data.read()
