@@ -143,6 +143,8 @@ ALIASES: dict[str, str] = {}
 SCANS: dict[str, ScanRow] = {}
 _rows: dict[type, MethodRow] = {}
 _defaults: dict[type, Any] = {}
+_made: dict[Any, Any] = {}  # methods with options that are integers or words, by class and options
+MOST_MADE = 256
 
 
 def register(
@@ -259,12 +261,27 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     """
     if not options:
         return _default(METHODS.get(ALIASES.get(name, name)) or method_row(name).cls)
+    cls = METHODS.get(ALIASES.get(name, name))
+    key = None if cls is None or not all(map(_is_plain, options.values())) else (cls, *options.items())
+    method = None if key is None else _made.get(key)
+    if method is not None:
+        return method
     row = method_row(name)
     for option in options:
         if option not in row.options:
             msg = f"method {name!r} has no option {option!r}; {nearest(option, row.options)}"
             raise TypeError(msg)
-    return row.cls(**options)
+    method = row.cls(**options)
+    if key is not None:
+        if len(_made) >= MOST_MADE:
+            _made.clear()
+        _made[key] = method
+    return method
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of an option tells equal options apart from all others: 1, 1.0 and True are equal as keys."""
+    return value.__class__ is int or value.__class__ is str
 
 
 def _default(cls: type[Any]) -> Any:

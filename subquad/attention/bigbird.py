@@ -22,7 +22,6 @@ from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_count, check_seed
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import block_attention
-from subquad.kernels.visibility import narrowed
 from subquad.random import generator
 from subquad.registry import register
 
@@ -109,7 +108,7 @@ class BigBird(Method):
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, size, (first_global, last_global) = call.xp, self.block_size, self.global_blocks
         n, n_kv = call.q.shape[-2], call.k.shape[-2]
-        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        _, start, stop = sight_of(call)
         blocks = -(-n // size)
         at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
         whole = (at < first_global) | (at >= -(-n_kv // size) - last_global)
@@ -125,7 +124,7 @@ class BigBird(Method):
             )  # fmt: skip
         if not parts:  # there is no query
             whole_call = call.q, call.k, call.v, start, stop, *[None] * 7
-            return block_attention(*whole_call, scale=call.scale, key_mask=call.key_mask)
+            return block_attention(*whole_call, scale=call.scale, size=1, key_mask=call.key_mask)
         if len(parts) == 1:
             return parts[0]
         out, lse = zip(*parts, strict=True)

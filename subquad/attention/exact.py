@@ -15,7 +15,7 @@ from subquad.attention.restrictions import NAMES, sight_of
 from subquad.backend import Array
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.softmax_attention import softmax_attention
-from subquad.kernels.visibility import CAUSAL, narrowed
+from subquad.kernels.visibility import CAUSAL
 from subquad.registry import register
 
 
@@ -67,10 +67,10 @@ class Exact(Method):
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, given = call.xp, call.restrictions
-        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        _, start, stop = sight_of(call)
         hidden = None, None, None, None, None
         out, lse = block_attention(
-            call.q, call.k, call.v, start, stop, *hidden, given.mask, given.bias, scale=call.scale,
+            call.q, call.k, call.v, start, stop, *hidden, given.mask, given.bias, scale=call.scale, size=1,
             softcap=given.softcap, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
         if given.sinks is not None:  # one more logit in the denominator, whose value is 0

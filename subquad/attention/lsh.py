@@ -26,7 +26,7 @@ from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import block_attention, join
-from subquad.kernels.visibility import Sight, narrowed
+from subquad.kernels.visibility import Sight
 from subquad.random import generator
 from subquad.registry import register
 
@@ -137,10 +137,10 @@ class LSH(Method):
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
-        sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        sight = sight_of(call)
         if n == 0 or n_kv == 0:
             nothing = q, k, call.v, sight.start, sight.stop, *[None] * 7
-            return block_attention(*nothing, scale=call.scale, key_mask=call.key_mask)
+            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         if self.unit_keys:
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)

@@ -20,7 +20,7 @@ from subquad.core.dtypes import cast, is_dtype
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State
-from subquad.kernels.visibility import Sight, document_sight, frontier_sight, whole_sight
+from subquad.kernels.visibility import Sight, document_sight, frontier_sight, intersection, narrowed, plain_sight
 
 NAMES = ("segments", "visible", "return_lse", "mask", "bias", "softcap", "sinks")
 
@@ -84,19 +84,23 @@ def restrict(
     return call.restricted(made)
 
 
-def sight_of(call: AttentionCall) -> Sight:
-    """What each query of the call sees before causality: everything, its document, or the keys up to its count."""
-    n, n_kv, where, given = call.q.shape[-2], call.k.shape[-2], place_of(call.q), call.restrictions
-    if given is None:
-        return whole_sight(call.xp, n, n_kv, where)
-    sight = whole_sight(call.xp, n, n_kv, where)
+def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None = None) -> Sight:
+    """What each query sees: its document, or the keys up to its count, or all; in causal calls no later key.
+
+    `left` and `right` limit the number of keys before and after its place.
+    """
+    xp, n, n_kv, where, given = call.xp, call.q.shape[-2], call.k.shape[-2], place_of(call.q), call.restrictions
+    right = 0 if call.causal else right
+    if given is None or (given.segments is None and given.visible is None):
+        return plain_sight(xp, call.q, n, n_kv, left=left, right=right)
+    sight: Any = None
     if given.segments is not None:
         of_queries, of_keys = given.segments
-        sight = document_sight(call.xp, of_queries, of_keys, where)
+        sight = document_sight(xp, of_queries, of_keys, where)
     if given.visible is not None:
-        place, start, stop = frontier_sight(call.xp, given.visible)
-        sight = Sight(place, call.xp.maximum(start, sight.start), call.xp.minimum(stop, sight.stop))
-    return sight
+        by_count = frontier_sight(xp, given.visible)
+        sight = by_count if sight is None else intersection(xp, by_count, sight)
+    return narrowed(xp, sight, left, right)
 
 
 def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]) -> Array:

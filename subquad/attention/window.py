@@ -128,12 +128,12 @@ class Window(Method):
 
     def _near(self, call: AttentionCall, key_mask: Array | None) -> Parts:
         """(out, lse) over the keys of the window."""
-        xp, sight = call.xp, sight_of(call)
+        xp = call.xp
         right = self._right(causal=call.causal)
         own = call.restrictions
         is_aligned = own.visible is None and (own.segments is None or own.segments[0] is own.segments[1])
         if self.dilation == 1:
-            _, start, stop = narrowed(xp, sight, left=self.left, right=right)
+            _, start, stop = sight_of(call, left=self.left, right=right)
             blocks = near_blocks(call, self.left, right) if is_aligned else None
             return self._run(call, call.q, call.k, call.v, start, stop, blocks, key_mask)
         if not is_aligned:
@@ -147,7 +147,7 @@ class Window(Method):
         if mask is None and lacking:
             mask = _by_residue(xp, xp.ones((n_kv, 1), dtype=xp.bool, device=place_of(call.k)), step)[..., 0]
         residue = xp.arange(step, dtype=xp.int32, device=place_of(call.q))[:, None]
-        place, start, stop = (_by_residue(xp, (x + lacking)[..., None], step)[..., 0] for x in sight)
+        place, start, stop = (_by_residue(xp, (x + lacking)[..., None], step)[..., 0] for x in sight_of(call))
         inner = Sight((place - residue) // step, -((residue - start) // step), -((residue - stop) // step))
         _, start, stop = narrowed(xp, inner, left=self.left, right=right)
         out, lse = self._run(call, q, k, v, start, stop, None, mask)
@@ -165,7 +165,7 @@ class Window(Method):
     def _at_global_keys(self, call: AttentionCall, index: Array, exists: Array) -> Parts:
         """(out, lse) of all queries over the global keys."""
         xp = call.xp
-        _, start, stop = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        _, start, stop = sight_of(call)
         keep = exists if call.key_mask is None else exists & gather(xp, call.key_mask, index)
         k, v = (gather_rows(xp, x, index) for x in (call.k, call.v))
         return self._run(call, call.q, k, v, start, stop, None, keep, index)
@@ -174,7 +174,7 @@ class Window(Method):
         """(out, lse) with the rows of global queries, which see every key, put in their places."""
         xp, given = call.xp, call.options
         q, k, v = (given.get(f"global_{name}", getattr(call, name)) for name in ("q", "k", "v"))
-        sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        sight = sight_of(call)
         _, start, stop = (gather(xp, x, index) for x in sight)
         rows = self._run(call, gather_rows(xp, q, index), k, v, start, stop, None, call.key_mask)
         rank = xp.cumulative_sum(xp.astype(mask, xp.int32), axis=-1) - 1

@@ -37,7 +37,7 @@ def batch_of(
 def outputs(
     q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None, place: Array | None,
     avoid: Array | None, met_q: Array | None, met_k: Array | None, pairs: Array | None,
-    bias: Array | None, /, *, scale: float, size: int = 64, softcap: float | None = None, key_mask: Array | None = None,
+    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, key_mask: Array | None = None,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `block_attention`."""
     matrices = {"q": q, "k": k, "v": v, "blocks": blocks, "met_q": met_q, "met_k": met_k, "pairs": pairs, "bias": bias}
@@ -49,7 +49,7 @@ def outputs(
 def block_attention(
     q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None, place: Array | None,
     avoid: Array | None, met_q: Array | None, met_k: Array | None, pairs: Array | None,
-    bias: Array | None, /, *, scale: float, size: int = 64, softcap: float | None = None, key_mask: Array | None = None,
+    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, key_mask: Array | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) over the keys that each row sees, and its log-sum-exp (..., n).
 

@@ -6,10 +6,15 @@ Queries and keys are aligned at their ends: of n queries and n_kv keys, query i 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.loading import backend_of
 
 
 class Spans(NamedTuple):
@@ -56,7 +61,7 @@ class Sight(NamedTuple):
     """What each row may see, as places of keys: integer arrays (..., n).
 
     Row i stands at the place `place[i]`, from which causality and windows are counted, and sees no key outside of
-    start[i] … stop[i] − 1. Sights intersect: `narrowed` takes the larger start and the smaller stop.
+    start[i] … stop[i] − 1.
     """
 
     place: Array
@@ -64,13 +69,25 @@ class Sight(NamedTuple):
     stop: Array
 
 
-def whole_sight(xp: ModuleType, n: int, n_kv: int, where: Any) -> Sight:
-    """The sight of n rows that see all of n_kv keys, aligned at the ends."""
-    place = xp.arange(n, dtype=xp.int32, device=where) + (n_kv - n)
+def plain_sight(
+    xp: ModuleType, like: Array, n: int, n_kv: int, *, left: int | None = None, right: int | None = None
+) -> Sight:
+    """The sight of n rows beside n_kv keys, aligned at the ends, that see `left` keys before and `right` keys after.
+
+    None: no limit. `like` is an array of the call; where its values can be read, the sight is made once and kept.
+    """
+    where = place_of(like)
+    if backend_of(xp).is_concrete(like):
+        return Sight(*(xp.asarray(x, device=where) for x in _host_sight(n, n_kv, left, right)))
+    return narrowed(xp, _aligned(xp, n, n_kv, device=where), left, right)
+
+
+def _aligned(xp: Any, n: int, n_kv: int, **where: Any) -> Sight:
+    place = xp.arange(n, dtype=xp.int32, **where) + (n_kv - n)
     return Sight(place, xp.zeros_like(place), xp.zeros_like(place) + n_kv)
 
 
-def narrowed(xp: ModuleType, sight: Sight, *, left: int | None = None, right: int | None = None) -> Sight:
+def narrowed(xp: Any, sight: Sight, left: int | None = None, right: int | None = None) -> Sight:
     """The sight of rows that see at most `left` keys before and `right` keys after their place; None: no limit."""
     place, start, stop = sight
     if left is not None:
@@ -80,9 +97,20 @@ def narrowed(xp: ModuleType, sight: Sight, *, left: int | None = None, right: in
     return Sight(place, start, stop)
 
 
+@lru_cache(64)
+def _host_sight(n: int, n_kv: int, left: int | None, right: int | None) -> Sight:
+    sight = narrowed(np, _aligned(np, n, n_kv), left, right)
+    return Sight(*(x.astype(np.int32) for x in sight))
+
+
 def frontier_sight(xp: ModuleType, visible: Array) -> Sight:
     """The sight of rows that see the first `visible[i]` keys each; they stand at the last of them."""
     return Sight(visible - 1, xp.zeros_like(visible), visible)
+
+
+def intersection(xp: ModuleType, sight: Sight, other: Sight) -> Sight:
+    """The sight of rows at the places of the first one that see what both see."""
+    return Sight(sight.place, xp.maximum(sight.start, other.start), xp.minimum(sight.stop, other.stop))
 
 
 def document_sight(xp: ModuleType, of_queries: Array, of_keys: Array, where: Any) -> Sight:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Run, row_step, with_whole_items, with_whole_rows
+from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -16,21 +17,33 @@ NAMES = "q", "k", "v", "start", "stop", "blocks", "place", "avoid", "met_q", "me
 INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2, "met_k": 2}
 
 
-def block_attention(
-    arrays: Sequence[Any], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty, save: bool = False,
-    threads: Any = None,
-) -> tuple[tuple[Array, Array], None]:  # fmt: skip
+def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output and the log-sum-exp of the kernel `block_attention`."""
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     values, batch, tasks, products = _record(arrays, static)
     q, v = values["q"], values["v"]
-    out, lse = new((*batch, q.shape[-2], v.shape[-1]), q.dtype), new((*batch, q.shape[-2]), q.dtype)
-    values |= {"out": out, "lse": lse}
-    kernel = block_attention_kernel(q.dtype)
-    run = Run(kernel, FORWARD_RECORD, batch, tasks, products, values)
-    run([values.get(name) for name, axes in FORWARD_RECORD.items() if axes is not None], threads)
-    return (out, lse), None
+    shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), q.dtype, values["numbers"]
+    example = {"out": np.empty(shape, dtype), "lse": np.empty(shape[:-1], dtype)}
+    run = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
+    given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
+    places = [NAMES.index(name) for name in given[1:-2]]  # between the numbers and the outputs
+    fixes = [None if x is None else _fix(name, x) for name, x in zip(NAMES, arrays, strict=True)]
+    must_fix = any(fix is not None for fix in fixes)
+
+    def block_attention(
+        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
+    ) -> tuple[tuple[Array, Array], None]:
+        out, lse = new(shape, dtype), new(shape[:-1], dtype)
+        if must_fix:
+            arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
+        run((numbers, *[arrays[i] for i in places], out, lse), threads)
+        return (out, lse), None
+
+    return block_attention
+
+
+block_attention = Forms(_plan)
 
 
 def block_attention_backward(
@@ -88,20 +101,24 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     return sizes, tasks, n * (d + d_v) * float(listed * size if listed else n_kv)
 
 
+def _axes(name: str) -> int:
+    """How many of the last axes of an array belong to one item."""
+    return INTEGERS.get(name, 1 if name == "mask" else 2)
+
+
+def _fix(name: str, x: Array) -> Fix:
+    """The copy after which a kernel can read arrays like x; None if none is needed."""
+    if name in INTEGERS and x.dtype != np.int32:
+        return partial(np.ascontiguousarray, dtype=np.int32)
+    return fix_rows(x) if name in ("q", "k", "v") else fix_items(x, _axes(name))
+
+
 def _record(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
     """(fields of the argument record, batch, tasks of an item, multiply-adds of an item)."""
     sizes, tasks, products = cut_work(arrays, static)
-    values: dict[str, Any] = dict(sizes)
-    batches = []
-    for name, x in zip(NAMES, arrays, strict=True):
-        if x is None:
-            values[name] = None
-            continue
-        axes = INTEGERS.get(name, 1 if name == "mask" else 2)
-        if name in INTEGERS:
-            x = np.asarray(x, np.int32)
-        values[name] = with_whole_rows(x) if name in ("q", "k", "v") else with_whole_items(x, axes)
-        batches.append(x.shape[: x.ndim - axes])
+    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None}
+    values: dict[str, Any] = {**sizes, **{name: fixed(_fix(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
     values["numbers"] = np.array([static["scale"]], values["q"].dtype)
-    return values, np.broadcast_shapes(*batches), tasks, products
+    batch = np.broadcast_shapes(*(x.shape[: x.ndim - _axes(name)] for name, x in given.items()))
+    return values, batch, tasks, products
