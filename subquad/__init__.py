@@ -1,6 +1,6 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
-from subquad.attention import METHODS, Exact, Favor, Linear, Method, Nystrom, attention
+from subquad.attention import METHODS, Exact, Favor, Linear, Linformer, Method, Nystrom, attention
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -14,6 +14,7 @@ __all__ = [
     "Explanation",
     "Favor",
     "Linear",
+    "Linformer",
     "Method",
     "Nystrom",
     "attention",

@@ -54,6 +54,7 @@ DYNAMIC = {
     "favor": ("favor", {}), "favor causal": ("favor", {"causal": True}),
     "relu causal": ("favor", {"causal": True, "features": "relu", "num_features": 8}),
     "linear": ("linear", {}), "linear causal": ("linear", {"causal": True}),
+    "linformer": ("linformer", {"rank": 16}),
     "nystrom": ("nystrom", {"num_landmarks": 16}),
     "uniform": ("nystrom", {"num_landmarks": 16, "landmarks": "uniform", "pinv": "ridge"}),
 }  # fmt: skip

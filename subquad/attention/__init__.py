@@ -7,12 +7,13 @@ from typing import Any
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.linear import Linear
+from subquad.attention.linformer import Linformer
 from subquad.attention.method import Method
 from subquad.attention.nystrom import Nystrom
 from subquad.backend import Array
 from subquad.registry import METHODS, make_method
 
-__all__ = ["METHODS", "Exact", "Favor", "Linear", "Method", "Nystrom", "attention", "find_method"]
+__all__ = ["METHODS", "Exact", "Favor", "Linear", "Linformer", "Method", "Nystrom", "attention", "find_method"]
 
 
 def attention(
@@ -39,7 +40,7 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), or an instance such as
+        "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), or an instance such as
         ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no

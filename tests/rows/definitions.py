@@ -50,7 +50,7 @@ def over_heads(
     return out
 
 
-PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "query_mask": 1}
+PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1}
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
@@ -132,6 +132,43 @@ def linear(
     phi = (lambda x: np.where(x > 0, x + 1, np.exp(x))) if feature_map == "elu" else feature_map
     weights = phi(sign * root * q) @ phi(root * k).T
     return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
+
+
+def linformer(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    rank: int = 256,
+    projection: str | tuple[Array, Array] = "mean",
+    seed: int = 0,
+) -> Array:
+    """softmax(s q (E k)ᵀ) F v; a key that is hidden has columns of zeros."""
+    assert not causal
+    scale, n_kv = q.shape[1] ** -0.5 if scale is None else scale, len(k)
+    if projection == "mean":
+        E = F = np.zeros((min(rank, keep.sum()), n_kv))
+        for row, members in enumerate(np.array_split(np.flatnonzero(keep), max(len(E), 1))):
+            E[row : row + 1, members] = 1 / max(len(members), 1)
+    elif projection == "random":
+        E = F = gaussian_columns(rank, n_kv, seed)
+    else:
+        E, F = projection
+    E, F = (np.where(keep, x, 0) for x in (E, F))
+    k, v = (np.where(keep[:, None], x, 0) for x in (k, v))
+    return softmax(scale * q @ (E @ k).T, np.ones((1, len(E)), dtype=bool)) @ (F @ v)
+
+
+def gaussian_columns(m: int, n: int, seed: int) -> Array:
+    """Entries N(0, 1/m); 256 columns, one after the other, come from one seed."""
+    blocks = [np.zeros((0, m))]
+    for block in range(-(-n // 256)):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,))))
+        blocks.append(rng.standard_normal((256, m)))
+    return np.concatenate(blocks)[:n].T / np.sqrt(m)
 
 
 def segment_means(x: Array, rows: Array, m: int) -> Array:
