@@ -33,7 +33,7 @@ def arguments(drawn: dict[str, Any]) -> list[Any]:
 
 
 # options that have one value per row of the unpadded sequence
-POSITIONAL = {"nystrom-query-mask", "nystrom-convolution", "nystrom-long-convolution", "linformer-random",
+POSITIONAL = {"nystrom-query-mask", "nystrom-convolution", "nystrom-long-convolution", "nystrom-kmeans-query-mask", "linformer-random",
               "linformer-random-seed", "linformer-arrays"}  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def gradients(library: Library, function: Any, *arrays: np.ndarray) -> list[np.n
 
 
 DIFFERENTIABLE = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "favor-relu", "linear", "linformer", "linformer-random", "nystrom",
-                       "nystrom-ridge")  # fmt: skip
+                       "nystrom-ridge", "nystrom-kmeans", "nystrom-ridge-fit")  # fmt: skip
 
 
 @pytest.mark.parametrize("garbage", [1.0, np.nan])

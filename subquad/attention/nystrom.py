@@ -17,10 +17,12 @@ from typing import Any
 
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes, enter
 from subquad.attention.convolution import add_convolution
+from subquad.attention.kmeans import Clusters, find_clusters
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
-from subquad.attention.means import self_attention_mask
+from subquad.attention.means import mean_row, self_attention_mask
 from subquad.attention.method import Method
 from subquad.attention.pseudo_inverse import OPTION_OF, PSEUDO_INVERSES, check_pinv_options, pinv_times
+from subquad.attention.ridge_fit import fit_values, read_values
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
@@ -32,7 +34,8 @@ from subquad.kernels.max_shift import divide_or_zero, rescale
 from subquad.kernels.softmax_attention import softmax_attention
 from subquad.registry import register
 
-LANDMARKS = ("segment-means", "uniform")
+LANDMARKS = ("segment-means", "uniform", "kmeans")
+DRAWN = ("uniform", "kmeans")  # landmarks that a seed has an effect on
 
 
 @register(
@@ -113,6 +116,7 @@ class Nystrom(Method):
     num_landmarks: int | None = None
     landmarks: str | tuple[Array, Array] = "segment-means"
     seed: int | None = None
+    kmeans_iterations: int | None = None
     pinv: str = "iterative"
     iterations: int | None = None
     rcond: float | None = None
@@ -135,9 +139,20 @@ class Nystrom(Method):
             check_count("num_landmarks", self.num_landmarks)
         if self.seed is not None:
             check_seed(self.seed)
-            if self.landmarks != "uniform":
-                msg = f'seed={self.seed} would have no effect: only landmarks="uniform" are random'
+            if self._chosen_by() not in DRAWN:
+                msg = f'seed={self.seed} would have no effect: only landmarks="uniform" and "kmeans" are random'
                 raise ValueError(msg)
+        if self.kmeans_iterations is not None:
+            check_count("kmeans_iterations", self.kmeans_iterations)
+            if self._chosen_by() != "kmeans":
+                msg = f'kmeans_iterations={self.kmeans_iterations} would have no effect without landmarks="kmeans"'
+                raise ValueError(msg)
+        if self.pinv == "ridge-fit" and self._chosen_by() != "kmeans":
+            msg = (
+                f'pinv="ridge-fit" needs landmarks="kmeans", got {self._chosen_by()}: it reads how many keys belong to '
+                f"each landmark, and the mean of their values"
+            )
+            raise ValueError(msg)
         check_pinv_options(self.pinv, self._tuning())
         if not isinstance(self.landmarks, str) and self.query_mask is not None:
             msg = "query_mask chooses the rows of landmarks, which are given; leave one out"
@@ -175,7 +190,7 @@ class Nystrom(Method):
             q_land, _, k_land, _ = chosen._landmarks(call, query_mask)
         heads = call.arrangement.heads
         pair = heads.unfold(q_land), heads.unfold(k_land)
-        return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
+        return replace(self, landmarks=pair, num_landmarks=None, seed=None, kmeans_iterations=None, query_mask=None)
 
     def _evaluate(self, call: AttentionCall) -> Array:
         query_mask = self._query_mask(call)
@@ -185,6 +200,8 @@ class Nystrom(Method):
             if query_mask is not None:  # exact attention needs no landmarks: the mask only adds batch axes
                 out = xp.broadcast_to(out, (*call.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
             return add_convolution(call, out, self.conv_weights)
+        if self.pinv == "ridge-fit":
+            return add_convolution(call, self._fitted(call, query_mask), self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(call, query_mask)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
@@ -194,6 +211,26 @@ class Nystrom(Method):
             values = xp.where(few, visible, values)
         out = softmax_attention(call.q, k_land, values, scale=scale, key_mask=k_valid)
         return add_convolution(call, out, self.conv_weights)
+
+    def _fitted(self, call: AttentionCall, query_mask: Array | None) -> Array:
+        """The output of "ridge-fit": F(q) W, with the values W of clusters of keys fitted at clusters of queries."""
+        xp, v, key_mask, scale = call.xp, call.v, call.key_mask, call.scale
+        q_mask = self._rows_of_landmarks(call, query_mask)
+        rows, valid = self._choose(xp, call.q, q_mask)
+        rows = xp.where(xp.isfinite(rows), rows, 0.0)
+        found = self._clusters(xp, call.k, key_mask, values=v, toward=mean_row(xp, call.q, q_mask) * scale)
+        at_rows = softmax_attention(rows, call.k, v, scale=scale, key_mask=key_mask)
+        assert found.values is not None
+        values = fit_values(
+            xp, rows, valid, found.means, found.counts, found.values, at_rows, scale=scale, ridge=self.ridge
+        )
+        counts = found.counts
+        if key_mask is not None:
+            few = count_visible(xp, key_mask)[..., None] <= self._m()
+            visible, holds = segment_means(xp, v, key_mask, self._m())
+            values = xp.where(few, visible, values)
+            counts = xp.where(few, xp.astype(holds, counts.dtype)[..., None], counts)
+        return read_values(xp, call.q, found.means, counts, values, scale=scale)
 
     def _summarize(self, call: AttentionCall) -> State:
         # attention of landmark queries sums the features exp(s q̃·k) over keys, as a feature method does
@@ -257,10 +294,23 @@ class Nystrom(Method):
         options |= {name: value for name, value in defaults.items() if options[name] is None}
         return {name: value for name, value in options.items() if name not in unused and value is not None}
 
+    def _chosen_by(self) -> str:
+        return self.landmarks if isinstance(self.landmarks, str) else "arrays"
+
     def _choose(self, xp: ModuleType, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+        if self.landmarks == "kmeans":
+            return self._clusters(xp, x, mask)[:2]
         if self.landmarks == "uniform":
             return uniform_rows(xp, x, mask, self._m(), self.seed or 0)
         return segment_means(xp, x, mask, self._m())
+
+    def _clusters(self, xp: ModuleType, x: Array, mask: Array | None, **others: Array) -> Clusters:
+        iterations, seed = self.kmeans_iterations or 5, self.seed or 0
+        return find_clusters(xp, x, mask, self._m(), iterations=iterations, seed=seed, **others)
+
+    def _rows_of_landmarks(self, call: AttentionCall, query_mask: Array | None) -> Array | None:
+        """The mask of the queries that enter the landmarks."""
+        return self_attention_mask(call) if query_mask is None else query_mask
 
     def _landmarks(
         self, call: AttentionCall, query_mask: Array | None
@@ -268,9 +318,14 @@ class Nystrom(Method):
         """(q̃, which of q̃ hold a row, k̃, which of k̃ hold a row); None in place of a mask: all do."""
         if call.options:
             return call.options["landmarks_q"], None, call.options["landmarks_k"], None
-        xp, q_mask = call.xp, self_attention_mask(call) if query_mask is None else query_mask
+        xp = call.xp
+        q_mask = self._rows_of_landmarks(call, query_mask)
         q_land, q_valid = self._choose(xp, call.q, q_mask)
-        k_land, k_valid = self._choose(xp, call.k, call.key_mask)
+        if self.landmarks == "kmeans":
+            toward = mean_row(xp, call.q, q_mask) * call.scale
+            k_land, k_valid, *_ = self._clusters(xp, call.k, call.key_mask, toward=toward)
+        else:
+            k_land, k_valid = self._choose(xp, call.k, call.key_mask)
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
         return xp.where(xp.isfinite(q_land), q_land, 0.0), q_valid, k_land, k_valid
 

@@ -203,10 +203,11 @@ def nystrom(
     num_landmarks: int = 64,
     landmarks: str | tuple[Array, Array] = "segment-means",
     seed: int = 0,
+    kmeans_iterations: int = 5,
     pinv: str = "iterative",
     iterations: int = 6,
     rcond: float = 1e-3,
-    ridge: float = 1e-2,
+    ridge: float | None = None,
     conv_weights: Array | None = None,
     query_mask: Array | None = None,
 ) -> Array:
@@ -222,6 +223,12 @@ def nystrom(
             return exact(q, k, v, keep, causal=False, scale=scale) + residual
         if landmarks == "segment-means":
             q_land, k_land = segment_means(q, rows, m), segment_means(k, keep, m)
+        elif landmarks == "kmeans":
+            heavy = scale * q[rows].sum(axis=0) / max(rows.sum(), 1)
+            q_land, _ = kmeans(q[rows], m, kmeans_iterations, seed)
+            k_land, members = kmeans(k[keep], m, kmeans_iterations, seed, heavy)
+            if pinv == "ridge-fit":
+                return ridge_fit(q, k[keep], v[keep], q_land, k_land, members, m, scale, ridge) + residual
         else:
             q_land, k_land = uniform_rows(q, rows, m, seed), uniform_rows(k, keep, m, seed)
     else:
@@ -233,9 +240,69 @@ def nystrom(
     return F @ (pseudo_inverse(A, pinv, iterations, rcond, ridge) @ (B @ v)) + residual
 
 
-def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float) -> Array:
+def kmeans(x: Array, m: int, iterations: int, seed: int, heavy: Array | None = None) -> tuple[Array, Array]:
+    """(means of the clusters of the rows of x, the cluster of each row); few rows are clusters of their own.
+
+    `heavy` is a direction: the m/2 rows that go farthest in it are the first centres of as many clusters.
+    """
+    if len(x) <= m:
+        return x, np.arange(len(x))
+
+    def nearest(rows: Array) -> Array:
+        return ((rows[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1)
+
+    def means(rows: Array) -> Array:
+        own = nearest(rows)
+        return np.array([rows[own == c].mean(axis=0) if np.any(own == c) else centres[c] for c in range(m)])
+
+    every = np.ones(len(x), dtype=bool)
+    sample = x if len(x) <= 8 * m else uniform_rows(x, every, 8 * m, seed)
+    first = x[:0] if heavy is None else x[np.argsort(-(x @ heavy), kind="stable")[: m // 2]]
+    centres = np.concatenate([first, segment_means(sample, np.ones(len(sample), dtype=bool), m - len(first))])
+    sample = np.concatenate([first, sample])
+    for _ in range(iterations):
+        centres = means(sample)
+    return means(x), nearest(x)
+
+
+def ridge_fit(
+    q: Array,
+    k: Array,
+    v: Array,
+    rows: Array,
+    means: Array,
+    members: Array,
+    m: int,
+    scale: float,
+    ridge: float | None,
+) -> Array:
+    """F(q) W: each cluster of keys counts as often as it has members, and W is fitted to exact attention at `rows`."""
+    counts = np.array([(members == c).sum() for c in range(m)])
+    summary = np.array([v[members == c].mean(axis=0) if counts[c] else 0 * v[0] for c in range(m)])
+    every = np.ones(len(k), dtype=bool)
+
+    def F(x: Array) -> Array:
+        weights = counts * np.exp(scale * x @ means.T - (scale * x @ means.T).max(axis=1, keepdims=True, initial=-1e9))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def fit(F: Array, missing: Array, strength: float) -> Array:
+        penalty = np.sqrt(strength * ((F**2).sum() / m or 1)) * np.eye(m)
+        stacked = np.concatenate([F, penalty]), np.concatenate([missing, np.zeros((m, v.shape[1]))])
+        return np.linalg.lstsq(*stacked)[0]
+
+    exact_rows = softmax(scale * rows @ k.T, every) @ v
+    F_rows, missing = F(rows), exact_rows - F(rows) @ summary
+    if ridge is None:
+        out = np.arange(len(rows)) % 5 == min(5, m) - 1
+        strengths = (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+        errors = [((missing[out] - F_rows[out] @ fit(F_rows[~out], missing[~out], x)) ** 2).sum() for x in strengths]
+        ridge = strengths[int(np.argmin(errors))]
+    return F(q) @ (summary + fit(F_rows, missing, ridge))
+
+
+def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float | None) -> Array:
     if pinv == "ridge":
-        return np.linalg.inv(A.T @ A + ridge * np.eye(A.shape[1])) @ A.T
+        return np.linalg.inv(A.T @ A + (ridge or 1e-2) * np.eye(A.shape[1])) @ A.T
     if pinv == "exact":
         U, s, Vt = np.linalg.svd(A, full_matrices=False)
         return Vt.T @ np.diag([1 / x if x > rcond * s[0] else 0 for x in s]) @ U.T

@@ -224,6 +224,14 @@ OPTIONS = [
     nystrom("nystrom-ridge-scale", options={"num_landmarks": 7, "pinv": "ridge", "ridge": 0.3, "scale": 0.5}),
     nystrom("nystrom-uniform", options={"num_landmarks": 6, "landmarks": "uniform"}),
     nystrom("nystrom-uniform-seed", options={"num_landmarks": 6, "landmarks": "uniform", "seed": 3, "pinv": "ridge"}),
+    nystrom("nystrom-kmeans", options={"num_landmarks": 6, "landmarks": "kmeans"}),
+    nystrom("nystrom-kmeans-seed", options={"num_landmarks": 4, "landmarks": "kmeans", "seed": 3,
+                                            "kmeans_iterations": 2, "pinv": "ridge"}),
+    nystrom("nystrom-ridge-fit", options={"num_landmarks": 6, "landmarks": "kmeans", "pinv": "ridge-fit"}),
+    nystrom("nystrom-ridge-fit-scale", options={"num_landmarks": 8, "landmarks": "kmeans", "pinv": "ridge-fit",
+                                                "ridge": 0.2, "scale": -0.3}),
+    nystrom("nystrom-kmeans-query-mask", options={"num_landmarks": 6, "landmarks": "kmeans", "pinv": "ridge-fit"},
+            arrays=given_query_mask),
     nystrom("nystrom-arrays", options={}, arrays=given_landmarks, fits=has_batch),
     nystrom("nystrom-convolution", options={"num_landmarks": 8}, arrays=given_convolution, fits=is_self_attention),
     nystrom("nystrom-long-convolution", options={"num_landmarks": 8}, arrays=given_long_convolution,
@@ -257,6 +265,7 @@ def named(*names: str) -> list[Row]:
 MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
-           "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform"),
+           "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
+           "nystrom-kmeans", "nystrom-ridge-fit"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]
