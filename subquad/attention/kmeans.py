@@ -4,10 +4,10 @@
     clusters of all rows:   μ_r = mean of the visible rows nearest to c_r,    n_r = their number
 
 The sample has one random row of each of 8 m strata of the visible rows, or all of them if they are fewer. The first
-centres are means of consecutive segments of the sample; for keys, the ⌊m/HEAVY⌋ keys of the largest logits to the mean
-query go before these and into the sample, because a key that most rows attend to must not vanish in a cluster of others.
-A cluster without rows keeps its centre. Which row belongs to which cluster is constant for gradients: they flow through
-the means.
+centres are means of consecutive segments of the sample; for keys, the ⌊m/2⌋ keys of the largest logits to the mean
+query go before these and into the sample, because a key that most rows attend to must not vanish in a cluster of
+others. A cluster without rows keeps its centre. Which row belongs to which cluster is constant for gradients: they flow
+through the means.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from types import ModuleType
 from typing import NamedTuple
 
-from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
+from subquad.attention.landmarks import count_visible, segment_means, strata_hold_a_row, uniform_rows
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
@@ -55,7 +55,7 @@ def find_clusters(
     if mask is None and backend_of(xp).holds(x.shape[-2] <= m):
         return Clusters(x, None, xp.ones_like(x[..., :1]), values)
     sample, sampled = sample_rows(xp, x, mask, SAMPLED * m, seed)
-    single, valid = segment_means(xp, sample, sampled, m) if sampled is not None else (None, None)
+    single, valid = (None, None) if mask is None else segment_means(xp, sample, sampled, m)
     heavy = 0 if toward is None else m // HEAVY
     centres, _ = segment_means(xp, sample, sampled, m - heavy)
     if heavy:
@@ -70,21 +70,23 @@ def find_clusters(
         centres = xp.where(count > 0, total / _at_least_one(xp, count), centres)
     total, counts, summed = _assign(xp, centres, x, mask, values)
     means = xp.where(counts > 0, total / _at_least_one(xp, counts), centres)
-    if mask is not None and single is not None:
+    if mask is not None:
         means = xp.where(count_visible(xp, mask)[..., None] <= m, single, means)
     return Clusters(means, valid, counts, None if summed is None else summed / _at_least_one(xp, counts))
 
 
 def largest_rows(xp: ModuleType, x: Array, mask: Array | None, toward: Array, count: int) -> Array:
-    """The rows (..., count, d) with the largest products with `toward` (..., 1, d), of those that are seen and finite."""
-    products = xp.matrix_transpose(x @ xp.matrix_transpose(toward))[..., 0, :]
-    seen = xp.all(xp.isfinite(x), axis=-1) if mask is None else mask & xp.all(xp.isfinite(x), axis=-1)
-    products = xp.where(seen & xp.isfinite(products), products, -math.inf)
-    index = xp.argsort(products, axis=-1, descending=True, stable=True)[..., :count, None]
-    x = xp.where(seen[..., None], x, 0.0)
-    batch = broadcast_batch(index=index.shape[:-2], x=x.shape[:-2])
-    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    return xp.take_along_axis(x, xp.broadcast_to(index, (*batch, count, x.shape[-1])), axis=-2)
+    """The rows (..., count, d) of `x` with the largest products with `toward` (..., 1, d), of those that are seen."""
+    products = (x @ xp.matrix_transpose(toward))[..., 0]
+    seen = xp.isfinite(products) if mask is None else mask & xp.isfinite(products)
+    order = xp.argsort(xp.where(seen, products, -math.inf), axis=-1, descending=True, stable=True)
+    index = order[..., :count]
+    # rows of all items in one array, of which those of item i begin at i n
+    n, items = x.shape[-2], math.prod(x.shape[:-2])
+    first = xp.reshape(xp.arange(items, dtype=index.dtype, device=place_of(x)) * n, (*x.shape[:-2], 1))
+    index = first + index
+    rows = xp.take(xp.reshape(x, (items * n, x.shape[-1])), xp.reshape(index, (-1,)), axis=0)
+    return xp.reshape(rows, (*index.shape, x.shape[-1]))
 
 
 def _before(xp: ModuleType, first: Array, second: Array) -> Array:
@@ -98,15 +100,16 @@ def sample_rows(xp: ModuleType, x: Array, mask: Array | None, count: int, seed: 
     n, holds = x.shape[-2], backend_of(xp).holds
     if holds(n <= count):
         return x, mask
-    if mask is None and not holds(n > count):  # a program for any length: strata may be empty
-        mask = xp.ones((n,), dtype=xp.bool, device=place_of(x))
-    return uniform_rows(xp, x, mask, count, seed)
+    rows, sampled = uniform_rows(xp, x, mask, count, seed)
+    if mask is None and not holds(n > count):  # in a program for any length, strata may be empty
+        sampled = strata_hold_a_row(xp, n, count, place_of(x))
+    return rows, sampled
 
 
 def _assign(
     xp: ModuleType, centres: Array, x: Array, mask: Array | None, values: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """(sum of rows (..., m, d), their number (..., m, 1), sum of values (..., m, d_v)) of those nearest to each centre."""
+    """(sum (..., m, d), number (..., m, 1), sum of values (..., m, d_v)) of the rows nearest to each centre."""
     # distances are those of rows and centres relative to a point amidst them, where squares lose no digits
     origin = xp.mean(centres, axis=-2, keepdims=True)
     directions = xp.matrix_transpose(centres - origin)

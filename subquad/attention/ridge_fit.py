@@ -76,8 +76,8 @@ def _weights(xp: ModuleType, rows: Array, means: Array, counts: Array, scale: fl
 def _solve(xp: ModuleType, F: Array, missing: Array, ridge: float | Array, *, refine: int = 0) -> Array:
     """Δ = (FᵀF + λ g I)⁻¹ Fᵀ (O − F v̄), for a λ that broadcasts to (..., 1, 1).
 
-    FᵀF squares the condition number. `refine` times, the residual of Δ, of F itself, is solved for and added: this gives
-    back the digits that the square has lost (Björck, 1987, "corrected seminormal equations").
+    FᵀF squares the condition number. `refine` times, the residual of Δ, of F itself, is solved for and added, which
+    gives back the digits that the square has lost (Björck, 1987, "corrected seminormal equations").
     """
     F_t, eye = xp.matrix_transpose(F), xp.eye(F.shape[-1], dtype=F.dtype, device=place_of(F))
     g = xp.sum(F * F, axis=(-2, -1), keepdims=True) / F.shape[-1]
