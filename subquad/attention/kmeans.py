@@ -70,9 +70,14 @@ def find_clusters(
         centres = xp.where(count > 0, total / _at_least_one(xp, count), centres)
     total, counts, summed = _assign(xp, centres, x, mask, values)
     means = xp.where(counts > 0, total / _at_least_one(xp, counts), centres)
+    of_values = None if summed is None else summed / _at_least_one(xp, counts)
     if mask is not None:
-        means = xp.where(count_visible(xp, mask)[..., None] <= m, single, means)
-    return Clusters(means, valid, counts, None if summed is None else summed / _at_least_one(xp, counts))
+        few = count_visible(xp, mask)[..., None] <= m
+        means = xp.where(few, single, means)
+        counts = xp.where(few, xp.astype(valid, counts.dtype)[..., None], counts)
+        if of_values is not None:
+            of_values = xp.where(few, segment_means(xp, values, mask, m)[0], of_values)
+    return Clusters(means, valid, counts, of_values)
 
 
 def largest_rows(xp: ModuleType, x: Array, mask: Array | None, toward: Array, count: int) -> Array:

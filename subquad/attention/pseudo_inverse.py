@@ -1,4 +1,4 @@
-"""A⁺ X for the small square matrices A of Nyström attention, in three ways.
+"""A⁺ X for the small square matrices A of Nyström attention, in three ways, and the options of all values of `pinv`.
 
 - "iterative": the kernel `iterative_pinv`, with `iterations` steps (6)
 - "exact": the singular value decomposition; values below `rcond` (1e-3) times the largest count as 0

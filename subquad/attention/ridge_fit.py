@@ -5,7 +5,7 @@
 
 where v̄ are the means of the values in the clusters, R representative queries and O exact attention at them. A large λ
 leaves the values v̄, a small one interpolates O. Unless it is given, λ is the one of LAMBDAS that predicts every fifth
-row of O best from the others.
+row of O best from the others. Clusters without keys stand at the mean of all keys, where no logit exceeds all others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
+from subquad.attention.kmeans import Clusters
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
@@ -30,31 +31,28 @@ def fit_values(
     xp: ModuleType,
     rows: Array,
     valid: Array | None,
-    means: Array,
-    counts: Array,
-    values: Array,
+    found: Clusters,
     targets: Array,
     *,
     scale: float,
     ridge: float | None,
 ) -> Array:
     """W (..., m, d_v) for `rows` R and `targets` O; rows that are not valid do not count."""
-    F = _weights(xp, rows, means, counts, scale)
+    F = _weights(xp, rows, found, scale)
     keep = xp.all(xp.isfinite(F), axis=-1, keepdims=True)
     if valid is not None:
         keep = keep & valid[..., None]
     F = xp.where(keep, F, 0.0)
-    missing = xp.where(keep, targets - F @ values, 0.0)
-    return values + _solve(xp, F, missing, _best(xp, F, missing) if ridge is None else ridge, refine=REFINED)
+    missing = xp.where(keep, targets - F @ found.values, 0.0)
+    return found.values + _solve(xp, F, missing, _best(xp, F, missing) if ridge is None else ridge, refine=REFINED)
 
 
-def read_values(xp: ModuleType, q: Array, means: Array, counts: Array, values: Array, *, scale: float) -> Array:
+def read_values(xp: ModuleType, q: Array, found: Clusters, values: Array, *, scale: float) -> Array:
     """F(q) W in blocks of queries; counts weigh the numerator and the denominator of attention to the means."""
-    most = xp.max(counts, axis=-2, keepdims=True)
-    shares = divide_or_zero(xp, counts, most)
+    shares = divide_or_zero(xp, found.counts, xp.max(found.counts, axis=-2, keepdims=True))
     weighted = shares * values
-    shares = xp.broadcast_to(shares, (*weighted.shape[:-1], 1))
-    both = xp.concat([weighted, shares], axis=-1)
+    both = xp.concat([weighted, xp.broadcast_to(shares, (*weighted.shape[:-1], 1))], axis=-1)
+    means = _occupied(xp, found)
 
     def attend(_: None, rows: Array) -> tuple[None, Array]:
         sums = softmax_attention(rows, means, both, scale=scale)
@@ -66,10 +64,17 @@ def read_values(xp: ModuleType, q: Array, means: Array, counts: Array, values: A
     return out
 
 
-def _weights(xp: ModuleType, rows: Array, means: Array, counts: Array, scale: float) -> Array:
+def _occupied(xp: ModuleType, found: Clusters) -> Array:
+    """The means, with that of all keys in place of the means of clusters without keys."""
+    total = xp.sum(found.counts * found.means, axis=-2, keepdims=True)
+    middle = divide_or_zero(xp, total, xp.sum(found.counts, axis=-2, keepdims=True))
+    return xp.where(found.counts > 0, found.means, middle)
+
+
+def _weights(xp: ModuleType, rows: Array, found: Clusters, scale: float) -> Array:
     """F(R), (..., r, m); a row of 0 where all counts are 0."""
-    logits = (rows * scale) @ xp.matrix_transpose(means)
-    weights = rescale(xp, logits, xp.max(logits, axis=-1, keepdims=True)) * xp.matrix_transpose(counts)
+    logits = (rows * scale) @ xp.matrix_transpose(_occupied(xp, found))
+    weights = rescale(xp, logits, xp.max(logits, axis=-1, keepdims=True)) * xp.matrix_transpose(found.counts)
     return divide_or_zero(xp, weights, xp.sum(weights, axis=-1, keepdims=True))
 
 
