@@ -8,12 +8,13 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 import pytest
+from rows import definitions
 from rows.libraries import Library, Torch, relative_error
 from rows.methods import Case, D
 
 import subquad
-from subquad.attention.kmeans import find_clusters
-from subquad.attention.ridge_fit import LAMBDAS
+from subquad.attention.kmeans import Clusters, find_clusters
+from subquad.attention.ridge_fit import LAMBDAS, fit_values, read_values
 from subquad.cli.inputs import read_sample
 
 N = 90
@@ -78,7 +79,7 @@ def test_all_rows_are_the_sample_where_they_are_few() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_rows_of_few_kinds_are_found(masked: bool) -> None:
     """Eight kinds of rows in runs, sixteen clusters: each cluster has one kind, and counts are those of the kinds."""
-    kinds = np.random.default_rng(0).standard_normal((8, 4)) + 100  # far from 0, where squares alone lose digits
+    kinds = np.random.default_rng(0).standard_normal((8, 4)) + 3000  # far from 0, where squares alone lose digits
     x = np.repeat(kinds, 40, axis=0)
     mask = np.arange(320) % 2 == 0 if masked else None
     values = np.arange(320.0)[:, None]
@@ -197,6 +198,31 @@ def test_a_small_lambda_interpolates_and_a_large_one_summarises() -> None:
     weights = np.exp(D**-0.5 * q @ means.T) * counts[:, 0]
     assert error(weights @ values / weights.sum(axis=1, keepdims=True), summary) < 1e-10
     assert error(summary, exact) > 0.01
+
+
+def test_a_cluster_without_keys_takes_nothing_from_the_others() -> None:
+    """Though the query is so near its centre that what the others weigh beside it underflows."""
+    found = Clusters(np.array([[0.0], [100.0]]), None, np.array([[5.0], [0.0]]), np.array([[3.0], [0.0]]))
+    q = np.array([[10.0]])
+    assert read_values(xp, q, found, found.values, scale=1.0) == 3
+    fitted = fit_values(xp, q, None, found, np.array([[4.0]]), scale=1.0, ridge=1e-9)
+    assert np.allclose(fitted, [[4.0], [0.0]])
+
+
+@pytest.mark.parametrize("visible", [0, 1, 3, 5])
+def test_few_queries_are_landmarks_as_they_are(visible: int) -> None:
+    """Those that are hidden, and landmarks that stand for no query, do not enter the fit."""
+    q, k, v, _ = drawn()
+    query_mask = np.arange(N) % 17 < 1
+    query_mask &= np.cumsum(query_mask) <= visible
+    for options in (KMEANS, FIT):
+        out = nystrom(q, k, v, num_landmarks=7, query_mask=query_mask, **options)
+        if visible == 0 and options is KMEANS:
+            continue  # no landmark at all
+        reference = definitions.over_heads(
+            definitions.nystrom, q, k, v, None, num_landmarks=7, query_mask=query_mask, **options
+        )
+        assert relative_error(out, reference) < 1e-12
 
 
 def test_float32_keeps_its_digits_with_the_smallest_lambda() -> None:
