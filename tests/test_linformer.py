@@ -15,7 +15,7 @@ from rows.libraries import Jax, Library, Torch, relative_error
 from rows.methods import Case, D, named
 
 import subquad
-from subquad.attention.linformer import COLUMNS, _columns_on_host
+from subquad.attention.linformer import COLUMNS, columns_on_host
 
 N, M = 70, 6
 CASE = Case((2, N, D), (2, N, D), (2, N, 5), mask="random")
@@ -91,7 +91,7 @@ def test_golden_values() -> None:
 
 def test_entries_have_the_variance_of_the_paper() -> None:
     """Gaussian with variance 1/m: 65536 entries, so the mean square is within 5 √(2/65536) = 2.8 % of 1/m."""
-    columns = np.concatenate([_columns_on_host(16, 3, block, 64) for block in range(16)])
+    columns = np.concatenate([columns_on_host(16, 3, block, 64) for block in range(16)])
     assert columns.shape == (16 * COLUMNS, 16)
     assert abs(16 * np.mean(columns**2) - 1) < 0.028
     assert abs(np.mean(columns)) < 5 / 4 / 256

@@ -289,7 +289,7 @@ def _project_random(call: AttentionCall, m: int, seed: int) -> tuple[Array, Arra
     sums = None
     for block in range(max(-(-n // COLUMNS), 1)):
         start, stop = block * COLUMNS, min((block + 1) * COLUMNS, n)
-        host = call.arrangement.backend.on_host(_columns_on_host, m, seed, block, bits)
+        host = call.arrangement.backend.on_host(columns_on_host, m, seed, block, bits)
         R_t = xp.asarray(host, dtype=k.dtype, device=place_of(k))[: stop - start, :]
         rows = [None if x is None else x[..., start:stop, :] for x in (k, v, keep)]
         sums = _added(xp, _no_keys(call, R_t, R_t) if sums is None else sums, R_t, R_t, *rows)
@@ -323,7 +323,7 @@ def _column(mask: Array | None) -> Array | None:
     return None if mask is None else mask[..., None]
 
 
-def _columns_on_host(m: int, seed: int, block: int, bits: int) -> Host:
+def columns_on_host(m: int, seed: int, block: int, bits: int) -> Host:
     """`_drawn_columns(…)`: a plain function, because tracers cannot be told to call an `lru_cache` object."""
     return _drawn_columns(m, seed, block, bits)
 
