@@ -1,4 +1,4 @@
-"""Matrices of weights of Linformer attention with means of segments; "linformer.py" would hide the package of that name."""
+"""Matrices of weights of Linformer attention with means; a "linformer.py" would hide the package of that name."""
 
 import matplotlib.pyplot as plt
 import numpy as np
