@@ -1,6 +1,6 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
-from subquad.attention import LSH, METHODS, BigBird, Exact, Favor, Linear, Method, Nystrom, Window, attention
+from subquad.attention import LSH, METHODS, BigBird, Exact, Favor, Linear, Linformer, Method, Nystrom, Window, attention
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -16,6 +16,7 @@ __all__ = [
     "Explanation",
     "Favor",
     "Linear",
+    "Linformer",
     "Method",
     "Nystrom",
     "Window",

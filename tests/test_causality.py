@@ -109,7 +109,9 @@ def test_one_hot_values_read_the_attention_matrix(row: Row, small_blocks: None) 
     assert np.max(np.abs(weights.sum(axis=1) - 1)) < 1e-12 * np.abs(weights).sum(axis=1).max()
 
 
-@rows([row for row in METHODS if row.method != "nystrom"])
+@rows(
+    [row for row in METHODS if row.method != "nystrom" and row.name.partition("-")[2][:6] not in ("random", "arrays")]
+)
 def test_rows_of_weights_sum_to_one(row: Row) -> None:
     case = Case((N, D), (N, D), (N, N), mask="random")
     inputs, arrays = case.draw(), row.arrays(case)

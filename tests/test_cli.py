@@ -55,7 +55,8 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
     assert main(["compare", *FAST, "--out", str(tmp_path / "new" / "folder")]) == 0
     facts = report(tmp_path / "new" / "folder")
     rows = facts["results"]
-    names = ["exact", "favor 64", "favor 256", "linear", "nystrom 32", "nystrom 64", "linear_scan", "selective_scan"]
+    names = ["exact", "favor 64", "favor 256", "linear", "linformer 64", "linformer 256", "nystrom 32", "nystrom 64",
+             "linear_scan", "selective_scan"]  # fmt: skip
     assert [(row["n"], row["label"]) for row in rows] == [(n, name) for n in (16, 40) for name in names]
     assert facts["complete"] is True
     assert facts["inputs"]["shapes"] == {"q": [3, 1024, 64], "k": [1, 1024, 64], "v": [1, 1024, 64]}

@@ -131,7 +131,7 @@ def test_explain_checks_as_the_call_does(method: str) -> None:
         subquad.explain(subquad.attention, q, q, q, method, key_mask=np.ones(5))
     with pytest.raises(TypeError, match="has no option 'nonsense'"):
         subquad.explain(subquad.attention, q, q, q, method, nonsense=1)
-    if method == "nystrom":
+    if method in ("linformer", "nystrom"):
         with pytest.raises(NotImplementedError, match="no causal form"):
             subquad.explain(subquad.attention, q, q, q, method, causal=True)
 
@@ -160,6 +160,7 @@ def test_name_and_object_are_the_same_method(name: str) -> None:
 x = np.random.default_rng(0).standard_normal((70, 4))
 favor, nystrom = subquad.Favor(num_features=3), subquad.Nystrom(num_landmarks=5)
 fixed = subquad.Nystrom(landmarks=(x[:5], x[5:10]))
+projected = subquad.Linformer(projection=(x.T, x.T))
 # what is called, how, and the kernels that it reaches
 REACHED: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], list[str]]] = {
     "favor": (subquad.attention, (x, x, x, favor), {}, ["feature_summarize", "feature_attend"]),
@@ -173,6 +174,9 @@ REACHED: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], list[str]]] = {
     "nystrom": (subquad.attention, (x, x, x, nystrom), {}, ["softmax_attention", "iterative_pinv", "softmax_attention"]),
     "nystrom, ridge": (subquad.Nystrom(num_landmarks=5, pinv="ridge"), (x, x, x), {}, ["softmax_attention"] * 2),
     "nystrom of few rows": (nystrom, (x[:5], x[:5], x[:5]), {}, ["softmax_attention"]),
+    "nystrom, ridge-fit": (subquad.Nystrom(num_landmarks=5, landmarks="kmeans", pinv="ridge-fit"), (x, x, x), {}, ["softmax_attention"] * 2),
+    "linformer": (subquad.attention, (x, x, x, "linformer"), {"rank": 5}, ["softmax_attention"]),
+    "linformer attend": (projected.attend, (x, projected.summarize(x, x, columns=2 * (x.T,))), {}, ["softmax_attention"]),
     "nystrom summarize": (fixed.summarize, (x, x), {}, ["feature_summarize"]),
     "nystrom attend": (fixed.attend, (x, fixed.summarize(x, x)), {}, ["iterative_pinv", "softmax_attention"]),
     "scan": ("selective_scan", (x, x, -np.ones((4, 2)), x[:, :2], x[:, :2]), {}, ["selective_scan"]),
@@ -230,6 +234,7 @@ NO_SUCH_CALL = {
     "exact attend": lambda: subquad.Exact().attend(x, {}),
     "exact merge": lambda: subquad.Exact().merge(None, None),
     "nystrom step": lambda: fixed.step(x, x, x),
+    "linformer step": lambda: projected.step(x, x, x),
 }
 
 

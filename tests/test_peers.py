@@ -95,6 +95,20 @@ def test_nystrom_equals_transformers() -> None:
     assert relative_error(ours.transpose(1, 2).reshape(2, N, -1).numpy(), theirs.numpy()) < 1e-12
 
 
+def test_linformer_equals_linformer() -> None:
+    """Learnt projections of which shorter inputs take a part; one pair serves all heads."""
+    peer = pytest.importorskip("linformer")
+    layer = peer.LinformerSelfAttention(dim=3 * D, seq_len=N + 20, k=12, heads=3).double()
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, N, 3 * D)))
+    with torch.no_grad():
+        theirs = layer(x)
+        q, k, v = (to(x).reshape(2, N, 3, D).transpose(1, 2) for to in (layer.to_q, layer.to_k, layer.to_v))
+        E, F = layer.proj_k[:N].T, layer.proj_v[:N].T
+        ours = subquad.attention(q, k, v, "linformer", projection=(E, F))
+        ours = layer.to_out(ours.transpose(1, 2).reshape(2, N, 3 * D))
+    assert relative_error(ours.numpy(), theirs.numpy()) < 1e-12
+
+
 def test_exact_equals_torch() -> None:
     q, k, v = drawn()
     for causal in (False, True):

@@ -54,7 +54,10 @@ DYNAMIC = {
     "favor": ("favor", {}), "favor causal": ("favor", {"causal": True}),
     "relu causal": ("favor", {"causal": True, "features": "relu", "num_features": 8}),
     "linear": ("linear", {}), "linear causal": ("linear", {"causal": True}),
+    "linformer": ("linformer", {"rank": 16}),
     "nystrom": ("nystrom", {"num_landmarks": 16}),
+    "kmeans": ("nystrom", {"num_landmarks": 16, "landmarks": "kmeans", "pinv": "ridge"}),
+    "ridge-fit": ("nystrom", {"num_landmarks": 16, "landmarks": "kmeans", "pinv": "ridge-fit"}),
     "uniform": ("nystrom", {"num_landmarks": 16, "landmarks": "uniform", "pinv": "ridge"}),
 }  # fmt: skip
 

@@ -128,6 +128,8 @@ def test_global_generators_are_untouched() -> None:
         subquad.attention(q, q, q, "favor", num_features=30, seed=7701, projection=projection)
         subquad.attention(q.numpy(), q.numpy(), q.numpy(), "favor", num_features=31, seed=7701, projection=projection)
     subquad.attention(q, q, q, "nystrom", num_landmarks=4, landmarks="uniform", seed=7701)
+    subquad.attention(q, q, q, "nystrom", num_landmarks=2, landmarks="kmeans", seed=7701)
+    subquad.attention(q, q, q, "linformer", projection="random", seed=7701)
     after = np.random.get_state()  # noqa: NPY002
     assert before_numpy[2:] == after[2:]
     assert np.array_equal(before_numpy[1], after[1])

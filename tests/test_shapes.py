@@ -61,11 +61,24 @@ def test_favor(problem: dict[str, Any], causal: bool, m: int, features: str) -> 
 @given(
     problems(),
     st.integers(1, 12),
-    st.sampled_from(["segment-means", "uniform"]),
+    st.sampled_from(["segment-means", "uniform", "kmeans"]),
     st.sampled_from(["iterative", "ridge"]),
 )
 def test_nystrom(problem: dict[str, Any], m: int, landmarks: str, pinv: str) -> None:
     check(problem, "nystrom", definitions.nystrom, causal=False, num_landmarks=m, landmarks=landmarks, pinv=pinv)
+
+
+@few
+@given(problems(), st.integers(1, 12), st.sampled_from([None, 0.01, 1.0]))
+def test_ridge_fit(problem: dict[str, Any], m: int, ridge: float | None) -> None:
+    options = {"landmarks": "kmeans", "pinv": "ridge-fit", "ridge": ridge}
+    check(problem, "nystrom", definitions.nystrom, causal=False, num_landmarks=m, **options)
+
+
+@few
+@given(problems(), st.integers(1, 12), st.sampled_from(["mean", "random"]))
+def test_linformer(problem: dict[str, Any], rank: int, projection: str) -> None:
+    check(problem, "linformer", definitions.linformer, causal=False, rank=rank, projection=projection)
 
 
 @few

@@ -280,7 +280,11 @@ def test_with_landmarks_is_the_method_it_came_from() -> None:
     """Landmarks of all rows, fixed; then the keys may come in chunks."""
     drawn = Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 5), mask="right").draw()
     q, k, v, mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
-    for options in ({"num_landmarks": 8}, {"num_landmarks": 8, "landmarks": "uniform", "pinv": "ridge"}):
+    for options in (
+        {"num_landmarks": 8},
+        {"num_landmarks": 8, "landmarks": "uniform", "pinv": "ridge"},
+        {"num_landmarks": 8, "landmarks": "kmeans", "kmeans_iterations": 2, "seed": 4},
+    ):
         method = subquad.Nystrom(**options)
         fixed = method.with_landmarks(q[:1], k[:1], key_mask=mask[:1])
         expected = method(q[:1], k[:1], v[:1], key_mask=mask[:1])
@@ -291,7 +295,7 @@ def test_with_landmarks_is_the_method_it_came_from() -> None:
         assert relative_error(fixed.attend(q[:1], fixed.merge(*parts)), expected) < 1e-12
 
 
-@pytest.mark.parametrize("landmarks", ["segment-means", "uniform"])
+@pytest.mark.parametrize("landmarks", ["segment-means", "uniform", "kmeans"])
 @pytest.mark.parametrize("hidden", [0, 80])
 def test_with_landmarks_of_few_rows_takes_each_of_them(landmarks: str, hidden: int) -> None:
     """An empty segment has no mean: as many landmarks as visible rows. An item without keys does not count."""

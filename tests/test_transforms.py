@@ -16,8 +16,9 @@ import subquad
 
 N = 70
 CASE = Case((2, N, D), (2, N, D), (2, N, 3), mask="right")
-ROUTES = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "linear", "nystrom", "nystrom-uniform")
-SOME = named("exact", "favor-seed", "linear", "nystrom")
+ROUTES = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "linear", "linformer", "linformer-random",
+               "nystrom", "nystrom-uniform", "nystrom-kmeans", "nystrom-ridge-fit")  # fmt: skip
+SOME = named("exact", "favor-seed", "linear", "linformer", "linformer-random", "nystrom", "nystrom-ridge-fit")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from subquad.attention.bigbird import BigBird
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.linear import Linear
+from subquad.attention.linformer import Linformer
 from subquad.attention.lsh import LSH
 from subquad.attention.method import Method
 from subquad.attention.nystrom import Nystrom
@@ -22,6 +23,7 @@ __all__ = [
     "Exact",
     "Favor",
     "Linear",
+    "Linformer",
     "Method",
     "Nystrom",
     "Window",
@@ -61,8 +63,8 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "exact", "favor" ("performer"), "linear", "nystrom" ("nystromformer"), "window" ("longformer"), "bigbird", "lsh"
-        ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
+        "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
+        "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.

@@ -82,6 +82,12 @@ def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int
     return xp.take_along_axis(x, index, axis=-2), width > 0
 
 
+def strata_hold_a_row(xp: ModuleType, n: Any, m: int, where: Any) -> Array:
+    """Which of m strata of n rows hold a row, (m,)."""
+    edges = _strata(xp.arange(m + 1, device=where), n, m)
+    return edges[1:] > edges[:-1]
+
+
 def count_visible(xp: ModuleType, mask: Array) -> Array:
     """The number of visible rows of each item, (..., 1), int32."""
     return xp.sum(xp.astype(mask, xp.int32), axis=-1, keepdims=True)

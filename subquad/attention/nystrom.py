@@ -5,7 +5,7 @@
 
 where q̃ and k̃ are the landmarks, m rows each. B v is exact attention of the landmark queries to all keys. F (A⁺ B v) is
 exact attention of all queries to the m landmark keys, with the values A⁺ B v. So the method is two calls of the kernel
-`softmax_attention` and one small matrix, in O((n + n_kv) m (d + d_v)) time.
+`softmax_attention` and one small matrix, in O((n + n_kv) m (d + d_v)) time. `ridge_fit` has another way to such values.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes, enter
 from subquad.attention.convolution import add_convolution
+from subquad.attention.kmeans import Clusters, find_clusters
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
-from subquad.attention.means import self_attention_mask
+from subquad.attention.means import mean_row, self_attention_mask
 from subquad.attention.method import Method
 from subquad.attention.pseudo_inverse import OPTION_OF, PSEUDO_INVERSES, check_pinv_options, pinv_times
+from subquad.attention.ridge_fit import fit_values, read_values
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
@@ -32,7 +34,8 @@ from subquad.kernels.max_shift import divide_or_zero, rescale
 from subquad.kernels.softmax_attention import softmax_attention
 from subquad.registry import register
 
-LANDMARKS = ("segment-means", "uniform")
+LANDMARKS = ("segment-means", "uniform", "kmeans")
+DRAWN = ("uniform", "kmeans")  # landmarks that a seed has an effect on
 
 
 @register(
@@ -53,27 +56,33 @@ class Nystrom(Method):
     num_landmarks : int, default 64
         The number of landmarks m. With n ≤ m or n_kv ≤ m, and landmarks that are not arrays, the output is exact
         attention.
-    landmarks : {"segment-means", "uniform"} or (array, array), default "segment-means"
+    landmarks : {"segment-means", "uniform", "kmeans"} or (array, array), default "segment-means"
         How the landmarks are chosen:
 
         - "segment-means": the means of m consecutive segments of the visible rows;
         - "uniform": one random row from each of m strata of the visible rows;
+        - "kmeans": the means of m clusters of the visible rows, found by k-means on a sample of 8 m rows;
         - a pair of arrays: q̃ and k̃, each (..., m, d).
     seed : int, default 0
-        Seed of "uniform" landmarks; raises ValueError with other landmarks.
-    pinv : {"iterative", "exact", "ridge"}, default "iterative"
+        Seed of "uniform" landmarks, and of the sample of "kmeans"; raises ValueError with other landmarks.
+    kmeans_iterations : int, default 5
+        Number of times that the clusters of the sample are found again; raises ValueError without "kmeans".
+    pinv : {"iterative", "exact", "ridge", "ridge-fit"}, default "iterative"
         How A⁺ is computed:
 
         - "iterative": the paper's third-order iteration, with a start value for each matrix;
         - "exact": the singular value decomposition with a cut-off;
-        - "ridge": Tikhonov's (AᵀA + λ I)⁻¹ Aᵀ.
+        - "ridge": Tikhonov's (AᵀA + λ I)⁻¹ Aᵀ;
+        - "ridge-fit": not at all. Each cluster of keys counts as often as it has keys, and its value is fitted to exact
+          attention at the clusters of the queries; needs "kmeans". See Notes.
     iterations : int, default 6
         Number of iterations of "iterative". A small number damps small singular values; more iterations amplify noise
         on real attention.
     rcond : float, default 1e-3
         Cut-off of "exact", relative to the largest singular value.
-    ridge : float, default 0.01
-        λ of "ridge".
+    ridge : float, optional
+        λ of "ridge" (0.01 unless given) and of "ridge-fit". Default of the latter: the λ in 10, 1, …, 1e-5 with which
+        four of five clusters of queries predict the fifth best, for each head.
     conv_weights : array, shape (..., taps), optional
         Weights of a depth-wise convolution of v along the sequence, which is added to the output: an odd number of taps
         for each head. Needs n = n_kv.
@@ -87,9 +96,22 @@ class Nystrom(Method):
     arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `softmax_attention`, `iterative_pinv`, and
     `feature_summarize` in `summarize`.
 
+    "kmeans" compares m centres with the 8 m rows of the sample, `kmeans_iterations` times, and with all rows once
+    [2]_. Half of the centres of the keys begin at those of the largest logits to the mean query. Clusters are the same
+    on every library as long as no row lies between two centres to rounding, and they are constant for gradients, which
+    flow through the means.
+
+    "ridge-fit" reads keys through clusters with means μ, sizes c and mean values v̄, and keeps no state::
+
+        out = F W,    F = softmax(s q μᵀ + log c),    W = v̄ + argmin_Δ ‖F̃ (v̄ + Δ) − B v‖² + λ g ‖Δ‖²
+
+    where F̃ has the rows of F at the landmark queries, and g is the mean of the diagonal of F̃ᵀF̃. With a large λ a
+    cluster has the mean of its values, with a small one the output interpolates exact attention at the landmarks.
+
     References
     ----------
     .. [1] Y. Xiong et al., "Nyströmformer", 2021, eqs. (13)–(15), (17) (iteration), section 3.2.
+    .. [2] S. Lloyd, "Least squares quantization in PCM", 1982.
 
     Examples
     --------
@@ -113,6 +135,7 @@ class Nystrom(Method):
     num_landmarks: int | None = None
     landmarks: str | tuple[Array, Array] = "segment-means"
     seed: int | None = None
+    kmeans_iterations: int | None = None
     pinv: str = "iterative"
     iterations: int | None = None
     rcond: float | None = None
@@ -135,9 +158,20 @@ class Nystrom(Method):
             check_count("num_landmarks", self.num_landmarks)
         if self.seed is not None:
             check_seed(self.seed)
-            if self.landmarks != "uniform":
-                msg = f'seed={self.seed} would have no effect: only landmarks="uniform" are random'
+            if self._chosen_by() not in DRAWN:
+                msg = f'seed={self.seed} would have no effect: only landmarks="uniform" and "kmeans" are random'
                 raise ValueError(msg)
+        if self.kmeans_iterations is not None:
+            check_count("kmeans_iterations", self.kmeans_iterations)
+            if self._chosen_by() != "kmeans":
+                msg = f'kmeans_iterations={self.kmeans_iterations} would have no effect without landmarks="kmeans"'
+                raise ValueError(msg)
+        if self.pinv == "ridge-fit" and self._chosen_by() != "kmeans":
+            msg = (
+                f'pinv="ridge-fit" needs landmarks="kmeans", got {self._chosen_by()}: it reads the number of keys in '
+                f"the cluster of each landmark, and the mean of their values"
+            )
+            raise ValueError(msg)
         check_pinv_options(self.pinv, self._tuning())
         if not isinstance(self.landmarks, str) and self.query_mask is not None:
             msg = "query_mask chooses the rows of landmarks, which are given; leave one out"
@@ -165,7 +199,10 @@ class Nystrom(Method):
         TypeError, ValueError
             As `subquad.attention`; ValueError also if no row is visible, or if the items of a batch have different
             numbers of visible rows below m.
+        NotImplementedError
+            With ``pinv="ridge-fit"``, which needs more than the landmarks.
         """
+        self._check_no_fit("with_landmarks")
         holds = self._holds_arrays()
         options = self._array_options if holds else None
         call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, array_options=options)
@@ -175,7 +212,7 @@ class Nystrom(Method):
             q_land, _, k_land, _ = chosen._landmarks(call, query_mask)
         heads = call.arrangement.heads
         pair = heads.unfold(q_land), heads.unfold(k_land)
-        return replace(self, landmarks=pair, num_landmarks=None, seed=None, query_mask=None)
+        return replace(self, landmarks=pair, num_landmarks=None, seed=None, kmeans_iterations=None, query_mask=None)
 
     def _evaluate(self, call: AttentionCall) -> Array:
         query_mask = self._query_mask(call)
@@ -185,15 +222,30 @@ class Nystrom(Method):
             if query_mask is not None:  # exact attention needs no landmarks: the mask only adds batch axes
                 out = xp.broadcast_to(out, (*call.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
             return add_convolution(call, out, self.conv_weights)
+        if self.pinv == "ridge-fit":
+            return add_convolution(call, self._fitted(call, query_mask), self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(call, query_mask)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
         if k_valid is not None:  # items with at most m visible keys: each key is its own landmark, and F v is exact
             few = count_visible(xp, key_mask)[..., None] <= self._m()
-            visible, _ = self._choose(xp, v, key_mask)
+            visible = self._in_order(xp, v, key_mask)
             values = xp.where(few, visible, values)
         out = softmax_attention(call.q, k_land, values, scale=scale, key_mask=k_valid)
         return add_convolution(call, out, self.conv_weights)
+
+    def _fitted(self, call: AttentionCall, query_mask: Array | None) -> Array:
+        """The output of "ridge-fit": F(q) W, with the values W of clusters of keys fitted at clusters of queries."""
+        xp, v, key_mask, scale = call.xp, call.v, call.key_mask, call.scale
+        q_mask = self._rows_of_landmarks(call, query_mask)
+        rows, valid = self._choose_queries(call, q_mask)
+        found = self._clusters(xp, call.k, key_mask, values=v, toward=mean_row(xp, call.q, q_mask) * scale)
+        at_rows = softmax_attention(rows, call.k, v, scale=scale, key_mask=key_mask)
+        values = fit_values(xp, rows, valid, found, at_rows, scale=scale, ridge=self.ridge)
+        if key_mask is not None:  # items with at most m visible keys: each key is its own cluster, and F v is exact
+            few = count_visible(xp, key_mask)[..., None] <= self._m()
+            values = xp.where(few, found.values, values)
+        return read_values(xp, call.q, found, values, scale=scale)
 
     def _summarize(self, call: AttentionCall) -> State:
         # attention of landmark queries sums the features exp(s q̃·k) over keys, as a feature method does
@@ -212,6 +264,18 @@ class Nystrom(Method):
         at_landmarks = divide_or_zero(call.xp, state["numerator"], state["denominator"])
         values = self._landmark_values(call.xp, q_land, None, k_land, None, at_landmarks, call.scale)
         return softmax_attention(call.q, k_land, values, scale=call.scale)
+
+    def _check_streams(self, call: str) -> StateSpec:
+        self._check_no_fit(call)
+        return super()._check_streams(call)
+
+    def _check_no_fit(self, call: str) -> None:
+        if self.pinv == "ridge-fit":
+            msg = (
+                f'Nystrom has no {call} with pinv="ridge-fit": it counts the keys of clusters of the whole sequence; '
+                f'use pinv="ridge"'
+            )
+            raise NotImplementedError(msg)
 
     def _m(self) -> int:
         return self.num_landmarks or 64
@@ -248,19 +312,43 @@ class Nystrom(Method):
 
     def _in_force(self) -> dict[str, Any]:
         options = super()._in_force()
-        defaults = {"num_landmarks": 64, "seed": 0, "iterations": 6, "rcond": 1e-3, "ridge": 1e-2}
-        unused = {name for name, pinv in OPTION_OF.items() if pinv != self.pinv}
-        if self.landmarks != "uniform":
+        defaults = {"num_landmarks": 64, "seed": 0, "kmeans_iterations": 5, "iterations": 6, "rcond": 1e-3}
+        defaults |= {"ridge": 1e-2} if self.pinv == "ridge" else {}
+        unused = {name for name, pinvs in OPTION_OF.items() if self.pinv not in pinvs}
+        if self._chosen_by() not in DRAWN:
             unused.add("seed")
+        if self._chosen_by() != "kmeans":
+            unused.add("kmeans_iterations")
         if not isinstance(self.landmarks, str):
             unused |= {"num_landmarks", "query_mask"}
         options |= {name: value for name, value in defaults.items() if options[name] is None}
         return {name: value for name, value in options.items() if name not in unused and value is not None}
 
+    def _chosen_by(self) -> str:
+        """The way in which landmarks are chosen; "arrays" if they are given."""
+        return self.landmarks if isinstance(self.landmarks, str) else "arrays"
+
     def _choose(self, xp: ModuleType, x: Array, mask: Array | None) -> tuple[Array, Array | None]:
+        if self._chosen_by() == "kmeans":
+            found = self._clusters(xp, x, mask)
+            return found.means, found.valid
         if self.landmarks == "uniform":
             return uniform_rows(xp, x, mask, self._m(), self.seed or 0)
         return segment_means(xp, x, mask, self._m())
+
+    def _in_order(self, xp: ModuleType, v: Array, mask: Array) -> Array:
+        """The values of at most m visible keys, in the places where these are landmarks."""
+        if self.landmarks == "kmeans":
+            return segment_means(xp, v, mask, self._m())[0]
+        return self._choose(xp, v, mask)[0]
+
+    def _clusters(self, xp: ModuleType, x: Array, mask: Array | None, **others: Array) -> Clusters:
+        iterations, seed = self.kmeans_iterations or 5, self.seed or 0
+        return find_clusters(xp, x, mask, self._m(), iterations=iterations, seed=seed, **others)
+
+    def _rows_of_landmarks(self, call: AttentionCall, query_mask: Array | None) -> Array | None:
+        """The mask of the queries that enter the landmarks."""
+        return self_attention_mask(call) if query_mask is None else query_mask
 
     def _landmarks(
         self, call: AttentionCall, query_mask: Array | None
@@ -268,11 +356,18 @@ class Nystrom(Method):
         """(q̃, which of q̃ hold a row, k̃, which of k̃ hold a row); None in place of a mask: all do."""
         if call.options:
             return call.options["landmarks_q"], None, call.options["landmarks_k"], None
-        xp, q_mask = call.xp, self_attention_mask(call) if query_mask is None else query_mask
-        q_land, q_valid = self._choose(xp, call.q, q_mask)
-        k_land, k_valid = self._choose(xp, call.k, call.key_mask)
+        xp, q_mask = call.xp, self._rows_of_landmarks(call, query_mask)
+        q_land, q_valid = self._choose_queries(call, q_mask)
+        if self.landmarks == "kmeans":
+            found = self._clusters(xp, call.k, call.key_mask, toward=mean_row(xp, call.q, q_mask) * call.scale)
+            return q_land, q_valid, found.means, found.valid
+        return q_land, q_valid, *self._choose(xp, call.k, call.key_mask)
+
+    def _choose_queries(self, call: AttentionCall, mask: Array | None) -> tuple[Array, Array | None]:
+        """(q̃, which of q̃ hold a row or None: all do)."""
+        q_land, valid = self._choose(call.xp, call.q, mask)
         # a query that is not finite spoils its own row of the output, not the landmark that all rows read
-        return xp.where(xp.isfinite(q_land), q_land, 0.0), q_valid, k_land, k_valid
+        return call.xp.where(call.xp.isfinite(q_land), q_land, 0.0), valid
 
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
         return streaming or not isinstance(self.landmarks, str)

@@ -1,4 +1,4 @@
-"""A⁺ X for the small square matrices A of Nyström attention, in three ways.
+"""A⁺ X for the small square matrices A of Nyström attention, in three ways, and the options of all values of `pinv`.
 
 - "iterative": the kernel `iterative_pinv`, with `iterations` steps (6)
 - "exact": the singular value decomposition; values below `rcond` (1e-3) times the largest count as 0
@@ -16,8 +16,9 @@ from subquad.core.checks import check_count, check_positive
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.iterative_pinv import iterative_pinv
 
-PSEUDO_INVERSES = ("iterative", "exact", "ridge")
-OPTION_OF = {"iterations": "iterative", "rcond": "exact", "ridge": "ridge"}  # option → the value of `pinv` that uses it
+PSEUDO_INVERSES = ("iterative", "exact", "ridge", "ridge-fit")
+# option → the values of `pinv` that use it
+OPTION_OF = {"iterations": ("iterative",), "rcond": ("exact",), "ridge": ("ridge", "ridge-fit")}
 
 
 def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
@@ -26,9 +27,9 @@ def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
         if value is None:
             continue
         (check_count if option == "iterations" else check_positive)(option, value)
-        if pinv != OPTION_OF[option]:
-            kind = OPTION_OF[option]
-            msg = f"{option}={value} would have no effect with pinv={pinv!r}; it belongs to pinv={kind!r}"
+        if pinv not in OPTION_OF[option]:
+            kinds = " and ".join(map(repr, OPTION_OF[option]))
+            msg = f"{option}={value} would have no effect with pinv={pinv!r}; it belongs to pinv={kinds}"
             raise ValueError(msg)
 
 

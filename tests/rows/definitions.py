@@ -50,7 +50,7 @@ def over_heads(
     return out
 
 
-PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "query_mask": 1}
+PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1}
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
@@ -134,6 +134,43 @@ def linear(
     return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
 
 
+def linformer(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    rank: int = 256,
+    projection: str | tuple[Array, Array] = "mean",
+    seed: int = 0,
+) -> Array:
+    """softmax(s q (E k)ᵀ) F v; a key that is hidden has columns of zeros."""
+    assert not causal
+    scale, n_kv = q.shape[1] ** -0.5 if scale is None else scale, len(k)
+    if projection == "mean":
+        E = F = np.zeros((min(rank, keep.sum()), n_kv))
+        for row, members in enumerate(np.array_split(np.flatnonzero(keep), max(len(E), 1))):
+            E[row : row + 1, members] = 1 / max(len(members), 1)
+    elif projection == "random":
+        E = F = gaussian_columns(rank, n_kv, seed)
+    else:
+        E, F = projection
+    E, F = (np.where(keep, x, 0) for x in (E, F))
+    k, v = (np.where(keep[:, None], x, 0) for x in (k, v))
+    return softmax(scale * q @ (E @ k).T, np.ones((1, len(E)), dtype=bool)) @ (F @ v)
+
+
+def gaussian_columns(m: int, n: int, seed: int) -> Array:
+    """Entries N(0, 1/m); 256 columns, one after the other, come from one seed."""
+    blocks = [np.zeros((0, m))]
+    for block in range(-(-n // 256)):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,))))
+        blocks.append(rng.standard_normal((256, m)))
+    return np.concatenate(blocks)[:n].T / np.sqrt(m)
+
+
 def segment_means(x: Array, rows: Array, m: int) -> Array:
     """Means of m consecutive segments of the rows kept; the first c mod m of them are longer by one row."""
     x = x[rows]
@@ -166,10 +203,11 @@ def nystrom(
     num_landmarks: int = 64,
     landmarks: str | tuple[Array, Array] = "segment-means",
     seed: int = 0,
+    kmeans_iterations: int = 5,
     pinv: str = "iterative",
     iterations: int = 6,
     rcond: float = 1e-3,
-    ridge: float = 1e-2,
+    ridge: float | None = None,
     conv_weights: Array | None = None,
     query_mask: Array | None = None,
 ) -> Array:
@@ -185,6 +223,12 @@ def nystrom(
             return exact(q, k, v, keep, causal=False, scale=scale) + residual
         if landmarks == "segment-means":
             q_land, k_land = segment_means(q, rows, m), segment_means(k, keep, m)
+        elif landmarks == "kmeans":
+            heavy = scale * q[rows].sum(axis=0) / max(rows.sum(), 1)
+            q_land, _ = kmeans(q[rows], m, kmeans_iterations, seed)
+            k_land, members = kmeans(k[keep], m, kmeans_iterations, seed, heavy)
+            if pinv == "ridge-fit":
+                return ridge_fit(q, k[keep], v[keep], q_land, k_land, members, m, scale, ridge) + residual
         else:
             q_land, k_land = uniform_rows(q, rows, m, seed), uniform_rows(k, keep, m, seed)
     else:
@@ -196,9 +240,69 @@ def nystrom(
     return F @ (pseudo_inverse(A, pinv, iterations, rcond, ridge) @ (B @ v)) + residual
 
 
-def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float) -> Array:
+def kmeans(x: Array, m: int, iterations: int, seed: int, heavy: Array | None = None) -> tuple[Array, Array]:
+    """(means of the clusters of the rows of x, the cluster of each row); few rows are clusters of their own.
+
+    `heavy` is a direction: the m/2 rows that go farthest in it are the first centres of as many clusters.
+    """
+    if len(x) <= m:
+        return x, np.arange(len(x))
+
+    def nearest(rows: Array) -> Array:
+        return ((rows[:, None] - centres) ** 2).sum(axis=-1).argmin(axis=1)
+
+    def means(rows: Array) -> Array:
+        own = nearest(rows)
+        return np.array([rows[own == c].mean(axis=0) if np.any(own == c) else centres[c] for c in range(m)])
+
+    every = np.ones(len(x), dtype=bool)
+    sample = x if len(x) <= 8 * m else uniform_rows(x, every, 8 * m, seed)
+    first = x[:0] if heavy is None else x[np.argsort(-(x @ heavy), kind="stable")[: m // 2]]
+    centres = np.concatenate([first, segment_means(sample, np.ones(len(sample), dtype=bool), m - len(first))])
+    sample = np.concatenate([first, sample])
+    for _ in range(iterations):
+        centres = means(sample)
+    return means(x), nearest(x)
+
+
+def ridge_fit(
+    q: Array,
+    k: Array,
+    v: Array,
+    rows: Array,
+    means: Array,
+    members: Array,
+    m: int,
+    scale: float,
+    ridge: float | None,
+) -> Array:
+    """F(q) W: each cluster of keys counts as often as it has members, and W is fitted to exact attention at `rows`."""
+    counts = np.array([(members == c).sum() for c in range(m)])
+    summary = np.array([v[members == c].mean(axis=0) if counts[c] else 0 * v[0] for c in range(m)])
+    every = np.ones(len(k), dtype=bool)
+
+    def F(x: Array) -> Array:
+        weights = counts * np.exp(scale * x @ means.T - (scale * x @ means.T).max(axis=1, keepdims=True, initial=-1e9))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def fit(F: Array, missing: Array, strength: float) -> Array:
+        penalty = np.sqrt(strength * ((F**2).sum() / m or 1)) * np.eye(m)
+        stacked = np.concatenate([F, penalty]), np.concatenate([missing, np.zeros((m, v.shape[1]))])
+        return np.linalg.lstsq(*stacked)[0]
+
+    exact_rows = softmax(scale * rows @ k.T, every) @ v
+    F_rows, missing = F(rows), exact_rows - F(rows) @ summary
+    if ridge is None:
+        out = np.arange(len(rows)) % 5 == min(5, m) - 1
+        strengths = (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+        errors = [((missing[out] - F_rows[out] @ fit(F_rows[~out], missing[~out], x)) ** 2).sum() for x in strengths]
+        ridge = strengths[int(np.argmin(errors))]
+    return F(q) @ (summary + fit(F_rows, missing, ridge))
+
+
+def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float | None) -> Array:
     if pinv == "ridge":
-        return np.linalg.inv(A.T @ A + ridge * np.eye(A.shape[1])) @ A.T
+        return np.linalg.inv(A.T @ A + (ridge or 1e-2) * np.eye(A.shape[1])) @ A.T
     if pinv == "exact":
         U, s, Vt = np.linalg.svd(A, full_matrices=False)
         return Vt.T @ np.diag([1 / x if x > rcond * s[0] else 0 for x in s]) @ U.T

@@ -151,6 +151,12 @@ def given_landmarks(case: Case) -> dict[str, Any]:
     return {"landmarks": tuple(centres + 0.1 * rng.standard_normal(shape) for _ in range(2))}
 
 
+def given_projection(case: Case) -> dict[str, Any]:
+    """E and F of each head, with another number of rows than any case has keys."""
+    shape = (*case.q[-3:-2], 6, case.k[-2])
+    return {"projection": tuple(np.random.default_rng(9).standard_normal((2, *shape)) / 4)}
+
+
 def given_convolution(case: Case) -> dict[str, Any]:
     return {"conv_weights": np.random.default_rng(5).standard_normal((*case.q[-3:-2], 5)) / 4}
 
@@ -176,6 +182,7 @@ def has_rows(case: Case) -> bool:
 
 
 favor = functools.partial(Row, method="favor")
+linformer = functools.partial(Row, method="linformer", causal=False)
 nystrom = functools.partial(Row, method="nystrom", causal=False)
 
 OPTIONS = [
@@ -202,6 +209,12 @@ OPTIONS = [
     Row("linear", "linear"),
     Row("linear-scale", "linear", {"scale": 0.3}),
     Row("linear-function", "linear", {"feature_map": two_squares}),
+    linformer("linformer", options={"rank": 8}),
+    linformer("linformer-default", options={}),
+    linformer("linformer-scale", options={"rank": 5, "scale": -0.4}),
+    linformer("linformer-random", options={"rank": 7, "projection": "random"}),
+    linformer("linformer-random-seed", options={"rank": 12, "projection": "random", "seed": 5, "scale": 0.2}),
+    linformer("linformer-arrays", options={}, arrays=given_projection, fits=has_batch),
     nystrom("nystrom", options={"num_landmarks": 8}),
     nystrom("nystrom-default", options={}),
     nystrom("nystrom-iterations", options={"num_landmarks": 5, "iterations": 12}),
@@ -211,6 +224,14 @@ OPTIONS = [
     nystrom("nystrom-ridge-scale", options={"num_landmarks": 7, "pinv": "ridge", "ridge": 0.3, "scale": 0.5}),
     nystrom("nystrom-uniform", options={"num_landmarks": 6, "landmarks": "uniform"}),
     nystrom("nystrom-uniform-seed", options={"num_landmarks": 6, "landmarks": "uniform", "seed": 3, "pinv": "ridge"}),
+    nystrom("nystrom-kmeans", options={"num_landmarks": 6, "landmarks": "kmeans"}),
+    nystrom("nystrom-kmeans-seed", options={"num_landmarks": 4, "landmarks": "kmeans", "seed": 3,
+                                            "kmeans_iterations": 2, "pinv": "ridge"}),
+    nystrom("nystrom-ridge-fit", options={"num_landmarks": 6, "landmarks": "kmeans", "pinv": "ridge-fit"}),
+    nystrom("nystrom-ridge-fit-scale", options={"num_landmarks": 8, "landmarks": "kmeans", "pinv": "ridge-fit",
+                                                "ridge": 0.2, "scale": -0.3}),
+    nystrom("nystrom-kmeans-query-mask", options={"num_landmarks": 6, "landmarks": "kmeans", "pinv": "ridge-fit"},
+            arrays=given_query_mask),
     nystrom("nystrom-arrays", options={}, arrays=given_landmarks, fits=has_batch),
     nystrom("nystrom-convolution", options={"num_landmarks": 8}, arrays=given_convolution, fits=is_self_attention),
     nystrom("nystrom-long-convolution", options={"num_landmarks": 8}, arrays=given_long_convolution,
@@ -226,7 +247,7 @@ METHODS = [
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
 STREAMING = [row for row in METHODS if getattr(subquad.METHODS[row.method], "state", None) is not None
-             and row.name != "favor-center" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+             and row.name != "favor-center" and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
 STEPPING = [row for row in STREAMING if row.causal]
 
 
@@ -244,6 +265,7 @@ def named(*names: str) -> list[Row]:
 MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
-           "linear-function", "nystrom", "nystrom-ridge", "nystrom-uniform"),
+           "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
+           "nystrom-kmeans", "nystrom-ridge-fit"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]
