@@ -85,7 +85,9 @@ class Row:
     fits: Callable[[Case], bool] = lambda case: True
     reference_options: dict[str, Any] = field(default_factory=dict)  # where the definition needs other words
     constants: Callable[[Case], dict[str, Any]] = lambda case: {}  # options whose values are read: never traced
-    sees: str = "all"  # which keys a row sees: "all", those "near" its place, those "hashed" to near buckets
+    # what decides which keys a row sees: "nothing" (it sees all), its "place" relative to theirs, "places" of the whole
+    # sequence, or a "hash" of all keys; "arrays" if there are other keys and values among the options
+    by: str = "nothing"
 
     def __str__(self) -> str:
         return self.name
@@ -237,8 +239,9 @@ def has_rows(case: Case) -> bool:
 
 favor = functools.partial(Row, method="favor")
 nystrom = functools.partial(Row, method="nystrom", causal=False)
-near = functools.partial(Row, sees="near")
-hashing = functools.partial(Row, method="lsh", sees="hashed")
+window = functools.partial(Row, method="window", by="place")
+bigbird = functools.partial(Row, method="bigbird", by="places")
+lsh = functools.partial(Row, method="lsh", by="hash")
 
 OPTIONS = [
     Row("exact", "exact"),
@@ -279,25 +282,26 @@ OPTIONS = [
             fits=is_self_attention),
     nystrom("nystrom-query-mask", options={"num_landmarks": 6}, arrays=given_query_mask),
     Row("window-default", "window"),
-    near("window", "window", {"left": 6}),
-    near("window-scale", "window", {"left": 11, "right": 0, "scale": -0.3}),
-    near("window-sides", "window", {"left": 2, "right": 70}, causal=False),
-    near("window-dilated", "window", {"left": 3, "dilation": 4}),
-    near("window-global", "window", {"left": 6}, constants=given_global),
-    near("window-global-dilated", "window", {"left": 2, "dilation": 3}, constants=given_global),
-    near("window-global-qkv", "window", {"left": 6}, constants=given_global, arrays=given_global_qkv,
-         fits=is_self_attention),
-    Row("bigbird-default", "bigbird", {"block_size": 64, "num_random_blocks": 3, "seed": 0}),
-    near("bigbird", "bigbird", {"block_size": 8, "num_random_blocks": 2, "seed": 3}),
-    near("bigbird-ends", "bigbird", {"block_size": 5, "window_blocks": 5, "global_blocks": (2, 0), "num_random_blocks": 1, "seed": 1}),
-    near("bigbird-plan", "bigbird", {"block_size": 8, "window_blocks": 1, "scale": 0.6}, constants=given_plan),
-    Row("lsh-default", "lsh"),
-    hashing("lsh", options={"bucket_size": 9, "num_rounds": 3}),
-    hashing("lsh-one-round", options={"bucket_size": 8, "num_rounds": 1, "seed": 2, "scale": -0.4}),
-    hashing("lsh-unit-keys", options={"bucket_size": 8, "num_rounds": 2, "unit_keys": True}),
-    hashing("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
-    hashing("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
-    hashing("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
+    window("window", options={"left": 6}),
+    window("window-scale", options={"left": 11, "scale": -0.3}),
+    window("window-sides", options={"left": 2, "right": 70}, causal=False),
+    window("window-dilated", options={"left": 3, "dilation": 4}),
+    window("window-global", options={"left": 6}, constants=given_global, by="places"),
+    window("window-global-dilated", options={"left": 2, "dilation": 3}, constants=given_global, by="places"),
+    window("window-global-qkv", options={"left": 6}, constants=given_global, arrays=given_global_qkv,
+           fits=is_self_attention, by="arrays"),
+    bigbird("bigbird", options={"block_size": 8, "num_random_blocks": 2, "seed": 3}),
+    bigbird("bigbird-default", options={"block_size": 64, "num_random_blocks": 3, "seed": 0}),
+    bigbird("bigbird-ends", options={"block_size": 5, "window_blocks": 5, "global_blocks": (2, 0),
+                                     "num_random_blocks": 1, "seed": 1}),
+    bigbird("bigbird-plan", options={"block_size": 8, "window_blocks": 1, "scale": 0.6}, constants=given_plan),
+    lsh("lsh", options={"bucket_size": 9, "num_rounds": 3}),
+    lsh("lsh-default", options={}),
+    lsh("lsh-one-round", options={"bucket_size": 8, "num_rounds": 1, "seed": 2, "scale": -0.4}),
+    lsh("lsh-unit-keys", options={"bucket_size": 8, "num_rounds": 2, "unit_keys": True}),
+    lsh("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
+    lsh("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
+    lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
 ]  # fmt: skip
 
 
@@ -322,6 +326,11 @@ STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and "
 def rows(table: list[Row]) -> Any:
     """The mark `pytest.mark.parametrize` over a table."""
     return pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in table])
+
+
+def seeing(table: list[Row], *by: str) -> list[Row]:
+    """The rows of a table that see keys by one of these."""
+    return [row for row in table if row.by in by]
 
 
 def named(*names: str) -> list[Row]:
