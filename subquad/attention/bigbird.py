@@ -78,7 +78,7 @@ class BigBird(Method):
     """
 
     restrictions = frozenset({"segments", "visible"})
-    sees_intervals = True
+    reads = frozenset({"visible"})
 
     block_size: int = 64
     window_blocks: int = 3

@@ -106,7 +106,7 @@ def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]
     if not backend_of(call.xp).is_concrete(of_queries, of_keys):
         msg = (
             "segments of a program that is traced have no values, and this method needs the lengths of the documents: "
-            "pass segments as constants, or use 'exact', 'window', 'bigbird' or 'lsh'"
+            "pass segments as constants, or use 'exact' or 'window'"
         )
         raise NotImplementedError(msg)
 

@@ -86,7 +86,7 @@ class Window(Method):
     """
 
     restrictions = frozenset({"segments", "visible", "return_lse"})
-    sees_intervals = True
+    reads = restrictions
     state = StateSpec({"keys": ("w", "d"), "values": ("w", "d_v"), "visible": ("w", 1)}, None)
 
     left: int = 256

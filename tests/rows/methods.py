@@ -183,7 +183,7 @@ def given_query_mask(case: Case) -> dict[str, Any]:
 
 def given_global(case: Case) -> dict[str, Any]:
     """Global keys, several in one head and one in another."""
-    mask = np.arange(case.k[-2]) % 17 == 11
+    mask = np.arange(case.k[-2]) % 17 == 3
     if len(case.q) < 3:
         return {"global_mask": mask}
     per_head = np.broadcast_to(mask, (case.q[-3], len(mask))).copy()
