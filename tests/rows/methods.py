@@ -97,8 +97,8 @@ class Row:
         """The values of `causal` that the method supports."""
         return (False, True) if self.causal else (False,)
 
-    def call(self, *, causal: bool = False) -> Callable[..., Any]:
-        """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options."""
+    def call(self, *, causal: bool = False, **given: Any) -> Callable[..., Any]:
+        """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options; `given` goes with them."""
 
         def attend(q: Any, k: Any, v: Any, key_mask: Any, arrays: dict[str, Any]) -> Any:
             case = Case(*(tuple(x.shape) for x in (q, k, v)))
@@ -106,7 +106,7 @@ class Row:
             if "global_mask" in constants:
                 mask = constants["global_mask"]
                 constants = {"global_mask": array_namespace(q).asarray(mask, device=getattr(q, "device", None))}
-            options = self.options | constants | arrays
+            options = self.options | constants | arrays | given
             return subquad.attention(q, k, v, self.method, causal=causal, key_mask=key_mask, **options)
 
         return attend
