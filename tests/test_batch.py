@@ -17,7 +17,7 @@ N = 45
 CASE = Case((3, 4, N, D), (3, 4, N, D), (3, 4, N, 5), mask="random")
 
 
-@rows(METHODS)
+@rows([row for row in METHODS if row.by != "arrays"])
 def test_item_alone_equals_item_in_batch(row: Row) -> None:
     """With an item that would change any maximum, mean or start value taken over the batch.
 
@@ -52,7 +52,7 @@ def test_nan_in_one_item_stays_there(eager: Library, row: Row) -> None:
     assert relative_error(dirty[::2], clean[::2]) < 1e-12
 
 
-@rows(MAIN)
+@rows([row for row in MAIN if row.method != "bigbird"])  # it draws for each head
 def test_permuted_heads_give_permuted_outputs(row: Row) -> None:
     case = Case((2, 4, N, D), (2, 4, N, D), (2, 4, N, 5))
     inputs, order = case.draw(), [2, 0, 3, 1]
@@ -64,7 +64,7 @@ def test_permuted_heads_give_permuted_outputs(row: Row) -> None:
         assert relative_error(permuted, out[:, order]) < 1e-12
 
 
-@rows(METHODS)
+@rows([row for row in METHODS if row.by != "arrays"])
 def test_grouped_queries_equal_repeated_heads(row: Row) -> None:
     """Six query heads share two key heads; a mask per key head or per query head."""
     case = Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads")

@@ -188,12 +188,16 @@ def loss_of(example: Example, function: Any, arrays: list[Any], keywords: dict[s
     return total
 
 
+def is_differentiable(library: Library, x: Any) -> bool:
+    return "float" in library.dtype_name(x) or "complex" in library.dtype_name(x)
+
+
 def torch_gradients(
     library: Library, function: Any, example: Example, chosen: tuple[str, ...], dtype: str
 ) -> list[np.ndarray]:
     torch = pytest.importorskip("torch")
     arrays, keywords = example.given(library, dtype, chosen)
-    leaves = [x.requires_grad_() for x in arrays if x is not None]
+    leaves = [x.requires_grad_() for x in arrays if x is not None and is_differentiable(library, x)]
     loss = loss_of(example, function, arrays, keywords, library)
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [np.zeros(leaf.shape) if x is None else x.resolve_conj().cpu().numpy()
@@ -207,10 +211,10 @@ def jax_gradients(
     import jax
 
     arrays, keywords = example.given(library, dtype, chosen)
-    places = [i for i, x in enumerate(arrays) if x is not None]
+    places = [i for i, x in enumerate(arrays) if x is not None and is_differentiable(library, x)]
 
     def loss(*given: Any) -> Any:
-        mine: list[Any] = [None] * len(arrays)
+        mine = list(arrays)
         for i, x in zip(places, given, strict=True):
             mine[i] = x
         return loss_of(example, function, mine, keywords, library)

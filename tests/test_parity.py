@@ -41,6 +41,8 @@ def kinds(library: Library, row: Row, case: str) -> list[tuple[str, bool]]:
         isinstance(library, NumPyReadOnly | StrictNoFloat64 | TorchMeta) and case not in FEW
     ):
         return []
+    if row.name.startswith("window-global") and isinstance(library, Jax | TorchMeta):
+        return []  # a global mask must be readable
     if isinstance(library, Jax):
         some = {"blocks": MAIN_CAUSAL, "n=2": MAIN}.get(case, METHODS)
         return [(dtype, row.causal and case not in PLAIN) for dtype in TRACED.get(case, ()) if row in some]

@@ -165,6 +165,8 @@ def test_steps_of_any_size_are_the_causal_method(row: Row, case: Case, size: int
         out, state = method.step(part["q"], part["k"], part["v"], state, key_mask=part["key_mask"], **keywords)
         outs.append(out)
     assert relative_error(np.concatenate(outs, axis=-2), full) < 1e-12
+    if row not in STREAMING:
+        return
     # the state after the last step is that of all keys
     whole = method.summarize(drawn["k"], drawn["v"], key_mask=drawn["key_mask"], **keywords)
     assert (
@@ -321,5 +323,5 @@ def test_inputs_of_half_precision_are_kept_in_float32(row: Row) -> None:
     out = row.call(causal=True)(*half, None, arrays)
     assert out.dtype == np.float16
     assert np.array_equal(out, row.call(causal=True)(*single, None, arrays).astype(np.float16))
-    if row in STEPPING:
+    if row in STREAMING:
         assert all(x.dtype == np.float32 for x in row.object(**arrays).summarize(*half[1:]).values())

@@ -74,7 +74,8 @@ def attention(
         Factor of the logits q·k. Default: d ** -0.5 (1 for "linear").
     segments : array of int, broadcastable to (..., n), or a pair of them for q and k, optional
         Numbers of documents that are packed into one sequence: a query sees the keys with its own number alone, and
-        causality is counted within the document. Rows of a document must lie together. Every method takes it.
+        causality, windows and blocks are counted within the document: its output is that of the document alone. Rows of
+        a document must lie together. Every method takes it.
     visible : array of int, broadcastable to (..., n), optional
         How many keys, from the first, each query sees: numbers that do not decrease. Not together with `causal`.
         "exact", "window", "bigbird", "lsh", "favor" and "linear" take it.
@@ -96,7 +97,7 @@ def attention(
     array, shape (..., n, d_v)
         The output, of the library and on the device of the inputs, in the common dtype of q, k and v. float16 and
         bfloat16 are computed in float32. With `return_lse`, a pair: the output, and the natural logarithm (..., n) of
-        Σ_j exp(logit[i, j]), of dtype float32 or float64, −∞ for a row that sees no key.
+        Σ_j exp(logit[i, j]), of dtype float32 or float64, −∞ for a row that sees no key; a sink is one of the terms.
 
     Raises
     ------

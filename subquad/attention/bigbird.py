@@ -8,6 +8,7 @@ O(n · block_size · (window + global + random blocks) · (d + d_v)) time; extra
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_count, check_seed
 from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
 from subquad.kernels.block_attention import block_attention
 from subquad.random import generator
 from subquad.registry import register
@@ -75,7 +77,7 @@ class BigBird(Method):
     """
 
     restrictions = frozenset({"segments", "visible"})
-    sees_intervals = True
+    reads = frozenset({"visible"})
 
     block_size: int = 64
     window_blocks: int = 3
@@ -111,7 +113,7 @@ class BigBird(Method):
         _, start, stop = sight_of(call)
         blocks = -(-n // size)
         at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
-        whole = (at < first_global) | (at >= -(-n_kv // size) - last_global)
+        whole = (at >= 0) & ((at < first_global) | (at >= -(-n_kv // size) - last_global))
         parts = []
         for begin, end in _runs(whole):
             rows = slice(begin * size, min(end * size, n))
@@ -134,8 +136,8 @@ class BigBird(Method):
         """The key blocks that the blocks of queries `begin` … `end` − 1 read, (..., end − begin, r)."""
         xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
         heads = call.arrangement.heads
-        shape = heads.unfold(call.q).shape
-        count = shape[-3] if len(shape) > 2 else None
+        batch = broadcast_batch(q=call.q.shape[:-2], k=call.k.shape[:-2], v=call.v.shape[:-2])
+        count = math.prod(batch[-2:] if heads.groups > 1 else batch[-1:]) if batch else None
         shared = n, n_kv, self.block_size, self.window_blocks, self.global_blocks, call.causal
         if self.plan is None:
             plan = (self.num_random_blocks, self.seed or 0, count)

@@ -304,12 +304,12 @@ def check_keys(q: Array | None, k: Array, v: Array, key_mask: Array | None, xp: 
     return mask
 
 
-def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...]) -> None:
-    """Raise ValueError if the axes of a mask (..., n) could as well be the first batch axes as the last.
+def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...], tail: int = 1) -> None:
+    """Raise ValueError if the axes of a mask before the last `tail` could as well be the first batch axes as the last.
 
     Broadcasting aligns them with the last, the heads, and one mask for each item of a batch is easily written that way.
     """
-    own = tuple(mask.shape[:-1])
+    own = tuple(mask.shape[:-tail])
     for batch in batches:
         if 0 < len(own) < len(batch) and max(own) > 1:
             leading = all(size in (1, other) for size, other in zip(own, batch, strict=False))
@@ -319,7 +319,7 @@ def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...]) -> None:
                 msg = (
                     f"{name} has shape {tuple(mask.shape)} beside arrays of batch shape {tuple(batch)}: its first axes "
                     f"fit the first and the last batch axes; give it all of them, as {name}[{'None, ' * lacking}...] "
-                    f"for the last, or {name}[{', '.join([':'] * len(own) + ['None'] * lacking)}, :] for the first"
+                    f"for the last, or {name}[{', '.join([':'] * len(own) + ['None'] * lacking + [':'] * tail)}] for the first"
                 )
                 raise ValueError(msg)
 

@@ -49,7 +49,7 @@ class Exact(Method):
     """
 
     restrictions = frozenset(NAMES)
-    sees_intervals = True
+    reads = restrictions
 
     implementation: str = "auto"
 

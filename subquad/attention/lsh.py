@@ -64,7 +64,8 @@ class LSH(Method):
     There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
     two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
     place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
-    one before; there is no wrap, and all buckets within them meet. Reformer's convention is
+    one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
+    but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
     ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
     this class does. Kernel: `block_attention`.
 
@@ -83,7 +84,7 @@ class LSH(Method):
     """
 
     restrictions = frozenset({"segments", "visible"})
-    sees_intervals = True
+    reads = frozenset({"visible"})
 
     bucket_size: int = 64
     num_rounds: int = 4

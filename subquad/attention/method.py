@@ -46,15 +46,15 @@ class Method:
         The arrays of the method's state; None for a method that cannot sum up keys in a fixed size.
     restrictions : frozenset of str
         The restrictions of `subquad.attention` that the method takes.
-    sees_intervals : bool
-        Whether the method reads restrictions itself, in `_evaluate_with_lse`. Else it runs once for each document, or
+    reads : frozenset of str
+        Those of them that it reads itself, in `_evaluate_with_lse`. Of the others, it runs once for each document, or
         once for each number of visible keys.
     """
 
     causal: ClassVar[Literal[True] | str] = True
     state: ClassVar[StateSpec | None] = None
     restrictions: ClassVar[frozenset[str]] = frozenset({"segments"})
-    sees_intervals: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(
         self,
@@ -313,26 +313,26 @@ class Method:
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""
-        for name in (*given, *(("return_lse",) if return_lse else ())):
+        names = [*given, *(["return_lse"] if return_lse else [])]
+        for name in names:
             if name not in self.restrictions:
                 msg = f"{type(self).__name__} cannot take {name}: {UNABLE[name]}"
                 raise NotImplementedError(msg)
         call = restrict(call, **given)
-        if self.sees_intervals:
+        if self.reads.issuperset(names):
             out, lse = self._evaluate_with_lse(call)
             return (call.leave(out), call.leave(lse[..., None], lse=True)[..., 0]) if return_lse else call.leave(out)
-        if call.restrictions.segments is None:
-            merge = self._check_streams("visible").merge
-            assert merge is not None
-            with_xp = partial(merge, call.xp)
-            return call.leave(by_frontiers(call, self._summarize, with_xp, self._attend))
-        if call.restrictions.visible is not None:
+        if len(names) > 1:
             msg = f"{type(self).__name__} takes segments or visible, not both: it runs once for each"
             raise NotImplementedError(msg)
-        return call.leave(by_documents(call, self._evaluate))
+        if names == ["segments"]:
+            return call.leave(by_documents(call, self._evaluate))
+        merge = self._check_streams("visible").merge
+        assert merge is not None
+        return call.leave(by_frontiers(call, self._summarize, partial(merge, call.xp), self._attend))
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        """(output, log-sum-exp) of a call with `restrictions`, of a method with `sees_intervals`."""
+        """(output, log-sum-exp) of a call with `restrictions`, all of them in `reads`."""
         raise NotImplementedError
 
     def _evaluate(self, call: AttentionCall) -> Array:

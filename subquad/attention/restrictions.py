@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +29,15 @@ NAMES = ("segments", "visible", "return_lse", "mask", "bias", "softcap", "sinks"
 class Restrictions(NamedTuple):
     """The restrictions of a call, checked, with grouped heads folded as in `AttentionCall`."""
 
-    segments: tuple[Array, Array] | None = None  # int32 (..., n) and (..., n_kv), of one batch shape
+    segments: tuple[Array, Array] | None = None  # integers (..., n) and (..., n_kv), of one batch shape
     visible: Array | None = None  # int32 (..., n)
     mask: Array | None = None  # bool (..., n, n_kv)
     bias: Array | None = None  # (..., n, n_kv)
     softcap: float | None = None
     sinks: Array | None = None  # (..., 1, 1)
+    # the same numbers in NumPy, if they can be read: where a program is traced, work on constants is traced too
+    segments_on_host: tuple[Any, Any] | None = None
+    visible_on_host: Any = None
 
 
 NONE = Restrictions()
@@ -47,12 +51,13 @@ def restrict(
     xp, heads, (n, n_kv) = call.xp, call.arrangement.heads, (call.q.shape[-2], call.k.shape[-2])
     batches = [heads.unfold(x).shape[:-2] for x in (call.q, call.k)]
     like = call.q
-    numbers = None if segments is None else _segments(call, segments, batches)
+    numbers, numbers_on_host = (None, None) if segments is None else _segments(call, segments, batches)
+    counts = None
     if visible is not None:
         if call.causal:
             msg = "visible counts the keys that each query sees, and causal=True counts them too; leave one out"
             raise ValueError(msg)
-        visible = heads.fold(_counts(call, visible, batches[0]), tail=1)
+        visible, counts = _counts(call, visible, batches[0])
     for name, x, kind, words in (("mask", mask, "bool", "bool with True = keep"), ("bias", bias, "", "")):
         if x is None:
             continue
@@ -66,6 +71,8 @@ def restrict(
                 f"what hides keys from all queries is key_mask"
             )
             raise ValueError(msg)
+        if name == "mask":  # the first axis of a bias is that of heads by convention
+            check_mask_axes(name, x, *batches, tail=2)
     if bias is not None:
         check_floating(xp, bias=bias)
         bias = cast(xp, bias, like.dtype)
@@ -78,10 +85,8 @@ def restrict(
         assert own is not None
         sinks = heads.fold(own[..., None, None])
         call.batch(sinks=sinks.shape[:-2])
-    made = Restrictions(
-        numbers, visible, mask, bias, None if softcap is None else check_positive("softcap", softcap), sinks
-    )
-    return call.restricted(made)
+    bound = None if softcap is None else check_positive("softcap", softcap)
+    return call.restricted(Restrictions(numbers, visible, mask, bias, bound, sinks, numbers_on_host, counts))
 
 
 def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None = None) -> Sight:
@@ -105,12 +110,10 @@ def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None 
 
 def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]) -> Array:
     """The output of a method that sees one document at a time; the numbers of the documents must be readable."""
-    assert call.restrictions.segments is not None
-    of_queries, of_keys = call.restrictions.segments
-    if not backend_of(call.xp).is_concrete(of_queries, of_keys):
+    if call.restrictions.segments_on_host is None:
         msg = (
             "segments of a program that is traced have no values, and this method needs the lengths of the documents: "
-            "pass segments as constants, or use 'exact', 'window', 'bigbird' or 'lsh'"
+            "pass segments as constants, or use 'exact' or 'window'"
         )
         raise NotImplementedError(msg)
 
@@ -124,7 +127,7 @@ def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]
             return evaluate(call.part(queries=slice(0, 0), keys=slice(0, 0)))
         return parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-2)
 
-    return _item_by_item(call.restricted(NONE), to_host(of_queries), to_host(of_keys), of_item)
+    return _item_by_item(call.restricted(NONE), *call.restrictions.segments_on_host, of_item)
 
 
 def by_frontiers(
@@ -134,9 +137,8 @@ def by_frontiers(
     attend: Callable[[AttentionCall], Array],
 ) -> Array:
     """The output of a method with a state, for queries that see the first `visible[i]` keys each."""
-    visible = call.restrictions.visible
-    assert visible is not None
-    if not backend_of(call.xp).is_concrete(visible):
+    visible = call.restrictions.visible_on_host
+    if visible is None:
         msg = "visible of a program that is traced has no values, which this method needs: use 'exact' or 'window'"
         raise NotImplementedError(msg)
 
@@ -151,20 +153,21 @@ def by_frontiers(
             return attend(call.part(queries=slice(0, 0), state=state))
         return parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-2)
 
-    host = to_host(visible)
-    return _item_by_item(call.restricted(NONE), host, host, of_item)
+    return _item_by_item(call.restricted(NONE), visible, visible, of_item)
 
 
 def _item_by_item(call: AttentionCall, of_queries: Any, of_keys: Any, evaluate: Callable[..., Array]) -> Array:
     """`evaluate(call, numbers, numbers)` for each item of the batch of the numbers; the outputs in one array."""
     for axis in range(-of_queries.ndim, -1):
         size = of_queries.shape[axis]
-        if size != 1:
+        if size > 1:
             outs = [
                 _item_by_item(call.item(axis, i), np.take(of_queries, [i], axis), np.take(of_keys, [i], axis), evaluate)
                 for i in range(size)
             ]
             return call.xp.concat(outs, axis=axis - 1)
+    if 0 in of_queries.shape[:-1]:  # of no items there are no documents: the shape of the output is that of any
+        of_queries, of_keys = (np.zeros(x.shape[-1:], np.int64) for x in (of_queries, of_keys))
     return evaluate(call, of_queries.reshape(-1), of_keys.reshape(-1))
 
 
@@ -176,11 +179,13 @@ def _spans(numbers: Any) -> Mapping[int, tuple[int, int]]:
 
 def to_host(x: Array) -> Any:
     """The integers of an array as a NumPy array."""
+    if isinstance(x, np.ndarray):
+        return x
     return np.asarray(x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x), dtype=np.int64).reshape(x.shape)
 
 
 def _integers(name: str, x: Any, call: AttentionCall, n: int, batch: tuple[int, ...]) -> Array:
-    """An integer array (..., n) as int32; TypeError and ValueError name it."""
+    """An integer array (..., n); TypeError and ValueError name it."""
     xp = call.xp
     check_arrays(q=call.q, **{name: x})
     if not is_dtype(xp, x.dtype, "integral"):
@@ -194,8 +199,17 @@ def _integers(name: str, x: Any, call: AttentionCall, n: int, batch: tuple[int, 
     return x
 
 
-def _segments(call: AttentionCall, segments: Any, batches: list[tuple[int, ...]]) -> tuple[Array, Array]:
-    """The numbers of the documents of queries and of keys, int32, of one batch shape, with grouped heads folded."""
+def on_host(call: AttentionCall, x: Array) -> Any:
+    """An array (..., n) in NumPy, with grouped heads folded; None if it cannot be read."""
+    if not backend_of(call.xp).is_concrete(x):
+        return None
+    return replace(call.arrangement.heads, xp=np).fold(to_host(x), tail=1)
+
+
+def _segments(
+    call: AttentionCall, segments: Any, batches: list[tuple[int, ...]]
+) -> tuple[tuple[Array, Array], tuple[Any, Any] | None]:
+    """The numbers of the documents of queries and of keys, of one batch shape, with grouped heads folded; in NumPy too."""
     xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
     if isinstance(segments, tuple | list):
         if len(segments) != 2:
@@ -208,33 +222,38 @@ def _segments(call: AttentionCall, segments: Any, batches: list[tuple[int, ...]]
             msg = f"segments is one array, but q has {n} rows and k has {n_kv}; pass a pair, for q and for k"
             raise ValueError(msg)
         segments, names = (segments, segments), ("segments", "segments")
-    made = []
+    made, hosts = [], []
     for x, name, count, batch in zip(segments, names, (n, n_kv), batches, strict=True):
         own = _integers(name, x, call, count, batch)
-        if backend_of(xp).is_concrete(own) and 0 not in own.shape:
-            ordered = xp.sort(own, axis=-1)
-            changes, kinds = (xp.sum(xp.astype(y[..., 1:] != y[..., :-1], xp.int32)) for y in (own, ordered))
-            if int(changes) != int(kinds):
+        host = on_host(call, own)
+        if host is not None:
+            changes, kinds = (np.sum(y[..., 1:] != y[..., :-1]) for y in (host, np.sort(host, axis=-1)))
+            if changes != kinds:
                 msg = f"{name} has a number that comes back after another one; the rows of a document must lie together"
                 raise ValueError(msg)
         made.append(call.arrangement.heads.fold(own, tail=1))
-    if made[0].shape == made[1].shape and segments[0] is segments[1]:
-        return made[0], made[0]
+        hosts.append(host)
     batch = broadcast_batch(**{"segments[0]": made[0].shape[:-1], "segments[1]": made[1].shape[:-1]})
-    of_queries, of_keys = (xp.broadcast_to(x, (*batch, x.shape[-1])) for x in made)
-    return of_queries, of_keys
+
+    def spread(xp: Any, arrays: list[Any]) -> Any:
+        of_queries, of_keys = (xp.broadcast_to(x, (*batch, x.shape[-1])) for x in arrays)
+        return of_queries, of_keys
+
+    known = None if any(x is None for x in hosts) else spread(np, hosts)
+    return (made[0], made[0]) if segments[0] is segments[1] else spread(xp, made), known
 
 
-def _counts(call: AttentionCall, visible: Any, batch: tuple[int, ...]) -> Array:
-    """The numbers of keys that queries see, int32, in 0 … n_kv and non-decreasing where they can be read."""
+def _counts(call: AttentionCall, visible: Any, batch: tuple[int, ...]) -> tuple[Array, Any]:
+    """The numbers of keys that queries see, int32, in 0 … n_kv and non-decreasing where they can be read; in NumPy too."""
     xp, n_kv = call.xp, call.k.shape[-2]
     x = _integers("visible", visible, call, call.q.shape[-2], batch)
-    if backend_of(xp).is_concrete(x) and 0 not in x.shape:
-        least, most = int(xp.min(x)), int(xp.max(x))
+    host = on_host(call, x)
+    if host is not None and host.size:
+        least, most = int(host.min()), int(host.max())
         if least < 0 or most > n_kv:
             msg = f"visible has numbers from {least} to {most}, expected numbers of keys, 0 to {n_kv}"
             raise ValueError(msg)
-        if bool(xp.any(x[..., 1:] < x[..., :-1])):
+        if np.any(host[..., 1:] < host[..., :-1]):
             msg = "visible decreases from one query to the next; a later query sees at least as many keys"
             raise ValueError(msg)
-    return xp.astype(x, xp.int32)
+    return call.arrangement.heads.fold(xp.astype(x, xp.int32), tail=1), host

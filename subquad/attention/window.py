@@ -15,7 +15,7 @@ import numpy as np
 
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes
 from subquad.attention.method import Method
-from subquad.attention.restrictions import NONE, sight_of, to_host
+from subquad.attention.restrictions import NONE, on_host, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_count, check_floating, check_given
@@ -45,6 +45,7 @@ class Window(Method):
         raises ValueError.
     dilation : int, default 1
         Distance between the keys of a window: a query at place p sees the keys p + t · dilation for −left ≤ t ≤ right.
+        Other than 1, it cannot be joined with `visible` or a pair of `segments`.
     global_mask : array of bool, broadcastable to (..., n_kv), optional
         True = every query sees this key. In self-attention (n = n_kv) a query with this place sees every key. Causality
         and `segments` are kept to by global keys and queries too. The values must be readable: under a tracer the mask
@@ -86,7 +87,7 @@ class Window(Method):
     """
 
     restrictions = frozenset({"segments", "visible", "return_lse"})
-    sees_intervals = True
+    reads = restrictions
     state = StateSpec({"keys": ("w", "d"), "values": ("w", "d_v"), "visible": ("w", 1)}, None)
 
     left: int = 256
@@ -120,7 +121,7 @@ class Window(Method):
         if mask is None:
             return self._near(call, call.key_mask)
         found = self._near(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
-        index, exists = _places(call, mask)
+        index, exists = _places(call, self.global_mask)
         if index is None:
             return found
         found = join(call.xp, found, self._at_global_keys(call, index, exists))
@@ -270,10 +271,11 @@ def _joined(xp: ModuleType, x: Array) -> Array:
 
 def _places(call: AttentionCall, mask: Array) -> tuple[Array | None, Any]:
     """(places of the True entries of each item, which of them exist); (None, None) if there is none."""
-    if not backend_of(call.xp).is_concrete(mask):
+    host = on_host(call, mask)
+    if host is None:
         msg = "global_mask of a program that is traced has no values; pass it as a constant of the program"
         raise ValueError(msg)
-    host = to_host(mask) != 0
+    host = np.broadcast_to(host != 0, (*host.shape[:-1], call.k.shape[-2]))
     count = host.sum(axis=-1)
     most = int(count.max(initial=0))
     if most == 0:

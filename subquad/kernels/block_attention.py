@@ -78,7 +78,7 @@ def block_attention(
         place = xp.arange(k.shape[-2], dtype=start.dtype, device=place_of(q))
     rows = [q, *(None if x is None else x[..., None] for x in (start, stop, avoid)), met_q]
     keys = [k, v, None if key_mask is None else key_mask[..., None], place[..., None], met_k]
-    if blocks is None:
+    if blocks is None or k.shape[-2] == 0:  # of no keys there are no blocks to gather
         joined = _over_intervals(xp, batch, rows, keys, pairs, bias, scale, softcap, in_order=in_order)
     else:
         joined = _over_lists(xp, batch, rows, keys, blocks, size, scale, softcap)

@@ -136,7 +136,7 @@ def document_sight(xp: ModuleType, of_queries: Array, of_keys: Array, where: Any
         rows = xp.arange(n, dtype=xp.int32, device=where)
         return Sight(stop - (begin_q + count_q) + rows, begin, stop)
 
-    if n == 0 or n_kv == 0:
+    if n == 0 or n_kv == 0 or 0 in batch:
         nothing = xp.zeros((*batch, n), dtype=xp.int32, device=where)
         return Sight(nothing, nothing, nothing)
     flat_q, flat_k = (xp.reshape(x, (-1, x.shape[-1])) for x in (of_queries, of_keys))

@@ -50,7 +50,8 @@ def over_heads(
     return out
 
 
-PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1}
+PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1, "global_mask": 1,
+            "global_qkv": 2, "plan": 2}  # fmt: skip
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
@@ -321,6 +322,129 @@ def convolution(v: Array, weights: Array) -> Array:
             if 0 <= i + s - half < len(v):
                 out[i] += w * v[i + s - half]
     return out
+
+
+def pattern(seen: Array, logits: Array, v: Array, keep: Array) -> Array:
+    """Softmax attention of each row over the keys that it sees, (n, n_kv)."""
+    return softmax(logits, seen & keep) @ np.where(keep[:, None], v, 0)
+
+
+def window(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    left: int = 256,
+    right: int | None = None,
+    dilation: int = 1,
+    global_mask: Array | None = None,
+    global_qkv: tuple[Array, Array, Array] | None = None,
+) -> Array:
+    """The query at place p = i + n_kv − n sees the keys p + t · dilation, −left ≤ t ≤ right, and global keys.
+
+    In self-attention, rows of global queries are those of full attention, of global_qkv where given.
+    """
+    n, n_kv = len(q), len(k)
+    scale = q.shape[1] ** -0.5 if scale is None else scale
+    right = (0 if causal else left) if right is None else right
+    everywhere = np.zeros(n_kv, bool) if global_mask is None else np.broadcast_to(global_mask, (n_kv,))
+    seen = np.zeros((n, n_kv), bool)
+    for i in range(n):
+        for t in range(-left, right + 1):
+            if 0 <= i + n_kv - n + t * dilation < n_kv:
+                seen[i, i + n_kv - n + t * dilation] = True
+    allowed = visible(n, keep, causal)
+    out = pattern((seen | everywhere) & allowed, scale * q @ k.T, v, keep)
+    if n == n_kv and everywhere.any():
+        q, k, v = (q, k, v) if global_qkv is None else global_qkv
+        out[everywhere] = pattern(allowed, scale * q @ k.T, v, keep)[everywhere]
+    return out
+
+
+def bigbird(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    plan: Array,
+    scale: float | None = None,
+    block_size: int = 64,
+    window_blocks: int = 3,
+    global_blocks: tuple[int, int] = (1, 1),
+) -> Array:
+    """Each block of queries sees the keys of near, global and planned blocks, each once; of all blocks if global."""
+    n, n_kv = len(q), len(k)
+    scale = q.shape[1] ** -0.5 if scale is None else scale
+    total = -(-n_kv // block_size)
+    ends = {b for b in range(total) if b < global_blocks[0] or b >= total - global_blocks[1]}
+    seen = np.zeros((n, n_kv), bool)
+    for i in range(n):
+        block = i // block_size
+        at = (block * block_size + n_kv - n) // block_size
+        near = set(range(at - window_blocks // 2, at + window_blocks // 2 + 1))
+        read = set(range(total)) if at in ends else near | ends | set(plan[block].tolist())
+        seen[i] = [j // block_size in read for j in range(n_kv)]
+    return pattern(seen & visible(n, keep, causal), scale * q @ k.T, v, keep)
+
+
+def lsh(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    rotations: Array,
+    scale: float | None = None,
+    bucket_size: int = 64,
+    shared_qk: bool = False,
+    unit_keys: bool = False,
+    allow_self: bool = True,
+) -> Array:
+    """A query sees the keys that it meets in some round: in the chunk of keys of its rank, or in the one before."""
+    n, n_kv = len(q), len(k)
+    scale = q.shape[1] ** -0.5 if scale is None else scale
+    met = np.zeros((n, n_kv), bool)
+    for R in rotations:
+        buckets = hashed(k, R, max(n, n_kv), bucket_size)
+        keys = sorted(range(n_kv), key=lambda j: (not keep[j], buckets[j], j))
+        buckets = hashed(q, R, max(n, n_kv), bucket_size)
+        queries = keys if shared_qk else sorted(range(n), key=lambda i: (buckets[i], i))
+        chunks, chunks_k = ([x[i : i + bucket_size] for i in range(0, len(x), bucket_size)] for x in (queries, keys))
+        for c, chunk in enumerate(chunks):
+            rank = c * len(chunks_k) // len(chunks)
+            for other in chunks_k[max(rank - 1, 0) : rank + 1]:
+                met[np.ix_(chunk, other)] = True
+    seen = met & visible(n, keep, causal)
+    for i in range(n if not allow_self else 0):
+        own = i + n_kv - n
+        if 0 <= own < n_kv:
+            seen[i, own] = False
+            seen[i, own] = not seen[i].any() and keep[own]
+    if unit_keys:
+        k = k / np.linalg.norm(k, axis=1, keepdims=True)
+    return pattern(seen, scale * q @ k.T, v, keep)
+
+
+def hashed(x: Array, R: Array, n: int, bucket_size: int) -> Array:
+    """argmax [x R; −x R], of 2 · columns buckets, or of two factors with rotations of their own."""
+    count = -(-n // bucket_size)
+    count = max(2, count + count % 2)
+    halves = [R]
+    if count > 128:
+        first = next(f for f in range(2, count, 2) if f * f >= count)
+        second = next(f for f in range(2, count, 2) if first * f >= count)
+        if R.shape[1] == (first + second) // 2:
+            halves = [R[:, : first // 2], R[:, first // 2 :]]
+    found = np.zeros(len(x), int)
+    for half in halves:
+        found = found * 2 * half.shape[1] + np.argmax(np.concatenate([x @ half, -x @ half], axis=1), axis=1)
+    return found
 
 
 def selective_scan(

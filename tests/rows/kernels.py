@@ -46,7 +46,7 @@ class Example:
 
     @functools.cached_property
     def arrays(self) -> Arrays:
-        """The positional arguments, float64 or complex128."""
+        """The positional arguments, float64 or complex128; what is integer or bool stays so in every call."""
         return self.draw()
 
     @property
@@ -78,6 +78,35 @@ def softmax_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int
     return Example(
         "softmax_attention", name, lambda: tuple(normal((*q, d), (*kv, d), (*kv, d_v))),
         {"scale": 0.3}, {"visible": CAUSAL, "key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
+def block_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V, size: int = 16) -> Example:
+    """Causal rows with what the name says besides; `places` are those of sorted keys, as after hashing."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    count, total = -(-n // size), -(-n_kv // size)
+    keys = dict.fromkeys(("blocks", "place", "avoid", "met_q", "met_k", "pairs", "bias"))
+    start, stop = np.maximum(np.arange(n) - 20, 0), np.minimum(np.arange(n) + 1, n_kv)
+    if "items" in name:  # intervals of each item, some of them empty
+        start, stop = np.sort(rng.integers(0, n_kv + 1, (2, *q[:-1], n)), axis=0)
+    if "lists" in name:
+        shape = q[:-1] if "items" in name else ()
+        order = np.argsort(rng.random((*shape, count, total)), axis=-1)
+        keys["blocks"] = np.where(np.arange(total) % 3 == 1, -1, order)[..., : total - 1]
+    if "places" in name:
+        order = np.argsort(rng.random((2, *q[:-1], max(n, n_kv))), axis=-1)
+        keys["place"] = order[0, ..., :n_kv] if n_kv >= n else rng.permutation(n_kv)
+        keys["avoid"] = order[1, ..., :n]
+        start, stop = np.zeros((*q[:-1], n), int), order[1, ..., :n] + 30
+    if "met" in name:
+        keys["met_q"], keys["met_k"] = rng.integers(0, 6, (*q[:-1], n, 2)), rng.integers(0, 6, (n_kv, 2))
+    if "pairs" in name:
+        keys["pairs"], keys["bias"] = rng.random((n, n_kv)) < 0.6, rng.standard_normal((*q[:-1], 1, n_kv))
+        keys["bias"] = np.broadcast_to(keys["bias"], (*q[:-1], n, n_kv)).copy()
+    whole = [None if x is None else x.astype(np.int32) if x.dtype.kind == "i" else x for x in (start, stop, *keys.values())]
+    return Example(
+        "block_attention", name, lambda: (*normal((*q, d), (*kv, d), (*kv, d_v)), *whole), {"scale": 0.3, "size": size},
+        {"softcap": 1.5, "key_mask": some_hidden(*kv)},
     )  # fmt: skip
 
 
@@ -157,6 +186,15 @@ for example in [
     softmax_attention("few queries", (2, 40), (1, 600)),
     softmax_attention("more queries", (2, 70), (2, 33), d_v=D),
     softmax_attention("many keys", (2, 100), (2, 2100), d_v=D),
+    block_attention("intervals", (2, 3, 40), (2, 1, 40)),
+    block_attention("intervals of items", (2, 3, 40), (2, 3, 33), d_v=D),
+    block_attention("many keys", (2, 100), (2, 2100)),
+    block_attention("lists", (2, 70), (2, 70), d_v=D),
+    block_attention("lists of items", (2, 3, 70), (2, 1, 90)),
+    block_attention("lists, places, met", (2, 70), (2, 70), size=8),
+    block_attention("places, met", (2, 40), (1, 90)),
+    block_attention("pairs and bias", (2, 2, 40), (2, 1, 50)),
+    block_attention("one row", (2, 1), (2, 70)),
     *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
     *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
@@ -178,7 +216,11 @@ for example in [
 
 
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Outputs in a form that does not depend on the shift: of a state, numerator / denominator."""
+    """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
+    keys, −∞, is 0."""
+    if kernel == "block_attention":
+        out, lse = outputs
+        return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):
         return outputs
     *out, _, numerator, denominator = outputs

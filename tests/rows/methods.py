@@ -84,6 +84,10 @@ class Row:
     causal: bool = True
     fits: Callable[[Case], bool] = lambda case: True
     reference_options: dict[str, Any] = field(default_factory=dict)  # where the definition needs other words
+    constants: Callable[[Case], dict[str, Any]] = lambda case: {}  # options whose values are read: never traced
+    # what decides which keys a row sees: "nothing" (it sees all), its "place" relative to theirs, "places" of the whole
+    # sequence, or a "hash" of all keys; "arrays" if there are other keys and values among the options
+    by: str = "nothing"
 
     def __str__(self) -> str:
         return self.name
@@ -93,11 +97,16 @@ class Row:
         """The values of `causal` that the method supports."""
         return (False, True) if self.causal else (False,)
 
-    def call(self, *, causal: bool = False) -> Callable[..., Any]:
-        """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options."""
+    def call(self, *, causal: bool = False, **given: Any) -> Callable[..., Any]:
+        """`attention` as a function of arrays alone: q, k, v, key_mask, arrays of the options; `given` goes with them."""
 
         def attend(q: Any, k: Any, v: Any, key_mask: Any, arrays: dict[str, Any]) -> Any:
-            options = self.options | arrays
+            case = Case(*(tuple(x.shape) for x in (q, k, v)))
+            constants = self.constants(case)
+            if "global_mask" in constants:
+                mask = constants["global_mask"]
+                constants = {"global_mask": array_namespace(q).asarray(mask, device=getattr(q, "device", None))}
+            options = self.options | constants | arrays | given
             return subquad.attention(q, k, v, self.method, causal=causal, key_mask=key_mask, **options)
 
         return attend
@@ -118,6 +127,15 @@ class Row:
         options.pop("implementation", None)
         definition = getattr(definitions, self.method)
         q, k, v, key_mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
+        options |= self.constants(Case(q.shape, k.shape, v.shape))
+        if self.method == "lsh":
+            rounds, seed = options.pop("num_rounds", 4), options.pop("seed", 0)
+            if "rotations" not in arrays:
+                method = subquad.LSH(bucket_size=options.get("bucket_size", 64), num_rounds=rounds, seed=seed)
+                options["rotations"] = method.with_rotations(q, k).rotations
+        if self.method == "bigbird" and "plan" not in options:
+            options["plan"] = drawn_plan(q, k, causal, options)
+            del options["num_random_blocks"], options["seed"]
         return definitions.over_heads(definition, q, k, v, key_mask, causal=causal, **options)
 
 
@@ -169,6 +187,50 @@ def given_query_mask(case: Case) -> dict[str, Any]:
     return {"query_mask": np.arange(case.q[-2]) % 5 < 4}
 
 
+def given_global(case: Case) -> dict[str, Any]:
+    """Global keys, several in one head and one in another."""
+    mask = np.arange(case.k[-2]) % 17 == 3
+    if len(case.q) < 3:
+        return {"global_mask": mask}
+    per_head = np.broadcast_to(mask, (case.q[-3], len(mask))).copy()
+    per_head[:1, 20:] = False
+    return {"global_mask": per_head}
+
+
+def given_global_qkv(case: Case) -> dict[str, Any]:
+    rng = np.random.default_rng(6)
+    return {"global_qkv": tuple(rng.standard_normal(shape) for shape in (case.q, case.k, case.v))}
+
+
+def given_plan(case: Case) -> dict[str, Any]:
+    """Blocks of eight for each head: some that are near or global besides, and none for some."""
+    heads, blocks, total = case.q[-3:-2], -(-case.q[-2] // 8), max(-(-case.k[-2] // 8), 1)
+    drawn = np.random.default_rng(8).integers(-1, total, (*heads, blocks, 2))
+    drawn[..., 1] = np.where(drawn[..., 1] == drawn[..., 0], -1, drawn[..., 1])
+    return {"plan": drawn}
+
+
+def given_rotations(case: Case) -> dict[str, Any]:
+    return {"rotations": np.random.default_rng(9).standard_normal((2, D, 3))}
+
+
+def drawn_plan(q: Array, k: Array, causal: bool, options: dict[str, Any]) -> Array:
+    """All blocks that each block of queries reads on NumPy, (heads, q_blocks, blocks): queries of 0 weigh them alike.
+
+    Whether the draw is a good one is for tests/test_bigbird.py to say.
+    """
+    size, n_kv = options["block_size"], k.shape[-2]
+    heads = max([x.shape[-3:-2] for x in (q, k)])
+    one = np.broadcast_to(np.eye(n_kv), (*heads, n_kv, n_kv))
+    options = {name: x for name, x in options.items() if name not in ("scale", "plan")}
+    seen = subquad.attention(np.zeros((*one.shape[:-2], *q.shape[-2:])), np.zeros(k.shape[-2:]), one, "bigbird", causal=causal, **options)
+    blocks, total = -(-q.shape[-2] // size), -(-n_kv // size)
+    plan = np.full((*one.shape[:-2], blocks, max(total, 1)), -1)
+    for *head, i, j in np.argwhere(seen):
+        plan[(*head, i // size, j // size)] = j // size
+    return plan
+
+
 def is_self_attention(case: Case) -> bool:
     return case.q[-2] == case.k[-2]
 
@@ -184,6 +246,9 @@ def has_rows(case: Case) -> bool:
 favor = functools.partial(Row, method="favor")
 linformer = functools.partial(Row, method="linformer", causal=False)
 nystrom = functools.partial(Row, method="nystrom", causal=False)
+window = functools.partial(Row, method="window", by="place")
+bigbird = functools.partial(Row, method="bigbird", by="places")
+lsh = functools.partial(Row, method="lsh", by="hash")
 
 OPTIONS = [
     Row("exact", "exact"),
@@ -237,7 +302,34 @@ OPTIONS = [
     nystrom("nystrom-long-convolution", options={"num_landmarks": 8}, arrays=given_long_convolution,
             fits=is_self_attention),
     nystrom("nystrom-query-mask", options={"num_landmarks": 6}, arrays=given_query_mask),
+    Row("window-default", "window"),
+    window("window", options={"left": 6}),
+    window("window-scale", options={"left": 11, "scale": -0.3}),
+    window("window-sides", options={"left": 2, "right": 70}, causal=False),
+    window("window-dilated", options={"left": 3, "dilation": 4}),
+    window("window-global", options={"left": 6}, constants=given_global, by="places"),
+    window("window-global-dilated", options={"left": 2, "dilation": 3}, constants=given_global, by="places"),
+    window("window-global-qkv", options={"left": 6}, constants=given_global, arrays=given_global_qkv,
+           fits=is_self_attention, by="arrays"),
+    bigbird("bigbird", options={"block_size": 8, "num_random_blocks": 2, "seed": 3}),
+    bigbird("bigbird-default", options={"block_size": 64, "num_random_blocks": 3, "seed": 0}),
+    bigbird("bigbird-ends", options={"block_size": 5, "window_blocks": 5, "global_blocks": (2, 0),
+                                     "num_random_blocks": 1, "seed": 1}),
+    bigbird("bigbird-plan", options={"block_size": 8, "window_blocks": 1, "scale": 0.6}, constants=given_plan),
+    lsh("lsh", options={"bucket_size": 9, "num_rounds": 3}),
+    lsh("lsh-default", options={}),
+    lsh("lsh-one-round", options={"bucket_size": 8, "num_rounds": 1, "seed": 2, "scale": -0.4}),
+    lsh("lsh-unit-keys", options={"bucket_size": 8, "num_rounds": 2, "unit_keys": True}),
+    lsh("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
+    lsh("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
+    lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
 ]  # fmt: skip
+
+
+def has_own(row: Row, name: str) -> bool:
+    """Whether the class of the row's method implements this function."""
+    return getattr(subquad.METHODS[row.method], name) is not getattr(subquad.Method, name)
+
 
 # what is registered has a row with its default options, also where nobody wrote one
 METHODS = [
@@ -246,14 +338,20 @@ METHODS = [
     *OPTIONS,
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
-STREAMING = [row for row in METHODS if getattr(subquad.METHODS[row.method], "state", None) is not None
-             and row.name != "favor-center" and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
-STEPPING = [row for row in STREAMING if row.causal]
+# whose states sum up keys, and which process tokens one after the other
+STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name != "favor-center"
+             and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and "global" not in row.name]
 
 
 def rows(table: list[Row]) -> Any:
     """The mark `pytest.mark.parametrize` over a table."""
     return pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in table])
+
+
+def seeing(table: list[Row], *by: str) -> list[Row]:
+    """The rows of a table that see keys by one of these."""
+    return [row for row in table if row.by in by]
 
 
 def named(*names: str) -> list[Row]:
@@ -266,6 +364,6 @@ MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
            "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
-           "nystrom-kmeans", "nystrom-ridge-fit"),
+           "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "bigbird", "lsh"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]
