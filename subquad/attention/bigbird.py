@@ -20,6 +20,7 @@ from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of, to_host
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
+from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
@@ -27,6 +28,7 @@ from subquad.kernels.block_attention import block_attention
 from subquad.random import generator
 from subquad.registry import register
 
+ROWS = 8192  # rows of a part of the output, where parts are written into one array
 Host = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -114,23 +116,22 @@ class BigBird(Method):
         blocks = -(-n // size)
         at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
         whole = (at >= 0) & ((at < first_global) | (at >= -(-n_kv // size) - last_global))
-        parts = []
-        for begin, end in _runs(whole):
+        if n == 0:
+            nothing = call.q, call.k, call.v, start, stop, *[None] * 7
+            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
+
+        def part(begin: int, end: int) -> tuple[Array, Array]:
             rows = slice(begin * size, min(end * size, n))
             listed = None if whole[begin] else self._listed(call, begin, end)
-            parts.append(
-                block_attention(
-                    call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
-                    scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
-                )
+            out, lse = block_attention(
+                call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
+                scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
             )  # fmt: skip
-        if not parts:  # there is no query
-            whole_call = call.q, call.k, call.v, start, stop, *[None] * 7
-            return block_attention(*whole_call, scale=call.scale, size=1, key_mask=call.key_mask)
-        if len(parts) == 1:
-            return parts[0]
-        out, lse = zip(*parts, strict=True)
-        return xp.concat(list(out), axis=-2), xp.concat(list(lse), axis=-1)
+            return out, lse[..., None]
+
+        most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
+        out, lse = join_rows(xp, n, (part(*run) for run in _runs(whole, most)))
+        return out, lse[..., 0]
 
     def _listed(self, call: AttentionCall, begin: int, end: int) -> Array:
         """The key blocks that the blocks of queries `begin` … `end` − 1 read, (..., end − begin, r)."""
@@ -176,10 +177,11 @@ class BigBird(Method):
         return {name: x for name, x in options.items() if name != unused}
 
 
-def _runs(flags: Any) -> list[tuple[int, int]]:
-    """(first, stop) of the runs of equal flags."""
+def _runs(flags: Any, most: int) -> list[tuple[int, int]]:
+    """(first, stop) of the runs of at most `most` equal flags."""
     edges = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    runs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    return [(i, min(i + most, b)) for a, b in runs for i in range(a, b, most)]
 
 
 @lru_cache(64)
