@@ -25,7 +25,8 @@ from subquad.core.checks import check_arrays, check_count, check_flag, check_flo
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
-from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.block_attention import block_attention
+from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.visibility import Sight
 from subquad.random import generator
 from subquad.registry import register
@@ -67,7 +68,7 @@ class LSH(Method):
     one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
     but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
     ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
-    this class does. Kernel: `block_attention`.
+    this class does. Kernel: `hashed_attention`.
 
     References
     ----------
@@ -147,39 +148,19 @@ class LSH(Method):
             k = k / xp.where(norm == 0, 1.0, norm)
         factors = bucket_factors(max(n, n_kv), self.bucket_size)
         rotations = self._rotations(xp, q, factors)
-        found, met = None, _Met(xp)
+        orders_q, orders_k = [], []
         for r in range(self.num_rounds):
-            mask = call.key_mask
             of_keys = buckets(xp, call.k, rotations[r, ...], factors)
-            if mask is not None:
-                of_keys = xp.where(mask, of_keys, math.prod(factors))
-            order_k = _order(xp, of_keys)
-            order_q = order_k if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
-            part = self._round(call, q, k, order_q, order_k, sight, met)
-            found = part if found is None else join(xp, found, part)
-        assert found is not None
-        return found if self.allow_self else self._or_self(call, k, sight, *found)
-
-    def _round(
-        self, call: AttentionCall, q: Array, k: Array, order_q: Array, order_k: Array, sight: Sight, met: _Met
-    ) -> tuple[Array, Array]:
-        """(out, lse) over the keys that rows meet in this round and met in none before."""
-        xp, size, n, n_kv = call.xp, self.bucket_size, q.shape[-2], k.shape[-2]
-        where = place_of(q)
-        chunks, chunks_k = -(-n // size), -(-n_kv // size)
-        own = (xp.arange(chunks, dtype=xp.int32, device=where) * chunks_k) // chunks
-        blocks = xp.stack([own - 1, own], axis=-1)
-        mask = None if call.key_mask is None else gather(xp, call.key_mask, order_k)
-        place, start, stop = (gather(xp, x, order_q) for x in sight)
-        back_q, back_k = _order(xp, order_q), _order(xp, order_k)
-        out, lse = block_attention(
-            gather_rows(xp, q, order_q), gather_rows(xp, k, order_k), gather_rows(xp, call.v, order_k), start, stop,
-            blocks, order_k, None if self.allow_self else place, met.rows(order_q), met.keys(order_k),
-            None, None,
-            scale=call.scale, size=size, key_mask=mask, implementation=self.implementation,
+            if call.key_mask is not None:
+                of_keys = xp.where(call.key_mask, of_keys, math.prod(factors))
+            orders_k.append(_order(xp, of_keys))
+            orders_q.append(orders_k[-1] if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors)))
+        out, lse = hashed_attention(
+            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place,
+            xp.stack(orders_q, axis=-2), xp.stack(orders_k, axis=-2), scale=call.scale, size=self.bucket_size,
+            key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
-        met.add(xp.take(own, xp.reshape(back_q // size, (-1,))), back_q.shape, back_k // size)
-        return gather_rows(xp, out, back_q), gather(xp, lse, back_q)
+        return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
 
     def _or_self(self, call: AttentionCall, k: Array, sight: Sight, out: Array, lse: Array) -> tuple[Array, Array]:
         """Rows that see nothing else get the value at their own place, if they may see it."""
@@ -223,33 +204,6 @@ class LSH(Method):
         options["seed"] = self.seed or 0
         unused = "rotations" if self.rotations is None else "seed"
         return {name: x for name, x in options.items() if name != unused}
-
-
-class _Met:
-    """The chunks that rows and keys were in, in earlier rounds."""
-
-    def __init__(self, xp: ModuleType) -> None:
-        self.xp = xp
-        self.of_rows: list[Array] = []
-        self.of_keys: list[Array] = []
-
-    def add(self, rows: Array, shape: tuple[int, ...], keys: Array) -> None:
-        """Note the key chunk that rows read (flat), and the chunk of each key."""
-        self.of_rows.append(self.xp.astype(self.xp.reshape(rows, shape), self.xp.int32))
-        self.of_keys.append(self.xp.astype(keys, self.xp.int32))
-
-    def rows(self, order: Array) -> Array | None:
-        """The chunks of rows in this order, (..., n, rounds)."""
-        return self._sorted(self.of_rows, order)
-
-    def keys(self, order: Array) -> Array | None:
-        """The chunks of keys in this order, (..., n_kv, rounds)."""
-        return self._sorted(self.of_keys, order)
-
-    def _sorted(self, chunks: list[Array], order: Array) -> Array | None:
-        if not chunks:
-            return None
-        return self.xp.stack([gather(self.xp, x, order) for x in chunks], axis=-1)
 
 
 def bucket_factors(n: int, size: int) -> tuple[int, ...]:
