@@ -163,7 +163,8 @@ class LSH(Method):
         self, call: AttentionCall, q: Array, k: Array, order_q: Array, order_k: Array, sight: Sight, met: _Met
     ) -> tuple[Array, Array]:
         """(out, lse) over the keys that rows meet in this round and met in none before."""
-        xp, size, n, n_kv = call.xp, self.bucket_size, q.shape[-2], k.shape[-2]
+        xp, n, n_kv = call.xp, q.shape[-2], k.shape[-2]
+        size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
         where = place_of(q)
         chunks, chunks_k = -(-n // size), -(-n_kv // size)
         own = (xp.arange(chunks, dtype=xp.int32, device=where) * chunks_k) // chunks
