@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, check_rows
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
@@ -63,7 +63,7 @@ class LSH(Method):
     -----
     There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
     two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
-    place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
+    place), hidden keys in one bucket after all others. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
     one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
     but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
     ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
@@ -126,8 +126,7 @@ class LSH(Method):
         TypeError, ValueError
             If `q` or `k` is no array (..., n, d).
         """
-        xp = check_arrays(q=q, k=k)
-        check_floating(xp, q=q, k=k)
+        xp = check_rows({}, q=q, **({} if k is None else {"k": k}))
         factors = bucket_factors(max(q.shape[-2], q.shape[-2] if k is None else k.shape[-2]), self.bucket_size)
         made = self._rotations(xp, cast(xp, q, q.dtype), factors)
         return replace(self, rotations=made, seed=None)
@@ -139,13 +138,13 @@ class LSH(Method):
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
         sight = narrowed(xp, sight_of(call), right=0 if call.causal else None)
+        factors = bucket_factors(max(n, n_kv), self.bucket_size)
+        rotations = self._rotations(xp, q, factors)
         if n == 0 or n_kv == 0:
             return block_attention(q, k, call.v, sight.start, sight.stop, scale=call.scale, key_mask=call.key_mask)
         if self.unit_keys:
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
-        factors = bucket_factors(max(n, n_kv), self.bucket_size)
-        rotations = self._rotations(xp, q, factors)
         found, met = None, _Met(xp)
         for r in range(self.num_rounds):
             mask = call.key_mask
