@@ -1,6 +1,18 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
-from subquad.attention import LSH, METHODS, BigBird, Exact, Favor, Linear, Method, Nystrom, Window, attention
+from subquad.attention import (
+    LSH,
+    METHODS,
+    BigBird,
+    Exact,
+    Favor,
+    Linear,
+    Method,
+    Nystrom,
+    Window,
+    attention,
+    attention_weights,
+)
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -20,6 +32,7 @@ __all__ = [
     "Nystrom",
     "Window",
     "attention",
+    "attention_weights",
     "draw_omega",
     "explain",
     "linear_scan",
