@@ -92,7 +92,13 @@ def test_same_plan_on_every_library(eager: Library) -> None:
     for causal in (False, True):
         if isinstance(eager, Jax) and not causal:
             continue
-        out = eager.call(lambda *x, causal=causal: subquad.attention(*x, "bigbird", causal=causal, **OPTIONS), q, k, v, dtype="float64")
+        out = eager.call(
+            lambda *x, causal=causal: subquad.attention(*x, "bigbird", causal=causal, **OPTIONS),
+            q,
+            k,
+            v,
+            dtype="float64",
+        )
         assert relative_error(eager.numpy(out), subquad.attention(q, k, v, "bigbird", causal=causal, **OPTIONS)) < 1e-12
 
 
@@ -113,7 +119,13 @@ def test_plan_of_any_library_and_of_no_blocks(eager: Library) -> None:
     with eager.context("float64"):
         own = eager.array(plan.astype(np.int32), "float64")
     for given in (plan, own):
-        out = eager.call(lambda *x, given=given: subquad.attention(*x, "bigbird", block_size=SIZE, plan=given), q, k, v, dtype="float64")
+        out = eager.call(
+            lambda *x, given=given: subquad.attention(*x, "bigbird", block_size=SIZE, plan=given),
+            q,
+            k,
+            v,
+            dtype="float64",
+        )
         assert relative_error(eager.numpy(out), expected) < 1e-12
     none = subquad.attention(q, k, v, "bigbird", block_size=SIZE, num_random_blocks=0)
     for plan in (np.full((N // SIZE, 2), -1), np.zeros((1, N // SIZE, 0), int)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ def drawn(n: int = N, n_kv: int = 0, batch: tuple[int, ...] = (2, 3)) -> list[np
     return [case.draw()[name] for name in ("q", "k", "v")]
 
 
-@pytest.mark.parametrize("options", [{"bucket_size": N}, {"bucket_size": 10**9}, {"bucket_size": N // 2, "num_rounds": 5}])
+@pytest.mark.parametrize(
+    "options", [{"bucket_size": N}, {"bucket_size": 10**9}, {"bucket_size": N // 2, "num_rounds": 5}]
+)
 def test_one_bucket_is_exact(options: dict[str, Any]) -> None:
     """A chunk that holds all; or two chunks, all of whose pairs meet in some of the rounds."""
     for shape in ((N, N), (40, N), (N, 40)):
@@ -55,7 +58,7 @@ def test_error_falls_with_rounds_on_real_keys(shared_qk: bool, causal: bool) -> 
     for rounds in (1, 4, 16, 64):
         out = subquad.attention(q, k, v, "lsh", bucket_size=32, num_rounds=rounds, shared_qk=shared_qk, causal=causal)
         errors.append(np.linalg.norm(out - exact) / np.linalg.norm(exact))
-    assert all(later < 0.9 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.1
 
 
@@ -81,7 +84,7 @@ def test_shared_rows_are_hashed_once() -> None:
         assert np.array_equal(out, twice)
     copy = subquad.attention(q, q.copy(), v, "lsh", bucket_size=16, num_rounds=2, shared_qk=True)
     assert np.array_equal(copy, subquad.attention(q, q, v, "lsh", bucket_size=16, num_rounds=2))
-    with pytest.raises(ValueError, match="shared_qk=True says .* pass q as k"):
+    with pytest.raises(ValueError, match=r"shared_qk=True says .* pass q as k"):
         subquad.attention(q, q + 1, v, "lsh", shared_qk=True)
     with pytest.raises(ValueError, match="shared_qk=True says"):
         subquad.attention(q, q[..., 1:, :], v[..., 1:, :], "lsh", shared_qk=True)

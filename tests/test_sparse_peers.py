@@ -54,7 +54,9 @@ def test_window_equals_longformer(places: dict[int, list[int]], monkeypatch: pyt
     keep |= mask
     told = torch.from_numpy(np.where(mask, 1e4, np.where(keep, 0.0, -1e4)))
     with torch.no_grad():
-        theirs = module(x, told, is_index_masked=told < 0, is_index_global_attn=told > 0, is_global_attn=bool(mask.any()))[0]
+        theirs = module(
+            x, told, is_index_masked=told < 0, is_index_global_attn=told > 0, is_global_attn=bool(mask.any())
+        )[0]
         q, k, v = (split(linear(x)) for linear in (module.query, module.key, module.value))
         own = tuple(split(linear(x)) for linear in (module.query_global, module.key_global, module.value_global))
         given = {"global_mask": torch.from_numpy(mask)[:, None], "global_qkv": own}
@@ -77,13 +79,13 @@ def test_bigbird_equals_transformers_in_training(padded: int) -> None:
     keep = torch.ones(2, size * blocks, dtype=torch.float64)
     keep[1, size * blocks - padded :] = 0
     blocked, band, rows, keys = modeling.BigBirdModel.create_masks_for_block_sparse_attn(keep, size)
-    before = np.random.get_state()
+    before = np.random.get_state()  # noqa: NPY002
     try:
         with torch.no_grad():
             theirs = module(x, band, rows, keys, blocked, blocked)[0]
             q, k, v = (split(linear(x)) for linear in (module.query, module.key, module.value))
     finally:
-        np.random.set_state(before)  # it seeds the generator of the whole process
+        np.random.set_state(before)  # noqa: NPY002  it seeds the generator of the whole process
     plan = np.full((HEADS, blocks, 2), -1)
     plan[:, 1:-1] = np.stack(drawn[0])
     ours = subquad.attention(q, k, v, "bigbird", block_size=size, plan=plan, key_mask=(keep > 0)[:, None])
@@ -127,7 +129,9 @@ def test_lsh_equals_transformers(causal: bool, monkeypatch: pytest.MonkeyPatch) 
         q, v = split(module.query_key(x)), split(module.value(x))
     for head in range(HEADS):
         R = rotations[head].transpose(0, 1)
-        method = subquad.LSH(bucket_size=size, num_rounds=1, rotations=R, shared_qk=True, unit_keys=True, allow_self=False)
+        method = subquad.LSH(
+            bucket_size=size, num_rounds=1, rotations=R, shared_qk=True, unit_keys=True, allow_self=False
+        )
         own = q[:, head]
         ours = method(own, own, v[:, head], causal=causal, scale=1.0).numpy()
         rows = past_the_first_chunk(own.numpy(), R[0].numpy(), size)

@@ -25,14 +25,22 @@ def drawn(case: Case) -> list[np.ndarray]:
 @rows(MAIN)
 def test_times_values_is_the_output(row: Row, chosen: list[int] | None) -> None:
     """With grouped queries, a mask, and keys of another length; also for chosen rows of a causal call."""
-    for case in (Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 3), mask="heads"), Case((N, D), (90, D), (90, 3)), Case((N, D), (50, D), (50, 3))):
+    for case in (
+        Case((2, 4, N, D), (2, 2, N, D), (2, 2, N, 3), mask="heads"),
+        Case((N, D), (90, D), (90, 3)),
+        Case((N, D), (50, D), (50, 3)),
+    ):
         q, k, v = drawn(case)
         mask = case.draw()["key_mask"]
         for causal in row.forms:
-            found = subquad.attention_weights(q, k, row.method, rows=chosen, causal=causal, key_mask=mask, **row.options)
+            found = subquad.attention_weights(
+                q, k, row.method, rows=chosen, causal=causal, key_mask=mask, **row.options
+            )
             out = row.call(causal=causal)(q, k, v, mask, {})
             spread = v if v.ndim == 2 else np.repeat(v, 2, axis=1)
-            hidden = mask is not None and np.broadcast_to(~mask if mask.ndim == 1 else np.repeat(~mask, 2, axis=1)[..., None, :], found.shape)
+            hidden = mask is not None and np.broadcast_to(
+                ~mask if mask.ndim == 1 else np.repeat(~mask, 2, axis=1)[..., None, :], found.shape
+            )
             assert relative_error(found @ spread, out if chosen is None else out[..., chosen, :]) < 1e-11
             assert hidden is False or np.all(found[hidden] == 0)
 
@@ -67,7 +75,11 @@ def test_exact_computes_the_rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     q[5] = np.nan  # a query that is not asked for
     seen: list[int] = []
     call = subquad.Exact.__call__
-    monkeypatch.setattr(subquad.Exact, "__call__", lambda self, q, *rest, **given: seen.append(q.shape[-2]) or call(self, q, *rest, **given))
+    monkeypatch.setattr(
+        subquad.Exact,
+        "__call__",
+        lambda self, q, *rest, **given: seen.append(q.shape[-2]) or call(self, q, *rest, **given),
+    )
     found = subquad.attention_weights(q, k, rows=SOME, causal=True)
     assert seen == [4]  # one of them is asked for twice
     assert np.isfinite(found).all()
@@ -80,7 +92,9 @@ def test_rows_of_any_kind(eager: Library) -> None:
     with eager.context("float64"):
         own = eager.array(np.array(SOME, np.int32), "float64")
     for given in (SOME, tuple(SOME), np.array(SOME), own):
-        out = eager.call(lambda q, k, given=given: subquad.attention_weights(q, k, rows=given, causal=True), q, k, dtype="float64")
+        out = eager.call(
+            lambda q, k, given=given: subquad.attention_weights(q, k, rows=given, causal=True), q, k, dtype="float64"
+        )
         assert relative_error(eager.numpy(out), expected) < 1e-12
     assert subquad.attention_weights(q, k, rows=range(2, 9)).shape == (2, 7, N)
     assert subquad.attention_weights(q, k, rows=[]).shape == (2, 0, N)
@@ -96,7 +110,9 @@ def test_dtype_and_gradient() -> None:
     exact = subquad.attention_weights(q.double().numpy(), k.double().numpy())
     assert relative_error(found.double().numpy(), exact) < tolerance("bfloat16")
     q, k = (x.double().requires_grad_() for x in (q[:7], k[:7]))
-    assert torch.autograd.gradcheck(lambda q, k: subquad.attention_weights(q, k, rows=[6, 2], causal=True), (q, k), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda q, k: subquad.attention_weights(q, k, rows=[6, 2], causal=True), (q, k), fast_mode=True
+    )
 
 
 x = np.zeros((6, 4))
@@ -129,4 +145,6 @@ def test_says_what_is_wrong(case: str) -> None:
 
 def test_traced_rows_are_refused(jax_library: Jax) -> None:
     with pytest.raises(ValueError, match="rows of a program that is traced have no values"):
-        jax_library.call(lambda q, r: subquad.attention_weights(q, q, rows=r), x, np.zeros(2, np.int32), dtype="float32")
+        jax_library.call(
+            lambda q, r: subquad.attention_weights(q, q, rows=r), x, np.zeros(2, np.int32), dtype="float32"
+        )

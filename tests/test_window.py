@@ -29,7 +29,9 @@ def test_a_window_of_all_keys_is_exact(left: int, right: int | None) -> None:
             assert relative_error(out, subquad.attention(q, k, v, "exact", causal=causal)) < 1e-12
 
 
-@pytest.mark.parametrize("options", [{"left": 5, "right": 2}, {"left": 70, "right": 0}, {"left": 3, "right": 4, "dilation": 5}])
+@pytest.mark.parametrize(
+    "options", [{"left": 5, "right": 2}, {"left": 70, "right": 0}, {"left": 3, "right": 4, "dilation": 5}]
+)
 def test_weights_are_those_of_the_window(options: dict[str, int]) -> None:
     """One-hot values read the weights: 0 outside, more than 0 inside, for rows aligned with keys at the ends."""
     step = options.get("dilation", 1)
@@ -56,7 +58,11 @@ def test_a_key_out_of_sight_may_be_anything(options: dict[str, int], eager: Libr
     out, got = map(eager.numpy, eager.call(lambda *x: tuple(both(*x)), q, k, v, *spoilt, dtype="float64"))
     step = options.get("dilation", 1)
     offset = 70 - np.arange(N)
-    sees = (offset % step == 0) & (offset >= -options["left"] * step) & (offset <= options.get("right", options["left"]) * step)
+    sees = (
+        (offset % step == 0)
+        & (offset >= -options["left"] * step)
+        & (offset <= options.get("right", options["left"]) * step)
+    )
     assert np.array_equal(got[:, ~sees], out[:, ~sees])
     assert np.isnan(got[:, sees]).all()
 
@@ -91,7 +97,11 @@ def test_steps_are_the_causal_call(eager: Library, size: int, dilation: int) -> 
     out = np.concatenate([eager.numpy(x) for x in got], axis=-2)
     assert relative_error(out, method(*drawn_, causal=True, key_mask=mask)) < 1e-12
     assert [len(x) for x in found] == [1]
-    assert dict(found[0].pop()) == {"keys": (2, 3, 6 * dilation, D), "values": (2, 3, 6 * dilation, 3), "visible": (2, 3, 6 * dilation, 1)}
+    assert dict(found[0].pop()) == {
+        "keys": (2, 3, 6 * dilation, D),
+        "values": (2, 3, 6 * dilation, 3),
+        "visible": (2, 3, 6 * dilation, 1),
+    }
 
 
 def test_a_token_after_many_sees_the_last_alone() -> None:
@@ -154,7 +164,7 @@ def test_global_keys_of_items_are_counted_apart() -> None:
 
 def test_global_keys_of_another_length_are_seen_by_all() -> None:
     """In cross-attention no query has the place of a global key."""
-    q, k, v = drawn(20, N, batch=())
+    q, k, _ = drawn(20, N, batch=())
     mask = np.arange(N) == 3
     weights = subquad.attention(q, k, np.eye(N), "window", left=5, right=0, global_mask=mask)
     offset = np.arange(N) - (np.arange(20)[:, None] + N - 20)
@@ -186,7 +196,9 @@ def test_global_mask_is_a_constant_of_a_program(jax_library: Jax) -> None:
     )
     assert relative_error(jax_library.numpy(out), expected) < 1e-12
     with pytest.raises(ValueError, match="global_mask of a program that is traced has no values"):
-        jax_library.call(lambda q, mask: subquad.attention(q, q, q, "window", global_mask=mask), q, mask[1], dtype="float64")
+        jax_library.call(
+            lambda q, mask: subquad.attention(q, q, q, "window", global_mask=mask), q, mask[1], dtype="float64"
+        )
 
 
 x = np.zeros((2, 2, 6, 4))

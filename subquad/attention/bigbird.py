@@ -175,7 +175,7 @@ class BigBird(Method):
             raise TypeError(msg)
         wrong = host[(host < -1) | (host >= total)]
         if wrong.size:
-            msg = f"plan names block {wrong[0]}, but there are {total} blocks of keys, 0 to {total - 1}, and −1 for none"
+            msg = f"plan names block {wrong[0]}, but there are {total} blocks of keys; expected 0 to {total - 1}, or −1"
             raise ValueError(msg)
         return host.astype(np.int32)
 

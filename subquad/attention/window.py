@@ -226,7 +226,7 @@ class Window(Method):
             rows = getattr(call, name.removeprefix("global_"))
             if own.shape[-2:] != rows.shape[-2:]:
                 n, d = rows.shape[-2:]
-                msg = f"{name} of global_qkv has shape {tuple(own.shape)}, expected (..., {n}, {d}) as the array it is for"
+                msg = f"{name} of global_qkv has shape {tuple(own.shape)}, expected (..., {n}, {d})"
                 raise ValueError(msg)
         return mask
 
