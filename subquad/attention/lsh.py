@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, check_rows
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.block_loop import fold_blocks, join_rows, rows_per_block
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
@@ -64,11 +64,11 @@ class LSH(Method):
     -----
     There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
     two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
-    place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
-    one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
-    but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
-    ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
-    this class does. Kernel: `hashed_attention`.
+    place), hidden keys in one bucket after all others. Chunk c of queries meets the key chunks ⌊c · chunks of keys /
+    chunks of queries⌋ and the one before; there is no wrap, and all buckets within them meet. In causal calls, values
+    of later keys change nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's
+    convention is ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``, called with ``scale=1`` for models of
+    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernel: `hashed_attention`.
 
     References
     ----------
@@ -127,8 +127,7 @@ class LSH(Method):
         TypeError, ValueError
             If `q` or `k` is no array (..., n, d).
         """
-        xp = check_arrays(q=q, k=k)
-        check_floating(xp, q=q, k=k)
+        xp = check_rows({}, q=q, **({} if k is None else {"k": k}))
         factors = bucket_factors(max(q.shape[-2], q.shape[-2] if k is None else k.shape[-2]), self.bucket_size)
         made = self._rotations(xp, cast(xp, q, q.dtype), factors)
         return replace(self, rotations=made, seed=None)
@@ -140,25 +139,28 @@ class LSH(Method):
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
         sight = sight_of(call)
+        factors = bucket_factors(max(n, n_kv), self.bucket_size)
+        rotations = self._rotations(xp, q, factors)
         if n == 0 or n_kv == 0:
             nothing = q, k, call.v, sight.start, sight.stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         if self.unit_keys:
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
-        factors = bucket_factors(max(n, n_kv), self.bucket_size)
-        rotations = self._rotations(xp, q, factors)
-        orders_q, orders_k = [], []
-        for r in range(self.num_rounds):
+
+        def orders(r: int) -> tuple[Array, Array]:
             of_keys = buckets(xp, call.k, rotations[r, ...], factors)
             if call.key_mask is not None:
                 of_keys = xp.where(call.key_mask, of_keys, math.prod(factors))
-            orders_k.append(_order(xp, of_keys))
-            orders_q.append(orders_k[-1] if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors)))
+            of_keys = _order(xp, of_keys)
+            of_rows = of_keys if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
+            return of_rows[..., None, :], of_keys[..., None, :]
+
+        order_q, order_k = join_rows(xp, self.num_rounds, (orders(r) for r in range(self.num_rounds)))
+        size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
         out, lse = hashed_attention(
-            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place,
-            xp.stack(orders_q, axis=-2), xp.stack(orders_k, axis=-2), scale=call.scale, size=self.bucket_size,
-            key_mask=call.key_mask, implementation=self.implementation,
+            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k,
+            scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
         return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
 

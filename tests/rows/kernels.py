@@ -81,7 +81,9 @@ def softmax_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int
     )  # fmt: skip
 
 
-def block_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V, size: int = 16) -> Example:
+def block_attention(
+    name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V, size: int = 16
+) -> Example:
     """Causal rows with what the name says besides; `places` are those of sorted keys, as after hashing."""
     n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
     count, total = -(-n // size), -(-n_kv // size)
@@ -103,7 +105,9 @@ def block_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int =
     if "pairs" in name:
         keys["pairs"], keys["bias"] = rng.random((n, n_kv)) < 0.6, rng.standard_normal((*q[:-1], 1, n_kv))
         keys["bias"] = np.broadcast_to(keys["bias"], (*q[:-1], n, n_kv)).copy()
-    whole = [None if x is None else x.astype(np.int32) if x.dtype.kind == "i" else x for x in (start, stop, *keys.values())]
+    whole = [
+        None if x is None else x.astype(np.int32) if x.dtype.kind == "i" else x for x in (start, stop, *keys.values())
+    ]
     return Example(
         "block_attention", name, lambda: (*normal((*q, d), (*kv, d), (*kv, d_v)), *whole), {"scale": 0.3, "size": size},
         {"softcap": 1.5, "key_mask": some_hidden(*kv)},

@@ -122,7 +122,7 @@ def record(
 ) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
     """(fields of the argument record, batch, tasks of an item, multiply-adds of an item)."""
     sizes, tasks, products = cut_work(arrays, static)
-    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | orders
+    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(_fix(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
     values["numbers"] = np.array([static["scale"]], values["q"].dtype)

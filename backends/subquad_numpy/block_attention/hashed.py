@@ -84,10 +84,11 @@ def _rounds(
     n, n_kv, size, rounds = q.shape[-2], k.shape[-2], static["size"], order_q.shape[-2]
     own = key_chunks(np, n, n_kv, size, q)  # type: ignore[arg-type]
     blocks = np.stack([own - 1, own], axis=-1)
-    met_q, met_k = (np.empty((*x.shape[:-2], x.shape[-1], rounds), np.int32) for x in (order_q, order_k))
+    columns = max(rounds - 1, 1)  # what the last round meets, no round asks for
+    met_q, met_k = (np.empty((*x.shape[:-2], x.shape[-1], columns), np.int32) for x in (order_q, order_k))
     for met, order, chunks in ((met_q, order_q, own), (met_k, order_k, np.arange(-(-n_kv // size), dtype=np.int32))):
         of_place = chunks[np.arange(order.shape[-1]) // size]
-        for r in range(rounds - 1):  # what the last round meets, no round asks for
+        for r in range(rounds - 1):
             rows = order[..., r, :]
             np.put_along_axis(met[..., r], rows, np.broadcast_to(of_place, rows.shape), axis=-1)
     found = []
