@@ -133,8 +133,9 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 found, mine = seen[c], at(order_q, f.order_q != 0, row + c)
                 level = top[c] + math.log(found) if found != 0 else -INFINITY
                 factor = 1 / found if found != 0 else found
-                share = found * 0
+                share, joins = found, False  # `found` may be NaN
                 if f.before_lse != 0 and before_lse[mine] != -INFINITY:  # join the output over other keys
+                    joins = True
                     both = max(level, before_lse[mine])
                     old = math.exp(before_lse[mine] - both)
                     new = math.exp(level - both) if found != 0 else old * 0
@@ -142,7 +143,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 place = c // panel * panel * high_v + c % panel
                 for p in range(d_v):
                     value = total[place + p * panel] * factor if found != 0 else found
-                    if share != 0:
+                    if joins:
                         value += before_out[mine * d_v + p] * share
                     out[mine * d_v + p] = value + poison[c]
                 lse[mine] = level

@@ -102,7 +102,8 @@ def whole_tile(
     `across`: the product runs over the rows, and reads numbers of a row up to a whole tile. The rows are copied into
     `scratch`, with zeros, where the product would read beyond the end of the array, and where they have an order.
     """
-    fits = (width % TILE_ROWS == 0 or first + count < n) if across else first + padded(count, TILE_ROWS) <= n
+    beyond = padded(width, TILE_ROWS) - width  # numbers that a product across the rows reads behind a row
+    fits = (n - first - count) * row >= beyond if across else first + padded(count, TILE_ROWS) <= n
     if fits and not has_order:
         return rows_at(shifted(x, first * row), row)
     stride = padded(width, TILE_ROWS)
