@@ -57,21 +57,23 @@ def test_a_key_counts_once(causal: bool) -> None:
         assert np.max(np.abs(np.where(weights > 0, weights - 1 / count, 0))) < 1e-15
 
 
+@pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("causal", [False, True])
-def test_draws_are_of_other_visible_blocks(causal: bool) -> None:
+def test_draws_are_of_other_visible_blocks(causal: bool, window: int) -> None:
     """As many as asked for, as far as there are; neither near nor global; not the same for all heads."""
     q, k, _ = drawn()
-    read = blocks_read(weights_of(q, k, causal=causal, **OPTIONS))[0]
+    options = OPTIONS | {"window_blocks": window}
+    read = blocks_read(weights_of(q, k, causal=causal, **options))[0]
     total = N // SIZE
     i, j = np.arange(total)[:, None], np.arange(total)
-    shared = (abs(i - j) <= 1) | (j == 0) | (j == total - 1) | (i == 0) | (i == total - 1)
+    shared = (abs(i - j) <= window // 2) | (j == 0) | (j == total - 1) | (i == 0) | (i == total - 1)
     shown = (j <= i) if causal else np.ones((total, total), bool)
     assert np.array_equal(read & shared, np.broadcast_to(shared & shown, read.shape))
     assert not (read & ~shown).any()
     others = (shown & ~shared).sum(axis=-1)
     assert np.array_equal((read & ~shared).sum(axis=-1), np.broadcast_to(np.minimum(others, 2), read.shape[:-1]))
     assert any((read[0] != read[head]).any() for head in (1, 2))
-    other = blocks_read(weights_of(q, k, causal=causal, **(OPTIONS | {"seed": 6})))[0]
+    other = blocks_read(weights_of(q, k, causal=causal, **(options | {"seed": 6})))[0]
     assert (other != read).any()
 
 

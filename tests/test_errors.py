@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import Library, Torch
-from rows.methods import METHODS, Case, D, Row, named, rows
+from rows.methods import METHODS, Case, D, Row, named, rows, seeing
 from rows.scans import Scan
 
 import subquad
@@ -469,16 +469,18 @@ REACHED = [row for row in METHODS if row.name not in ("nystrom-default",)]
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("causal", [False, True])
-@rows(REACHED)
+@rows(seeing(REACHED, "nothing", "place", "places"))
 def test_query_that_is_not_finite_spoils_its_row_alone(row: Row, causal: bool, value: float) -> None:
     if causal and not row.causal:
         return
+    if value == np.inf and row.by != "nothing":
+        return  # all of a few keys may have a logit of −∞, which is as if they were hidden
     check_reach(Library(), row, causal, "q", value)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("name", "value"), [("k", np.nan), ("v", np.nan), ("v", np.inf)])
-@rows(REACHED)
+@rows(seeing(REACHED, "nothing"))
 def test_key_that_is_not_finite_reaches_the_rows_that_see_it(row: Row, name: str, value: float, causal: bool) -> None:
     if causal and not row.causal:
         return

@@ -204,7 +204,7 @@ def given_global_qkv(case: Case) -> dict[str, Any]:
 
 def given_plan(case: Case) -> dict[str, Any]:
     """Blocks of eight for each head: some that are near or global besides, and none for some."""
-    heads, blocks, total = case.q[-3:-2], -(-case.q[-2] // 8), max(-(-case.k[-2] // 8), 1)
+    heads, blocks, total = case.q[-3:-2], -(-case.q[-2] // 8), -(-case.k[-2] // 8)
     drawn = np.random.default_rng(8).integers(-1, total, (*heads, blocks, 2))
     drawn[..., 1] = np.where(drawn[..., 1] == drawn[..., 0], -1, drawn[..., 1])
     return {"plan": drawn}
