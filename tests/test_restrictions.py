@@ -102,6 +102,31 @@ def test_other_documents_move_no_bit(row: Row, garbage: float) -> None:
             assert np.array_equal(got[numbers == number], out[numbers == number])
 
 
+@pytest.mark.parametrize("poisoned", ["q", "k", "v", "qkv"])
+@pytest.mark.parametrize("method", ["exact", "window"])
+def test_values_of_other_documents_reach_no_gradient(method: str, poisoned: str, torch_library: Torch) -> None:
+    """A row that is not finite spoils the gradients of what it sees and what sees it: those of its own document."""
+    pytest.importorskip("numba")
+    torch = torch_library.module
+    numbers = torch.asarray(np.repeat([4, -1, 3], [50, 60, 40]))
+    options = {"left": 10} if method == "window" else {}
+
+    def gradients(names: str) -> list[Any]:
+        leaves = [torch.asarray(x) for x in np.random.default_rng(1).standard_normal((3, 2, 150, 8))]
+        for name, x in zip("qkv", leaves, strict=True):
+            if name in names:
+                x[:, 60] = np.nan
+            x.requires_grad_()
+        out = subquad.attention(*leaves, method, segments=numbers, **options)
+        out.backward((~out.detach().isnan()).to(out.dtype))
+        return [x.grad.numpy() for x in leaves]
+
+    others = np.arange(150) // 50 != 1
+    others[100:110] = False
+    for got, expected in zip(gradients(poisoned), gradients(""), strict=True):
+        assert np.array_equal(got[:, others], expected[:, others])
+
+
 @rows(MAIN)
 def test_the_last_token_of_a_document_moves_no_other(row: Row) -> None:
     numbers = np.repeat([4, -1, 3], [12, 7, 11])

@@ -4,6 +4,9 @@ With weights P = exp(x − lse), and D[i] = dout[i]·out[i] − dlse[i],
 
     dv[j] = Σ_i P[i, j] dout[i],    dx[i, j] = P[i, j] (dout[i]·v[j] − D[i]),    dq = s dx k,    dk = s dxᵀ q
 
+0 · NaN is NaN: what is not finite must not reach the gradients of rows and keys that do not see it. Queries and keys
+that are not finite are therefore 0 in the products; where they are seen, dx is NaN.
+
 A task takes every `parts`-th tile of rows of an item, and adds the gradients of its keys up in sums of its own.
 """
 
@@ -22,6 +25,7 @@ from subquad_numpy.block_attention.tiles import (
     Limits,
     at,
     hide,
+    is_finite,
     load_limits,
     pack_rows,
     task_rows,
@@ -100,8 +104,10 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     for c in range(here):
                         mine = at(order_q, has_q, row + base + c)
                         own = Panels(shifted(q_rows, base * wide), panel)
+                        fine = is_finite(rows_at(rows, f.q_row), mine, 1, d, lanes)
                         for p in range(d):
-                            own.data[place_in(own, c, p, wide, lanes)] = rows[mine * f.q_row + p] * numbers[0]
+                            value = rows[mine * f.q_row + p] * numbers[0] if fine else numbers[0] * 0
+                            own.data[place_in(own, c, p, wide, lanes)] = value
                         own = Panels(shifted(grad_rows, base * wide_v), panel)
                         for p in range(d_v):
                             own.data[place_in(own, c, p, wide_v, lanes)] = grad_out[mine * d_v + p]
@@ -130,6 +136,12 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                         whole = padded(many, TILE_ROWS)
                         a = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, False, own_k)
                         a_turned = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, True, own_turned)
+                        if not is_whole and not is_finite(a_turned, 0, many, d, lanes):
+                            for t in range(many):
+                                reads = d if is_finite(a_turned, t, 1, d, lanes) else 0
+                                for p in range(high):
+                                    own_turned[t * high + p] = a_turned.data[t * a_turned.row + p] if p < reads else 0
+                            a_turned = rows_at(own_turned, high)
                         b = whole_tile(v, f.v_row, order_k, has_k, j, many, d_v, n_kv, False, own_v)
                         clear(by_k, keys * wide)
                         clear(by_v, keys * wide_v)
@@ -151,9 +163,9 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                                     logit = load(x, cell)
                                     weight = exp_negative(logit - load(level, i))
                                     change = weight * (load(slope, cell) - load(drop, i))
-                                    store(x, cell, weight)
-                                    # 0 · NaN is NaN: a value that is not finite must not reach rows that do not see it
-                                    store(slope, cell, where_negative(logit - LEAST(logit), zeros(x), change))
+                                    shown = logit - LEAST(logit)  # negative for a hidden pair alone
+                                    store(x, cell, where_negative(shown, zeros(x), weight))
+                                    store(slope, cell, where_negative(shown, zeros(x), change))
                                 for t in range(many, whole):
                                     store(x, t * panel + column, zeros(x))
                                     store(slope, t * panel + column, zeros(x))
