@@ -33,7 +33,13 @@ from subquad.registry import register
 ONE_FACTOR = 128  # buckets from which on their number is a product of two, each hashed by rotations of its own
 
 
-@register("lsh", aliases=("reformer",), cost="num_rounds n bucket_size (d + d_v)", size="num_rounds")
+@register(
+    "lsh",
+    aliases=("reformer",),
+    cost="num_rounds n bucket_size (d + d_v)",
+    size="num_rounds",
+    defaults=({"num_rounds": 1}, {"num_rounds": 4}),
+)
 @dataclass(frozen=True, repr=False, eq=False)
 class LSH(Method):
     """Attention to keys of near buckets of a locality-sensitive hash (Reformer).
@@ -66,8 +72,8 @@ class LSH(Method):
     place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
     one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
     but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
-    ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; transformers and trax scale the logits by d ** -0.5 as
-    this class does. Kernel: `block_attention`.
+    ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; reformer-pytorch scales its logits by d ** -0.5 as this
+    class does, transformers and trax do not: for theirs, pass ``scale=1``. Kernel: `block_attention`.
 
     References
     ----------

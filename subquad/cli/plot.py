@@ -16,8 +16,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from subquad import registry
 from subquad.cli.measure import ROUNDING, Measurement
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; black is for exact attention
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colours, which the colour-blind can tell apart, then four of Tol's; black is for exact attention
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#882255", "#332288", "#999933", "#7A4A1E"),
+)
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 EXACT = "exact"
 HEIGHTS = {"approximations": 2.1, "rounding": 0.8}  # height of a panel in inches
