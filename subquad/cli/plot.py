@@ -4,6 +4,7 @@ Approximations and results that are exact up to rounding lie six decades apart, 
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,11 @@ COLOURS = (
 )
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 EXACT = "exact"
-HEIGHTS = {"approximations": 2.1, "rounding": 0.8}  # height of a panel in inches
-WIDTH, MARGINS = 3.4, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
+HEIGHTS = {"approximations": 2.8, "rounding": 0.9}  # height of a panel in inches
+WIDTH, MARGINS = 4.0, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
+# where a label may stand beside its mark, the best place first; points from centre to centre
+PLACES = ((0, 10), (0, -10), (12, 0), (-12, 0), (10, 9), (-10, 9), (10, -9), (-10, -9), (0, 19), (0, -19))
+MARK, LETTER = (3.5, 3.5), (2.7, 4.5)  # half of a mark's width and height, and of a letter's, in points
 NOTE = (
     "median time of a call [ms]\nLower left is better; the shaded side is slower than exact attention. "
     "Numbers at the marks: how large the method is."
@@ -128,7 +132,37 @@ def _fill(axes: Axes, points: Sequence[Point], panel: str, marker: str, baseline
     for method in dict.fromkeys(point.row.method for point in here):
         style: dict[str, Any] = {"color": colour_of(method), "marker": marker, "markersize": 7, "linewidth": 1}
         axes.plot(*zip(*((x.time, x.error) for x in here if x.row.method == method), strict=True), **style)
-    for time, error, row in here:  # the mark is labelled with the size; the legend has the name
-        text = row.label.removeprefix(row.method).strip()
-        above: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-        axes.annotate(text, (time, error), color=colour_of(row.method), **above)
+    # the mark is labelled with the size; the legend has the name
+    texts = [row.label.removeprefix(row.method).strip() for _, _, row in here]
+    for (time, error, row), text, place in zip(here, texts, _places(axes, here, texts, panel), strict=True):
+        beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8.5}
+        axes.annotate(text, (time, error), xytext=place, color=colour_of(row.method), **beside)
+
+
+def _places(axes: Axes, points: Sequence[Point], texts: Sequence[str], panel: str) -> list[tuple[float, float]]:
+    """The place of each label beside its mark at which it covers the fewest marks and earlier labels."""
+
+    def share(x: float, limits: tuple[float, float]) -> float:
+        return math.log(x / limits[0]) / math.log(limits[1] / limits[0])
+
+    size = 72 * 0.9 * WIDTH, 72 * 0.9 * HEIGHTS[panel]  # of the axes, about, in points
+    marks = [
+        (size[0] * share(point.time, axes.get_xlim()), size[1] * share(point.error, axes.get_ylim()))
+        for point in points
+    ]
+    taken = [(x, y, *MARK) for x, y in marks]
+    found = []
+    for (x, y), text in zip(marks, texts, strict=True):
+        wide, high = LETTER[0] * len(text), LETTER[1]
+
+        def covered(place: tuple[float, float], x: float = x, y: float = y, wide: float = wide) -> int:
+            at = x + place[0], y + place[1]
+            outside = not (0 <= at[0] - wide and at[0] + wide <= size[0] and 0 <= at[1] <= size[1])
+            others = [abs(at[0] - a) < wide + w and abs(at[1] - b) < high + h for a, b, w, h in taken]
+            return sum(others) + 5 * outside
+
+        best = min(PLACES, key=covered) if text else PLACES[0]
+        found.append(best)
+        if text:
+            taken.append((x + best[0], y + best[1], wide, high))
+    return found
