@@ -155,7 +155,8 @@ class Accepts:
         for name, value in unused.items():
             option = call.key_mask if name == "key_mask" else call.static[name]
             if name not in self.options and option is not value:
-                reasons.append("it takes no key_mask" if name == "key_mask" else f"it has no {option} form")
+                is_value = name == "key_mask" or isinstance(option, int | float)  # a word, such as "causal", names a form
+                reasons.append(f"it takes no {name}" if is_value else f"it has no {option} form")
         given = [x for x in call.arrays if x is not None]
         names: list[str] = []
         for x in given:
