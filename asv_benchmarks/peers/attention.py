@@ -36,8 +36,8 @@ class Peer:
 
     `seeds` is the number of draws of random features, over which the error is a median (0: not random); `repeat` is the
     maximum number of pairs that are timed. With `gradient`, both calls also compute the gradients by q, k and v, in
-    PyTorch. With `padded`, the last quarter of the keys is hidden. With `shared`, the queries are the keys, on both sides,
-    and no error is given: the definition is not exact attention. `options` may be a function of q, k and v.
+    PyTorch. With `padded`, the last quarter of the keys is hidden. With `shared`, the queries are the keys, on both
+    sides, and no error is given: the definition is not exact attention. `options` may be a function of q, k and v.
     """
 
     name: str

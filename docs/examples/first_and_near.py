@@ -24,7 +24,7 @@ class FirstAndNear(Method):
 
     def _evaluate_with_lse(self, call):
         xp = call.xp
-        _, start, stop = sight_of(call)
+        _, start, _ = sight_of(call)
         _, near, until = sight_of(call, left=self.left, right=self.left)
         parts = (start, xp.minimum(start + self.first, near)), (near, until)
         return join(xp, *(self._over(call, *part) for part in parts))

@@ -13,5 +13,8 @@ show_pairs(four, subquad.LSH(bucket_size=8, num_rounds=4), N, "4 rounds")
 one.set_ylabel("query i")
 show_errors(
     errors,
-    {f"{rounds} round{'s' * (rounds > 1)}": lambda n, rounds=rounds: subquad.LSH(num_rounds=rounds) for rounds in (1, 2, 4, 8)},
+    {
+        f"{rounds} round{'s' * (rounds > 1)}": lambda n, rounds=rounds: subquad.LSH(num_rounds=rounds)
+        for rounds in (1, 2, 4, 8)
+    },
 )

@@ -70,8 +70,8 @@ class LSH(Method):
     There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
     two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
     place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
-    one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change nothing,
-    but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
+    one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change
+    nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
     ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; reformer-pytorch scales its logits by d ** -0.5 as this
     class does, transformers and trax do not: for theirs, pass ``scale=1``. Kernel: `block_attention`.
 

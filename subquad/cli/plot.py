@@ -139,11 +139,15 @@ def _fill(axes: Axes, points: Sequence[Point], panel: str, marker: str, baseline
         axes.annotate(text, (time, error), xytext=place, color=colour_of(row.method), **beside)
 
 
-def _places(axes: Axes, points: Sequence[Point], texts: Sequence[str], panel: str) -> list[tuple[float, float]]:
+def _places(axes: Axes, points: Sequence[Point], texts: Sequence[str], panel: str) -> list[tuple[int, int]]:
     """The place of each label beside its mark at which it covers the fewest marks and earlier labels."""
 
     def share(x: float, limits: tuple[float, float]) -> float:
         return math.log(x / limits[0]) / math.log(limits[1] / limits[0])
+
+    def covered(x: float, y: float, wide: float, high: float) -> int:
+        is_within = wide <= x <= size[0] - wide and high <= y <= size[1]
+        return sum(abs(x - a) < wide + w and abs(y - b) < high + h for a, b, w, h in taken) + 5 * (not is_within)
 
     size = 72 * 0.9 * WIDTH, 72 * 0.9 * HEIGHTS[panel]  # of the axes, about, in points
     marks = [
@@ -153,16 +157,10 @@ def _places(axes: Axes, points: Sequence[Point], texts: Sequence[str], panel: st
     taken = [(x, y, *MARK) for x, y in marks]
     found = []
     for (x, y), text in zip(marks, texts, strict=True):
-        wide, high = LETTER[0] * len(text), LETTER[1]
-
-        def covered(place: tuple[float, float], x: float = x, y: float = y, wide: float = wide) -> int:
-            at = x + place[0], y + place[1]
-            outside = not (0 <= at[0] - wide and at[0] + wide <= size[0] and 0 <= at[1] <= size[1])
-            others = [abs(at[0] - a) < wide + w and abs(at[1] - b) < high + h for a, b, w, h in taken]
-            return sum(others) + 5 * outside
-
-        best = min(PLACES, key=covered) if text else PLACES[0]
-        found.append(best)
+        half = LETTER[0] * len(text), LETTER[1]
+        crossings = [covered(x + across, y + up, *half) for across, up in PLACES]
+        across, up = PLACES[crossings.index(min(crossings))]
+        found.append((across, up))
         if text:
-            taken.append((x + best[0], y + best[1], wide, high))
+            taken.append((x + across, y + up, *half))
     return found
