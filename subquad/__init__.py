@@ -1,6 +1,19 @@
 """subquad: sequence operators whose cost grows more slowly than the square of the length, on any array library."""
 
-from subquad.attention import LSH, METHODS, BigBird, Exact, Favor, Linear, Linformer, Method, Nystrom, Window, attention
+from subquad.attention import (
+    LSH,
+    METHODS,
+    BigBird,
+    Exact,
+    Favor,
+    Linear,
+    Linformer,
+    Method,
+    Nystrom,
+    Window,
+    attention,
+    attention_weights,
+)
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -21,6 +34,7 @@ __all__ = [
     "Nystrom",
     "Window",
     "attention",
+    "attention_weights",
     "draw_omega",
     "explain",
     "linear_scan",

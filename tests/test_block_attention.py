@@ -111,7 +111,9 @@ def test_what_no_row_sees_may_be_anything(example: Example) -> None:
     arrays, keywords = example.given(Library(), "float64", ("key_mask",))
     expected = KERNELS["block_attention"].generic(*arrays, **keywords)
     hidden = [np.where(mask[..., None], x, np.nan) for x in arrays[1:3]]
-    for got, want in zip(KERNELS["block_attention"].generic(arrays[0], *hidden, *arrays[3:], **keywords), expected, strict=True):
+    for got, want in zip(
+        KERNELS["block_attention"].generic(arrays[0], *hidden, *arrays[3:], **keywords), expected, strict=True
+    ):
         assert np.array_equal(got, want)
     seen = seen_by(example, mask)
     j = int(np.argmax(np.any(seen, axis=tuple(range(seen.ndim - 1)))))
@@ -142,5 +144,7 @@ def test_parts_join(eager: Library) -> None:
     whole, joined, again = eager.call(call, q, k, v, starts, stops, dtype="float64")
     for parts in (joined, again):
         assert np.array_equal(np.isinf(eager.numpy(parts[1])), np.isinf(eager.numpy(whole[1])))
-        for one, other in zip(*(observed("block_attention", tuple(map(eager.numpy, x))) for x in (parts, whole)), strict=True):
+        for one, other in zip(
+            *(observed("block_attention", tuple(map(eager.numpy, x))) for x in (parts, whole)), strict=True
+        ):
             assert relative_error(one, other) < 1e-12

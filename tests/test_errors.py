@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import Library, Torch
-from rows.methods import METHODS, Case, D, Row, named, rows
+from rows.methods import METHODS, Case, D, Row, named, rows, seeing
 from rows.scans import Scan
 
 import subquad
@@ -66,7 +66,7 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "scale-text": (TypeError, "scale must be a number, got '1' of type str", lambda: attention(x, x, x, "exact", scale="1")),
     "method-unknown": (ValueError, "unknown method 'nystrm'; did you mean 'nystrom'", lambda: attention(x, x, x, "nystrm")),
     "method-alias": (ValueError, "did you mean 'performer'", lambda: attention(x, x, x, "perfomer")),
-    "method-far": (ValueError, "unknown method 'zzz'; Known: exact, favor, linear, linformer, nystrom", lambda: attention(x, x, x, "zzz")),
+    "method-far": (ValueError, "unknown method 'zzz'; Known: bigbird, exact, favor, linear, linformer, lsh, nystrom, window", lambda: attention(x, x, x, "zzz")),
     "method-type": (TypeError, "method must be a name or a method object, got int", lambda: attention(x, x, x, 3)),
     "method-class": (TypeError, "method must be a name or a method object", lambda: attention(x, x, x, subquad.Favor)),
     "option-unknown": (TypeError, "'favor' has no option 'num_feature'; did you mean 'num_features'",
@@ -469,16 +469,18 @@ REACHED = [row for row in METHODS if row.name not in ("nystrom-default",)]
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("causal", [False, True])
-@rows(REACHED)
+@rows(seeing(REACHED, "nothing", "place", "places"))
 def test_query_that_is_not_finite_spoils_its_row_alone(row: Row, causal: bool, value: float) -> None:
     if causal and not row.causal:
         return
+    if value == np.inf and row.by != "nothing":
+        return  # all of a few keys may have a logit of −∞, which is as if they were hidden
     check_reach(Library(), row, causal, "q", value)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("name", "value"), [("k", np.nan), ("v", np.nan), ("v", np.inf)])
-@rows(REACHED)
+@rows(seeing(REACHED, "nothing"))
 def test_key_that_is_not_finite_reaches_the_rows_that_see_it(row: Row, name: str, value: float, causal: bool) -> None:
     if causal and not row.causal:
         return

@@ -441,14 +441,21 @@ def test_shapes_that_can_be_read_in_one_way_are() -> None:
 
 def test_bias_of_heads_stays_legal_where_there_are_as_many_items() -> None:
     """A bias of relative places is (heads, n, n_kv) by convention; it is no mask of items."""
-    q, bias = np.random.default_rng(0).standard_normal((2, 2, 6, 4)), np.random.default_rng(1).standard_normal((2, 6, 6))
+    q, bias = (
+        np.random.default_rng(0).standard_normal((2, 2, 6, 4)),
+        np.random.default_rng(1).standard_normal((2, 6, 6)),
+    )
     out = subquad.attention(q, q, q, "exact", bias=bias)
     assert relative_error(out, subquad.attention(q, q, q, "exact", bias=bias[None])) == 0
 
 
 PROGRAMS = {
     "exact-segments": ("exact", {}, lambda: {"segments": np.repeat(np.array([7, 2, 9], np.int32), [11, 1, 18])}),
-    "window-segments": ("window", {"left": 6}, lambda: {"segments": np.repeat(np.array([7, 2, 9], np.int32), [11, 1, 18])}),
+    "window-segments": (
+        "window",
+        {"left": 6},
+        lambda: {"segments": np.repeat(np.array([7, 2, 9], np.int32), [11, 1, 18])},
+    ),
     "exact-mask": ("exact", {}, lambda: {"mask": np.random.default_rng(0).random((N, N)) < 0.5}),
 }
 

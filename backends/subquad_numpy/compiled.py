@@ -14,6 +14,7 @@ import numpy as np
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
+from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
@@ -164,10 +165,14 @@ MOST_PLACES = 2**24  # places of keys are compared as numbers of the dtype of th
 
 def _intervals(call: Call) -> str | None:
     # the reason to decline changed logits, lists of no block, too many places, or no key; None if there is none
-    q, k, *_, blocks = call.arrays[:6]
-    if any(x is not None for x in call.arrays[10:12]):
-        return "it takes no mask or bias of queries × keys"
-    if 0 in (q.shape[-2], k.shape[-2]) or (blocks is not None and blocks.shape[-1] == 0):
+    q, k = call.arrays[:2]
+    if call.kernel == "block_attention":
+        blocks, pairs, bias = call.arrays[5], *call.arrays[10:12]
+        if pairs is not None or bias is not None:
+            return "it takes no mask or bias of queries × keys"
+        if blocks is not None and blocks.shape[-1] == 0:
+            return "no block is listed"
+    if 0 in (q.shape[-2], k.shape[-2]):
         return "there is no query or no key"
     return f"it counts up to {MOST_PLACES} keys" if max(q.shape[-2], k.shape[-2]) > MOST_PLACES else None
 
@@ -216,6 +221,14 @@ COMPILED: dict[str, Compiled] = {
             block_attention.block_attention_backward,
             of_block_attention.launch,
             of_block_attention.launch_backward,
+        ),
+        Compiled(
+            "hashed_attention",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_intervals),
+            hashed.hashed_attention,
+            hashed.hashed_attention_backward,
+            of_block_attention.launch_hashed,
+            of_block_attention.launch_hashed_backward,
         ),
         Compiled(
             "selective_scan",

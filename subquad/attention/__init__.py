@@ -1,4 +1,4 @@
-"""Attention: the function `attention`, and one file for each method."""
+"""Attention: the functions `attention` and `attention_weights`, and one file for each method."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any
 from subquad.attention.bigbird import BigBird
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
+from subquad.attention.find import find_method
 from subquad.attention.linear import Linear
 from subquad.attention.linformer import Linformer
 from subquad.attention.lsh import LSH
 from subquad.attention.method import Method
 from subquad.attention.nystrom import Nystrom
+from subquad.attention.weights import attention_weights
 from subquad.attention.window import Window
 from subquad.backend import Array
-from subquad.registry import METHODS, make_method
+from subquad.registry import METHODS
 
 __all__ = [
     "LSH",
@@ -28,6 +30,7 @@ __all__ = [
     "Nystrom",
     "Window",
     "attention",
+    "attention_weights",
     "find_method",
 ]
 
@@ -111,6 +114,7 @@ def attention(
 
     See Also
     --------
+    subquad.attention_weights : The matrix that a method multiplies v with, or rows of it.
     subquad.explain : Say which implementation a call uses.
 
     Examples
@@ -126,20 +130,3 @@ def attention(
         q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible,
         return_lse=return_lse, mask=mask, bias=bias, softcap=softcap, sinks=sinks,
     )  # fmt: skip
-
-
-def find_method(method: str | Method, options: dict[str, Any]) -> Method:
-    """The method object of a name and its options; a method object comes back as it is.
-
-    Raises TypeError for options beside a method object, for an option that does not exist and for other types,
-    ValueError for an unknown name.
-    """
-    if isinstance(method, Method):
-        if options:
-            msg = f"options {sorted(options)} were given with a {type(method).__name__} object; put them into it"
-            raise TypeError(msg)
-        return method
-    if not isinstance(method, str):
-        msg = f"method must be a name or a method object, got {type(method).__name__}; names: {', '.join(METHODS)}"
-        raise TypeError(msg)
-    return make_method(method, options)

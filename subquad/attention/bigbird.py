@@ -20,6 +20,7 @@ from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of, to_host
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
+from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
@@ -27,6 +28,7 @@ from subquad.kernels.block_attention import block_attention
 from subquad.random import generator
 from subquad.registry import register
 
+ROWS = 8192  # rows of a part of the output, where parts are written into one array
 Host = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -113,46 +115,51 @@ class BigBird(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, size, (first_global, last_global) = call.xp, self.block_size, self.global_blocks
+        xp, size, (first_global, last_global) = call.xp, self._size(call), self.global_blocks
         n, n_kv = call.q.shape[-2], call.k.shape[-2]
+        listing = self._listing(call)
         _, start, stop = sight_of(call)
         blocks = -(-n // size)
         at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
         whole = (at >= 0) & ((at < first_global) | (at >= -(-n_kv // size) - last_global))
-        parts = []
-        for begin, end in _runs(whole):
-            rows = slice(begin * size, min(end * size, n))
-            listed = None if whole[begin] else self._listed(call, begin, end)
-            parts.append(
-                block_attention(
-                    call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
-                    scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
-                )
-            )  # fmt: skip
-        if not parts:  # there is no query
-            whole_call = call.q, call.k, call.v, start, stop, *[None] * 7
-            return block_attention(*whole_call, scale=call.scale, size=1, key_mask=call.key_mask)
-        if len(parts) == 1:
-            return parts[0]
-        out, lse = zip(*parts, strict=True)
-        return xp.concat(list(out), axis=-2), xp.concat(list(lse), axis=-1)
+        if n == 0:
+            nothing = call.q, call.k, call.v, start, stop, *[None] * 7
+            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
 
-    def _listed(self, call: AttentionCall, begin: int, end: int) -> Array:
-        """The key blocks that the blocks of queries `begin` … `end` − 1 read, (..., end − begin, r)."""
-        xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
-        heads = call.arrangement.heads
+        def part(begin: int, end: int) -> tuple[Array, Array]:
+            rows = slice(begin * size, min(end * size, n))
+            listed = None if whole[begin] else self._listed(call, listing, begin, end)
+            out, lse = block_attention(
+                call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
+                scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
+            )  # fmt: skip
+            return out, lse[..., None]
+
+        most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
+        out, lse = join_rows(xp, n, (part(*run) for run in _runs(whole, most)))
+        return out, lse[..., 0]
+
+    def _size(self, call: AttentionCall) -> int:
+        """Rows of a block: no more than there are, so that a short block is not filled up to a long one."""
+        return min(self.block_size, max(call.q.shape[-2], call.k.shape[-2], 1))
+
+    def _listing(self, call: AttentionCall) -> Host:
+        """The key blocks that each block of queries reads, (q_blocks, r) or (heads, q_blocks, r)."""
+        n, n_kv, size, heads = call.q.shape[-2], call.k.shape[-2], self._size(call), call.arrangement.heads
         batch = broadcast_batch(q=call.q.shape[:-2], k=call.k.shape[:-2], v=call.v.shape[:-2])
         count = math.prod(batch[-2:] if heads.groups > 1 else batch[-1:]) if batch else None
-        shared = n, n_kv, self.block_size, self.window_blocks, self.global_blocks, call.causal
+        shared = n, n_kv, size, self.window_blocks, self.global_blocks, call.causal
         if self.plan is None:
-            plan = (self.num_random_blocks, self.seed or 0, count)
-            host = backend_of(xp).on_host(_drawn, *shared, *plan)
-        else:
-            host = _with_random(*shared, self._given_plan(-(-n // self.block_size), count))
-        host = np.array(host[..., begin:end, :])  # drawn plans are kept, and read-only
-        return heads.fold(xp.asarray(host, device=place_of(call.q)))
+            return backend_of(call.xp).on_host(_drawn, *shared, self.num_random_blocks, self.seed or 0, count)
+        return _with_random(*shared, self._given_plan(-(-n // size), -(-n_kv // size), count))
 
-    def _given_plan(self, blocks: int, heads: int | None) -> Host:
+    def _listed(self, call: AttentionCall, listing: Host, begin: int, end: int) -> Array:
+        """The part of the listing for the blocks of queries `begin` … `end` − 1, as the library's array, folded."""
+        host = np.array(listing[..., begin:end, :])  # drawn plans are kept, and read-only
+        return call.arrangement.heads.fold(call.xp.asarray(host, device=place_of(call.q)))
+
+    def _given_plan(self, blocks: int, total: int, heads: int | None) -> Host:
+        """The option `plan` on the host, checked for so many blocks of queries and of keys."""
         plan: Any = self.plan
         if not hasattr(plan, "shape") or not hasattr(plan, "dtype"):
             msg = f"plan must be an array of integers, got {type(plan).__name__}"
@@ -172,6 +179,10 @@ class BigBird(Method):
         if host.dtype.kind not in "iu":
             msg = f"plan has dtype {host.dtype}, expected integers"
             raise TypeError(msg)
+        wrong = host[(host < -1) | (host >= total)]
+        if wrong.size:
+            msg = f"plan names block {wrong[0]}, but there are {total} blocks of keys; expected 0 to {total - 1}, or −1"
+            raise ValueError(msg)
         return host.astype(np.int32)
 
     def _in_force(self) -> dict[str, Any]:
@@ -181,10 +192,11 @@ class BigBird(Method):
         return {name: x for name, x in options.items() if name != unused}
 
 
-def _runs(flags: Any) -> list[tuple[int, int]]:
-    """(first, stop) of the runs of equal flags."""
+def _runs(flags: Any, most: int) -> list[tuple[int, int]]:
+    """(first, stop) of the runs of at most `most` equal flags."""
     edges = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    runs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
+    return [(i, min(i + most, b)) for a, b in runs for i in range(a, b, most)]
 
 
 @lru_cache(64)

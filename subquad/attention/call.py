@@ -316,10 +316,11 @@ def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...], tail: int
             trailing = all(size == 1 or other in (1, size) for size, other in zip(own[::-1], batch[::-1], strict=False))
             if leading and trailing:
                 lacking = len(batch) - len(own)
+                spread = [":"] * len(own) + ["None"] * lacking + [":"] * tail
                 msg = (
                     f"{name} has shape {tuple(mask.shape)} beside arrays of batch shape {tuple(batch)}: its first axes "
                     f"fit the first and the last batch axes; give it all of them, as {name}[{'None, ' * lacking}...] "
-                    f"for the last, or {name}[{', '.join([':'] * len(own) + ['None'] * lacking + [':'] * tail)}] for the first"
+                    f"for the last, or {name}[{', '.join(spread)}] for the first"
                 )
                 raise ValueError(msg)
 

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, check_rows
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.block_loop import fold_blocks, join_rows, rows_per_block
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
-from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.block_attention import block_attention
+from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.visibility import Sight
 from subquad.random import generator
 from subquad.registry import register
@@ -69,11 +70,11 @@ class LSH(Method):
     -----
     There are ⌈max(n, n_kv) / bucket_size⌉ buckets, rounded up to an even number b. Above 128, b becomes the product of
     two even factors near its root, hashed apart, so that hashing does not grow like n². Rows are sorted by (bucket,
-    place), hidden keys last. Chunk c of queries meets the key chunks ⌊c · chunks of keys / chunks of queries⌋ and the
-    one before; there is no wrap, and all buckets within them meet. In causal calls, values of later keys change
-    nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's convention is
-    ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``; reformer-pytorch scales its logits by d ** -0.5 as this
-    class does, transformers and trax do not: for theirs, pass ``scale=1``. Kernel: `block_attention`.
+    place), hidden keys in one bucket after all others. Chunk c of queries meets the key chunks ⌊c · chunks of keys /
+    chunks of queries⌋ and the one before; there is no wrap, and all buckets within them meet. In causal calls, values
+    of later keys change nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's
+    convention is ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``, called with ``scale=1`` for models of
+    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernel: `hashed_attention`.
 
     References
     ----------
@@ -132,8 +133,7 @@ class LSH(Method):
         TypeError, ValueError
             If `q` or `k` is no array (..., n, d).
         """
-        xp = check_arrays(q=q, k=k)
-        check_floating(xp, q=q, k=k)
+        xp = check_rows({}, q=q, **({} if k is None else {"k": k}))
         factors = bucket_factors(max(q.shape[-2], q.shape[-2] if k is None else k.shape[-2]), self.bucket_size)
         made = self._rotations(xp, cast(xp, q, q.dtype), factors)
         return replace(self, rotations=made, seed=None)
@@ -145,47 +145,30 @@ class LSH(Method):
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
         sight = sight_of(call)
+        factors = bucket_factors(max(n, n_kv), self.bucket_size)
+        rotations = self._rotations(xp, q, factors)
         if n == 0 or n_kv == 0:
             nothing = q, k, call.v, sight.start, sight.stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         if self.unit_keys:
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
-        factors = bucket_factors(max(n, n_kv), self.bucket_size)
-        rotations = self._rotations(xp, q, factors)
-        found, met = None, _Met(xp)
-        for r in range(self.num_rounds):
-            mask = call.key_mask
-            of_keys = buckets(xp, call.k, rotations[r, ...], factors)
-            if mask is not None:
-                of_keys = xp.where(mask, of_keys, math.prod(factors))
-            order_k = _order(xp, of_keys)
-            order_q = order_k if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
-            part = self._round(call, q, k, order_q, order_k, sight, met)
-            found = part if found is None else join(xp, found, part)
-        assert found is not None
-        return found if self.allow_self else self._or_self(call, k, sight, *found)
 
-    def _round(
-        self, call: AttentionCall, q: Array, k: Array, order_q: Array, order_k: Array, sight: Sight, met: _Met
-    ) -> tuple[Array, Array]:
-        """(out, lse) over the keys that rows meet in this round and met in none before."""
-        xp, size, n, n_kv = call.xp, self.bucket_size, q.shape[-2], k.shape[-2]
-        where = place_of(q)
-        chunks, chunks_k = -(-n // size), -(-n_kv // size)
-        own = (xp.arange(chunks, dtype=xp.int32, device=where) * chunks_k) // chunks
-        blocks = xp.stack([own - 1, own], axis=-1)
-        mask = None if call.key_mask is None else gather(xp, call.key_mask, order_k)
-        place, start, stop = (gather(xp, x, order_q) for x in sight)
-        back_q, back_k = _order(xp, order_q), _order(xp, order_k)
-        out, lse = block_attention(
-            gather_rows(xp, q, order_q), gather_rows(xp, k, order_k), gather_rows(xp, call.v, order_k), start, stop,
-            blocks, order_k, None if self.allow_self else place, met.rows(order_q), met.keys(order_k),
-            None, None,
-            scale=call.scale, size=size, key_mask=mask, implementation=self.implementation,
+        def orders(r: int) -> tuple[Array, Array]:
+            of_keys = buckets(xp, call.k, rotations[r, ...], factors)
+            if call.key_mask is not None:
+                of_keys = xp.where(call.key_mask, of_keys, math.prod(factors))
+            of_keys = _order(xp, of_keys)
+            of_rows = of_keys if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
+            return of_rows[..., None, :], of_keys[..., None, :]
+
+        order_q, order_k = join_rows(xp, self.num_rounds, (orders(r) for r in range(self.num_rounds)))
+        size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
+        out, lse = hashed_attention(
+            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k,
+            scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
-        met.add(xp.take(own, xp.reshape(back_q // size, (-1,))), back_q.shape, back_k // size)
-        return gather_rows(xp, out, back_q), gather(xp, lse, back_q)
+        return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
 
     def _or_self(self, call: AttentionCall, k: Array, sight: Sight, out: Array, lse: Array) -> tuple[Array, Array]:
         """Rows that see nothing else get the value at their own place, if they may see it."""
@@ -229,33 +212,6 @@ class LSH(Method):
         options["seed"] = self.seed or 0
         unused = "rotations" if self.rotations is None else "seed"
         return {name: x for name, x in options.items() if name != unused}
-
-
-class _Met:
-    """The chunks that rows and keys were in, in earlier rounds."""
-
-    def __init__(self, xp: ModuleType) -> None:
-        self.xp = xp
-        self.of_rows: list[Array] = []
-        self.of_keys: list[Array] = []
-
-    def add(self, rows: Array, shape: tuple[int, ...], keys: Array) -> None:
-        """Note the key chunk that rows read (flat), and the chunk of each key."""
-        self.of_rows.append(self.xp.astype(self.xp.reshape(rows, shape), self.xp.int32))
-        self.of_keys.append(self.xp.astype(keys, self.xp.int32))
-
-    def rows(self, order: Array) -> Array | None:
-        """The chunks of rows in this order, (..., n, rounds)."""
-        return self._sorted(self.of_rows, order)
-
-    def keys(self, order: Array) -> Array | None:
-        """The chunks of keys in this order, (..., n_kv, rounds)."""
-        return self._sorted(self.of_keys, order)
-
-    def _sorted(self, chunks: list[Array], order: Array) -> Array | None:
-        if not chunks:
-            return None
-        return self.xp.stack([gather(self.xp, x, order) for x in chunks], axis=-1)
 
 
 def bucket_factors(n: int, size: int) -> tuple[int, ...]:

@@ -110,7 +110,8 @@ def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None 
 
 def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]) -> Array:
     """The output of a method that sees one document at a time; the numbers of the documents must be readable."""
-    if call.restrictions.segments_on_host is None:
+    known = call.restrictions.segments_on_host
+    if known is None:
         msg = (
             "segments of a program that is traced have no values, and this method needs the lengths of the documents: "
             "pass segments as constants, or use 'exact' or 'window'"
@@ -127,7 +128,8 @@ def by_documents(call: AttentionCall, evaluate: Callable[[AttentionCall], Array]
             return evaluate(call.part(queries=slice(0, 0), keys=slice(0, 0)))
         return parts[0] if len(parts) == 1 else call.xp.concat(parts, axis=-2)
 
-    return _item_by_item(call.restricted(NONE), *call.restrictions.segments_on_host, of_item)
+    of_queries, of_keys = known
+    return _item_by_item(call.restricted(NONE), of_queries, of_keys, of_item)
 
 
 def by_frontiers(
@@ -209,7 +211,7 @@ def on_host(call: AttentionCall, x: Array) -> Any:
 def _segments(
     call: AttentionCall, segments: Any, batches: list[tuple[int, ...]]
 ) -> tuple[tuple[Array, Array], tuple[Any, Any] | None]:
-    """The numbers of the documents of queries and of keys, of one batch shape, with grouped heads folded; in NumPy too."""
+    """The numbers of the documents of queries and of keys, of one batch shape, folded; in NumPy too."""
     xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
     if isinstance(segments, tuple | list):
         if len(segments) != 2:
@@ -244,7 +246,7 @@ def _segments(
 
 
 def _counts(call: AttentionCall, visible: Any, batch: tuple[int, ...]) -> tuple[Array, Any]:
-    """The numbers of keys that queries see, int32, in 0 … n_kv and non-decreasing where they can be read; in NumPy too."""
+    """The numbers of keys that queries see, int32, in 0 … n_kv and non-decreasing if they can be read; in NumPy too."""
     xp, n_kv = call.xp, call.k.shape[-2]
     x = _integers("visible", visible, call, call.q.shape[-2], batch)
     host = on_host(call, x)

@@ -228,6 +228,12 @@ class Window(Method):
         check_mask_axes("global_mask", mask, heads.unfold(call.q).shape[:-2])
         mask = heads.fold(mask, tail=1)
         call.batch(global_mask=mask.shape[:-1])
+        for name, own in call.options.items():
+            rows = getattr(call, name.removeprefix("global_"))
+            if own.shape[-2:] != rows.shape[-2:]:
+                n, d = rows.shape[-2:]
+                msg = f"{name} of global_qkv has shape {tuple(own.shape)}, expected (..., {n}, {d})"
+                raise ValueError(msg)
         return mask
 
     def _holds_arrays(self, *, streaming: bool = False) -> bool:

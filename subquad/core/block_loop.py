@@ -7,7 +7,8 @@ replaces the Python loop by `Backend.fold_blocks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -74,6 +75,25 @@ def loop_blocks(
     if outs:
         joined = namespace_of(outs[0]).concat(outs, axis=-2)
     return carry, joined
+
+
+def join_rows(xp: ModuleType, n: int, parts: Iterator[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """The arrays (..., n, width) of which each part has the next rows, one array for each place of a part's tuple.
+
+    A backend that fills in place writes the parts into one array as they come: no second copy of them all exists.
+    """
+    first = next(parts)
+    if first[0].shape[-2] == n:
+        return first
+    if not backend_of(xp).fills_in_place:
+        return tuple(xp.concat(list(arrays), axis=-2) for arrays in zip(first, *parts, strict=True))
+    joined = tuple(xp.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device=x.device) for x in first)
+    start = 0
+    for part in itertools.chain([first], parts):
+        for whole, rows in zip(joined, part, strict=True):
+            whole[..., start : start + rows.shape[-2], :] = rows
+        start += part[0].shape[-2]
+    return joined
 
 
 def row_count(arrays: Sequence[Array | None]) -> int:

@@ -5,6 +5,7 @@ Positional arguments are arrays or None; keywords are hashable, except the array
 
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
+from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.selective_scan import selective_scan
@@ -15,6 +16,7 @@ __all__ = [
     "feature_attend",
     "feature_step",
     "feature_summarize",
+    "hashed_attention",
     "iterative_pinv",
     "linear_scan",
     "selective_scan",

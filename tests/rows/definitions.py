@@ -412,7 +412,7 @@ def lsh(
     met = np.zeros((n, n_kv), bool)
     for R in rotations:
         buckets = hashed(k, R, max(n, n_kv), bucket_size)
-        keys = sorted(range(n_kv), key=lambda j: (not keep[j], buckets[j], j))
+        keys = sorted(range(n_kv), key=lambda j: (buckets[j] if keep[j] else np.inf, j))  # hidden keys: one last bucket
         buckets = hashed(q, R, max(n, n_kv), bucket_size)
         queries = keys if shared_qk else sorted(range(n), key=lambda i: (buckets[i], i))
         chunks, chunks_k = ([x[i : i + bucket_size] for i in range(0, len(x), bucket_size)] for x in (queries, keys))

@@ -81,7 +81,9 @@ def softmax_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int
     )  # fmt: skip
 
 
-def block_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V, size: int = 16) -> Example:
+def block_attention(
+    name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V, size: int = 16
+) -> Example:
     """Causal rows with what the name says besides; `places` are those of sorted keys, as after hashing."""
     n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
     count, total = -(-n // size), -(-n_kv // size)
@@ -103,10 +105,28 @@ def block_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int =
     if "pairs" in name:
         keys["pairs"], keys["bias"] = rng.random((n, n_kv)) < 0.6, rng.standard_normal((*q[:-1], 1, n_kv))
         keys["bias"] = np.broadcast_to(keys["bias"], (*q[:-1], n, n_kv)).copy()
-    whole = [None if x is None else x.astype(np.int32) if x.dtype.kind == "i" else x for x in (start, stop, *keys.values())]
+    whole = [
+        None if x is None else x.astype(np.int32) if x.dtype.kind == "i" else x for x in (start, stop, *keys.values())
+    ]
     return Example(
         "block_attention", name, lambda: (*normal((*q, d), (*kv, d), (*kv, d_v)), *whole), {"scale": 0.3, "size": size},
         {"softcap": 1.5, "key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
+def hashed_attention(
+    name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v: int = D_V, size: int = 16, rounds: int = 3
+) -> Example:
+    """Rows and keys that meet by chance; with the words, causal rows, and rows that do not see their own place."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    place = np.arange(n) + n_kv - n
+    stop = np.minimum(place + 1, n_kv) if "causal" in name else np.full(n, n_kv)
+    of_rows, of_keys = (np.argsort(rng.random((*x[:-1], rounds, x[-1])), axis=-1) for x in (q, kv))
+    avoid = place if "avoid" in name else None
+    whole = [None if x is None else x.astype(np.int32) for x in (np.zeros(n), stop, avoid, of_rows, of_keys)]
+    return Example(
+        "hashed_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), *whole),
+        {"scale": 0.3, "size": size}, {"key_mask": some_hidden(*kv)},
     )  # fmt: skip
 
 
@@ -195,6 +215,11 @@ for example in [
     block_attention("places, met", (2, 40), (1, 90)),
     block_attention("pairs and bias", (2, 2, 40), (2, 1, 50)),
     block_attention("one row", (2, 1), (2, 70)),
+    hashed_attention("rounds", (2, 70), (2, 70)),
+    hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
+    hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
+    hashed_attention("more keys, avoid", (2, 2, 40), (2, 1, 90), rounds=2),
+    hashed_attention("more rows", (90,), (40,), rounds=4),
     *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
     *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
@@ -218,7 +243,7 @@ for example in [
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
     keys, −∞, is 0."""
-    if kernel == "block_attention":
+    if kernel in ("block_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):

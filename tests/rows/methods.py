@@ -204,7 +204,7 @@ def given_global_qkv(case: Case) -> dict[str, Any]:
 
 def given_plan(case: Case) -> dict[str, Any]:
     """Blocks of eight for each head: some that are near or global besides, and none for some."""
-    heads, blocks, total = case.q[-3:-2], -(-case.q[-2] // 8), max(-(-case.k[-2] // 8), 1)
+    heads, blocks, total = case.q[-3:-2], -(-case.q[-2] // 8), -(-case.k[-2] // 8)
     drawn = np.random.default_rng(8).integers(-1, total, (*heads, blocks, 2))
     drawn[..., 1] = np.where(drawn[..., 1] == drawn[..., 0], -1, drawn[..., 1])
     return {"plan": drawn}
@@ -223,7 +223,9 @@ def drawn_plan(q: Array, k: Array, causal: bool, options: dict[str, Any]) -> Arr
     heads = max([x.shape[-3:-2] for x in (q, k)])
     one = np.broadcast_to(np.eye(n_kv), (*heads, n_kv, n_kv))
     options = {name: x for name, x in options.items() if name not in ("scale", "plan")}
-    seen = subquad.attention(np.zeros((*one.shape[:-2], *q.shape[-2:])), np.zeros(k.shape[-2:]), one, "bigbird", causal=causal, **options)
+    seen = subquad.attention(
+        np.zeros((*one.shape[:-2], *q.shape[-2:])), np.zeros(k.shape[-2:]), one, "bigbird", causal=causal, **options
+    )
     blocks, total = -(-q.shape[-2] // size), -(-n_kv // size)
     plan = np.full((*one.shape[:-2], blocks, max(total, 1)), -1)
     for *head, i, j in np.argwhere(seen):

@@ -20,6 +20,7 @@ from subquad_numpy.block_attention.tiles import (
     ROWS,
     SIZES,
     Limits,
+    at,
     hide,
     load_limits,
     pack_rows,
@@ -29,17 +30,7 @@ from subquad_numpy.block_attention.tiles import (
 from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import (
-    PANEL_VECTORS,
-    TILE_ROWS,
-    Matrix,
-    Panels,
-    multiply,
-    pack,
-    padded,
-    rows_at,
-    turned,
-)
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, place_in, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
 
@@ -89,35 +80,40 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             )
             rows, out, lse = pointer(f.q, zero), pointer(f.out, zero), pointer(f.lse, zero)
             grad_out, grad_lse = pointer(f.grad_out, zero), pointer(f.grad_lse, zero)
-            grad_q = pointer(f.grad_q, zero)
+            grad_q, order_q, order_k = pointer(f.grad_q, zero), pointer(f.order_q, word), pointer(f.order_k, word)
+            has_q, has_k = f.order_q != 0, f.order_k != 0
             grad_k = shifted(pointer(f.grad_k, zero), task % parts * f.k_step)
             grad_v = shifted(pointer(f.grad_v, zero), task % parts * f.v_step)
-            every = f.place == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
+            every = f.place == 0 and not has_k and f.avoid == 0 and f.rounds == 0 and f.mask == 0
             for tile in range(task % parts, f.tiles, parts):
                 block, row, count = task_rows(tile, f.n, size, listed)
                 if count == 0:
                     continue
                 used = padded(count, panel)
                 low, upper, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
-                pack_rows(rows, f.q_row, row, count, d, used, panel, numbers[0], q)
-                pack_rows(grad_out, d_v, row, count, d_v, used, panel, 1, grad)
+                pack_rows(rows, f.q_row, order_q, has_q, row, count, d, used, panel, numbers[0], q)
+                pack_rows(grad_out, d_v, order_q, has_q, row, count, d_v, used, panel, 1, grad)
                 for base in range(0, used, panel):
                     clear(shifted(q_rows, base * wide), panel * wide)
                     clear(shifted(grad_rows, base * wide_v), panel * wide_v)
                     here = min(panel, count - base)
-                    if here > 0:
-                        own = Matrix(shifted(rows, (row + base) * f.q_row), f.q_row, 1)
-                        pack(own, here, d, numbers[0], lanes, Panels(shifted(q_rows, base * wide), panel))
-                        own = Matrix(shifted(grad_out, (row + base) * d_v), d_v, 1)
-                        pack(own, here, d_v, 1, lanes, Panels(shifted(grad_rows, base * wide_v), panel))
+                    for c in range(here):
+                        mine = at(order_q, has_q, row + base + c)
+                        own = Panels(shifted(q_rows, base * wide), panel)
+                        for p in range(d):
+                            own.data[place_in(own, c, p, wide, lanes)] = rows[mine * f.q_row + p] * numbers[0]
+                        own = Panels(shifted(grad_rows, base * wide_v), panel)
+                        for p in range(d_v):
+                            own.data[place_in(own, c, p, wide_v, lanes)] = grad_out[mine * d_v + p]
                 for c in range(used):
                     level[c], drop[c] = INFINITY, 0
-                    if c < count and lse[row + c] != -INFINITY:
-                        level[c] = lse[row + c]
-                        total = numbers[0] * 0
+                    mine = at(order_q, has_q, row + c) if c < count else 0
+                    if c < count and lse[mine] != -INFINITY:
+                        level[c] = lse[mine]
+                        along = numbers[0] * 0
                         for p in range(d_v):
-                            total += grad_out[(row + c) * d_v + p] * out[(row + c) * d_v + p]
-                        drop[c] = total - (grad_lse[row + c] if f.grad_lse != 0 else 0)
+                            along += grad_out[mine * d_v + p] * out[mine * d_v + p]
+                        drop[c] = along - (grad_lse[mine] if f.grad_lse != 0 else 0)
                 clear(by_q, high * used)
                 for entry in range(max(listed, 1)):
                     begin, end = (low // KEYS * KEYS, upper) if f.place == 0 else (0, n_kv)
@@ -128,13 +124,13 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             end = begin
                     for j in range(begin, end, KEYS):
                         many = min(KEYS, end - j)
-                        if f.place == 0 and (j >= upper or j + many <= low):
+                        if f.place == 0 and not has_k and (j >= upper or j + many <= low):
                             continue
                         is_whole = every and j >= inner_low and j + many <= inner_high
                         whole = padded(many, TILE_ROWS)
-                        a = whole_tile(k, f.k_row, j, many, d, n_kv, False, own_k)
-                        a_turned = whole_tile(k, f.k_row, j, many, d, n_kv, True, own_turned)
-                        b = whole_tile(v, f.v_row, j, many, d_v, n_kv, False, own_v)
+                        a = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, False, own_k)
+                        a_turned = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, True, own_turned)
+                        b = whole_tile(v, f.v_row, order_k, has_k, j, many, d_v, n_kv, False, own_v)
                         clear(by_k, keys * wide)
                         clear(by_v, keys * wide_v)
                         for base in range(0, used, panel):
@@ -151,13 +147,13 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                                 if not is_whole:
                                     hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
                                 for t in range(many):
-                                    at = t * panel + column
-                                    logit = load(x, at)
+                                    cell = t * panel + column
+                                    logit = load(x, cell)
                                     weight = exp_negative(logit - load(level, i))
-                                    along = weight * (load(slope, at) - load(drop, i))
-                                    store(x, at, weight)
+                                    change = weight * (load(slope, cell) - load(drop, i))
+                                    store(x, cell, weight)
                                     # 0 · NaN is NaN: a value that is not finite must not reach rows that do not see it
-                                    store(slope, at, where_negative(logit - LEAST(logit), zeros(x), along))
+                                    store(slope, cell, where_negative(logit - LEAST(logit), zeros(x), change))
                                 for t in range(many, whole):
                                     store(x, t * panel + column, zeros(x))
                                     store(slope, t * panel + column, zeros(x))
@@ -176,14 +172,15 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             for p in range(0, high * panel, lanes):
                                 store(by_q, base * high + p, load(by_q, base * high + p) + load(part, p))
                         for t in range(many):
+                            mine = at(order_k, has_k, j + t)
                             for p in range(d):
-                                grad_k[(j + t) * d + p] += by_k[t * wide + p]
+                                grad_k[mine * d + p] += by_k[t * wide + p]
                             for p in range(d_v):
-                                grad_v[(j + t) * d_v + p] += by_v[t * wide_v + p]
+                                grad_v[mine * d_v + p] += by_v[t * wide_v + p]
                 for c in range(count):
-                    place = c // panel * panel * high + c % panel
+                    place, mine = c // panel * panel * high + c % panel, at(order_q, has_q, row + c)
                     for p in range(d):
-                        grad_q[(row + c) * d + p] = by_q[place + p * panel] * numbers[0]
+                        grad_q[mine * d + p] += by_q[place + p * panel] * numbers[0]
         buffer[0] = 0  # see `cut`
         return DONE
 

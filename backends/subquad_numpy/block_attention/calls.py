@@ -15,19 +15,22 @@ from subquad_numpy.runtime.threads import thread_count
 Array = np.ndarray[Any, Any]
 NAMES = "q", "k", "v", "start", "stop", "blocks", "place", "avoid", "met_q", "met_k", "pairs", "bias", "mask"
 INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2, "met_k": 2}
+INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
+NO_ORDERS: Mapping[str, Array] = {}
 
 
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output and the log-sum-exp of the kernel `block_attention`."""
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
-    values, batch, tasks, products = _record(arrays, static)
+    values, batch, tasks, products = record(arrays, static)
     q, v = values["q"], values["v"]
     shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), q.dtype, values["numbers"]
     example = {"out": np.empty(shape, dtype), "lse": np.empty(shape[:-1], dtype)}
     run = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
-    places = [NAMES.index(name) for name in given[1:-2]]  # between the numbers and the outputs
+    places = [NAMES.index(name) for name in given if name in NAMES]
+    others = [None] * (len(given) - len(places) - 3)  # an order, an output before: see `hashed`
     fixes = [None if x is None else _fix(name, x) for name, x in zip(NAMES, arrays, strict=True)]
     must_fix = any(fix is not None for fix in fixes)
 
@@ -37,7 +40,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         out, lse = new(shape, dtype), new(shape[:-1], dtype)
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-        run((numbers, *[arrays[i] for i in places], out, lse), threads)
+        run((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
         return (out, lse), None
 
     return block_attention
@@ -53,7 +56,7 @@ def block_attention_backward(
     """The gradients by q, k and v, with the batch axes of the call."""
     from subquad_numpy.block_attention.backward import BACKWARD_RECORD, block_attention_gradient_kernel
 
-    values, batch, tiles, products = _record(arrays, static)
+    values, batch, tiles, products = record(arrays, static)
     (out, lse), (grad_out, grad_lse) = outputs, grads
     q, k, v = (values[name] for name in ("q", "k", "v"))
     (n, d), (n_kv, d_v), dtype, items = q.shape[-2:], v.shape[-2:], q.dtype, math.prod(batch)
@@ -96,7 +99,8 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
     sizes = {
         "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tasks": tasks,
-        "rounds": 0 if met is None else met.shape[-1], "q_row": d, "k_row": d, "v_row": d_v,
+        "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
+        "q_row": d, "k_row": d, "v_row": d_v,
     }  # fmt: skip
     return sizes, tasks, n * (d + d_v) * float(listed * size if listed else n_kv)
 
@@ -113,10 +117,12 @@ def _fix(name: str, x: Array) -> Fix:
     return fix_rows(x) if name in ("q", "k", "v") else fix_items(x, _axes(name))
 
 
-def _record(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
+def record(
+    arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str, Array] = NO_ORDERS
+) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
     """(fields of the argument record, batch, tasks of an item, multiply-adds of an item)."""
     sizes, tasks, products = cut_work(arrays, static)
-    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None}
+    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(_fix(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
     values["numbers"] = np.array([static["scale"]], values["q"].dtype)

@@ -14,6 +14,7 @@ from subquad_numpy.block_attention.tiles import (
     ROWS,
     SIZES,
     Limits,
+    at,
     hide,
     is_finite,
     load_limits,
@@ -28,7 +29,7 @@ from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multi
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
 
-FORWARD_RECORD = fields(SIZES, ARRAYS, {"out": 2, "lse": 1})
+FORWARD_RECORD = fields(SIZES, ARRAYS, {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1})
 
 
 @cache
@@ -47,10 +48,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         high_v = padded(d_v, TILE_ROWS)
         sizes = (
             *(width, width, width, f.rounds * width, d * width, keys * panel, high_v * width, high_v * panel),
-            *(width, width, width, panel, keys * padded(d, TILE_ROWS), keys * high_v),
+            *(width, width, width, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
         )
         buffer = np.empty(room(sizes), kind)
-        before, stop, avoid, met, q, x, total, part, top, seen, poison, nothing, own_k, own_v = cut(buffer, sizes)
+        before, stop, avoid, met, q, x, total, part, top, seen, poison, nothing, fine, own_k, own_v = cut(buffer, sizes)
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
@@ -60,15 +61,17 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 continue
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
             blocks, out, lse = pointer(f.blocks, word), pointer(f.out, zero), pointer(f.lse, zero)
+            order_q, order_k = pointer(f.order_q, word), pointer(f.order_k, word)
+            before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
             used = padded(count, panel)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
-            pack_rows(pointer(f.q, zero), f.q_row, row, count, d, used, panel, numbers[0], q)
+            pack_rows(pointer(f.q, zero), f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q)
             clear(total, high_v * used)
             for i in range(0, used, lanes):
                 store(top, i, LEAST(zeros(top)))
                 store(seen, i, zeros(seen))
                 store(poison, i, zeros(poison))
-            every = f.place == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
+            every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
             for entry in range(max(listed, 1)):
                 begin, end = (low // KEYS * KEYS, high) if f.place == 0 else (0, n_kv)
                 if listed > 0:
@@ -78,17 +81,17 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         end = begin
                 for j in range(begin, end, KEYS):
                     many = min(KEYS, end - j)
-                    if f.place == 0 and (j >= high or j + many <= low):
+                    if f.place == 0 and f.order_k == 0 and (j >= high or j + many <= low):
                         continue
                     is_whole = every and j >= inner_low and j + many <= inner_high
-                    a = whole_tile(k, f.k_row, j, many, d, n_kv, False, own_k)
-                    b = whole_tile(v, f.v_row, j, many, d_v, n_kv, True, own_v)
-                    is_bad = not is_whole and not is_finite(v, f.v_row, j, many, d_v)
+                    a = whole_tile(k, f.k_row, order_k, f.order_k != 0, j, many, d, n_kv, False, own_k)
+                    b = whole_tile(v, f.v_row, order_k, f.order_k != 0, j, many, d_v, n_kv, True, own_v)
+                    is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
                     if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
-                            fine = is_finite(v, f.v_row, j + t, 1, d_v)
+                            fine[t] = 1 if is_finite(b, t, 1, d_v, lanes) else 0
                             for p in range(high_v):
-                                own_v[t * high_v + p] = v[(j + t) * f.v_row + p] if fine and p < d_v else 0
+                                own_v[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                         b = rows_at(own_v, high_v)
                     for base in range(0, used, panel):
                         multiply(
@@ -101,7 +104,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
                             if is_bad:
                                 for t in range(many):
-                                    if not is_finite(v, f.v_row, j + t, 1, d_v):
+                                    if fine[t] == 0:
                                         logit = load(x, t * panel + column)
                                         gone = where_negative(logit - LEAST(logit), zeros(x), zeros(x) + math.nan)
                                         store(poison, i, load(poison, i) + gone)
@@ -118,8 +121,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             store(top, i, new)
                             store(seen, i, along)
                             for p in range(high_v):
-                                at = base * high_v + p * panel + column
-                                store(total, at, load(total, at) * fade)
+                                cell = base * high_v + p * panel + column
+                                store(total, cell, load(total, cell) * fade)
                         multiply(
                             turned(b), high_v, Panels(x, many), many, panel, lanes, rows_at(nothing, 0),
                             rows_at(part, panel),
@@ -127,13 +130,23 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         for p in range(0, high_v * panel, lanes):
                             store(total, base * high_v + p, load(total, base * high_v + p) + load(part, p))
             for c in range(count):
-                found = seen[c]
-                lse[row + c] = top[c] + math.log(found) if found != 0 else -INFINITY
-                factor = 1 / found if found != 0 else 0
+                found, mine = seen[c], at(order_q, f.order_q != 0, row + c)
+                level = top[c] + math.log(found) if found != 0 else -INFINITY
+                factor = 1 / found if found != 0 else found
+                share, joins = found, False  # `found` may be NaN
+                if f.before_lse != 0 and before_lse[mine] != -INFINITY:  # join the output over other keys
+                    joins = True
+                    both = max(level, before_lse[mine])
+                    old = math.exp(before_lse[mine] - both)
+                    new = math.exp(level - both) if found != 0 else old * 0
+                    share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
                 place = c // panel * panel * high_v + c % panel
                 for p in range(d_v):
-                    value = total[place + p * panel] * factor if found != 0 else 0
-                    out[(row + c) * d_v + p] = value + poison[c]
+                    value = total[place + p * panel] * factor if found != 0 else found
+                    if joins:
+                        value += before_out[mine * d_v + p] * share
+                    out[mine * d_v + p] = value + poison[c]
+                lse[mine] = level
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,9 @@ from array_api_compat import array_namespace
 from subquad.backend import Array, Like
 from subquad.core.dtypes import cast
 from subquad.kernels.block_attention import outputs as outputs_of
-from subquad_numpy.block_attention.calls import INTEGERS, NAMES, cut_work, parts_of
+from subquad.kernels.hashed_attention import key_chunks
+from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
+from subquad_numpy.block_attention.calls import INTEGERS, NAMES, NO_ORDERS, cut_work, parts_of
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
 
@@ -34,9 +36,10 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
 
 
 def launch_backward(
-    arrays: Sequence[Any], static: Mapping[str, Any], outputs: Sequence[Array], grads: Sequence[Array], run: Run
-) -> tuple[Array | None, ...]:
-    """The gradients by q, k and v, by one launch."""
+    arrays: Sequence[Any], static: Mapping[str, Any], outputs: Sequence[Array], grads: Sequence[Array], run: Run,
+    orders: Mapping[str, Array] = NO_ORDERS, rounds: int | None = None,
+) -> tuple[Array | None, ...]:  # fmt: skip
+    """The gradients by q, k and v, by one launch; with orders and a number of rounds, those of one round."""
     from subquad_numpy.block_attention.backward import BACKWARD_RECORD, block_attention_gradient_kernel
 
     (q, k, v), (out, lse), xp = arrays[:3], outputs, array_namespace(arrays[0])
@@ -51,13 +54,15 @@ def launch_backward(
         "grad_k": Like((parts, *batch, n_kv, d), dtype),
         "grad_v": Like((parts, *batch, n_kv, d_v), dtype),
     }
+    sizes |= {} if rounds is None else {"rounds": rounds}
     sizes |= {"tiles": tiles, "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v}
     made = Launch(
         block_attention_gradient_kernel, (np.dtype(dtype),), BACKWARD_RECORD, results, sizes, batch, parts, threads,
         zeros=frozenset(results),
     )  # fmt: skip
     given = {"out": out, "lse": lse, "grad_out": grads[0], "grad_lse": grads[1]}
-    found = run(made, _operands(xp, arrays, static) | {name: cast(xp, x, dtype) for name, x in given.items()})
+    of_outputs = {name: cast(xp, x, dtype) for name, x in given.items()}
+    found = run(made, {**_operands(xp, arrays, static), **orders, **of_outputs})
     by = found["grad_q"], xp.sum(found["grad_k"], axis=0), xp.sum(found["grad_v"], axis=0)
     summed = [_to_shape(xp, grad, tuple(x.shape)) for grad, x in zip(by, (q, k, v), strict=True)]
     return *summed, *[None] * (len(arrays) - 3)
@@ -69,7 +74,7 @@ def _operands(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) 
     return {
         "numbers": numbers,
         **{name: given[name] for name in ("q", "k", "v", "mask")},
-        **{name: cast(xp, given[name], xp.int32) for name in INTEGERS},
+        **{name: cast(xp, given[name], xp.int32) for name in INTEGERS if name in given},
     }
 
 
@@ -81,3 +86,47 @@ def _to_shape(xp: ModuleType, grad: Array, shape: tuple[int, ...]) -> Array:
         *(i + lacking for i, size in enumerate(shape) if size == 1 and grad.shape[i + lacking] != 1),
     )
     return xp.reshape(xp.sum(grad, axis=axes), shape) if axes else grad
+
+
+def launch_hashed(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `hashed_attention`, by one launch for each round."""
+    from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
+
+    out, lse = hashed_outputs_of(*arrays[:-1], key_mask=arrays[-1], **static)
+    batch, xp = tuple(lse.shape[:-1]), array_namespace(arrays[0])
+    found: dict[str, Array] = {}
+    for given, orders, r in _rounds(xp, arrays, static):
+        sizes, tasks, products = cut_work(given, static)
+        made = Launch(
+            block_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse},
+            sizes | {"rounds": r}, batch, tasks, threads_for(int(math.prod(batch) * products)),
+        )  # fmt: skip
+        before = {f"before_{name}": x for name, x in found.items()}
+        found = run(made, _operands(xp, given, static) | orders | before)
+    return found["out"], found["lse"]
+
+
+def launch_hashed_backward(
+    arrays: Sequence[Any], static: Mapping[str, Any], outputs: Sequence[Array], grads: Sequence[Array], run: Run
+) -> tuple[Array | None, ...]:
+    """The gradients of `hashed_attention` by q, k and v, by one launch for each round."""
+    xp = array_namespace(arrays[0])
+    total: Any = None
+    for given, orders, r in _rounds(xp, arrays, static):
+        found = launch_backward(given, static, outputs, grads, run, orders, r)[:3]
+        total = found if total is None else [x + y for x, y in zip(total, found, strict=True)]
+    return *total, *[None] * (len(arrays) - 3)
+
+
+def _rounds(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> Iterator[tuple[Any, Any, int]]:
+    """(arrays of the kernel `block_attention`, orders, number) of each round."""
+    q, k, v, start, stop, avoid, order_q, order_k, mask = arrays
+    size = static["size"]
+    own = key_chunks(xp, q.shape[-2], k.shape[-2], size, q)
+    blocks = xp.stack([own - 1, own], axis=-1)
+    back_q, back_k = (xp.argsort(x, axis=-1) // size for x in (order_q, order_k))
+    met_q = xp.astype(xp.matrix_transpose(own[back_q]), xp.int32)
+    met_k = xp.astype(xp.matrix_transpose(back_k), xp.int32)
+    given = (q, k, v, start, stop, blocks, None, avoid, met_q, met_k, None, None, mask)
+    for r in range(order_q.shape[-2]):
+        yield given, {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}, r

@@ -8,7 +8,7 @@ Rows come in panels, as many as a tile of a product has lanes, and a panel's mat
 
 from typing import Any, NamedTuple
 
-from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, total, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 
@@ -16,13 +16,18 @@ ROWS, KEYS = 64, 64  # rows and keys of a tile at most: its logits take 16 kB of
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
-# rounds of `met`; tasks of an item. Strides in elements from row to row.
-SIZES: Fields = dict.fromkeys(("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tasks", "q_row", "k_row", "v_row"))
+# columns of `met` that count; tasks of an item. Strides in elements from row to row.
+SIZES: Fields = dict.fromkeys(
+    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tasks", "q_row", "k_row", "v_row", "met_row")
+)
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
-    "met_k": 2, "mask": 1,
+    "met_k": 2, "mask": 1, "order_q": 1, "order_k": 1,
 }  # fmt: skip
-"""Addresses; 0 where an array is not given. `numbers` holds the scale."""
+"""Addresses; 0 where an array is not given. `numbers` holds the scale.
+
+With `order_q`, row i of a block is row order_q[i] of the arrays; with `order_k`, key j is key order_k[j].
+"""
 
 
 class Limits(NamedTuple):
@@ -35,9 +40,9 @@ class Limits(NamedTuple):
 
 
 @inline
-def rows_of_block(size: int, listed: int) -> int:
-    """How many rows of a block one task takes at most."""
-    return min(ROWS, size) if listed > 0 else ROWS
+def at(order: Any, has_order: bool, i: int) -> int:
+    """The number of row i in the arrays."""
+    return order[i] if has_order else i
 
 
 @inline
@@ -58,14 +63,15 @@ def load_limits(f: Any, first: int, count: int, width: int, word: Any, limits: A
     Returns (least start, largest stop) of rows that see a key, and (largest start, least stop) of all rows.
     """
     start, stop = pointer(f.start, word), pointer(f.stop, word)
-    avoid, met = pointer(f.avoid, word), pointer(f.met_q, word)
+    avoid, met, order = pointer(f.avoid, word), pointer(f.met_q, word), pointer(f.order_q, word)
     low, high, inner_low, inner_high = f.n_kv, 0, 0, f.n_kv
     for c in range(width):
-        begin, end = (start[first + c], stop[first + c]) if c < count else (0, 0)
+        row = at(order, f.order_q != 0, first + c) if c < count else 0
+        begin, end = (start[row], stop[row]) if c < count else (0, 0)
         limits.before[c], limits.stop[c] = -begin, end
-        limits.avoid[c] = avoid[first + c] if f.avoid != 0 and c < count else -1
+        limits.avoid[c] = avoid[row] if f.avoid != 0 and c < count else -1
         for r in range(f.rounds):
-            limits.met[r * width + c] = met[(first + c) * f.rounds + r] if c < count else -1
+            limits.met[r * width + c] = met[row * f.met_row + r] if c < count else -1
         if c < count:
             inner_low, inner_high = max(inner_low, begin), min(inner_high, end)
             if end > begin:
@@ -75,29 +81,36 @@ def load_limits(f: Any, first: int, count: int, width: int, word: Any, limits: A
 
 @inline
 def pack_rows(
-    x: Any, row: int, first: int, count: int, d: int, width: int, panel: int, scale: Any, packed: Any
-) -> None:
+    x: Any, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int, panel: int, scale: Any,
+    packed: Any,
+) -> None:  # fmt: skip
     """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0."""
     for c in range(width):
         place = c // panel * panel * d + c % panel
+        source = at(order, has_order, first + c) * row if c < count else 0
         for p in range(d):
-            packed[place + p * panel] = x[(first + c) * row + p] * scale if c < count else 0
+            packed[place + p * panel] = x[source + p] * scale if c < count else 0
 
 
 @inline
-def whole_tile(x: Any, row: int, first: int, count: int, width: int, n: int, across: bool, scratch: Any) -> Any:
+def whole_tile(
+    x: Any, row: int, order: Any, has_order: bool, first: int, count: int, width: int, n: int, across: bool,
+    scratch: Any,
+) -> Any:  # fmt: skip
     """Rows first … first + count − 1 as the left factor of a product, which reads whole tiles of rows.
 
     `across`: the product runs over the rows, and reads numbers of a row up to a whole tile. The rows are copied into
-    `scratch`, with zeros, where the product would read beyond the end of the array.
+    `scratch`, with zeros, where the product would read beyond the end of the array, and where they have an order.
     """
-    fits = (width % TILE_ROWS == 0 or first + count < n) if across else first + padded(count, TILE_ROWS) <= n
-    if fits:
+    beyond = padded(width, TILE_ROWS) - width  # numbers that a product across the rows reads behind a row
+    fits = (n - first - count) * row >= beyond if across else first + padded(count, TILE_ROWS) <= n
+    if fits and not has_order:
         return rows_at(shifted(x, first * row), row)
     stride = padded(width, TILE_ROWS)
     for t in range(padded(count, TILE_ROWS)):
+        source = at(order, has_order, first + t) * row if t < count else 0
         for p in range(stride):
-            scratch[t * stride + p] = x[(first + t) * row + p] if t < count and p < width else 0
+            scratch[t * stride + p] = x[source + p] if t < count and p < width else 0
     return rows_at(scratch, stride)
 
 
@@ -108,30 +121,34 @@ def hide(
 ) -> None:  # fmt: skip
     """Set the logits of pairs that a row does not see to −∞, for one vector of rows at `column` of x (keys, panel)."""
     place, mask, met = pointer(f.place, word), pointer(f.mask, byte), pointer(f.met_k, word)
+    order = pointer(f.order_k, word)
     before, stop, avoid = load(limits.before, begin), load(limits.stop, begin), load(limits.avoid, begin)
     hidden = zeros(x) - INFINITY
     for t in range(count):
-        j = first + t
-        at = t * panel + column
+        j = at(order, f.order_k != 0, first + t)
+        cell = t * panel + column
         if f.mask != 0 and mask[j] == 0:
-            store(x, at, hidden)
+            store(x, cell, hidden)
             continue
         here = float(place[j]) if f.place != 0 else float(j)
-        logit = where_negative(before + here, hidden, load(x, at))
+        logit = where_negative(before + here, hidden, load(x, cell))
         logit = where_negative(stop * -1.0 + here, logit, hidden)
         if f.avoid != 0:
             logit = where_negative(absolute(avoid - here) - 0.5, hidden, logit)
         for r in range(f.rounds):
-            chunk = load(limits.met, r * width + begin) - float(met[j * f.rounds + r])
+            chunk = load(limits.met, r * width + begin) - float(met[j * f.met_row + r])
             logit = where_negative(absolute(chunk - 0.5) - 0.75, hidden, logit)
-        store(x, at, logit)
+        store(x, cell, logit)
 
 
 @inline
-def is_finite(x: Any, row: int, first: int, count: int, d: int) -> bool:
-    """Whether no number of these rows is infinite or NaN."""
-    total = x[first * row] * 0
+def is_finite(rows: Any, first: int, count: int, d: int, lanes: int) -> bool:
+    """Whether no number of these rows of a matrix with adjacent columns is infinite or NaN."""
+    whole = d // lanes * lanes
+    sums, rest = zeros(rows.data), rows.data[first * rows.row] * 0
     for t in range(first, first + count):
-        for p in range(d):
-            total += x[t * row + p] * 0
-    return total == 0
+        for p in range(0, whole, lanes):
+            sums = sums + load(rows.data, t * rows.row + p) * 0.0
+        for p in range(whole, d):
+            rest += rows.data[t * rows.row + p] * 0
+    return total(sums) + rest == 0
