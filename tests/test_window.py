@@ -93,7 +93,7 @@ def test_steps_are_the_causal_call(eager: Library, size: int, dilation: int) -> 
         found.append(shapes)
         return arrays
 
-    *got, _, _, _ = eager.call(outs, *drawn_, mask, dtype="float64")
+    *got, _, _, _, _ = eager.call(outs, *drawn_, mask, dtype="float64")
     out = np.concatenate([eager.numpy(x) for x in got], axis=-2)
     assert relative_error(out, method(*drawn_, causal=True, key_mask=mask)) < 1e-12
     assert [len(x) for x in found] == [1]
@@ -101,7 +101,49 @@ def test_steps_are_the_causal_call(eager: Library, size: int, dilation: int) -> 
         "keys": (2, 3, 6 * dilation, D),
         "values": (2, 3, 6 * dilation, 3),
         "visible": (2, 3, 6 * dilation, 1),
+        "place": (2, 3, 6 * dilation, 1),
     }
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+@pytest.mark.parametrize("places", [[0, 1, 2], [0, 4, 5], [[0, 1], [2]]])
+def test_a_stream_keeps_all_global_keys(places: list[Any], dilation: int, eager: Library) -> None:
+    """Steps of any lengths give the causal call, from a state of fixed size, for global keys that differ by item."""
+    if isinstance(eager, Jax):  # a traced program cannot read the place of a token
+        return
+    q, k, v = drawn(40, batch=(2, 4))
+    k, v = k[:, :2], v[:, :2]  # grouped queries
+    mask = np.random.default_rng(1).random((2, 1, 40)) < 0.9
+    if isinstance(places[0], list):
+        of_all = np.stack([np.isin(np.arange(40), own) for own in places])[:, None]
+    else:
+        of_all = np.isin(np.arange(40), places)
+    expected = subquad.Window(left=6, dilation=dilation, global_mask=of_all)(q, k, v, causal=True, key_mask=mask)
+
+    def stream(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        method = subquad.Window(left=6, dilation=dilation, global_mask=eager.array(of_all, "bool"))
+        state, outs = None, []
+        for a, b in ((0, 1), (1, 6), (6, 7), (7, 30), (30, 40)):
+            own = [x[..., a:b, :] for x in (q, k, v)]
+            out, state = method.step(*own, state, key_mask=mask[..., a:b])
+            outs.append(out)
+            assert state["keys"].shape[-2] == of_all.sum(axis=-1).max() + 6 * dilation
+        return tuple(outs)
+
+    got = eager.call(stream, q, k, v, mask, dtype="float64")
+    assert relative_error(np.concatenate([eager.numpy(x) for x in got], axis=-2), expected) < 1e-12
+
+
+def test_a_global_query_needs_keys_that_are_still_held() -> None:
+    q, k, v = drawn(20, batch=())
+    method = subquad.Window(left=4, global_mask=np.arange(20) == 12)
+    _, state = method.step(q[:10], k[:10], v[:10])
+    with pytest.raises(NotImplementedError, match="sees every key, but the state holds the last 4 alone"):
+        method.step(q[10:], k[10:], v[10:], state)
+    longer = subquad.Window(left=12, global_mask=np.arange(20) == 12)
+    _, state = longer.step(q[:10], k[:10], v[:10])
+    out, _ = longer.step(q[10:], k[10:], v[10:], state)
+    assert relative_error(out, longer(q, k, v, causal=True)[10:]) < 1e-12
 
 
 def test_a_token_after_many_sees_the_last_alone() -> None:
@@ -131,7 +173,7 @@ def test_calls_that_a_window_lacks() -> None:
         (lambda: method.summarize(k, v), "Window has no summarize"),
         (lambda: method.attend(q, state), "Window has no attend"),
         (lambda: method.merge(state, state), "Window has no merge"),
-        (lambda: subquad.Window(left=4, global_mask=np.ones(9, bool)).step(q, k, v), "no form with a global_mask"),
+        (lambda: subquad.Window(left=4, global_mask=np.ones(9, bool), global_qkv=(q, k, v)).step(q, k, v), "no form with"),
     ):
         with pytest.raises(NotImplementedError, match=message):
             call()

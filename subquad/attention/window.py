@@ -16,13 +16,14 @@ import numpy as np
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, on_host, sight_of
+from subquad.attention.window_stream import WINDOW_STATE, step
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_count, check_floating, check_given
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
-from subquad.core.states import State, StateSpec
+from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention, join
 from subquad.kernels.visibility import Sight, narrowed
 from subquad.registry import register
@@ -77,8 +78,9 @@ class Window(Method):
     tokens with the query itself, w (fla, causal)   left=w - 1, causal=True
     ==============================================  =======================================
 
-    `step` keeps the last left · dilation keys and values; global keys need the whole sequence, so `step` with a
-    `global_mask` raises NotImplementedError. Kernel: `block_attention`.
+    `step` keeps the last left · dilation keys and all global ones, whose places `global_mask` gives for the whole
+    sequence; a global query after more tokens than these raises NotImplementedError, since it sees every key, and so
+    does `global_qkv`. Kernel: `block_attention`.
 
     References
     ----------
@@ -94,7 +96,7 @@ class Window(Method):
 
     restrictions = frozenset({"segments", "visible", "return_lse"})
     reads = restrictions
-    state = StateSpec({"keys": ("w", "d"), "values": ("w", "d_v"), "visible": ("w", 1)}, None)
+    state = WINDOW_STATE
 
     left: int = 256
     right: int | None = None
@@ -123,26 +125,26 @@ class Window(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> Parts:
+        if self.global_mask is None:
+            return self.near(call)
         mask = self._global_mask(call)
-        if mask is None:
-            return self._near(call, call.key_mask)
-        found = self._near(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
+        found = self.near(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
         index, exists = _places(call, self.global_mask)
         if index is None:
             return found
         found = join(call.xp, found, self._at_global_keys(call, index, exists))
         return found if call.q.shape[-2] != call.k.shape[-2] else self._global_rows(call, mask, index, found)
 
-    def _near(self, call: AttentionCall, key_mask: Array | None) -> Parts:
-        """(out, lse) over the keys of the window."""
-        xp = call.xp
+    def near(self, call: AttentionCall, key_mask: Array | None = None) -> Parts:
+        """(out, lse) over the keys of the window that `key_mask`, by default the call's, shows."""
+        xp, key_mask = call.xp, call.key_mask if key_mask is None else key_mask
         right = self._right(causal=call.causal)
         own = call.restrictions
         is_aligned = own.visible is None and (own.segments is None or own.segments[0] is own.segments[1])
         if self.dilation == 1:
             _, start, stop = sight_of(call, left=self.left, right=right)
             blocks = near_blocks(call, self.left, right) if is_aligned else None
-            return self._run(call, call.q, call.k, call.v, start, stop, blocks, key_mask)
+            return self.run(call, call.q, call.k, call.v, start, stop, blocks, key_mask)
         if not is_aligned:
             msg = "a window with a dilation counts from the places of rows, which visible and pairs of segments move"
             raise NotImplementedError(msg)
@@ -157,13 +159,14 @@ class Window(Method):
         place, start, stop = (_by_residue(xp, (x + lacking)[..., None], step)[..., 0] for x in sight_of(call))
         inner = Sight((place - residue) // step, -((residue - start) // step), -((residue - stop) // step))
         _, start, stop = narrowed(xp, inner, left=self.left, right=right)
-        out, lse = self._run(call, q, k, v, start, stop, None, mask)
+        out, lse = self.run(call, q, k, v, start, stop, None, mask)
         return _joined(xp, out)[..., early:, :], _joined(xp, lse[..., None])[..., early:, 0]
 
-    def _run(
+    def run(
         self, call: AttentionCall, q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None,
         key_mask: Array | None, place: Array | None = None,
     ) -> Parts:  # fmt: skip
+        """(out, lse) over the keys within an interval, by the kernel."""
         return block_attention(
             q, k, v, start, stop, blocks, place, *[None] * 5, scale=call.scale, size=SIZE, key_mask=key_mask,
             implementation=self.implementation,
@@ -175,7 +178,7 @@ class Window(Method):
         _, start, stop = sight_of(call)
         keep = exists if call.key_mask is None else exists & gather(xp, call.key_mask, index)
         k, v = (gather_rows(xp, x, index) for x in (call.k, call.v))
-        return self._run(call, call.q, k, v, start, stop, None, keep, index)
+        return self.run(call, call.q, k, v, start, stop, None, keep, index)
 
     def _global_rows(self, call: AttentionCall, mask: Array, index: Array, found: Parts) -> Parts:
         """(out, lse) with the rows of global queries, which see every key, put in their places."""
@@ -183,32 +186,14 @@ class Window(Method):
         q, k, v = (given.get(f"global_{name}", getattr(call, name)) for name in ("q", "k", "v"))
         sight = sight_of(call)
         _, start, stop = (gather(xp, x, index) for x in sight)
-        rows = self._run(call, gather_rows(xp, q, index), k, v, start, stop, None, call.key_mask)
+        rows = self.run(call, gather_rows(xp, q, index), k, v, start, stop, None, call.key_mask)
         rank = xp.cumulative_sum(xp.astype(mask, xp.int32), axis=-1) - 1
         rank = xp.astype(xp.where(mask, rank, 0), index.dtype)
         out = xp.where(mask[..., None], gather_rows(xp, rows[0], rank), found[0])
         return out, xp.where(mask, gather(xp, rows[1], rank), found[1])
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
-        if self.global_mask is not None:
-            msg = "step has no form with a global_mask, whose places are those of the whole sequence"
-            raise NotImplementedError(msg)
-        xp, kept, where = call.xp, self.left * self.dilation, place_of(call.k)
-        keep = xp.ones(call.k.shape[-2], dtype=xp.bool, device=where) if call.key_mask is None else call.key_mask
-        new = {"keys": call.k, "values": call.v, "visible": xp.astype(keep, call.k.dtype)[..., None]}
-        batch = call.batch_of_keys()
-        state = call.state
-        if state is None:
-            zero = xp.zeros((), dtype=call.k.dtype, device=where)
-            state = {name: xp.broadcast_to(zero, (*batch, kept, x.shape[-1])) for name, x in new.items()}
-        self.state.check_sizes("state", state, w=kept, d=call.k.shape[-1], d_v=call.v.shape[-1])
-        whole = {
-            name: xp.concat([xp.broadcast_to(y, (*batch, *y.shape[-2:])) for y in (state[name], x)], axis=-2)
-            for name, x in new.items()
-        }
-        longer = call.with_keys(whole["keys"], whole["values"], whole["visible"][..., 0] != 0).restricted(NONE)
-        out, _ = self._near(longer, longer.key_mask)
-        return out, {name: x[..., x.shape[-2] - kept :, :] for name, x in whole.items()}
+        return step(self, call)
 
     def _right(self, *, causal: bool) -> int:
         if causal and self.right:
@@ -218,22 +203,25 @@ class Window(Method):
             return self.right
         return 0 if causal else self.left
 
-    def _global_mask(self, call: AttentionCall) -> Array | None:
-        """The option `global_mask`, checked and folded; None if it is not given."""
-        if self.global_mask is None:
-            return None
-        check_arrays(q=call.q, global_mask=self.global_mask)
-        mask = check_mask(call.xp, "global_mask", self.global_mask, call.k.shape[-2], "keys")
-        heads = call.arrangement.heads
-        check_mask_axes("global_mask", mask, heads.unfold(call.q).shape[:-2])
-        mask = heads.fold(mask, tail=1)
-        call.batch(global_mask=mask.shape[:-1])
+    def _global_mask(self, call: AttentionCall) -> Array:
+        """The option `global_mask`, checked and folded, and beside it the shapes of `global_qkv`."""
+        mask = self.check_global(call, self.global_mask, call.k.shape[-2])
         for name, own in call.options.items():
             rows = getattr(call, name.removeprefix("global_"))
             if own.shape[-2:] != rows.shape[-2:]:
                 n, d = rows.shape[-2:]
                 msg = f"{name} of global_qkv has shape {tuple(own.shape)}, expected (..., {n}, {d})"
                 raise ValueError(msg)
+        return mask
+
+    def check_global(self, call: AttentionCall, mask: Array, n: int) -> Array:
+        """The option `global_mask`, (..., n), checked and folded."""
+        check_arrays(q=call.q, global_mask=mask)
+        mask = check_mask(call.xp, "global_mask", mask, n, "keys")
+        heads = call.arrangement.heads
+        check_mask_axes("global_mask", mask, heads.unfold(call.q).shape[:-2])
+        mask = heads.fold(mask, tail=1)
+        call.batch(global_mask=mask.shape[:-1])
         return mask
 
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
