@@ -32,6 +32,7 @@ extensions = [
     "mathml",
     "command_help",
     "method_table",
+    "restriction_table",
     "results",
 ]
 exclude_patterns = ["_build"]

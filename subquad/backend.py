@@ -155,7 +155,8 @@ class Accepts:
         for name, value in unused.items():
             option = call.key_mask if name == "key_mask" else call.static[name]
             if name not in self.options and option is not value:
-                reasons.append("it takes no key_mask" if name == "key_mask" else f"it has no {option} form")
+                is_form = name != "key_mask" and not isinstance(option, int | float)  # such as "causal"
+                reasons.append(f"it has no {option} form" if is_form else f"it takes no {name}")
         given = [x for x in call.arrays if x is not None]
         names: list[str] = []
         for x in given:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rows.libraries import relative_error
 
+import subquad
+
 torch = pytest.importorskip("torch")
 N = 512
 
@@ -44,8 +46,19 @@ def test_nystrom_rows_agree() -> None:
     q, k, v = nystromformer.draw(N)
     with torch.no_grad():
         theirs = transformers_nystrom(q, k, v)()[0].unflatten(-1, (8, 64)).transpose(0, 1)
-        ours = nystromformer.ours(64)(q, k, v)()[0]
+        ours = nystromformer.ours(subquad.Nystrom(num_landmarks=64))(q, k, v)()[0]
     assert relative_error(ours.numpy(), theirs.numpy()) < 0.05
+
+
+def test_longformer_rows_agree() -> None:
+    pytest.importorskip("transformers")
+    from asv_benchmarks.papers import nystromformer
+
+    q, k, v = nystromformer.draw(N)
+    with torch.no_grad():
+        theirs = nystromformer.longformer(q, k, v)()[0].unflatten(-1, (8, 64)).transpose(0, 1)
+        ours = nystromformer.ours(subquad.Window(left=128))(q, k, v)()[0]
+    assert relative_error(ours.numpy(), theirs.numpy()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["mamba", "nystromformer", "performer"])

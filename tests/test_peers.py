@@ -258,3 +258,19 @@ def test_a_peers_maximum_fails_on_real_keys() -> None:
     )
     assert not bool(torch.isfinite(peer.linear_attention(phi_q, phi_k, v.expand_as(q))).all())
     assert bool(torch.isfinite(subquad.attention(q, k, v, "favor", omega=omega)).all())
+
+
+ONE_DEFINITION = [peer for peer in PEERS if peer.method in ("window", "linformer") and "all keys" not in peer.name]
+
+
+@pytest.mark.parametrize("peer", [x for x in ONE_DEFINITION if not x.gradient], ids=lambda peer: peer.name)
+def test_windows_and_projections_are_those_of_their_peers(peer: Peer) -> None:
+    """On the sample, where both sides have one error only if they have one output."""
+    for package in (peer.library, "transformers", "local_attention"):
+        pytest.importorskip(package)
+    if "compile" in peer.name:
+        pytest.skip("compiling takes long; the benchmark shows both errors")
+    real_activations()
+    errors = errors_of(peer)
+    assert errors["error_ours"] == pytest.approx(errors["error_theirs"], rel=1e-4)
+    assert errors["error_ours"] > 0.1

@@ -22,7 +22,11 @@ from subquad.cli import definitions
 from subquad.cli.inputs import read_sample
 
 N = 8192
-PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention")
+PACKAGES = (
+    *("numpy", "numba", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention"),
+    *("reformer-pytorch", "local-attention"),
+)
+WINDOW, ROUNDS, RANK = 256, 4, 256  # keys to each side of a query; rounds of hashing; rows of Linformer's projections
 Make = Callable[[Any, Any, Any], Run]  # function of arrays q, k, v
 
 
@@ -32,19 +36,21 @@ class Peer:
 
     `seeds` is the number of draws of random features, over which the error is a median (0: not random); `repeat` is the
     maximum number of pairs that are timed. With `gradient`, both calls also compute the gradients by q, k and v, in
-    PyTorch. With `padded`, the last quarter of the keys is hidden.
+    PyTorch. With `padded`, the last quarter of the keys is hidden. With `shared`, the queries are the keys, on both
+    sides, and no error is given: the definition is not exact attention. `options` may be a function of q, k and v.
     """
 
     name: str
     theirs: Make
     method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | Callable[[Any, Any, Any], Mapping[str, Any]] = field(default_factory=dict)
     causal: bool = False
     library: str = "torch"
     seeds: int = 0
     repeat: int | None = None
     gradient: bool = False
     padded: bool = False
+    shared: bool = False
 
     @property
     def bench(self) -> Any:
@@ -53,9 +59,12 @@ class Peer:
 
     def ours(self, *qkv: Any, **options: Any) -> Run:
         """The call of subquad, compiled if the library compiles."""
-        bench, method = self.bench, subquad.METHODS[self.method](**self.options, **options)
+        own = self.options(*qkv) if callable(self.options) else self.options
+        bench, method = self.bench, subquad.METHODS[self.method](**own, **options)
         mask = {"key_mask": bench.asarray(real_keys(qkv[1].shape[-2]))} if self.padded else {}
-        attend = bench.compile(lambda q, k, v: subquad.attention(q, k, v, method, causal=self.causal, **mask))
+        attend = bench.compile(
+            lambda q, k, v: subquad.attention(q, q if self.shared else k, v, method, causal=self.causal, **mask)
+        )
 
         def run() -> Any:
             out = attend(*qkv)
@@ -81,7 +90,7 @@ def _differentiated(make: Callable[..., Run], inputs: tuple[Any, ...]) -> Run:
     def differentiate() -> Any:
         with torch.enable_grad():
             out = run()
-            return torch.autograd.grad(out, inputs, torch.ones_like(out))
+            return torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
 
     return differentiate
 
@@ -96,7 +105,7 @@ def measure(n: int, repeat: int, peers: Sequence[Peer]) -> tuple[str, list[dict[
         for peer in peers:
             calls = peer.calls(*(peer.bench.asarray(x) for x in host))
             row = harness.compare(peer.name, *calls, min(repeat, peer.repeat or repeat))
-            rows.append(row if peer.gradient else row | errors_of(peer))
+            rows.append(row if peer.gradient or peer.shared else row | errors_of(peer))
     return f"attention, (1, 8, {n}, 64) float32", rows
 
 
@@ -189,6 +198,117 @@ def nystrom_attention(q: Any, k: Any, v: Any) -> Run:
     return lambda: layer(hidden)
 
 
+def transformers_longformer(q: Any, k: Any, v: Any) -> Run:
+    """A call of the attention core of the layer, without global tokens.
+
+    The layer divides its queries in place, so each call copies them.
+    """
+    import torch
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    heads, n, d = q.shape[1:]
+    config = LongformerConfig(hidden_size=heads * d, num_attention_heads=heads, attention_window=[2 * WINDOW])
+    layer = LongformerSelfAttention(config, 0).eval()
+    queries, keys, values = (heads_last(x).transpose(0, 1).contiguous() for x in (q, k, v))
+    bypass(layer, query=queries, key=keys, value=values)
+    object.__setattr__(layer, "query", lambda _: queries.clone())
+    hidden = heads_last(q).detach()
+    visible, nothing = torch.zeros(1, n), torch.zeros(1, n, dtype=torch.bool)
+    masks: dict[str, Any] = {"attention_mask": visible, "is_index_masked": nothing, "is_index_global_attn": nothing}
+    return lambda: layer(hidden, is_global_attn=False, **masks)[0]
+
+
+def local_attention(q: Any, k: Any, v: Any) -> Run:
+    from local_attention import LocalAttention
+
+    layer = LocalAttention(
+        window_size=WINDOW, causal=True, exact_windowsize=True, use_rotary_pos_emb=False, autopad=True
+    ).eval()
+    return lambda: layer(q, k, v)
+
+
+def flex_window(q: Any, k: Any, v: Any) -> Run:
+    """A compiled call of PyTorch's attention with a mask of blocks, which leaves blocks outside of the window out."""
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def near(_batch: Any, _head: Any, i: Any, j: Any) -> Any:
+        return (i - j).abs() <= WINDOW
+
+    n = q.shape[-2]
+    mask = create_block_mask(near, None, None, n, n, device="cpu")
+    attend = torch.compile(flex_attention)
+    return lambda: attend(q, k, v, block_mask=mask)
+
+
+def torch_sdpa_window(q: Any, k: Any, v: Any) -> Run:
+    """A call with a mask of n × n pairs: PyTorch's function has no window."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    place = torch.arange(q.shape[-2])
+    mask = (place[:, None] - place).abs() <= WINDOW
+    return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def jax_window(q: Any, k: Any, v: Any) -> Run:
+    """A call on arrays (batch, n, heads, d), the layout that JAX's function takes."""
+    import jax
+
+    arrays = [jax.numpy.moveaxis(x, 1, 2) for x in (q, k, v)]
+    function = jax.jit(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, local_window_size=WINDOW))
+    return lambda: jax.block_until_ready(function(*arrays))
+
+
+def transformers_bigbird(q: Any, k: Any, v: Any, *, training: bool = False) -> Run:
+    """A call of the attention core of the layer; in evaluation it reads block 0 in place of every random block."""
+    import torch
+    from transformers import BigBirdConfig, BigBirdModel
+    from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+
+    heads, n, d = q.shape[1:]
+    config = BigBirdConfig(hidden_size=heads * d, num_attention_heads=heads, block_size=64, num_random_blocks=3)
+    layer = BigBirdBlockSparseAttention(config, seed=torch.initial_seed() % 2**32).train(training)
+    bypass(layer, query=heads_last(q), key=heads_last(k), value=heads_last(v))
+    hidden, seen = heads_last(q).detach(), torch.ones(1, n)
+    blocked, band, rows, columns = BigBirdModel.create_masks_for_block_sparse_attn(seen, 64)
+    return lambda: layer(hidden, band, rows, columns, blocked, blocked)[0]
+
+
+def transformers_bigbird_training(q: Any, k: Any, v: Any) -> Run:
+    """A call in training, with random blocks that are drawn anew in each call."""
+    return transformers_bigbird(q, k, v, training=True)
+
+
+def reformer(q: Any, _k: Any, v: Any) -> Run:
+    """A call on (batch · heads, n, d), queries being keys; a pair that meets twice counts twice, its default."""
+    from reformer_pytorch import LSHAttention
+
+    layer = LSHAttention(bucket_size=64, n_hashes=ROUNDS).eval()
+    qk, values = (x.flatten(0, 1) for x in (q, v))
+    return lambda: layer(qk, values)[0].unflatten(0, q.shape[:2])
+
+
+def linformer_formula(q: Any, k: Any, v: Any) -> Run:
+    """softmax(q (E k)ᵀ / √d) (F v) as it stands, by PyTorch's fused attention."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    E, F = projections(q, k, v)["projection"]
+    return lambda: scaled_dot_product_attention(q, E @ k, F @ v)
+
+
+def projections(_q: Any, k: Any, _v: Any) -> dict[str, Any]:
+    """The means of RANK segments as arrays E and F, which the product does not know to be mostly 0."""
+    import torch
+
+    n = k.shape[-2]
+    segment = torch.arange(n) * RANK // n
+    E = (segment == torch.arange(RANK)[:, None]).to(k.dtype)
+    E = E / E.sum(dim=-1, keepdim=True)
+    return {"projection": (E, E.clone())}
+
+
 def torch_sdpa(q: Any, k: Any, v: Any) -> Run:
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -239,6 +359,14 @@ def bypass(layer: Any, **values: Any) -> None:
 FAVOR: dict[str, Any] = {"method": "favor", "options": {"num_features": 256}, "seeds": 15}
 CENTRED = FAVOR | {"options": {"num_features": 256, "center": True}}
 NYSTROM: dict[str, Any] = {"method": "nystrom", "options": {"num_landmarks": 64}}
+LONGFORMER: dict[str, Any] = {"method": "window", "options": {"left": WINDOW}}
+BIGBIRD: dict[str, Any] = {"method": "bigbird", "seeds": 5}
+REFORMER: dict[str, Any] = {
+    "method": "lsh",
+    "options": {"num_rounds": ROUNDS, "shared_qk": True, "unit_keys": True, "allow_self": False},
+    "shared": True,
+}
+LINFORMER: dict[str, Any] = {"method": "linformer", "options": projections}
 
 PEERS = (
     Peer("performer-pytorch FastAttention", performer, **FAVOR),
@@ -250,6 +378,20 @@ PEERS = (
     Peer("performer-pytorch, forward + backward", performer, gradient=True, **FAVOR),
     Peer("transformers Nyströmformer core, forward + backward", transformers_nystrom, gradient=True, **NYSTROM),
     Peer("nystrom-attention core, forward + backward", nystrom_attention, gradient=True, **NYSTROM),
+    Peer("transformers Longformer core", transformers_longformer, **LONGFORMER),
+    Peer("torch.compile of flex_attention, window", flex_window, **LONGFORMER),
+    Peer("torch scaled_dot_product_attention, mask of a window", torch_sdpa_window, **LONGFORMER),
+    Peer("torch scaled_dot_product_attention, all keys; ours window", torch_sdpa, **LONGFORMER),
+    Peer("local-attention, exact window, causal", local_attention, causal=True, **LONGFORMER),
+    Peer("jax.nn.dot_product_attention, window", jax_window, library="jax", repeat=3, **LONGFORMER),
+    Peer("transformers BigBird core, evaluation", transformers_bigbird, **BIGBIRD),
+    Peer("transformers BigBird core, training", transformers_bigbird_training, **BIGBIRD),
+    Peer("reformer-pytorch LSHAttention", reformer, **REFORMER),
+    Peer("Linformer's formula (torch)", linformer_formula, **LINFORMER),
+    Peer("transformers Longformer core, forward + backward", transformers_longformer, gradient=True, **LONGFORMER),
+    Peer("transformers BigBird core, forward + backward", transformers_bigbird_training, gradient=True, **BIGBIRD),
+    Peer("reformer-pytorch LSHAttention, forward + backward", reformer, gradient=True, **REFORMER),
+    Peer("Linformer's formula (torch), forward + backward", linformer_formula, gradient=True, **LINFORMER),
     Peer("torch scaled_dot_product_attention", torch_sdpa, method="exact"),
     Peer("torch scaled_dot_product_attention, causal", torch_sdpa_causal, method="exact", causal=True),
     Peer("torch scaled_dot_product_attention, padded keys", torch_sdpa_padded, method="exact", padded=True),

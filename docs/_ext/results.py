@@ -158,7 +158,7 @@ def draw_paper(content: Record) -> Figure:
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (measure, group) in zip(grid, panels, strict=True):
         for i, (name, cells) in enumerate(measure.table(content, group).items()):
-            style = {"color": (*COLOURS, "black")[i % 7], "marker": MARKERS[i % 7], "markersize": 4, "label": name}
+            style = {"color": (*COLOURS[:6], "black")[i % 7], "marker": MARKERS[i % 7], "markersize": 4, "label": name}
             values = [max(x, measure.least) for x in cells.values()]
             axes.plot(list(cells), values, linewidth=2.4 if "subquad" in name else 1.2, **style)
         axes.set(xscale="log", yscale="log", xlabel="n", ylabel=", ".join(filter(None, (measure.name, group))))

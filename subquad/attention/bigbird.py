@@ -32,7 +32,12 @@ ROWS = 8192  # rows of a part of the output, where parts are written into one ar
 Host = np.ndarray[Any, np.dtype[np.int32]]
 
 
-@register("bigbird", cost="n block_size (window + global + random) (d + d_v)", size="num_random_blocks")
+@register(
+    "bigbird",
+    cost="n block_size (window + global + random) (d + d_v)",
+    size="block_size",
+    defaults=({"block_size": 16}, {"block_size": 64}),
+)
 @dataclass(frozen=True, repr=False, eq=False)
 class BigBird(Method):
     """BigBird attention: a block of queries reads near blocks of keys, global blocks and random blocks.

@@ -34,7 +34,13 @@ from subquad.registry import register
 ONE_FACTOR = 128  # buckets from which on their number is a product of two, each hashed by rotations of its own
 
 
-@register("lsh", aliases=("reformer",), cost="num_rounds n bucket_size (d + d_v)", size="num_rounds")
+@register(
+    "lsh",
+    aliases=("reformer",),
+    cost="num_rounds n bucket_size (d + d_v)",
+    size="num_rounds",
+    defaults=({"num_rounds": 1}, {"num_rounds": 4}),
+)
 @dataclass(frozen=True, repr=False, eq=False)
 class LSH(Method):
     """Attention to keys of near buckets of a locality-sensitive hash (Reformer).

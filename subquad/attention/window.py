@@ -32,7 +32,13 @@ SIZE = 64  # rows and keys of a block
 Parts = tuple[Array, Array]  # output and log-sum-exp
 
 
-@register("window", aliases=("longformer",), cost="n (left + right) (d + d_v)", size="left")
+@register(
+    "window",
+    aliases=("longformer",),
+    cost="n (left + right) (d + d_v)",
+    size="left",
+    defaults=({"left": 64}, {"left": 256}),
+)
 @dataclass(frozen=True, repr=False, eq=False)
 class Window(Method):
     """Sliding-window attention: a query sees the keys near its place, and global keys.

@@ -161,7 +161,8 @@ def reason_against_causal(case: Case) -> str | None:
 
 def shown() -> list[tuple[str, Mapping[str, Any]]]:
     """The names and options that are compared by default, without `--methods`."""
-    methods = [(name, options) for name in registry.METHODS for options in registry.method_row(name).defaults or ({},)]
+    names = sorted(registry.METHODS, key=lambda name: name != "exact")  # the reference first
+    methods = [(name, options) for name in names for options in registry.method_row(name).defaults or ({},)]
     return [*methods, *((name, {}) for name in registry.SCANS)]
 
 

@@ -4,6 +4,7 @@ Approximations and results that are exact up to rounding lie six decades apart, 
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from subquad import registry
 from subquad.cli.measure import ROUNDING, Measurement
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; black is for exact attention
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's colours, which the colour-blind can tell apart, then four of Tol's; black is for exact attention
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#882255", "#332288", "#999933", "#7A4A1E"),
+)
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
 EXACT = "exact"
-HEIGHTS = {"approximations": 2.1, "rounding": 0.8}  # height of a panel in inches
-WIDTH, MARGINS = 3.4, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
+HEIGHTS = {"approximations": 2.8, "rounding": 0.9}  # height of a panel in inches
+WIDTH, MARGINS = 4.0, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
+# where a label may stand beside its mark, the best place first; points from centre to centre
+PLACES = ((0, 10), (0, -10), (12, 0), (-12, 0), (10, 9), (-10, 9), (10, -9), (-10, -9), (0, 19), (0, -19))
+MARK, LETTER = (3.5, 3.5), (2.7, 4.5)  # half of a mark's width and height, and of a letter's, in points
 NOTE = (
     "median time of a call [ms]\nLower left is better; the shaded side is slower than exact attention. "
     "Numbers at the marks: how large the method is."
@@ -125,7 +132,35 @@ def _fill(axes: Axes, points: Sequence[Point], panel: str, marker: str, baseline
     for method in dict.fromkeys(point.row.method for point in here):
         style: dict[str, Any] = {"color": colour_of(method), "marker": marker, "markersize": 7, "linewidth": 1}
         axes.plot(*zip(*((x.time, x.error) for x in here if x.row.method == method), strict=True), **style)
-    for time, error, row in here:  # the mark is labelled with the size; the legend has the name
-        text = row.label.removeprefix(row.method).strip()
-        above: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
-        axes.annotate(text, (time, error), color=colour_of(row.method), **above)
+    # the mark is labelled with the size; the legend has the name
+    texts = [row.label.removeprefix(row.method).strip() for _, _, row in here]
+    for (time, error, row), text, place in zip(here, texts, _places(axes, here, texts, panel), strict=True):
+        beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8.5}
+        axes.annotate(text, (time, error), xytext=place, color=colour_of(row.method), **beside)
+
+
+def _places(axes: Axes, points: Sequence[Point], texts: Sequence[str], panel: str) -> list[tuple[int, int]]:
+    """The place of each label beside its mark at which it covers the fewest marks and earlier labels."""
+
+    def share(x: float, limits: tuple[float, float]) -> float:
+        return math.log(x / limits[0]) / math.log(limits[1] / limits[0])
+
+    def covered(x: float, y: float, wide: float, high: float) -> int:
+        is_within = wide <= x <= size[0] - wide and high <= y <= size[1]
+        return sum(abs(x - a) < wide + w and abs(y - b) < high + h for a, b, w, h in taken) + 5 * (not is_within)
+
+    size = 72 * 0.9 * WIDTH, 72 * 0.9 * HEIGHTS[panel]  # of the axes, about, in points
+    marks = [
+        (size[0] * share(point.time, axes.get_xlim()), size[1] * share(point.error, axes.get_ylim()))
+        for point in points
+    ]
+    taken = [(x, y, *MARK) for x, y in marks]
+    found = []
+    for (x, y), text in zip(marks, texts, strict=True):
+        half = LETTER[0] * len(text), LETTER[1]
+        crossings = [covered(x + across, y + up, *half) for across, up in PLACES]
+        across, up = PLACES[crossings.index(min(crossings))]
+        found.append((across, up))
+        if text:
+            taken.append((x + across, y + up, *half))
+    return found
