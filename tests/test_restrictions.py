@@ -104,10 +104,10 @@ def test_other_documents_move_no_bit(row: Row, garbage: float) -> None:
 
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "qkv"])
 @pytest.mark.parametrize("method", ["exact", "window"])
-def test_values_of_other_documents_reach_no_gradient(method: str, poisoned: str, torch_library: Torch) -> None:
+def test_values_of_other_documents_reach_no_gradient(method: str, poisoned: str) -> None:
     """A row that is not finite spoils the gradients of what it sees and what sees it: those of its own document."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("numba")
-    torch = torch_library.module
     numbers = torch.asarray(np.repeat([4, -1, 3], [50, 60, 40]))
     options = {"left": 10} if method == "window" else {}
 

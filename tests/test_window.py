@@ -173,7 +173,10 @@ def test_calls_that_a_window_lacks() -> None:
         (lambda: method.summarize(k, v), "Window has no summarize"),
         (lambda: method.attend(q, state), "Window has no attend"),
         (lambda: method.merge(state, state), "Window has no merge"),
-        (lambda: subquad.Window(left=4, global_mask=np.ones(9, bool), global_qkv=(q, k, v)).step(q, k, v), "no form with"),
+        (
+            lambda: subquad.Window(left=4, global_mask=np.ones(9, bool), global_qkv=(q, k, v)).step(q, k, v),
+            "no form with",
+        ),
     ):
         with pytest.raises(NotImplementedError, match=message):
             call()

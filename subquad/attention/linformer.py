@@ -41,6 +41,9 @@ def add_sums(xp: ModuleType, left: State, right: State) -> State:
     return {name: left[name] + right[name] for name in left}
 
 
+LONG = 2**15  # keys up to which one product sums them up
+
+
 @register(
     "linformer",
     cost="n m (d + d_v)",
@@ -268,8 +271,14 @@ def _check_pair(name: str, pair: Any, or_words: str = "") -> None:
 
 
 def _project(call: AttentionCall) -> tuple[Array, Array]:
-    """(E k, F v) of the call's options E and F, in blocks of keys; hidden keys add nothing."""
+    """(E k, F v) of the call's options E and F; hidden keys add nothing.
+
+    Blocks of keys bound the memory of masked copies, and keep sums over long sequences exact; each costs its gradient a
+    matrix of zeros.
+    """
     xp, k, v, keep = call.xp, call.k, call.v, _column(call.key_mask)
+    if keep is None and backend_of(xp).holds(k.shape[-2] <= LONG):
+        return call.options["E"] @ k, call.options["F"] @ v
     E_t, F_t = (xp.matrix_transpose(call.options[name]) for name in ("E", "F"))
 
     def add(sums: tuple[Array, Array], *block: Array) -> tuple[tuple[Array, Array], None]:

@@ -236,7 +236,9 @@ def buckets(xp: ModuleType, x: Array, rotation: Array, factors: tuple[int, ...])
         turned, found, first = rows @ rotation, None, 0
         for factor in factors:
             part = turned[..., first : first + factor // 2]
-            own = xp.argmax(xp.concat([part, -part], axis=-1), axis=-1)
+            largest = xp.argmax(xp.abs(part), axis=-1, keepdims=True)  # the place of max(|x R|) and its sign
+            below = xp.take_along_axis(part, largest, axis=-1)[..., 0] < 0
+            own = largest[..., 0] + (factor // 2) * xp.astype(below, largest.dtype)
             found = own if found is None else found * factor + own
             first += factor // 2
         return None, xp.astype(found, xp.int32)[..., None]
