@@ -37,18 +37,22 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         "subquad/kernels/*.py",
         (
             "test_signs_and_groups test_states test_causality test_masks test_scan test_linear_scan test_parity "
-            "test_numba_gradients test_numbers test_refusals test_gradients"
+            "test_numba_gradients test_numbers test_refusals test_gradients test_block_attention test_kmeans"
         ),
     ),
     "subquad/attention": (
         "subquad/attention/*.py",
-        "test_signs_and_groups test_errors test_states test_shapes test_masks test_parity test_numbers test_refusals test_gradients",
+        (
+            "test_signs_and_groups test_errors test_states test_shapes test_masks test_causality test_parity test_numbers "
+            "test_refusals test_gradients test_restrictions test_window test_bigbird test_lsh test_linformer test_kmeans "
+            "test_weights"
+        ),
     ),
     "subquad/scans": ("subquad/scans/*.py", "test_every_scan test_scan test_linear_scan test_errors test_numbers"),
     "subquad_numpy": (
         (
             "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradients.py "
-            "backends/subquad_numpy/plain/attention.py"
+            "backends/subquad_numpy/plain/attention.py backends/subquad_numpy/block_attention/hashed.py"
         ),
         (
             "test_every_override test_numba_features test_numba_gradients test_numba_causal_gradients test_numba_scan "
@@ -57,9 +61,12 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     ),
     "subquad_torch": (
         "backends/subquad_torch/[!bc]*.py backends/subquad_torch/conditions.py",
-        "test_every_override test_numba_gradients test_dispatch test_transforms test_programs",
+        "test_every_override test_numba_gradients test_dispatch test_transforms test_programs test_reversible",
     ),
-    "subquad_jax": ("backends/subquad_jax/[!b]*.py", "test_every_override test_transforms test_programs test_dispatch"),
+    "subquad_jax": (
+        "backends/subquad_jax/[!b]*.py",
+        "test_every_override test_transforms test_programs test_dispatch test_reversible_jax",
+    ),
 }
 UNKNOWN = (4, 5)  # statuses of pytest: a test was not found, or none was
 TIMEOUT = 1800  # seconds; a mutant that does not end counts as noticed, and is printed
