@@ -94,14 +94,14 @@ def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None 
 
     `left` and `right` limit the number of keys before and after its place.
     """
-    xp, n, n_kv, where, given = call.xp, call.q.shape[-2], call.k.shape[-2], place_of(call.q), call.restrictions
+    xp, given = call.xp, call.restrictions
     right = 0 if call.causal else right
     if given is None or (given.segments is None and given.visible is None):
-        return plain_sight(xp, call.q, n, n_kv, left=left, right=right)
+        return plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2], left=left, right=right)
     sight: Any = None
     if given.segments is not None:
         of_queries, of_keys = given.segments
-        sight = document_sight(xp, of_queries, of_keys, where)
+        sight = document_sight(xp, of_queries, of_keys, place_of(call.q))
     if given.visible is not None:
         by_count = frontier_sight(xp, given.visible)
         sight = by_count if sight is None else intersection(xp, by_count, sight)

@@ -22,7 +22,6 @@ from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_count, check_floating, check_given
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
-from subquad.core.loading import backend_of
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention, join
 from subquad.kernels.visibility import Sight, narrowed
@@ -241,13 +240,14 @@ class Window(Method):
 
 def near_blocks(call: AttentionCall, left: int, right: int) -> Array | None:
     """The key blocks that each block of rows reads; None where a list would be no shorter than all keys."""
-    xp, n, n_kv, where = call.xp, call.q.shape[-2], call.k.shape[-2], place_of(call.q)
+    n, n_kv, holds = call.q.shape[-2], call.k.shape[-2], call.arrangement.backend.holds
     ahead = n_kv - n
     # blocks of rows begin at places that are equal modulo the size of a block
     offset = (ahead - left) % SIZE if isinstance(ahead, int) else SIZE - 1
     count = (offset + left + right + SIZE - 1) // SIZE + 1
-    if not backend_of(xp).holds(n_kv > 2 * count * SIZE) or not backend_of(xp).holds(n > SIZE):
+    if not holds(n_kv > 2 * count * SIZE) or not holds(n > SIZE):
         return None
+    xp, where = call.xp, place_of(call.q)
     first = (xp.arange(-(-n // SIZE), dtype=xp.int32, device=where) * SIZE + (ahead - left)) // SIZE
     blocks = first[:, None] + xp.arange(count, dtype=xp.int32, device=where)
     return xp.where((blocks >= 0) & (blocks < -(-n_kv // SIZE)), blocks, -1)
