@@ -133,7 +133,9 @@ def test_parts_join(eager: Library) -> None:
     def call(q: Any, k: Any, v: Any, starts: Any, stops: Any) -> Any:
         xp = array_namespace(q)
         parts = [
-            KERNELS["block_attention"](q, k, v, starts[i, ...], stops[i, ...], scale=0.3, implementation="generic")
+            KERNELS["block_attention"](
+                q, k, v, starts[i, ...], stops[i, ...], *[None] * 7, scale=0.3, size=1, implementation="generic"
+            )
             for i in range(4)
         ]
         return parts[3], join(xp, *parts[:3]), join(xp, join(xp, parts[2], parts[0]), parts[1])

@@ -62,7 +62,7 @@ except ValueError as error:
 """
     said = python(code, tmp_path)
     assert said.startswith("someone_elses, override 'seven': there is no kernel 'softmax_atention'")
-    assert "did you mean 'softmax_attention'?" in said
+    assert "did you mean 'softmax_attention'" in said
 
 
 class Plain(Backend):

@@ -311,6 +311,16 @@ class Method:
         """
         return scale
 
+    def why_no_matrix(self) -> str | None:
+        """Return why the output is not W v with a matrix W that q and k alone decide, or None.
+
+        Returns
+        -------
+        str or None
+            The reason, by default None.
+        """
+        return None
+
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""
         names = [*given, *(["return_lse"] if return_lse else [])]

@@ -277,6 +277,11 @@ class Nystrom(Method):
             )
             raise NotImplementedError(msg)
 
+    def why_no_matrix(self) -> str | None:
+        if self.pinv != "ridge-fit" or self.ridge is not None:
+            return None
+        return 'weights of pinv="ridge-fit" depend on the values, by which λ is chosen; give it, as ridge'
+
     def _m(self) -> int:
         return self.num_landmarks or 64
 

@@ -13,7 +13,6 @@ from subquad.attention.exact import Exact
 from subquad.attention.find import find_method
 from subquad.attention.method import Method
 from subquad.attention.restrictions import to_host
-from subquad.attention.window import Window
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_flag
@@ -67,7 +66,8 @@ def attention_weights(
     TypeError, ValueError
         As `subquad.attention`, and for `rows` that are no integers or out of range.
     NotImplementedError
-        As `subquad.attention`, and for a window with `global_qkv`, whose rows read other values.
+        As `subquad.attention`, and for a method whose output is no W v: a window with `global_qkv`, whose rows read
+        other values, and Nyström attention with ``pinv="ridge-fit"`` that chooses λ by the values.
 
     See Also
     --------
@@ -88,9 +88,9 @@ def attention_weights(
     """
     made = find_method(method, options)
     xp = check_rows({"key_mask": key_mask}, q=q, k=k)
-    if isinstance(made, Window) and made.global_qkv is not None:
-        msg = "weights of a window with global_qkv multiply two arrays of values; leave global_qkv out"
-        raise NotImplementedError(msg)
+    reason = made.why_no_matrix()
+    if reason is not None:
+        raise NotImplementedError(reason)
     given: dict[str, Any] = {"causal": check_flag("causal", causal), "key_mask": key_mask, "scale": scale}
     n, n_kv, where = q.shape[-2], k.shape[-2], place_of(q)
     chosen = None

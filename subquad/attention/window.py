@@ -223,6 +223,11 @@ class Window(Method):
         call.batch(global_mask=mask.shape[:-1])
         return mask
 
+    def why_no_matrix(self) -> str | None:
+        if self.global_qkv is None:
+            return None
+        return "weights of a window with global_qkv multiply two arrays of values; leave global_qkv out"
+
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
         return self.global_qkv is not None and not streaming
 

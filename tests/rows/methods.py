@@ -276,6 +276,7 @@ OPTIONS = [
     Row("linear", "linear"),
     Row("linear-scale", "linear", {"scale": 0.3}),
     Row("linear-function", "linear", {"feature_map": two_squares}),
+    Row("linear-function-scale", "linear", {"feature_map": two_squares, "scale": 3.0}),
     linformer("linformer", options={"rank": 8}),
     linformer("linformer-default", options={}),
     linformer("linformer-scale", options={"rank": 5, "scale": -0.4}),
