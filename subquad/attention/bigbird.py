@@ -28,7 +28,7 @@ from subquad.kernels.block_attention import block_attention
 from subquad.random import generator
 from subquad.registry import register
 
-ROWS = 8192  # rows of a part of the output, where parts are written into one array
+ROWS = 2048  # rows of a part of the output, where parts are written into one array
 Host = np.ndarray[Any, np.dtype[np.int32]]
 
 
