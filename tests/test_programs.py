@@ -34,6 +34,28 @@ def test_mixed_precision_compiles_in_silence(method: str, causal: bool) -> None:
     assert torch.allclose(got, attend(q, v), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "causal"),
+    [(subquad.Window(left=30), True), (subquad.BigBird(block_size=20), True), (subquad.BigBird(block_size=20), False),
+     (subquad.LSH(bucket_size=20, num_rounds=2), True), (subquad.Linformer(rank=20), False)], ids=str,
+)  # fmt: skip
+def test_sparse_methods_compile_whole(method: subquad.Method, causal: bool) -> None:
+    """In one graph, with gradients, and once more for another length; the numbers are those of the eager call."""
+    torch = pytest.importorskip("torch")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v: method(q, k, v, causal=causal), fullgraph=True, backend="aot_eager")
+    for n in (200, 140):
+        given = [torch.tensor(x) for x in np.random.default_rng(n).standard_normal((3, 2, n, 8))]
+        found = []
+        for function in (method, compiled):
+            leaves = [x.clone().requires_grad_() for x in given]
+            out = function(*leaves, causal=causal) if function is method else function(*leaves)
+            out.square().sum().backward()
+            found.append([out.detach(), *(x.grad for x in leaves)])
+        for got, expected in zip(*found, strict=True):
+            assert relative_error(got.numpy(), expected.numpy()) < 1e-12
+
+
 def test_scans_of_mixed_precision_compile_in_silence() -> None:
     torch = pytest.importorskip("torch")
     u, B, A = torch.rand(2, 40, 3).bfloat16(), torch.rand(2, 40, 2).bfloat16(), -torch.rand(3, 2)

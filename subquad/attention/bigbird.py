@@ -115,28 +115,27 @@ class BigBird(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, size, (first_global, last_global) = call.xp, self._size(call), self.global_blocks
-        n, n_kv = call.q.shape[-2], call.k.shape[-2]
+        xp, size, n, n_kv = call.xp, self._size(call), call.q.shape[-2], call.k.shape[-2]
         listing = self._listing(call)
         _, start, stop = sight_of(call)
-        blocks = -(-n // size)
-        at = (np.arange(blocks) * size + n_kv - n) // size  # the key block of each block of queries
-        whole = (at >= 0) & ((at < first_global) | (at >= -(-n_kv // size) - last_global))
         if n == 0:
             nothing = call.q, call.k, call.v, start, stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
 
-        def part(begin: int, end: int) -> tuple[Array, Array]:
+        def part(begin: int, end: int, is_whole: bool) -> tuple[Array, Array]:
             rows = slice(begin * size, min(end * size, n))
-            listed = None if whole[begin] else self._listed(call, listing, begin, end)
+            listed = None if is_whole else self._listed(call, listing, begin, end)
             out, lse = block_attention(
                 call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
                 scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
             )  # fmt: skip
             return out, lse[..., None]
 
+        blocks, blocks_kv = -(-n // size), -(-n_kv // size)
         most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
-        out, lse = join_rows(xp, n, (part(*run) for run in _runs(whole, most)))
+        first, last = self.global_blocks
+        runs = backend_of(xp).on_host(_runs, blocks, blocks_kv, (n_kv - n) // size, first, last, most)
+        out, lse = join_rows(xp, n, (part(*run) for run in runs))
         return out, lse[..., 0]
 
     def _size(self, call: AttentionCall) -> int:
@@ -148,9 +147,10 @@ class BigBird(Method):
         n, n_kv, size, heads = call.q.shape[-2], call.k.shape[-2], self._size(call), call.arrangement.heads
         batch = broadcast_batch(q=call.q.shape[:-2], k=call.k.shape[:-2], v=call.v.shape[:-2])
         count = math.prod(batch[-2:] if heads.groups > 1 else batch[-1:]) if batch else None
-        shared = n, n_kv, size, self.window_blocks, self.global_blocks, call.causal
+        first, last = self.global_blocks
+        shared = n, n_kv, size, self.window_blocks, first, last, call.causal
         if self.plan is None:
-            return backend_of(call.xp).on_host(_drawn, *shared, self.num_random_blocks, self.seed or 0, count)
+            return backend_of(call.xp).on_host(_listing, *shared, self.num_random_blocks, self.seed or 0, count)
         return _with_random(*shared, self._given_plan(-(-n // size), -(-n_kv // size), count))
 
     def _listed(self, call: AttentionCall, listing: Host, begin: int, end: int) -> Array:
@@ -192,22 +192,36 @@ class BigBird(Method):
         return {name: x for name, x in options.items() if name != unused}
 
 
-def _runs(flags: Any, most: int) -> list[tuple[int, int]]:
-    """(first, stop) of the runs of at most `most` equal flags."""
-    edges = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(flags)]
-    runs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-    return [(i, min(i + most, b)) for a, b in runs for i in range(a, b, most)]
+def _runs(
+    blocks: int, blocks_kv: int, shift: int, first: int, last: int, most: int
+) -> tuple[tuple[int, int, bool], ...]:
+    """(first, stop, whether they read every key) of runs of at most `most` blocks of queries.
+
+    The block of queries b is at the key block b + `shift`.
+    """
+    edges = sorted({0, blocks, *(min(max(at - shift, 0), blocks) for at in (0, first, blocks_kv - last))})
+    runs = []
+    for a, b in itertools.pairwise(edges):
+        at = a + shift
+        is_whole = at >= 0 and (at < first or at >= blocks_kv - last)
+        runs += [(i, min(i + most, b), is_whole) for i in range(a, b, most)]
+    return tuple(runs)
+
+
+def _listing(*numbers: Any) -> Host:
+    """All blocks that each block of queries reads, with random ones drawn; the arguments are those of `_drawn`."""
+    return _drawn(*numbers)
 
 
 @lru_cache(64)
 def _drawn(
-    n: int, n_kv: int, size: int, window: int, of_all: tuple[int, int], causal: bool, count: int, seed: int,
-    heads: int | None,
+    n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, causal: bool, count: int,
+    seed: int, heads: int | None,
 ) -> Host:  # fmt: skip
     """All blocks that each block of queries reads, (q_blocks, r) or (heads, q_blocks, r), with random ones drawn."""
     at, total = _centres(n, n_kv, size), -(-n_kv // size)
     low, high = _near(at, window, total)
-    first, last = min(of_all[0], total), max(total - of_all[1], 0)
+    first, last = min(of_first, total), max(total - of_last, 0)
     if causal:
         last = np.minimum(last, at + 1)
     # candidates: the blocks from `first` to the window, and those from the window to `last`
@@ -226,18 +240,18 @@ def _drawn(
         block = np.where(chosen < before[:, None], first + chosen, begin[:, None] + chosen - before[:, None])
         found.append(np.where(chosen < 0, -1, block))
     plan = np.stack(found) if heads is not None else found[0]
-    listed = _with_random(n, n_kv, size, window, of_all, causal, plan)
+    listed = _with_random(n, n_kv, size, window, of_first, of_last, causal, plan)
     listed.setflags(write=False)
     return listed
 
 
 def _with_random(
-    n: int, n_kv: int, size: int, window: int, of_all: tuple[int, int], causal: bool, plan: Any
+    n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, causal: bool, plan: Any
 ) -> Host:  # fmt: skip
     """The near, global and random blocks of each block of queries, each block once, −1 for none."""
     at, total = _centres(n, n_kv, size), -(-n_kv // size)
     near = at[:, None] + np.arange(window) - window // 2
-    ends = [*range(min(of_all[0], total)), *range(max(total - of_all[1], 0), total)]
+    ends = [*range(min(of_first, total)), *range(max(total - of_last, 0), total)]
     everywhere = np.broadcast_to(np.array(ends, np.int64), (len(at), len(ends)))
     shared = np.concatenate([near, everywhere], axis=1)
     listed = np.concatenate([np.broadcast_to(shared, (*plan.shape[:-2], *shared.shape)), plan], axis=-1)
