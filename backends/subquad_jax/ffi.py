@@ -68,7 +68,9 @@ def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Arra
     """
     given = {name: x for name, x in operands.items() if x is not None}
     results = [ShapeDtypeStruct(x.shape, x.dtype) for x in launch.results.values()]
-    run = jax.ffi.ffi_call(register(launch), results, vmap_method="sequential")
+    places, outputs = list(given), list(launch.results)
+    reused = {places.index(y): outputs.index(x) for x, y in launch.reused.items() if y in given}
+    run = jax.ffi.ffi_call(register(launch), results, vmap_method="sequential", input_output_aliases=reused)
     # 64-bit words as pairs of 32 bits, since JAX may have no others
     made = run(*given.values(), plan_of(launch, given).view(np.int32))
     return dict(zip(launch.results, shard_types.vary(made, shard_types.axes_of(given)), strict=True))

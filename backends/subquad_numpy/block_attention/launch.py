@@ -100,6 +100,7 @@ def launch_hashed(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) ->
         made = Launch(
             block_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse},
             sizes | {"rounds": r}, batch, tasks, threads_for(int(math.prod(batch) * products)),
+            reused={"out": "before_out", "lse": "before_lse"},
         )  # fmt: skip
         before = {f"before_{name}": x for name, x in found.items()}
         found = run(made, _operands(xp, given, static) | orders | before)

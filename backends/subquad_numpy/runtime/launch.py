@@ -46,6 +46,9 @@ class Launch:
         Results that must be filled with zeros before the run.
     summed : mapping
         Results that come in parts, by field.
+    reused : mapping
+        Result → operand of its shape and dtype, in whose memory it may be written: the kernel reads each number of the
+        operand before it writes that of the result.
     """
 
     compile: Callable[..., Any]
@@ -58,6 +61,7 @@ class Launch:
     threads: int = 1
     zeros: frozenset[str] = frozenset()
     summed: Mapping[str, Rows] = field(default_factory=dict)
+    reused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Run(Protocol):
