@@ -153,3 +153,29 @@ def test_a_fork_after_torch_has_started_its_threads(before: str) -> None:
         print("done")
     """
     assert "done" in python(code)
+
+
+def test_tables_of_what_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full table is cleared. Its size is above 256: equal integers up to there are one object in Python."""
+    from subquad.attention import call as of_attention
+    from subquad.core import kernel
+    from subquad.kernels import linear_scan, softmax_attention
+    from subquad.scans import call as of_scans
+
+    full, x = 300, np.ones((2, 7, 3))
+    tables = [
+        (of_attention._arrangements, of_attention, "MAX_KEPT"),
+        (of_scans._forms, of_scans, "MAX_KEPT"),
+        (softmax_attention._chosen, kernel, "MAX_KEPT"),
+        (linear_scan._chosen, kernel, "MAX_KEPT"),
+        (registry._made, registry, "MOST_MADE"),
+    ]
+    for table, module, name in tables:
+        monkeypatch.setattr(module, name, full)
+        table.clear()
+        table.update({i: None for i in range(full)})
+    subquad.attention(x, x, x, "exact", implementation="generic")
+    subquad.linear_scan(x, x)
+    for table, _, _ in tables:
+        assert 0 < len(table) < full
+        table.clear()
