@@ -173,7 +173,7 @@ def test_tables_of_what_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatc
     for table, module, name in tables:
         monkeypatch.setattr(module, name, full)
         table.clear()
-        table.update({i: None for i in range(full)})
+        table.update(dict.fromkeys(range(full)))
     subquad.attention(x, x, x, "exact", implementation="generic")
     subquad.linear_scan(x, x)
     for table, _, _ in tables:
