@@ -260,3 +260,15 @@ def test_two_axes_are_constant_maps_beside_a_batch_and_beside_one_item() -> None
     assert relative_error(constant, expected) < 1e-14
     first, _ = subquad.selective_scan_step(None, u[:, 0], delta[:, 0], A, *maps)
     assert relative_error(first, expected[:, 0]) < 1e-14
+
+
+@pytest.mark.parametrize("implementation", ["generic", "auto"])
+def test_maps_may_have_some_of_the_batch_axes(implementation: str) -> None:
+    """B differs by the second axis of the batch alone, C by the first: each item reads its own."""
+    rng = np.random.default_rng(0)
+    u, delta, A = rng.standard_normal((2, 3, 9, 4)), rng.random((2, 3, 9, 4)), -rng.random((4, 5))
+    B, C = rng.standard_normal((1, 3, 9, 5)), rng.standard_normal((2, 1, 9, 5))
+    whole = [np.broadcast_to(x, (2, 3, 9, 5)).copy() for x in (B, C)]
+    y = subquad.selective_scan(u, delta, A, B, C, implementation=implementation)
+    expected = subquad.selective_scan(u, delta, A, *whole, implementation=implementation)
+    assert np.max(np.abs(y - expected)) <= 1e-14 * np.max(np.abs(expected))
