@@ -143,7 +143,7 @@ ALIASES: dict[str, str] = {}
 SCANS: dict[str, ScanRow] = {}
 _rows: dict[type, MethodRow] = {}
 _defaults: dict[type, Any] = {}
-_made: dict[Any, Any] = {}  # methods with options that are integers or words, by class and options
+MADE: dict[Any, Any] = {}  # methods with options that are integers or words, by class and options
 MOST_MADE = 256
 
 
@@ -263,7 +263,7 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
         return _default(METHODS.get(ALIASES.get(name, name)) or method_row(name).cls)
     cls = METHODS.get(ALIASES.get(name, name))
     key = None if cls is None or not all(map(_is_plain, options.values())) else (cls, *options.items())
-    method = None if key is None else _made.get(key)
+    method = None if key is None else MADE.get(key)
     if method is not None:
         return method
     row = method_row(name)
@@ -273,9 +273,9 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
             raise TypeError(msg)
     method = row.cls(**options)
     if key is not None:
-        if len(_made) >= MOST_MADE:
-            _made.clear()
-        _made[key] = method
+        if len(MADE) >= MOST_MADE:
+            MADE.clear()
+        MADE[key] = method
     return method
 
 

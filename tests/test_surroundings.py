@@ -164,11 +164,11 @@ def test_tables_of_what_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatc
 
     full, x = 300, np.ones((2, 7, 3))
     tables = [
-        (of_attention._arrangements, of_attention, "MAX_KEPT"),
-        (of_scans._forms, of_scans, "MAX_KEPT"),
-        (softmax_attention._chosen, kernel, "MAX_KEPT"),
-        (linear_scan._chosen, kernel, "MAX_KEPT"),
-        (registry._made, registry, "MOST_MADE"),
+        (of_attention.KEPT, of_attention, "MAX_KEPT"),
+        (of_scans.FORMS, of_scans, "MAX_KEPT"),
+        (softmax_attention.chosen, kernel, "MAX_KEPT"),
+        (linear_scan.chosen, kernel, "MAX_KEPT"),
+        (registry.MADE, registry, "MOST_MADE"),
     ]
     for table, module, name in tables:
         monkeypatch.setattr(module, name, full)

@@ -23,7 +23,7 @@ from subquad.core.states import State, StateSpec
 
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
-_arrangements: dict[Any, Arrangement] = {}
+KEPT: dict[Any, Arrangement] = {}
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def enter(
     key = None
     if array_options is None:
         key = _key(spec, rows, key_mask, state, causal, scale)
-        arrangement = None if key is None else _arrangements.get(key)
+        arrangement = None if key is None else KEPT.get(key)
         if arrangement is not None and arrangement.as_given:
             return AttentionCall(arrangement, rows, key_mask, state, causal, {})
     held = {} if state is None or spec is None else spec.check("state", state)
@@ -211,12 +211,12 @@ def enter(
     )
     batch = call.batch(**{name: x.shape[:-2] for name, x in call.options.items()})
     if key is not None:
-        if len(_arrangements) >= MAX_KEPT:
-            _arrangements.clear()
+        if len(KEPT) >= MAX_KEPT:
+            KEPT.clear()
         values = call.v if state is None or call.v is not None else state.get("numerator")
         if call.q is not None and values is not None:
             arrangement = replace(arrangement, out_shape=(*batch, call.q.shape[-2], values.shape[-1]))
-        _arrangements[key] = arrangement
+        KEPT[key] = arrangement
     return call
 
 

@@ -100,6 +100,8 @@ class Kernel:
         ``pinned(arrays, outputs, **keywords)``: the generic form with the shift of a state, which an implementation is
         free to choose, held constant at its value in `outputs`. Backends differentiate `pinned` in place of `generic`
         if an override chose the shift.
+    chosen : dict
+        The functions chosen for calls so far, by signature and keywords.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Kernel:
         functools.update_wrapper(self, generic)
         self.name, self.generic, self.outputs, self.options = generic.__name__, generic, outputs, dict(options)
         self.gradient, self.pinned = gradient, pinned
-        self._chosen: dict[Any, Callable[..., Any]] = {}
+        self.chosen: dict[Any, Callable[..., Any]] = {}
         loading.KERNELS[self.name] = self.options
 
     def __repr__(self) -> str:
@@ -125,7 +127,7 @@ class Kernel:
         signature = signature_of((*arrays, keywords.get("key_mask")))
         if signature is not None:
             key = self._key(signature, implementation, keywords)
-            run = self._chosen.get(key)
+            run = self.chosen.get(key)
             if run is not None and _listener.choices is None:
                 return run(*arrays, **keywords)
         name, run, declined, xp = self._choose(arrays, implementation, keywords)
@@ -134,14 +136,14 @@ class Kernel:
             _listener.choices.append(Choice(self.name, name, reasons))
             return self._zeros(xp, arrays, keywords)
         if key is not None:
-            if len(self._chosen) >= MAX_KEPT:
-                self._chosen.clear()
-            self._chosen[key] = run
+            if len(self.chosen) >= MAX_KEPT:
+                self.chosen.clear()
+            self.chosen[key] = run
         return run(*arrays, **keywords)
 
     def forget(self) -> None:
         """Drop all remembered choices; to be called when overrides have changed."""
-        self._chosen.clear()
+        self.chosen.clear()
 
     def _key(self, signature: Any, implementation: str, keywords: Mapping[str, Any]) -> Any:
         """The key under which a choice is remembered; None if a keyword cannot be hashed."""

@@ -20,7 +20,7 @@ from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
 MAX_KEPT = 1024  # forms remembered; a full table is cleared
-_forms: dict[Any, Form] = {}
+FORMS: dict[Any, Form] = {}
 
 
 class Target(NamedTuple):
@@ -76,12 +76,12 @@ def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form])
     signature = signature_of(arrays)
     if signature is None:
         return find()
-    form = _forms.get((kind, signature))
+    form = FORMS.get((kind, signature))
     if form is None:
         form = find()
-        if len(_forms) >= MAX_KEPT:
-            _forms.clear()
-        _forms[kind, signature] = form
+        if len(FORMS) >= MAX_KEPT:
+            FORMS.clear()
+        FORMS[kind, signature] = form
     return form
 
 

@@ -283,7 +283,7 @@ def without_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("numpy", "torch", "jax"):
         monkeypatch.setattr(type(getattr(loading, f"of_{library}")), "overrides", ())
     for kernel in KERNELS.values():
-        monkeypatch.setattr(kernel, "_chosen", {})
+        monkeypatch.setattr(kernel, "chosen", {})
 
 
 @contextlib.contextmanager

@@ -38,10 +38,10 @@ from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multi
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
 
-# `tiles` tiles of rows of an item, shared by `parts` tasks; `k_step` and `v_step` are the elements of a part of dk, dv
+# The tiles of rows of an item are shared by `parts` tasks; `k_step` and `v_step` are the elements of a part of dk, dv
 BACKWARD_RECORD = fields(
     SIZES,
-    dict.fromkeys(("tiles", "parts", "k_step", "v_step")),
+    dict.fromkeys(("parts", "k_step", "v_step")),
     ARRAYS,
     {"out": 2, "lse": 1, "grad_out": 2, "grad_lse": 1, "grad_q": 2, "grad_k": 2, "grad_v": 2},
 )

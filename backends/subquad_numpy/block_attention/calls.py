@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step
+from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step, run
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 NAMES = "q", "k", "v", "start", "stop", "blocks", "place", "avoid", "met_q", "met_k", "pairs", "bias", "mask"
 INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2, "met_k": 2}
 INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
+# fields of the argument record, batch, tiles of rows of an item, multiply-adds of an item
+Record = tuple[dict[str, Any], tuple[int, ...], int, float]
 NO_ORDERS: Mapping[str, Array] = {}
 
 
@@ -27,7 +29,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     q, v = values["q"], values["v"]
     shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), q.dtype, values["numbers"]
     example = {"out": np.empty(shape, dtype), "lse": np.empty(shape[:-1], dtype)}
-    run = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
+    planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     places = [NAMES.index(name) for name in given if name in NAMES]
     others = [None] * (len(given) - len(places) - 3)  # an order, an output before: see `hashed`
@@ -40,7 +42,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         out, lse = new(shape, dtype), new(shape[:-1], dtype)
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-        run((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
+        planned((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
         return (out, lse), None
 
     return block_attention
@@ -52,35 +54,39 @@ block_attention = Forms(_plan)
 def block_attention_backward(
     arrays: Sequence[Any], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
     grads: Sequence[Array | None], need: Sequence[bool], *, threads: Any = None,
-) -> tuple[Array | None, ...] | None:  # fmt: skip
+) -> tuple[Array | None, ...]:  # fmt: skip
     """The gradients by q, k and v, with the batch axes of the call."""
+    return *gradients([record(arrays, static)], outputs, grads, threads), *[None] * (len(arrays) - 3)
+
+
+def gradients(
+    rounds: Sequence[Record], outputs: Sequence[Array], grads: Sequence[Array | None], threads: Any
+) -> tuple[Array, Array, Array]:
+    """The gradients by q, k and v of outputs over the keys of all rounds, added up round by round."""
     from subquad_numpy.block_attention.backward import BACKWARD_RECORD, block_attention_gradient_kernel
 
-    values, batch, tiles, products = record(arrays, static)
+    values, batch, tiles, _ = rounds[0]
     (out, lse), (grad_out, grad_lse) = outputs, grads
-    q, k, v = (values[name] for name in ("q", "k", "v"))
-    (n, d), (n_kv, d_v), dtype, items = q.shape[-2:], v.shape[-2:], q.dtype, math.prod(batch)
-    if 0 in (*batch, n, n_kv, d_v):
-        found = [np.zeros((*batch, *x.shape[-2:]), dtype) for x in (q, k, v)]
-        return *found, *[None] * (len(arrays) - 3)
+    (n, d), (n_kv, d_v), dtype, items = values["q"].shape[-2:], values["v"].shape[-2:], out.dtype, math.prod(batch)
     count = thread_count(threads)
     parts = parts_of(items, tiles, count)
-    own = (
-        np.zeros((*batch, n, d), dtype),
-        np.zeros((parts, *batch, n_kv, d), dtype),
-        np.zeros((parts, *batch, n_kv, d_v), dtype),
+    by_q, by_k, by_v = (
+        np.zeros(shape, dtype) for shape in ((*batch, n, d), (parts, *batch, n_kv, d), (parts, *batch, n_kv, d_v))
     )
-    given = np.zeros(out.shape, dtype) if grad_out is None else np.ascontiguousarray(grad_out, dtype)
-    values |= {
-        "out": np.ascontiguousarray(out), "lse": np.ascontiguousarray(lse), "grad_out": given,
-        "grad_lse": None if grad_lse is None else np.ascontiguousarray(grad_lse, dtype),
-        "grad_q": own[0], "grad_k": own[1][0], "grad_v": own[2][0],
-        "tiles": tiles, "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v,
-    }  # fmt: skip
-    run = Run(block_attention_gradient_kernel(dtype), BACKWARD_RECORD, batch, parts, 3 * products, values)
-    run([values.get(name) for name, axes in BACKWARD_RECORD.items() if axes is not None], threads)
-    by_k, by_v = (x[0] if parts == 1 else x.sum(axis=0) for x in own[1:])
-    return own[0], by_k, by_v, *[None] * (len(arrays) - 3)
+    if 0 not in (*batch, n, n_kv, d_v):
+        shared = {
+            "out": np.ascontiguousarray(out), "lse": np.ascontiguousarray(lse),
+            "grad_out": np.zeros(out.shape, dtype) if grad_out is None else np.ascontiguousarray(grad_out, dtype),
+            "grad_lse": None if grad_lse is None else np.ascontiguousarray(grad_lse, dtype),
+            "grad_q": by_q, "grad_k": by_k[0], "grad_v": by_v[0],
+            "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v,
+        }  # fmt: skip
+        kernel = block_attention_gradient_kernel(dtype)
+        for values, _, _, products in rounds:
+            run(kernel, BACKWARD_RECORD, batch, parts, 3 * products, threads, **values, **shared)
+    if parts == 1:
+        return by_q, by_k[0], by_v[0]
+    return by_q, by_k.sum(axis=0), by_v.sum(axis=0)
 
 
 def parts_of(items: int, tiles: int, threads: int) -> int:
@@ -98,7 +104,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     listed = 0 if blocks is None else blocks.shape[-1]
     tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
     sizes = {
-        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tasks": tasks,
+        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tiles": tasks,
         "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
         "q_row": d, "k_row": d, "v_row": d_v,
     }  # fmt: skip
@@ -117,10 +123,8 @@ def _fix(name: str, x: Array) -> Fix:
     return fix_rows(x) if name in ("q", "k", "v") else fix_items(x, _axes(name))
 
 
-def record(
-    arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str, Array] = NO_ORDERS
-) -> tuple[dict[str, Any], tuple[int, ...], int, float]:
-    """(fields of the argument record, batch, tasks of an item, multiply-adds of an item)."""
+def record(arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str, Array] = NO_ORDERS) -> Record:
+    """The record of a run on these arrays."""
     sizes, tasks, products = cut_work(arrays, static)
     given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(_fix(name, x), x) for name, x in given.items()}}

@@ -55,8 +55,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
-            f = carray(records, last)[task // f.tasks]
-            block, row, count = task_rows(task % f.tasks, f.n, size, listed)
+            f = carray(records, last)[task // f.tiles]
+            block, row, count = task_rows(task % f.tiles, f.n, size, listed)
             if count == 0:
                 continue
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)

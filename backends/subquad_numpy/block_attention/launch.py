@@ -55,7 +55,7 @@ def launch_backward(
         "grad_v": Like((parts, *batch, n_kv, d_v), dtype),
     }
     sizes |= {} if rounds is None else {"rounds": rounds}
-    sizes |= {"tiles": tiles, "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v}
+    sizes |= {"parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v}
     made = Launch(
         block_attention_gradient_kernel, (np.dtype(dtype),), BACKWARD_RECORD, results, sizes, batch, parts, threads,
         zeros=frozenset(results),

@@ -16,9 +16,9 @@ ROWS, KEYS = 64, 64  # rows and keys of a tile at most: its logits take 16 kB of
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
-# columns of `met` that count; tasks of an item. Strides in elements from row to row.
+# columns of `met` that count; tiles of rows of an item. Strides in elements from row to row.
 SIZES: Fields = dict.fromkeys(
-    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tasks", "q_row", "k_row", "v_row", "met_row")
+    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tiles", "q_row", "k_row", "v_row", "met_row")
 )
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
