@@ -426,6 +426,21 @@ class Backend:
         """
         return 1
 
+    def constant(self, x: Array) -> Array:
+        """Return an array that counts as a constant when gradients are computed.
+
+        Parameters
+        ----------
+        x : array
+            The array.
+
+        Returns
+        -------
+        array
+            An array of the same values; by default, the array itself, as fits a library without gradients.
+        """
+        return x
+
     def holds(self, condition: Any) -> bool:
         """Return whether a condition on sizes holds for all sizes that a program, if one is recorded, will serve.
 

@@ -65,6 +65,9 @@ class JaxBackend(Backend):
         """The product of the sizes of the axes that `vmap` hides; what is jitted inside of a `vmap` does not tell."""
         return max(map(items_behind, arrays), default=1)
 
+    def constant(self, x: Any) -> Any:
+        return jax.lax.stop_gradient(x)
+
     def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         """`change(*given)` where the condition holds, else `given`, by `lax.cond`."""
         return branches.where_any(condition, change, given)

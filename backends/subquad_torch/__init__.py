@@ -79,6 +79,9 @@ class TorchBackend(Backend):
             return _constant(function, *(guard_scalar(x) if isinstance(x, NUMBERS) else x for x in args))
         return function(*(guard_scalar(x) if isinstance(x, SYMBOLS) else x for x in args))
 
+    def constant(self, x: Any) -> Any:
+        return x.detach()
+
     def holds(self, condition: Any) -> bool:
         return holds(condition)
 

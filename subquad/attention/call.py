@@ -121,6 +121,13 @@ class AttentionCall:
         rows = {"q": self.q, "k": k, "v": v}
         return AttentionCall(self.arrangement, rows, key_mask, None, self.causal, self.options)
 
+    def with_rows(self, q: Array, k: Array, options: ArrayOptions) -> AttentionCall:
+        """The call with these queries and keys in place of its own, None where it has none, and these options."""
+        rows = {"q": q, "k": k, "v": self.v}
+        call = AttentionCall(self.arrangement, rows, self.key_mask, self.state, self.causal, options)
+        call.restrictions = self.restrictions
+        return call
+
     def leave_rows(self, out: Array, count: int) -> Array:
         """`out` of some rows, broadcast to the batch of the call."""
         return self.xp.broadcast_to(out, (*self.batch(out=out.shape[:-2]), count, out.shape[-1]))

@@ -2,13 +2,14 @@
 
     softmax(q kᵀ/√d) v  ≈  φ(q) (φ(k)ᵀ v) / φ(q) (φ(k)ᵀ 1),    E[φ(q)·φ(k)] = exp(q·k/√d)
 
-where x ← x d^(−1/4), ω_1 … ω_m are random directions, and φ(x) is one of four maps (a factor that all features of a row
+where x ← x d^(−1/4), ω_1 … ω_m are random directions, and φ(x) is one of five maps (a factor that all features of a row
 have in common cancels):
 
     positive       exp(ω x − |x|²/2)                          eq. (8), lemma 1
     hyperbolic     [exp(ω x), exp(−ω x)] exp(−|x|²/2)         lemma 1
     trigonometric  [cos ω x, sin ω x] exp(|x|²/2)             section 2.3
     generalised    f(ω x) + ε                                 eq. (5), h = 1
+    derf           exp(ω B x' − |x'|²/2 + b(ω))               fitted to q and k: `attention.derf`
 
 O(n m (d + d_v)) time, O(m d_v) extra memory. Peaked attention needs m far beyond n: `subquad compare` shows the error.
 """
@@ -16,14 +17,15 @@ O(n m (d + d_v)) time, O(m d_v) extra memory. Peaked attention needs m far beyon
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import ArrayOptions, AttentionCall
+from subquad.attention.call import ArrayOptions, AttentionCall, enter
+from subquad.attention.derf import Statistics, directions, find_statistics, mapped_keys, mapped_queries
 from subquad.attention.feature_method import FeatureMethod, Mapped
 from subquad.attention.means import mean_row, self_attention_mask
 from subquad.backend import Array
@@ -45,8 +47,9 @@ from subquad.random import PROJECTIONS, draw_omega
 from subquad.registry import register
 
 Host = np.ndarray[Any, Any]
-SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric")
+SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric", "derf")
 FEATURES = (*SOFTMAX_FEATURES, "relu")
+MEANS = 2  # the first fields of `Statistics`, which are rows
 
 
 @register(
@@ -68,9 +71,10 @@ class Favor(FeatureMethod):
         m, the number of random directions ω. The hyperbolic and the trigonometric map have 2 m features.
     seed : int, default 0
         Seed of ω. Equal seeds give equal bits of ω on every library.
-    features : {"positive", "hyperbolic", "trigonometric", "relu"} or callable, default "positive"
-        The map φ. The first three estimate the softmax kernel. "relu", and a callable f that is applied elementwise to
-        ω x, define another kernel (generalised attention).
+    features : {"positive", "hyperbolic", "trigonometric", "derf", "relu"} or callable, default "positive"
+        The map φ. The first four estimate the softmax kernel. "derf" are positive features of centred and balanced
+        queries and keys, with directions as wide as these are spread, see Notes. "relu", and a callable f that is
+        applied elementwise to ω x, define another kernel (generalised attention).
     projection : {"orthogonal", "hadamard", "givens", "iid"}, default "orthogonal"
         How ω is drawn; see `subquad.draw_omega`.
     omega : array, shape (m, d), optional
@@ -79,7 +83,12 @@ class Favor(FeatureMethod):
         Subtract q̄ from queries and k̄ from keys before the features are taken; each has shape (d,) or (..., d). The
         softmax does not change, and the variance is that of ‖q − q̄ + k − k̄‖² in place of ‖q + k‖². True takes the
         means of the visible rows. Causal and streaming calls need the pair of arrays, since a mean over all rows would
-        depend on later ones.
+        depend on later ones: see `with_statistics`.
+    statistics : tuple of array, optional
+        What "derf" features are fitted to, (q̄, k̄, M, M⁻¹, B): two means (..., d) and three matrices (..., d, d), as
+        `with_statistics` returns them; constants for gradients. Default: those of the visible queries and keys of each
+        item and head. Causal and streaming calls need the arrays, since statistics of all rows would depend on later
+        ones.
     kernel_epsilon : float, default 0
         ε of the generalised kernel f(ω x) + ε (the Performer's code takes 0.001); must be 0 for the softmax features.
 
@@ -90,9 +99,20 @@ class Favor(FeatureMethod):
     exp(‖q + k‖²/√d)/m: good for small logits, useless for peaked attention. O(n m (d + d_v)) operations, O(m d_v) extra
     memory. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
 
+    With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y) without bias by
+
+        φ(x) = exp(u·x − |x|²/2 + (|ω|² − |u|²)/2),    φ(y) = exp(u·y − |y|²/2),
+
+    times exp(s q̄·(k − k̄)) for centring. M makes the covariances of x and y equal, T; B² = (3 + 2 S + (1 + 12 S +
+    4 S²)^½)/4 with S = 2 T minimises the mean log variance in each eigendirection of T ([2]_, [3]_, there A = (I − B²)/4).
+    This adds O(n d² + d³) operations, a copy of q and of k, and features of keys for each query head.
+
     References
     ----------
     .. [1] K. Choromanski et al., "Rethinking Attention with Performers", 2021, eqs. (5)–(8), lemma 1, algorithm 1.
+    .. [2] V. Likhosherstov et al., "FAVOR#: Sharp Attention Kernel Approximations via New Classes of Positive Random
+       Features", 2023: dense-exponential features, and balancing.
+    .. [3] V. Likhosherstov et al., "Chefs' Random Tables: Non-Trigonometric Random Features", 2022: the optimal A.
 
     Examples
     --------
@@ -111,6 +131,7 @@ class Favor(FeatureMethod):
     projection: str | None = None
     omega: Array | None = None
     center: bool | tuple[Array, Array] = False
+    statistics: tuple[Array, Array, Array, Array, Array] | None = None
     kernel_epsilon: float = 0.0
 
     def __post_init__(self) -> None:
@@ -135,6 +156,10 @@ class Favor(FeatureMethod):
         if self.center is not False and self.features not in SOFTMAX_FEATURES:
             msg = f"center leaves only the softmax kernel unchanged; features={self.features!r} is another kernel"
             raise ValueError(msg)
+        if self.center is not False and self.features == "derf":
+            msg = 'features="derf" is centred by its statistics; leave center out'
+            raise ValueError(msg)
+        self._check_statistics()
         if check_number("kernel_epsilon", self.kernel_epsilon) != 0:
             check_positive("kernel_epsilon", self.kernel_epsilon)
             if self.features in SOFTMAX_FEATURES:
@@ -156,21 +181,79 @@ class Favor(FeatureMethod):
         """
         return draw_omega(*self._drawing(d))
 
+    def with_statistics(
+        self, q: Array, k: Array, /, *, key_mask: Array | None = None, scale: float | None = None
+    ) -> Favor:
+        """Fix what is taken from queries and keys: return this method with their `statistics`, or `center`, as arrays.
+
+        Parameters
+        ----------
+        q : array, shape (..., n, d)
+            Queries, of other data than those of causal calls.
+        k : array, shape (..., n_kv, d)
+            Keys.
+        key_mask : array of bool, broadcastable to (..., n_kv), optional
+            True = keep.
+        scale : float, optional
+            Factor of the logits q·k that the variance is minimal for; the estimate has no bias for any other. Default:
+            d ** -0.5. Without effect on `center`.
+
+        Returns
+        -------
+        Favor
+            The method with ``statistics`` for ``features="derf"``, with ``center=(q_mean, k_mean)`` for
+            ``center=True``: one for each item and head of the queries.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`; ValueError also if the method takes nothing from queries and keys.
+        """
+        if self.features != "derf" and self.center is False:
+            msg = f'features={self.features!r} without center has no statistics; take features="derf" or center=True'
+            raise ValueError(msg)
+        call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, scale=scale)
+        with call.computing():
+            if self.features == "derf":
+                found: tuple[Array, ...] = self._find_statistics(call)
+            else:
+                found = replace(self, center=True)._center(call)
+        found = tuple(map(call.arrangement.heads.unfold, found))
+        found = tuple(x[..., 0, :] if i < MEANS else x for i, x in enumerate(found))
+        return replace(self, **{"statistics" if self.features == "derf" else "center": found})
+
+    def _prepare(self, call: AttentionCall) -> AttentionCall:
+        if self.features != "derf":
+            return call
+        found = self._find_statistics(call) if self.statistics is None else Statistics(**call.options)
+        q = None if call.q is None else mapped_queries(call.xp, found, call.q)
+        k = None if call.k is None else mapped_keys(call.xp, found, call.k)
+        return call.with_rows(q, k, found._asdict())
+
     def _map(self, call: AttentionCall) -> Mapped:
+        if self.features == "derf":
+            found = Statistics(**call.options)
+            if self.omega is None:
+                omega_t, _ = self._drawn(call.xp, found.q_mean, 1.0)
+            else:
+                omega_t = call.xp.matrix_transpose(self._given_omega(call.xp, found.q_mean))
+            return Exponential(call.scale), directions(call.xp, found, omega_t, call.scale)
         center = self._center(call)
         scale, like = call.scale, call.like
         twice = self.features == "hyperbolic"
         if self.omega is None:
-            bits = call.xp.finfo(like.dtype).bits
-            host = call.arrangement.backend.on_host(
-                _weights_on_host, *self._drawing(like.shape[-1]), bits, scale, twice
-            )
-            W_k = call.xp.asarray(host[0], dtype=like.dtype, device=place_of(like))
-            W_q = call.xp.asarray(host[1], dtype=like.dtype, device=place_of(like)) if scale < 0 else W_k
+            W_k, W_q = self._drawn(call.xp, like, scale, twice=twice)
         else:
             omega = self._given_omega(call.xp, like)
             W_k, W_q = _weights(call.xp, call.xp.matrix_transpose(omega), scale, twice)
         return self._feature_map(scale), (W_k, W_q, *center)
+
+    def _drawn(self, xp: ModuleType, like: Array, scale: float, *, twice: bool = False) -> tuple[Array, Array]:
+        """(W_k, W_q) of drawn directions, in the library and dtype and on the device of `like`."""
+        bits = xp.finfo(like.dtype).bits
+        host = backend_of(xp).on_host(_weights_on_host, *self._drawing(like.shape[-1]), bits, scale, twice)
+        W_k = xp.asarray(host[0], dtype=like.dtype, device=place_of(like))
+        return W_k, xp.asarray(host[1], dtype=like.dtype, device=place_of(like)) if scale < 0 else W_k
 
     def _feature_map(self, scale: float) -> FeatureMap:
         if self.features in ("positive", "hyperbolic"):
@@ -183,15 +266,43 @@ class Favor(FeatureMethod):
         """(q̄, k̄), (..., 1, d) each: the pair given, or the means of the visible rows; () without centring."""
         if self.center is not True:
             return tuple(call.options.values())
-        if call.causal:
+        if call.causal or call.q is None or call.k is None:  # without queries or keys: a part of a call with `visible`
             msg = "center=True would let the mean of later keys into earlier rows; pass center=(q_mean, k_mean)"
             raise NotImplementedError(msg)
         return mean_row(call.xp, call.q, self_attention_mask(call)), mean_row(call.xp, call.k, call.key_mask)
 
+    def _find_statistics(self, call: AttentionCall) -> Statistics:
+        """The statistics of the visible rows of a call."""
+        if call.causal or call.q is None or call.k is None:
+            msg = (
+                'features="derf" would let later rows into the statistics of earlier ones; '
+                "fix them: method.with_statistics(q, k), with rows of other data"
+            )
+            raise NotImplementedError(msg)
+        return find_statistics(call.xp, call.q, call.k, self_attention_mask(call), call.key_mask, call.scale)
+
+    def _check_statistics(self) -> None:
+        """Raise TypeError or ValueError unless the option `statistics` fits the others and is a tuple of five arrays."""
+        if self.statistics is None:
+            return
+        if self.features != "derf":
+            msg = f'statistics belong to features="derf"; features={self.features!r} would not read them'
+            raise ValueError(msg)
+        if not isinstance(self.statistics, tuple) or len(self.statistics) != len(Statistics._fields):
+            expected = f"a tuple of five arrays ({', '.join(Statistics._fields)}), as with_statistics makes it"
+            msg = f"statistics must be {expected}, got {self.statistics!r}"
+            raise TypeError(msg)
+        named = zip(Statistics._fields, self.statistics, strict=True)
+        check_given(**{f"statistics[{i}] ({name})": x for i, (name, x) in enumerate(named)})
+
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
+        if self.features == "derf":
+            return streaming or self.statistics is not None
         return self.center is not False and (streaming or self.center is not True)
 
     def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
+        if self.features == "derf":
+            return self._given_statistics(xp, like)
         if self.center is True:
             msg = "a state needs the same center for every chunk; pass center=(q_mean, k_mean)"
             raise ValueError(msg)
@@ -205,12 +316,31 @@ class Favor(FeatureMethod):
             pair[name] = xp.expand_dims(x, axis=-2)
         return pair
 
+    def _given_statistics(self, xp: ModuleType, like: Array) -> ArrayOptions:
+        """The option `statistics`, checked, in the library and dtype and on the device of `like`; constants."""
+        if self.statistics is None:
+            msg = "a state needs the same statistics for every chunk; fix them: method.with_statistics(q, k)"
+            raise ValueError(msg)
+        d, found = like.shape[-1], {}
+        for i, (name, x) in enumerate(zip(Statistics._fields, self.statistics, strict=True)):
+            x = _from_host(xp, name, x, like)
+            tail = (d,) if i < MEANS else (d, d)
+            if tuple(x.shape[-len(tail) :]) != tail:
+                expected = ", ".join(map(str, tail))
+                msg = f"{name} has shape {tuple(x.shape)}, expected (..., {expected}) for q of {d} channels"
+                raise ValueError(msg)
+            x = backend_of(xp).constant(x)
+            found[name] = xp.expand_dims(x, axis=-2) if i < MEANS else x
+        return found
+
     def _drawing(self, d: int) -> tuple[str, int, int, int]:
         """The arguments (projection, m, d, seed) of `subquad.draw_omega`, with defaults filled in."""
         return self.projection or "orthogonal", self.num_features or 256, d, self.seed or 0
 
     def _in_force(self) -> dict[str, Any]:
         options = super()._in_force()
+        unused = {"center"} if self.features == "derf" else {"statistics"}
+        options = {name: value for name, value in options.items() if name not in unused}
         if self.omega is None:
             options["projection"], options["num_features"], _, options["seed"] = self._drawing(0)
             return {name: value for name, value in options.items() if name != "omega"}

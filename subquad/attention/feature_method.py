@@ -26,11 +26,16 @@ class FeatureMethod(Method):
     restrictions = frozenset({"segments", "visible"})
     state = StateSpec({"shift": ("width", 1), "numerator": ("m", "d_v"), "denominator": ("m", 1)}, merge_by_shift)
 
+    def _prepare(self, call: AttentionCall) -> AttentionCall:
+        """The call that `_map` is given and whose queries and keys it maps: by default the one of the user."""
+        return call
+
     def _map(self, call: AttentionCall) -> Mapped:
         """(feature map, its weights) for the arrays of a call."""
         raise NotImplementedError
 
     def _evaluate(self, call: AttentionCall) -> Array:
+        call = self._prepare(call)
         phi, weights = self._map(call)
         q, k, v, key_mask = call.q, call.k, call.v, call.key_mask
         if not call.causal:
@@ -49,14 +54,17 @@ class FeatureMethod(Method):
         return before_first_key(call.xp, out, early)
 
     def _summarize(self, call: AttentionCall) -> State:
+        call = self._prepare(call)
         phi, weights = self._map(call)
         return _named(feature_summarize(call.k, call.v, *NO_KEYS, *weights, phi=phi, key_mask=call.key_mask))
 
     def _attend(self, call: AttentionCall) -> Array:
+        call = self._prepare(call)
         phi, weights = self._map(call)
         return feature_attend(call.q, *self._state(call, phi, weights), *weights, phi=phi)
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
+        call = self._prepare(call)
         phi, weights = self._map(call)
         state = NO_KEYS if call.state is None else self._state(call, phi, weights)
         out, *after = feature_step(call.q, call.k, call.v, *state, *weights, phi=phi, key_mask=call.key_mask)

@@ -5,7 +5,7 @@ by the weights, and the map can be hashed when an implementation is chosen. Comp
 `Exponential` and `Elu`.
 
     map            weights                                           m          columns of shift
-    Exponential    W_k (..., d, m), W_q (d, m) or None, [q̄, k̄]       m          m
+    Exponential    W_k, W_q (..., d, m), [q̄, k̄]                      m          m
     Elu            none                                              d          d
     Trigonometric  W_k, W_q (d, m/2), [q̄, k̄]                         m          1
     Elementwise    W_k, W_q (d, m)                                   m          1 (log is None)
@@ -62,8 +62,8 @@ class FeatureMap:
 class Exponential(FeatureMap):
     """log φ(k) = x W_k − |scale| |x|²/2 + scale q̄·x of x = k − k̄,    log φ(q) = (q − q̄) W_q + any constant.
 
-    Weights: W_k (..., d, m) and W_q (d, m), then q̄ and k̄ (..., 1, d) if rows are centred. With `scale` 0 there is no
-    norm term and no centring: exp(k W_k) are the weights of softmax attention at m landmarks, and W_q may be None.
+    Weights: W_k and W_q (..., d, m), then q̄ and k̄ (..., 1, d) if rows are centred. With `scale` 0 there is no norm term
+    and no centring: exp(k W_k) are the weights of softmax attention at m landmarks, and W_q may be None.
     """
 
     scale: float
@@ -72,8 +72,12 @@ class Exponential(FeatureMap):
         m = weights[0].shape[-1]
         return m, m
 
+    def batch(self, *weights: Array) -> tuple[int, ...]:
+        W_q = None if weights[1] is None else weights[1].shape[:-2]
+        return broadcast_batch(weights=W_q, center=center_batch(weights[2:]))
+
     def batch_of_keys(self, *weights: Array) -> tuple[int, ...]:
-        return broadcast_batch(weights=weights[0].shape[:-2], center=self.batch(*weights))
+        return broadcast_batch(weights=weights[0].shape[:-2], center=center_batch(weights[2:]))
 
     def map_keys(self, xp: ModuleType, k: Array, *weights: Array) -> Features:
         W_k, _, *center = weights
@@ -86,8 +90,9 @@ class Exponential(FeatureMap):
 
     def map_queries(self, xp: ModuleType, shift: Array, *weights: Array) -> MapRows:
         _, W_q, *center = weights
-        with_shift = xp.broadcast_to(W_q, (*shift.shape[:-2], *W_q.shape))
-        with_shift = xp.concat([with_shift, shift], axis=-2)
+        batch = broadcast_batch(weights=W_q.shape[:-2], shift=shift.shape[:-2])
+        parts = [xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (W_q, shift)]
+        with_shift = xp.concat(parts, axis=-2)
 
         def rows(q: Array) -> Features:
             q = q - center[0] if center else q

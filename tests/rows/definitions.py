@@ -37,7 +37,8 @@ def over_heads(
         if name not in PER_HEAD or x is None or isinstance(x, bool | str):
             return x
         if isinstance(x, tuple):
-            return tuple(of_head(name, part, index) for part in x)
+            parts = [f"{name}[{i}]" for i in range(len(x))]
+            return tuple(of_head(part if part in PER_HEAD else name, y, index) for part, y in zip(parts, x, strict=True))
         tail = x.shape[x.ndim - PER_HEAD[name] :]
         if x.ndim - len(tail) >= 1 and batch and 1 < x.shape[-len(tail) - 1] < batch[-1]:
             x = np.repeat(x, batch[-1] // x.shape[-len(tail) - 1], axis=-len(tail) - 1)
@@ -51,7 +52,7 @@ def over_heads(
 
 
 PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1, "global_mask": 1,
-            "global_qkv": 2, "plan": 2}  # fmt: skip
+            "global_qkv": 2, "plan": 2, "statistics": 2, "statistics[0]": 1, "statistics[1]": 1}  # fmt: skip
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
@@ -91,12 +92,17 @@ def favor(
     scale: float | None = None,
     center: bool | tuple[Array, Array] = False,
     kernel_epsilon: float = 0.0,
+    statistics: tuple[Array, ...] | None = None,
 ) -> Array:
     """exp(s q·k) ≈ φ(q)·φ(k) with ω given."""
     scale = q.shape[1] ** -0.5 if scale is None else scale
+    rows = keep if len(q) == len(k) else np.ones(len(q), dtype=bool)
+    if features == "derf":
+        found = derf_statistics(q[rows], k[keep], scale) if statistics is None else statistics
+        weights = derf(q, k, omega, scale, *found)
+        return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
     extra = np.zeros(len(k))
     if center is not False:
-        rows = keep if len(q) == len(k) else np.ones(len(q), dtype=bool)
         q_mean, k_mean = (q[rows].mean(axis=0), k[keep].mean(axis=0)) if center is True else center
         q, k = q - q_mean, k - k_mean
         extra = scale * k @ q_mean  # what centring takes out of q·k, beyond terms of the query alone
@@ -116,6 +122,51 @@ def favor(
 
     weights = phi(q) @ phi(k).T * np.exp(extra)
     return normalised(np.where(visible(len(q), keep, causal), weights, 0), v)
+
+
+def derf(
+    q: Array, k: Array, omega: Array, scale: float, q_mean: Array, k_mean: Array, q_map: Array, k_map: Array, B: Array
+) -> Array:
+    """Estimates of exp(s q·k), up to a factor of each query, by the dense-exponential features of FAVOR#, eq. for f⁽¹⁾."""
+    d = len(B)
+    A, C = (np.eye(d) - B @ B) / 4, -np.eye(d) / 2
+
+    def f(x: Array) -> Array:
+        log_D = np.linalg.slogdet(np.eye(d) - 4 * A)[1] / 4
+        exponents = np.einsum("ra,ab,rb->r", omega, A, omega) + x @ B.T @ omega.T
+        return np.exp(log_D + exponents + np.einsum("ia,ab,ib->i", x, C, x)[:, None])
+
+    x = np.sign(scale) * abs(scale) ** 0.5 * (q - q_mean) @ q_map.T
+    y = abs(scale) ** 0.5 * (k - k_mean) @ k_map.T
+    return f(x) @ f(y).T / len(omega) * np.exp(scale * (k - k_mean) @ q_mean)
+
+
+def derf_statistics(q: Array, k: Array, scale: float) -> tuple[Array, Array, Array, Array, Array]:
+    """(q̄, k̄, M, M⁻¹, B) of rows: any map that balances the covariances, made symmetric; the best A of each direction."""
+    d = q.shape[1]
+
+    def of_eigenvalues(f: Callable[[Array], Array], S: Array) -> Array:
+        values, vectors = np.linalg.eigh((S + S.T) / 2)
+        return vectors @ np.diag(f(values)) @ vectors.T
+
+    def spread(x: Array) -> tuple[Array, float, Array]:
+        mean = x.mean(axis=0) if len(x) else np.zeros(d)
+        sigma = (x - mean).T @ (x - mean) / max(len(x), 1)
+        size = np.trace(sigma) / d
+        if size < 1e-25 * (1 + mean @ mean):  # the mean of equal rows is rounded
+            return mean, 0.0, 1.03 * np.eye(d)
+        return mean, size, sigma / size + 0.03 * np.eye(d)
+
+    (q_mean, q_size, q_cov), (k_mean, k_size, k_cov) = spread(q), spread(k)
+    half, inverse = of_eigenvalues(np.sqrt, q_cov), of_eigenvalues(lambda x: 1 / np.sqrt(x), q_cov)
+    f, V = np.linalg.eigh(half @ k_cov @ half)
+    M = np.diag(f**0.25) @ V.T @ inverse
+    M = of_eigenvalues(np.sqrt, M.T @ M)
+    if q_size and k_size:
+        M = M * (k_size / q_size) ** 0.25
+    s = 2 * abs(scale) * M @ (q_size * q_cov if k_size else 0 * q_cov) @ M
+    A = of_eigenvalues(lambda s: (1 - 2 * s - np.sqrt((2 * s + 1) ** 2 + 8 * s)) / 16, s)
+    return q_mean, k_mean, M, np.linalg.inv(M), of_eigenvalues(np.sqrt, np.eye(d) - 4 * A)
 
 
 def linear(

@@ -161,6 +161,15 @@ def given_center(case: Case) -> dict[str, Any]:
     return {"center": (rng.standard_normal(q), rng.standard_normal(k))}
 
 
+def given_statistics(case: Case) -> dict[str, Any]:
+    """Means, maps M and M⁻¹, and directions wider than ω, of each query head."""
+    rng = np.random.default_rng(4)
+    q_mean, k_mean = rng.standard_normal((2, *case.q[-3:-2], D))
+    M, B = rng.standard_normal((2, *case.q[-3:-2], D, D)) / 4
+    M, B = M @ np.swapaxes(M, -1, -2) + np.eye(D), B @ np.swapaxes(B, -1, -2) + np.eye(D)
+    return {"statistics": (q_mean, k_mean, M, np.linalg.inv(M), B)}
+
+
 def given_landmarks(case: Case) -> dict[str, Any]:
     """Landmarks of each head: the centres of the rows, and some more rows."""
     rng = np.random.default_rng(7)
@@ -268,6 +277,9 @@ OPTIONS = [
     favor("favor-center-hyperbolic", options={"num_features": 12, "features": "hyperbolic"}, arrays=given_center),
     favor("favor-center-trigonometric",
           options={"num_features": 64, "features": "trigonometric", "scale": 0.05}, arrays=given_center),
+    favor("favor-derf", options={"num_features": 12, "features": "derf"}, causal=False),
+    favor("favor-derf-scale", options={"num_features": 20, "features": "derf", "scale": -0.1}, causal=False),
+    favor("favor-derf-statistics", options={"num_features": 12, "features": "derf"}, arrays=given_statistics),
     favor("favor-omega", options={}, arrays=given_omega),
     favor("favor-seed", options={"num_features": 12, "seed": 5}),
     favor("favor-hadamard", options={"num_features": 12, "projection": "hadamard"}),
@@ -342,8 +354,8 @@ METHODS = [
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
 # whose states sum up keys, and which process tokens one after the other
-STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name != "favor-center"
-             and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+STREAMING = [row for row in METHODS if has_own(row, "_summarize")
+             and row.name not in ("favor-center", "favor-derf", "favor-derf-scale") and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
 STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and "global" not in row.name]
 
 

@@ -91,9 +91,9 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     """`feature_attend`: the output of queries that all read the whole state."""
     q, shift, numerator, denominator, *weights = arrays
     operand = operand_from(queries_of, static["phi"], weights)
-    batch = np.broadcast_shapes(q.shape[:-2], _center_batch(weights), numerator.shape[:-2])
-    shape = *batch, q.shape[-2], numerator.shape[-1]
     queries = queries_of(static["phi"], weights)
+    batch = np.broadcast_shapes(q.shape[:-2], queries.batch, _center_batch(weights), numerator.shape[:-2])
+    shape = *batch, q.shape[-2], numerator.shape[-1]
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
 
     def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
@@ -123,7 +123,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     kept = np.broadcast_shapes(
         k.shape[:-2], v.shape[:-2], _mask_batch(key_mask), state_batch, keys.batch, _center_batch(weights)
     )
-    batch = np.broadcast_shapes(q.shape[:-2], kept)
+    batch = np.broadcast_shapes(q.shape[:-2], queries.batch, kept)
     # where heads of queries share their keys, the first head writes the state
     own = (1,) * (len(batch) - len(kept)) + kept
     first = tuple(slice(0, 1) if size == 1 else slice(None) for size in own)

@@ -66,7 +66,7 @@ def attend_backward(
     if need[1]:
         by[1] = _by_shift(numerator, denominator, by_numerator, by_denominator)
     if found.W is not None:
-        by[5] = sum_to(found.W, found.W.shape[-2:]).T
+        by[5] = sum_to(found.W, (*weights[1].shape[:-2], *found.W.shape[-2:])).swapaxes(-1, -2)
     if len(weights) > 2:
         by[6] = -sum_to(found.q.sum(axis=-2, keepdims=True), weights[2].shape)
     return tuple(by)
