@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subquad.attention.bigbird import BigBird
+from subquad.attention.clustered import Clustered
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.find import find_method
@@ -22,6 +23,7 @@ __all__ = [
     "LSH",
     "METHODS",
     "BigBird",
+    "Clustered",
     "Exact",
     "Favor",
     "Linear",
@@ -66,7 +68,7 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
+        "clustered", "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
         "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no

@@ -1,0 +1,166 @@
+"""Softmax attention to clusters of keys: a few clusters are opened for each row, the others enter as their centroids.
+
+    out[i] = Σ_j e^{x[i, j]} v[j] + Σ_c e^{w[i, c]} v̄[c]   over their sum of weights,    x[i, j] = s q[i]·k[j]
+    w[i, c] = s q[i]·μ[c] + s² Σ_l q[i, l]² σ²[c, l] / 4 + log n[c]
+
+j runs over the keys of the clusters that row i opens, those of the largest w, and c over the others. μ, v̄ and σ² are
+means and variances of the n keys of a cluster. The second term is half of what the mean of e^{x} over a cluster asks
+for if its keys are Gaussian: less, because the v̄ of a cluster fits its heavy keys less. All weights are positive, so
+outputs are convex combinations of values.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+from subquad.backend import Array, Like
+from subquad.core.beside import namespace_of, place_of
+from subquad.core.block_loop import BLOCK_ELEMENTS, fold_blocks
+from subquad.core.gather import gather_rows
+from subquad.core.kernel import kernel
+from subquad.core.loading import backend_of
+from subquad.kernels.block_attention import batch_of, join
+from subquad.kernels.max_shift import divide_or_zero, finite_shift
+
+SPREAD = 0.25  # weight of s² Σ q² σ² in w
+
+
+def outputs(
+    q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
+    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /, *,
+    scale: float, opened: int, always: int = 0, reach: int = 0,
+) -> tuple[Like, ...]:  # fmt: skip
+    """Shape and dtype of the outputs of `clustered_attention`."""
+    matrices = {"q": q, "k": k, "v": v, "means": means, "spread": spread, "mean_values": mean_values,
+                "before_out": before_out}  # fmt: skip
+    of_rows = {"counts": counts, "stop": stop, "order": order, "place": place, "cluster_of": cluster_of,
+               "before_lse": before_lse}  # fmt: skip
+    batch = batch_of(matrices, of_rows, None)
+    return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
+
+
+@kernel(outputs=outputs, options={"always": 0, "reach": 0})
+def clustered_attention(
+    q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
+    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /, *,
+    scale: float, opened: int, always: int = 0, reach: int = 0,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Softmax attention (..., n, d_v) to opened clusters and to the centroids of others, and its log-sum-exp (..., n).
+
+        k, v                     (..., C · size, ·)   the keys and values of each cluster, one cluster after the other
+        means, spread            (..., C, d)          mean and variance of the keys of a cluster
+        mean_values, counts      (..., C, d_v), (..., C)   mean of its values, and how many of its places hold a key,
+                                                      int32: the first ones
+        stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first `always`
+                                                      of them, and the `opened` others of the largest w
+        order                    (..., C · size)      the place of each key in the sequence
+        place                    (..., n)             row i sees the keys at most `reach` places from place[i]
+                                                      elsewhere: here they count in no sum
+        cluster_of               (..., n_kv)          the cluster of the key at each place, −1 for none
+        before_out, before_lse   (..., n, d_v), (..., n)   output and log-sum-exp over other keys, which are joined
+
+    order, place and cluster_of are None together, and so are before_out and before_lse.
+    """
+    xp, where = namespace_of(q), place_of(q)
+    n, d, d_v, clusters = q.shape[-2], q.shape[-1], v.shape[-1], means.shape[-2]
+    out, lse = outputs(
+        q, k, v, order, means, spread, mean_values, counts, stop, place, cluster_of, before_out, before_lse,
+        scale=scale, opened=opened, always=always,
+    )  # fmt: skip
+    batch, size = out.shape[:-2], k.shape[-2] // max(clusters, 1)
+    if clusters == 0 or n == 0:
+        if before_out is not None and before_lse is not None:
+            return xp.broadcast_to(before_out, out.shape), xp.broadcast_to(before_lse, lse.shape)
+        made = xp.zeros(out.shape, dtype=out.dtype, device=where)
+        return made, xp.full(lse.shape, -math.inf, dtype=lse.dtype, device=where)
+    names = xp.arange(clusters, dtype=xp.int32, device=where)
+    within = xp.arange(size, dtype=xp.int32, device=where)
+    total = xp.astype(counts, q.dtype)
+    finite = xp.all(xp.isfinite(mean_values), axis=-1, keepdims=True)
+    fine_values = xp.where(finite, mean_values, 0.0)
+
+    def attend(_: None, q: Array, stop: Array, place: Any) -> tuple[None, Array]:
+        q = q * scale
+        logits = q @ xp.matrix_transpose(means) + SPREAD * ((q * q) @ xp.matrix_transpose(spread))
+        left = xp.broadcast_to(total[..., None, :], (*batch, q.shape[-2], clusters))
+        if place is not None and cluster_of is not None:
+            left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
+        seen = (names < stop) & (left > 0)
+        weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
+        found = _largest(xp, weight, names, stop, opened, always)
+        is_open = seen & False
+        for r in range(found.shape[-1]):
+            is_open = is_open | (found[..., r : r + 1] == names)
+        rest = xp.where(is_open, -math.inf, weight)
+
+        index = xp.reshape(xp.where(found < 0, 0, found)[..., None] * size + within, (*found.shape[:-1], -1))
+        members_k, members_v = (gather_rows(xp, x, index, axes=2) for x in (k, v))
+        member = xp.reshape(within < _gathered(xp, counts, found)[..., None], index.shape)
+        if place is not None and order is not None:
+            distance = gather_rows(xp, order[..., None], index, axes=2)[..., 0] - place
+            member = member & ((distance > reach) | (distance < -reach))
+        exact = (members_k @ q[..., None])[..., 0]
+        exact = xp.where(member, exact, -math.inf)
+
+        both = xp.concat([exact, rest], axis=-1)
+        shift = finite_shift(xp, xp.max(both, axis=-1, keepdims=True))
+        both = xp.exp(both - shift)
+        denominator = xp.sum(both, axis=-1, keepdims=True)
+        of_members, of_rest = both[..., : exact.shape[-1]], both[..., exact.shape[-1] :]
+        # 0 · NaN is NaN: a value that is not finite must reach the rows that see it and no others
+        fine = xp.all(xp.isfinite(members_v), axis=-1)
+        poison = xp.any(member & ~fine, axis=-1, keepdims=True)
+        poison = poison | xp.any((rest > -math.inf) & ~xp.matrix_transpose(finite), axis=-1, keepdims=True)
+        numerator = (of_members[..., None, :] @ xp.where(fine[..., None], members_v, 0.0))[..., 0, :]
+        numerator = xp.where(poison, math.nan, numerator + of_rest @ fine_values)
+        none = denominator == 0
+        lse = xp.where(none, -math.inf, shift + xp.log(xp.where(none, 1.0, denominator)))
+        return None, xp.concat([divide_or_zero(xp, numerator, denominator), lse], axis=-1)
+
+    heads = max(1, math.prod(batch)) * backend_of(xp).items_behind(q, k, v)
+    width = heads * (2 * clusters + (always + opened) * size * (d + d_v + 2))
+    _, joined = fold_blocks(
+        attend,
+        None,
+        [q, stop[..., None], None if place is None else place[..., None]],
+        max(1, BLOCK_ELEMENTS // width),
+        xp=xp,
+    )
+    assert joined is not None
+    found = joined[..., :d_v], joined[..., d_v]
+    if before_out is not None and before_lse is not None:
+        return join(xp, (before_out, before_lse), found)
+    return found
+
+
+def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:
+    """The clusters that rows open, int32 (..., n, always + opened): the first ones, and those of the largest weight."""
+    first = xp.where(names[:always] < stop, names[:always], -1)
+    first = xp.broadcast_to(first, (*weight.shape[:-1], always)) if always else None
+    ranked = weight[..., always:]
+    order = xp.astype(xp.argsort(ranked, axis=-1, descending=True, stable=True)[..., :opened], xp.int32)
+    found = xp.where(xp.take_along_axis(ranked, xp.astype(order, xp.int64), axis=-1) > -math.inf, order + always, -1)
+    lacking = opened - found.shape[-1]
+    if lacking > 0:
+        none = xp.full((*found.shape[:-1], lacking), -1, dtype=found.dtype, device=place_of(found))
+        found = xp.concat([found, none], axis=-1)
+    return found if first is None else xp.concat([first, found], axis=-1)
+
+
+def _near_keys(xp: ModuleType, place: Array, reach: int, cluster_of: Array, names: Array, dtype: Any) -> Array:
+    """How many keys of each cluster lie within `reach` of the place of each row, (..., n, C); `place` is (..., n, 1)."""
+    n_kv, count = cluster_of.shape[-1], xp.zeros_like(place)
+    for t in range(-reach, reach + 1):
+        at = place + t
+        exists = (at >= 0) & (at < n_kv)
+        own = gather_rows(xp, cluster_of[..., None], xp.where(exists, at, 0)[..., 0])
+        count = count + xp.astype(exists & (own == names), count.dtype)
+    return xp.astype(count, dtype)
+
+
+def _gathered(xp: ModuleType, counts: Array, found: Array) -> Array:
+    """The number of keys of each opened cluster; 0 where none was opened."""
+    own = gather_rows(xp, counts[..., None], xp.where(found < 0, 0, found), axes=2)[..., 0]
+    return xp.where(found < 0, 0, own)
