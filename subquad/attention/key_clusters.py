@@ -24,7 +24,7 @@ SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
 class KeyClusters(NamedTuple):
     """C clusters of `size` places each; the keys of a cluster fill its first places."""
 
-    k: Array  # (..., C · size, d), the keys of one cluster after the other
+    k: Array  # (..., C · d, size), the keys of a cluster as columns, one cluster after the other
     v: Array  # (..., C · size, d_v)
     order: Array  # (..., C · size), int32: the place of each key in the sequence
     counts: Array  # (..., C), int32: how many places hold a key
@@ -73,7 +73,11 @@ def summarize_clusters(xp: ModuleType, k: Array, v: Array, order: Array, counts:
 
     means = mean(k)
     far = k - xp.reshape(xp.broadcast_to(means[..., None, :], (*means.shape[:-1], size, means.shape[-1])), k.shape)
-    return KeyClusters(k, v, order, counts, means, mean(far * far), mean(v))
+    spread, of_values = mean(far * far), mean(v)
+    clusters, d = means.shape[-2:]
+    columns = xp.matrix_transpose(xp.reshape(k, (*k.shape[:-2], clusters, size, d)))
+    columns = xp.reshape(columns, (*k.shape[:-2], clusters * d, size))
+    return KeyClusters(columns, v, order, counts, means, spread, of_values)
 
 
 def counts_of(xp: ModuleType, seen: Array, size: int) -> Array:
