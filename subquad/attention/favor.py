@@ -104,14 +104,14 @@ class Favor(FeatureMethod):
     exp(‖q + k‖²/√d)/m: good for small logits, useless for peaked attention. O(n m (d + d_v)) operations, O(m d_v) extra
     memory. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
 
-    With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y) without bias by
+    With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y)/det B, without bias, by
 
-        φ(x) = exp(u·x − |x|²/2 + (|ω|² − |u|²)/2),    φ(y) = exp(u·y − |y|²/2),
+        φ(x) = exp(u·x − ‖x‖²/2 + (‖ω‖² − ‖u‖²)/2),    φ(y) = exp(u·y − ‖y‖²/2),
 
     times exp(s q̄·(k − k̄)) for centring. M makes the covariances of x and y equal, T; B² = (3 + 2 S + (1 + 12 S +
     4 S²)^½)/4 with S = 2 T minimises the mean log variance in each eigendirection of T ([2]_, [3]_; their A is
-    (I − B²)/4).
-    This adds O(n d² + m d² + d³) operations, a copy of q and of k, and features of keys for each query head.
+    (I − B²)/4). This adds O(n d² + m d² + d³) operations, a copy of q and of k, and features of keys for each query
+    head.
 
     References
     ----------
