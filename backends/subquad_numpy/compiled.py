@@ -16,6 +16,7 @@ from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
+from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -185,6 +186,12 @@ def _some_centre(call: Call) -> str | None:
     return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
 
 
+def _some_cluster(call: Call) -> str | None:
+    # the reason to decline calls without queries or clusters, or None
+    q, means = call.arrays[0], call.arrays[4]
+    return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -246,6 +253,11 @@ COMPILED: dict[str, Compiled] = {
             of_nearest.launch,
             of_nearest.launch_backward,
             unaided=frozenset({0, 1}),
+        ),
+        Compiled(
+            "clustered_attention",
+            Accepts(dtypes=REAL, options=frozenset({"always", "reach"}), needs=_NUMBA, also=_some_cluster),
+            clustered.clustered_attention,
         ),
         Compiled(
             "selective_scan",

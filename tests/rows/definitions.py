@@ -38,7 +38,9 @@ def over_heads(
             return x
         if isinstance(x, tuple):
             parts = [f"{name}[{i}]" for i in range(len(x))]
-            return tuple(of_head(part if part in PER_HEAD else name, y, index) for part, y in zip(parts, x, strict=True))
+            return tuple(
+                of_head(part if part in PER_HEAD else name, y, index) for part, y in zip(parts, x, strict=True)
+            )
         tail = x.shape[x.ndim - PER_HEAD[name] :]
         if x.ndim - len(tail) >= 1 and batch and 1 < x.shape[-len(tail) - 1] < batch[-1]:
             x = np.repeat(x, batch[-1] // x.shape[-len(tail) - 1], axis=-len(tail) - 1)

@@ -149,6 +149,7 @@ PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
     "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
     "centred": (Exponential(D**-0.5), lambda: (*directions(), *normal((1, D), (2, 1, D), seed=5))),
     "elu": (Elu(0.7, -1.3), lambda: ()),
+    "directions of items": (Exponential(D**-0.5), lambda: tuple(normal((2, D, M), (2, D, M), seed=6))),
 }
 LANDMARKS = Exponential(0.0), lambda: (normal((2, D, M), seed=3)[0] / 3, None)  # of summaries alone
 
