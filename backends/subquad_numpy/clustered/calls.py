@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +29,12 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     from subquad_numpy.clustered.tiles import ROWS
 
     given = dict(zip(NAMES, arrays, strict=True))
-    (n, d), d_v, clusters, size = given["q"].shape[-2:], given["v"].shape[-1], given["means"].shape[-2], given["k"].shape[-1]
+    (n, d), d_v, clusters, size = (
+        given["q"].shape[-2:],
+        given["v"].shape[-1],
+        given["means"].shape[-2],
+        given["k"].shape[-1],
+    )
     always, tasks = static.get("always", 0), -(-n // ROWS)
     own = given["cluster_of"]
     sizes = {
