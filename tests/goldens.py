@@ -87,8 +87,10 @@ def calls(library: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def streams(row: Any) -> bool:
-    """Whether a row of methods makes states: one center for each call, or landmarks of all keys, cannot."""
-    return (row.method in ("favor", "linear") and row.name != "favor-center") or row.name == "nystrom-arrays"
+    """Whether a row of methods makes states: statistics of each call, or landmarks of all keys, cannot."""
+    from rows.methods import FITTED
+
+    return (row.method in ("favor", "linear") and row.name not in FITTED) or row.name == "nystrom-arrays"
 
 
 def stream(row: Any) -> Any:

@@ -174,7 +174,7 @@ REACHED: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], list[str]]] = {
     "nystrom": (subquad.attention, (x, x, x, nystrom), {}, ["softmax_attention", "iterative_pinv", "softmax_attention"]),
     "nystrom, ridge": (subquad.Nystrom(num_landmarks=5, pinv="ridge"), (x, x, x), {}, ["softmax_attention"] * 2),
     "nystrom of few rows": (nystrom, (x[:5], x[:5], x[:5]), {}, ["softmax_attention"]),
-    "nystrom, ridge-fit": (subquad.Nystrom(num_landmarks=5, landmarks="kmeans", pinv="ridge-fit"), (x, x, x), {}, ["softmax_attention"] * 2),
+    "nystrom, ridge-fit": (subquad.Nystrom(num_landmarks=5, landmarks="kmeans", pinv="ridge-fit"), (x, x, x), {}, ["nearest", "softmax_attention"]),
     "linformer": (subquad.attention, (x, x, x, "linformer"), {"rank": 5}, ["softmax_attention"]),
     "linformer attend": (projected.attend, (x, projected.summarize(x, x, columns=2 * (x.T,))), {}, ["softmax_attention"]),
     "nystrom summarize": (fixed.summarize, (x, x), {}, ["feature_summarize"]),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import Library, Torch
-from rows.methods import METHODS, Case, D, Row, named, rows, seeing
+from rows.methods import FITTED, METHODS, Case, D, Row, named, rows, seeing
 from rows.scans import Scan
 
 import subquad
@@ -137,6 +137,19 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "omega-and-seed": (ValueError, "omega is given, so seed=1 would have no effect", lambda: subquad.Favor(omega=x, seed=1)),
     "omega-and-count": (ValueError, "num_features=6 would have no effect", lambda: subquad.Favor(omega=x, num_features=6)),
     "omega-and-projection": (ValueError, "projection='iid' would have no effect", lambda: subquad.Favor(omega=x, projection="iid")),
+    "derf-causal": (NotImplementedError, r"derf.*earlier ones; fix them: method.with_statistics\(q, k\)",
+                    lambda: attention(x, x, x, "favor", features="derf", causal=True)),
+    "derf-visible": (NotImplementedError, "derf.*with_statistics",
+                     lambda: attention(x, x, x, "favor", features="derf", visible=np.full(len(x), 2))),
+    "center-visible": (NotImplementedError, "center=True.*pass center=",
+                       lambda: attention(x, x, x, "favor", center=True, visible=np.full(len(x), 2))),
+    "derf-center": (ValueError, "centred by its statistics; leave center out", lambda: subquad.Favor(features="derf", center=True)),
+    "statistics-kernel": (ValueError, 'belong to features="derf"', lambda: subquad.Favor(statistics=5 * (x,))),
+    "statistics-type": (TypeError, r"tuple of five arrays \(q_mean, k_mean", lambda: subquad.Favor(features="derf", statistics=(x, x))),
+    "statistics-element": (TypeError, r"statistics\[2\] \(q_map\)", lambda: subquad.Favor(features="derf", statistics=(x, x, None, x, x))),
+    "statistics-shape": (ValueError, r"q_map has shape \(6, 4\), expected \(..., 4, 4\)",
+                         lambda: attention(x, x, x, "favor", features="derf", statistics=(x[0], x[0], x, x[:4], x[:4]))),
+    "no-statistics": (ValueError, "without center has no statistics", lambda: subquad.Favor().with_statistics(x, x)),
     "center-type": (TypeError, "center must be True, False or a pair", lambda: subquad.Favor(center=x)),
     "center-triple": (TypeError, "center must be True, False or a pair", lambda: subquad.Favor(center=(x, x, x))),
     "center-kernel": (ValueError, "center leaves only the softmax kernel unchanged", lambda: subquad.Favor(center=True, features="relu")),
@@ -175,6 +188,7 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "query-mask-and-landmarks": (ValueError, "query_mask chooses the rows of landmarks, which are given",
                                  lambda: subquad.Nystrom(landmarks=(x, x), query_mask=np.ones(6, bool))),
     "state-without-landmarks": (ValueError, "with_landmarks", lambda: subquad.Nystrom().summarize(x, x)),
+    "state-with-derf": (ValueError, "same statistics for every chunk.*with_statistics", lambda: subquad.Favor(features="derf").summarize(x, x)),
     "state-with-center": (ValueError, "same center for every chunk", lambda: subquad.Favor(center=True).summarize(x, x)),
     "state-convolution": (NotImplementedError, "convolution of conv_weights", lambda: read_with_convolution()),
     "landmarks-of-nothing": (ValueError, "at least one visible query and one key, got none",
@@ -540,7 +554,7 @@ def check_reach(library: Library, row: Row, causal: bool, name: str, value: floa
         reached[0, 7 if causal else 0 :] = True
     finite = np.all(np.isfinite(dirty), axis=-1)
     assert np.array_equal(~finite, reached)
-    if name != "q" or not (row.method == "nystrom" or row.name == "favor-center"):  # a mean forgets the query
+    if name != "q" or not (row.method in ("nystrom", "clustered") or row.name in FITTED):  # a mean forgets the query
         assert np.max(np.abs(dirty - clean)[finite], initial=0) <= 1e-12 * np.max(np.abs(clean))
 
 

@@ -16,6 +16,7 @@ import subquad
 from subquad.attention.kmeans import Clusters, find_clusters
 from subquad.attention.ridge_fit import LAMBDAS, fit_values, read_values
 from subquad.cli.inputs import read_sample
+from subquad.kernels import nearest
 
 N = 90
 CASE = Case((2, N, D), (2, N, D), (2, N, 5), mask="random")
@@ -73,6 +74,40 @@ def test_all_rows_are_the_sample_where_they_are_few() -> None:
     assert not np.array_equal(one, other)
 
 
+# The kernel -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["auto", "generic"])
+@pytest.mark.parametrize("n", [0, 1, 63, 2500])
+def test_each_row_is_in_the_sums_of_its_nearest_centre(n: int, implementation: str) -> None:
+    """Far from 0, with centres that coincide, and rows that are hidden or not finite; 2500 rows are several parts."""
+    rng = np.random.default_rng(0)
+    x, centres, values = rng.standard_normal((n, 5)) + 1000, rng.standard_normal((7, 5)) + 1000, rng.random((n, 2))
+    centres[4] = centres[2]
+    mask = np.arange(n) % 5 > 0
+    x[7::11, 2], x[8::11, 0] = np.nan, -np.inf
+    index, count, total, summed = nearest(x, centres, values, key_mask=mask, implementation=implementation)
+    own = np.nan_to_num(((x[:, None] - centres) ** 2).sum(axis=-1), posinf=0).argmin(axis=1)
+    own[~mask | ~np.isfinite(x).all(axis=1)] = -1
+    assert np.array_equal(index, own)
+    assert 4 not in own
+    for c in range(7):
+        assert count[c] == (own == c).sum()
+        assert np.allclose(total[c], x[own == c].sum(axis=0), rtol=1e-13)
+        assert np.allclose(summed[c], values[own == c].sum(axis=0), rtol=1e-13)
+    assert len(nearest(x, centres, None)) == 3
+
+
+def test_sums_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, centres = np.random.default_rng(0).standard_normal((5000, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
+    found = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(nearest(x, centres, x))
+    for one, two in zip(*found, strict=True):
+        assert np.array_equal(one, two)
+
+
 # Clusters -------------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +157,21 @@ def test_the_key_that_all_attend_to_has_a_cluster_of_its_own() -> None:
     means, _, counts, _ = find_clusters(xp, k, None, 16, iterations=5, seed=0, toward=np.eye(16)[:1])
     alone = np.abs(means - k[1234]).max(axis=-1) < 1e-12
     assert counts[alone, 0].tolist() == [1]
+
+
+@pytest.mark.parametrize("strength", [0.1, 3.0])
+def test_keys_begin_centres_where_most_of_the_attention_goes_to_them(strength: float) -> None:
+    """Then the three keys nearest to the mean query are centres after no iteration but the last pass."""
+    rng = np.random.default_rng(0)
+    k, toward = rng.standard_normal((500, 4)), strength * np.ones((1, 4))
+    order = np.argsort(-(k @ toward[0]))[:3]
+    weights = np.exp(k @ toward[0])
+    share = weights[order].sum() / weights.sum()
+    found = [find_clusters(xp, k, None, 6, iterations=0, seed=0, **x) for x in (
+        {}, {"toward": toward}, {"toward": toward, "share": 0.4})]  # fmt: skip
+    assert (share > 0.4) == (strength == 3)
+    assert relative_error(found[1].means, found[0].means) > 0.1
+    assert np.array_equal(found[2].means, found[1 if strength == 3 else 0].means)
 
 
 def test_equal_keys() -> None:

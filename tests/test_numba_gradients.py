@@ -78,17 +78,18 @@ def check(got: Any, expected: list[np.ndarray], dtype: str) -> None:
         assert np.abs(x - want).max() <= TOLERANCE[dtype] * max(np.abs(want).max(), largest / 100)
 
 
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("form", ["plain", "centred", "directions of each head"])
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", SIZES)
-def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: str, centred: bool) -> None:
+def test_gradient_of_feature_product(size: tuple[int, ...], dtype: str, mask: str, form: str) -> None:
     heads, shared, n, n_kv, d, d_v, m = size
+    of_keys = (heads, d, m) if form == "directions of each head" else (d, m)
     q, k, v, keys, grad, *center = draw(
-        dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (d, m), (heads, n, d_v), (1, d), (shared, 1, d)
+        dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), of_keys, (heads, n, d_v), (1, d), (shared, 1, d)
     )
     keys = keys * np.dtype(dtype).type(d**-0.25)
-    phi = exponential(keys, -keys[:, ::-1], -(d**-0.5), (center[0], center[1]) if centred else None)
+    phi = exponential(keys, -keys[..., ::-1], -(d**-0.5), (center[0], center[1]) if form == "centred" else None)
     some = np.random.default_rng(1).random((shared, n_kv)) < 0.6
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
     got = gradients(compiled_calls.product(q, k, v, phi=phi, key_mask=seen, save=True), phi, grad)
@@ -198,6 +199,7 @@ CALLS = {
     "causal": ("favor", {"num_features": 12, "causal": True}, (2, 4, 140, 8), (2, 1, 150, 8)),
     "causal linear": ("linear", {"causal": True}, (2, 4, 140, 8), (2, 1, 90, 8)),
     "centred": ("favor", {"num_features": 12, "center": True}, (2, 4, 40, 8), (2, 1, 50, 8)),
+    "derf": ("favor", {"num_features": 12, "features": "derf"}, (2, 4, 40, 8), (2, 2, 50, 8)),
     "few keys": ("exact", {}, (2, 4, 4200, 64), (2, 2, 40, 64)),
     "few queries": ("exact", {}, (2, 4, 40, 64), (2, 2, 4200, 64)),
     "nystrom": ("nystrom", {"num_landmarks": 30}, (1, 4, 5000, 64), (1, 2, 5000, 64)),

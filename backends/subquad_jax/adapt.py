@@ -220,4 +220,5 @@ def _gradient_of_generic(compiled: Compiled, static: Static) -> Callable[[Arrays
 
 
 def _conj(tree: Any) -> Any:
-    return jax.tree.map(jnp.conj, tree)
+    """The conjugates; the cotangent of an array of integers, float0, stays."""
+    return jax.tree.map(lambda x: x if x.dtype == jax.dtypes.float0 else jnp.conj(x), tree)

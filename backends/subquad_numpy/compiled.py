@@ -16,6 +16,7 @@ from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
+from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -23,6 +24,8 @@ from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
+from subquad_numpy.nearest import calls as nearest
+from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -177,6 +180,18 @@ def _intervals(call: Call) -> str | None:
     return f"it counts up to {MOST_PLACES} keys" if max(q.shape[-2], k.shape[-2]) > MOST_PLACES else None
 
 
+def _some_centre(call: Call) -> str | None:
+    # the reason to decline a call without rows or centres, or None
+    x, centres = call.arrays[:2]
+    return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
+
+
+def _some_cluster(call: Call) -> str | None:
+    # the reason to decline calls without queries or clusters, or None
+    q, means = call.arrays[0], call.arrays[4]
+    return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -229,6 +244,20 @@ COMPILED: dict[str, Compiled] = {
             hashed.hashed_attention_backward,
             of_block_attention.launch_hashed,
             of_block_attention.launch_hashed_backward,
+        ),
+        Compiled(
+            "nearest",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_centre),
+            nearest.nearest,
+            nearest.nearest_backward,
+            of_nearest.launch,
+            of_nearest.launch_backward,
+            unaided=frozenset({0, 1}),
+        ),
+        Compiled(
+            "clustered_attention",
+            Accepts(dtypes=REAL, options=frozenset({"always", "reach"}), needs=_NUMBA, also=_some_cluster),
+            clustered.clustered_attention,
         ),
         Compiled(
             "selective_scan",

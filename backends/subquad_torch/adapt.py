@@ -40,7 +40,8 @@ Reason = Callable[[Call], str | None]
 SYMBOLS = (torch.SymInt, torch.SymFloat)
 NUMBERS = (int, float, *SYMBOLS)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-DTYPES = {np.dtype(name): getattr(torch, name) for name in ("float32", "float64", "complex64", "complex128", "bool")}
+MADE = ("float32", "float64", "complex64", "complex128", "int32", "bool")
+DTYPES = {np.dtype(name): getattr(torch, name) for name in MADE}  # of outputs
 
 
 @dataclass(frozen=True)

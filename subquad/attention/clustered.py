@@ -12,14 +12,23 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from subquad.attention.call import AttentionCall
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, query_metric, summarize_clusters
+from subquad.attention.clustered_stream import CLUSTERED_STATE, step
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, summarize_clusters
 from subquad.attention.method import Method
+from subquad.attention.query_metric import (
+    counted_rows,
+    metrics_of_chunks,
+    pooled,
+    query_metric,
+    second_moment,
+    with_own_keys,
+)
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import SIZE, near_blocks
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_count, check_seed
-from subquad.core.shapes import broadcast_batch
+from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.visibility import plain_sight
@@ -90,6 +99,7 @@ class Clustered(Method):
 
     restrictions = frozenset({"segments", "return_lse"})
     reads = frozenset({"return_lse"})
+    state = CLUSTERED_STATE
 
     cluster_size: int = 16
     opened: int = 16
@@ -111,65 +121,95 @@ class Clustered(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, q, n, n_kv = call.xp, call.q, call.q.shape[-2], call.k.shape[-2]
-        place, start, stop = plain_sight(xp, q, n, n_kv)
+        xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
+        place, start, stop = plain_sight(xp, call.q, n, n_kv)
         if n == 0 or n_kv == 0:
-            nothing = q, call.k, call.v, start, stop, *[None] * 7
-            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
+            return self._read_keys(call, start, stop, None)
         if call.causal:
-            start, stop = xp.maximum(place, xp.zeros_like(place)) // self.chunk * self.chunk, place + 1
-            sides = self.chunk - 1, 0
-        else:
-            start, stop, sides = place - self.window, place + self.window + 1, (self.window, self.window)
-        near = block_attention(
-            q, call.k, call.v, start, stop, near_blocks(call, *sides), *[None] * 6, scale=call.scale, size=SIZE,
-            key_mask=call.key_mask, implementation=self.implementation,
-        )  # fmt: skip
-        if call.causal and n_kv <= self.chunk:
-            return near
-        call = _with_own_keys(call)
-        sinks = min(self.num_sinks, n_kv)
-        always = -(-sinks // self.cluster_size)
-        if call.causal:
-            found, of_rows = self._of_chunks(call, sinks), (None, None, None)
-            per_chunk = -(-self.chunk // self.cluster_size)
-            before = place // self.chunk
-            seen = xp.where(before > 0, before * per_chunk + always, 0)
-        else:
-            found, cluster_of = self._of_all(call, sinks)
-            of_rows = found.order, place, cluster_of
-            seen = xp.zeros_like(place) + found.counts.shape[-1]
+            near, chunks = self.own_chunk(call, place), (n_kv - 1) // self.chunk
+            if chunks == 0:
+                return near
+            own = with_own_keys(call)
+            found = self.close_chunks(own, metrics_of_chunks(own, chunks, self.chunk), begins=True)
+            return self.past_chunks(own, found, place // self.chunk, near)
+        blocks = near_blocks(call, self.window, self.window)
+        near = self._read_keys(call, place - self.window, place + self.window + 1, blocks)
+        call = with_own_keys(call)
+        found, cluster_of = self._of_all(call)
+        stop = xp.zeros_like(place) + found.counts.shape[-1]
+        return self.read(call, found, stop, near, (found.order, place, cluster_of))
+
+    def _step(self, call: AttentionCall) -> tuple[Array, State]:
+        return step(self, call)
+
+    @property
+    def clusters_of_sinks(self) -> int:
+        """How many clusters the sinks fill."""
+        return -(-self.num_sinks // self.cluster_size)
+
+    @property
+    def clusters_of_chunk(self) -> int:
+        """How many clusters a chunk has."""
+        return -(-self.chunk // self.cluster_size)
+
+    def own_chunk(self, call: AttentionCall, place: Array) -> tuple[Array, Array]:
+        """(out, lse) of causal rows over the keys of their own chunk, which begins at a multiple of `chunk`."""
+        start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
+        return self._read_keys(call, start, place + 1, near_blocks(call, self.chunk - 1, 0))
+
+    def past_chunks(
+        self, call: AttentionCall, found: KeyClusters, before: Array, near: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """(out, lse) of causal rows over `near` and the clusters `found` of the chunks before, whose number is given."""
+        stop = call.xp.where(before > 0, before * self.clusters_of_chunk + self.clusters_of_sinks, 0)
+        return self.read(call, found, stop, near)
+
+    def read(
+        self, call: AttentionCall, found: KeyClusters, stop: Array, near: tuple[Array, Array],
+        of_rows: tuple[Array | None, ...] = (None, None, None),
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """(out, lse) over `near` and over the first `stop[i]` clusters, by the kernel."""
         order, place, cluster_of = of_rows
         return clustered_attention(
-            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, seen, place,
-            cluster_of, *near, scale=call.scale, opened=self.opened, always=always,
-            reach=0 if call.causal else self.window, implementation=self.implementation,
+            call.q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, stop, place,
+            cluster_of, *near, scale=call.scale, opened=self.opened,
+            always=min(self.clusters_of_sinks, found.counts.shape[-1]), reach=0 if order is None else self.window,
+            implementation=self.implementation,
         )  # fmt: skip
 
-    def _of_chunks(self, call: AttentionCall, sinks: int) -> KeyClusters:
-        """The clusters of all chunks but the last, each with Σ of the queries up to its end, and the sinks before."""
-        xp, chunk = call.xp, self.chunk
-        chunks = (call.k.shape[-2] - 1) // chunk
-        k, v, seen = (x[..., : chunks * chunk, :] for x in (call.k, call.v, _seen(call)[..., None]))
-        seen = seen[..., 0]
+    def _read_keys(
+        self, call: AttentionCall, start: Array, stop: Array, blocks: Array | None
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the keys within an interval."""
+        return block_attention(
+            call.q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE,
+            key_mask=call.key_mask, implementation=self.implementation,
+        )  # fmt: skip
+
+    def close_chunks(self, call: AttentionCall, metric: Array, *, begins: bool) -> KeyClusters:
+        """The clusters of the first chunks of the keys, each in its metric (..., chunks, d, d).
+
+        Before them are those of the sinks, if the keys are the first of the sequence.
+        """
+        xp, chunk, chunks = call.xp, self.chunk, metric.shape[-3]
+        k, v = (x[..., : chunks * chunk, :] for x in (call.k, call.v))
+        seen = _seen(call)[..., : chunks * chunk]
+        sinks = self.num_sinks if begins else 0
         clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
-        metrics, number = _metrics(call, chunks, chunk)
-        metric = xp.take(metrics, number, axis=-3)
         rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1]))
         held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
         order = find_order(xp, rows, metric, held, self.cluster_size, self.seed, self.implementation)
-        first = xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
-        order = xp.reshape(order + first, (*order.shape[:-2], -1))
+        order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
         counts = counts_of(xp, held, self.cluster_size)
-        counts = xp.reshape(counts, (*counts.shape[:-2], -1))
+        order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
         return self._with_sinks(xp, k, v, seen, sinks, order, counts)
 
-    def _of_all(self, call: AttentionCall, sinks: int) -> tuple[KeyClusters, Array]:
-        """The clusters of all keys, and the cluster of each key."""
+    def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
+        """The clusters of all keys, and the cluster of each key, −1 for none."""
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
-        seen = _seen(call)
+        seen, sinks = _seen(call), min(self.num_sinks, n)
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        metric = query_metric(xp, _moment(call, slice(None)))
+        metric = query_metric(xp, pooled(xp, second_moment(xp, call.q, counted_rows(call)), k))
         order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
         cluster_of = xp.astype(xp.argsort(order[..., :n], axis=-1), xp.int32) // size + -(-sinks // size)
         found = self._with_sinks(xp, k, call.v, seen, sinks, order, counts_of(xp, clustered, size))
@@ -195,50 +235,9 @@ class Clustered(Method):
         return summarize_clusters(xp, k, v, order, counts, size)
 
 
-def _with_own_keys(call: AttentionCall) -> AttentionCall:
-    """The call with keys that no two items share, apart from heads (axis −3): clusters depend on the queries."""
-    xp, k, mask = call.xp, call.k, call.key_mask
-    of_mask = () if mask is None else mask.shape[:-1]
-    batch = broadcast_batch(q=call.q.shape[:-2], k=k.shape[:-2], mask=of_mask)
-    if batch:
-        batch = (*batch[:-1], *(broadcast_batch(k=k.shape[-3:-2], mask=of_mask[-1:]) or (1,)))
-    return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
-
-
 def _seen(call: AttentionCall) -> Array:
     """Whether each key is visible, (..., n_kv), of the batch of keys."""
     xp, k = call.xp, call.k
     if call.key_mask is None:
         return xp.ones(k.shape[:-1], dtype=xp.bool, device=place_of(k))
     return xp.broadcast_to(call.key_mask, k.shape[:-1])
-
-
-def _moment(call: AttentionCall, rows: slice) -> Array:
-    """Σ q qᵀ over some rows, (..., d, d), of the batch of keys: heads that share keys are added up."""
-    xp, q = call.xp, call.q[..., rows, :]
-    if call.key_mask is not None and call.q.shape[-2] == call.k.shape[-2]:
-        q = xp.where(call.key_mask[..., rows][..., None], q, 0.0)
-    moment = xp.matrix_transpose(q) @ q
-    if moment.ndim > 2 and moment.shape[-3] > 1 and call.k.shape[-3:-2] in ((), (1,)):
-        moment = xp.sum(moment, axis=-3, keepdims=True)
-    return moment
-
-
-def _metrics(call: AttentionCall, chunks: int, chunk: int) -> tuple[Array, Array]:
-    """(the metrics (..., r, d, d) of a causal call, which of them each chunk has).
-
-    They are renewed whenever the number of chunks has grown by a third to a half.
-    """
-    xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
-    moments: list[Array] = []
-    number: list[int] = []
-    first = 0
-    for c in range(chunks):
-        if c < 4 or c % 2 ** (c.bit_length() - 2) == 0:
-            last = min(max((c + 1) * chunk - ahead, first), n)
-            part = _moment(call, slice(first, last))
-            moments.append(moments[-1] + part if moments else part)
-            first = last
-        number.append(len(moments) - 1)
-    index = xp.asarray(number, dtype=xp.int32, device=place_of(call.k))
-    return query_metric(xp, xp.stack(moments, axis=-3)), index

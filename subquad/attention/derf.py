@@ -10,10 +10,10 @@ This is importance sampling: FAVOR+ draws u from N(0, I), here it comes from N(0
 densities. It is the dense-exponential feature ωᵀAω + ωᵀBx + xᵀCx + log D of Likhosherstov et al. with A = (I − B²)/4,
 C = −I/2 and D = det(B)^½. What depends on neither ω nor the key cancels in attention, and log det B with it.
 
-    M    balances: M Σ_q M = M⁻¹ Σ_k M⁻¹ =: T. This is the square root of the geometric mean of Σ_q⁻¹ and Σ_k, and of all
-         maps that make Σ_q and Σ_k equal, the symmetric one.
-    B    minimises the mean logarithm of the second moment of φ_q φ_k in each eigendirection of S = E[(x + y)(x + y)ᵀ] = 2 T:
-         B² = (3 + 2 S + (1 + 12 S + 4 S²)^½) / 4, that is A = (1 − 2 S − ((1 + 2 S)² + 8 S)^½) / 16.
+    M    balances: M Σ_q M = M⁻¹ Σ_k M⁻¹ =: T. This is the square root of the geometric mean of Σ_q⁻¹ and Σ_k, and of
+         all maps that make Σ_q and Σ_k equal, the symmetric one.
+    B    minimises the mean logarithm of the second moment of φ_q φ_k in each eigendirection of S = 2 T, which is
+         E[(x + y)(x + y)ᵀ]: B² = (3 + 2 S + (1 + 12 S + 4 S²)^½) / 4, or A = (1 − 2 S − ((1 + 2 S)² + 8 S)^½) / 16.
 
 M and B are functions of Σ_q and Σ_k as matrices. No eigenvector enters alone, whose sign or, for equal eigenvalues,
 direction is another on each library. The covariances are shrunk by SHRINKAGE towards multiples of I, so that rows which
@@ -24,11 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from subquad.attention.call import ArrayOptions
+from subquad.attention.given_arrays import from_host
 from subquad.attention.means import mean_row
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.checks import check_given
 from subquad.core.loading import backend_of
 
 SHRINKAGE = 0.03  # share of the mean variance that is added to each: M is then precise in float32, B hardly wider
@@ -44,6 +47,42 @@ class Statistics(NamedTuple):
     spread: Array  # B
 
 
+MEANS = 2  # the first fields, which a user gives as (..., d)
+
+
+def check_statistics(statistics: Any, features: Any) -> None:
+    """Raise TypeError or ValueError unless the option `statistics` is None, or five arrays for "derf"."""
+    if statistics is None:
+        return
+    if features != "derf":
+        msg = f'statistics belong to features="derf"; features={features!r} would not read them'
+        raise ValueError(msg)
+    if not isinstance(statistics, tuple) or len(statistics) != len(Statistics._fields):
+        expected = f"a tuple of five arrays ({', '.join(Statistics._fields)}), as with_statistics makes it"
+        msg = f"statistics must be {expected}, got {statistics!r}"
+        raise TypeError(msg)
+    named = zip(Statistics._fields, statistics, strict=True)
+    check_given(**{f"statistics[{i}] ({name})": x for i, (name, x) in enumerate(named)})
+
+
+def given_statistics(xp: ModuleType, statistics: tuple[Array, ...] | None, like: Array) -> ArrayOptions:
+    """The option `statistics`, checked, in the library and dtype and on the device of `like`; constants."""
+    if statistics is None:
+        msg = "a state needs the same statistics for every chunk; fix them: method.with_statistics(q, k)"
+        raise ValueError(msg)
+    d, found = like.shape[-1], {}
+    for i, (name, x) in enumerate(zip(Statistics._fields, statistics, strict=True)):
+        x = from_host(xp, name, x, like)
+        tail = (d,) if i < MEANS else (d, d)
+        if tuple(x.shape[-len(tail) :]) != tail:
+            expected = ", ".join(map(str, tail))
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., {expected}) for q of {d} channels"
+            raise ValueError(msg)
+        x = backend_of(xp).constant(x)
+        found[name] = xp.expand_dims(x, axis=-2) if i < MEANS else x
+    return found
+
+
 def find_statistics(
     xp: ModuleType, q: Array, k: Array, q_mask: Array | None, k_mask: Array | None, scale: float
 ) -> Statistics:
@@ -55,13 +94,26 @@ def find_statistics(
     one = xp.ones_like(q_size)
     both_spread = (q_size > 0) & (k_size > 0)
     ratio = xp.where(both_spread, k_size / xp.where(q_size > 0, q_size, one), one)  # of lengths: the root of M
-    root = _function(xp, q_shape, lambda x: x**0.5)
-    inverse = _function(xp, q_shape, lambda x: x**-0.5)
-    mean = inverse @ _function(xp, root @ k_shape @ root, lambda x: x**0.5) @ inverse  # Σ_q⁻¹ # Σ_k
-    q_map, k_map = (_function(xp, mean, lambda x, power=power: x**power) for power in (0.5, -0.5))
+    root, inverse = _functions(xp, q_shape, _root, _inverse_root)
+    (middle,) = _functions(xp, root @ k_shape @ root, _root)
+    q_map, k_map = _functions(xp, inverse @ middle @ inverse, _root, _inverse_root)
     both = (2 * abs(scale)) * q_size * k_size * (q_map @ q_shape @ q_map)
-    spread = _function(xp, both, lambda s: ((3 + 2 * s + (1 + 12 * s + 4 * s * s) ** 0.5) / 4) ** 0.5)
+    (spread,) = _functions(xp, both, _best_spread)
     return Statistics(q_mean, k_mean, q_map * ratio**0.5, k_map / ratio**0.5, spread)
+
+
+def _root(x: Array) -> Array:
+    return x**0.5
+
+
+def _inverse_root(x: Array) -> Array:
+    return x**-0.5
+
+
+def _best_spread(s: Array) -> Array:
+    # √B² of an eigenvalue s of S; 1 + 12 s + 4 s² in two factors, which do not overflow
+    low, high = 3 - 8**0.5, 3 + 8**0.5
+    return ((3 + 2 * s + (low + 2 * s) ** 0.5 * (high + 2 * s) ** 0.5) / 4) ** 0.5
 
 
 def directions(xp: ModuleType, found: Statistics, omega_t: Array, scale: float) -> tuple[Array, Array]:
@@ -104,13 +156,13 @@ def _covariance(xp: ModuleType, x: Array, mean: Array, mask: Array | None) -> tu
     return xp.where(spread, size, xp.zeros_like(size)) ** 0.5, shape + SHRINKAGE * eye
 
 
-def _function(xp: ModuleType, symmetric: Array, function: Callable[[Array], Array]) -> Array:
-    """A function of a positive semidefinite matrix: of its eigenvalues, in the basis of its eigenvectors."""
+def _functions(xp: ModuleType, symmetric: Array, *functions: Callable[[Array], Array]) -> list[Array]:
+    """Functions of a positive semidefinite matrix: of its eigenvalues, in the basis of its eigenvectors."""
     symmetric = (symmetric + xp.matrix_transpose(symmetric)) / 2
     values, vectors = xp.linalg.eigh(symmetric)
     least = float(xp.finfo(values.dtype).eps)  # of rounding, which may leave them below 0
-    values = function(xp.where(values > least, values, xp.full_like(values, least)))
-    return (vectors * values[..., None, :]) @ xp.matrix_transpose(vectors)
+    values = xp.where(values > least, values, xp.full_like(values, least))
+    return [(vectors * f(values)[..., None, :]) @ xp.matrix_transpose(vectors) for f in functions]
 
 
 def _below(xp: ModuleType, x: Array, row: Array) -> Array:

@@ -25,22 +25,28 @@ from typing import Any
 import numpy as np
 
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
-from subquad.attention.derf import Statistics, directions, find_statistics, mapped_keys, mapped_queries
+from subquad.attention.derf import (
+    Statistics,
+    check_statistics,
+    directions,
+    find_statistics,
+    given_statistics,
+    mapped_keys,
+    mapped_queries,
+)
 from subquad.attention.feature_method import FeatureMethod, Mapped
+from subquad.attention.given_arrays import from_host
 from subquad.attention.means import mean_row, self_attention_mask
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import (
-    check_arrays,
     check_choice,
     check_count,
-    check_floating,
     check_given,
     check_number,
     check_positive,
     check_seed,
 )
-from subquad.core.dtypes import cast
 from subquad.core.loading import backend_of
 from subquad.kernels.feature_map import Elementwise, Exponential, FeatureMap, Trigonometric
 from subquad.random import PROJECTIONS, draw_omega
@@ -49,7 +55,6 @@ from subquad.registry import register
 Host = np.ndarray[Any, Any]
 SOFTMAX_FEATURES = ("positive", "hyperbolic", "trigonometric", "derf")
 FEATURES = (*SOFTMAX_FEATURES, "relu")
-MEANS = 2  # the first fields of `Statistics`, which are rows
 
 
 @register(
@@ -99,13 +104,14 @@ class Favor(FeatureMethod):
     exp(‖q + k‖²/√d)/m: good for small logits, useless for peaked attention. O(n m (d + d_v)) operations, O(m d_v) extra
     memory. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
 
-    With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y) without bias by
+    With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y)/det B, without bias, by
 
-        φ(x) = exp(u·x − |x|²/2 + (|ω|² − |u|²)/2),    φ(y) = exp(u·y − |y|²/2),
+        φ(x) = exp(u·x − ‖x‖²/2 + (‖ω‖² − ‖u‖²)/2),    φ(y) = exp(u·y − ‖y‖²/2),
 
     times exp(s q̄·(k − k̄)) for centring. M makes the covariances of x and y equal, T; B² = (3 + 2 S + (1 + 12 S +
-    4 S²)^½)/4 with S = 2 T minimises the mean log variance in each eigendirection of T ([2]_, [3]_, there A = (I − B²)/4).
-    This adds O(n d² + d³) operations, a copy of q and of k, and features of keys for each query head.
+    4 S²)^½)/4 with S = 2 T minimises the mean log variance in each eigendirection of T ([2]_, [3]_; their A is
+    (I − B²)/4). This adds O(n d² + m d² + d³) operations, a copy of q and of k, and features of keys for each query
+    head.
 
     References
     ----------
@@ -159,7 +165,7 @@ class Favor(FeatureMethod):
         if self.center is not False and self.features == "derf":
             msg = 'features="derf" is centred by its statistics; leave center out'
             raise ValueError(msg)
-        self._check_statistics()
+        check_statistics(self.statistics, self.features)
         if check_number("kernel_epsilon", self.kernel_epsilon) != 0:
             check_positive("kernel_epsilon", self.kernel_epsilon)
             if self.features in SOFTMAX_FEATURES:
@@ -213,14 +219,14 @@ class Favor(FeatureMethod):
             msg = f'features={self.features!r} without center has no statistics; take features="derf" or center=True'
             raise ValueError(msg)
         call = enter(None, {"q": q, "k": k, "v": k}, key_mask=key_mask, scale=scale)
+        unfold = call.arrangement.heads.unfold
         with call.computing():
             if self.features == "derf":
-                found: tuple[Array, ...] = self._find_statistics(call)
-            else:
-                found = replace(self, center=True)._center(call)
-        found = tuple(map(call.arrangement.heads.unfold, found))
-        found = tuple(x[..., 0, :] if i < MEANS else x for i, x in enumerate(found))
-        return replace(self, **{"statistics" if self.features == "derf" else "center": found})
+                found = self._find_statistics(call)
+                q_mean, k_mean, *maps = map(unfold, found)
+                return replace(self, statistics=(q_mean[..., 0, :], k_mean[..., 0, :], *maps))
+            q_mean, k_mean = map(unfold, replace(self, center=True)._center(call))
+            return replace(self, center=(q_mean[..., 0, :], k_mean[..., 0, :]))
 
     def _prepare(self, call: AttentionCall) -> AttentionCall:
         if self.features != "derf":
@@ -281,20 +287,6 @@ class Favor(FeatureMethod):
             raise NotImplementedError(msg)
         return find_statistics(call.xp, call.q, call.k, self_attention_mask(call), call.key_mask, call.scale)
 
-    def _check_statistics(self) -> None:
-        """Raise TypeError or ValueError unless the option `statistics` fits the others and is a tuple of five arrays."""
-        if self.statistics is None:
-            return
-        if self.features != "derf":
-            msg = f'statistics belong to features="derf"; features={self.features!r} would not read them'
-            raise ValueError(msg)
-        if not isinstance(self.statistics, tuple) or len(self.statistics) != len(Statistics._fields):
-            expected = f"a tuple of five arrays ({', '.join(Statistics._fields)}), as with_statistics makes it"
-            msg = f"statistics must be {expected}, got {self.statistics!r}"
-            raise TypeError(msg)
-        named = zip(Statistics._fields, self.statistics, strict=True)
-        check_given(**{f"statistics[{i}] ({name})": x for i, (name, x) in enumerate(named)})
-
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
         if self.features == "derf":
             return streaming or self.statistics is not None
@@ -302,36 +294,19 @@ class Favor(FeatureMethod):
 
     def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
         if self.features == "derf":
-            return self._given_statistics(xp, like)
+            return given_statistics(xp, self.statistics, like)
         if self.center is True:
             msg = "a state needs the same center for every chunk; pass center=(q_mean, k_mean)"
             raise ValueError(msg)
         assert isinstance(self.center, tuple)
         pair = {}
         for name, x in zip(("q_mean", "k_mean"), self.center, strict=True):
-            x = _from_host(xp, name, x, like)
+            x = from_host(xp, name, x, like)
             if x.ndim == 0 or x.shape[-1] != like.shape[-1]:
                 msg = f"{name} has shape {tuple(x.shape)}, expected ({like.shape[-1]},) or (..., {like.shape[-1]})"
                 raise ValueError(msg)
             pair[name] = xp.expand_dims(x, axis=-2)
         return pair
-
-    def _given_statistics(self, xp: ModuleType, like: Array) -> ArrayOptions:
-        """The option `statistics`, checked, in the library and dtype and on the device of `like`; constants."""
-        if self.statistics is None:
-            msg = "a state needs the same statistics for every chunk; fix them: method.with_statistics(q, k)"
-            raise ValueError(msg)
-        d, found = like.shape[-1], {}
-        for i, (name, x) in enumerate(zip(Statistics._fields, self.statistics, strict=True)):
-            x = _from_host(xp, name, x, like)
-            tail = (d,) if i < MEANS else (d, d)
-            if tuple(x.shape[-len(tail) :]) != tail:
-                expected = ", ".join(map(str, tail))
-                msg = f"{name} has shape {tuple(x.shape)}, expected (..., {expected}) for q of {d} channels"
-                raise ValueError(msg)
-            x = backend_of(xp).constant(x)
-            found[name] = xp.expand_dims(x, axis=-2) if i < MEANS else x
-        return found
 
     def _drawing(self, d: int) -> tuple[str, int, int, int]:
         """The arguments (projection, m, d, seed) of `subquad.draw_omega`, with defaults filled in."""
@@ -349,7 +324,7 @@ class Favor(FeatureMethod):
     def _given_omega(self, xp: ModuleType, like: Array) -> Array:
         """The option `omega`, checked, in the library and dtype and on the device of `like`."""
         d = like.shape[-1]
-        omega = _from_host(xp, "omega", self.omega, like)
+        omega = from_host(xp, "omega", self.omega, like)
         if omega.ndim != 2 or omega.shape[1] != d or omega.shape[0] == 0:
             msg = f"omega has shape {tuple(omega.shape)}, expected (m, {d}): one row per feature, as wide as q"
             raise ValueError(msg)
@@ -386,13 +361,3 @@ def _drawn_weights(
     """
     omega = draw_omega(projection, m, d, seed).astype(f"float{bits}")
     return _weights(np, omega.T, scale, twice)
-
-
-def _from_host(xp: ModuleType, name: str, x: Array, like: Array) -> Array:
-    """`x`, of NumPy or of the library of `like`, as an array in the library and dtype and on the device of `like`."""
-    from_host = isinstance(x, np.ndarray) and not isinstance(like, np.ndarray)
-    own = check_arrays(**({} if from_host else {"q": like}), **{name: x})
-    check_floating(own, **{name: x})
-    if from_host:
-        return xp.asarray(x.astype(f"float{xp.finfo(like.dtype).bits}"), dtype=like.dtype, device=place_of(like))
-    return cast(xp, x, like.dtype)

@@ -17,7 +17,7 @@ from typing import Any
 
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes, enter
 from subquad.attention.convolution import add_convolution
-from subquad.attention.kmeans import Clusters, find_clusters
+from subquad.attention.kmeans import MOST, Clusters, find_clusters
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
 from subquad.attention.means import mean_row, self_attention_mask
 from subquad.attention.method import Method
@@ -93,13 +93,13 @@ class Nystrom(Method):
     -----
     `causal=True` raises NotImplementedError, because a landmark mixes rows of all positions. The output is not a convex
     combination of values: large entries of A⁺ make single rows large. `summarize` and `attend` need landmarks that are
-    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `softmax_attention`, `iterative_pinv`, and
-    `feature_summarize` in `summarize`.
+    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `softmax_attention`, `iterative_pinv`,
+    `nearest` with "kmeans", and `feature_summarize` in `summarize`.
 
     "kmeans" compares m centres with the 8 m rows of the sample, `kmeans_iterations` times, and with all rows once
-    [2]_. Half of the centres of the keys begin at those of the largest logits to the mean query. Clusters are the same
-    on every library as long as no row lies between two centres to rounding, and they are constant for gradients, which
-    flow through the means.
+    [2]_. Half of the centres of the keys begin at those of the largest logits to the mean query, if these have more
+    than two fifths of its attention, or with "ridge-fit". Clusters are the same on every library as long as no row lies
+    between two centres to rounding, and they are constant for gradients, which flow through the means.
 
     "ridge-fit" reads keys through clusters with means μ, sizes c and mean values v̄, and keeps no state::
 
@@ -347,7 +347,7 @@ class Nystrom(Method):
             return segment_means(xp, v, mask, self._m())[0]
         return self._choose(xp, v, mask)[0]
 
-    def _clusters(self, xp: ModuleType, x: Array, mask: Array | None, **others: Array) -> Clusters:
+    def _clusters(self, xp: ModuleType, x: Array, mask: Array | None, **others: Any) -> Clusters:
         iterations, seed = self.kmeans_iterations or 5, self.seed or 0
         return find_clusters(xp, x, mask, self._m(), iterations=iterations, seed=seed, **others)
 
@@ -364,7 +364,8 @@ class Nystrom(Method):
         xp, q_mask = call.xp, self._rows_of_landmarks(call, query_mask)
         q_land, q_valid = self._choose_queries(call, q_mask)
         if self.landmarks == "kmeans":
-            found = self._clusters(xp, call.k, call.key_mask, toward=mean_row(xp, call.q, q_mask) * call.scale)
+            toward = mean_row(xp, call.q, q_mask) * call.scale
+            found = self._clusters(xp, call.k, call.key_mask, toward=toward, share=MOST)
             return q_land, q_valid, found.means, found.valid
         return q_land, q_valid, *self._choose(xp, call.k, call.key_mask)
 

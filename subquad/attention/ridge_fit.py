@@ -85,13 +85,18 @@ def _solve(xp: ModuleType, F: Array, missing: Array, ridge: float | Array, *, re
     gives back the digits that the square has lost (Björck, 1987, "corrected seminormal equations").
     """
     F_t, eye = xp.matrix_transpose(F), xp.eye(F.shape[-1], dtype=F.dtype, device=place_of(F))
-    g = xp.sum(F * F, axis=(-2, -1), keepdims=True) / F.shape[-1]
-    strength = ridge * xp.where(g == 0, 1.0, g)
+    strength = ridge * _mean_square(xp, F)
     inverse = xp.linalg.inv(F_t @ F + strength * eye)
     delta = inverse @ (F_t @ missing)
     for _ in range(refine):
         delta = delta + inverse @ (F_t @ (missing - F @ delta) - strength * delta)
     return delta
+
+
+def _mean_square(xp: ModuleType, F: Array) -> Array:
+    """g, the mean of the diagonal of FᵀF, (..., 1, 1); 1 where it is 0."""
+    g = xp.sum(F * F, axis=(-2, -1), keepdims=True) / F.shape[-1]
+    return xp.where(g == 0, 1.0, g)
 
 
 def _best(xp: ModuleType, F: Array, missing: Array) -> Array:
@@ -100,9 +105,14 @@ def _best(xp: ModuleType, F: Array, missing: Array) -> Array:
     held = index % HELD_OUT == min(HELD_OUT, F.shape[-2]) - 1
     kept_F, kept = xp.where(held, 0.0, F), xp.where(held, 0.0, missing)
     strengths = xp.asarray(LAMBDAS, dtype=F.dtype, device=place_of(F))
+    # one decomposition FᵀF = U Λ Uᵀ serves all λ: Δ = U (Λ + λ g I)⁻¹ Uᵀ Fᵀ (O − F v̄)
+    squares, axes = xp.linalg.eigh(xp.matrix_transpose(kept_F) @ kept_F)
+    g = _mean_square(xp, kept_F)
+    turned, along = F @ axes, xp.matrix_transpose(axes) @ (xp.matrix_transpose(kept_F) @ kept)
     errors = []
     for i in range(len(LAMBDAS)):
-        off = xp.where(held, missing - F @ _solve(xp, kept_F, kept, LAMBDAS[i]), 0.0)
+        shrunk = along / (xp.where(squares > 0, squares, 0.0)[..., None] + LAMBDAS[i] * g)
+        off = xp.where(held, missing - turned @ shrunk, 0.0)
         errors.append(xp.sum(off * off, axis=(-2, -1)))
     best = xp.argmin(xp.stack(errors, axis=-1), axis=-1)
     chosen = xp.take(strengths, xp.reshape(best, (-1,)), axis=0)

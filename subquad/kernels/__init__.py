@@ -10,6 +10,7 @@ from subquad.kernels.feature_attention import feature_attend, feature_step, feat
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
+from subquad.kernels.nearest import nearest
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -23,6 +24,7 @@ __all__ = [
     "hashed_attention",
     "iterative_pinv",
     "linear_scan",
+    "nearest",
     "selective_scan",
     "softmax_attention",
 ]

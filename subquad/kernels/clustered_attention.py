@@ -49,7 +49,8 @@ def clustered_attention(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) to opened clusters and to the centroids of others, and its log-sum-exp (..., n).
 
-        k, v                     (..., C · size, ·)   the keys and values of each cluster, one cluster after the other
+        k                        (..., C · d, size)   the keys of each cluster as columns, one cluster after the other
+        v                        (..., C · size, d_v)   the values of each cluster as rows
         means, spread            (..., C, d)          mean and variance of the keys of a cluster
         mean_values, counts      (..., C, d_v), (..., C)   mean of its values, and how many of its places hold a key,
                                                       int32: the first ones
@@ -69,7 +70,7 @@ def clustered_attention(
         q, k, v, order, means, spread, mean_values, counts, stop, place, cluster_of, before_out, before_lse,
         scale=scale, opened=opened, always=always,
     )  # fmt: skip
-    batch, size = out.shape[:-2], k.shape[-2] // max(clusters, 1)
+    batch, size = out.shape[:-2], k.shape[-1]
     if clusters == 0 or n == 0 or 0 in batch:
         if before_out is not None and before_lse is not None:
             return xp.broadcast_to(before_out, out.shape), xp.broadcast_to(before_lse, lse.shape)
@@ -78,7 +79,11 @@ def clustered_attention(
     names = xp.arange(clusters, dtype=xp.int32, device=where)
     within = xp.arange(size, dtype=xp.int32, device=where)
     total = xp.astype(counts, q.dtype)
+    # what is not finite must reach the rows that see it and no others, gradients too: 0 · NaN is NaN
     finite = xp.all(xp.isfinite(mean_values), axis=-1, keepdims=True)
+    finite_keys = xp.all(xp.isfinite(means) & xp.isfinite(spread), axis=-1, keepdims=True)
+    means, spread = (xp.where(finite_keys, x, 0.0) for x in (means, spread))
+    columns = xp.reshape(k, (*k.shape[:-2], clusters, d * size))
     fine_values = xp.where(finite, mean_values, 0.0)
 
     def attend(_: None, q: Array, stop: Array, place: Any) -> tuple[None, Array]:
@@ -88,6 +93,7 @@ def clustered_attention(
         if place is not None and cluster_of is not None:
             left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
         seen = (names < stop) & (left > 0)
+        logits = xp.where(xp.matrix_transpose(finite_keys), logits, math.nan)
         weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
         found = _largest(xp, weight, names, stop, opened, always)
         is_open = seen & False
@@ -96,12 +102,15 @@ def clustered_attention(
         rest = xp.where(is_open, -math.inf, weight)
 
         index = xp.reshape(xp.where(found < 0, 0, found)[..., None] * size + within, (*found.shape[:-1], -1))
-        members_k, members_v = (gather_rows(xp, x, index, axes=2) for x in (k, v))
+        members_k = gather_rows(xp, columns, xp.where(found < 0, 0, found), axes=2)
+        members_k = xp.reshape(members_k, (*members_k.shape[:-1], d, size))
+        members_k = xp.where(found[..., None, None] < 0, 0.0, members_k)
+        members_v = gather_rows(xp, v, index, axes=2)
         member = xp.reshape(within < _gathered(xp, counts, found)[..., None], index.shape)
         if place is not None and order is not None:
             distance = gather_rows(xp, order[..., None], index, axes=2)[..., 0] - place
             member = member & ((distance > reach) | (distance < -reach))
-        exact = (members_k @ q[..., None])[..., 0]
+        exact = xp.reshape(q[..., None, None, :] @ members_k, index.shape)
         exact = xp.where(member, exact, -math.inf)
 
         both = xp.concat([exact, rest], axis=-1)
@@ -109,7 +118,6 @@ def clustered_attention(
         both = xp.exp(both - shift)
         denominator = xp.sum(both, axis=-1, keepdims=True)
         of_members, of_rest = both[..., : exact.shape[-1]], both[..., exact.shape[-1] :]
-        # 0 · NaN is NaN: a value that is not finite must reach the rows that see it and no others
         fine = xp.all(xp.isfinite(members_v), axis=-1)
         poison = xp.any(member & ~fine, axis=-1, keepdims=True)
         poison = poison | xp.any((rest > -math.inf) & ~xp.matrix_transpose(finite), axis=-1, keepdims=True)

@@ -38,7 +38,9 @@ def over_heads(
             return x
         if isinstance(x, tuple):
             parts = [f"{name}[{i}]" for i in range(len(x))]
-            return tuple(of_head(part if part in PER_HEAD else name, y, index) for part, y in zip(parts, x, strict=True))
+            return tuple(
+                of_head(part if part in PER_HEAD else name, y, index) for part, y in zip(parts, x, strict=True)
+            )
         tail = x.shape[x.ndim - PER_HEAD[name] :]
         if x.ndim - len(tail) >= 1 and batch and 1 < x.shape[-len(tail) - 1] < batch[-1]:
             x = np.repeat(x, batch[-1] // x.shape[-len(tail) - 1], axis=-len(tail) - 1)
@@ -278,7 +280,8 @@ def nystrom(
         elif landmarks == "kmeans":
             heavy = scale * q[rows].sum(axis=0) / max(rows.sum(), 1)
             q_land, _ = kmeans(q[rows], m, kmeans_iterations, seed)
-            k_land, members = kmeans(k[keep], m, kmeans_iterations, seed, heavy)
+            share = 0 if pinv == "ridge-fit" else 0.4
+            k_land, members = kmeans(k[keep], m, kmeans_iterations, seed, heavy, share)
             if pinv == "ridge-fit":
                 return ridge_fit(q, k[keep], v[keep], q_land, k_land, members, m, scale, ridge) + residual
         else:
@@ -292,10 +295,13 @@ def nystrom(
     return F @ (pseudo_inverse(A, pinv, iterations, rcond, ridge) @ (B @ v)) + residual
 
 
-def kmeans(x: Array, m: int, iterations: int, seed: int, heavy: Array | None = None) -> tuple[Array, Array]:
+def kmeans(
+    x: Array, m: int, iterations: int, seed: int, heavy: Array | None = None, share: float = 0
+) -> tuple[Array, Array]:
     """(means of the clusters of the rows of x, the cluster of each row); few rows are clusters of their own.
 
-    `heavy` is a direction: the m/2 rows that go farthest in it are the first centres of as many clusters.
+    `heavy` is a direction: the m/2 rows that go farthest in it are the first centres of as many clusters, if their
+    share of the exponentials is above `share`.
     """
     if len(x) <= m:
         return x, np.arange(len(x))
@@ -309,7 +315,10 @@ def kmeans(x: Array, m: int, iterations: int, seed: int, heavy: Array | None = N
 
     every = np.ones(len(x), dtype=bool)
     sample = x if len(x) <= 8 * m else uniform_rows(x, every, 8 * m, seed)
-    first = x[:0] if heavy is None else x[np.argsort(-(x @ heavy), kind="stable")[: m // 2]]
+    first = x[:0]
+    if heavy is not None:
+        order, weights = np.argsort(-(x @ heavy), kind="stable")[: m // 2], np.exp(x @ heavy - (x @ heavy).max())
+        first = x[order] if weights[order].sum() > share * weights.sum() else first
     centres = np.concatenate([first, segment_means(sample, np.ones(len(sample), dtype=bool), m - len(first))])
     sample = np.concatenate([first, sample])
     for _ in range(iterations):

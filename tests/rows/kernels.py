@@ -162,10 +162,25 @@ def clustered_attention(
         of_clusters = [x.reshape(*kv[:-1], count, size, -1) for x in (k, v)]
         means, mean_values = ((x * share).sum(axis=-2) for x in of_clusters)
         spread = ((of_clusters[0] - means[..., None, :]) ** 2 * share).sum(axis=-2)
-        return (rows, k, v, near[0], means, spread, mean_values, counts.astype(np.int32), stop.astype(np.int32),
+        columns = np.swapaxes(of_clusters[0], -1, -2).reshape(*kv[:-1], count * D, size)
+        return (rows, columns, v, near[0], means, spread, mean_values, counts.astype(np.int32), stop.astype(np.int32),
                 *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
 
     return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
+
+
+def nearest(
+    name: str, x: tuple[int, ...], centres: tuple[int, ...], *, d: int = D, values: tuple[int, ...] | None = None
+) -> Example:
+    """Rows, some of which are not finite where the name says so, and centres."""
+
+    def draw() -> Arrays:
+        rows, middles = normal((*x, d), (*centres, d))
+        if "finite" in name:
+            rows[..., 3, -1], rows[..., 5, 0] = np.nan, np.inf
+        return rows, middles, None if values is None else normal((*values, D_V), seed=4)[0]
+
+    return Example("nearest", name, draw, {}, {"key_mask": some_hidden(*x)})
 
 
 # name → map and its weights
@@ -173,6 +188,7 @@ PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
     "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
     "centred": (Exponential(D**-0.5), lambda: (*directions(), *normal((1, D), (2, 1, D), seed=5))),
     "elu": (Elu(0.7, -1.3), lambda: ()),
+    "directions of items": (Exponential(D**-0.5), lambda: tuple(normal((2, D, M), (2, D, M), seed=6))),
 }
 LANDMARKS = Exponential(0.0), lambda: (normal((2, D, M), seed=3)[0] / 3, None)  # of summaries alone
 
@@ -258,6 +274,11 @@ for example in [
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
     hashed_attention("more keys, avoid", (2, 2, 40), (2, 1, 90), rounds=2),
     hashed_attention("more rows", (90,), (40,), rounds=4),
+    nearest("rows", (2, 3, 70), (2, 3, 5)),
+    nearest("values", (2, 3, 40), (2, 1, 17), values=(2, 3, 40), d=16),
+    nearest("not finite", (2, 33), (40,), values=(33,), d=3),
+    nearest("many rows", (2, 2100), (2, 33), values=(2, 2100), d=37),
+    nearest("one row", (1,), (1,), d=1),
     *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
     *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
     balanced_tree(2, 70, size=4),
@@ -289,7 +310,9 @@ for example in [
 
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
-    keys, −∞, is 0."""
+    keys, −∞, is 0. Integers have no gradient, and are left out."""
+    if kernel == "nearest":
+        return outputs[2:]
     if kernel in ("block_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)

@@ -372,9 +372,9 @@ METHODS = [
     *OPTIONS,
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
+FITTED = ("favor-center", "favor-derf", "favor-derf-scale")  # to the queries and keys of each call
 # whose states sum up keys, and which process tokens one after the other
-STREAMING = [row for row in METHODS if has_own(row, "_summarize")
-             and row.name not in ("favor-center", "favor-derf", "favor-derf-scale") and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name not in FITTED and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
 STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and "global" not in row.name]
 
 
@@ -396,7 +396,7 @@ def named(*names: str) -> list[Row]:
 # one row of each way through the code, for properties that do not depend on options
 MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
-    *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-seed", "linear",
+    *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-derf", "favor-seed", "linear",
            "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
            "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "bigbird", "lsh", "clustered"),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from subquad.kernels.block_attention import outputs as outputs_of
 from subquad.kernels.hashed_attention import key_chunks
 from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
 from subquad_numpy.block_attention.calls import INTEGERS, NAMES, NO_ORDERS, cut_work, parts_of
-from subquad_numpy.runtime.launch import Launch, Run, threads_for
+from subquad_numpy.runtime.launch import Launch, Run, threads_for, to_shape
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
@@ -64,7 +64,7 @@ def launch_backward(
     of_outputs = {name: cast(xp, x, dtype) for name, x in given.items()}
     found = run(made, {**_operands(xp, arrays, static), **orders, **of_outputs})
     by = found["grad_q"], xp.sum(found["grad_k"], axis=0), xp.sum(found["grad_v"], axis=0)
-    summed = [_to_shape(xp, grad, tuple(x.shape)) for grad, x in zip(by, (q, k, v), strict=True)]
+    summed = [to_shape(xp, grad, tuple(x.shape)) for grad, x in zip(by, (q, k, v), strict=True)]
     return *summed, *[None] * (len(arrays) - 3)
 
 
@@ -76,16 +76,6 @@ def _operands(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) 
         **{name: given[name] for name in ("q", "k", "v", "mask")},
         **{name: cast(xp, given[name], xp.int32) for name in INTEGERS if name in given},
     }
-
-
-def _to_shape(xp: ModuleType, grad: Array, shape: tuple[int, ...]) -> Array:
-    """A gradient added up over the batch axes that an array of this shape lacks or has once."""
-    lacking = grad.ndim - len(shape)
-    axes = (
-        *range(lacking),
-        *(i + lacking for i, size in enumerate(shape) if size == 1 and grad.shape[i + lacking] != 1),
-    )
-    return xp.reshape(xp.sum(grad, axis=axes), shape) if axes else grad
 
 
 def launch_hashed(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from subquad.backend import Like
@@ -87,3 +88,13 @@ def threads_for(products: int) -> int:
     from subquad_numpy.runtime.threads import thread_count
 
     return 1 if products < SMALL else thread_count()
+
+
+def to_shape(xp: ModuleType, grad: Array, shape: tuple[int, ...]) -> Array:
+    """A gradient added up over the batch axes that an array of this shape lacks or has once."""
+    lacking = grad.ndim - len(shape)
+    axes = (
+        *range(lacking),
+        *(i + lacking for i, size in enumerate(shape) if size == 1 and grad.shape[i + lacking] != 1),
+    )
+    return xp.reshape(xp.sum(grad, axis=axes), shape) if axes else grad

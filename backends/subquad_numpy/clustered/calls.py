@@ -1,0 +1,82 @@
+"""Clustered attention on NumPy arrays, compiled: see `subquad_numpy.compiled.Compiled`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from subquad.kernels.clustered_attention import outputs
+from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
+
+Array = np.ndarray[Any, Any]
+NAMES = (
+    "q", "k", "v", "order", "means", "spread", "mean_values", "counts", "stop", "place", "cluster_of", "before_out",
+    "before_lse",
+)  # fmt: skip
+INTEGERS = frozenset({"order", "counts", "stop", "place", "cluster_of"})
+
+
+def axes_of(name: str) -> int:
+    """How many of the last axes of an array belong to one item."""
+    return 1 if name in INTEGERS or name == "before_lse" else 2
+
+
+def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, int], int, float]:
+    """(numbers of the argument record, tasks of an item, multiply-adds of an item)."""
+    from subquad_numpy.clustered.tiles import ROWS
+
+    given = dict(zip(NAMES, arrays, strict=True))
+    (n, d), d_v, clusters, size = (
+        given["q"].shape[-2:],
+        given["v"].shape[-1],
+        given["means"].shape[-2],
+        given["k"].shape[-1],
+    )
+    always, tasks = static.get("always", 0), -(-n // ROWS)
+    own = given["cluster_of"]
+    sizes = {
+        "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "clusters": clusters, "size": size,
+        "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "tasks": tasks,
+    }  # fmt: skip
+    keys = (always + static["opened"]) * size * (d + d_v) + clusters * (2 * d + d_v)
+    return sizes, tasks, float(n * keys)
+
+
+def _fix(name: str, x: Array) -> Fix:
+    if name in INTEGERS and x.dtype != np.int32:
+        return partial(np.ascontiguousarray, dtype=np.int32)
+    return fix_items(x, axes_of(name))
+
+
+def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+    """The output and the log-sum-exp of the kernel `clustered_attention`."""
+    from subquad_numpy.clustered.forward import FORWARD_RECORD, clustered_attention_kernel
+
+    of_out, of_lse = outputs(*arrays, **static)
+    dtype, sizes = arrays[0].dtype, cut_work(arrays, static)
+    numbers, tasks, products = sizes
+    fixes = [None if x is None else _fix(name, x) for name, x in zip(NAMES, arrays, strict=True)]
+
+    def ready(arrays: Sequence[Any]) -> list[Any]:
+        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
+
+    scale = np.array([static["scale"]], dtype)
+    examples = {name: x for name, x in zip(NAMES, ready(arrays), strict=True) if x is not None}
+    made = {"numbers": scale, "out": np.empty(of_out.shape, dtype), "lse": np.empty(of_lse.shape, dtype)}
+    batch = of_lse.shape[:-1]
+    run = Run(clustered_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, numbers | examples | made)
+
+    def clustered_attention(
+        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
+    ) -> tuple[tuple[Array, Array], None]:
+        out, lse = new(of_out.shape, dtype), new(of_lse.shape, dtype)
+        run((scale, *ready(arrays), out, lse), threads)
+        return (out, lse), None
+
+    return clustered_attention
+
+
+clustered_attention = Forms(_plan)

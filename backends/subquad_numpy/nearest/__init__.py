@@ -1,0 +1,1 @@
+"""The nearest of m centres, and the sums of the rows of each, compiled."""
