@@ -186,6 +186,11 @@ def _some_centre(call: Call) -> str | None:
     return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
 
 
+def _some_row(call: Call) -> str | None:
+    # the reason to decline calls without rows, or None
+    return "there is no row" if 0 in call.arrays[0].shape else None
+
+
 def _some_cluster(call: Call) -> str | None:
     # the reason to decline calls without queries or clusters, or None
     q, means = call.arrays[0], call.arrays[4]
@@ -253,6 +258,12 @@ COMPILED: dict[str, Compiled] = {
             of_nearest.launch,
             of_nearest.launch_backward,
             unaided=frozenset({0, 1}),
+        ),
+        Compiled(
+            "balanced_tree",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
+            clustered.balanced_tree,
+            unaided=frozenset({0}),
         ),
         Compiled(
             "clustered_attention",

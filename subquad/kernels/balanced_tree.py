@@ -76,7 +76,9 @@ def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
         if step < MEANS_STEPS:
             rank = xp.argsort(order, axis=-1)[..., None]
             low = seen * xp.astype(rank < half, x.dtype)
-            direction = xp.matrix_transpose(_mean(xp, x, seen - low) - _mean(xp, x, low))
+            high = seen - low
+            new = xp.matrix_transpose(_mean(xp, x, high) - _mean(xp, x, low))
+            direction = xp.where(xp.sum(high, axis=-2, keepdims=True) > 0, new, direction)
     return order
 
 
