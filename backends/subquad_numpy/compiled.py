@@ -17,6 +17,7 @@ from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
 from subquad_numpy.clustered import calls as clustered
+from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -263,12 +264,14 @@ COMPILED: dict[str, Compiled] = {
             "balanced_tree",
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
             clustered.balanced_tree,
+            launch=of_clustered.launch_tree,
             unaided=frozenset({0}),
         ),
         Compiled(
             "clustered_attention",
             Accepts(dtypes=REAL, options=frozenset({"always", "reach"}), needs=_NUMBA, also=_some_cluster),
             clustered.clustered_attention,
+            launch=of_clustered.launch,
         ),
         Compiled(
             "selective_scan",
