@@ -15,7 +15,7 @@ README = """Real queries, keys and values, float16, of the texts of asv_benchmar
 
 smol_{prose,code}_{tune,report}_l{layer}.npz   SmolLM2-135M: q (9, n, 64), k and v (3, n, 64), query head i reads key
                                                head i // 3; after rotary embedding, scale 1/8, causal
-mini_{tune,report}_l{layer}.npz                MiniLM-L6, prose: q, k, v (12, 16 · 512, 32), bidirectional, scale 32^-1/2;
+mini_{tune,report}_l{layer}.npz                MiniLM-L6, prose: q, k, v (12, 16 · 512, 32), bidirectional, scale 1/√32;
                                                16 stretches of 512 tokens in a row, each attended by itself in the model
 """
 

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
 import torch
 
 import subquad
@@ -34,16 +33,19 @@ class Candidate:
     def method(self, n: int) -> Any:
         """The method for n tokens."""
         seed = {} if self.case.seed is None else {"seed": self.case.seed}
-        mask = {"global_mask": np.arange(n) < self.sinks} if self.sinks else {}
+        mask = {"global_mask": torch.arange(n) < self.sinks} if self.sinks else {}
         return registry.make_method(self.case.name, {**self.case.options, **seed, **mask})
 
 
 def find(text: str | None, *, causal: bool, seed: int = 0) -> tuple[list[Candidate], list[str]]:
     """(candidates of `--methods`, notes on those left out because they have no causal form).
 
-    None means every method of the registry but exact attention, as `subquad compare` runs them, and three windows.
+    None means every method of the registry but exact attention, as `subquad compare` runs them, and in causal use
+    three windows that keep their first four keys.
     """
-    items = [*_defaults(causal=causal, seed=seed), *WINDOWS] if text is None else text.split(",")
+    items = (
+        text.split(",") if text is not None else [*_defaults(causal=causal, seed=seed), *(WINDOWS if causal else ())]
+    )
     found: list[Candidate] = []
     left_out = []
     for item in items:

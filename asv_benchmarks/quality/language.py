@@ -9,6 +9,7 @@ import torch
 
 from asv_benchmarks.quality import smollm2, texts
 from asv_benchmarks.quality.candidates import Candidate, Replacement
+from asv_benchmarks.quality.table import REFERENCE
 
 Record = dict[str, Any]
 
@@ -28,7 +29,7 @@ def measure(
         for n in lengths:
             exact = second_half(reference[: n - 1])
             about = {"model": "smollm2", "text": kind, "n": n}
-            yield {**about, "method": "exact", "share": 1.0, **compare(exact, exact)}
+            yield {**about, "method": REFERENCE, "share": 1.0, **compare(exact, exact)}
             for candidate in candidates:
                 now(f"SmolLM2, {kind}, n = {n}, {candidate.label}")
                 yield {**about, "method": candidate.label, **_row(model, tokens[:n], candidate, exact)}

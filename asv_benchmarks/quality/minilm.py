@@ -39,18 +39,15 @@ class MiniLM:
             raise ValueError(msg)
         return torch.tensor([[start, *tokens[i * inside :][:inside], end] for i in range(count)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, tokens: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The embeddings of unit length of sequences of tokens (batch, n): mean over tokens, (batch, 384).
 
         `attend(q, k, v, layer)` is called with three arrays (batch, 12, n, 32).
         """
         w = self.weights
-        x = (
-            w["embeddings.word_embeddings.weight"][tokens]
-            + w["embeddings.position_embeddings.weight"][: tokens.shape[1]]
-        )
-        x = self._norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+        word, place, kind = (w[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
+        x = self._norm(word[tokens] + place[: tokens.shape[1]] + kind[0], "embeddings.LayerNorm")
         for layer in range(LAYERS):
             at = f"encoder.layer.{layer}."
             q, k, v = (

@@ -45,7 +45,7 @@ class SmolLM2:
             raise ValueError(msg)
         return torch.tensor(tokens)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def hidden(self, tokens: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The normalised states after the last layer, (n, 576), with `attend(q, k, v, layer)` as causal attention.
 
@@ -64,7 +64,7 @@ class SmolLM2:
             x = x + (F.silu(gate) * up) @ w[f"{at}ffn_down.weight"].T
         return self._norm(x, w["output_norm.weight"])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def losses(self, tokens: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The negative log-likelihood in nats of each token but the first, (n − 1,), given the tokens before it."""
         hidden, table = self.hidden(tokens, attend)[:-1], self.weights["token_embd.weight"]

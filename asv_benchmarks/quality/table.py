@@ -1,4 +1,4 @@
-"""The tables of a run, for the terminal and for the documentation: titles, and rows of text whose first is the header."""
+"""The tables of a run, for the terminal and for the documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 Record = dict[str, Any]
 
 
+REFERENCE = "exact (PyTorch)"  # name of the rows that the others are compared with
+
+
 class Table(NamedTuple):
+    """A title, and rows of text of which the first is the header."""
+
     title: str
     rows: list[list[str]]
 
@@ -29,7 +34,7 @@ def failures(rows: Sequence[Record]) -> list[str]:
 def _language(kind: str, rows: Sequence[Record]) -> Table:
     """For each length ΔNLL, the mean size of a token's change, and the share of keys."""
     lengths = _each(rows, "n")
-    exact = ", ".join(f"{x['perplexity']:.3f} at {x['n']}" for x in rows if x["method"] == "exact")
+    exact = ", ".join(f"{x['perplexity']:.3f} at {x['n']}" for x in rows if x["method"] == REFERENCE)
     header = ["method", *(f"{name}, n = {n}" for n in lengths for name in ("ΔNLL", "mean abs.", "keys"))]
     body = []
     for method in _each(rows, "method"):
@@ -41,7 +46,7 @@ def _language(kind: str, rows: Sequence[Record]) -> Table:
 def _language_cells(row: Record | None) -> list[str]:
     if row is None or "failure" in row:
         return ["–" if row is None else "failed", "", ""]
-    if row["method"] == "exact":
+    if row["method"] == REFERENCE:
         return ["0", "0", percent(1.0)]
     return [signed(row["delta"]), f"{row['size']:.3f}", percent(row["share"])]
 
@@ -52,10 +57,8 @@ def _encoder(rows: Sequence[Record]) -> Table:
     for row in rows:
         cells = ["failed", *[""] * 5] if "failure" in row else _encoder_cells(row)
         body.append([row["method"], *cells])
-    between = next(row["between"] for row in rows if row["method"] == "exact")
-    title = (
-        f"MiniLM-L6, passages of {rows[0]['n']} tokens; different passages have a cosine of {between:.3f} on average"
-    )
+    between = next(row["between"] for row in rows if row["method"] == REFERENCE)
+    title = f"MiniLM-L6, passages of {rows[0]['n']} tokens; the cosine of two passages is {between:.3f} on average"
     return Table(title, [header, *body])
 
 
