@@ -43,13 +43,12 @@ def find(text: str | None, *, causal: bool, seed: int = 0) -> tuple[list[Candida
     None means every method of the registry but exact attention, as `subquad compare` runs them, and in causal use
     three windows that keep their first four keys.
     """
-    items = (
-        text.split(",") if text is not None else [*_defaults(causal=causal, seed=seed), *(WINDOWS if causal else ())]
-    )
+    wanted = [] if text is not None else _defaults(causal=causal, seed=seed)
+    items = text.split(",") if text is not None else WINDOWS if causal else ()
+    wanted += [_candidate(item.strip(), causal=causal, seed=seed) for item in items]
     found: list[Candidate] = []
     left_out = []
-    for item in items:
-        candidate = item if isinstance(item, Candidate) else _candidate(item.strip(), causal=causal, seed=seed)
+    for candidate in wanted:
         if causal and (reason := reason_against_causal(candidate.case)):
             left_out.append(f"{candidate.label} left out: {reason}")
         elif candidate not in found:
