@@ -19,6 +19,7 @@ from asv_benchmarks.quality.packages import MINILM, SMOLLM2
 from subquad.cli.errors import CommandError
 
 MODELS = {"smollm2": (SMOLLM2, ["gguf", "tokenizers"]), "minilm": (MINILM, ["safetensors", "tokenizers"])}
+LONGEST = 8192
 TITLE = "Trained models with the attention of every layer replaced"
 
 
@@ -26,8 +27,6 @@ def main() -> int:
     args = _parser().parse_args()
     threads = harness.use_threads(args.threads)
     import torch
-
-    from asv_benchmarks.quality import texts
 
     torch.set_num_threads(threads)
     models = list(MODELS) if args.model == "all" else [args.model]
@@ -42,18 +41,8 @@ def main() -> int:
         sys.stderr.write("interrupted: the tables hold what had finished\n")
     if not rows:
         return 130
-    console = Console(width=max(Console().width, 140))
-    for title, cells in table.tables(rows):
-        console.print(_rich(title, cells))
-    for line in table.failures(rows):
-        console.print(Text(line))
-    digests = {f"{kind}, {args.texts}": texts.digest(texts.read(kind, args.texts)) for kind in texts.KINDS}
-    sources = {f"{kind}, {args.texts}": list(texts.SOURCES[kind, args.texts]) for kind in texts.KINDS}
-    packages = dict.fromkeys(x for model in models for x in (MODELS[model][0], *MODELS[model][1]))
-    command = " ".join(["quality", *sys.argv[1:]])
-    versions = ["numpy", "torch", *packages]
-    about = {"texts": sources, "digests": digests, "rows": rows}
-    harness.write(args.save, command, title=TITLE, packages=versions, threads=threads, **about)
+    _show(rows)
+    _write(args, models, threads, rows)
     return 1 if table.failures(rows) else 0
 
 
@@ -77,8 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _lengths(text: str) -> list[int]:
     lengths = sorted({int(part) for part in text.split(",")})
-    if lengths[0] < 4:
-        raise ValueError
+    if not 4 <= lengths[0] <= lengths[-1] <= LONGEST:
+        msg = f"{text} holds a length out of 4 … {LONGEST}, the context of the model"
+        raise argparse.ArgumentTypeError(msg)
     return lengths
 
 
@@ -89,14 +79,36 @@ def _measure(models: list[str], args: argparse.Namespace) -> Iterator[dict[str, 
     def now(what: str) -> None:
         sys.stderr.write(f"{what}\n")
 
+    # all are found before the first is measured, which takes minutes
+    causal, notes = candidates.find(args.methods, causal=True, seed=args.seed)
+    bidirectional, _ = candidates.find(args.methods, causal=False, seed=args.seed)
     if "minilm" in models:
-        found, _ = candidates.find(args.methods, causal=False, seed=args.seed)
-        yield from embeddings.measure(found, args.texts, now)
+        yield from embeddings.measure(bidirectional, args.texts, now)
     if "smollm2" in models:
-        found, notes = candidates.find(args.methods, causal=True, seed=args.seed)
         for note in notes:
             now(note)
-        yield from language.measure(found, args.lengths, args.texts, now)
+        yield from language.measure(causal, args.lengths, args.texts, now)
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    console = Console(width=max(Console().width, 140))
+    for title, cells in table.tables(rows):
+        console.print(_rich(title, cells))
+    for line in table.failures(rows):
+        console.print(Text(line))
+
+
+def _write(args: argparse.Namespace, models: list[str], threads: int, rows: list[dict[str, Any]]) -> None:
+    from asv_benchmarks.quality import texts
+
+    used = [
+        {"kind": kind, "use": args.texts, "from": list(texts.SOURCES[kind, args.texts]),
+         "sha256": texts.digest(texts.read(kind, args.texts))}
+        for kind in texts.KINDS
+    ]  # fmt: skip
+    packages = dict.fromkeys(x for model in models for x in (MODELS[model][0], *MODELS[model][1]))
+    command, versions = " ".join(["quality", *sys.argv[1:]]), ["numpy", "torch", *packages]
+    harness.write(args.save, command, title=TITLE, packages=versions, threads=threads, texts=used, rows=rows)
 
 
 def _rich(title: str, rows: list[list[str]]) -> Table:
