@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from asv_benchmarks.quality.table import REFERENCE
 from subquad.cli.plot import COLOURS, MARKERS
 
-LEAST = 1e-4  # what loses less, or gains, is drawn here
+LEAST = 1e-4  # what loses less, or gains, is drawn here, at the tick "≤ 0.0001"
 Record = dict[str, Any]
 
 
@@ -62,7 +62,7 @@ def _fill(axes: Axes, names: Sequence[str], groups: dict[str, list[Record]], key
     axes.grid(visible=True, color="0.9")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("e-0", "e-")))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{'≤ ' * (x <= LEAST)}{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
 
