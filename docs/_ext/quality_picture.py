@@ -62,7 +62,7 @@ def _fill(axes: Axes, names: Sequence[str], groups: dict[str, list[Record]], key
     axes.grid(visible=True, color="0.9")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{'≤ ' * (x <= LEAST)}{x:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"≤ {x:g}" if x < 1.01 * LEAST else f"{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
 
