@@ -45,7 +45,7 @@ class Clustered(Method):
     chunk : int, default 256
         In causal calls, keys are clustered in chunks of this many. A query reads its own chunk exactly, and clusters of
         the chunks before.
-    sinks : int, default 4
+    num_sinks : int, default 4
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
@@ -94,17 +94,17 @@ class Clustered(Method):
     cluster_size: int = 16
     opened: int = 16
     chunk: int = 256
-    sinks: int = 4
+    num_sinks: int = 4
     window: int = 8
     seed: int = 0
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("sinks", 0), ("window", 0)):
+        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("num_sinks", 0), ("window", 0)):
             check_count(name, getattr(self, name), least=least)
         check_seed(self.seed)
-        if self.sinks > self.chunk:
-            msg = f"sinks={self.sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"
+        if self.num_sinks > self.chunk:
+            msg = f"num_sinks={self.num_sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"
             raise ValueError(msg)
 
     def _evaluate(self, call: AttentionCall) -> Array:
@@ -128,7 +128,7 @@ class Clustered(Method):
         if call.causal and n_kv <= self.chunk:
             return near
         call = _with_own_keys(call)
-        sinks = min(self.sinks, n_kv)
+        sinks = min(self.num_sinks, n_kv)
         always = -(-sinks // self.cluster_size)
         if call.causal:
             found, of_rows = self._of_chunks(call, sinks), (None, None, None)
@@ -200,8 +200,8 @@ def _with_own_keys(call: AttentionCall) -> AttentionCall:
     xp, k, mask = call.xp, call.k, call.key_mask
     of_mask = () if mask is None else mask.shape[:-1]
     batch = broadcast_batch(q=call.q.shape[:-2], k=k.shape[:-2], mask=of_mask)
-    heads = max([1, *k.shape[-3:-2], *of_mask[-1:]])
-    batch = (*batch[:-1], heads) if batch else batch
+    if batch:
+        batch = (*batch[:-1], *(broadcast_batch(k=k.shape[-3:-2], mask=of_mask[-1:]) or (1,)))
     return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
 
 

@@ -144,6 +144,45 @@ def nearest(
     return Example("nearest", name, draw, {}, {"key_mask": some_hidden(*x)})
 
 
+def balanced_tree(*shape: int, size: int) -> Example:
+    """Rows of several centres, which no split cuts at a tie."""
+
+    def draw() -> Arrays:
+        rows, centres, sketch = normal((*shape, D), (5, D), (D, 32))
+        return 0.5 * rows + centres[np.arange(shape[-1]) * 7 % 5], sketch
+
+    name = "×".join(map(str, shape)) + f" by {size}"
+    return Example("balanced_tree", name, draw, {"size": size}, {"key_mask": some_hidden(*shape)})
+
+
+def clustered_attention(
+    name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, opened: int = 2, d_v: int = D_V
+) -> Example:
+    """C · size keys in clusters, some of them not full, with what the name says: a prefix of clusters for each
+    row, the near keys of which each row leaves out, what it has seen before."""
+    n, count, rng = q[-1], kv[-1] // size, np.random.default_rng(2)
+    counts = np.where(rng.random((*kv[:-1], count)) < 0.7, size, rng.integers(0, size, (*kv[:-1], count)))
+    stop = rng.integers(0, count + 1, n) if "prefix" in name else np.full(n, count)
+    order = np.argsort(rng.random(kv), axis=-1)
+    holds = np.arange(size) < counts[..., None]
+    cluster_of = np.where(holds.reshape(kv), np.arange(kv[-1]) // size, -1)
+    cluster_of = np.take_along_axis(cluster_of, np.argsort(order, axis=-1), axis=-1)
+    near = [order, np.arange(n) + kv[-1] - n, cluster_of] if "near" in name else [None] * 3
+    near = [None if x is None else x.astype(np.int32) for x in near]
+
+    def draw() -> Arrays:
+        rows, k, v, *before = normal((*q, D), (*kv, D), (*kv, d_v), (*q, d_v), q)
+        share = (holds / np.maximum(counts, 1)[..., None])[..., None]
+        of_clusters = [x.reshape(*kv[:-1], count, size, -1) for x in (k, v)]
+        means, mean_values = ((x * share).sum(axis=-2) for x in of_clusters)
+        spread = ((of_clusters[0] - means[..., None, :]) ** 2 * share).sum(axis=-2)
+        columns = np.swapaxes(of_clusters[0], -1, -2).reshape(*kv[:-1], count * D, size)
+        return (rows, columns, v, near[0], means, spread, mean_values, counts.astype(np.int32), stop.astype(np.int32),
+                *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
+
+    return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
+
+
 # name → map and its weights
 PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
     "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
@@ -242,6 +281,15 @@ for example in [
     nearest("one row", (1,), (1,), d=1),
     *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
     *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
+    balanced_tree(2, 70, size=4),
+    balanced_tree(2, 3, 300, size=16),
+    balanced_tree(7, size=8),
+    clustered_attention("clusters", (2, 40), (2, 72)),
+    clustered_attention("prefix, before", (2, 3, 40), (2, 1, 80), d_v=D),
+    clustered_attention("near, before", (2, 2, 64), (2, 2, 64), opened=3),
+    clustered_attention("near", (70,), (40,), opened=0),
+    clustered_attention("prefix of many", (2, 300), (2, 1600), size=16, opened=8, d_v=D),
+    clustered_attention("all opened", (2, 1), (2, 24), opened=5),
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
     *(features("feature_attend", phi, ((2, 63),), (2,)) for phi in PHI),
     features("feature_attend", "exponential", ((2, 3, 1100),), (1, 1), "many queries"),
@@ -265,7 +313,7 @@ def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     keys, −∞, is 0. Integers have no gradient, and are left out."""
     if kernel == "nearest":
         return outputs[2:]
-    if kernel in ("block_attention", "hashed_attention"):
+    if kernel in ("block_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):

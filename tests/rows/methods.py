@@ -136,6 +136,8 @@ class Row:
         if self.method == "bigbird" and "plan" not in options:
             options["plan"] = drawn_plan(q, k, causal, options)
             del options["num_random_blocks"], options["seed"]
+        if self.method == "clustered":
+            options["queries"] = queries_of_keys(q, k, key_mask)
         return definitions.over_heads(definition, q, k, v, key_mask, causal=causal, **options)
 
 
@@ -242,6 +244,16 @@ def drawn_plan(q: Array, k: Array, causal: bool, options: dict[str, Any]) -> Arr
     return plan
 
 
+def queries_of_keys(q: Array, k: Array, mask: Array | None) -> Array:
+    """For each query head the queries of all heads that have its keys and its mask, (..., heads, of one, n, d)."""
+    heads = max(q.shape[-3:-2], default=1)
+    kinds = max([1, *k.shape[-3:-2], *(() if mask is None else mask.shape[-2:-1])])
+    if kinds >= heads:
+        return q[..., None, :, :]
+    together = q.reshape(*q.shape[:-3], kinds, heads // kinds, *q.shape[-2:])
+    return np.repeat(together, heads // kinds, axis=-4)
+
+
 def is_self_attention(case: Case) -> bool:
     return case.q[-2] == case.k[-2]
 
@@ -260,6 +272,7 @@ nystrom = functools.partial(Row, method="nystrom", causal=False)
 window = functools.partial(Row, method="window", by="place")
 bigbird = functools.partial(Row, method="bigbird", by="places")
 lsh = functools.partial(Row, method="lsh", by="hash")
+clustered = functools.partial(Row, method="clustered", by="places")
 
 OPTIONS = [
     Row("exact", "exact"),
@@ -338,6 +351,12 @@ OPTIONS = [
     lsh("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
     lsh("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
     lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
+    clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "num_sinks": 3, "window": 2}),
+    clustered("clustered-default", options={}),
+    clustered("clustered-bare", options={"cluster_size": 5, "opened": 1, "chunk": 12, "num_sinks": 0, "window": 0,
+                                         "scale": -0.3}),
+    clustered("clustered-centroids", options={"cluster_size": 4, "opened": 0, "chunk": 10, "num_sinks": 5, "window": 1}),
+    clustered("clustered-single-keys", options={"cluster_size": 1, "opened": 3, "chunk": 9, "num_sinks": 1, "seed": 2}),
 ]  # fmt: skip
 
 
@@ -379,6 +398,6 @@ MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-derf", "favor-seed", "linear",
            "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
-           "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "bigbird", "lsh"),
+           "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "bigbird", "lsh", "clustered"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]
