@@ -4,20 +4,31 @@ from subquad.attention import (
     LSH,
     METHODS,
     BigBird,
+    ErrorEstimate,
     Exact,
     Favor,
     Linear,
     Linformer,
     Method,
     Nystrom,
+    PoorApproximation,
     Window,
     attention,
     attention_weights,
+    estimate_error,
 )
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
-from subquad.scans import linear_scan, merge_scan, selective_scan, selective_scan_step, summarize_scan
+from subquad.scans import (
+    ScanErrorEstimate,
+    estimate_scan_error,
+    linear_scan,
+    merge_scan,
+    selective_scan,
+    selective_scan_step,
+    summarize_scan,
+)
 
 __version__ = "0.1.0"
 
@@ -25,6 +36,7 @@ __all__ = [
     "LSH",
     "METHODS",
     "BigBird",
+    "ErrorEstimate",
     "Exact",
     "Explanation",
     "Favor",
@@ -32,10 +44,14 @@ __all__ = [
     "Linformer",
     "Method",
     "Nystrom",
+    "PoorApproximation",
+    "ScanErrorEstimate",
     "Window",
     "attention",
     "attention_weights",
     "draw_omega",
+    "estimate_error",
+    "estimate_scan_error",
     "explain",
     "linear_scan",
     "merge_scan",

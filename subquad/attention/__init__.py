@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subquad.attention.bigbird import BigBird
+from subquad.attention.estimate import ErrorEstimate, PoorApproximation, estimate_error
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.find import find_method
@@ -22,15 +23,18 @@ __all__ = [
     "LSH",
     "METHODS",
     "BigBird",
+    "ErrorEstimate",
     "Exact",
     "Favor",
     "Linear",
     "Linformer",
     "Method",
     "Nystrom",
+    "PoorApproximation",
     "Window",
     "attention",
     "attention_weights",
+    "estimate_error",
     "find_method",
 ]
 

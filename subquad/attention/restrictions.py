@@ -18,6 +18,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_floating, check_positive
 from subquad.core.dtypes import cast, is_dtype
+from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State
@@ -177,13 +178,6 @@ def _spans(numbers: Any) -> Mapping[int, tuple[int, int]]:
     """Number → (first, stop) of the places where it stands."""
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)] if len(numbers) else [0]
     return {int(numbers[a]): (a, b) for a, b in itertools.pairwise(edges)}
-
-
-def to_host(x: Array) -> Any:
-    """The integers of an array as a NumPy array."""
-    if isinstance(x, np.ndarray):
-        return x
-    return np.asarray(x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x), dtype=np.int64).reshape(x.shape)
 
 
 def _integers(name: str, x: Any, call: AttentionCall, n: int, batch: tuple[int, ...]) -> Array:
