@@ -3,7 +3,9 @@
 from subquad.attention import (
     LSH,
     METHODS,
+    Auto,
     BigBird,
+    Crossover,
     ErrorEstimate,
     Exact,
     Favor,
@@ -16,6 +18,7 @@ from subquad.attention import (
     attention,
     attention_weights,
     estimate_error,
+    measure_crossover,
 )
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
@@ -35,7 +38,9 @@ __version__ = "0.1.0"
 __all__ = [
     "LSH",
     "METHODS",
+    "Auto",
     "BigBird",
+    "Crossover",
     "ErrorEstimate",
     "Exact",
     "Explanation",
@@ -54,6 +59,7 @@ __all__ = [
     "estimate_scan_error",
     "explain",
     "linear_scan",
+    "measure_crossover",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",

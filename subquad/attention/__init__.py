@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from subquad.attention.auto import Auto
 from subquad.attention.bigbird import BigBird
+from subquad.attention.crossover import Crossover, measure_crossover
 from subquad.attention.estimate import ErrorEstimate, PoorApproximation, estimate_error
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
@@ -22,7 +24,9 @@ from subquad.registry import METHODS
 __all__ = [
     "LSH",
     "METHODS",
+    "Auto",
     "BigBird",
+    "Crossover",
     "ErrorEstimate",
     "Exact",
     "Favor",
@@ -36,6 +40,7 @@ __all__ = [
     "attention_weights",
     "estimate_error",
     "find_method",
+    "measure_crossover",
 ]
 
 

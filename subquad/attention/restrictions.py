@@ -164,10 +164,8 @@ def _item_by_item(call: AttentionCall, of_queries: Any, of_keys: Any, evaluate: 
     for axis in range(-of_queries.ndim, -1):
         size = of_queries.shape[axis]
         if size > 1:
-            outs = [
-                _item_by_item(call.item(axis, i), np.take(of_queries, [i], axis), np.take(of_keys, [i], axis), evaluate)
-                for i in range(size)
-            ]
+            numbers = ((np.take(of_queries, [i], axis), np.take(of_keys, [i], axis)) for i in range(size))
+            outs = [_item_by_item(call.items(axis, i, i + 1), *own, evaluate) for i, own in enumerate(numbers)]
             return call.xp.concat(outs, axis=axis - 1)
     if 0 in of_queries.shape[:-1]:  # of no items there are no documents: the shape of the output is that of any
         of_queries, of_keys = (np.zeros(x.shape[-1:], np.int64) for x in (of_queries, of_keys))
