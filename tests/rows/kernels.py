@@ -329,7 +329,7 @@ def as_tuple(outputs: Any) -> tuple[Any, ...]:
 
 def choice_of(kernel: Kernel, arrays: list[Any], keywords: Mapping[str, Any]) -> Choice:
     """The name of the implementation that a call takes; nothing is computed."""
-    with listening() as choices:
+    with listening() as (choices, _):
         kernel(*arrays, **keywords)
     return choices[0]
 
