@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from subquad.attention.auto import Auto
 from subquad.attention.bigbird import BigBird
 from subquad.attention.clustered import Clustered
+from subquad.attention.crossover import Crossover, measure_crossover
+from subquad.attention.estimate import ErrorEstimate, PoorApproximation, estimate_error
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.find import find_method
@@ -22,18 +25,24 @@ from subquad.registry import METHODS
 __all__ = [
     "LSH",
     "METHODS",
+    "Auto",
     "BigBird",
     "Clustered",
+    "Crossover",
+    "ErrorEstimate",
     "Exact",
     "Favor",
     "Linear",
     "Linformer",
     "Method",
     "Nystrom",
+    "PoorApproximation",
     "Window",
     "attention",
     "attention_weights",
+    "estimate_error",
     "find_method",
+    "measure_crossover",
 ]
 
 

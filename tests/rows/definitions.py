@@ -82,6 +82,15 @@ def exact(q: Array, k: Array, v: Array, keep: Array, *, causal: bool, scale: flo
     return softmax(scale * q @ k.T, visible(len(q), keep, causal)) @ np.where(keep[:, None], v, 0)
 
 
+def auto(
+    q: Array, k: Array, v: Array, keep: Array, *, causal: bool, scale: float | None = None, left: int | None = None
+) -> Array:
+    """Exact attention, which is chosen for short sequences; with `left`, the window that was chosen before."""
+    if left is None:
+        return exact(q, k, v, keep, causal=causal, scale=scale)
+    return window(q, k, v, keep, causal=causal, scale=scale, left=left)
+
+
 def favor(
     q: Array,
     k: Array,

@@ -130,6 +130,20 @@ def hashed_attention(
     )  # fmt: skip
 
 
+def nearest(
+    name: str, x: tuple[int, ...], centres: tuple[int, ...], *, d: int = D, values: tuple[int, ...] | None = None
+) -> Example:
+    """Rows, some of which are not finite where the name says so, and centres."""
+
+    def draw() -> Arrays:
+        rows, middles = normal((*x, d), (*centres, d))
+        if "finite" in name:
+            rows[..., 3, -1], rows[..., 5, 0] = np.nan, np.inf
+        return rows, middles, None if values is None else normal((*values, D_V), seed=4)[0]
+
+    return Example("nearest", name, draw, {}, {"key_mask": some_hidden(*x)})
+
+
 def balanced_tree(*shape: int, size: int) -> Example:
     """Rows of several centres, which no split cuts at a tie."""
 
@@ -144,7 +158,7 @@ def balanced_tree(*shape: int, size: int) -> Example:
 def clustered_attention(
     name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, opened: int = 2, d_v: int = D_V
 ) -> Example:
-    """Keys (..., C · size) in clusters, some of them not full, with what the name says: a prefix of clusters for each
+    """C · size keys in clusters, some of them not full, with what the name says: a prefix of clusters for each
     row, the near keys of which each row leaves out, what it has seen before."""
     n, count, rng = q[-1], kv[-1] // size, np.random.default_rng(2)
     counts = np.where(rng.random((*kv[:-1], count)) < 0.7, size, rng.integers(0, size, (*kv[:-1], count)))
@@ -167,20 +181,6 @@ def clustered_attention(
                 *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
 
     return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
-
-
-def nearest(
-    name: str, x: tuple[int, ...], centres: tuple[int, ...], *, d: int = D, values: tuple[int, ...] | None = None
-) -> Example:
-    """Rows, some of which are not finite where the name says so, and centres."""
-
-    def draw() -> Arrays:
-        rows, middles = normal((*x, d), (*centres, d))
-        if "finite" in name:
-            rows[..., 3, -1], rows[..., 5, 0] = np.nan, np.inf
-        return rows, middles, None if values is None else normal((*values, D_V), seed=4)[0]
-
-    return Example("nearest", name, draw, {}, {"key_mask": some_hidden(*x)})
 
 
 # name → map and its weights
@@ -329,7 +329,7 @@ def as_tuple(outputs: Any) -> tuple[Any, ...]:
 
 def choice_of(kernel: Kernel, arrays: list[Any], keywords: Mapping[str, Any]) -> Choice:
     """The name of the implementation that a call takes; nothing is computed."""
-    with listening() as choices:
+    with listening() as (choices, _):
         kernel(*arrays, **keywords)
     return choices[0]
 

@@ -125,6 +125,8 @@ class Row:
             if "omega" not in arrays:
                 options["omega"] = subquad.draw_omega(projection, m, D, seed)
         options.pop("implementation", None)
+        if self.method == "auto":
+            options = {name: x for name, x in options.items() if name not in ("ladder", "choice")}
         definition = getattr(definitions, self.method)
         q, k, v, key_mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
         options |= self.constants(Case(q.shape, k.shape, v.shape))
@@ -278,6 +280,9 @@ OPTIONS = [
     Row("exact", "exact"),
     Row("exact-generic", "exact", {"implementation": "generic"}),
     Row("exact-scale", "exact", {"scale": -0.2}),
+    Row("auto", "auto"),
+    Row("auto-choice", "auto", {"ladder": (subquad.Favor(num_features=3), subquad.Window(left=6)), "choice": 1},
+        by="place", reference_options={"left": 6}),
     favor("favor", options={}),
     favor("favor-scale", options={"num_features": 20, "scale": -0.1}),
     favor("favor-hyperbolic", options={"num_features": 12, "features": "hyperbolic"}),
