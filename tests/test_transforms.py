@@ -17,7 +17,7 @@ import subquad
 N = 70
 CASE = Case((2, N, D), (2, N, D), (2, N, 3), mask="right")
 ROUTES = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "linear", "linformer", "linformer-random",
-               "nystrom", "nystrom-uniform", "nystrom-kmeans", "nystrom-ridge-fit")  # fmt: skip
+               "nystrom", "nystrom-uniform", "nystrom-kmeans", "nystrom-ridge-fit", "clustered")  # fmt: skip
 SOME = named("exact", "favor-seed", "linear", "linformer", "linformer-random", "nystrom", "nystrom-ridge-fit")
 
 

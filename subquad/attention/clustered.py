@@ -170,11 +170,12 @@ class Clustered(Method):
     ) -> tuple[Array, Array]:  # fmt: skip
         """(out, lse) over `near` and over the first `stop[i]` clusters, by the kernel."""
         order, place, cluster_of = of_rows
+        clusters = found.counts.shape[-1]
+        always = min(self.clusters_of_sinks, clusters)
         return clustered_attention(
             call.q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, stop, place,
-            cluster_of, *near, scale=call.scale, opened=self.opened,
-            always=min(self.clusters_of_sinks, found.counts.shape[-1]), reach=0 if order is None else self.window,
-            implementation=self.implementation,
+            cluster_of, *near, scale=call.scale, opened=min(self.opened, clusters - always), always=always,
+            reach=0 if order is None else self.window, implementation=self.implementation,
         )  # fmt: skip
 
     def _read_keys(

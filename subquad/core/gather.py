@@ -21,7 +21,7 @@ def gather_rows(xp: ModuleType, x: Array, index: Array, *, axes: int = 1) -> Arr
         index = index + xp.reshape(firsts, (*own, *[1] * axes))
     elif index.ndim - axes < len(own):
         index = xp.broadcast_to(index, (*own[: len(own) - index.ndim + axes], *index.shape))
-    flat = xp.reshape(x, (-1, x.shape[-1]))
+    flat = xp.reshape(x, (items * x.shape[-2], x.shape[-1]))
     return xp.reshape(xp.take(flat, xp.reshape(index, (-1,)), axis=0), (*index.shape, x.shape[-1]))
 
 

@@ -1,0 +1,339 @@
+"""Clustered attention: exact when all clusters are opened, a convex combination of values always, and better the more
+clusters are opened."""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from rows.libraries import Library, relative_error
+from rows.methods import CASES, Case, D
+
+import subquad
+
+N = 150
+SMALL = {"cluster_size": 4, "opened": 2, "chunk": 16, "num_sinks": 3, "window": 2}
+both_forms = pytest.mark.parametrize("causal", [False, True])
+
+
+def drawn(n: int = N, n_kv: int = 0, batch: tuple[int, ...] = (2, 3)) -> list[np.ndarray]:
+    case = Case((*batch, n, D), (*batch, n_kv or n, D), (*batch, n_kv or n, 3))
+    return [case.draw()[name] for name in ("q", "k", "v")]
+
+
+def attend(*qkv: Any, **options: Any) -> Any:
+    return subquad.attention(*qkv, "clustered", **{**SMALL, **options})
+
+
+@both_forms
+@pytest.mark.parametrize("shape", [(N, N), (40, N), (N, 40)])
+@pytest.mark.parametrize("size", [1, 4, 7, 1000])
+def test_every_cluster_opened_is_exact(size: int, shape: tuple[int, int], causal: bool) -> None:
+    q, k, v = drawn(*shape)
+    mask = np.random.default_rng(0).random((2, 1, shape[1])) < 0.7
+    for key_mask in (None, mask):
+        got = attend(q, k, v, causal=causal, key_mask=key_mask, cluster_size=size, opened=10**6)
+        assert relative_error(got, subquad.attention(q, k, v, "exact", causal=causal, key_mask=key_mask)) < 1e-12
+
+
+@both_forms
+def test_clusters_of_one_key_are_exact(causal: bool) -> None:
+    """The centroid of one key is the key, and its spread is 0."""
+    q, k, v = drawn()
+    for opened in (0, 3):
+        got = attend(q, k, v, causal=causal, cluster_size=1, opened=opened)
+        assert relative_error(got, subquad.attention(q, k, v, "exact", causal=causal)) < 1e-12
+
+
+@both_forms
+@pytest.mark.parametrize("opened", [0, 2])
+def test_equal_keys_are_counted_each(opened: int, causal: bool) -> None:
+    """Where all keys are equal every visible key has the same weight, opened, near or in a centroid."""
+    q, k, _ = drawn(batch=())
+    mask = np.random.default_rng(0).random(N) < 0.7
+    weights = attend(q, k[:1] + np.zeros_like(k), np.eye(N), causal=causal, key_mask=mask, opened=opened)
+    seen = mask & (np.tri(N, dtype=bool) if causal else np.ones((N, N), dtype=bool))
+    expected = seen / np.maximum(seen.sum(axis=1, keepdims=True), 1)
+    exactly = np.abs(weights - expected) < 1e-12
+    near = np.abs(np.subtract.outer(np.arange(N), np.arange(N))) <= SMALL["window"]
+    assert np.all(exactly[near] if not causal else exactly[np.diag_indices(N)])
+    assert np.max(np.abs(weights.sum(axis=1) - seen.any(axis=1))) < 1e-12
+    # a centroid shares the weight of the keys that are left of it among all of its keys
+    assert np.all(weights[~seen] <= (0 if causal else 1e-12))
+    if causal:
+        assert np.all(exactly)
+
+
+@both_forms
+def test_outputs_are_convex_combinations(causal: bool) -> None:
+    """Also where logits are large, of either sign, and far apart."""
+    q, k, v = drawn()
+    for factor in (1, 30, -1e3):
+        out = attend(factor * q, k, v, causal=causal)
+        low, high = v.min(axis=-2, keepdims=True), v.max(axis=-2, keepdims=True)
+        room = 1e-12 * np.abs(v).max()
+        assert np.all((out >= low - room) & (out <= high + room))
+
+
+@both_forms
+def test_lse_is_that_of_all_weights(causal: bool) -> None:
+    """Halves of the keys, joined by their log-sum-exps, are the whole."""
+    q, k, v = drawn()
+    out, lse = attend(q, k, v, causal=causal, opened=10**6, return_lse=True)
+    want = subquad.attention(q, k, v, "exact", causal=causal, return_lse=True)
+    assert relative_error(lse, want[1]) < 1e-12
+    if not causal:
+        parts = [attend(q, k[..., x, :], v[..., x, :], return_lse=True) for x in (slice(80), slice(80, None))]
+        level = np.logaddexp(parts[0][1], parts[1][1])
+        joined = sum(y * np.exp(z - level)[..., None] for y, z in parts)
+        near_exact = np.linalg.norm(joined - out) / np.linalg.norm(out)
+        assert near_exact < 2 * max(np.linalg.norm(attend(q, k, v) - out) / np.linalg.norm(out), 1e-3)
+
+
+@both_forms
+def test_error_falls_with_opened_clusters_on_real_keys(causal: bool) -> None:
+    q, k, v = sample()
+    exact = subquad.attention(q, k, v, "exact", causal=causal)
+    errors = []
+    for opened in (0, 2, 8, 24):
+        out = subquad.attention(q, k, v, "clustered", opened=opened, chunk=128, causal=causal)
+        errors.append(float(np.linalg.norm(out - exact) / np.linalg.norm(exact)))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+    assert errors[0] < 0.35
+    assert errors[2] < 0.06
+
+
+def sample(n: int = 768) -> list[np.ndarray]:
+    file = importlib.resources.files("subquad") / "data" / "sample.npz"
+    if not file.is_file():
+        pytest.skip("no sample data in this installation")
+    with file.open("rb") as opened, np.load(opened) as stored:
+        return [stored[name][:, :n].astype(float) for name in ("q", "k", "v")]
+
+
+def test_clusters_follow_content_and_not_places() -> None:
+    """Shuffled keys have the same clusters, unless there are near keys or sinks."""
+    q, k, v = drawn(batch=())
+    order = np.random.default_rng(0).permutation(N)
+    bare = {"window": 0, "num_sinks": 0, "opened": 2}
+    # windows of no reach still hold the key at the place of a row: more queries than keys have none
+    q = np.concatenate([q, np.zeros((N, D))])
+    one, other = (attend(q, k[x], v[x], **bare)[:N] for x in (np.arange(N), order))
+    assert relative_error(one, other) < 1e-12
+
+
+def test_later_queries_and_tokens_move_no_bit() -> None:
+    """The metric of a chunk knows the queries up to its end."""
+    q, k, v = drawn()
+    out = attend(q, k, v, causal=True)
+    for cut in (16, 33, 100):
+        changed = [np.concatenate([x[..., :cut, :], y], axis=-2) for x in (q, k, v)
+                   for y in (np.full((*x.shape[:-2], N - cut, x.shape[-1]), np.nan),)]  # fmt: skip
+        with np.errstate(all="ignore"):
+            got = attend(*changed, causal=True, implementation="generic")
+        want = attend(q, k, v, causal=True, implementation="generic")
+        assert np.array_equal(got[..., :cut, :], want[..., :cut, :])
+        assert np.all(np.isnan(got[..., cut:, :]))
+    assert relative_error(out, want) < 1e-12
+
+
+def test_queries_shape_the_clusters() -> None:
+    """Queries that read one channel alone make clusters by it: their means leave nothing to open."""
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 256, D))
+    q *= np.where(np.arange(D) == 2, 3.0, 1e-3)
+    k *= np.where(np.arange(D) == 2, 1.0, 4.0)
+    v = np.tanh(k[:, 2:3]) + np.zeros((256, 2))
+    options = {"opened": 0, "window": 0, "num_sinks": 0, "cluster_size": 16}
+    exact = subquad.attention(q, k, v, "exact")
+    others = np.concatenate([q, 1e3 * rng.standard_normal((256, D))])  # rows whose queries spread the other way
+    good, bad = attend(q, k, v, **options), attend(others, np.concatenate([k, k]), np.concatenate([v, v]), **options)
+    assert relative_error(good, exact) < 0.2 * relative_error(bad[:256], exact)
+
+
+@pytest.mark.parametrize("garbage", [1e3, np.nan])
+@both_forms
+def test_queries_at_hidden_places_do_not_count(causal: bool, garbage: float) -> None:
+    q, k, v = drawn()
+    mask = np.arange(N) % 5 > 0
+    want = attend(q, k, v, causal=causal, key_mask=mask)
+    dirty = [np.where(mask[:, None], x, garbage) for x in (q, k, v)]
+    with np.errstate(all="ignore"):
+        got = attend(*dirty, causal=causal, key_mask=mask)
+    assert np.array_equal(got[..., mask, :], want[..., mask, :])
+
+
+@both_forms
+def test_heads_that_share_keys_share_their_clusters(causal: bool) -> None:
+    """Copies of a query head change no cluster; another head beside it does."""
+    q, k, v = drawn(batch=(2, 1))
+    alone = attend(q, k, v, causal=causal)
+    copies = attend(np.repeat(q, 3, axis=1), k, v, causal=causal)
+    assert relative_error(copies, np.repeat(alone, 3, axis=1)) < 1e-12
+    far = q * np.linspace(0, 5, D) ** 2
+    pair = attend(np.concatenate([q, far], axis=1), k, v, causal=causal)
+    assert relative_error(pair[:, :1], alone) > 1e-6
+    masks = np.ones((2, 2, N), dtype=bool)  # one for each query head: keys of their own
+    apart = attend(np.concatenate([q, far], axis=1), k, v, causal=causal, key_mask=masks)
+    assert relative_error(apart[:, :1], alone) < 1e-12
+
+
+@both_forms
+def test_documents_are_as_if_alone(causal: bool) -> None:
+    q, k, v = drawn()
+    numbers = np.repeat([4, 0, 9], [60, 20, 70])
+    together = attend(q, k, v, segments=numbers, causal=causal)
+    for number in (4, 0, 9):
+        own = numbers == number
+        alone = attend(*(x[..., own, :] for x in (q, k, v)), causal=causal)
+        assert relative_error(together[..., own, :], alone) < 1e-12
+
+
+def test_seed_decides_and_is_the_only_chance() -> None:
+    q, k, v = drawn()
+    assert np.array_equal(attend(q, k, v, seed=1), attend(q, k, v, seed=1))
+    # means of halves forget the first direction but for sets without a clear split: some clusters differ
+    assert not np.array_equal(attend(q, k, v, seed=1), attend(q, k, v, seed=2))
+
+
+@both_forms
+def test_libraries_agree_in_double_precision(eager: Library, causal: bool) -> None:
+    inputs = CASES["grouped"].draw()
+    given = list(inputs.values())
+
+    def call(q: Any, k: Any, v: Any, mask: Any) -> Any:
+        return attend(q, k, v, key_mask=mask, causal=causal, chunk=8)
+
+    got = eager.numpy(eager.call(call, *given, dtype="float64"))
+    assert relative_error(got, call(*given)) < 1e-12
+
+
+@both_forms
+def test_no_values_and_no_keys(causal: bool) -> None:
+    q, k, v = drawn()
+    assert attend(q, k, v[..., :0], causal=causal).shape == (2, 3, N, 0)
+    hidden = attend(q, k, v, causal=causal, key_mask=np.zeros(N, dtype=bool), return_lse=True)
+    assert np.all(hidden[0] == 0)
+    assert np.all(hidden[1] == -np.inf)
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_gradients_of_earlier_rows_do_not_meet_later_numbers_that_are_not_finite(name: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    def gradient(value: float) -> np.ndarray:
+        given = dict(zip("qkv", (torch.from_numpy(x) for x in drawn()), strict=True))
+        if value != 0:
+            given[name][..., 100, 1] = value
+        leaf = given["q"].requires_grad_()
+        out = attend(leaf, given["k"], given["v"], causal=True)
+        return torch.autograd.grad(out[..., :96, :].square().sum(), leaf)[0].numpy()  # six chunks of 16
+
+    clean = gradient(0)
+    for value in (np.nan, np.inf):
+        assert np.array_equal(gradient(value)[..., :96, :], clean[..., :96, :])
+
+
+STATE = {
+    "columns", "members", "means", "spread", "mean_values", "counts", "keys", "values", "visible", "moment", "metric",
+}  # fmt: skip
+
+
+def test_a_state_holds_full_chunks_in_clusters_and_the_open_one_as_it_is() -> None:
+    q, k, v = drawn(batch=(2,))
+    method = subquad.Clustered(**SMALL)
+    sizes = []
+    for n in (0, 15, 16, 17, 40):
+        out, state = method.step(q[:, :n], k[:, :n], v[:, :n])
+        assert out.shape == (2, n, 3)
+        assert set(state) == STATE
+        clusters = (1 + n // 16 * 4) * (n >= 16)
+        assert state["means"].shape == (2, clusters, D)
+        assert state["members"].shape == (2, clusters * 4, 3)
+        assert state["keys"].shape == (2, n % 16, D)
+        assert state["counts"].sum() == 2 * (n - n % 16)
+        sizes.append(sum(x.nbytes for x in state.values()))
+    # per token: k, v, and a part of a cluster; not the square of anything
+    assert sizes[-1] <= 8 * 2 * (40 * (D + 3 + 1) + 9 * (2 * D + 3 + 1) + 4 * (D + 3) + 2 * D * D)
+
+
+@pytest.mark.parametrize("options", [SMALL, SMALL | {"num_sinks": 0}, SMALL | {"cluster_size": 5, "opened": 0}])
+def test_long_streams_are_the_causal_method(options: dict[str, Any]) -> None:
+    """Over chunks that keep the metric of an earlier one: 5, 7, 9, 10, 11 …"""
+    q, k, v = drawn(n=330)
+    mask = np.random.default_rng(0).random((2, 1, 330)) < 0.8
+    method = subquad.Clustered(**options)
+    full = method(q, k, v, causal=True, key_mask=mask)
+    for sizes in ([1, 7, 40, 16, 130, 3, 133], [330], [165, 165]):
+        state, outs = None, []
+        for b, n in zip(np.cumsum(sizes), sizes, strict=True):
+            part = slice(b - n, b)
+            out, state = method.step(
+                *(x[..., part, :] for x in (q, k, v)), state, key_mask=mask[..., part]
+            )
+            outs.append(out)
+            state = pickle.loads(pickle.dumps(state))
+        assert relative_error(np.concatenate(outs, axis=-2), full) < 1e-12
+
+
+def test_steps_elsewhere(eager: Library) -> None:
+    q, k, v = drawn(n=45, batch=(2,))
+
+    def steps(q: Any, k: Any, v: Any) -> Any:
+        method, state, outs = subquad.Clustered(**SMALL), None, []
+        for a, b in ((0, 10), (10, 40), (40, 45)):
+            out, state = method.step(q[:, a:b, :], k[:, a:b, :], v[:, a:b, :], state)
+            outs.append(out)
+        return tuple(outs)
+
+    outs = [eager.numpy(x) for x in eager.call(steps, q, k, v, dtype="float64")]
+    assert relative_error(np.concatenate(outs, axis=-2), attend(q, k, v, causal=True)) < 1e-12
+
+
+def test_a_state_goes_on_with_its_options_alone() -> None:
+    q, k, v = drawn(batch=())
+    _, state = subquad.Clustered(**SMALL).step(q, k, v)
+    for other in ({"cluster_size": 8}, {"chunk": 40}, {"num_sinks": 9}, {"chunk": 6}):
+        with pytest.raises(ValueError, match=r"a state goes on with the options"):
+            subquad.Clustered(**SMALL | other).step(q, k, v, state)
+    with pytest.raises(ValueError, match=r"state\['members'\] ends in \(148, 3\), expected \(148, 2\)"):
+        subquad.Clustered(**SMALL).step(q, k, v[:, :2], state)
+    for name in ("summarize", "attend"):
+        with pytest.raises(NotImplementedError, match=f"Clustered has no {name}"):
+            getattr(subquad.Clustered(), name)(k, v if name == "summarize" else state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cluster_size": 0}, "cluster_size must be at least 1, got 0"),
+        ({"opened": -1}, "opened must be at least 0, got -1"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"num_sinks": -1}, "num_sinks must be at least 0, got -1"),
+        ({"window": -1}, "window must be at least 0, got -1"),
+        ({"num_sinks": 5, "chunk": 4}, "num_sinks=5 are more keys than a chunk has, 4; pass a larger chunk or fewer sinks"),
+        ({"implementation": "fast"}, "fast"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    q, k, v = drawn()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        subquad.attention(q, k, v, "clustered", **options)
+
+
+@pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "num_sinks", "window", "seed"])
+@pytest.mark.parametrize("value", [2.5, "8", None, True])
+def test_options_of_another_type(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        subquad.Clustered(**{name: value})
+
+
+def test_sinks_of_attention_are_another_argument() -> None:
+    q, k, v = drawn()
+    with pytest.raises(NotImplementedError, match="Clustered cannot take sinks"):
+        subquad.attention(q, k, v, "clustered", sinks=np.zeros(3))
