@@ -35,7 +35,7 @@ Host = np.ndarray[Any, Any]
 Plan = Any
 
 
-@register("auto", cost="that of the method it chooses, and rows n_kv (d + d_v)")
+@register("auto", cost="that of its choice, at most n n_kv (d + d_v)")
 @dataclass(frozen=True, repr=False, eq=False)
 class Auto(Method):
     """The cheapest method whose estimated error is within a tolerance, for each item and head; else exact attention.

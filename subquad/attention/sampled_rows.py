@@ -10,6 +10,7 @@ of n cost r / n of exact attention, and the rest together a sixth of that.
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -105,5 +106,6 @@ def visible_means(xp: ModuleType, v: Array, key_mask: Array | None, start: Array
 
     first = xp.zeros((), dtype=start.dtype, device=place_of(v))
     columns = [v, None if key_mask is None else key_mask[..., None]]
-    (total, _), _ = fold_blocks(add, (total, first), columns, rows_per_block(total.shape[-1]), xp=xp)
+    size = rows_per_block(max(1, math.prod(batch)) * (d_v + 1))
+    (total, _), _ = fold_blocks(add, (total, first), columns, size, xp=xp)
     return divide_or_zero(xp, total[..., :-1], total[..., -1:])
