@@ -63,7 +63,8 @@ def sample(call: AttentionCall, rows: int, seed: int) -> Sample:
     )
     seeing = lse != -float("inf")
     some = seeing[..., few]
-    effective = xp.exp(xp.where(some, 2 * lse[..., few] - lse_twice, 0.0))
+    once, twice = (xp.where(some, x, 0.0) for x in (lse[..., few], lse_twice))  # −∞ − −∞ is NaN
+    effective = xp.exp(2 * once - twice)
     mean = visible_means(xp, call.v, call.key_mask, start, stop)
     batch = call.batch(out=out.shape[:-2])
 
