@@ -397,6 +397,8 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "choice-list": (TypeError, "choice must be an integer", lambda: auto(choice=[0])),
     "choice-ragged": (ValueError, "equally long parts", lambda: auto(choice=((0, 1), (0,)))),
     "choice-shape": (ValueError, r"choice is an array \(4,\), which does not fit the batch \[3\]", lambda: auto(choice=(0, 1, 2, 0))(*heads())),
+    "choice-bytes": (ValueError, "was chosen before takes up to .* choose for such a call", lambda: auto(choice=-1, max_bytes=9)(x, x, x)),
+    "choice-bytes-unknown": (ValueError, "does not say how much it takes", lambda: auto(choice=0, max_bytes=10**9)(x, x, x)),
     "choice-causal": (NotImplementedError, "no causal form", lambda: auto(ladder=(subquad.Nystrom(),), choice=0)(x, x, x, causal=True)),
     "visible": (NotImplementedError, "Auto cannot take visible", lambda: auto()(x, x, x, visible=np.zeros(6, int))),
     "step": (NotImplementedError, "Auto has no step", lambda: auto().step(x, x, x)),

@@ -150,6 +150,19 @@ def _affordable(
     return ladder, exact_fits
 
 
+def check_bytes(call: AttentionCall, rule: Rule, numbers: Sequence[int]) -> None:
+    """Raise ValueError if a call with these rungs, which were chosen before, may take more memory than `max_bytes`."""
+    assert rule.max_bytes is not None
+    needs = max(_bytes(call, rule, rule.rungs[number], chosen_from=0) for number in numbers)
+    if len(set(numbers)) > 1:  # parts of the output are joined
+        width = call.xp.finfo(call.q.dtype).bits // 8
+        needs += width * math.prod(call.batch()) * call.q.shape[-2] * call.v.shape[-1]
+    if needs > rule.max_bytes:
+        told = f"takes up to {needs:.0f} bytes" if math.isfinite(needs) else "does not say how much it takes"
+        msg = f"max_bytes is {rule.max_bytes}, and the method that was chosen before {told}; choose for such a call"
+        raise ValueError(msg)
+
+
 def _bytes(call: AttentionCall, rule: Rule, method: Method, *, chosen_from: int) -> float:
     """The most memory of a call that takes this method, beyond inputs and output, with what choosing takes."""
     own = method._extra_bytes(call)
