@@ -75,8 +75,8 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
-        "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
+        "exact", "auto", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window"
+        ("longformer"), "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.
@@ -124,6 +124,7 @@ def attention(
     See Also
     --------
     subquad.attention_weights : The matrix that a method multiplies v with, or rows of it.
+    subquad.estimate_error : The error of a method on these arrays, estimated from some rows.
     subquad.explain : Say which implementation a call uses.
 
     Examples
