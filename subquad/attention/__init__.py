@@ -78,7 +78,7 @@ def attention(
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
         "auto", "bigbird", "clustered", "exact", "favor" ("performer"), "linear", "linformer", "lsh" ("reformer"),
-        "nystrom" ("nystromformer"), "window" ("longformer"), or an instance such as ``subquad.Favor(num_features=512)``.
+        "nystrom" ("nystromformer"), "window" ("longformer"), or an instance such as ``subquad.Favor(num_features=8)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.
@@ -127,6 +127,7 @@ def attention(
     See Also
     --------
     subquad.attention_weights : The matrix that a method multiplies v with, or rows of it.
+    subquad.estimate_error : The error of a method on these arrays, estimated from some rows.
     subquad.explain : Say which implementation a call uses.
 
     Examples
