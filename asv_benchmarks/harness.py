@@ -26,7 +26,7 @@ from subquad.cli.cases import Case, Problem, find_case, reason_against_causal
 from subquad.cli.clock import interleave, seconds
 from subquad.cli.errors import CommandError
 from subquad.cli.libraries import Target, targets
-from subquad.cli.measure import Prepared
+from subquad.cli.measure import Prepared, settled
 from subquad.core import loading
 
 __all__ = ["Case", "Prepared", "Problem", "interleave", "seconds"]
@@ -143,6 +143,7 @@ def target(backend: str) -> Target:
 
 def prepare(backend: str, problem: Problem, *, gradient: bool = False) -> Prepared:
     """A call that has run once, so that compiling and filling caches is not measured."""
+    problem = settled(target(backend), problem)
     prepared = Prepared(target(backend), problem.bind(), tuple(problem.arrays.values()), gradient=gradient)
     prepared.run()
     return prepared

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import itertools
 import json
 import logging
 import math
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ def heads(widths: tuple[float, ...] = WIDTHS, n: int = N, seed: int = 0) -> tupl
     x = (np.arange(n) - n / 2) / np.array(widths)[:, None]
     q, k = np.stack([x, np.ones_like(x)], axis=-1), np.stack([x, -(x**2) / 2], axis=-1)
     return q, k, 1 + np.random.default_rng(seed).standard_normal((len(widths), n, 2))
+
+
+class KnownWindow(subquad.Window):
+    """A window that says how much memory it takes: blocks, and what joining parts of the output takes."""
+
+    def _extra_bytes(self, call: Any) -> int:
+        return 2**24
+
+
+KNOWN = (KnownWindow(left=20), KnownWindow(left=80))
 
 
 def table(ratios: tuple[float, ...] = (0.25, 0.5), *, causal: bool = False, ladder: Any = LADDER) -> subquad.Crossover:
@@ -237,20 +249,25 @@ def test_budget_of_bytes() -> None:
     """It is never exceeded, measured; a method that does not say what it takes is left out."""
     q, k, v = heads(n=1500)
     args = (q.astype("float32"), k.astype("float32"), v.astype("float32"))
-    exact = subquad.Exact()
     method = auto(max_bytes=10**8)
     assert method.with_choice(*args, scale=1.0).choice == 2  # windows do not say it
-    assert "Exact" in subquad.explain(method, *args, scale=1.0).notes[0]
+    assert "no method keeps within the budget" in subquad.explain(method, *args, scale=1.0).notes[0]
     with pytest.raises(ValueError, match=r"max_bytes is 1000, and the method that needs least takes up to \d+ bytes"):
         auto(max_bytes=1000)(*args, scale=1.0)
-    for given in ({}, {"causal": True}, {"key_mask": np.arange(1500) < 1400}):
-        exact(*args, scale=1.0, **given)
-        tracemalloc.start()
-        out = exact(*args, scale=1.0, **given)
-        peak = tracemalloc.get_traced_memory()[1] - out.nbytes
-        tracemalloc.stop()
-        with pytest.raises(ValueError, match="max_bytes"):
-            auto(max_bytes=max(int(peak), 1) - 1 if peak > 1 else 1, crossover=10**6)(*args, scale=1.0, **given)
+    for name, given in itertools.product(
+        ("numpy", "torch"), ({}, {"causal": True}, {"key_mask": np.arange(1500) < 1400})
+    ):
+        bench = importlib.import_module(f"subquad_{name}.bench")
+        q, k, v = (bench.asarray(x, device="cpu") for x in args)
+        own = {key: bench.asarray(x, device="cpu") if key == "key_mask" else x for key, x in given.items()}
+        for ladder in (KNOWN, ()):
+            options = {"ladder": ladder, "crossover": table(causal="causal" in given, ladder=KNOWN)}
+            with pytest.raises(ValueError, match="max_bytes is 1,") as said:
+                auto(max_bytes=1, **options)(q, k, v, scale=1.0, **own)
+            budget = int(str(said.value).split()[-2])
+            call = functools.partial(auto(max_bytes=budget, **options), scale=1.0, **own)
+            peak = bench.peak_extra_memory(call, q, k, v)
+            assert peak is None or peak <= budget
 
 
 def test_explain_tells_the_choice() -> None:
@@ -380,6 +397,8 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "choice-list": (TypeError, "choice must be an integer", lambda: auto(choice=[0])),
     "choice-ragged": (ValueError, "equally long parts", lambda: auto(choice=((0, 1), (0,)))),
     "choice-shape": (ValueError, r"choice is an array \(4,\), which does not fit the batch \[3\]", lambda: auto(choice=(0, 1, 2, 0))(*heads())),
+    "choice-bytes": (ValueError, "was chosen before takes up to .* choose for such a call", lambda: auto(choice=-1, max_bytes=9)(x, x, x)),
+    "choice-bytes-unknown": (ValueError, "does not say how much it takes", lambda: auto(choice=0, max_bytes=10**9)(x, x, x)),
     "choice-causal": (NotImplementedError, "no causal form", lambda: auto(ladder=(subquad.Nystrom(),), choice=0)(x, x, x, causal=True)),
     "visible": (NotImplementedError, "Auto cannot take visible", lambda: auto()(x, x, x, visible=np.zeros(6, int))),
     "step": (NotImplementedError, "Auto has no step", lambda: auto().step(x, x, x)),

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from interpreter import PATIENCE
 
-from subquad.cli import compare, definitions, libraries, main
+import subquad
+from subquad.cli import cases, compare, definitions, libraries, main, measure
 from subquad.cli.inputs import read_npz, read_sample
 from subquad.core import loading
 
@@ -55,7 +56,7 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
     assert main(["compare", *FAST, "--out", str(tmp_path / "new" / "folder")]) == 0
     facts = report(tmp_path / "new" / "folder")
     rows = facts["results"]
-    names = ["exact", "bigbird 16", "bigbird 64", "favor 64", "favor 256", "linear", "linformer 64", "linformer 256",
+    names = ["exact", "auto", "bigbird 16", "bigbird 64", "favor 64", "favor 256", "linear", "linformer 64", "linformer 256",
              "lsh 1", "lsh 4", "nystrom 32", "nystrom 64", "window 64", "window 256", "linear_scan",
              "selective_scan"]  # fmt: skip
     assert [(row["n"], row["label"]) for row in rows] == [(n, name) for n in (16, 40) for name in names]
@@ -128,7 +129,7 @@ def test_every_library_gives_the_same_error(tmp_path: Path, file: Path) -> None:
 def test_causal_leaves_out_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FAST, "--causal", "--out", str(tmp_path)]) == 0
     facts = report(tmp_path)
-    methods = {"exact", "bigbird", "favor", "linear", "lsh", "window", "linear_scan", "selective_scan"}
+    methods = {"exact", "auto", "bigbird", "favor", "linear", "lsh", "window", "linear_scan", "selective_scan"}
     assert {row["method"] for row in facts["results"]} == methods
     assert any(note.startswith("nystrom 32, nystrom 64 left out: ") for note in facts["notes"])
     assert max(row["error"] for row in facts["results"] if row["method"] == "exact") < 2e-6
@@ -149,23 +150,35 @@ def test_options_aliases_and_seed_reach_the_method(tmp_path: Path, file: Path) -
     assert again[0]["error"] == again[1]["error"] == rows[0]["error"]
 
 
+def test_a_choice_is_made_before_the_calls_that_are_measured(file: Path) -> None:
+    """A compiled call has no values to choose by."""
+    pytest.importorskip("jax")
+    inputs = read_npz(file)
+    options = {"ladder": (subquad.Window(left=2), subquad.Window(left=20)), "crossover": 1, "tolerance": 9.0}
+    case = cases.find_case("auto", options, causal=True)
+    problem, target = case.real(inputs), libraries.targets("jax")[0][0]
+    found = measure.measure(case, target, inputs.n, problem, case.reference(problem), 1)
+    assert found.failure is None
+    assert 0.01 < found.error < 9
+
+
 def test_interrupt_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished = []
 
-    def measure(*args: Any) -> Any:
+    def measured(*args: Any) -> Any:
         if len(finished) == 3:
             raise KeyboardInterrupt
         finished.append(original(*args))
         return finished[-1]
 
     original = compare.measure
-    monkeypatch.setattr(compare, "measure", measure)
+    monkeypatch.setattr(compare, "measure", measured)
     assert main(["compare", *FAST, "--out", str(tmp_path)]) == 130
     facts = report(tmp_path)
     assert facts["complete"] is False
-    assert [row["label"] for row in facts["results"]] == ["exact", "bigbird 16", "bigbird 64"]
+    assert [row["label"] for row in facts["results"]] == ["exact", "auto", "bigbird 16"]
     assert "interrupted" in capsys.readouterr().out
 
 

@@ -66,7 +66,7 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "scale-text": (TypeError, "scale must be a number, got '1' of type str", lambda: attention(x, x, x, "exact", scale="1")),
     "method-unknown": (ValueError, "unknown method 'nystrm'; did you mean 'nystrom'", lambda: attention(x, x, x, "nystrm")),
     "method-alias": (ValueError, "did you mean 'performer'", lambda: attention(x, x, x, "perfomer")),
-    "method-far": (ValueError, "unknown method 'zzz'; Known: bigbird, clustered, exact, favor, linear, linformer, lsh, nystrom, window", lambda: attention(x, x, x, "zzz")),
+    "method-far": (ValueError, "unknown method 'zzz'; Known: exact, auto, bigbird, window, clustered, favor, linear, linformer, lsh, nystrom", lambda: attention(x, x, x, "zzz")),
     "method-type": (TypeError, "method must be a name or a method object, got int", lambda: attention(x, x, x, 3)),
     "method-class": (TypeError, "method must be a name or a method object", lambda: attention(x, x, x, subquad.Favor)),
     "option-unknown": (TypeError, "'favor' has no option 'num_feature'; did you mean 'num_features'",

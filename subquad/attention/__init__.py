@@ -62,7 +62,7 @@ def attention(
     mask: Array | None = None,
     bias: Array | None = None,
     softcap: float | None = None,
-    sinks: Array | None = None,
+    sinks: Array | int | None = None,
     **options: Any,
 ) -> Any:
     """Compute attention of queries to keys by any method, on any array library.
@@ -77,8 +77,8 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "clustered", "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
-        "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
+        "auto", "bigbird", "clustered", "exact", "favor" ("performer"), "linear", "linformer", "lsh" ("reformer"),
+        "nystrom" ("nystromformer"), "window" ("longformer"), or an instance such as ``subquad.Favor(num_features=8)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.
@@ -94,7 +94,7 @@ def attention(
         How many keys, from the first, each query sees: numbers that do not decrease. Not together with `causal`.
         "exact", "window", "bigbird", "lsh", "favor" and "linear" take it.
     return_lse : bool, default False
-        Whether to return the log-sum-exp of the logits that each query sees as well ("exact", "window").
+        Whether to return the log-sum-exp of the logits that each query sees as well ("clustered", "exact", "window").
     mask : array of bool, broadcastable to (..., n, n_kv), optional
         True = the query sees the key ("exact").
     bias : array, broadcastable to (..., n, n_kv), optional
@@ -102,7 +102,8 @@ def attention(
     softcap : float, optional
         A bound c > 0: logits become c tanh(logits / c) before `bias` is added ("exact").
     sinks : array, broadcastable to (..., heads), optional
-        One more logit for each head, in the denominator alone: weights add up to less than 1 ("exact").
+        One more logit for each head, in the denominator alone: weights add up to less than 1 ("exact"). A number is the
+        option of "clustered" of that name.
     **options
         Options of the method, such as ``num_features=512``: the parameters of its class.
 
@@ -126,6 +127,7 @@ def attention(
     See Also
     --------
     subquad.attention_weights : The matrix that a method multiplies v with, or rows of it.
+    subquad.estimate_error : The error of a method on these arrays, estimated from some rows.
     subquad.explain : Say which implementation a call uses.
 
     Examples
@@ -137,6 +139,8 @@ def attention(
     >>> subquad.attention(q, k, v, subquad.Favor(num_features=128), causal=True).dtype
     dtype('float32')
     """
+    if isinstance(sinks, int):  # an option of "clustered"; the restriction is an array
+        options, sinks = options | {"sinks": sinks}, None
     return find_method(method, options)(
         q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible,
         return_lse=return_lse, mask=mask, bias=bias, softcap=softcap, sinks=sinks,

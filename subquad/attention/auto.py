@@ -1,4 +1,4 @@
-"""The method "auto": the cheapest of a ladder of methods whose estimated error is within a tolerance, else exact one.
+"""The method "auto": the cheapest method whose estimated error is within a tolerance; exact attention if none is.
 
     choice = the first rung, by cost, with 1.5 R ≤ tolerance,    R² = Σ_i ‖ô[i] − o[i]‖² / Σ_i ‖o[i]‖²,    sampled i
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from subquad.attention.call import AttentionCall, enter
-from subquad.attention.choosing import Found, Rule, choose
+from subquad.attention.choosing import Found, Rule, check_bytes, choose
 from subquad.attention.crossover import Crossover
 from subquad.attention.exact import Exact
 from subquad.attention.grouped_heads import Heads
@@ -35,7 +35,7 @@ Host = np.ndarray[Any, Any]
 Plan = Any
 
 
-@register("auto", cost="that of the method it chooses, and rows n_kv (d + d_v)")
+@register("auto", cost="that of its choice, at most n n_kv (d + d_v)")
 @dataclass(frozen=True, repr=False, eq=False)
 class Auto(Method):
     """The cheapest method whose estimated error is within a tolerance, for each item and head; else exact attention.
@@ -65,7 +65,8 @@ class Auto(Method):
         measured at the first such call on a machine, which the logger "subquad" tells, and kept in a file.
     choice : int or nested tuple of int, optional
         The choice, made before: for each item and head, as an array (..., heads), the number of the method in `rungs`;
-        −1 is exact attention. `with_choice` sets it.
+        −1 is exact attention. `with_choice` sets it. Of the other options, only `ladder` and `max_bytes` then matter:
+        ValueError for a call that may take more memory.
 
     Notes
     -----
@@ -179,13 +180,18 @@ class Auto(Method):
             counts = Counter(_spread(self.choice, len(self.rungs), *sizes).reshape(-1).tolist())
             told = ", ".join(f"{self.rungs[i]!r} for {count} heads" for i, count in sorted(counts.items()))
             note(f"auto: as was chosen before, {told}")
-        return self._run(call, call.arrangement.backend.on_host(_planned, self.choice, len(self.rungs), *sizes))
+        plan = call.arrangement.backend.on_host(_planned, self.choice, len(self.rungs), *sizes)
+        if self.max_bytes is not None:
+            check_bytes(call, self._rule(), numbers_in(plan))
+        return self._run(call, plan)
+
+    def _rule(self) -> Rule:
+        return Rule(self.rungs, self.tolerance, self.rows, self.seed, self.max_bytes, self.max_time, self.crossover)
 
     def _choose(self, call: AttentionCall) -> Found:
         """The choice by the values of a call."""
         with computing_for_real():
-            return choose(call, Rule(self.rungs, self.tolerance, self.rows, self.seed, self.max_bytes, self.max_time,
-                                     self.crossover))  # fmt: skip
+            return choose(call, self._rule())
 
     def _run(self, call: AttentionCall, plan: Plan) -> Array:
         """The output of a call, each part by its method."""
@@ -216,6 +222,11 @@ def split(chosen: Host) -> Plan:
     edges = itertools.pairwise([0, *cuts.tolist(), chosen.shape[axis]])
     parts = tuple((a, b, split(np.take(chosen, range(a, b), axis=axis))) for a, b in edges)
     return axis - chosen.ndim - 1, parts
+
+
+def numbers_in(plan: Plan) -> list[int]:
+    """The numbers of the rungs that a plan uses."""
+    return [plan] if isinstance(plan, int) else [i for *_, part in plan[1] for i in numbers_in(part)]
 
 
 def _planned(choice: Any, count: int, keys: int, groups: int, *batch: int) -> Plan:

@@ -16,6 +16,7 @@ from subquad.attention.estimate import ErrorEstimate, errors_of, warn_if_poor
 from subquad.attention.method import Method
 from subquad.attention.sampled_rows import Sample, sample
 from subquad.backend import Array
+from subquad.core.dtypes import is_half
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 
@@ -149,19 +150,35 @@ def _affordable(
     return ladder, exact_fits
 
 
+def check_bytes(call: AttentionCall, rule: Rule, numbers: Sequence[int]) -> None:
+    """Raise ValueError if a call with these rungs, which were chosen before, may take more memory than `max_bytes`."""
+    assert rule.max_bytes is not None
+    needs = max(_bytes(call, rule, rule.rungs[number], chosen_from=0) for number in numbers)
+    if len(set(numbers)) > 1:  # parts of the output are joined
+        width = call.xp.finfo(call.q.dtype).bits // 8
+        needs += width * math.prod(call.batch()) * call.q.shape[-2] * call.v.shape[-1]
+    if needs > rule.max_bytes:
+        told = f"takes up to {needs:.0f} bytes" if math.isfinite(needs) else "does not say how much it takes"
+        msg = f"max_bytes is {rule.max_bytes}, and the method that was chosen before {told}; choose for such a call"
+        raise ValueError(msg)
+
+
 def _bytes(call: AttentionCall, rule: Rule, method: Method, *, chosen_from: int) -> float:
     """The most memory of a call that takes this method, beyond inputs and output, with what choosing takes."""
     own = method._extra_bytes(call)
     if own is None:
         return math.inf
-    heads, d_v = max(1, math.prod(call.batch())), call.v.shape[-1]
+    heads, n, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.q.shape[-2], call.k.shape[-2:], call.v.shape[-1]
+    width = call.xp.finfo(call.q.dtype).bits // 8
+    if is_half(call.xp, call.arrangement.out_dtype):  # computed in copies
+        own += width * heads * (n * (d + d_v) + n_kv * (d + d_v))
     if not chosen_from:
         return own
-    width = call.xp.finfo(call.q.dtype).bits // 8
-    per_row = COPIES * heads * (d_v + call.q.shape[-1] + 4) * width
+    exact = rule.rungs[-1]._extra_bytes(call) or 0  # of the sampled rows
     tried = chosen_from if hasattr(method, "on_rows") else 1
-    output = heads * call.q.shape[-2] * d_v * width  # of a method that is tried, or of heads with another choice
-    return own + output + per_row * min(rule.rows, call.q.shape[-2]) * tried
+    rows = COPIES * heads * (d + d_v + 4) * min(rule.rows, n) * tried
+    output = heads * n * d_v  # of a method that is tried, or of heads with another choice
+    return max(own, exact) + width * (rows + output)
 
 
 def _estimates(

@@ -8,21 +8,16 @@ time with a small constant, O(n) memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, enter
 from subquad.attention.clustered_stream import CLUSTERED_STATE, step
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, summarize_clusters
+from subquad.attention.key_clusters import Far, KeyClusters, counts_of, find_order, summarize_clusters
 from subquad.attention.method import Method
-from subquad.attention.query_metric import (
-    counted_rows,
-    metrics_of_chunks,
-    pooled,
-    query_metric,
-    second_moment,
-    with_own_keys,
-)
+from subquad.attention.query_metric import metric_of_all, metrics_of_chunks, with_own_keys
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import SIZE, near_blocks
 from subquad.backend import Array
@@ -33,6 +28,8 @@ from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
+
+THREADS_BYTES = 2**24  # scratch of compiled kernels
 
 
 @register(
@@ -54,7 +51,7 @@ class Clustered(Method):
     chunk : int, default 256
         In causal calls, keys are clustered in chunks of this many. A query reads its own chunk exactly, and clusters of
         the chunks before.
-    num_sinks : int, default 4
+    sinks : int, default 4
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
@@ -75,11 +72,15 @@ class Clustered(Method):
     output is a convex combination of values; with every cluster opened it is exact attention. A key counts once: those
     read exactly because they are near are left out of their cluster.
 
-    Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries (of all
-    heads that share the keys, without queries at places that `key_mask` hides). In causal calls, Σ of a chunk sums up
-    the queries up to its end, or up to the end of an earlier chunk, at least ¾ of them, so that no later token changes an
-    earlier row. Which keys lie together and which clusters are opened is constant for gradients. The place of query i is
-    i + n_kv − n. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
+    Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries: of all
+    heads that share the keys, without queries that are not finite or at places that `key_mask` hides. In causal calls,
+    Σ of a chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least ⅔ of them, so that no
+    later token changes an earlier row. Which keys lie together and which clusters are opened is constant for gradients.
+    The place of query i is i + n_kv − n. A program that is traced serves one length.
+
+    The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and
+    a part of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal call,
+    however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
 
     References
     ----------
@@ -104,40 +105,115 @@ class Clustered(Method):
     cluster_size: int = 16
     opened: int = 16
     chunk: int = 256
-    num_sinks: int = 4
+    sinks: int = 4
     window: int = 8
     seed: int = 0
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("num_sinks", 0), ("window", 0)):
+        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("sinks", 0), ("window", 0)):
             check_count(name, getattr(self, name), least=least)
         check_seed(self.seed)
-        if self.num_sinks > self.chunk:
-            msg = f"num_sinks={self.num_sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"
+        if self.sinks > self.chunk:
+            msg = f"sinks={self.sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"
             raise ValueError(msg)
 
     def _evaluate(self, call: AttentionCall) -> Array:
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, n, n_kv = call.xp, call.q.shape[-2], call.k.shape[-2]
-        place, start, stop = plain_sight(xp, call.q, n, n_kv)
-        if n == 0 or n_kv == 0:
-            return self._read_keys(call, start, stop, None)
+        if call.q.shape[-2] == 0 or call.k.shape[-2] == 0:
+            place, start, stop = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
+            nothing = call.q, call.k, call.v, start, stop, *[None] * 7
+            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
+        place, start, stop, sides = self.near(call)
+        near = self.read_near(call, call.q, start, stop, near_blocks(call, *sides))
+        if call.causal and call.k.shape[-2] <= self.chunk:
+            return near
+        return self.read_far(call, call.q, place, self._far(call), near, self.opened)
+
+    def on_rows(
+        self, q: Array, k: Array, v: Array, rows: Array, /, *, causal: bool, key_mask: Array | None, scale: float,
+        opened: tuple[int, ...],
+    ) -> Array:  # fmt: skip
+        """Return the output at some rows for several numbers of opened clusters; clusters are made once.
+
+        Parameters
+        ----------
+        q, k, v : array, shape (..., n, d), (..., n_kv, d) and (..., n_kv, d_v)
+            Arrays as `subquad.attention` takes them.
+        rows : array of int, shape (r,)
+            Numbers of queries.
+        causal, key_mask, scale
+            As in `subquad.attention`.
+        opened : tuple of int
+            Numbers of clusters to open.
+
+        Returns
+        -------
+        array, shape (..., len(opened), r, d_v)
+            The outputs, in the compute dtype.
+        """
+        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+        xp = call.xp
+        place, start, stop, _ = self.near(call)
+        place, start, stop = (xp.take(x, rows, axis=-1) for x in (place, start, stop))
+        some = xp.take(call.q, rows, axis=-2)
+        near = self.read_near(call, some, start, stop, None)
+        if call.causal and call.k.shape[-2] <= self.chunk:
+            found = [near[0]] * len(opened)
+        else:
+            far = self._far(call)
+            found = [self.read_far(call, some, place, far, near, count)[0] for count in opened]
+        heads = call.arrangement.heads
+        return xp.stack([heads.unfold(out) for out in found], axis=-3)
+
+    def near(self, call: AttentionCall) -> tuple[Array, Array, Array, tuple[int, int]]:
+        """The place of each row, the first and the last but one place of the keys near it, and how far these lie."""
+        xp = call.xp
+        place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
         if call.causal:
-            near, chunks = self.own_chunk(call, place), (n_kv - 1) // self.chunk
-            if chunks == 0:
-                return near
-            own = with_own_keys(call)
-            found = self.close_chunks(own, metrics_of_chunks(own, chunks, self.chunk), begins=True)
-            return self.past_chunks(own, found, place // self.chunk, near)
-        blocks = near_blocks(call, self.window, self.window)
-        near = self._read_keys(call, place - self.window, place + self.window + 1, blocks)
+            start = xp.maximum(place, xp.zeros_like(place)) // self.chunk * self.chunk
+            return place, start, place + 1, (self.chunk - 1, 0)
+        return place, place - self.window, place + self.window + 1, (self.window, self.window)
+
+    def read_near(
+        self, call: AttentionCall, q: Array, start: Array, stop: Array, blocks: Array | None
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the keys near each row."""
+        return block_attention(
+            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE, key_mask=call.key_mask,
+            implementation=self.implementation,
+        )  # fmt: skip
+
+    def read_far(
+        self, call: AttentionCall, q: Array, place: Array, far: Far, near: tuple[Array, Array], opened: int
+    ) -> tuple[Array, Array]:
+        """(out, lse) over near keys, keys of opened clusters and centroids."""
+        xp, found = call.xp, far.clusters
+        clusters = found.counts.shape[-1]
+        always = min(self.clusters_of_sinks, clusters)
+        if call.causal:
+            before = place // self.chunk
+            seen = xp.where(before > 0, before * self.clusters_of_chunk + always, 0)
+            of_rows: tuple[Any, ...] = (None, None, None)
+        else:
+            seen = xp.zeros_like(place) + clusters
+            of_rows = found.order, place, far.cluster_of
+        order, place, cluster_of = of_rows
+        return clustered_attention(
+            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, seen, place,
+            cluster_of, *near, scale=call.scale, opened=min(opened, clusters - always), always=always,
+            reach=0 if call.causal else self.window, implementation=self.implementation,
+        )  # fmt: skip
+
+    def _far(self, call: AttentionCall) -> Far:
+        """The clusters that rows read: in causal calls of all chunks but the last."""
         call = with_own_keys(call)
-        found, cluster_of = self._of_all(call)
-        stop = xp.zeros_like(place) + found.counts.shape[-1]
-        return self.read(call, found, stop, near, (found.order, place, cluster_of))
+        if not call.causal:
+            return self._of_all(call)
+        chunks = (call.k.shape[-2] - 1) // self.chunk
+        return Far(self.close_chunks(call, metrics_of_chunks(call, chunks, self.chunk), begins=True), None)
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
         return step(self, call)
@@ -145,47 +221,21 @@ class Clustered(Method):
     @property
     def clusters_of_sinks(self) -> int:
         """How many clusters the sinks fill."""
-        return -(-self.num_sinks // self.cluster_size)
+        return -(-self.sinks // self.cluster_size)
 
     @property
     def clusters_of_chunk(self) -> int:
         """How many clusters a chunk has."""
         return -(-self.chunk // self.cluster_size)
 
-    def own_chunk(self, call: AttentionCall, place: Array) -> tuple[Array, Array]:
-        """(out, lse) of causal rows over the keys of their own chunk, which begins at a multiple of `chunk`."""
-        start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
-        return self._read_keys(call, start, place + 1, near_blocks(call, self.chunk - 1, 0))
-
-    def past_chunks(
-        self, call: AttentionCall, found: KeyClusters, before: Array, near: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        """(out, lse) of causal rows over `near` and the clusters `found` of the chunks before, whose number is given."""
-        stop = call.xp.where(before > 0, before * self.clusters_of_chunk + self.clusters_of_sinks, 0)
-        return self.read(call, found, stop, near)
-
-    def read(
-        self, call: AttentionCall, found: KeyClusters, stop: Array, near: tuple[Array, Array],
-        of_rows: tuple[Array | None, ...] = (None, None, None),
-    ) -> tuple[Array, Array]:  # fmt: skip
-        """(out, lse) over `near` and over the first `stop[i]` clusters, by the kernel."""
-        order, place, cluster_of = of_rows
-        clusters = found.counts.shape[-1]
-        always = min(self.clusters_of_sinks, clusters)
-        return clustered_attention(
-            call.q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, stop, place,
-            cluster_of, *near, scale=call.scale, opened=min(self.opened, clusters - always), always=always,
-            reach=0 if order is None else self.window, implementation=self.implementation,
-        )  # fmt: skip
-
-    def _read_keys(
-        self, call: AttentionCall, start: Array, stop: Array, blocks: Array | None
-    ) -> tuple[Array, Array]:
-        """(out, lse) over the keys within an interval."""
-        return block_attention(
-            call.q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE,
-            key_mask=call.key_mask, implementation=self.implementation,
-        )  # fmt: skip
+    def _extra_bytes(self, call: AttentionCall) -> int | None:
+        d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
+        width = call.xp.finfo(call.q.dtype).bits // 8
+        keys = math.prod(with_own_keys(call).k.shape[:-2])
+        clusters = 2 * n_kv // self.cluster_size + 2  # a chunk may be a little more than its clusters hold
+        of_keys = 3 * (clusters * self.cluster_size // 2 + n_kv) * (d + d_v) + clusters * (2 * d + d_v)
+        near = math.prod(call.batch()) * n * (d_v + 1)
+        return width * (keys * of_keys + near) + THREADS_BYTES
 
     def close_chunks(self, call: AttentionCall, metric: Array, *, begins: bool) -> KeyClusters:
         """The clusters of the first chunks of the keys, each in its metric (..., chunks, d, d).
@@ -195,7 +245,7 @@ class Clustered(Method):
         xp, chunk, chunks = call.xp, self.chunk, metric.shape[-3]
         k, v = (x[..., : chunks * chunk, :] for x in (call.k, call.v))
         seen = _seen(call)[..., : chunks * chunk]
-        sinks = self.num_sinks if begins else 0
+        sinks = self.sinks if begins else 0
         clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
         rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1]))
         held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
@@ -205,16 +255,15 @@ class Clustered(Method):
         order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
         return self._with_sinks(xp, k, v, seen, sinks, order, counts)
 
-    def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
+    def _of_all(self, call: AttentionCall) -> Far:
         """The clusters of all keys, and the cluster of each key, −1 for none."""
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
-        seen, sinks = _seen(call), min(self.num_sinks, n)
+        seen, sinks = _seen(call), min(self.sinks, n)
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        metric = query_metric(xp, pooled(xp, second_moment(xp, call.q, counted_rows(call)), k))
-        order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
+        order = find_order(xp, k, metric_of_all(call), clustered, size, self.seed, self.implementation)
         cluster_of = xp.astype(xp.argsort(order[..., :n], axis=-1), xp.int32) // size + -(-sinks // size)
         found = self._with_sinks(xp, k, call.v, seen, sinks, order, counts_of(xp, clustered, size))
-        return found, xp.where(clustered, cluster_of, -1)
+        return Far(found, xp.where(clustered, cluster_of, -1))
 
     def _with_sinks(
         self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array

@@ -70,8 +70,8 @@ class Exact(Method):
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         heads, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.k.shape[-2:], call.v.shape[-1]
         block = max(BLOCK_ELEMENTS, 64 * heads * MANY_KEYS)
-        copies = 0 if call.key_mask is None and not call.causal else heads * n_kv * (d + d_v)
-        return (8 * block + copies) * (call.xp.finfo(call.q.dtype).bits // 8)
+        copies = (0 if call.key_mask is None else 2) + call.causal  # of k and v, which some libraries make
+        return (8 * block + copies * heads * n_kv * (d + d_v)) * (call.xp.finfo(call.q.dtype).bits // 8)
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, given = call.xp, call.restrictions

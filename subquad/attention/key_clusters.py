@@ -27,6 +27,13 @@ class KeyClusters(NamedTuple):
     mean_values: Array  # (..., C, d_v)
 
 
+class Far(NamedTuple):
+    """The clusters of a call, and the cluster of each key, where rows may have some of them near."""
+
+    clusters: KeyClusters
+    cluster_of: Array | None
+
+
 def find_order(
     xp: ModuleType, k: Array, metric: Array, seen: Array | None, size: int, seed: int, implementation: str
 ) -> Array:

@@ -54,11 +54,6 @@ def with_own_keys(call: AttentionCall) -> AttentionCall:
     return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
 
 
-def counted_rows(call: AttentionCall) -> Array | None:
-    """The mask (..., n) of the rows that have a key at their place and count as it does; None if all count."""
-    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None
-
-
 def pooled(xp: ModuleType, moment: Array, k: Array) -> Array:
     """Moments (..., d, d) of queries added up over the heads (axis −3) that share keys k."""
     if moment.ndim > 2 and moment.shape[-3] > 1 and k.shape[-3:-2] in ((), (1,)):
@@ -71,12 +66,18 @@ def is_renewed(chunk: int) -> bool:
     return chunk < 4 or chunk % 2 ** (chunk.bit_length() - 2) == 0
 
 
+def metric_of_all(call: AttentionCall) -> Array:
+    """The metric (..., d, d) of all queries."""
+    moment = second_moment(call.xp, call.q, _counted_rows(call))
+    return query_metric(call.xp, pooled(call.xp, moment, call.k))
+
+
 def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
     """The metrics (..., chunks, d, d) of the first chunks of `size` keys: of the queries up to the end of a chunk."""
     xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
     moments: list[Array] = []
     number: list[int] = []
-    first, counted = 0, counted_rows(call)
+    first, counted = 0, _counted_rows(call)
     for c in range(chunks):
         if is_renewed(c):
             last = min(max((c + 1) * size - ahead, first), n)
@@ -88,3 +89,7 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
     metrics = query_metric(xp, xp.stack([pooled(xp, x, call.k) for x in moments], axis=-3))
     return xp.take(metrics, xp.asarray(number, dtype=xp.int32, device=place_of(call.k)), axis=-3)
 
+
+def _counted_rows(call: AttentionCall) -> Array | None:
+    """The mask (..., n) of the rows that have a key at their place and count as it does; None if all count."""
+    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None

@@ -10,6 +10,7 @@ of n cost r / n of exact attention, and the rest together a sixth of that.
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ def sample(call: AttentionCall, rows: int, seed: int) -> Sample:
     )
     seeing = lse != -float("inf")
     some = seeing[..., few]
-    effective = xp.exp(xp.where(some, 2 * lse[..., few] - lse_twice, 0.0))
+    once, twice = (xp.where(some, x, 0.0) for x in (lse[..., few], lse_twice))  # −∞ − −∞ is NaN
+    effective = xp.exp(2 * once - twice)
     mean = visible_means(xp, call.v, call.key_mask, start, stop)
     batch = call.batch(out=out.shape[:-2])
 
@@ -105,5 +107,6 @@ def visible_means(xp: ModuleType, v: Array, key_mask: Array | None, start: Array
 
     first = xp.zeros((), dtype=start.dtype, device=place_of(v))
     columns = [v, None if key_mask is None else key_mask[..., None]]
-    (total, _), _ = fold_blocks(add, (total, first), columns, rows_per_block(total.shape[-1]), xp=xp)
+    size = rows_per_block(max(1, math.prod(batch)) * (d_v + 1))
+    (total, _), _ = fold_blocks(add, (total, first), columns, size, xp=xp)
     return divide_or_zero(xp, total[..., :-1], total[..., -1:])

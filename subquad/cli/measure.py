@@ -13,6 +13,7 @@ from subquad.cli.cases import Case, Problem
 from subquad.cli.clock import interleave
 from subquad.cli.definitions import relative_error
 from subquad.cli.libraries import Target
+from subquad.registry import make_method, method_row
 
 ENOUGH_SECONDS = 0.5  # repetitions of slow calls stop after this time
 LEAST = 3  # but not before this number of repetitions
@@ -71,11 +72,27 @@ class Measurement:
     failure: str | None = None
 
 
+def settled(target: Target, problem: Problem) -> Problem:
+    """The problem with a choice made by its arrays, if its method makes one, so that what was chosen is measured.
+
+    A compiled call has no values to choose by.
+    """
+    name = problem.options.get("method")
+    if not isinstance(name, str) or not hasattr(method_row(name).cls, "with_choice"):
+        return problem
+    own = {key: x for key, x in problem.options.items() if key in method_row(name).options}
+    rest = {key: x for key, x in problem.options.items() if key not in own}
+    arrays = (target.bench.asarray(x, device=target.device) for x in problem.arrays.values())
+    chosen = make_method(name, own).with_choice(*arrays, causal=rest["causal"])
+    return dataclasses.replace(problem, options={**rest, "method": chosen})
+
+
 def measure(case: Case, target: Target, n: int, problem: Problem, reference: np.ndarray, repeat: int) -> Measurement:
     """The row of `case` on `target`; an exception of the case becomes the `failure` of the row."""
     where = (target.label, target.library, target.device, n)
     who = Measurement(case.task, case.name, dict(case.options), case.label, *where)
     try:
+        problem = settled(target, problem)
         prepared = Prepared(target, problem.bind(), tuple(problem.arrays.values()))
         error = relative_error(prepared.bench.to_numpy(prepared.run()), reference)
         (times,) = interleave({"": prepared.run}, repeat, enough=ENOUGH_SECONDS, least=LEAST).values()

@@ -528,7 +528,7 @@ def clustered(
     cluster_size: int = 16,
     opened: int = 16,
     chunk: int = 256,
-    num_sinks: int = 4,
+    sinks: int = 4,
     window: int = 8,
     seed: int = 0,
 ) -> Array:
@@ -540,7 +540,7 @@ def clustered(
     scale = d**-0.5 if scale is None else scale
     real = keep if n == n_kv else np.ones(n, bool)  # rows that count in the moment
     sketch = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal((d, 32))
-    sink_keys = {j for j in range(n_kv) if j < num_sinks and keep[j]}
+    sink_keys = {j for j in range(n_kv) if j < sinks and keep[j]}
 
     def clusters_of(keys: range, last: int) -> list[list[int]]:
         """The clusters of some keys, by the queries before row `last`."""

@@ -356,12 +356,12 @@ OPTIONS = [
     lsh("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
     lsh("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
     lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
-    clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "num_sinks": 3, "window": 2}),
+    clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "sinks": 3, "window": 2}),
     clustered("clustered-default", options={}),
-    clustered("clustered-bare", options={"cluster_size": 5, "opened": 1, "chunk": 12, "num_sinks": 0, "window": 0,
+    clustered("clustered-bare", options={"cluster_size": 5, "opened": 1, "chunk": 12, "sinks": 0, "window": 0,
                                          "scale": -0.3}),
-    clustered("clustered-centroids", options={"cluster_size": 4, "opened": 0, "chunk": 10, "num_sinks": 5, "window": 1}),
-    clustered("clustered-single-keys", options={"cluster_size": 1, "opened": 3, "chunk": 9, "num_sinks": 1, "seed": 2}),
+    clustered("clustered-centroids", options={"cluster_size": 4, "opened": 0, "chunk": 10, "sinks": 5, "window": 1}),
+    clustered("clustered-single-keys", options={"cluster_size": 1, "opened": 3, "chunk": 9, "sinks": 1, "seed": 2}),
 ]  # fmt: skip
 
 

@@ -137,9 +137,7 @@ def dot(x: Any, start: int, y: Any, width: int, lanes: int) -> Any:
 
 
 @inline
-def sum_rows(
-    x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any
-) -> None:
+def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
     """The sum of the rows names[begin + first], …, names[begin + last − 1] of x."""
     for p in range(0, width, lanes):
         along = zeros(x)
