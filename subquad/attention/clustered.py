@@ -78,9 +78,9 @@ class Clustered(Method):
     later token changes an earlier row. Which keys lie together and which clusters are opened is constant for gradients.
     The place of query i is i + n_kv − n. A program that is traced serves one length.
 
-    The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and
-    a part of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal call,
-    however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
+    The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v
+    and a part of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal
+    call, however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
 
     References
     ----------

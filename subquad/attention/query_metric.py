@@ -62,7 +62,7 @@ def pooled(xp: ModuleType, moment: Array, k: Array) -> Array:
 
 
 def is_renewed(chunk: int) -> bool:
-    """Whether a chunk has a metric of its own, or that of the chunk before: its queries would add a third at most."""
+    """Whether a chunk has a metric of its own, and not that of the chunk before: of ⅔ of its queries at least."""
     return chunk < 4 or chunk % 2 ** (chunk.bit_length() - 2) == 0
 
 

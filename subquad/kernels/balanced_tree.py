@@ -33,8 +33,8 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
 
     Cluster c has the rows at the places c · size … (c + 1) · size − 1 of the result. `key_mask` (..., n), of the batch
     of x, hides rows: they come after all visible ones. Places behind the last row have the number n − 1. The row
-    farthest from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d, columns). Equal
-    projections keep the order of rows.
+    farthest from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d, columns).
+    Equal projections keep the order of rows.
     """
     xp, n = namespace_of(x), x.shape[-2]
     where, batch = place_of(x), x.shape[:-2]
