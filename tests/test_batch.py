@@ -64,7 +64,8 @@ def test_permuted_heads_give_permuted_outputs(row: Row) -> None:
         assert relative_error(permuted, out[:, order]) < 1e-12
 
 
-@rows([row for row in METHODS if row.by != "arrays"])
+# heads that share keys share a metric in "clustered", which tests/test_clustered.py sees
+@rows([row for row in METHODS if row.by != "arrays" and row.method != "clustered"])
 def test_grouped_queries_equal_repeated_heads(row: Row) -> None:
     """Six query heads share two key heads; a mask per key head or per query head."""
     case = Case((2, 6, N, D), (2, 2, N, D), (2, 2, N, 5), mask="heads")

@@ -112,7 +112,7 @@ def gradients(library: Library, function: Any, *arrays: np.ndarray) -> list[np.n
 
 
 DIFFERENTIABLE = named("exact", "exact-generic", "favor-seed", "favor-trigonometric", "favor-relu", "linear", "linformer", "linformer-random", "nystrom",
-                       "nystrom-ridge", "nystrom-kmeans", "nystrom-ridge-fit")  # fmt: skip
+                       "nystrom-ridge", "nystrom-kmeans", "nystrom-ridge-fit", "clustered", "clustered-bare")  # fmt: skip
 
 
 @pytest.mark.parametrize("garbage", [1.0, np.nan])

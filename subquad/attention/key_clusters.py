@@ -1,24 +1,20 @@
-"""Clusters of keys by content: which keys lie together, and what a cluster tells without being opened.
-
-Keys are clustered in the metric in which queries tell them apart: rows k Σ^¼ with Σ = E[q qᵀ]. The mean of
-(q·(k − μ))² over queries is the squared length of (k − μ) Σ^½; the quarter power is between that and the plain length.
-"""
+"""Clusters of keys by content: which keys lie together, and what a cluster tells without being opened."""
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import NamedTuple
 
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.block_loop import BLOCK_ELEMENTS, join_rows
 from subquad.core.gather import gather_rows
 from subquad.core.loading import backend_of
 from subquad.kernels.balanced_tree import balanced_tree
 from subquad.random import generator
 
-POWER = 0.25
 DIRECTIONS = 32  # random directions by which the row farthest from the mean is found
-SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
 
 
 class KeyClusters(NamedTuple):
@@ -26,28 +22,11 @@ class KeyClusters(NamedTuple):
 
     k: Array  # (..., C · d, size), the keys of a cluster as columns, one cluster after the other
     v: Array  # (..., C · size, d_v)
-    order: Array  # (..., C · size), int32: the place of each key in the sequence
+    order: Array | None  # (..., C · size), int32: the place of each key in the sequence, where it is known
     counts: Array  # (..., C), int32: how many places hold a key
     means: Array  # (..., C, d)
     spread: Array  # (..., C, d): variance of each channel
     mean_values: Array  # (..., C, d_v)
-
-
-def query_metric(xp: ModuleType, moment: Array) -> Array:
-    """The matrix Σ^¼ (..., d, d) of moments Σ (..., d, d), up to a factor; the identity where Σ is 0 or not finite.
-
-    It is constant for gradients.
-    """
-    moment = backend_of(xp).constant(moment)
-    d = moment.shape[-1]
-    identity = xp.eye(d, dtype=moment.dtype, device=place_of(moment))
-    trace = xp.sum(moment * identity, axis=(-2, -1), keepdims=True)
-    usable = (trace > 0) & xp.all(xp.isfinite(moment), axis=(-2, -1), keepdims=True)
-    moment = xp.where(usable, moment / xp.where(usable, trace, 1.0), identity / d)
-    values, vectors = xp.linalg.eigh(moment)
-    least = SMALLEST * values[..., -1:]
-    root = xp.where(values > least, values, least) ** POWER
-    return (vectors * root[..., None, :]) @ xp.matrix_transpose(vectors)
 
 
 def find_order(
@@ -66,22 +45,35 @@ def find_order(
 
 def summarize_clusters(xp: ModuleType, k: Array, v: Array, order: Array, counts: Array, size: int) -> KeyClusters:
     """The clusters of keys k (..., n, d) and values v for an order (..., C · size) and numbers of keys (..., C)."""
-    k, v = (gather_rows(xp, x, order) for x in (k, v))
+    clusters, d, d_v = counts.shape[-1], k.shape[-1], v.shape[-1]
     place = xp.arange(size, dtype=xp.int32, device=place_of(k))
-    holds = (place < counts[..., None])[..., None]  # (..., C, size, 1)
-    share = xp.astype(holds, k.dtype) / xp.astype(xp.where(counts > 0, counts, 1), k.dtype)[..., None, None]
 
-    def mean(x: Array) -> Array:
-        rows = xp.reshape(x, (*x.shape[:-2], counts.shape[-1], size, x.shape[-1]))
-        return xp.sum(xp.where(holds, rows, 0.0) * share, axis=-2)
+    def summarize(order: Array, counts: Array) -> tuple[Array, ...]:
+        keys, values = (gather_rows(xp, x, xp.reshape(order, (*order.shape[:-2], -1))) for x in (k, v))
+        keys, values = (xp.reshape(x, (*x.shape[:-2], -1, size, x.shape[-1])) for x in (keys, values))
+        holds = (place < counts[..., None])[..., None]  # (..., C, size, 1)
+        share = xp.astype(holds, k.dtype) / xp.astype(xp.where(counts > 0, counts, 1), k.dtype)[..., None, None]
 
-    means = mean(k)
-    far = k - xp.reshape(xp.broadcast_to(means[..., None, :], (*means.shape[:-1], size, means.shape[-1])), k.shape)
-    spread, of_values = mean(far * far), mean(v)
-    clusters, d = means.shape[-2:]
-    columns = xp.matrix_transpose(xp.reshape(k, (*k.shape[:-2], clusters, size, d)))
-    columns = xp.reshape(columns, (*k.shape[:-2], clusters * d, size))
-    return KeyClusters(columns, v, order, counts, means, spread, of_values)
+        def mean(x: Array) -> Array:
+            return xp.sum(xp.where(holds, x, 0.0) * share, axis=-2)
+
+        means = mean(keys)
+        far = keys - means[..., None, :]
+        columns = xp.reshape(xp.matrix_transpose(keys), (*keys.shape[:-2], d * size))
+        rows = xp.reshape(values, (*values.shape[:-2], size * d_v))
+        return columns, rows, means, mean(far * far), mean(values)
+
+    grouped = xp.reshape(order, (*order.shape[:-1], clusters, size))
+    at_once = max(1, BLOCK_ELEMENTS // max(1, math.prod(k.shape[:-2]) * size * d))
+    if clusters <= at_once or not backend_of(xp).is_concrete(k, v):
+        parts = summarize(grouped, counts)
+    else:
+        ranges = (slice(i, i + at_once) for i in range(0, clusters, at_once))
+        parts = join_rows(xp, clusters, (summarize(grouped[..., i, :], counts[..., i]) for i in ranges))
+    columns, rows, means, spread, mean_values = parts
+    columns = xp.reshape(columns, (*columns.shape[:-2], clusters * d, size))
+    rows = xp.reshape(rows, (*rows.shape[:-2], clusters * size, d_v))
+    return KeyClusters(columns, rows, order, counts, means, spread, mean_values)
 
 
 def counts_of(xp: ModuleType, seen: Array, size: int) -> Array:

@@ -79,7 +79,10 @@ def clustered_attention(
     names = xp.arange(clusters, dtype=xp.int32, device=where)
     within = xp.arange(size, dtype=xp.int32, device=where)
     total = xp.astype(counts, q.dtype)
+    # what is not finite must reach the rows that see it and no others, gradients too: 0 · NaN is NaN
     finite = xp.all(xp.isfinite(mean_values), axis=-1, keepdims=True)
+    finite_keys = xp.all(xp.isfinite(means) & xp.isfinite(spread), axis=-1, keepdims=True)
+    means, spread = (xp.where(finite_keys, x, 0.0) for x in (means, spread))
     columns = xp.reshape(k, (*k.shape[:-2], clusters, d * size))
     fine_values = xp.where(finite, mean_values, 0.0)
 
@@ -90,6 +93,7 @@ def clustered_attention(
         if place is not None and cluster_of is not None:
             left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
         seen = (names < stop) & (left > 0)
+        logits = xp.where(xp.matrix_transpose(finite_keys), logits, math.nan)
         weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
         found = _largest(xp, weight, names, stop, opened, always)
         is_open = seen & False
@@ -100,6 +104,7 @@ def clustered_attention(
         index = xp.reshape(xp.where(found < 0, 0, found)[..., None] * size + within, (*found.shape[:-1], -1))
         members_k = gather_rows(xp, columns, xp.where(found < 0, 0, found), axes=2)
         members_k = xp.reshape(members_k, (*members_k.shape[:-1], d, size))
+        members_k = xp.where(found[..., None, None] < 0, 0.0, members_k)
         members_v = gather_rows(xp, v, index, axes=2)
         member = xp.reshape(within < _gathered(xp, counts, found)[..., None], index.shape)
         if place is not None and order is not None:
@@ -113,7 +118,6 @@ def clustered_attention(
         both = xp.exp(both - shift)
         denominator = xp.sum(both, axis=-1, keepdims=True)
         of_members, of_rest = both[..., : exact.shape[-1]], both[..., exact.shape[-1] :]
-        # 0 · NaN is NaN: a value that is not finite must reach the rows that see it and no others
         fine = xp.all(xp.isfinite(members_v), axis=-1)
         poison = xp.any(member & ~fine, axis=-1, keepdims=True)
         poison = poison | xp.any((rest > -math.inf) & ~xp.matrix_transpose(finite), axis=-1, keepdims=True)

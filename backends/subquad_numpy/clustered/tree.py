@@ -9,10 +9,10 @@ import numpy as np
 from numba import carray
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import Panels, multiply, pack, padded, rows_at, TILE_ROWS
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields, fields
 
 # rows, numbers of a row, random directions, rows of a cluster, slots: a power of two times `size`, and places of `order`

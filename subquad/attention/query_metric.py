@@ -1,0 +1,89 @@
+"""The metric in which queries tell keys apart: Σ^¼, with Σ the second moment of the queries.
+
+The mean of (q·(k − μ))² over queries is the squared length of (k − μ) Σ^½; the quarter power is between that and the
+plain length.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from subquad.attention.call import AttentionCall
+from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.loading import backend_of
+from subquad.core.shapes import broadcast_batch
+
+POWER = 0.25
+SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
+
+
+def query_metric(xp: ModuleType, moment: Array) -> Array:
+    """The matrix Σ^¼ (..., d, d) of moments Σ (..., d, d), up to a factor; the identity where Σ is 0 or not finite.
+
+    It is constant for gradients.
+    """
+    moment = backend_of(xp).constant(moment)
+    d = moment.shape[-1]
+    identity = xp.eye(d, dtype=moment.dtype, device=place_of(moment))
+    trace = xp.sum(moment * identity, axis=(-2, -1), keepdims=True)
+    usable = (trace > 0) & xp.all(xp.isfinite(moment), axis=(-2, -1), keepdims=True)
+    moment = xp.where(usable, moment / xp.where(usable, trace, 1.0), identity / d)
+    values, vectors = xp.linalg.eigh(moment)
+    least = SMALLEST * values[..., -1:]
+    root = xp.where(values > least, values, least) ** POWER
+    return (vectors * root[..., None, :]) @ xp.matrix_transpose(vectors)
+
+
+def second_moment(xp: ModuleType, q: Array, counted: Array | None) -> Array:
+    """Σ q qᵀ (..., d, d) over the rows of q that are finite and `counted` (..., n); constant for gradients."""
+    q = backend_of(xp).constant(q)
+    rows = xp.all(xp.isfinite(q), axis=-1, keepdims=True)
+    rows = rows if counted is None else rows & counted[..., None]
+    q = xp.where(rows, q, 0.0)
+    return xp.matrix_transpose(q) @ q
+
+
+def with_own_keys(call: AttentionCall) -> AttentionCall:
+    """The call with keys that no two items share, apart from heads (axis −3): clusters depend on the queries."""
+    xp, k, mask = call.xp, call.k, call.key_mask
+    of_mask = () if mask is None else mask.shape[:-1]
+    batch = broadcast_batch(q=call.q.shape[:-2], k=k.shape[:-2], mask=of_mask)
+    if batch:
+        batch = (*batch[:-1], *(broadcast_batch(k=k.shape[-3:-2], mask=of_mask[-1:]) or (1,)))
+    return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
+
+
+def counted_rows(call: AttentionCall) -> Array | None:
+    """The mask (..., n) of the rows that have a key at their place and count as it does; None if all count."""
+    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None
+
+
+def pooled(xp: ModuleType, moment: Array, k: Array) -> Array:
+    """Moments (..., d, d) of queries added up over the heads (axis −3) that share keys k."""
+    if moment.ndim > 2 and moment.shape[-3] > 1 and k.shape[-3:-2] in ((), (1,)):
+        return xp.sum(moment, axis=-3, keepdims=True)
+    return moment
+
+
+def is_renewed(chunk: int) -> bool:
+    """Whether a chunk has a metric of its own, or that of the chunk before: its queries would add a third at most."""
+    return chunk < 4 or chunk % 2 ** (chunk.bit_length() - 2) == 0
+
+
+def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
+    """The metrics (..., chunks, d, d) of the first chunks of `size` keys: of the queries up to the end of a chunk."""
+    xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
+    moments: list[Array] = []
+    number: list[int] = []
+    first, counted = 0, counted_rows(call)
+    for c in range(chunks):
+        if is_renewed(c):
+            last = min(max((c + 1) * size - ahead, first), n)
+            own = None if counted is None else counted[..., first:last]
+            part = second_moment(xp, call.q[..., first:last, :], own)
+            moments.append(moments[-1] + part if moments else part)
+            first = last
+        number.append(len(moments) - 1)
+    metrics = query_metric(xp, xp.stack([pooled(xp, x, call.k) for x in moments], axis=-3))
+    return xp.take(metrics, xp.asarray(number, dtype=xp.int32, device=place_of(call.k)), axis=-3)
