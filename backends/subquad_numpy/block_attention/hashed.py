@@ -28,8 +28,8 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     rounds = _rounds([x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)], static)
     (n, d_v), dtype, batch = (arrays[0].shape[-2], arrays[2].shape[-1]), arrays[0].dtype, rounds[0][1]
     kernel, runs = block_attention_kernel(dtype), list[Run]()
+    example = {"out": np.empty((*batch, n, d_v), dtype), "lse": np.empty((*batch, n), dtype)}  # memory is not touched
     for values, _, tasks, products in rounds:
-        example = {"out": np.empty((*batch, n, d_v), dtype), "lse": np.empty((*batch, n), dtype)}
         before = {f"before_{name}": x for name, x in example.items()} if runs else {}
         runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, values | before | example))
     names = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
