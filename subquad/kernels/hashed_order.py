@@ -24,7 +24,7 @@ def outputs(
 ) -> tuple[Like, ...]:
     """Shape and dtype of the outputs of `hashed_order`."""
     batch = broadcast_batch(x=x.shape[:-2], key_mask=None if key_mask is None else key_mask.shape[:-1])
-    rounds, n, whole = rotations.shape[0], x.shape[-2], namespace_of(x).int32
+    (rounds, _, _), n, whole = rotations.shape, x.shape[-2], namespace_of(x).int32  # rotations have no batch axes
     return Like((*batch, rounds, n), whole), Like((*batch, n, max(rounds - 1, 1)), whole)
 
 
@@ -38,8 +38,8 @@ def hashed_order(
     rest, or none if that is 0. Row order[r, i] is at place i of round r, and chunk[j, r] is the chunk of `size` places
     that row j is in. The last round has no chunks, but a single round has.
     """
-    xp, rounds = namespace_of(x), rotations.shape[0]
-    batch = outputs(x, rotations, first=first, second=second, size=size, key_mask=key_mask)[0].shape[:-2]
+    xp = namespace_of(x)
+    *batch, rounds, _ = outputs(x, rotations, first=first, second=second, size=size, key_mask=key_mask)[0].shape
     factors = (first, second) if second else (first,)
     chunks: list[Array] = []
 
@@ -55,7 +55,7 @@ def hashed_order(
 
     (order,) = join_rows(xp, rounds, orders())
     chunk = xp.stack(chunks, axis=-1)
-    if tuple(order.shape[:-2]) != batch:
+    if tuple(order.shape[:-2]) != tuple(batch):
         order, chunk = (xp.broadcast_to(y, (*batch, *y.shape[-2:])) for y in (order, chunk))
     return order, chunk
 
