@@ -134,7 +134,8 @@ class BigBird(Method):
 
         blocks, blocks_kv = -(-n // size), -(-n_kv // size)
         most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
-        first, last = self.global_blocks
+        # where key blocks are so few that a list has room for all, those of global queries are in the list too
+        first, last = (0, 0) if blocks_kv <= listing.shape[-1] else self.global_blocks
         runs = backend_of(xp).on_host(_runs, blocks, blocks_kv, (n_kv - n) // size, first, last, most)
         out, lse = join_rows(xp, n, (part(*run) for run in runs))
         return out, lse[..., 0]
@@ -249,7 +250,10 @@ def _drawn(
 def _with_random(
     n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, causal: bool, plan: Any
 ) -> Host:  # fmt: skip
-    """The near, global and random blocks of each block of queries, each block once, −1 for none."""
+    """The near, global and random blocks of each block of queries, each block once, −1 for none.
+
+    Of blocks that read all keys, these only where the list has room for all blocks.
+    """
     at, total = _centres(n, n_kv, size), -(-n_kv // size)
     near = at[:, None] + np.arange(window) - window // 2
     ends = [*range(min(of_first, total)), *range(max(total - of_last, 0), total)]
@@ -259,7 +263,12 @@ def _with_random(
     listed = np.sort(np.where((listed < 0) | (listed >= total), -1, listed), axis=-1)
     again = np.zeros(listed.shape, bool)
     again[..., 1:] = listed[..., 1:] == listed[..., :-1]
-    return np.where(again, -1, listed).astype(np.int32)
+    listed = np.where(again, -1, listed)
+    if total <= listed.shape[-1]:
+        every = np.arange(listed.shape[-1])
+        is_global = (at >= 0) & ((at < of_first) | (at >= total - of_last))
+        listed = np.where(is_global[:, None], np.where(every < total, every, -1), listed)
+    return listed.astype(np.int32)
 
 
 def _centres(n: int, n_kv: int, size: int) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -20,13 +21,13 @@ from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.block_loop import fold_blocks, join_rows, rows_per_block
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.hashed_attention import hashed_attention
+from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.visibility import Sight
 from subquad.random import generator
 from subquad.registry import register
@@ -74,7 +75,7 @@ class LSH(Method):
     chunks of queries⌋ and the one before; there is no wrap, and all buckets within them meet. In causal calls, values
     of later keys change nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's
     convention is ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``, called with ``scale=1`` for models of
-    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernel: `hashed_attention`.
+    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernels: `hashed_order`, `hashed_attention`.
 
     References
     ----------
@@ -154,19 +155,16 @@ class LSH(Method):
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
 
-        def orders(r: int) -> tuple[Array, Array]:
-            of_keys = buckets(xp, call.k, rotations[r, ...], factors)
-            if call.key_mask is not None:
-                of_keys = xp.where(call.key_mask, of_keys, math.prod(factors))
-            of_keys = _order(xp, of_keys)
-            of_rows = of_keys if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
-            return of_rows[..., None, :], of_keys[..., None, :]
-
-        order_q, order_k = join_rows(xp, self.num_rounds, (orders(r) for r in range(self.num_rounds)))
         size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
+        columns = rotations.shape[-1]
+        first, second = (*factors, 0)[:2] if sum(factors) == 2 * columns else (2 * columns, 0)
+        hashing: dict[str, Any] = {"first": first, "second": second, "size": size}
+        hashing["implementation"] = "generic" if self.implementation == "generic" else "auto"
+        order_k, chunk_k = hashed_order(call.k, rotations, key_mask=call.key_mask, **hashing)
+        order_q, chunk_q = (order_k, chunk_k) if self.shared_qk else hashed_order(q, rotations, **hashing)
         out, lse = hashed_attention(
-            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k,
-            scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
+            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k, chunk_q,
+            chunk_k, scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
         return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
 
@@ -186,7 +184,7 @@ class LSH(Method):
         """The rotations (num_rounds, d, columns), given or drawn."""
         d, columns = like.shape[-1], sum(factors) // 2
         if self.rotations is None:
-            host = backend_of(xp).on_host(_drawn, self.num_rounds, d, columns, self.seed or 0)
+            host = backend_of(xp).on_host(_on_host, self.num_rounds, d, columns, self.seed or 0)
             return xp.asarray(host, dtype=like.dtype, device=place_of(like))
         check_arrays(q=like, rotations=self.rotations)
         check_floating(xp, rotations=self.rotations)
@@ -225,33 +223,14 @@ def bucket_factors(n: int, size: int) -> tuple[int, ...]:
     return first, second + second % 2
 
 
-def buckets(xp: ModuleType, x: Array, rotation: Array, factors: tuple[int, ...]) -> Array:
-    """The bucket of each row, int32 (..., n), for rotations (d, columns)."""
-    columns = rotation.shape[-1]
-    if 2 * columns != sum(factors):
-        factors = (2 * columns,)
-    size = rows_per_block(math.prod(x.shape[:-2]) * 2 * columns * backend_of(xp).items_behind(x))
-
-    def hashed(_: None, rows: Array) -> tuple[None, Array]:
-        turned, found, first = rows @ rotation, None, 0
-        for factor in factors:
-            part = turned[..., first : first + factor // 2]
-            largest = xp.argmax(xp.abs(part), axis=-1, keepdims=True)  # the place of max(|x R|) and its sign
-            below = xp.take_along_axis(part, largest, axis=-1)[..., 0] < 0
-            own = largest[..., 0] + (factor // 2) * xp.astype(below, largest.dtype)
-            found = own if found is None else found * factor + own
-            first += factor // 2
-        return None, xp.astype(found, xp.int32)[..., None]
-
-    _, found = fold_blocks(hashed, None, [x], size, xp=xp)
-    assert found is not None
-    return found[..., 0]
+def _on_host(rounds: int, d: int, columns: int, seed: int) -> Any:
+    """A copy of `_drawn(…)`; a plain function, because tracers cannot be told to call an `lru_cache` object."""
+    return _drawn(rounds, d, columns, seed).copy()
 
 
-def _order(xp: ModuleType, x: Array) -> Array:
-    """The order that sorts the last axis, int32; equal entries keep theirs."""
-    return xp.astype(xp.argsort(x, axis=-1, stable=True), xp.int32)
-
-
+@lru_cache(maxsize=32)
 def _drawn(rounds: int, d: int, columns: int, seed: int) -> Any:
-    return np.stack([generator(seed, r).standard_normal((d, columns)) for r in range(rounds)])
+    """The rotations (rounds, d, columns), read-only, as they are kept."""
+    drawn = np.stack([generator(seed, r).standard_normal((d, columns)) for r in range(rounds)])
+    drawn.setflags(write=False)
+    return drawn

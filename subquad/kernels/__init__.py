@@ -8,6 +8,7 @@ from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
+from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.nearest import nearest
@@ -22,6 +23,7 @@ __all__ = [
     "feature_step",
     "feature_summarize",
     "hashed_attention",
+    "hashed_order",
     "iterative_pinv",
     "linear_scan",
     "nearest",

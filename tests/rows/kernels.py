@@ -122,11 +122,23 @@ def hashed_attention(
     place = np.arange(n) + n_kv - n
     stop = np.minimum(place + 1, n_kv) if "causal" in name else np.full(n, n_kv)
     of_rows, of_keys = (np.argsort(rng.random((*x[:-1], rounds, x[-1])), axis=-1) for x in (q, kv))
+    chunks = [
+        np.swapaxes(np.argsort(x, axis=-1) // size, -1, -2)[..., : max(rounds - 1, 1)] for x in (of_rows, of_keys)
+    ]
     avoid = place if "avoid" in name else None
-    whole = [None if x is None else x.astype(np.int32) for x in (np.zeros(n), stop, avoid, of_rows, of_keys)]
+    whole = [None if x is None else x.astype(np.int32) for x in (np.zeros(n), stop, avoid, of_rows, of_keys, *chunks)]
     return Example(
         "hashed_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), *whole),
         {"scale": 0.3, "size": size}, {"key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
+def hashed_order(
+    name: str, x: tuple[int, ...], *, rounds: int = 3, first: int = 8, second: int = 0, size: int = 16, d: int = D
+) -> Example:
+    return Example(
+        "hashed_order", name, lambda: tuple(normal((*x, d), (rounds, d, (first + second) // 2))),
+        {"first": first, "second": second, "size": size}, {"key_mask": some_hidden(*x)},
     )  # fmt: skip
 
 
@@ -274,6 +286,11 @@ for example in [
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
     hashed_attention("more keys, avoid", (2, 2, 40), (2, 1, 90), rounds=2),
     hashed_attention("more rows", (90,), (40,), rounds=4),
+    hashed_order("rounds", (2, 3, 70)),
+    hashed_order("one round", (2, 33), rounds=1, d=5),
+    hashed_order("many buckets", (2, 700), rounds=2, first=74, size=7),
+    hashed_order("two factors", (300,), first=24, second=38, rounds=4),
+    hashed_order("one row", (2, 1), first=2),
     nearest("rows", (2, 3, 70), (2, 3, 5)),
     nearest("values", (2, 3, 40), (2, 1, 17), values=(2, 3, 40), d=16),
     nearest("not finite", (2, 33), (40,), values=(33,), d=3),
@@ -311,7 +328,7 @@ for example in [
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
     keys, −∞, is 0. Integers have no gradient, and are left out."""
-    if kernel == "nearest":
+    if kernel in ("nearest", "hashed_order"):
         return outputs[2:]
     if kernel in ("block_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
