@@ -57,7 +57,7 @@ def hashed_attention(
         )  # fmt: skip
         part = gather_rows(xp, out, back_q), gather(xp, lse, back_q)
         found = part if found is None else join(xp, found, part)
-        met_q.append(xp.reshape(xp.take(own, xp.reshape(back_q // size, (-1,))), back_q.shape))
+        met_q.append(chunks_met(xp, back_q, own, size))
         met_k.append(back_k // size)
     assert found is not None
     return found
@@ -67,3 +67,8 @@ def key_chunks(xp: ModuleType, n: int, n_kv: int, size: int, like: Array) -> Arr
     """The key chunk that each chunk of n rows meets, int32, and whose predecessor it meets too."""
     chunks = -(-n // size)
     return (xp.arange(chunks, dtype=xp.int32, device=place_of(like)) * -(-n_kv // size)) // chunks
+
+
+def chunks_met(xp: ModuleType, rank: Array, own: Array, size: int) -> Array:
+    """The key chunk that each row meets, int32 (..., n), for its rank in the order; `own` is that of `key_chunks`."""
+    return xp.reshape(xp.take(own, xp.reshape(rank // size, (-1,))), rank.shape)
