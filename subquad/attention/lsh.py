@@ -217,7 +217,7 @@ class LSH(Method):
         own, met = key_chunks(xp, n, n_kv, size, call.q), None
         if self.num_rounds > 1:
             of_rows, of_keys = [], []
-            members = xp.reshape(found.members, (*found.members.shape[:-2], -1))
+            members = xp.reshape(found.members, (*found.members.shape[:-2], math.prod(found.members.shape[-2:])))
             for r in range(1, self.num_rounds):
                 rank_q, rank_k = (_inverse(xp, x[..., r, :]) for x in (order_q, order_k))
                 of_rows.append(gather(xp, chunks_met(xp, rank_q, own, size), rows))

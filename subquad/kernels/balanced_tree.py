@@ -56,6 +56,8 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
         order = xp.reshape(order, (*batch, slots // width, width))
         order = xp.reshape(xp.take_along_axis(order, found, axis=-1), (*batch, slots))
         width //= 2
+    if slots == size:  # of one cluster there is no split
+        order = xp.astype(xp.argsort(xp.astype(~seen, xp.int32), axis=-1, stable=True), xp.int32)
     order = order[..., : count * size]
     return xp.where(order < n, order, n - 1)
 

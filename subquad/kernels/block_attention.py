@@ -126,7 +126,7 @@ def _over_lists(
     n, (k, v) = q.shape[-2], keys[:2]
     d, n_kv, (count, r) = q.shape[-1], k.shape[-2], blocks.shape[-2:]
     widths = [None if x is None else x.shape[-1] for x in rows]
-    grouped = [None if x is None else grouped(xp, x, count, size) for x in rows]
+    grouped = [None if x is None else as_blocks(xp, x, count, size) for x in rows]
     within = xp.arange(size, dtype=blocks.dtype, device=where)
 
     def attend(_: None, *chunk: Any) -> Any:
@@ -155,7 +155,7 @@ def _over_lists(
     return xp.reshape(joined, (*joined.shape[:-2], count * size, d_v + 1))[..., :n, :]
 
 
-def grouped(xp: ModuleType, x: Array, count: int, size: int) -> Array:
+def as_blocks(xp: ModuleType, x: Array, count: int, size: int) -> Array:
     """Rows (..., n, width) as `count` blocks (..., count, size · width), filled up with zeros: those see no key."""
     lacking = count * size - x.shape[-2]
     if lacking:

@@ -20,7 +20,7 @@ from subquad.core.block_loop import BLOCK_ELEMENTS, fold_blocks
 from subquad.core.gather import gather_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
-from subquad.kernels.block_attention import batch_of, grouped, met
+from subquad.kernels.block_attention import as_blocks, batch_of, met
 from subquad.kernels.clustered_attention import SPREAD
 from subquad.kernels.max_shift import divide_or_zero, finite_shift
 
@@ -130,7 +130,7 @@ def centroid_attention(
         joined = xp.broadcast_to(joined, (*batch, *joined.shape[-3:]))
         return None, xp.reshape(joined, (*joined.shape[:-2], size * (d_v + 1)))
 
-    arrays = [None if x is None else grouped(xp, x, count, size) for x in rows]
+    arrays = [None if x is None else as_blocks(xp, x, count, size) for x in rows]
     _, joined = fold_blocks(attend, None, [*arrays, blocks], max(1, BLOCK_ELEMENTS // (per_row * size)), xp=xp)
     assert joined is not None
     joined = xp.reshape(joined, (*joined.shape[:-2], count * size, d_v + 1))[..., :n, :]
