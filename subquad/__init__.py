@@ -3,30 +3,47 @@
 from subquad.attention import (
     LSH,
     METHODS,
+    Auto,
     BigBird,
     Clustered,
+    Crossover,
+    ErrorEstimate,
     Exact,
     Favor,
     Linear,
     Linformer,
     Method,
     Nystrom,
+    PoorApproximation,
     Window,
     attention,
     attention_weights,
+    estimate_error,
+    measure_crossover,
 )
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
-from subquad.scans import linear_scan, merge_scan, selective_scan, selective_scan_step, summarize_scan
+from subquad.scans import (
+    ScanErrorEstimate,
+    estimate_scan_error,
+    linear_scan,
+    merge_scan,
+    selective_scan,
+    selective_scan_step,
+    summarize_scan,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LSH",
     "METHODS",
+    "Auto",
     "BigBird",
     "Clustered",
+    "Crossover",
+    "ErrorEstimate",
     "Exact",
     "Explanation",
     "Favor",
@@ -34,12 +51,17 @@ __all__ = [
     "Linformer",
     "Method",
     "Nystrom",
+    "PoorApproximation",
+    "ScanErrorEstimate",
     "Window",
     "attention",
     "attention_weights",
     "draw_omega",
+    "estimate_error",
+    "estimate_scan_error",
     "explain",
     "linear_scan",
+    "measure_crossover",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",

@@ -27,10 +27,13 @@ class Explanation:
     choices : tuple of Choice
         The choices in the order of the call, each with `kernel`, `implementation` and `declined`. A choice that the
         call repeats, kernel and reasons alike, is listed once.
+    notes : tuple of str
+        What the method decided by the values of the arrays, and why: the choices of "auto".
     """
 
     library: str
     choices: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def kernel(self) -> str | None:
@@ -49,8 +52,8 @@ class Explanation:
 
     def __str__(self) -> str:
         if not self.choices:
-            return f"no replaceable kernel on {self.library}: generic"
-        lines = []
+            return "\n".join([*self.notes, f"no replaceable kernel on {self.library}: generic"])
+        lines = list(self.notes)
         for choice in self.choices:
             lines.append(f"{choice.kernel} on {self.library}: {choice.implementation}")
             lines += [f"  {name} declined: {reason}" for name, reason in choice.declined]
@@ -84,7 +87,8 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     Notes
     -----
     In place of the outputs of a kernel, zeros of the declared shapes and dtypes go on through the call. So kernels that
-    are reached later are explained as well, while nothing of the cost of a kernel is paid.
+    are reached later are explained as well, while nothing of the cost of a kernel is paid. "auto" does compute the
+    estimates by which it chooses.
 
     Examples
     --------
@@ -95,11 +99,11 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
       numba declined: it has no causal form
     """
     call = _find(function)
-    with listening() as choices:
+    with listening() as (choices, notes):
         call(*args, **kwargs)
     kept: dict[Choice, None] = dict.fromkeys(choices)  # a kernel that is chosen twice alike is listed once
     first = next(x for x in args if hasattr(x, "dtype"))
-    return Explanation(library_of(namespace_of(first)), tuple(kept))
+    return Explanation(library_of(namespace_of(first)), tuple(kept), tuple(dict.fromkeys(notes)))
 
 
 def _find(function: Any) -> Callable[..., Any]:

@@ -89,6 +89,12 @@ def _draw(projection: str, m: int, d: int, seed: int) -> Host:
     return omega
 
 
+def draw_rows(first: int, stop: int, count: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """Numbers of `count` of the rows first … stop − 1, ascending, one of each of `count` equal strata; all if fewer."""
+    edges = first + np.arange(min(count, stop - first) + 1) * (stop - first) // max(min(count, stop - first), 1)
+    return generator(seed, first, stop).integers(edges[:-1], edges[1:]).astype(np.int32)
+
+
 def generator(seed: int, *key: int) -> np.random.Generator:
     """The random generator of (seed, key); its bit generator is named, because NumPy's default may change."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import sys
@@ -27,18 +28,19 @@ def cells(table: str) -> list[str]:
 
 
 def test_every_measurement_is_shown() -> None:
-    page = (ROOT / "docs" / "benchmarks.rst").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\.\. results:: (\S+)$", page, re.MULTILINE)) == set(MEASUREMENTS)
+    pages = "".join((ROOT / "docs" / f"{name}.rst").read_text(encoding="utf-8") for name in ("benchmarks", "quality"))
+    assert set(re.findall(r"^\.\. results:: (\S+)$", pages, re.MULTILINE)) == set(MEASUREMENTS)
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_tables_hold_every_row(name: str) -> None:
     content = MEASUREMENTS[name]
-    is_peers = "peer" in content["rows"][0]
-    shown = cells("\n".join((results.peers if is_peers else results.paper)(content)))
-    assert {row["peer" if is_peers else "name"] for row in content["rows"]} <= set(shown)
-    figure = (results.draw_peers if is_peers else results.draw_paper)(content)
-    assert figure.axes
+    tables, draw = results.views(content)
+    name = next(x for x in ("peer", "method", "name") if x in content["rows"][0])
+    assert {row[name] for row in content["rows"]} <= set(cells("\n".join(tables(content))))
+    picture = io.BytesIO()
+    draw(content).savefig(picture, format="svg")
+    assert picture.tell() > 10_000
     assert content["command"] in results.provenance(content)
 
 

@@ -17,6 +17,7 @@ from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
 from subquad_numpy.clustered import calls as clustered
+from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -186,6 +187,11 @@ def _some_centre(call: Call) -> str | None:
     return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
 
 
+def _some_row(call: Call) -> str | None:
+    # the reason to decline calls without rows, or None
+    return "there is no row" if 0 in call.arrays[0].shape else None
+
+
 def _some_cluster(call: Call) -> str | None:
     # the reason to decline calls without queries or clusters, or None
     q, means = call.arrays[0], call.arrays[4]
@@ -255,9 +261,17 @@ COMPILED: dict[str, Compiled] = {
             unaided=frozenset({0, 1}),
         ),
         Compiled(
+            "balanced_tree",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
+            clustered.balanced_tree,
+            launch=of_clustered.launch_tree,
+            unaided=frozenset({0}),
+        ),
+        Compiled(
             "clustered_attention",
             Accepts(dtypes=REAL, options=frozenset({"always", "reach"}), needs=_NUMBA, also=_some_cluster),
             clustered.clustered_attention,
+            launch=of_clustered.launch,
         ),
         Compiled(
             "selective_scan",

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import quality_picture
 from docutils import nodes
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sphinx.util.docutils import SphinxDirective
 
+from asv_benchmarks.quality.table import failures
+from asv_benchmarks.quality.table import tables as tables_of_models
 from subquad.cli.digits import three_digits
 from subquad.cli.plot import COLOURS, MARKERS
 
@@ -34,13 +37,20 @@ class Results(SphinxDirective):
         path = RESULTS / f"{self.arguments[0]}.json"
         self.env.note_dependency(str(path))
         content = json.loads(path.read_text(encoding="utf-8"))
-        tables, figure = (peers, draw_peers) if "peer" in content["rows"][0] else (paper, draw_paper)
+        tables, figure = views(content)
         text, svg = "\n\n".join(tables(content)), io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "subquad", "font.size": 9}):
             figure(content).savefig(svg, format="svg", metadata={"Date": None}, bbox_inches="tight")
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
         image = nodes.raw("", f'<img alt="{content["title"]}" src="{source}">', format="html")
         return [*self.parse_text_to_nodes(text), image, *self.parse_text_to_nodes(provenance(content))]
+
+
+def views(content: Record) -> tuple[Callable[[Record], list[str]], Callable[[Record], Figure]]:
+    """The functions that make the tables and the picture of a file, by what its rows are."""
+    if "model" in content["rows"][0]:
+        return models, quality_picture.draw
+    return (peers, draw_peers) if "peer" in content["rows"][0] else (paper, draw_paper)
 
 
 class Measure(NamedTuple):
@@ -117,6 +127,16 @@ def paper(content: Record) -> list[str]:
     if content.get("crossover"):
         parts.append(f"The scan is faster than attention from n = {content['crossover']:.0f} on.")
     return [*parts, *content["notes"]]
+
+
+def models(content: Record) -> list[str]:
+    """What trained models lose by each method, and which texts they read."""
+    lines = [
+        f"{x['kind'].capitalize()}: {', '.join(f'``{y}``' for y in x['from'])}, SHA-256 {x['sha256']}…."
+        for x in content["texts"]
+    ]
+    failed = failures(content["rows"])
+    return [*(table(*found) for found in tables_of_models(content["rows"])), *failed, " ".join(lines)]
 
 
 def table(title: str, rows: Iterable[Sequence[str]]) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from subquad.attention.auto import Auto
 from subquad.attention.bigbird import BigBird
 from subquad.attention.clustered import Clustered
+from subquad.attention.crossover import Crossover, measure_crossover
+from subquad.attention.estimate import ErrorEstimate, PoorApproximation, estimate_error
 from subquad.attention.exact import Exact
 from subquad.attention.favor import Favor
 from subquad.attention.find import find_method
@@ -22,18 +25,24 @@ from subquad.registry import METHODS
 __all__ = [
     "LSH",
     "METHODS",
+    "Auto",
     "BigBird",
     "Clustered",
+    "Crossover",
+    "ErrorEstimate",
     "Exact",
     "Favor",
     "Linear",
     "Linformer",
     "Method",
     "Nystrom",
+    "PoorApproximation",
     "Window",
     "attention",
     "attention_weights",
+    "estimate_error",
     "find_method",
+    "measure_crossover",
 ]
 
 
@@ -53,7 +62,7 @@ def attention(
     mask: Array | None = None,
     bias: Array | None = None,
     softcap: float | None = None,
-    sinks: Array | None = None,
+    sinks: Array | int | None = None,
     **options: Any,
 ) -> Any:
     """Compute attention of queries to keys by any method, on any array library.
@@ -68,8 +77,8 @@ def attention(
         Keys and values, of the library and on the device of `q`. Batch axes broadcast. The number of key heads
         (axis −3) may also divide the number of query heads (grouped queries).
     method : str or method object
-        "clustered", "exact", "favor" ("performer"), "linear", "linformer", "nystrom" ("nystromformer"), "window" ("longformer"),
-        "bigbird", "lsh" ("reformer"), or an instance such as ``subquad.Favor(num_features=512)``.
+        "auto", "bigbird", "clustered", "exact", "favor" ("performer"), "linear", "linformer", "lsh" ("reformer"),
+        "nystrom" ("nystromformer"), "window" ("longformer"), or an instance such as ``subquad.Favor(num_features=512)``.
     causal : bool, default False
         Query i sees the keys 0 … i + (n_kv − n): queries and keys are aligned at their ends. A method that has no
         causal form raises NotImplementedError.
@@ -93,7 +102,8 @@ def attention(
     softcap : float, optional
         A bound c > 0: logits become c tanh(logits / c) before `bias` is added ("exact").
     sinks : array, broadcastable to (..., heads), optional
-        One more logit for each head, in the denominator alone: weights add up to less than 1 ("exact").
+        One more logit for each head, in the denominator alone: weights add up to less than 1 ("exact"). A number is the
+        option of "clustered" of that name.
     **options
         Options of the method, such as ``num_features=512``: the parameters of its class.
 
@@ -128,6 +138,8 @@ def attention(
     >>> subquad.attention(q, k, v, subquad.Favor(num_features=128), causal=True).dtype
     dtype('float32')
     """
+    if isinstance(sinks, int):  # an option of "clustered"; the restriction is an array
+        options, sinks = options | {"sinks": sinks}, None
     return find_method(method, options)(
         q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible,
         return_lse=return_lse, mask=mask, bias=bias, softcap=softcap, sinks=sinks,

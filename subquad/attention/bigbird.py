@@ -18,11 +18,12 @@ import numpy as np
 from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method
 from subquad.attention.rest import Centroids, centroids, check_rest
-from subquad.attention.restrictions import NONE, sight_of, to_host
+from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
+from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.block_attention import block_attention, join

@@ -102,13 +102,13 @@ class AttentionCall:
             mask = None if self.key_mask is None else self.key_mask[..., keys]
         return AttentionCall(self.arrangement, rows, mask, state, self.causal, self.options)
 
-    def item(self, axis: int, i: int) -> AttentionCall:
-        """The call with item i of one axis of the batch, counted from the end of (..., n); the axis stays, as 1."""
+    def items(self, axis: int, start: int, stop: int) -> AttentionCall:
+        """The call with some items of one axis of the batch, counted from the end of (..., n); the axis stays."""
 
         def cut(x: Array | None, tail: int) -> Array | None:
             if x is None or x.ndim < tail - axis - 1 or x.shape[axis + 1 - tail] == 1:
                 return x
-            return x[(..., slice(i, i + 1), *[slice(None)] * (tail - axis - 2))]
+            return x[(..., slice(start, stop), *[slice(None)] * (tail - axis - 2))]
 
         rows = {name: cut(getattr(self, name), 2) for name in ("q", "k", "v")}
         options = {name: cut(x, 2) for name, x in self.options.items()}

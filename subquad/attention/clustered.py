@@ -8,10 +8,12 @@ time with a small constant, O(n) memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, NamedTuple
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, enter
 from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, query_metric, summarize_clusters
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NONE
@@ -24,6 +26,15 @@ from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
+
+THREADS_BYTES = 2**24  # scratch of compiled kernels
+
+
+class Far(NamedTuple):
+    """The clusters of a call, and the cluster of each key, where rows may have some of them near."""
+
+    clusters: KeyClusters
+    cluster_of: Array | None
 
 
 @register(
@@ -111,40 +122,104 @@ class Clustered(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, q, n, n_kv = call.xp, call.q, call.q.shape[-2], call.k.shape[-2]
-        place, start, stop = plain_sight(xp, q, n, n_kv)
-        if n == 0 or n_kv == 0:
-            nothing = q, call.k, call.v, start, stop, *[None] * 7
+        if call.q.shape[-2] == 0 or call.k.shape[-2] == 0:
+            place, start, stop = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
+            nothing = call.q, call.k, call.v, start, stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
-        if call.causal:
-            start, stop = xp.maximum(place, xp.zeros_like(place)) // self.chunk * self.chunk, place + 1
-            sides = self.chunk - 1, 0
-        else:
-            start, stop, sides = place - self.window, place + self.window + 1, (self.window, self.window)
-        near = block_attention(
-            q, call.k, call.v, start, stop, near_blocks(call, *sides), *[None] * 6, scale=call.scale, size=SIZE,
-            key_mask=call.key_mask, implementation=self.implementation,
-        )  # fmt: skip
-        if call.causal and n_kv <= self.chunk:
+        place, start, stop, sides = self._near(call)
+        near = self._read_near(call, call.q, start, stop, near_blocks(call, *sides))
+        if call.causal and call.k.shape[-2] <= self.chunk:
             return near
-        call = _with_own_keys(call)
-        sinks = min(self.sinks, n_kv)
-        always = -(-sinks // self.cluster_size)
-        if call.causal:
-            found, of_rows = self._of_chunks(call, sinks), (None, None, None)
-            per_chunk = -(-self.chunk // self.cluster_size)
-            before = place // self.chunk
-            seen = xp.where(before > 0, before * per_chunk + always, 0)
+        return self._read_far(call, call.q, place, self._far(call), near, self.opened)
+
+    def on_rows(
+        self, q: Array, k: Array, v: Array, rows: Array, /, *, causal: bool, key_mask: Array | None, scale: float,
+        opened: tuple[int, ...],
+    ) -> Array:  # fmt: skip
+        """Return the output at some rows for several numbers of opened clusters; clusters are made once.
+
+        Parameters
+        ----------
+        q, k, v : array, shape (..., n, d), (..., n_kv, d) and (..., n_kv, d_v)
+            Arrays as `subquad.attention` takes them.
+        rows : array of int, shape (r,)
+            Numbers of queries.
+        causal, key_mask, scale
+            As in `subquad.attention`.
+        opened : tuple of int
+            Numbers of clusters to open.
+
+        Returns
+        -------
+        array, shape (..., len(opened), r, d_v)
+            The outputs, in the compute dtype.
+        """
+        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+        xp = call.xp
+        place, start, stop, _ = self._near(call)
+        place, start, stop = (xp.take(x, rows, axis=-1) for x in (place, start, stop))
+        some = xp.take(call.q, rows, axis=-2)
+        near = self._read_near(call, some, start, stop, None)
+        if call.causal and call.k.shape[-2] <= self.chunk:
+            found = [near[0]] * len(opened)
         else:
-            found, cluster_of = self._of_all(call, sinks)
-            of_rows = found.order, place, cluster_of
+            far = self._far(call)
+            found = [self._read_far(call, some, place, far, near, count)[0] for count in opened]
+        heads = call.arrangement.heads
+        return xp.stack([heads.unfold(out) for out in found], axis=-3)
+
+    def _near(self, call: AttentionCall) -> tuple[Array, Array, Array, tuple[int, int]]:
+        """The place of each row, the first and the last but one place of the keys near it, and how far these lie."""
+        xp = call.xp
+        place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
+        if call.causal:
+            start = xp.maximum(place, xp.zeros_like(place)) // self.chunk * self.chunk
+            return place, start, place + 1, (self.chunk - 1, 0)
+        return place, place - self.window, place + self.window + 1, (self.window, self.window)
+
+    def _read_near(
+        self, call: AttentionCall, q: Array, start: Array, stop: Array, blocks: Array | None
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the keys near each row."""
+        return block_attention(
+            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE, key_mask=call.key_mask,
+            implementation=self.implementation,
+        )  # fmt: skip
+
+    def _read_far(
+        self, call: AttentionCall, q: Array, place: Array, far: Far, near: tuple[Array, Array], opened: int
+    ) -> tuple[Array, Array]:
+        """(out, lse) over near keys, keys of opened clusters and centroids."""
+        xp, found = call.xp, far.clusters
+        always = -(-min(self.sinks, call.k.shape[-2]) // self.cluster_size)
+        if call.causal:
+            before = place // self.chunk
+            seen = xp.where(before > 0, before * -(-self.chunk // self.cluster_size) + always, 0)
+            of_rows: tuple[Any, ...] = (None, None, None)
+        else:
             seen = xp.zeros_like(place) + found.counts.shape[-1]
+            of_rows = found.order, place, far.cluster_of
         order, place, cluster_of = of_rows
         return clustered_attention(
             q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, seen, place,
-            cluster_of, *near, scale=call.scale, opened=self.opened, always=always,
+            cluster_of, *near, scale=call.scale, opened=opened, always=always,
             reach=0 if call.causal else self.window, implementation=self.implementation,
         )  # fmt: skip
+
+    def _far(self, call: AttentionCall) -> Far:
+        """The clusters that rows read."""
+        call = _with_own_keys(call)
+        sinks = min(self.sinks, call.k.shape[-2])
+        return Far(self._of_chunks(call, sinks), None) if call.causal else self._of_all(call, sinks)
+
+    def _extra_bytes(self, call: AttentionCall) -> int | None:
+        d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
+        width = call.xp.finfo(call.q.dtype).bits // 8
+        keys = math.prod(_with_own_keys(call).k.shape[:-2])
+        clusters = 2 * n_kv // self.cluster_size + 2  # a chunk may be a little more than its clusters hold
+        of_keys = 3 * (clusters * self.cluster_size // 2 + n_kv) * (d + d_v) + clusters * (2 * d + d_v)
+        near = math.prod(call.batch()) * n * (d_v + 1)
+        return width * (keys * of_keys + near) + THREADS_BYTES
 
     def _of_chunks(self, call: AttentionCall, sinks: int) -> KeyClusters:
         """The clusters of all chunks but the last, each with Σ of the queries up to its end, and the sinks before."""
@@ -164,7 +239,7 @@ class Clustered(Method):
         counts = xp.reshape(counts, (*counts.shape[:-2], -1))
         return self._with_sinks(xp, k, v, seen, sinks, order, counts)
 
-    def _of_all(self, call: AttentionCall, sinks: int) -> tuple[KeyClusters, Array]:
+    def _of_all(self, call: AttentionCall, sinks: int) -> Far:
         """The clusters of all keys, and the cluster of each key."""
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
         seen = _seen(call)
@@ -173,7 +248,7 @@ class Clustered(Method):
         order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
         cluster_of = xp.astype(xp.argsort(order[..., :n], axis=-1), xp.int32) // size + -(-sinks // size)
         found = self._with_sinks(xp, k, call.v, seen, sinks, order, counts_of(xp, clustered, size))
-        return found, xp.where(clustered, cluster_of, -1)
+        return Far(found, xp.where(clustered, cluster_of, -1))
 
     def _with_sinks(
         self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array
@@ -200,8 +275,8 @@ def _with_own_keys(call: AttentionCall) -> AttentionCall:
     xp, k, mask = call.xp, call.k, call.key_mask
     of_mask = () if mask is None else mask.shape[:-1]
     batch = broadcast_batch(q=call.q.shape[:-2], k=k.shape[:-2], mask=of_mask)
-    heads = max([1, *k.shape[-3:-2], *of_mask[-1:]])
-    batch = (*batch[:-1], heads) if batch else batch
+    if batch:
+        batch = (*batch[:-1], *(broadcast_batch(k=k.shape[-3:-2], mask=of_mask[-1:]) or (1,)))
     return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
 
 

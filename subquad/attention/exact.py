@@ -7,14 +7,16 @@ O(n n_kv (d + d_v)) time, and O(n d_v) extra memory in the generic form, which i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NAMES, sight_of
 from subquad.backend import Array
+from subquad.core.block_loop import BLOCK_ELEMENTS
 from subquad.kernels.block_attention import block_attention
-from subquad.kernels.softmax_attention import softmax_attention
+from subquad.kernels.softmax_attention import MANY_KEYS, softmax_attention
 from subquad.kernels.visibility import CAUSAL
 from subquad.registry import register
 
@@ -64,6 +66,12 @@ class Exact(Method):
             key_mask=call.key_mask,
             implementation=self.implementation,
         )
+
+    def _extra_bytes(self, call: AttentionCall) -> int | None:
+        heads, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.k.shape[-2:], call.v.shape[-1]
+        block = max(BLOCK_ELEMENTS, 64 * heads * MANY_KEYS)
+        copies = 0 if call.key_mask is None and not call.causal else heads * n_kv * (d + d_v)
+        return (8 * block + copies) * (call.xp.finfo(call.q.dtype).bits // 8)
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, given = call.xp, call.restrictions

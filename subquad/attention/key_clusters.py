@@ -34,7 +34,11 @@ class KeyClusters(NamedTuple):
 
 
 def query_metric(xp: ModuleType, moment: Array) -> Array:
-    """The matrix Σ^¼ (..., d, d) of moments Σ (..., d, d), up to a factor; the identity where Σ is 0 or not finite."""
+    """The matrix Σ^¼ (..., d, d) of moments Σ (..., d, d), up to a factor; the identity where Σ is 0 or not finite.
+
+    It is constant for gradients.
+    """
+    moment = backend_of(xp).constant(moment)
     d = moment.shape[-1]
     identity = xp.eye(d, dtype=moment.dtype, device=place_of(moment))
     trace = xp.sum(moment * identity, axis=(-2, -1), keepdims=True)
@@ -56,7 +60,7 @@ def find_order(
     """
     sketch = backend_of(xp).on_host(_directions, k.shape[-1], seed)
     sketch = xp.asarray(sketch, dtype=k.dtype, device=place_of(k))
-    k, metric = (None if x is None else backend_of(xp).constant(x) for x in (k, metric))
+    k = backend_of(xp).constant(k)
     seen = None if seen is None else xp.broadcast_to(seen, k.shape[:-1])
     rows = k if metric is None else k @ metric
     return balanced_tree(rows, sketch, size=size, key_mask=seen, implementation=implementation)

@@ -321,6 +321,10 @@ class Method:
         """
         return None
 
+    def _extra_bytes(self, call: AttentionCall) -> int | None:
+        """The most memory that `_evaluate` takes beyond inputs and output, in bytes; None if it is not known."""
+        return None
+
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""
         names = [*given, *(["return_lse"] if return_lse else [])]

@@ -77,7 +77,8 @@ def centroids(
     rows, held = (xp.reshape(x, (*batch, count, block, *x.shape[len(batch) + 1 :])) for x in (rows, held))
 
     singles = _singles(xp, rows, held)
-    of_singles = xp.astype(xp.take_along_axis(held, xp.astype(singles, xp.int64), axis=-1), xp.int32)
+    of_singles = xp.astype(xp.take_along_axis(held, singles, axis=-1), xp.int32)
+    singles = xp.astype(singles, xp.int32)
     names = xp.arange(block, dtype=xp.int32, device=where)
     others = held
     for s in range(singles.shape[-1]):
@@ -103,8 +104,8 @@ def only_generic(implementation: str) -> str:
 
 
 def _singles(xp: ModuleType, k: Array, seen: Array) -> Array:
-    """The keys of the smallest norm of each block (..., block, d), int32 (..., singles)."""
+    """The keys of the smallest norm of each block (..., block, d), (..., singles)."""
     k = backend_of(xp).constant(k)
     norm = xp.where(seen, xp.sum(k * k, axis=-1), xp.inf)
     count = -(-k.shape[-2] // KEYS_PER_SINGLE)
-    return xp.astype(xp.argsort(norm, axis=-1, stable=True)[..., :count], xp.int32)
+    return xp.argsort(norm, axis=-1, stable=True)[..., :count]

@@ -18,6 +18,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_floating, check_positive
 from subquad.core.dtypes import cast, is_dtype
+from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State
@@ -163,10 +164,8 @@ def _item_by_item(call: AttentionCall, of_queries: Any, of_keys: Any, evaluate: 
     for axis in range(-of_queries.ndim, -1):
         size = of_queries.shape[axis]
         if size > 1:
-            outs = [
-                _item_by_item(call.item(axis, i), np.take(of_queries, [i], axis), np.take(of_keys, [i], axis), evaluate)
-                for i in range(size)
-            ]
+            numbers = ((np.take(of_queries, [i], axis), np.take(of_keys, [i], axis)) for i in range(size))
+            outs = [_item_by_item(call.items(axis, i, i + 1), *own, evaluate) for i, own in enumerate(numbers)]
             return call.xp.concat(outs, axis=axis - 1)
     if 0 in of_queries.shape[:-1]:  # of no items there are no documents: the shape of the output is that of any
         of_queries, of_keys = (np.zeros(x.shape[-1:], np.int64) for x in (of_queries, of_keys))
@@ -177,13 +176,6 @@ def _spans(numbers: Any) -> Mapping[int, tuple[int, int]]:
     """Number → (first, stop) of the places where it stands."""
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)] if len(numbers) else [0]
     return {int(numbers[a]): (a, b) for a, b in itertools.pairwise(edges)}
-
-
-def to_host(x: Array) -> Any:
-    """The integers of an array as a NumPy array."""
-    if isinstance(x, np.ndarray):
-        return x
-    return np.asarray(x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x), dtype=np.int64).reshape(x.shape)
 
 
 def _integers(name: str, x: Any, call: AttentionCall, n: int, batch: tuple[int, ...]) -> Array:

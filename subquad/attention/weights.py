@@ -12,11 +12,11 @@ from subquad.attention.call import check_rows
 from subquad.attention.exact import Exact
 from subquad.attention.find import find_method
 from subquad.attention.method import Method
-from subquad.attention.restrictions import to_host
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_flag
 from subquad.core.dtypes import common_dtype, is_dtype
+from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 
 ELEMENTS = 2**22  # of one block of columns, values or output

@@ -86,9 +86,9 @@ class Window(Method):
     ==============================================  =======================================
 
     With ``rest="centroids"``, keys are clustered by content within chunks of 256 consecutive keys or, in causal calls,
-    of no more than left + 1. A cluster of which a query visits all but n keys enters its softmax with the value v̄ and the
-    weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of all its
-    keys. One key out of 64, at least one of each chunk, that of the smallest norm, is a cluster of its own. Each key
+    of no more than left + 1. A cluster of which a query visits all but n keys enters its softmax with the value v̄ and
+    the weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of all
+    its keys. One key out of 64, at least one of each chunk, that of the smallest norm, is a cluster of its own. Each key
     counts once, and all weights are positive. Which keys lie together is constant for gradients. O(n² / rest_size) time
     and O(n) memory; `step` raises NotImplementedError. Kernels: `balanced_tree`, `centroid_attention`.
 
@@ -130,9 +130,7 @@ class Window(Method):
             check_count("right", self.right, least=0)
         check_rest(self.rest, self.rest_size)
         if self.rest is not None and self.dilation != 1:
-            msg = (
-                f"dilation={self.dilation} beside rest: the keys between those of the window belong to none; pass 1"
-            )
+            msg = f"dilation={self.dilation} beside rest: the keys between those of the window belong to none; pass 1"
             raise NotImplementedError(msg)
         if self.global_qkv is not None:
             if not isinstance(self.global_qkv, tuple) or len(self.global_qkv) != 3:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -48,22 +48,46 @@ class _Listener(threading.local):
     """The choices that `explain` collects in this thread; None while no `explain` is running."""
 
     choices: list[Choice] | None = None
+    notes: list[str] | None = None
 
 
 _listener = _Listener()
 
 
 @contextmanager
-def listening() -> Iterator[list[Choice]]:
-    """Collect the choice of every kernel call within the context.
+def listening() -> Iterator[tuple[list[Choice], list[str]]]:
+    """Collect the choice of every kernel call within the context, and what methods say by `note`.
 
     No kernel runs there: a call returns zeros of the shapes and dtypes that `Kernel.outputs` declares.
     """
-    before, _listener.choices = _listener.choices, []
+    with _heard_by([], []) as heard:
+        yield heard
+
+
+def computing_for_real() -> AbstractContextManager[Any]:
+    """The context in which kernels run even while `explain` collects choices: for what a method decides by values."""
+    return _heard_by(None, None)
+
+
+@contextmanager
+def _heard_by(choices: list[Choice] | None, notes: list[str] | None) -> Iterator[Any]:
+    before = _listener.choices, _listener.notes
+    _listener.choices, _listener.notes = choices, notes
     try:
-        yield _listener.choices
+        yield choices, notes
     finally:
-        _listener.choices = before
+        _listener.choices, _listener.notes = before
+
+
+def is_listening() -> bool:
+    """Whether `explain` collects choices now."""
+    return _listener.choices is not None
+
+
+def note(text: str) -> None:
+    """Tell `explain`, if it is listening, what a method has decided."""
+    if _listener.notes is not None:
+        _listener.notes.append(text)
 
 
 def signature_of(arrays: Sequence[Array | None]) -> Hashable | None:

@@ -44,10 +44,10 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
     slots = size * 2 ** max(0, math.ceil(math.log2(count)))
     seen = xp.ones((*batch, n), dtype=xp.bool, device=where) if key_mask is None else key_mask
     x = xp.where(seen[..., None], x, 0.0)
-    order = xp.broadcast_to(xp.arange(slots, dtype=xp.int32, device=where), (*batch, slots))
     if slots > n:
         x = xp.concat([x, xp.zeros((*batch, slots - n, x.shape[-1]), dtype=x.dtype, device=where)], axis=-2)
         seen = xp.concat([seen, xp.zeros((*batch, slots - n), dtype=xp.bool, device=where)], axis=-1)
+    order = xp.astype(xp.argsort(xp.astype(~seen, xp.int32), axis=-1, stable=True), xp.int32)
     width = slots
     rows = xp.concat([x, xp.astype(seen, x.dtype)[..., None]], axis=-1)
     while width > size:
@@ -56,8 +56,6 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
         order = xp.reshape(order, (*batch, slots // width, width))
         order = xp.reshape(xp.take_along_axis(order, found, axis=-1), (*batch, slots))
         width //= 2
-    if slots == size:  # of one cluster there is no split
-        order = xp.astype(xp.argsort(xp.astype(~seen, xp.int32), axis=-1, stable=True), xp.int32)
     order = order[..., : count * size]
     return xp.where(order < n, order, n - 1)
 
@@ -78,7 +76,9 @@ def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
         if step < MEANS_STEPS:
             rank = xp.argsort(order, axis=-1)[..., None]
             low = seen * xp.astype(rank < half, x.dtype)
-            direction = xp.matrix_transpose(_mean(xp, x, seen - low) - _mean(xp, x, low))
+            high = seen - low
+            new = xp.matrix_transpose(_mean(xp, x, high) - _mean(xp, x, low))
+            direction = xp.where(xp.sum(high, axis=-2, keepdims=True) > 0, new, direction)
     return order
 
 

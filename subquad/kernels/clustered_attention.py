@@ -71,7 +71,7 @@ def clustered_attention(
         scale=scale, opened=opened, always=always,
     )  # fmt: skip
     batch, size = out.shape[:-2], k.shape[-1]
-    if clusters == 0 or n == 0:
+    if clusters == 0 or n == 0 or 0 in batch:
         if before_out is not None and before_lse is not None:
             return xp.broadcast_to(before_out, out.shape), xp.broadcast_to(before_lse, lse.shape)
         made = xp.zeros(out.shape, dtype=out.dtype, device=where)
@@ -140,16 +140,12 @@ def clustered_attention(
 
 
 def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:
-    """The clusters that rows open, int32 (..., n, always + opened): the first ones, and those of the largest weight."""
+    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then those of the largest weight."""
     first = xp.where(names[:always] < stop, names[:always], -1)
     first = xp.broadcast_to(first, (*weight.shape[:-1], always)) if always else None
     ranked = weight[..., always:]
-    order = xp.astype(xp.argsort(ranked, axis=-1, descending=True, stable=True)[..., :opened], xp.int32)
-    found = xp.where(xp.take_along_axis(ranked, xp.astype(order, xp.int64), axis=-1) > -math.inf, order + always, -1)
-    lacking = opened - found.shape[-1]
-    if lacking > 0:
-        none = xp.full((*found.shape[:-1], lacking), -1, dtype=found.dtype, device=place_of(found))
-        found = xp.concat([found, none], axis=-1)
+    order = xp.argsort(ranked, axis=-1, descending=True, stable=True)[..., : min(opened, ranked.shape[-1])]
+    found = xp.where(xp.take_along_axis(ranked, order, axis=-1) > -math.inf, xp.astype(order, xp.int32) + always, -1)
     return found if first is None else xp.concat([first, found], axis=-1)
 
 

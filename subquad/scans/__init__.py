@@ -1,7 +1,16 @@
 """Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
 
 from subquad.scans.linear_scan import linear_scan
+from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
 from subquad.scans.states import merge_scan, summarize_scan
 
-__all__ = ["linear_scan", "merge_scan", "selective_scan", "selective_scan_step", "summarize_scan"]
+__all__ = [
+    "ScanErrorEstimate",
+    "estimate_scan_error",
+    "linear_scan",
+    "merge_scan",
+    "selective_scan",
+    "selective_scan_step",
+    "summarize_scan",
+]

@@ -54,7 +54,7 @@ def over_heads(
 
 
 PER_HEAD = {"center": 1, "conv_weights": 1, "landmarks": 2, "projection": 2, "query_mask": 1, "global_mask": 1,
-            "global_qkv": 2, "plan": 2, "statistics": 2, "statistics[0]": 1, "statistics[1]": 1}  # fmt: skip
+            "global_qkv": 2, "plan": 2, "queries": 3, "statistics": 2, "statistics[0]": 1, "statistics[1]": 1}  # fmt: skip
 
 
 def visible(n: int, keep: Array, causal: bool) -> Array:
@@ -80,6 +80,15 @@ def softmax(logits: Array, seen: Array) -> Array:
 def exact(q: Array, k: Array, v: Array, keep: Array, *, causal: bool, scale: float | None = None) -> Array:
     scale = q.shape[1] ** -0.5 if scale is None else scale
     return softmax(scale * q @ k.T, visible(len(q), keep, causal)) @ np.where(keep[:, None], v, 0)
+
+
+def auto(
+    q: Array, k: Array, v: Array, keep: Array, *, causal: bool, scale: float | None = None, left: int | None = None
+) -> Array:
+    """Exact attention, which is chosen for short sequences; with `left`, the window that was chosen before."""
+    if left is None:
+        return exact(q, k, v, keep, causal=causal, scale=scale)
+    return window(q, k, v, keep, causal=causal, scale=scale, left=left)
 
 
 def favor(
@@ -559,6 +568,109 @@ def hashed(x: Array, R: Array, n: int, bucket_size: int) -> Array:
     for half in halves:
         found = found * 2 * half.shape[1] + np.argmax(np.concatenate([x @ half, -x @ half], axis=1), axis=1)
     return found
+
+
+def clustered(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    *,
+    causal: bool,
+    queries: Array,
+    scale: float | None = None,
+    cluster_size: int = 16,
+    opened: int = 16,
+    chunk: int = 256,
+    sinks: int = 4,
+    window: int = 8,
+    seed: int = 0,
+) -> Array:
+    """Near keys, sinks and keys of opened clusters one by one; of other clusters their mean, with the weight of all.
+
+    `queries` (heads, n, d) are those of all heads that share the keys, this one among them.
+    """
+    n, n_kv, d = len(q), len(k), q.shape[1]
+    scale = d**-0.5 if scale is None else scale
+    real = keep if n == n_kv else np.ones(n, bool)  # rows that count in the moment
+    sketch = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal((d, 32))
+    sink_keys = {j for j in range(n_kv) if j < sinks and keep[j]}
+
+    def clusters_of(keys: range, last: int) -> list[list[int]]:
+        """The clusters of some keys, by the queries before row `last`."""
+        moment = np.zeros((d, d))
+        for own in queries:
+            for row in own[: max(last, 0)][real[: max(last, 0)]]:
+                moment += np.outer(row, row)
+        own = [j for j in keys if keep[j] and j not in sink_keys]
+        depth = 0
+        while cluster_size * 2**depth < len(keys):
+            depth += 1
+        x = k @ quarter_root(moment)
+        return [cluster for cluster in halves(x, own, cluster_size * 2**depth, cluster_size, sketch) if cluster]
+
+    ahead, last = n_kv - n, 0
+    clusters: list[tuple[int, list[int]]] = []  # (the first place of a row that sees it, its keys)
+    if causal:
+        for c in range(n_kv // chunk):
+            period = 1 if c < 4 else 2 ** (len(bin(c)) - 4)  # 1 to 7: 1, 1, 1, 2; 8 to 15: 4, and so on
+            last = (c + 1) * chunk - ahead if c % period == 0 else last
+            found = clusters_of(range(c * chunk, (c + 1) * chunk), last)
+            clusters += [((c + 1) * chunk, cluster) for cluster in found]
+    else:
+        clusters = [(-n, cluster) for cluster in clusters_of(range(n_kv), n)]
+
+    out = np.zeros((n, v.shape[1]))
+    for i in range(n):
+        place = i + ahead
+        if causal:
+            near = {j for j in range(place + 1) if j // chunk == place // chunk or j in sink_keys}
+        else:
+            near = sink_keys | {j for j in range(n_kv) if abs(j - place) <= window}
+        near = {j for j in near if keep[j]}
+        parts = []  # (logit, how many keys it stands for, their keys that are not near, mean value)
+        for first, cluster in clusters:
+            left = [j for j in cluster if j not in near]
+            if place >= first and left:
+                spread = k[cluster].var(axis=0)
+                logit = scale * q[i] @ k[cluster].mean(axis=0) + scale**2 * (q[i] ** 2) @ spread / 4
+                parts.append((logit + np.log(len(left)), left, v[cluster].mean(axis=0)))
+        parts.sort(key=lambda part: -part[0])
+        near = near.union(*(left for _, left, _ in parts[:opened]))
+        logits = [scale * q[i] @ k[j] for j in near] + [logit for logit, _, _ in parts[opened:]]
+        values = [v[j] for j in near] + [mean for _, _, mean in parts[opened:]]
+        if logits:
+            weights = np.exp(np.array(logits) - max(logits))
+            out[i] = weights @ np.array(values) / weights.sum()
+    return out
+
+
+def quarter_root(moment: Array) -> Array:
+    """M^¼ by eigenvalues, none of them under a millionth of the largest; the identity for M = 0. Its factor is free."""
+    if not moment.any():
+        return np.eye(len(moment))
+    values, vectors = np.linalg.eigh(moment / np.trace(moment))
+    return vectors @ np.diag(np.maximum(values, 1e-6 * values.max()) ** 0.25) @ vectors.T
+
+
+def halves(x: Array, keys: list[int], places: int, size: int, sketch: Array) -> list[list[int]]:
+    """The clusters of some rows of x, split again and again: the lower half of the places is full before the upper."""
+    if places == size:
+        return [keys]
+    half = places // 2
+    low, high = keys, []
+    if len(keys) > half:
+        rows = x[keys] - x[keys].mean(axis=0)
+        direction = rows[np.argmax(((rows @ sketch) ** 2).sum(axis=1))]
+        for _ in range(4):
+            direction = rows.T @ (rows @ direction)
+            direction = direction / (np.linalg.norm(direction) or 1)
+        for step in range(3):
+            order = np.argsort(rows @ direction, kind="stable")
+            if step < 2:
+                direction = rows[order[half:]].mean(axis=0) - rows[order[:half]].mean(axis=0)
+        low, high = ([keys[r] for r in part] for part in (order[:half], order[half:]))
+    return halves(x, low, half, size, sketch) + halves(x, high, half, size, sketch)
 
 
 def selective_scan(

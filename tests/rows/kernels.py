@@ -144,6 +144,75 @@ def nearest(
     return Example("nearest", name, draw, {}, {"key_mask": some_hidden(*x)})
 
 
+def balanced_tree(*shape: int, size: int) -> Example:
+    """Rows of several centres, which no split cuts at a tie."""
+
+    def draw() -> Arrays:
+        rows, centres, sketch = normal((*shape, D), (5, D), (D, 32))
+        return 0.5 * rows + centres[np.arange(shape[-1]) * 7 % 5], sketch
+
+    name = "×".join(map(str, shape)) + f" by {size}"
+    return Example("balanced_tree", name, draw, {"size": size}, {"key_mask": some_hidden(*shape)})
+
+
+def clustered_attention(
+    name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, opened: int = 2, d_v: int = D_V
+) -> Example:
+    """C · size keys in clusters, some of them not full, with what the name says: a prefix of clusters for each
+    row, the near keys of which each row leaves out, what it has seen before."""
+    n, count, rng = q[-1], kv[-1] // size, np.random.default_rng(2)
+    counts = np.where(rng.random((*kv[:-1], count)) < 0.7, size, rng.integers(0, size, (*kv[:-1], count)))
+    stop = rng.integers(0, count + 1, n) if "prefix" in name else np.full(n, count)
+    order = np.argsort(rng.random(kv), axis=-1)
+    holds = np.arange(size) < counts[..., None]
+    cluster_of = np.where(holds.reshape(kv), np.arange(kv[-1]) // size, -1)
+    cluster_of = np.take_along_axis(cluster_of, np.argsort(order, axis=-1), axis=-1)
+    near = [order, np.arange(n) + kv[-1] - n, cluster_of] if "near" in name else [None] * 3
+    near = [None if x is None else x.astype(np.int32) for x in near]
+
+    def draw() -> Arrays:
+        rows, k, v, *before = normal((*q, D), (*kv, D), (*kv, d_v), (*q, d_v), q)
+        share = (holds / np.maximum(counts, 1)[..., None])[..., None]
+        of_clusters = [x.reshape(*kv[:-1], count, size, -1) for x in (k, v)]
+        means, mean_values = ((x * share).sum(axis=-2) for x in of_clusters)
+        spread = ((of_clusters[0] - means[..., None, :]) ** 2 * share).sum(axis=-2)
+        columns = np.swapaxes(of_clusters[0], -1, -2).reshape(*kv[:-1], count * D, size)
+        return (rows, columns, v, near[0], means, spread, mean_values, counts.astype(np.int32), stop.astype(np.int32),
+                *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
+
+    return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
+
+
+def centroid_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, d_v: int = D_V) -> Example:
+    """Four clusters of at most four of sixteen keys in each block; rows that have read blocks, intervals in them, or
+    keys that they met."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    blocks = -(-n_kv // 16)
+    order = np.argsort(rng.random((*kv[:-1], blocks, 16)), axis=-1) + 16 * np.arange(blocks)[:, None]
+    members = order.reshape(*kv[:-1], blocks * 4, 4)
+    members = np.where((members < n_kv) & (rng.random(members.shape) < 0.8), members, -1)
+    clusters, place = blocks * 4, np.arange(n) + n_kv - n
+    of_rows = dict.fromkeys(("start", "stop", "met_q", "met_k"))
+    first = np.maximum(np.arange(-(-n // size)) * size + n_kv - n - 9, -1) // 16
+    listed = first[:, None] + np.arange(2)
+    if "intervals" in name:
+        of_rows |= {"start": place - 9, "stop": np.minimum(place + 1, n_kv)}
+        listed = first[:, None] + np.arange(-(-(size + 25) // 16) + 1)
+    if "met" in name:
+        shape = (*kv[:-1], clusters * 4, 2)
+        of_rows |= {"met_q": rng.integers(0, 6, (*q[:-1], n, 2)), "met_k": rng.integers(0, 6, shape)}
+    listed = np.where((listed >= 0) & (listed < blocks), listed, -1)
+    sees = np.maximum(place // 16 * 4, 0) if "causal" in name else None
+    whole = [None if x is None else x.astype(np.int32) for x in (members, sees, listed, *of_rows.values())]
+
+    def draw() -> Arrays:
+        shape = (*kv[:-1], clusters)
+        rows, means, spread, values = normal((*q, D), (*shape, D), (*shape, D), (*shape, d_v))
+        return (rows, means, spread**2, values, *whole)
+
+    return Example("centroid_attention", name, draw, {"scale": 0.3, "size": size, "per_block": 4})
+
+
 # name → map and its weights
 PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
     "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
@@ -230,6 +299,10 @@ for example in [
     block_attention("places, met", (2, 40), (1, 90)),
     block_attention("pairs and bias", (2, 2, 40), (2, 1, 50)),
     block_attention("one row", (2, 1), (2, 70)),
+    centroid_attention("blocks", (2, 3, 70), (2, 1, 90)),
+    centroid_attention("causal intervals", (2, 70), (2, 90), size=16, d_v=D),
+    centroid_attention("intervals, more rows", (2, 70), (1, 40)),
+    centroid_attention("met", (2, 2, 40), (2, 2, 70), size=7),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
@@ -242,6 +315,15 @@ for example in [
     nearest("one row", (1,), (1,), d=1),
     *(features("feature_summarize", phi, ((2, 63), (2, 63)), None) for phi in (*PHI, "landmarks")),
     *(features("feature_summarize", phi, ((2, 70), (1, 70)), (2,), f"{phi} goes on") for phi in (*PHI, "landmarks")),
+    balanced_tree(2, 70, size=4),
+    balanced_tree(2, 3, 300, size=16),
+    balanced_tree(7, size=8),
+    clustered_attention("clusters", (2, 40), (2, 72)),
+    clustered_attention("prefix, before", (2, 3, 40), (2, 1, 80), d_v=D),
+    clustered_attention("near, before", (2, 2, 64), (2, 2, 64), opened=3),
+    clustered_attention("near", (70,), (40,), opened=0),
+    clustered_attention("prefix of many", (2, 300), (2, 1600), size=16, opened=8, d_v=D),
+    clustered_attention("all opened", (2, 1), (2, 24), opened=5),
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
     *(features("feature_attend", phi, ((2, 63),), (2,)) for phi in PHI),
     features("feature_attend", "exponential", ((2, 3, 1100),), (1, 1), "many queries"),
@@ -265,7 +347,7 @@ def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     keys, −∞, is 0. Integers have no gradient, and are left out."""
     if kernel == "nearest":
         return outputs[2:]
-    if kernel in ("block_attention", "hashed_attention"):
+    if kernel in ("block_attention", "centroid_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):
@@ -281,7 +363,7 @@ def as_tuple(outputs: Any) -> tuple[Any, ...]:
 
 def choice_of(kernel: Kernel, arrays: list[Any], keywords: Mapping[str, Any]) -> Choice:
     """The name of the implementation that a call takes; nothing is computed."""
-    with listening() as choices:
+    with listening() as (choices, _):
         kernel(*arrays, **keywords)
     return choices[0]
 

@@ -126,6 +126,8 @@ class Row:
             if "omega" not in arrays:
                 options["omega"] = subquad.draw_omega(projection, m, D, seed)
         options.pop("implementation", None)
+        if self.method == "auto":
+            options = {name: x for name, x in options.items() if name not in ("ladder", "choice")}
         definition = getattr(definitions, self.method)
         q, k, v, key_mask = (drawn[name] for name in ("q", "k", "v", "key_mask"))
         options |= self.constants(Case(q.shape, k.shape, v.shape))
@@ -140,6 +142,8 @@ class Row:
         if options.get("rest") is not None:
             size = options["rest_size"] if self.method == "window" else options.pop("rest_size")
             options["rest"] = functools.partial(clusters_of, size=size)
+        if self.method == "clustered":
+            options["queries"] = queries_of_keys(q, k, key_mask)
         return definitions.over_heads(definition, q, k, v, key_mask, causal=causal, **options)
 
 
@@ -253,6 +257,16 @@ def clusters_of(k: Array, keep: Array, block: int, size: int) -> list[tuple[int,
     return [(c // found.per_block, places) for c, places in enumerate(members) if places]
 
 
+def queries_of_keys(q: Array, k: Array, mask: Array | None) -> Array:
+    """For each query head the queries of all heads that have its keys and its mask, (..., heads, of one, n, d)."""
+    heads = max(q.shape[-3:-2], default=1)
+    kinds = max([1, *k.shape[-3:-2], *(() if mask is None else mask.shape[-2:-1])])
+    if kinds >= heads:
+        return q[..., None, :, :]
+    together = q.reshape(*q.shape[:-3], kinds, heads // kinds, *q.shape[-2:])
+    return np.repeat(together, heads // kinds, axis=-4)
+
+
 def is_self_attention(case: Case) -> bool:
     return case.q[-2] == case.k[-2]
 
@@ -271,11 +285,15 @@ nystrom = functools.partial(Row, method="nystrom", causal=False)
 window = functools.partial(Row, method="window", by="place")
 bigbird = functools.partial(Row, method="bigbird", by="places")
 lsh = functools.partial(Row, method="lsh", by="hash")
+clustered = functools.partial(Row, method="clustered", by="places")
 
 OPTIONS = [
     Row("exact", "exact"),
     Row("exact-generic", "exact", {"implementation": "generic"}),
     Row("exact-scale", "exact", {"scale": -0.2}),
+    Row("auto", "auto"),
+    Row("auto-choice", "auto", {"ladder": (subquad.Favor(num_features=3), subquad.Window(left=6)), "choice": 1},
+        by="place", reference_options={"left": 6}),
     favor("favor", options={}),
     favor("favor-scale", options={"num_features": 20, "scale": -0.1}),
     favor("favor-hyperbolic", options={"num_features": 12, "features": "hyperbolic"}),
@@ -359,6 +377,12 @@ OPTIONS = [
     lsh("lsh-rest-rounds", options={"bucket_size": 6, "num_rounds": 3, "rest": "centroids", "rest_size": 3},
         causal=False),
     lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
+    clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "sinks": 3, "window": 2}),
+    clustered("clustered-default", options={}),
+    clustered("clustered-bare", options={"cluster_size": 5, "opened": 1, "chunk": 12, "sinks": 0, "window": 0,
+                                         "scale": -0.3}),
+    clustered("clustered-centroids", options={"cluster_size": 4, "opened": 0, "chunk": 10, "sinks": 5, "window": 1}),
+    clustered("clustered-single-keys", options={"cluster_size": 1, "opened": 3, "chunk": 9, "sinks": 1, "seed": 2}),
 ]  # fmt: skip
 
 
@@ -377,7 +401,9 @@ CAUSAL = [row for row in METHODS if row.causal]
 FITTED = ("favor-center", "favor-derf", "favor-derf-scale")  # to the queries and keys of each call
 # whose states sum up keys, and which process tokens one after the other
 STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name not in FITTED and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
-STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and not {"global", "rest"} & set(row.name.split("-"))]
+STEPPING = [
+    row for row in METHODS if row.causal and has_own(row, "_step") and not {"global", "rest"} & set(row.name.split("-"))
+]
 
 
 def rows(table: list[Row]) -> Any:
@@ -401,6 +427,6 @@ MAIN = [
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-derf", "favor-seed", "linear",
            "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
            "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "window-rest", "bigbird", "bigbird-rest",
-           "lsh", "lsh-rest-rounds"),
+           "lsh", "lsh-rest-rounds", "clustered"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]

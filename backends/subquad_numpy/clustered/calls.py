@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from subquad.kernels.balanced_tree import outputs as tree_outputs
 from subquad.kernels.clustered_attention import outputs
 from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
 
@@ -30,7 +31,12 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     from subquad_numpy.clustered.tiles import ROWS
 
     given = dict(zip(NAMES, arrays, strict=True))
-    (n, d), d_v, clusters, size = given["q"].shape[-2:], given["v"].shape[-1], given["means"].shape[-2], given["k"].shape[-1]
+    (n, d), d_v, clusters, size = (
+        given["q"].shape[-2:],
+        given["v"].shape[-1],
+        given["means"].shape[-2],
+        given["k"].shape[-1],
+    )
     always, tasks = static.get("always", 0), -(-n // ROWS)
     own = given["cluster_of"]
     sizes = {
@@ -76,3 +82,40 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
 
 clustered_attention = Forms(_plan)
+
+
+def tree_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, int], float]:
+    """(numbers of the argument record of `balanced_tree`, multiply-adds of an item)."""
+    x, sketch, _ = arrays
+    (n, d), directions, size = x.shape[-2:], sketch.shape[-1], static["size"]
+    clusters = -(-n // size)
+    slots = size * 2 ** max(0, math.ceil(math.log2(clusters)))
+    sizes = {"n": n, "d": d, "directions": directions, "size": size, "slots": slots, "places": clusters * size}
+    return sizes, float(n * d * (directions + 12 * math.ceil(math.log2(clusters))))
+
+
+def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+    """The output of the kernel `balanced_tree`."""
+    from subquad_numpy.clustered.tree import TREE_RECORD, balanced_tree_kernel
+
+    (like,) = tree_outputs(*arrays[:2], **static)
+    batch, dtype = like.shape[:-1], arrays[0].dtype
+    numbers, products = tree_work(arrays, static)
+    fixes = [None if x is None else fix_items(x, axes) for x, axes in zip(arrays, (2, 2, 1), strict=True)]
+
+    def ready(arrays: Sequence[Any]) -> list[Any]:
+        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
+
+    examples = {name: x for name, x in zip(("x", "sketch", "mask"), ready(arrays), strict=True) if x is not None}
+    order = np.empty(like.shape, np.int32)
+    run = Run(balanced_tree_kernel(dtype), TREE_RECORD, batch, 1, products, numbers | examples | {"order": order})
+
+    def balanced_tree(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array], None]:
+        order = new(like.shape, np.int32)
+        run((*ready(arrays), order), threads)
+        return (order,), None
+
+    return balanced_tree
+
+
+balanced_tree = Forms(_plan_tree)

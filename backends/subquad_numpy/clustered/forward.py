@@ -10,29 +10,25 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy.block_attention.tiles import INFINITY, is_finite, whole_tile
-from subquad_numpy.clustered.tiles import (
-    ARRAYS,
-    GROUP,
-    ROWS,
-    SIZES,
-    TILE,
-    find_largest,
-    find_peaks,
-    pack_queries,
-    weigh,
+from subquad_numpy.clustered.members import (
+    TOGETHER,
+    add_values,
+    add_values_of_four,
+    has_bad,
+    multiply_four,
+    multiply_one,
+    weigh_members,
 )
+from subquad_numpy.clustered.selection import choose, collect, find_bound, room_for, search
+from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, pack_queries, weigh
 from subquad_numpy.codegen import (
     at_least,
     cut,
-    largest,
     load,
     pointer,
     room,
     shifted,
-    spread,
     store,
-    total,
-    where_negative,
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
@@ -59,19 +55,25 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         high_v, wide_v, wide_s = padded(d_v, TILE_ROWS), padded(d_v, lanes), padded(size, lanes)
         every = f.always + f.opened
         sizes = (
-            *(d * panel, d * panel, padded(clusters, whole_keys) * panel, (clusters // GROUP + 1) * panel),
+            *(d * panel, d * panel, padded(clusters, whole_keys) * panel, f.opened * panel),
             *(clusters, panel, panel, whole_keys * max(padded(d, TILE_ROWS), high_v), high_v * panel),
-            *(ROWS * wide_v, ROWS, ROWS, wide_s, wide_s, wide_s, d * size + lanes, size * d_v + wide_v, every + 1),
+            *(ROWS * wide_v, ROWS, ROWS, wide_s, TOGETHER * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
+            panel * room_for(f.opened, lanes),
             *(whole_keys, panel),
         )
         buffer = np.empty(room(sizes), kind)
         (
-            packed, squares, x, peaks, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
+            packed, squares, x, bounds, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
             values, fine, poison,
         ) = cut(buffer, sizes)  # fmt: skip
-        left, starts, names = np.zeros(clusters, np.int32), np.empty(clusters + 1, np.int32), np.empty(every + 1, np.int32)
+        left, starts, names = (
+            np.zeros(clusters, np.int32),
+            np.empty(clusters + 1, np.int32),
+            np.empty(every + 1, np.int32),
+        )
         opened, of_row = np.empty(ROWS * every, np.int32), np.empty(ROWS * every, np.int32)
-        opens = np.empty(ROWS, np.int32)
+        opens, collected = np.empty(ROWS, np.int32), np.empty(panel, np.int32)
+        numbers_of = np.empty(panel * room_for(f.opened, lanes), np.int32)
         clear(nothing, panel)
         for s in range(wide_s):
             here[s] = s
@@ -101,16 +103,19 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     f, row + base, many_rows, most, panel, lanes, zero, word, packed, squares, logs, stops, left,
                     nothing, own, x,
                 )  # fmt: skip
-                find_peaks(most, panel, lanes, x, peaks)
+                if f.opened > 0:
+                    find_bound(f.always, most, f.opened, panel, lanes, x, bounds)
+                    collect(f.always, most, f.opened, panel, lanes, x, bounds, collected, values, numbers_of)
                 for c in range(many_rows):
                     r = base + c
                     limit = int(stops[c])
-                    many = 0
-                    for t in range(min(f.always, limit)):
-                        names[many] = t
-                        many += 1
-                    found = find_largest(c, f.always, limit, f.opened, panel, x, peaks, values, names, many)
-                    many += found
+                    many = min(f.always, limit)
+                    for t in range(many):
+                        names[t] = t
+                    if f.opened > 0 and collected[c] <= room_for(f.opened, lanes):
+                        many += choose(c, collected[c], f.opened, lanes, values, numbers_of, names, many)
+                    elif f.opened > 0:
+                        many += search(c, f.always, limit, f.opened, panel, x, values, names, many)
                     for i in range(many):
                         opened[r * every + i] = names[i]
                         starts[names[i] + 1] += 1
@@ -175,49 +180,48 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 if f.place != 0:
                     for s in range(size):
                         apart[s] = order[c * size + s]
-                for i in range(begin, end):
-                    r = of_row[i]
-                    query = shifted(q, (row + r) * d)
-                    best = LEAST(zeros(x))
-                    for s in range(0, size, lanes):
-                        logit = zeros(x)
-                        one, two, three = zeros(x), zeros(x), zeros(x)
-                        for p in range(0, d - 3, 4):
-                            logit = logit + spread(query, p) * load(keys, p * size + s)
-                            one = one + spread(query, p + 1) * load(keys, (p + 1) * size + s)
-                            two = two + spread(query, p + 2) * load(keys, (p + 2) * size + s)
-                            three = three + spread(query, p + 3) * load(keys, (p + 3) * size + s)
-                        for p in range(d // 4 * 4, d):
-                            logit = logit + spread(query, p) * load(keys, p * size + s)
-                        logit = ((logit + one) + (two + three)) * scale
-                        logit = where_negative(load(here, s) - (float(many) - 0.5), logit, zeros(x) - INFINITY)
-                        if f.place != 0:
-                            distance = load(apart, s) - float(place[row + r])
-                            far = where_negative(distance + (float(f.reach) + 0.5), logit, zeros(x) - INFINITY)
-                            logit = where_negative(float(f.reach) + 0.5 - distance, logit, far)
-                        store(e, s, logit)
-                        best = at_least(best, logit)
-                    old = top[r]
-                    new = max(old, largest(best))
-                    mine = shifted(acc, r * wide_v)
-                    if new > old:
-                        fade = math.exp(old - new)
-                        seen[r] = seen[r] * fade
-                        for p in range(0, wide_v, lanes):
-                            store(mine, p, load(mine, p) * fade)
-                        top[r] = new
-                    along = zeros(x)
-                    for s in range(0, size, lanes):
-                        weight = exp_negative(load(e, s) - new)
-                        store(e, s, weight)
-                        along = along + weight
-                    seen[r] = seen[r] + total(along)
-                    for p in range(0, wide_v, lanes):
-                        value = load(mine, p)
+                reach = float(f.reach) if f.place != 0 else -1.0
+                careful = f.place != 0 and has_bad(rows_v, many, d_v)
+                i = begin
+                while i < end:
+                    together = TOGETHER if end - i >= TOGETHER and not careful else 1
+                    if together == TOGETHER:
+                        r_0, r_1, r_2, r_3 = of_row[i], of_row[i + 1], of_row[i + 2], of_row[i + 3]
+                        multiply_four(
+                            shifted(q, (row + r_0) * d), shifted(q, (row + r_1) * d), shifted(q, (row + r_2) * d),
+                            shifted(q, (row + r_3) * d), keys, d, size, lanes, scale, e, wide_s,
+                        )  # fmt: skip
+                    else:
+                        multiply_one(shifted(q, (row + of_row[i]) * d), keys, d, size, lanes, scale, e)
+                    for t in range(together):
+                        r = of_row[i + t]
+                        at = float(place[row + r]) if f.place != 0 else 0.0
+                        weigh_members(
+                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, at, reach, here, top, seen,
+                            shifted(acc, r * wide_v),
+                        )  # fmt: skip
+                    if together == TOGETHER:
+                        add_values_of_four(
+                            e, wide_s, many, rows_v, d_v, wide_v, lanes, shifted(acc, of_row[i] * wide_v),
+                            shifted(acc, of_row[i + 1] * wide_v), shifted(acc, of_row[i + 2] * wide_v),
+                            shifted(acc, of_row[i + 3] * wide_v),
+                        )  # fmt: skip
+                    elif careful:
                         for s in range(many):
-                            if f.place == 0 or abs(apart[s] - place[row + r]) > f.reach:
-                                value = value + spread(e, s) * load(rows_v, s * d_v + p)
-                        store(mine, p, value)
+                            if e[s] != 0 or abs(apart[s] - place[row + of_row[i]]) > f.reach:
+                                weights = shifted(e, s)
+                                add_values(
+                                    weights,
+                                    1,
+                                    shifted(rows_v, s * d_v),
+                                    d_v,
+                                    wide_v,
+                                    lanes,
+                                    shifted(acc, of_row[i] * wide_v),
+                                )
+                    else:
+                        add_values(e, many, rows_v, d_v, wide_v, lanes, shifted(acc, of_row[i] * wide_v))
+                    i += together
                 begin = end
             for r in range(count):
                 found = seen[r]
@@ -240,4 +244,3 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         return DONE
 
     return forward
-

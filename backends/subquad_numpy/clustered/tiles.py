@@ -11,15 +11,13 @@ import math
 from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
-from subquad_numpy.codegen import at_least, inline, load, pointer, shifted, store, where_negative, zeros
-from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
-from subquad_numpy.codegen.vector_math import LEAST
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
+from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 
 ROWS = 256  # rows of a task
 TILE = 64  # clusters of a tile: their means stay in the first cache
-GROUP = 16  # clusters whose largest weight is kept, to pass over them in the search for the largest ones
 
 # Sizes: rows, keys, numbers of a row and of a value, clusters, keys of a cluster, clusters that are opened by weight and
 # always, places around a row whose keys count elsewhere, tasks of an item.
@@ -84,42 +82,3 @@ def leave_near(f: Any, row: int, count: int, panel: int, word: Any, left: Any, x
                 rest, cell = counts[own] - left[own], own * panel + c
                 x[cell] = x[cell] + math.log(rest / counts[own]) if rest > 0 else -INFINITY
                 left[own] = 0
-
-
-@inline
-def find_peaks(most: int, panel: int, lanes: int, x: Any, peaks: Any) -> None:
-    """The largest weight of each group of clusters, for each row of a panel: (groups, panel)."""
-    for first in range(0, most, GROUP):
-        for column in range(0, panel, lanes):
-            best = LEAST(zeros(x))
-            for t in range(first, min(first + GROUP, most)):
-                best = at_least(best, load(x, t * panel + column))
-            store(peaks, first // GROUP * panel + column, best)
-
-
-@inline
-def find_largest(
-    c: int, first: int, most: int, opened: int, panel: int, x: Any, peaks: Any, values: Any, names: Any,
-    begin: int,
-) -> int:  # fmt: skip
-    """The clusters from `first` on of the largest weights for row c of a panel, into `names` from `begin` on; how many they are.
-
-    Of equal weights the first counts. A weight of −∞ or NaN is none.
-    """
-    found, least = 0, -INFINITY
-    for group in range(first // GROUP, -(-most // GROUP)):
-        if not peaks[group * panel + c] > least:
-            continue
-        for t in range(max(group * GROUP, first), min((group + 1) * GROUP, most)):
-            value = x[t * panel + c]
-            if not value > least or opened == 0:
-                continue
-            at = min(found, opened - 1)
-            while at > 0 and values[at - 1] < value:
-                values[at], names[begin + at] = values[at - 1], names[begin + at - 1]
-                at -= 1
-            values[at], names[begin + at] = value, t
-            found = min(found + 1, opened)
-            if found == opened:
-                least = values[opened - 1]
-    return found

@@ -73,6 +73,41 @@ def where_negative(typingctx: Any, x: Vector, yes: Vector, no: Vector) -> Any:
     return x(x, x, x), codegen
 
 
+@intrinsic
+def signs(typingctx: Any, x: Vector) -> Any:
+    """An integer with bit i set where lane i is negative."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        negative = builder.fcmp_ordered("<", args[0], ir.Constant(args[0].type, None))
+        return builder.zext(builder.bitcast(negative, ir.IntType(x.lanes)), ir.IntType(64))
+
+    return types.int64(x), codegen
+
+
+def _bit_count(name: str, *flags: bool) -> Callable[..., Any]:
+    # the code generator of an intrinsic of LLVM that counts bits of an integer
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word, *[ir.IntType(1) for _ in flags]])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.i64")
+        return builder.call(function, [args[0], *[ir.Constant(ir.IntType(1), flag) for flag in flags]])
+
+    return codegen
+
+
+@intrinsic
+def lowest_bit(typingctx: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set, of an integer other than 0."""
+    return types.int64(types.int64), _bit_count("cttz", True)
+
+
+@intrinsic
+def bit_count(typingctx: Any, bits: Any) -> Any:
+    """How many bits of an integer are set."""
+    return types.int64(types.int64), _bit_count("ctpop")
+
+
 def _select_zero(when_zero: Callable[..., Any]) -> Callable[..., Any]:
     # code generator of: `when_zero` of the other arguments where the first one is 0, else the second one
 

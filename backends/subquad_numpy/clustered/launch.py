@@ -1,0 +1,51 @@
+"""Clustered attention as launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array
+from subquad.core.dtypes import cast
+from subquad.kernels.balanced_tree import outputs as tree_outputs
+from subquad.kernels.clustered_attention import outputs as outputs_of
+from subquad_numpy.clustered.calls import INTEGERS, NAMES, cut_work, tree_work
+from subquad_numpy.runtime.launch import Launch, Run, threads_for
+
+
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `clustered_attention`, by one launch."""
+    from subquad_numpy.clustered.forward import FORWARD_RECORD, clustered_attention_kernel
+
+    out, lse = outputs_of(*arrays, **static)
+    sizes, tasks, products = cut_work(arrays, static)
+    batch, xp = tuple(lse.shape[:-1]), array_namespace(arrays[0])
+    made = Launch(
+        clustered_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch, tasks,
+        threads_for(int(math.prod(batch) * products)),
+    )  # fmt: skip
+    given = {
+        name: cast(xp, x, xp.int32) if name in INTEGERS and x is not None else x
+        for name, x in zip(NAMES, arrays, strict=True)
+    }
+    numbers = xp.asarray(np.array([static["scale"]]), dtype=out.dtype)
+    found = run(made, {"numbers": numbers, **given})
+    return found["out"], found["lse"]
+
+
+def launch_tree(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The output of the kernel `balanced_tree`, by one launch."""
+    from subquad_numpy.clustered.tree import TREE_RECORD, balanced_tree_kernel
+
+    (order,) = tree_outputs(*arrays[:2], **static)
+    sizes, products = tree_work(arrays, static)
+    batch = tuple(order.shape[:-1])
+    made = Launch(
+        balanced_tree_kernel, (np.dtype(arrays[0].dtype),), TREE_RECORD, {"order": order}, sizes, batch, 1,
+        threads_for(int(math.prod(batch) * products)),
+    )  # fmt: skip
+    return (run(made, dict(zip(("x", "sketch", "mask"), arrays, strict=True)))["order"],)

@@ -1,0 +1,230 @@
+"""How `Auto` chooses: which methods may be used, what their errors are, and the first of them that suffices."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subquad.attention.call import AttentionCall
+from subquad.attention.crossover import Crossover, known_crossover
+from subquad.attention.estimate import ErrorEstimate, errors_of, warn_if_poor
+from subquad.attention.method import Method
+from subquad.attention.sampled_rows import Sample, sample
+from subquad.backend import Array
+from subquad.core.host import to_host
+from subquad.core.loading import backend_of
+
+MARGIN = 1.5  # at 128 rows, an estimate has a standard deviation of about an eighth
+LEAST = 2048  # queries or keys below which no method is tried, and no time is measured
+COPIES = 8  # of the sampled rows' outputs that are held at once
+Host = np.ndarray[Any, Any]
+
+
+class Rung(NamedTuple):
+    """A method that may be chosen, its place among the rungs, and its time."""
+
+    place: int
+    method: Method
+    ratio: float  # a multiple of that of exact attention; NaN if it is not known
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a choice follows. The last of the rungs is exact attention."""
+
+    rungs: tuple[Method, ...]
+    tolerance: float
+    rows: int
+    seed: int
+    max_bytes: int | None
+    max_time: float | None
+    crossover: Crossover | tuple[Crossover, ...] | int | None
+
+
+class Found(NamedTuple):
+    """A choice: numbers of the rungs, of the shape of the call's batch, folded; and the reasons as text."""
+
+    chosen: Host
+    why: str
+
+
+def choose(call: AttentionCall, rule: Rule) -> Found:
+    """The choice for a call; ValueError if values cannot be read, or no method keeps within a budget."""
+    batch, exact = call.batch(), len(rule.rungs) - 1
+    table, ladder, why = _faster(call, rule)
+    ladder, exact_fits = _affordable(call, rule, table, ladder)
+    chosen = np.full(batch, exact)
+    if not ladder or 0 in batch:
+        return Found(chosen, f"{rule.rungs[exact]!r} for all heads: {why or 'no method keeps within the budget'}")
+    known = sample(call, rule.rows, rule.seed)
+    best, best_error = np.full(batch, -1), np.full(batch, math.inf)
+    is_open, errors = np.ones(batch, dtype=bool), np.full(batch, math.nan)
+    estimates = {}
+    for rung, found in _estimates(call, known, ladder, rule.tolerance):
+        estimates[rung.place], error = found, _of_group(call, found)
+        meets = is_open & (error * MARGIN <= rule.tolerance)
+        chosen, errors = np.where(meets, rung.place, chosen), np.where(meets, error, errors)
+        is_better = is_open & (error < best_error)
+        best, best_error = np.where(is_better, rung.place, best), np.where(is_better, error, best_error)
+        is_open = is_open & ~meets
+        if not is_open.any():
+            break
+    if not exact_fits:
+        last = np.where(best < 0, ladder[-1].place, best)  # where no error is known, the most expensive
+        chosen, errors = np.where(is_open, last, chosen), np.where(is_open, best_error, errors)
+        for index in np.unique(last[is_open]).tolist():
+            warn_if_poor(rule.rungs[index], estimates[index], stacklevel=7)
+    return Found(chosen, _told(rule, ladder, chosen, errors, is_open, best_error))
+
+
+def _faster(call: AttentionCall, rule: Rule) -> tuple[Crossover | None, list[Rung], str]:
+    """(the table of times if there is one, the rungs that are faster than exact attention by cost, why none is)."""
+    n = min(call.q.shape[-2], call.k.shape[-2])
+    usable = _usable(call, rule)
+    if not usable:
+        return None, [], "the ladder has no method for this call"
+    table = rule.crossover
+    if isinstance(table, tuple):
+        table = next((x for x in table if x.causal == call.causal), None)
+    is_other = isinstance(table, Crossover) and table.causal != call.causal
+    if is_other or (table is None and rule.crossover is not None):
+        kind = "causal calls" if call.causal else "calls that are not causal"
+        msg = f"crossover has no times of {kind}; measure_crossover(..., causal={call.causal}) makes them"
+        raise ValueError(msg)
+    least = LEAST if table is None else table if isinstance(table, int) else table.lengths[0]
+    if n < least:
+        return None, [], f"n = {n} is below {least}, from which on another may be faster"
+    if not backend_of(call.xp).is_concrete(call.q, call.k, call.v, call.key_mask):
+        msg = (
+            "'auto' chooses by the values of q, k and v, which a program that is traced does not have: choose before, "
+            "on example arrays, method = subquad.Auto(...).with_choice(q, k, v, causal=...), and use that method"
+        )
+        raise ValueError(msg)
+    if isinstance(table, int):
+        return None, [Rung(rule.rungs.index(x), x, math.nan) for x in usable], ""
+    if table is None:
+        table = known_crossover(call.q, usable, causal=call.causal)
+    timed = [Rung(rule.rungs.index(x), x, table.ratio(x, n)) for x in usable]
+    ladder = sorted((rung for rung in timed if rung.ratio < 1), key=lambda rung: rung.ratio)
+    return table, ladder, "" if ladder else f"at n = {n}, no other method is faster on this machine"
+
+
+def _usable(call: AttentionCall, rule: Rule) -> list[Method]:
+    """The methods besides exact attention that have a form for the call."""
+    return [x for x in rule.rungs[:-1] if not call.causal or x.causal is True]
+
+
+def _affordable(
+    call: AttentionCall, rule: Rule, table: Crossover | None, ladder: list[Rung]
+) -> tuple[list[Rung], bool]:
+    """(the rungs within the budgets, whether exact attention is); ValueError if none is."""
+    exact = rule.rungs[-1]
+    exact_fits = True
+    if rule.max_bytes is not None:
+        needs = {rung: _bytes(call, rule, rung.method, chosen_from=len(ladder)) for rung in ladder}
+        ladder = [rung for rung in ladder if needs[rung] <= rule.max_bytes]
+        least = _bytes(call, rule, exact, chosen_from=len(ladder))
+        exact_fits = least <= rule.max_bytes
+        if not exact_fits and not ladder:
+            smallest = min([least, *needs.values()])
+            msg = f"max_bytes is {rule.max_bytes}, and the method that needs least takes up to {smallest:.0f} bytes"
+            raise ValueError(msg)
+    if rule.max_time is not None:
+        n, heads = min(call.q.shape[-2], call.k.shape[-2]), max(1, math.prod(call.batch()))
+        if table is None:
+            table = known_crossover(call.q, _usable(call, rule), causal=call.causal)
+        seconds = heads * table.exact_seconds(n, call.q.shape[-1], call.v.shape[-1])
+        is_fast = seconds <= rule.max_time
+        fast = [rung for rung in ladder if seconds * rung.ratio <= rule.max_time]
+        if not fast and not (exact_fits and is_fast):
+            fastest = seconds * min([1.0, *(rung.ratio for rung in ladder)])
+            msg = f"max_time is {rule.max_time:g} s, and the fastest method takes about {fastest:.2g} s"
+            raise ValueError(msg)
+        ladder, exact_fits = fast, exact_fits and is_fast
+    return ladder, exact_fits
+
+
+def _bytes(call: AttentionCall, rule: Rule, method: Method, *, chosen_from: int) -> float:
+    """The most memory of a call that takes this method, beyond inputs and output, with what choosing takes."""
+    own = method._extra_bytes(call)
+    if own is None:
+        return math.inf
+    heads, d_v = max(1, math.prod(call.batch())), call.v.shape[-1]
+    if not chosen_from:
+        return own
+    width = call.xp.finfo(call.q.dtype).bits // 8
+    per_row = COPIES * heads * (d_v + call.q.shape[-1] + 4) * width
+    tried = chosen_from if hasattr(method, "on_rows") else 1
+    output = heads * call.q.shape[-2] * d_v * width  # of a method that is tried, or of heads with another choice
+    return own + output + per_row * min(rule.rows, call.q.shape[-2]) * tried
+
+
+def _estimates(
+    call: AttentionCall, known: Sample, ladder: Sequence[Rung], tolerance: float
+) -> Iterator[tuple[Rung, ErrorEstimate]]:
+    """The estimates of the rungs in turn; rungs of one family are computed together, on the sampled rows alone."""
+    done: dict[int, Array] = {}
+    for rung in ladder:
+        if rung.place not in done:
+            done |= _outputs(call, known, rung, ladder)
+        out = done.pop(rung.place)
+        whole = call.xp.broadcast_to(out, (*call.batch(), *out.shape[-2:]))
+        yield rung, errors_of(known, call.arrangement.heads.unfold(whole), tolerance)
+
+
+def _outputs(call: AttentionCall, known: Sample, rung: Rung, ladder: Sequence[Rung]) -> dict[int, Array]:
+    """The outputs at the sampled rows of a rung, and of all others that differ in `opened` alone."""
+    on_rows = getattr(rung.method, "on_rows", None)
+    if on_rows is None:
+        return {rung.place: call.xp.take(rung.method._evaluate(call), known.numbers, axis=-2)}
+    family = [other for other in ladder if _family(other.method) == _family(rung.method)]
+    out = on_rows(
+        call.q, call.k, call.v, known.numbers, causal=call.causal, key_mask=call.key_mask, scale=call.scale,
+        opened=tuple(other.method.opened for other in family),  # type: ignore[attr-defined]
+    )  # fmt: skip
+    return {other.place: out[..., i, :, :] for i, other in enumerate(family)}
+
+
+def _family(method: Any) -> Any:
+    fields = {field.name for field in dataclasses.fields(method)}
+    return replace(method, opened=0) if "opened" in fields else method
+
+
+def _of_group(call: AttentionCall, found: ErrorEstimate) -> Host:
+    """The errors, folded, each the largest of the heads that share keys; infinite where no row sees a key."""
+    errors = np.broadcast_to(fold(call, to_host(found.error, float)), call.batch())
+    errors = np.where(np.isnan(errors), math.inf, errors)
+    if errors.ndim and (call.k.ndim < 3 or call.k.shape[-3] == 1):
+        errors = np.broadcast_to(errors.max(axis=-1, keepdims=True), errors.shape)
+    return errors
+
+
+def fold(call: AttentionCall, numbers: Host) -> Host:
+    """Numbers (..., heads) with grouped heads folded as in the call."""
+    return replace(call.arrangement.heads, xp=np).fold(numbers[..., None], tail=1)[..., 0]
+
+
+def _told(rule: Rule, ladder: Sequence[Rung], chosen: Host, errors: Host, is_open: Host, best: Host) -> str:
+    """The choice as text."""
+    ratios = {rung.place: rung.ratio for rung in ladder}
+    lines = []
+    for index in np.unique(chosen).tolist():
+        here = chosen == index
+        heads = f"{rule.rungs[index]!r} for {here.sum()} of {here.size} heads"
+        if index not in ratios:
+            lines.append(f"{heads}: the others have estimated errors of {_range(best[here])} at best")
+            continue
+        ratio = "" if math.isnan(ratios[index]) else f", {ratios[index]:.2g} of the time of exact attention"
+        missed = ", the least within the budget, and above the tolerance" if is_open[here].any() else ""
+        lines.append(f"{heads}: estimated error {_range(errors[here])}{ratio}{missed}")
+    return f"tolerance {rule.tolerance:g} ≥ {MARGIN} × error; " + "; ".join(lines)
+
+
+def _range(numbers: Host) -> str:
+    low, high = f"{numbers.min():.2g}", f"{numbers.max():.2g}"
+    return low if low == high else f"{low} to {high}"
