@@ -30,17 +30,19 @@ class KeyClusters(NamedTuple):
 
 
 def find_order(
-    xp: ModuleType, k: Array, metric: Array, seen: Array | None, size: int, seed: int, implementation: str
+    xp: ModuleType, k: Array, metric: Array | None, seen: Array | None, size: int, seed: int, implementation: str
 ) -> Array:
     """The numbers of keys (..., n, d) in clusters of `size`, int32 (..., ⌈n / size⌉ · size); hidden keys come last.
 
-    It does not depend on other items; it is constant for gradients.
+    Without a metric, keys that are near lie together. The order does not depend on other items; it is constant for
+    gradients.
     """
     sketch = backend_of(xp).on_host(_directions, k.shape[-1], seed)
     sketch = xp.asarray(sketch, dtype=k.dtype, device=place_of(k))
     k = backend_of(xp).constant(k)
     seen = None if seen is None else xp.broadcast_to(seen, k.shape[:-1])
-    return balanced_tree(k @ metric, sketch, size=size, key_mask=seen, implementation=implementation)
+    rows = k if metric is None else k @ metric
+    return balanced_tree(rows, sketch, size=size, key_mask=seen, implementation=implementation)
 
 
 def summarize_clusters(xp: ModuleType, k: Array, v: Array, order: Array, counts: Array, size: int) -> KeyClusters:

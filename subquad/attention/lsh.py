@@ -18,6 +18,7 @@ import numpy as np
 
 from subquad.attention.call import AttentionCall, check_rows
 from subquad.attention.method import Method
+from subquad.attention.rest import centroids, check_rest
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
@@ -25,8 +26,8 @@ from subquad.core.checks import check_arrays, check_count, check_flag, check_flo
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
-from subquad.kernels.block_attention import block_attention
-from subquad.kernels.hashed_attention import hashed_attention
+from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.hashed_attention import hashed_attention, key_chunks, key_chunks_met
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.visibility import Sight
 from subquad.random import generator
@@ -63,6 +64,12 @@ class LSH(Method):
         Whether keys are divided by their norm (Reformer).
     allow_self : bool, default True
         Whether a query sees the key at its own place. If not, it does only where it sees nothing else (Reformer).
+    rest : {None, "centroids"}, default None
+        What becomes of the keys that a query does not meet: None, they have no weight; "centroids", they enter as
+        centroids of clusters (see Notes). Not in causal calls, for the clusters sum up later keys too; not beside
+        `visible`; and beside ``allow_self=False`` only with ``shared_qk=True``.
+    rest_size : int, optional
+        Keys of a cluster, of which a chunk has ⌈bucket_size / rest_size⌉; ValueError without `rest`. Default: 16.
     implementation : str, default "auto"
         "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
         Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
@@ -77,10 +84,19 @@ class LSH(Method):
     convention is ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``, called with ``scale=1`` for models of
     transformers and trax; reformer-pytorch scales by d ** -0.5. Kernels: `hashed_order`, `hashed_attention`.
 
+    With ``rest="centroids"``, the keys of each chunk of the first round are clustered by content. A cluster of which a
+    query meets all but n keys enters its softmax with the value v̄ and the weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 +
+    log n), for the mean μ, the variances σ² and the mean value v̄ of all its keys. One key out of 64, at least one of
+    each chunk, that of the smallest norm, is a cluster of its own. Each key counts once, and all weights are positive.
+    Which keys lie together is constant for gradients. O(n² / rest_size) time, with several rounds also O(n² num_rounds)
+    comparisons of integers; O(n) memory. Kernels: `balanced_tree`, `centroid_attention`.
+
     References
     ----------
     .. [1] N. Kitaev et al., "Reformer: The Efficient Transformer", 2020, section 2 (eqs. (2)–(5)) and appendix A.
     .. [2] A. Andoni et al., "Practical and Optimal LSH for Angular Distance", 2015.
+    .. [3] A. Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024: keys of a
+       small norm draw much weight.
 
     Examples
     --------
@@ -101,6 +117,8 @@ class LSH(Method):
     shared_qk: bool = False
     unit_keys: bool = False
     allow_self: bool = True
+    rest: str | None = None
+    rest_size: int | None = None
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,6 +131,10 @@ class LSH(Method):
             if self.rotations is not None:
                 msg = f"seed={self.seed} would have no effect: rotations are given"
                 raise ValueError(msg)
+        check_rest(self.rest, self.rest_size)
+        if self.rest is not None and not (self.allow_self or self.shared_qk):
+            msg = "allow_self=False beside rest: a centroid may hold the key at a query's place; pass shared_qk=True"
+            raise NotImplementedError(msg)
 
     def with_rotations(self, q: Array, k: Array | None = None, /) -> LSH:
         """Fix the draw: return this method with the rotations for these queries and keys as an array.
@@ -145,6 +167,8 @@ class LSH(Method):
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
+        if self.rest is not None:
+            self._check_rest(call)
         sight = sight_of(call)
         factors = bucket_factors(max(n, n_kv), self.bucket_size)
         rotations = self._rotations(xp, q, factors)
@@ -166,7 +190,43 @@ class LSH(Method):
             q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k, chunk_q,
             chunk_k, scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
+        if self.rest is not None:
+            out, lse = join(xp, (out, lse), self._over_rest(call, k, order_q, order_k, size))
         return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
+
+    def _check_rest(self, call: AttentionCall) -> None:
+        """NotImplementedError for what centroids, which sum up keys of any place, do not allow."""
+        if call.causal:
+            msg = "rest in a causal call: the clusters of sorted keys have later keys too; 'window' has a causal rest"
+            raise NotImplementedError(msg)
+        if call.restrictions.visible is not None:
+            msg = "visible beside rest: a row may see a part of a cluster alone; leave one of them out"
+            raise NotImplementedError(msg)
+
+    def _over_rest(
+        self, call: AttentionCall, k: Array, order_q: Array, order_k: Array, size: int
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the centroids of the keys that rows meet in no round."""
+        xp, mask, n, n_kv = call.xp, call.key_mask, call.q.shape[-2], k.shape[-2]
+        rows, keys = order_q[..., 0, :], order_k[..., 0, :]
+        mask = None if mask is None else gather(xp, mask, keys)
+        k, v = gather_rows(xp, k, keys), gather_rows(xp, call.v, keys)
+        found = centroids(xp, k, v, mask, size, self.rest_size, self.implementation)
+        own, met = key_chunks(xp, n, n_kv, size, call.q), None
+        if self.num_rounds > 1:
+            of_rows, of_keys = [], []
+            members = xp.reshape(found.members, (*found.members.shape[:-2], math.prod(found.members.shape[-2:])))
+            for r in range(1, self.num_rounds):
+                rank_q, rank_k = (_inverse(xp, x[..., r, :]) for x in (order_q, order_k))
+                of_rows.append(gather(xp, key_chunks_met(xp, rank_q // size, own, n_kv, size), rows))
+                of_keys.append(gather(xp, gather(xp, rank_k // size, keys), xp.where(members < 0, 0, members)))
+            met = xp.stack(of_rows, axis=-1), xp.stack(of_keys, axis=-1)
+        out, lse = found.attend(
+            gather_rows(xp, call.q, rows), xp.stack([own - 1, own], axis=-1), scale=call.scale, size=size,
+            implementation=self.implementation, met=met,
+        )  # fmt: skip
+        back = _inverse(xp, rows)
+        return gather_rows(xp, out, back), gather(xp, lse, back)
 
     def _or_self(self, call: AttentionCall, k: Array, sight: Sight, out: Array, lse: Array) -> tuple[Array, Array]:
         """Rows that see nothing else get the value at their own place, if they may see it."""
@@ -209,7 +269,8 @@ class LSH(Method):
         options = super()._in_force()
         options["seed"] = self.seed or 0
         unused = "rotations" if self.rotations is None else "seed"
-        return {name: x for name, x in options.items() if name != unused}
+        unset = [name for name in ("rest", "rest_size") if options[name] is None]
+        return {name: x for name, x in options.items() if name not in (unused, *unset)}
 
 
 def bucket_factors(n: int, size: int) -> tuple[int, ...]:
@@ -226,6 +287,11 @@ def bucket_factors(n: int, size: int) -> tuple[int, ...]:
 def _on_host(rounds: int, d: int, columns: int, seed: int) -> Any:
     """A copy of `_drawn(…)`; a plain function, because tracers cannot be told to call an `lru_cache` object."""
     return _drawn(rounds, d, columns, seed).copy()
+
+
+def _inverse(xp: ModuleType, order: Array) -> Array:
+    """The rank of each row in an order of all rows, int32."""
+    return xp.astype(xp.argsort(order, axis=-1), xp.int32)
 
 
 @lru_cache(maxsize=32)

@@ -195,6 +195,36 @@ def clustered_attention(
     return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
 
 
+def centroid_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, d_v: int = D_V) -> Example:
+    """Four clusters of at most four of sixteen keys in each block; rows that have read blocks, intervals in them, or
+    keys that they met."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    blocks = -(-n_kv // 16)
+    order = np.argsort(rng.random((*kv[:-1], blocks, 16)), axis=-1) + 16 * np.arange(blocks)[:, None]
+    members = order.reshape(*kv[:-1], blocks * 4, 4)
+    members = np.where((members < n_kv) & (rng.random(members.shape) < 0.8), members, -1)
+    clusters, place = blocks * 4, np.arange(n) + n_kv - n
+    of_rows = dict.fromkeys(("start", "stop", "met_q", "met_k"))
+    first = np.maximum(np.arange(-(-n // size)) * size + n_kv - n - 9, -1) // 16
+    listed = first[:, None] + np.arange(2)
+    if "intervals" in name:
+        of_rows |= {"start": place - 9, "stop": np.minimum(place + 1, n_kv)}
+        listed = first[:, None] + np.arange(-(-(size + 25) // 16) + 1)
+    if "met" in name:
+        shape = (*kv[:-1], clusters * 4, 2)
+        of_rows |= {"met_q": rng.integers(0, 6, (*q[:-1], n, 2)), "met_k": rng.integers(0, 6, shape)}
+    listed = np.where((listed >= 0) & (listed < blocks), listed, -1)
+    sees = np.maximum(place // 16 * 4, 0) if "causal" in name else None
+    whole = [None if x is None else x.astype(np.int32) for x in (members, sees, listed, *of_rows.values())]
+
+    def draw() -> Arrays:
+        shape = (*kv[:-1], clusters)
+        rows, means, spread, values = normal((*q, D), (*shape, D), (*shape, D), (*shape, d_v))
+        return (rows, means, spread**2, values, *whole)
+
+    return Example("centroid_attention", name, draw, {"scale": 0.3, "size": size, "per_block": 4})
+
+
 # name → map and its weights
 PHI: dict[str, tuple[FeatureMap, Callable[[], tuple[Array | None, ...]]]] = {
     "exponential": (Exponential(-(D**-0.5)), lambda: directions()),
@@ -281,6 +311,10 @@ for example in [
     block_attention("places, met", (2, 40), (1, 90)),
     block_attention("pairs and bias", (2, 2, 40), (2, 1, 50)),
     block_attention("one row", (2, 1), (2, 70)),
+    centroid_attention("blocks", (2, 3, 70), (2, 1, 90)),
+    centroid_attention("causal intervals", (2, 70), (2, 90), size=16, d_v=D),
+    centroid_attention("intervals, more rows", (2, 70), (1, 40)),
+    centroid_attention("met", (2, 2, 40), (2, 2, 70), size=7),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
@@ -330,7 +364,7 @@ def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     keys, −∞, is 0. Integers have no gradient, and are left out."""
     if kernel in ("nearest", "hashed_order"):
         return outputs[2:]
-    if kernel in ("block_attention", "clustered_attention", "hashed_attention"):
+    if kernel in ("block_attention", "centroid_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):
