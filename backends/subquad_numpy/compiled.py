@@ -187,19 +187,14 @@ def _intervals(call: Call) -> str | None:
 
 
 def _some_row(call: Call) -> str | None:
-    # the reason to decline rows without numbers, or None
-    return "there is nothing to hash" if 0 in call.arrays[0].shape[-2:] else None
+    # the reason to decline calls without rows, or rows without numbers; None if there is none
+    return "there is no row, or rows have no numbers" if 0 in call.arrays[0].shape[-2:] else None
 
 
 def _some_centre(call: Call) -> str | None:
     # the reason to decline a call without rows or centres, or None
     x, centres = call.arrays[:2]
     return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
-
-
-def _some_row(call: Call) -> str | None:
-    # the reason to decline calls without rows, or None
-    return "there is no row" if 0 in call.arrays[0].shape else None
 
 
 def _some_cluster(call: Call) -> str | None:

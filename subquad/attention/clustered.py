@@ -92,9 +92,9 @@ class Clustered(Method):
 
     Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries (of all
     heads that share the keys, without queries at places that `key_mask` hides). In causal calls, Σ of a chunk sums up
-    the queries up to its end, or up to the end of an earlier chunk, at least ¾ of them, so that no later token changes an
-    earlier row. Which keys lie together and which clusters are opened is constant for gradients. The place of query i is
-    i + n_kv − n. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
+    the queries up to its end, or up to the end of an earlier chunk, at least two thirds of them, so that no later token
+    changes an earlier row. Which keys lie together and which clusters are opened is constant for gradients. The place
+    of query i is i + n_kv − n. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
 
     References
     ----------
@@ -237,7 +237,7 @@ class Clustered(Method):
     def past_chunks(
         self, call: AttentionCall, found: KeyClusters, q: Array, before: Array, near: tuple[Array, Array]
     ) -> tuple[Array, Array]:
-        """(out, lse) of causal rows over `near` and the clusters `found` of the chunks before, whose number is given."""
+        """(out, lse) of causal rows over `near` and the clusters of the chunks before, `before[i]` of them."""
         stop = call.xp.where(before > 0, before * self.clusters_of_chunk + self.clusters_of_sinks, 0)
         return self.read(call, found, q, stop, near)
 

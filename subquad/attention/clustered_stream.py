@@ -43,7 +43,7 @@ CLUSTERED_STATE = StateSpec(
 def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
     """(output of new tokens, state after them); `call.state` is the state before them, or None."""
     xp, chunk, n = call.xp, method.chunk, call.k.shape[-2]
-    state = call.state or _empty(call, method.cluster_size)
+    state = dict(call.state or _empty(call, method.cluster_size))
     closed, held = _sizes(method, call, state)
     chunks = (held + n) // chunk  # that these tokens fill
     keep = xp.ones((n, 1), dtype=xp.bool, device=place_of(call.k))

@@ -5,8 +5,8 @@ Positional arguments are arrays or None; keywords are hashable, except the array
 
 from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
-from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.centroid_attention import centroid_attention
+from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order

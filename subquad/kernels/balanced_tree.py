@@ -31,10 +31,10 @@ def outputs(x: Array, sketch: Array, /, *, size: int, key_mask: Array | None = N
 def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | None = None) -> Array:
     """The rows of x (..., n, d) in clusters of `size`: int32 (..., ⌈n / size⌉ · size), the numbers of rows in order.
 
-    Cluster c has the rows at the places c · size … (c + 1) · size − 1 of the result. `key_mask` (..., n), of the batch of
-    x, hides rows: they come after all visible ones. Places behind the last row have the number n − 1. The row farthest
-    from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d, columns). Equal
-    projections keep the order of rows.
+    Cluster c has the rows at the places c · size … (c + 1) · size − 1 of the result. `key_mask` (..., n), of the batch
+    of x, hides rows: they come after all visible ones. Places behind the last row have the number n − 1. The row
+    farthest from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d, columns).
+    Equal projections keep the order of rows.
     """
     xp, n = namespace_of(x), x.shape[-2]
     where, batch = place_of(x), x.shape[:-2]
@@ -61,7 +61,7 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
 
 
 def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
-    """The order (..., rows) that puts the lower half of each set first, for x (..., rows, d) and `seen` (..., rows, 1)."""
+    """The order (..., rows) that puts the lower half of each set first; x is (..., rows, d), `seen` (..., rows, 1)."""
     half = x.shape[-2] // 2
     x = (x - _mean(xp, x, seen)) * seen
     far = xp.argmax(xp.sum((x @ sketch) ** 2, axis=-1, keepdims=True), axis=-2, keepdims=True)

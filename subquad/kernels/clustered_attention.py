@@ -29,8 +29,8 @@ SPREAD = 0.25  # weight of s² Σ q² σ² in w
 
 def outputs(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
-    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /, *,
-    scale: float, opened: int, always: int = 0, reach: int = 0,
+    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `clustered_attention`."""
     matrices = {"q": q, "k": k, "v": v, "means": means, "spread": spread, "mean_values": mean_values,
@@ -44,8 +44,8 @@ def outputs(
 @kernel(outputs=outputs, options={"always": 0, "reach": 0})
 def clustered_attention(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
-    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /, *,
-    scale: float, opened: int, always: int = 0, reach: int = 0,
+    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) to opened clusters and to the centroids of others, and its log-sum-exp (..., n).
 
@@ -54,8 +54,8 @@ def clustered_attention(
         means, spread            (..., C, d)          mean and variance of the keys of a cluster
         mean_values, counts      (..., C, d_v), (..., C)   mean of its values, and how many of its places hold a key,
                                                       int32: the first ones
-        stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first `always`
-                                                      of them, and the `opened` others of the largest w
+        stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first
+                                                      `always` of them, and the `opened` others of the largest w
         order                    (..., C · size)      the place of each key in the sequence
         place                    (..., n)             row i sees the keys at most `reach` places from place[i]
                                                       elsewhere: here they count in no sum
@@ -144,7 +144,7 @@ def clustered_attention(
 
 
 def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:
-    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then those of the largest weight."""
+    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then the heaviest ones."""
     first = xp.where(names[:always] < stop, names[:always], -1)
     first = xp.broadcast_to(first, (*weight.shape[:-1], always)) if always else None
     ranked = weight[..., always:]
@@ -154,7 +154,7 @@ def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: i
 
 
 def _near_keys(xp: ModuleType, place: Array, reach: int, cluster_of: Array, names: Array, dtype: Any) -> Array:
-    """How many keys of each cluster lie within `reach` of the place of each row, (..., n, C); `place` is (..., n, 1)."""
+    """How many keys of each cluster lie within `reach` of `place` (..., n, 1), as (..., n, C)."""
     n_kv, count = cluster_of.shape[-1], xp.zeros_like(place)
     for t in range(-reach, reach + 1):
         at = place + t
