@@ -40,7 +40,7 @@ from subquad.registry import register
 
 SCRATCH = 2**24  # bytes of the scratch of compiled kernels, at most
 ROWS = 256  # rows of a part are a multiple of this number, which is one of blocks and of tasks of compiled kernels
-PART = 2**21  # numbers of the output over near keys that are held at once
+PART = 2**20  # numbers of the output over near keys that are held at once
 
 
 class Far(NamedTuple):
