@@ -1,13 +1,16 @@
 """`python tests/mutation.py --count 300 --seed 0`: how many small changes of the code do the tests notice?
 
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
-spread over the packages in proportion to their mutants, is run against the tests that are nearest to each package, until
-the first failure; `--count 0` runs all of them. A mutant that changes annotations or docstrings alone is no mutant.
-The nearest tests run once with coverage first: a mutant inside of a function then meets those that reach its line, the
-fastest of each test function before the others; one outside of functions meets all. The report gives the score of each
-package with its 95 % interval (Wilson), and the survivors. Each job works in a copy of the tree. Needs
-`pip install cosmic-ray pytest-cov`, beside the test environment. Coverage takes ten minutes, a mutant some seconds, or
-minutes where no test notices it; SIGTERM ends a run early, with the score of what is done.
+spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
+runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
+The tests nearest to the packages run once with coverage first, and have to pass. A mutant inside of a function then
+meets the tests that reach its statement: the fastest of each test function, then up to `--per-function` parametrisations
+of each, chosen so that every value of a parameter comes soon, then one test of each other function that is near to the
+package, since a function whose results are remembered is reached by the first caller only. One outside of functions
+meets the tests near to its package. What survives meets, after all mutants, every parametrisation as well. The report
+gives the score of each package with its 95 % interval (Wilson), and the survivors. Each job works in a copy of the tree.
+Needs `pip install cosmic-ray pytest-cov pytest-xdist`, beside the test environment. Coverage takes a quarter of an
+hour, a mutant some seconds, or minutes where no test notices it; SIGTERM ends a run early, with the score so far.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import hashlib
 import itertools
 import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -27,6 +32,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,7 +56,10 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
             "test_weights"
         ),
     ),
-    "subquad/scans": ("subquad/scans/*.py", "test_every_scan test_scan test_linear_scan test_errors test_numbers"),
+    "subquad/scans": (
+        "subquad/scans/*.py",
+        "test_every_scan test_scan test_linear_scan test_oracle test_errors test_numbers test_cli",
+    ),
     "subquad_numpy": (
         (
             "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradients.py "
@@ -120,7 +129,7 @@ def made(package: str, path: Path, operator: str, occurrence: int) -> Mutant | N
 
 
 def _meaning(source: str) -> str | None:
-    """The program without docstrings and annotations; None if it is no program."""
+    """The program without docstrings, annotations and overloads; None if it is no program."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -131,67 +140,130 @@ def _meaning(source: str) -> str | None:
                 setattr(node, field, None)
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))] or [
-                ast.Pass()
-            ]
+            node.body = [x for x in body if not _is_no_code(x)] or [ast.Pass()]
     return ast.dump(tree)
 
 
-class Reach:
-    """Which of the nearest tests of a package reach a line, from one run with coverage in a copy of the tree."""
+def _is_no_code(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring or an overload."""
+    if isinstance(node, ast.FunctionDef):
+        return any(ast.unparse(decorator) in ("overload", "typing.overload") for decorator in node.decorator_list)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
-    def __init__(self, package: str, tree: Path) -> None:
+
+def statement(source: str, line: int) -> range | None:
+    """The lines of the statement at a line, the body for the head of a function; None outside of functions."""
+    holders, inside = [], False
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            function = isinstance(node, ast.FunctionDef)
+            first = min((x.lineno for x in getattr(node, "decorator_list", ())), default=node.lineno)
+            if first <= line <= (node.end_lineno or line):
+                inside |= function
+                body = getattr(node, "body", None)
+                head = range(first, body[0].lineno if body else (node.end_lineno or line) + 1)
+                if line in head or not body:
+                    holders.append(range(body[0].lineno, node.end_lineno + 1) if function else head)
+    return min(holders, key=len, default=range(line, line + 1)) if inside else None
+
+
+class Reach:
+    """Which tests reach a statement, from one run of all of them with coverage; the run is kept in a folder."""
+
+    def __init__(self, folder: Path, jobs: int) -> None:
         from coverage import CoverageData
 
-        self.tests = [f"tests/{name}.py" for name in PACKAGES[package][1].split()]
-        results, data = (tree / f"{package.replace('/', '_')}.{kind}" for kind in ("xml", "coverage"))
-        folders = [f"--cov={folder}" for folder in ("subquad", "backends")]
-        flags = [*folders, "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
-        _pytest(tree, [*flags, *self.tests], COVERAGE_FILE=str(data))
-        self.seconds = {
-            f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 0))
-            for case in ElementTree.parse(results).iter("testcase")
-        }
+        files = sorted(path for top in ("subquad", "backends", "tests") for path in (ROOT / top).rglob("*.py"))
+        sources = b"".join(path.read_bytes() for path in files if path != Path(__file__).resolve())
+        stem = folder / hashlib.sha256(str(ROOT).encode() + sources).hexdigest()[:16]
+        results, data = stem.with_suffix(".xml"), stem.with_suffix(".coverage")
+        if not (results.exists() and data.exists()):
+            names = dict.fromkeys(name for _, tests in PACKAGES.values() for name in tests.split())
+            flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
+            tests = [f"tests/{name}.py" for name in names]
+            _pytest(ROOT, folder, ["-n", str(jobs), *flags, *tests], math.inf, COVERAGE_FILE=str(data))
+        cases = list(ElementTree.parse(results).iter("testcase"))
+        broken = [_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
+        if broken or not cases:
+            results.unlink()
+            msg = f"the tests must pass before a mutant is made; these do not: {broken}"
+            raise RuntimeError(msg)
+        self.seconds = {_name(case): float(case.get("time", 0)) for case in cases}
         self.data = CoverageData(str(data))
         self.data.read()
-        self.root = tree
 
-    def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, in their order: one of each test function first, the fast ones first."""
-        lines = {int(word.partition(",")[0]) for word in re.findall(r"^@@ -(\d+)", mutant.diff(), re.MULTILINE)}
-        by_line = self.data.contexts_by_lineno(str(self.root / mutant.path))
-        found = {context.partition("|")[0] for line in lines for context in by_line.get(line, ())}
-        if not found or "" in found:
-            return self.tests
-        ordered = sorted(found, key=lambda test: self.seconds.get(test, 0))
-        first = {test.partition("[")[0]: test for test in reversed(ordered)}
-        leading = sorted(first.values(), key=ordered.index)
-        return leading + [test for test in ordered if test not in set(leading)]
+    def of(self, mutant: Mutant, limit: int | None) -> list[str]:
+        """The tests to run, in their order, at most `limit` parametrisations of a function."""
+        near = tuple(f"tests/{name}.py" for name in PACKAGES[mutant.package][1].split())
+        nearest = [test for test in self.seconds if test.startswith(near)]
+        source = (ROOT / mutant.path).read_text()
+        starts = {int(x) for x in re.findall(r"^@@ -(\d+)", mutant.diff(), re.MULTILINE)}
+        spans = [statement(source, start) for start in starts]
+        by_line = self.data.contexts_by_lineno(str(ROOT / mutant.path))
+        reached = {x.partition("|")[0] for span in spans for line in span or () for x in by_line.get(line, ())}
+        found = list(nearest if None in spans else reached & self.seconds.keys())
+        first, more = self._ordered(found, limit)
+        return list(dict.fromkeys([*first, *more, *self._ordered(nearest, 1)[0]]))
+
+    def _ordered(self, tests: list[str], limit: int | None) -> tuple[list[str], list[str]]:
+        """The fastest test of each function, and the others up to the limit, those with new parameters first."""
+        functions: dict[str, list[str]] = {}
+        for test in sorted(tests, key=self.seconds.__getitem__):
+            functions.setdefault(test.partition("[")[0], []).append(test)
+        more = [test for rest in functions.values() for test in _spread(rest, limit)[1:]]
+        return [rest[0] for rest in functions.values()], sorted(more, key=self.seconds.__getitem__)
 
 
-def _pytest(tree: Path, arguments: list[str], **environment: str) -> int:
-    """The exit status of pytest in a copy of the tree; raises subprocess.TimeoutExpired."""
+def _spread(tests: list[str], limit: int | None) -> list[str]:
+    """At most `limit` parametrisations, the first and then always one with most values that have not come yet."""
+    if limit is None or len(tests) <= limit:
+        return tests
+    chosen, left, seen = [], {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str]()
+    while len(chosen) < limit:
+        chosen.append(max(left, key=lambda test: len(left[test] - seen)) if chosen else tests[0])
+        seen |= left.pop(chosen[-1])
+    return chosen
+
+
+def _name(case: ElementTree.Element) -> str:
+    """How pytest names a test of a report."""
+    return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+
+
+def _pytest(tree: Path, folder: Path, arguments: list[str], seconds: float, **environment: str) -> int:
+    """The exit status of pytest in a tree, SIGXCPU's negative after these seconds of the processor."""
     paths = [str(tree), str(tree / "backends"), str(tree / "tests")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    listed = tree / "arguments.txt"
+    listed = folder / f"{tree.name}.arguments"
     listed.write_text("\n".join(arguments))
+
+    def limited() -> None:  # not by the clock: a process may have to wait for others
+        if seconds < math.inf:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
+
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{listed}"]
-    return subprocess.run(command, cwd=tree, env=env, check=False, capture_output=True, timeout=TIMEOUT).returncode
+    timeout = TIMEOUT if seconds < math.inf else None
+    with (folder / f"{tree.name}.log").open("w") as log:
+        return subprocess.run(
+            command, cwd=tree, env=env, check=False, stdout=log, stderr=log, timeout=timeout, preexec_fn=limited
+        ).returncode
 
 
-def verdict(mutant: Mutant, tree: Path, reach: Reach) -> str:
+def verdict(mutant: Mutant, tree: Path, reach: Reach, tests: list[str]) -> str:
     """What became of a mutant in a copy of the tree: "killed" by a test, "survived", or "timed out"."""
     target = tree / mutant.path
     original = target.read_text()
+    allowed = 60 + 5 * sum(map(reach.seconds.__getitem__, tests))
     try:
         target.write_text(mutant.code)
-        status = _pytest(tree, ["-x", *reach.of(mutant)])
-        if status in UNKNOWN:
-            status = _pytest(tree, ["-x", *reach.tests])
+        status = _pytest(tree, tree.parent, ["-x", *tests], allowed)
+        if status in UNKNOWN:  # the mutant changed the names of tests
+            files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+            status = _pytest(tree, tree.parent, ["-x", *files], allowed)
     except subprocess.TimeoutExpired:
         return "timed out"
     else:
-        return "killed" if status else "survived"
+        return {0: "survived", -signal.SIGXCPU: "timed out", -signal.SIGKILL: "timed out"}.get(status, "killed")
     finally:
         target.write_text(original)
 
@@ -204,65 +276,91 @@ def interval(killed: int, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def sample(every: dict[str, list[tuple[Path, str, int]]], count: int, seed: int) -> list[Mutant]:
+    """Mutants of each package, in proportion to its places, in an order in which any first part is a sample too."""
+    total, rng = sum(map(len, every.values())), random.Random(seed)
+    chosen: list[Mutant] = []
+    for name, found in every.items():
+        rng.shuffle(found)
+        mutants = (mutant for place in found if (mutant := made(name, *place)) is not None)
+        chosen += itertools.islice(mutants, round(count * len(found) / total) if count else len(found))
+    rng.shuffle(chosen)
+    print(f"{len(chosen)} mutants of {total} places", flush=True)
+    return chosen
+
+
+class Score:
+    """What became of the mutants, and which are left."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.left: list[Mutant] = []
+
+    def add(self, mutant: Mutant, seen: str) -> None:
+        """Count a mutant, and print it if no test noticed."""
+        self.counts[mutant.package] += 1
+        if seen == "survived":
+            self.left.append(mutant)
+        if seen != "killed":
+            print(f"{seen}: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+        sys.stderr.write(f"\r{self.counts.total()} done, {len(self.left)} survived ")
+
+    def revoke(self, mutant: Mutant, seen: str) -> None:
+        """Take a mutant from those that are left, if more tests have noticed it."""
+        if seen != "survived":
+            self.left.remove(mutant)
+            print(f"{seen} by more tests: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+
+    def report(self) -> None:
+        """Print the score of each package and of all."""
+        for name in (*PACKAGES, "all"):
+            count = self.counts.total() if name == "all" else self.counts[name]
+            killed = count - sum(name in ("all", mutant.package) for mutant in self.left)
+            if count:
+                low, high = interval(killed, count)
+                print(
+                    f"{name}: {killed} of {count} noticed, {killed / count:.1%} ({low:.1%} to {high:.1%})", flush=True
+                )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=300, help="mutants in the sample (default 300), 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
     parser.add_argument("--package", default="", help=f"only this package, of: {', '.join(PACKAGES)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: cores)")
+    parser.add_argument("--coverage", type=Path, help="folder that keeps the run with coverage for the next time")
+    parser.add_argument(
+        "--per-function", type=int, default=6, help="parametrisations that meet a mutant first (default 6)"
+    )
     args = parser.parse_args()
     every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
-    total, rng = sum(map(len, every.values())), random.Random(args.seed)
-    chosen: list[Mutant] = []
-    for name, found in every.items():
-        rng.shuffle(found)
-        wanted = round(args.count * len(found) / total) if args.count else len(found)
-        mutants = (mutant for place in found if (mutant := made(name, *place)) is not None)
-        chosen += itertools.islice(mutants, wanted)
-    rng.shuffle(chosen)  # a run that is interrupted is a sample too
-    print(f"{len(chosen)} mutants of {total} places", flush=True)
-    left: list[Mutant] = []
-    counts: Counter[str] = Counter()
+    chosen = sample(every, args.count, args.seed)
     with tempfile.TemporaryDirectory(prefix="subquad-mutants-") as folder:
+        kept = args.coverage or Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
+        reach = Reach(kept.resolve(), args.jobs)
         trees: SimpleQueue[Path] = SimpleQueue()
         for job in range(args.jobs):
             shutil.copytree(ROOT, Path(folder, str(job)), ignore=shutil.ignore_patterns(".git"))
             trees.put(Path(folder, str(job)))
-        reach: dict[str, Reach] = {}
+        stop, score = threading.Event(), Score()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-        def look(package: str) -> None:
-            tree = trees.get()
-            reach[package] = Reach(package, tree)
-            trees.put(tree)
-            sys.stderr.write(f"\r{package}: {len(reach[package].seconds)} tests ")
+        def run(mutants: list[Mutant], limit: int | None, seen: Callable[[Mutant, str], None]) -> None:
+            def judge(mutant: Mutant) -> None:
+                if not stop.is_set():
+                    tree = trees.get()
+                    seen(mutant, verdict(mutant, tree, reach, reach.of(mutant, limit)))
+                    trees.put(tree)
 
-        with ThreadPoolExecutor(args.jobs) as jobs:
-            list(jobs.map(look, every))
+            with ThreadPoolExecutor(args.jobs) as jobs:
+                list(jobs.map(judge, mutants))
 
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ends the run early, with the score of what is done
-
-        def judge(mutant: Mutant) -> None:
-            if stop.is_set():
-                return
-            tree = trees.get()
-            seen = verdict(mutant, tree, reach[mutant.package])
-            trees.put(tree)
-            counts[mutant.package] += 1
-            if seen == "survived":
-                left.append(mutant)
-            if seen != "killed":
-                print(f"{seen}: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
-            sys.stderr.write(f"\r{sum(counts.values())} of {len(chosen)} done, {len(left)} survived ")
-
-        with ThreadPoolExecutor(args.jobs) as jobs:
-            list(jobs.map(judge, chosen))
-    for name in (*every, "all"):
-        count = sum(counts.values()) if name == "all" else counts[name]
-        killed = count - sum(name in ("all", mutant.package) for mutant in left)
-        if count:
-            low, high = interval(killed, count)
-            print(f"{name}: {killed} of {count} noticed, {killed / count:.1%} ({low:.1%} to {high:.1%})")
+        run(chosen, args.per_function, score.add)
+        score.report()
+        run(list(score.left), None, score.revoke)
+    score.report()
     return 0
 
 
