@@ -3,14 +3,16 @@
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
 spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
 runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
-The tests nearest to the packages run once with coverage first, and have to pass. A mutant inside of a function then
-meets the tests that reach its statement: the fastest of each test function, then up to `--per-function` parametrisations
-of each, chosen so that every value of a parameter comes soon, then one test of each other function that is near to the
-package, since a function whose results are remembered is reached by the first caller only. One outside of functions
-meets the tests near to its package. What survives meets, after all mutants, every parametrisation as well. The report
-gives the score of each package with its 95 % interval (Wilson), and the survivors. Each job works in a copy of the tree.
-Needs `pip install cosmic-ray pytest-cov pytest-xdist`, beside the test environment. Coverage takes a quarter of an
-hour, a mutant some seconds, or minutes where no test notices it; SIGTERM ends a run early, with the score so far.
+The tests nearest to the packages run once with coverage first, at most `--per-function` parametrisations of each test
+function, chosen so that every value of a parameter comes soon; they have to pass, and `--coverage` keeps the run for the
+next time. A mutant inside of a function then meets those that reach its statement, the fastest of each test function
+first, and at last one test of each other function near to its package, since a function whose results are remembered is
+reached by its first caller alone. One outside of functions meets all that are near to its package. With `--every`, what
+survives meets all parametrisations as well; without it, the score is a lower bound. The report gives the score of each
+package with its 95 % interval (Wilson), and the survivors. Each job works in a copy of the tree. Needs
+`pip install cosmic-ray pytest-cov pytest-xdist`, beside the test environment, and a Unix that can fork. Coverage takes
+some ten minutes, a mutant some seconds, or minutes where no test notices it; SIGTERM ends a run early, with the score so
+far.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ import ast
 import difflib
 import hashlib
 import itertools
+import json
 import math
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -32,7 +34,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -53,7 +55,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         (
             "test_signs_and_groups test_errors test_states test_shapes test_masks test_causality test_parity test_numbers "
             "test_refusals test_gradients test_restrictions test_window test_bigbird test_lsh test_linformer test_kmeans "
-            "test_weights"
+            "test_weights test_batch test_peers test_random"
         ),
     ),
     "subquad/scans": (
@@ -80,7 +82,8 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     ),
 }
 UNKNOWN = (4, 5)  # statuses of pytest: a test was not found, or none was
-TIMEOUT = 1800  # seconds; a mutant that does not end counts as noticed, and is printed
+LATE = (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)  # counts as noticed, and is printed
+FIRST = 30  # tests that meet a mutant in a run of their own
 
 
 class Mutant(NamedTuple):
@@ -168,32 +171,38 @@ def statement(source: str, line: int) -> range | None:
 
 
 class Reach:
-    """Which tests reach a statement, from one run of all of them with coverage; the run is kept in a folder."""
+    """Which tests reach a statement, from one run of some of each function with coverage, which is kept in a folder."""
 
-    def __init__(self, folder: Path, jobs: int) -> None:
+    def __init__(self, folder: Path, jobs: int, limit: int) -> None:
         from coverage import CoverageData
 
         files = sorted(path for top in ("subquad", "backends", "tests") for path in (ROOT / top).rglob("*.py"))
         sources = b"".join(path.read_bytes() for path in files if path != Path(__file__).resolve())
-        stem = folder / hashlib.sha256(str(ROOT).encode() + sources).hexdigest()[:16]
-        results, data = stem.with_suffix(".xml"), stem.with_suffix(".coverage")
-        if not (results.exists() and data.exists()):
-            names = dict.fromkeys(name for _, tests in PACKAGES.values() for name in tests.split())
+        stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES}".encode() + sources).hexdigest()[:16]
+        names, results, data = (stem.with_suffix(f".{kind}") for kind in ("txt", "xml", "coverage"))
+        if not (names.exists() and results.exists() and data.exists()):
+            files = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
+            pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            with names.open("w") as out:
+                subprocess.run([*pytest, "--collect-only", *files], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out)
+            listed = stem.with_suffix(".arguments")
+            listed.write_text("\n".join(test for own in _functions(names).values() for test in _spread(own, limit)))
             flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
-            tests = [f"tests/{name}.py" for name in names]
-            _pytest(ROOT, folder, ["-n", str(jobs), *flags, *tests], math.inf, COVERAGE_FILE=str(data))
+            command = [*pytest, "-n", str(jobs), *flags, f"@{listed}"]
+            subprocess.run(command, cwd=ROOT, env=_paths(ROOT) | {"COVERAGE_FILE": str(data)}, check=False)
         cases = list(ElementTree.parse(results).iter("testcase"))
         broken = [_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
         if broken or not cases:
             results.unlink()
             msg = f"the tests must pass before a mutant is made; these do not: {broken}"
             raise RuntimeError(msg)
+        self.functions = _functions(names)
         self.seconds = {_name(case): float(case.get("time", 0)) for case in cases}
         self.data = CoverageData(str(data))
         self.data.read()
 
-    def of(self, mutant: Mutant, limit: int | None) -> list[str]:
-        """The tests to run, in their order, at most `limit` parametrisations of a function."""
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests to run, in their order: the fastest of each function that reaches the mutant before the others."""
         near = tuple(f"tests/{name}.py" for name in PACKAGES[mutant.package][1].split())
         nearest = [test for test in self.seconds if test.startswith(near)]
         source = (ROOT / mutant.path).read_text()
@@ -201,26 +210,35 @@ class Reach:
         spans = [statement(source, start) for start in starts]
         by_line = self.data.contexts_by_lineno(str(ROOT / mutant.path))
         reached = {x.partition("|")[0] for span in spans for line in span or () for x in by_line.get(line, ())}
-        found = list(nearest if None in spans else reached & self.seconds.keys())
-        first, more = self._ordered(found, limit)
-        return list(dict.fromkeys([*first, *more, *self._ordered(nearest, 1)[0]]))
+        first, more = self._ordered(nearest if None in spans else reached & self.seconds.keys())
+        return list(dict.fromkeys([*first, *more, *self._ordered(nearest)[0]]))
 
-    def _ordered(self, tests: list[str], limit: int | None) -> tuple[list[str], list[str]]:
-        """The fastest test of each function, and the others up to the limit, those with new parameters first."""
-        functions: dict[str, list[str]] = {}
-        for test in sorted(tests, key=self.seconds.__getitem__):
-            functions.setdefault(test.partition("[")[0], []).append(test)
-        more = [test for rest in functions.values() for test in _spread(rest, limit)[1:]]
-        return [rest[0] for rest in functions.values()], sorted(more, key=self.seconds.__getitem__)
+    def others(self, tests: list[str]) -> list[str]:
+        """The parametrisations of the same functions that these tests leave out."""
+        functions = dict.fromkeys(test.partition("[")[0] for test in tests)
+        return [test for function in functions for test in self.functions[function] if test not in self.seconds]
+
+    def _ordered(self, tests: Iterable[str]) -> tuple[list[str], list[str]]:
+        """The fastest test of each function, and the others, the fast ones first."""
+        ordered = sorted(tests, key=lambda test: (self.seconds[test], test))
+        first = {test.partition("[")[0]: test for test in reversed(ordered)}.values()
+        return sorted(first, key=ordered.index), ordered
 
 
-def _spread(tests: list[str], limit: int | None) -> list[str]:
-    """At most `limit` parametrisations, the first and then always one with most values that have not come yet."""
-    if limit is None or len(tests) <= limit:
-        return tests
-    chosen, left, seen = [], {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str]()
-    while len(chosen) < limit:
-        chosen.append(max(left, key=lambda test: len(left[test] - seen)) if chosen else tests[0])
+def _functions(names: Path) -> dict[str, list[str]]:
+    """The parametrisations of each test function, from what pytest has listed."""
+    found: dict[str, list[str]] = {}
+    for test in names.read_text().splitlines():
+        if test.startswith("tests/"):
+            found.setdefault(test.partition("[")[0], []).append(test)
+    return found
+
+
+def _spread(tests: list[str], limit: int) -> list[str]:
+    """At most `limit` parametrisations: the first, then always one with most values that have not come yet."""
+    left, seen, chosen = {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str](), []
+    while left and len(chosen) < limit:
+        chosen.append(max(left, key=lambda test: len(left[test] - seen)))
         seen |= left.pop(chosen[-1])
     return chosen
 
@@ -230,42 +248,43 @@ def _name(case: ElementTree.Element) -> str:
     return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
 
 
-def _pytest(tree: Path, folder: Path, arguments: list[str], seconds: float, **environment: str) -> int:
-    """The exit status of pytest in a tree, SIGXCPU's negative after these seconds of the processor."""
-    paths = [str(tree), str(tree / "backends"), str(tree / "tests")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    listed = folder / f"{tree.name}.arguments"
-    listed.write_text("\n".join(arguments))
-
-    def limited() -> None:  # not by the clock: a process may have to wait for others
-        if seconds < math.inf:
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
-
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{listed}"]
-    timeout = TIMEOUT if seconds < math.inf else None
-    with (folder / f"{tree.name}.log").open("w") as log:
-        return subprocess.run(
-            command, cwd=tree, env=env, check=False, stdout=log, stderr=log, timeout=timeout, preexec_fn=limited
-        ).returncode
+def _paths(tree: Path) -> dict[str, str]:
+    """The environment of a process that imports the library from a tree."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(tree / part) for part in ("", "backends", "tests"))}
 
 
-def verdict(mutant: Mutant, tree: Path, reach: Reach, tests: list[str]) -> str:
-    """What became of a mutant in a copy of the tree: "killed" by a test, "survived", or "timed out"."""
-    target = tree / mutant.path
-    original = target.read_text()
-    allowed = 60 + 5 * sum(map(reach.seconds.__getitem__, tests))
-    try:
+class Tree:
+    """A copy of the tree, and a process that runs pytest there in forks of itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git"))
+        command = [sys.executable, "tests/fork_pytest.py"]
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen(command, cwd=folder, env=_paths(folder), stdin=pipe, stdout=pipe, text=True)
+
+    def pytest(self, arguments: list[str], seconds: float) -> int:
+        """The exit status of pytest, a negative signal if it took more than these seconds of the processor."""
+        assert self.server.stdin
+        assert self.server.stdout
+        print(json.dumps([str(self.folder), math.ceil(seconds), arguments]), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def verdict(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
+        """What became of a mutant: "killed" by a test, "survived", or "timed out"."""
+        target = self.folder / mutant.path
+        original = target.read_text()
         target.write_text(mutant.code)
-        status = _pytest(tree, tree.parent, ["-x", *tests], allowed)
-        if status in UNKNOWN:  # the mutant changed the names of tests
-            files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-            status = _pytest(tree, tree.parent, ["-x", *files], allowed)
-    except subprocess.TimeoutExpired:
-        return "timed out"
-    else:
-        return {0: "survived", -signal.SIGXCPU: "timed out", -signal.SIGKILL: "timed out"}.get(status, "killed")
-    finally:
-        target.write_text(original)
+        try:
+            for part in (tests[:FIRST], tests[FIRST:]):  # few files to collect for what is noticed at once
+                status = self.pytest(["-x", *part], seconds) if part else 0
+                if status in UNKNOWN:  # the mutant changed the names of tests
+                    status = self.pytest(["-x", *dict.fromkeys(test.partition("::")[0] for test in part)], seconds)
+                if status:
+                    return "timed out" if status in LATE else "killed"
+        finally:
+            target.write_text(original)
+        return "survived"
 
 
 def interval(killed: int, count: int) -> tuple[float, float]:
@@ -330,37 +349,39 @@ def main() -> int:
     parser.add_argument("--package", default="", help=f"only this package, of: {', '.join(PACKAGES)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: cores)")
     parser.add_argument("--coverage", type=Path, help="folder that keeps the run with coverage for the next time")
-    parser.add_argument(
-        "--per-function", type=int, default=6, help="parametrisations that meet a mutant first (default 6)"
-    )
+    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test (default 6)")
+    parser.add_argument("--every", action="store_true", help="what survives meets every parametrisation as well")
     args = parser.parse_args()
     every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
     chosen = sample(every, args.count, args.seed)
     with tempfile.TemporaryDirectory(prefix="subquad-mutants-") as folder:
         kept = args.coverage or Path(folder)
         kept.mkdir(parents=True, exist_ok=True)
-        reach = Reach(kept.resolve(), args.jobs)
-        trees: SimpleQueue[Path] = SimpleQueue()
+        reach = Reach(kept.resolve(), args.jobs, args.per_function)
+        trees: SimpleQueue[Tree] = SimpleQueue()
         for job in range(args.jobs):
-            shutil.copytree(ROOT, Path(folder, str(job)), ignore=shutil.ignore_patterns(".git"))
-            trees.put(Path(folder, str(job)))
+            trees.put(Tree(Path(folder, str(job)).resolve()))
         stop, score = threading.Event(), Score()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-        def run(mutants: list[Mutant], limit: int | None, seen: Callable[[Mutant, str], None]) -> None:
+        def run(
+            mutants: list[Mutant], tests: Callable[[Mutant], list[str]], seen: Callable[[Mutant, str], None]
+        ) -> None:
             def judge(mutant: Mutant) -> None:
                 if not stop.is_set():
+                    chosen = tests(mutant)
                     tree = trees.get()
-                    seen(mutant, verdict(mutant, tree, reach, reach.of(mutant, limit)))
+                    seen(mutant, tree.verdict(mutant, chosen, 120 + 5 * sum(reach.seconds.get(x, 1) for x in chosen)))
                     trees.put(tree)
 
             with ThreadPoolExecutor(args.jobs) as jobs:
                 list(jobs.map(judge, mutants))
 
-        run(chosen, args.per_function, score.add)
+        run(chosen, reach.of, score.add)
         score.report()
-        run(list(score.left), None, score.revoke)
-    score.report()
+        if args.every:
+            run(list(score.left), lambda mutant: reach.others(reach.of(mutant)), score.revoke)
+            score.report()
     return 0
 
 
