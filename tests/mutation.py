@@ -47,7 +47,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         "subquad/kernels/*.py",
         (
             "test_signs_and_groups test_states test_causality test_masks test_scan test_linear_scan test_parity "
-            "test_numba_gradients test_numbers test_refusals test_gradients test_block_attention test_kmeans"
+            "test_numba_gradients test_numbers test_refusals test_gradients test_block_attention test_kmeans test_block_sizes"
         ),
     ),
     "subquad/attention": (
@@ -55,7 +55,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         (
             "test_signs_and_groups test_errors test_states test_shapes test_masks test_causality test_parity test_numbers "
             "test_refusals test_gradients test_restrictions test_window test_bigbird test_lsh test_linformer test_kmeans "
-            "test_weights test_batch test_peers test_random"
+            "test_weights test_batch test_peers test_random test_block_sizes"
         ),
     ),
     "subquad/scans": (
@@ -229,7 +229,7 @@ def _functions(names: Path) -> dict[str, list[str]]:
     """The parametrisations of each test function, from what pytest has listed."""
     found: dict[str, list[str]] = {}
     for test in names.read_text().splitlines():
-        if test.startswith("tests/"):
+        if test.startswith("tests/") and "::" in test:
             found.setdefault(test.partition("[")[0], []).append(test)
     return found
 
