@@ -17,8 +17,10 @@ import pytest
 
 pytest.importorskip("numba")
 
+import subquad
 from subquad.backend import Like
 from subquad_numpy.codegen.compile import DONE
+from subquad_numpy.runtime import arguments
 from subquad_numpy.runtime import threads as runtime
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.threads import run_tasks, thread_count
@@ -172,3 +174,22 @@ def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     launch = Launch(make, ("float32",), {"y": None}, y, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
         jax.block_until_ready(jax.jit(lambda: ffi.call(launch, {}))())
+
+
+@pytest.mark.parametrize(("causal", "kernels"), [(False, 4), (True, 2)], ids=["full", "causal"])
+def test_small_calls_stay_on_one_thread(causal: bool, kernels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of n rows take n · d · m multiply-adds, nine times as many at most in a gradient."""
+    torch = pytest.importorskip("torch")
+    calls: list[int] = []
+
+    def noted(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
+        calls.append(threads)
+        run_tasks(kernel, tasks, records, threads, memory)
+
+    monkeypatch.setattr(arguments, "run_tasks", noted)
+    d, m = 8, 64
+    for n, expected in ((arguments.SMALL // (9 * d * m) - 1, 0), (arguments.SMALL // (d * m), kernels)):
+        calls.clear()
+        q, k, v = (torch.ones(n, d, requires_grad=True) for _ in range(3))
+        subquad.attention(q, k, v, "favor", num_features=m, causal=causal).sum().backward()
+        assert len(calls) == expected
