@@ -1,13 +1,18 @@
 """`python tests/mutation.py --count 300 --seed 0`: how many small changes of the code do the tests notice?
 
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
-spread over the packages in proportion to their mutants, is run against the tests that are nearest to each package, until
-the first failure; `--count 0` runs all of them. A mutant that changes annotations or docstrings alone is no mutant.
-The nearest tests run once with coverage first: a mutant inside of a function then meets those that reach its line, the
-fastest of each test function before the others; one outside of functions meets all. The report gives the score of each
+spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
+runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
+The tests nearest to the packages run once with coverage first, at most `--per-function` parametrisations of each test
+function, chosen so that every value of a parameter comes soon; they have to pass, and `--coverage` keeps the run for the
+next time. A mutant inside of a function then meets those that reach its statement, the fastest of each test function
+first, and at last one test of each other function near to its package, since a function whose results are remembered is
+reached by its first caller alone. One outside of functions meets all that are near to its package. With `--every`, what
+survives meets all parametrisations as well; without it, the score is a lower bound. The report gives the score of each
 package with its 95 % interval (Wilson), and the survivors. Each job works in a copy of the tree. Needs
-`pip install cosmic-ray pytest-cov`, beside the test environment. Coverage takes ten minutes, a mutant some seconds, or
-minutes where no test notices it; SIGTERM ends a run early, with the score of what is done.
+`pip install cosmic-ray pytest-cov pytest-xdist`, beside the test environment, and a Unix that can fork. Coverage takes
+some ten minutes, a mutant some seconds, or minutes where no test notices it; SIGTERM ends a run early, with the score so
+far.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import hashlib
 import itertools
+import json
 import math
 import os
 import random
@@ -27,6 +34,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,7 +47,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         "subquad/kernels/*.py",
         (
             "test_signs_and_groups test_states test_causality test_masks test_scan test_linear_scan test_parity "
-            "test_numba_gradients test_numbers test_refusals test_gradients test_block_attention test_kmeans"
+            "test_numba_gradients test_numbers test_refusals test_gradients test_block_attention test_kmeans test_block_sizes"
         ),
     ),
     "subquad/attention": (
@@ -47,10 +55,13 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         (
             "test_signs_and_groups test_errors test_states test_shapes test_masks test_causality test_parity test_numbers "
             "test_refusals test_gradients test_restrictions test_window test_bigbird test_lsh test_linformer test_kmeans "
-            "test_weights"
+            "test_weights test_batch test_peers test_random test_block_sizes"
         ),
     ),
-    "subquad/scans": ("subquad/scans/*.py", "test_every_scan test_scan test_linear_scan test_errors test_numbers"),
+    "subquad/scans": (
+        "subquad/scans/*.py",
+        "test_every_scan test_scan test_linear_scan test_oracle test_errors test_numbers test_cli",
+    ),
     "subquad_numpy": (
         (
             "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradients.py "
@@ -71,7 +82,8 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     ),
 }
 UNKNOWN = (4, 5)  # statuses of pytest: a test was not found, or none was
-TIMEOUT = 1800  # seconds; a mutant that does not end counts as noticed, and is printed
+LATE = (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)  # counts as noticed, and is printed
+FIRST = 30  # tests that meet a mutant in a run of their own
 
 
 class Mutant(NamedTuple):
@@ -120,7 +132,7 @@ def made(package: str, path: Path, operator: str, occurrence: int) -> Mutant | N
 
 
 def _meaning(source: str) -> str | None:
-    """The program without docstrings and annotations; None if it is no program."""
+    """The program without docstrings, annotations and overloads; None if it is no program."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -131,69 +143,148 @@ def _meaning(source: str) -> str | None:
                 setattr(node, field, None)
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))] or [
-                ast.Pass()
-            ]
+            node.body = [x for x in body if not _is_no_code(x)] or [ast.Pass()]
     return ast.dump(tree)
 
 
-class Reach:
-    """Which of the nearest tests of a package reach a line, from one run with coverage in a copy of the tree."""
+def _is_no_code(node: ast.stmt) -> bool:
+    """Whether a statement is a docstring or an overload."""
+    if isinstance(node, ast.FunctionDef):
+        return any(ast.unparse(decorator) in ("overload", "typing.overload") for decorator in node.decorator_list)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
-    def __init__(self, package: str, tree: Path) -> None:
+
+def statement(source: str, line: int) -> range | None:
+    """The lines of the statement at a line, the body for the head of a function; None outside of functions."""
+    holders, inside = [], False
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            function = isinstance(node, ast.FunctionDef)
+            first = min((x.lineno for x in getattr(node, "decorator_list", ())), default=node.lineno)
+            if first <= line <= (node.end_lineno or line):
+                inside |= function
+                body = getattr(node, "body", None)
+                head = range(first, body[0].lineno if body else (node.end_lineno or line) + 1)
+                if line in head or not body:
+                    holders.append(range(body[0].lineno, node.end_lineno + 1) if function else head)
+    return min(holders, key=len, default=range(line, line + 1)) if inside else None
+
+
+class Reach:
+    """Which tests reach a statement, from one run of some of each function with coverage, which is kept in a folder."""
+
+    def __init__(self, folder: Path, jobs: int, limit: int) -> None:
         from coverage import CoverageData
 
-        self.tests = [f"tests/{name}.py" for name in PACKAGES[package][1].split()]
-        results, data = (tree / f"{package.replace('/', '_')}.{kind}" for kind in ("xml", "coverage"))
-        folders = [f"--cov={folder}" for folder in ("subquad", "backends")]
-        flags = [*folders, "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
-        _pytest(tree, [*flags, *self.tests], COVERAGE_FILE=str(data))
-        self.seconds = {
-            f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time", 0))
-            for case in ElementTree.parse(results).iter("testcase")
-        }
+        files = sorted(path for top in ("subquad", "backends", "tests") for path in (ROOT / top).rglob("*.py"))
+        sources = b"".join(path.read_bytes() for path in files if path != Path(__file__).resolve())
+        stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES}".encode() + sources).hexdigest()[:16]
+        names, results, data = (stem.with_suffix(f".{kind}") for kind in ("txt", "xml", "coverage"))
+        if not (names.exists() and results.exists() and data.exists()):
+            files = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
+            pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            with names.open("w") as out:
+                subprocess.run([*pytest, "--collect-only", *files], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out)
+            listed = stem.with_suffix(".arguments")
+            listed.write_text("\n".join(test for own in _functions(names).values() for test in _spread(own, limit)))
+            flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
+            command = [*pytest, "-n", str(jobs), *flags, f"@{listed}"]
+            subprocess.run(command, cwd=ROOT, env=_paths(ROOT) | {"COVERAGE_FILE": str(data)}, check=False)
+        cases = list(ElementTree.parse(results).iter("testcase"))
+        broken = [_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
+        if broken or not cases:
+            results.unlink()
+            msg = f"the tests must pass before a mutant is made; these do not: {broken}"
+            raise RuntimeError(msg)
+        self.functions = _functions(names)
+        self.seconds = {_name(case): float(case.get("time", 0)) for case in cases}
         self.data = CoverageData(str(data))
         self.data.read()
-        self.root = tree
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, in their order: one of each test function first, the fast ones first."""
-        lines = {int(word.partition(",")[0]) for word in re.findall(r"^@@ -(\d+)", mutant.diff(), re.MULTILINE)}
-        by_line = self.data.contexts_by_lineno(str(self.root / mutant.path))
-        found = {context.partition("|")[0] for line in lines for context in by_line.get(line, ())}
-        if not found or "" in found:
-            return self.tests
-        ordered = sorted(found, key=lambda test: self.seconds.get(test, 0))
-        first = {test.partition("[")[0]: test for test in reversed(ordered)}
-        leading = sorted(first.values(), key=ordered.index)
-        return leading + [test for test in ordered if test not in set(leading)]
+        """The tests to run, in their order: the fastest of each function that reaches the mutant before the others."""
+        near = tuple(f"tests/{name}.py" for name in PACKAGES[mutant.package][1].split())
+        nearest = [test for test in self.seconds if test.startswith(near)]
+        source = (ROOT / mutant.path).read_text()
+        starts = {int(x) for x in re.findall(r"^@@ -(\d+)", mutant.diff(), re.MULTILINE)}
+        spans = [statement(source, start) for start in starts]
+        by_line = self.data.contexts_by_lineno(str(ROOT / mutant.path))
+        reached = {x.partition("|")[0] for span in spans for line in span or () for x in by_line.get(line, ())}
+        first, more = self._ordered(nearest if None in spans else reached & self.seconds.keys())
+        return list(dict.fromkeys([*first, *more, *self._ordered(nearest)[0]]))
+
+    def others(self, tests: list[str]) -> list[str]:
+        """The parametrisations of the same functions that these tests leave out."""
+        functions = dict.fromkeys(test.partition("[")[0] for test in tests)
+        return [test for function in functions for test in self.functions[function] if test not in self.seconds]
+
+    def _ordered(self, tests: Iterable[str]) -> tuple[list[str], list[str]]:
+        """The fastest test of each function, and the others, the fast ones first."""
+        ordered = sorted(tests, key=lambda test: (self.seconds[test], test))
+        first = {test.partition("[")[0]: test for test in reversed(ordered)}.values()
+        return sorted(first, key=ordered.index), ordered
 
 
-def _pytest(tree: Path, arguments: list[str], **environment: str) -> int:
-    """The exit status of pytest in a copy of the tree; raises subprocess.TimeoutExpired."""
-    paths = [str(tree), str(tree / "backends"), str(tree / "tests")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    listed = tree / "arguments.txt"
-    listed.write_text("\n".join(arguments))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{listed}"]
-    return subprocess.run(command, cwd=tree, env=env, check=False, capture_output=True, timeout=TIMEOUT).returncode
+def _functions(names: Path) -> dict[str, list[str]]:
+    """The parametrisations of each test function, from what pytest has listed."""
+    found: dict[str, list[str]] = {}
+    for test in names.read_text().splitlines():
+        if test.startswith("tests/") and "::" in test:
+            found.setdefault(test.partition("[")[0], []).append(test)
+    return found
 
 
-def verdict(mutant: Mutant, tree: Path, reach: Reach) -> str:
-    """What became of a mutant in a copy of the tree: "killed" by a test, "survived", or "timed out"."""
-    target = tree / mutant.path
-    original = target.read_text()
-    try:
+def _spread(tests: list[str], limit: int) -> list[str]:
+    """At most `limit` parametrisations: the first, then always one with most values that have not come yet."""
+    left, seen, chosen = {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str](), []
+    while left and len(chosen) < limit:
+        chosen.append(max(left, key=lambda test: len(left[test] - seen)))
+        seen |= left.pop(chosen[-1])
+    return chosen
+
+
+def _name(case: ElementTree.Element) -> str:
+    """How pytest names a test of a report."""
+    return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+
+
+def _paths(tree: Path) -> dict[str, str]:
+    """The environment of a process that imports the library from a tree."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(tree / part) for part in ("", "backends", "tests"))}
+
+
+class Tree:
+    """A copy of the tree, and a process that runs pytest there in forks of itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git"))
+        command = [sys.executable, "tests/fork_pytest.py"]
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen(command, cwd=folder, env=_paths(folder), stdin=pipe, stdout=pipe, text=True)
+
+    def pytest(self, arguments: list[str], seconds: float) -> int:
+        """The exit status of pytest, a negative signal if it took more than these seconds of the processor."""
+        assert self.server.stdin
+        assert self.server.stdout
+        print(json.dumps([str(self.folder), math.ceil(seconds), arguments]), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def verdict(self, mutant: Mutant, tests: list[str], seconds: float) -> str:
+        """What became of a mutant: "killed" by a test, "survived", or "timed out"."""
+        target = self.folder / mutant.path
+        original = target.read_text()
         target.write_text(mutant.code)
-        status = _pytest(tree, ["-x", *reach.of(mutant)])
-        if status in UNKNOWN:
-            status = _pytest(tree, ["-x", *reach.tests])
-    except subprocess.TimeoutExpired:
-        return "timed out"
-    else:
-        return "killed" if status else "survived"
-    finally:
-        target.write_text(original)
+        try:
+            for part in (tests[:FIRST], tests[FIRST:]):  # few files to collect for what is noticed at once
+                status = self.pytest(["-x", *part], seconds) if part else 0
+                if status in UNKNOWN:  # the mutant changed the names of tests
+                    status = self.pytest(["-x", *dict.fromkeys(test.partition("::")[0] for test in part)], seconds)
+                if status:
+                    return "timed out" if status in LATE else "killed"
+        finally:
+            target.write_text(original)
+        return "survived"
 
 
 def interval(killed: int, count: int) -> tuple[float, float]:
@@ -204,65 +295,93 @@ def interval(killed: int, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def sample(every: dict[str, list[tuple[Path, str, int]]], count: int, seed: int) -> list[Mutant]:
+    """Mutants of each package, in proportion to its places, in an order in which any first part is a sample too."""
+    total, rng = sum(map(len, every.values())), random.Random(seed)
+    chosen: list[Mutant] = []
+    for name, found in every.items():
+        rng.shuffle(found)
+        mutants = (mutant for place in found if (mutant := made(name, *place)) is not None)
+        chosen += itertools.islice(mutants, round(count * len(found) / total) if count else len(found))
+    rng.shuffle(chosen)
+    print(f"{len(chosen)} mutants of {total} places", flush=True)
+    return chosen
+
+
+class Score:
+    """What became of the mutants, and which are left."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.left: list[Mutant] = []
+
+    def add(self, mutant: Mutant, seen: str) -> None:
+        """Count a mutant, and print it if no test noticed."""
+        self.counts[mutant.package] += 1
+        if seen == "survived":
+            self.left.append(mutant)
+        if seen != "killed":
+            print(f"{seen}: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+        sys.stderr.write(f"\r{self.counts.total()} done, {len(self.left)} survived ")
+
+    def revoke(self, mutant: Mutant, seen: str) -> None:
+        """Take a mutant from those that are left, if more tests have noticed it."""
+        if seen != "survived":
+            self.left.remove(mutant)
+            print(f"{seen} by more tests: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
+
+    def report(self) -> None:
+        """Print the score of each package and of all."""
+        for name in (*PACKAGES, "all"):
+            count = self.counts.total() if name == "all" else self.counts[name]
+            killed = count - sum(name in ("all", mutant.package) for mutant in self.left)
+            if count:
+                low, high = interval(killed, count)
+                print(
+                    f"{name}: {killed} of {count} noticed, {killed / count:.1%} ({low:.1%} to {high:.1%})", flush=True
+                )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=300, help="mutants in the sample (default 300), 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
     parser.add_argument("--package", default="", help=f"only this package, of: {', '.join(PACKAGES)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: cores)")
+    parser.add_argument("--coverage", type=Path, help="folder that keeps the run with coverage for the next time")
+    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test (default 6)")
+    parser.add_argument("--every", action="store_true", help="what survives meets every parametrisation as well")
     args = parser.parse_args()
     every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
-    total, rng = sum(map(len, every.values())), random.Random(args.seed)
-    chosen: list[Mutant] = []
-    for name, found in every.items():
-        rng.shuffle(found)
-        wanted = round(args.count * len(found) / total) if args.count else len(found)
-        mutants = (mutant for place in found if (mutant := made(name, *place)) is not None)
-        chosen += itertools.islice(mutants, wanted)
-    rng.shuffle(chosen)  # a run that is interrupted is a sample too
-    print(f"{len(chosen)} mutants of {total} places", flush=True)
-    left: list[Mutant] = []
-    counts: Counter[str] = Counter()
+    chosen = sample(every, args.count, args.seed)
     with tempfile.TemporaryDirectory(prefix="subquad-mutants-") as folder:
-        trees: SimpleQueue[Path] = SimpleQueue()
+        kept = args.coverage or Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
+        reach = Reach(kept.resolve(), args.jobs, args.per_function)
+        trees: SimpleQueue[Tree] = SimpleQueue()
         for job in range(args.jobs):
-            shutil.copytree(ROOT, Path(folder, str(job)), ignore=shutil.ignore_patterns(".git"))
-            trees.put(Path(folder, str(job)))
-        reach: dict[str, Reach] = {}
+            trees.put(Tree(Path(folder, str(job)).resolve()))
+        stop, score = threading.Event(), Score()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-        def look(package: str) -> None:
-            tree = trees.get()
-            reach[package] = Reach(package, tree)
-            trees.put(tree)
-            sys.stderr.write(f"\r{package}: {len(reach[package].seconds)} tests ")
+        def run(
+            mutants: list[Mutant], tests: Callable[[Mutant], list[str]], seen: Callable[[Mutant, str], None]
+        ) -> None:
+            def judge(mutant: Mutant) -> None:
+                if not stop.is_set():
+                    chosen = tests(mutant)
+                    tree = trees.get()
+                    seen(mutant, tree.verdict(mutant, chosen, 120 + 5 * sum(reach.seconds.get(x, 1) for x in chosen)))
+                    trees.put(tree)
 
-        with ThreadPoolExecutor(args.jobs) as jobs:
-            list(jobs.map(look, every))
+            with ThreadPoolExecutor(args.jobs) as jobs:
+                list(jobs.map(judge, mutants))
 
-        stop = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ends the run early, with the score of what is done
-
-        def judge(mutant: Mutant) -> None:
-            if stop.is_set():
-                return
-            tree = trees.get()
-            seen = verdict(mutant, tree, reach[mutant.package])
-            trees.put(tree)
-            counts[mutant.package] += 1
-            if seen == "survived":
-                left.append(mutant)
-            if seen != "killed":
-                print(f"{seen}: {mutant.path} {mutant.operator}\n{mutant.diff()}", flush=True)
-            sys.stderr.write(f"\r{sum(counts.values())} of {len(chosen)} done, {len(left)} survived ")
-
-        with ThreadPoolExecutor(args.jobs) as jobs:
-            list(jobs.map(judge, chosen))
-    for name in (*every, "all"):
-        count = sum(counts.values()) if name == "all" else counts[name]
-        killed = count - sum(name in ("all", mutant.package) for mutant in left)
-        if count:
-            low, high = interval(killed, count)
-            print(f"{name}: {killed} of {count} noticed, {killed / count:.1%} ({low:.1%} to {high:.1%})")
+        run(chosen, reach.of, score.add)
+        score.report()
+        if args.every:
+            run(list(score.left), lambda mutant: reach.others(reach.of(mutant)), score.revoke)
+            score.report()
     return 0
 
 

@@ -43,6 +43,20 @@ def test_reading_every_block_is_exact(options: dict[str, Any]) -> None:
             assert relative_error(out, subquad.attention(q, k, v, "exact", causal=causal)) < 1e-12
 
 
+@pytest.mark.parametrize("global_blocks", [(1, 1), (0, 3), (3, 0), (2, 5)])
+@pytest.mark.parametrize("blocks", [7, 8])
+def test_global_blocks_read_all_and_all_read_them(blocks: int, global_blocks: tuple[int, int]) -> None:
+    first, last = global_blocks
+    place = np.arange(blocks)
+    is_global = (place < first) | (place >= blocks - last)
+    expected = np.eye(blocks, dtype=bool) | is_global | is_global[:, None]
+    q, k, _ = drawn(blocks * SIZE, blocks * SIZE)
+    options = {"block_size": SIZE, "window_blocks": 1, "num_random_blocks": 0, "global_blocks": global_blocks}
+    assert np.array_equal(
+        blocks_read(weights_of(q, k, **options)), np.broadcast_to(expected, (*q.shape[:-2], *expected.shape))
+    )
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_key_counts_once(causal: bool) -> None:
     """In blocks that overlap; queries of 0 weigh alike what they see."""

@@ -61,6 +61,7 @@ ATTENTION: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "mask-batch": (ValueError, r"do not broadcast.*key_mask \[3\]", lambda: attention(
         np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), np.zeros((2, 6, 4)), "exact", key_mask=np.ones((3, 6), dtype=bool))),
     "causal-integer": (TypeError, "causal must be True or False, got 1", lambda: attention(x, x, x, "exact", causal=1)),
+    "causal-zero": (TypeError, "causal must be True or False, got 0", lambda: [attention(x, x, x, "exact", causal=c) for c in (False, 0)]),
     "scale-array": (TypeError, "scale must be a number.*multiply q", lambda: attention(x, x, x, "exact", scale=np.ones(6))),
     "scale-inf": (ValueError, "scale must be finite, got inf", lambda: attention(x, x, x, "exact", scale=np.inf)),
     "scale-text": (TypeError, "scale must be a number, got '1' of type str", lambda: attention(x, x, x, "exact", scale="1")),

@@ -180,8 +180,9 @@ def rounded(example: Example, dtype: str) -> Any:
 
 def loss_of(example: Example, function: Any, arrays: list[Any], keywords: dict[str, Any], library: Library) -> Any:
     """A real loss in which every number that the outputs tell counts differently."""
-    total: Any = 0.0
-    for i, x in enumerate(observed(example.kernel, as_tuple(function(*arrays, **keywords)))):
+    outputs = observed(example.kernel, as_tuple(function(*arrays, **keywords)))
+    total: Any = 0.0 if outputs else (0 * arrays[0]).sum()  # where all outputs are integers
+    for i, x in enumerate(outputs):
         name = library.dtype_name(x)
         weight = library.array(np.random.default_rng(i).standard_normal(x.shape), REAL.get(name, name))
         total = total + (x * weight).sum() if name not in REAL else total + ((x.real + x.imag / 2) * weight).sum()

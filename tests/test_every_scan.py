@@ -134,3 +134,36 @@ def test_is_explained(name: str) -> None:
     assert explained.choices
     by_name = dataclasses.replace(row, function=functools.partial(subquad.explain, name)).call(arrays, options)
     assert by_name == explained
+
+
+@every_scan
+def test_example_inputs_have_outputs_near_one(name: str) -> None:
+    arrays, options = SCANS[name].draw(np.random.default_rng(3), 300)
+    assert 0.2 < np.std(SCANS[name].call(arrays, options)) < 5
+
+
+def test_linear_scan_of_activations() -> None:
+    """Factors from 0.9 to 1, by the mean of a key; four query heads over two key heads, of other widths."""
+    q, k, v = (np.random.default_rng(0).standard_normal(shape) for shape in ((4, 30, 6), (2, 30, 6), (2, 30, 5)))
+    arrays, options = SCANS["linear_scan"].activations(q, 5 * k, v)
+    assert options == {}
+    assert arrays["b"] is v
+    assert arrays["a"].shape == v.shape
+    assert 0.9 < arrays["a"].min() < 0.93 < 0.97 < arrays["a"].max() < 1
+    gate = (arrays["a"] - 0.9) / 0.1
+    assert relative_error(np.log(gate / (1 - gate))[..., 0], 5 * k.mean(axis=-1)) < 1e-12
+
+
+def test_selective_scan_of_activations() -> None:
+    """A step for each value, the maps from keys and the first query head of each key head."""
+    q, k, v = (np.random.default_rng(0).standard_normal(shape) for shape in ((4, 30, 6), (2, 30, 6), (2, 30, 5)))
+    arrays, options = SCANS["selective_scan"].activations(q, k, v)
+    assert arrays["u"] is v
+    assert arrays["delta"].shape == v.shape
+    assert 0.5 < np.std(arrays["delta"]) < 2
+    assert np.array_equal(arrays["A"], np.tile([-1.0, -2, -3, -4, -5, -6], (5, 1)))
+    assert np.array_equal(arrays["B"], k)
+    assert np.array_equal(arrays["C"], q[::2])
+    assert np.array_equal(arrays["D"], np.ones(5))
+    assert relative_error(np.log1p(np.exp(arrays["delta_bias"])), np.full(5, 0.05)) < 1e-12
+    assert SCANS["selective_scan"].call(arrays, options).shape == v.shape

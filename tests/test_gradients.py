@@ -30,7 +30,8 @@ def small_options(row: Row) -> dict[str, Any]:
         options["num_features"] = min(options["num_features"], 8)
     if row.method == "clustered" and options:
         options |= {"cluster_size": 2, "chunk": 2, "sinks": 1, "window": 0, "opened": min(options["opened"], 1)}
-    sizes = {"rank": 3, "left": 1, "bucket_size": 2} | ({} if row.name == "bigbird-plan" else {"block_size": 2})
+    sizes = {"rank": 3, "left": 1, "bucket_size": 2, "rest_size": 2}
+    sizes |= {} if row.name == "bigbird-plan" else {"block_size": 2}
     return {name: min(x, sizes[name]) if name in sizes else x for name, x in options.items()}
 
 

@@ -259,6 +259,19 @@ def test_a_cluster_without_keys_takes_nothing_from_the_others() -> None:
     assert np.allclose(fitted, [[4.0], [0.0]])
 
 
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_fit_is_a_ridge_regression_whatever_the_number_of_rows(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    q, means, targets = (rng.standard_normal(shape) for shape in ((rows, D), (3, D), (rows, 2)))
+    counts, values = np.array([[5.0], [2.0], [4.0]]), rng.standard_normal((3, 2))
+    F = np.exp(q @ means.T) * counts[:, 0]
+    F = F / F.sum(axis=1, keepdims=True)
+    strength = 0.1 * np.sum(F * F) / 3 * np.eye(3)
+    expected = values + np.linalg.solve(F.T @ F + strength, F.T @ (targets - F @ values))
+    fitted = fit_values(xp, q, None, Clusters(means, None, counts, values), targets, scale=1.0, ridge=0.1)
+    assert relative_error(fitted, expected) < 1e-12
+
+
 @pytest.mark.parametrize("visible", [0, 1, 3, 5])
 def test_few_queries_are_landmarks_as_they_are(visible: int) -> None:
     """Those that are hidden, and landmarks that stand for no query, do not enter the fit."""

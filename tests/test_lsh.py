@@ -154,7 +154,8 @@ def test_same_rotations_on_every_library(eager: Library) -> None:
 
 def test_more_buckets_than_one_hash_has() -> None:
     """Buckets of two factors are as even as those of one, and rows that meet are near."""
-    from subquad.attention.lsh import bucket_factors, buckets
+    from subquad.attention.lsh import bucket_factors
+    from subquad.kernels.hashed_order import buckets
 
     assert [bucket_factors(n, 64) for n in (1, 64, 65, 129, 8192)] == [(2,), (2,), (2,), (4,), (128,)]
     for n in (8193, 10**5, 10**6 + 1, 10**8):

@@ -17,11 +17,16 @@ import pytest
 
 pytest.importorskip("numba")
 
+from compiled_calls import scan_forward
+
+import subquad
 from subquad.backend import Like
 from subquad_numpy.codegen.compile import DONE
+from subquad_numpy.runtime import arguments
 from subquad_numpy.runtime import threads as runtime
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.threads import run_tasks, thread_count
+from subquad_numpy.selective_scan import calls as scan
 
 RECORDS = np.zeros(1, np.int64)
 
@@ -172,3 +177,62 @@ def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
     launch = Launch(make, ("float32",), {"y": None}, y, tasks=5, threads=2, summed={"y": Rows(rows, wide=False)})
     with pytest.raises(jax.errors.JaxRuntimeError, match="found no memory for its scratch"):
         jax.block_until_ready(jax.jit(lambda: ffi.call(launch, {}))())
+
+
+@pytest.mark.parametrize(("causal", "kernels"), [(False, 4), (True, 2)], ids=["full", "causal"])
+def test_small_calls_stay_on_one_thread(causal: bool, kernels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of n rows take n · d · m multiply-adds, nine times as many at most in a gradient."""
+    torch = pytest.importorskip("torch")
+    calls: list[int] = []
+
+    def noted(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
+        calls.append(threads)
+        run_tasks(kernel, tasks, records, threads, memory)
+
+    monkeypatch.setattr(arguments, "run_tasks", noted)
+    d, m = 8, 64
+    for n, expected in ((arguments.SMALL // (9 * d * m) - 1, 0), (arguments.SMALL // (d * m), kernels)):
+        calls.clear()
+        q, k, v = (torch.ones(n, d, requires_grad=True) for _ in range(3))
+        subquad.attention(q, k, v, "favor", num_features=m, causal=causal).sum().backward()
+        assert len(calls) == expected
+
+
+def test_small_scans_stay_on_one_thread_and_long_ones_occupy_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan of few channels is cut along time, into as many chunks as there are threads for each of its tasks."""
+    given: list[tuple[int, int]] = []
+
+    def noted(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:
+        given.append((tasks, threads))
+        run_tasks(kernel, tasks, records, threads, memory)
+
+    monkeypatch.setattr(arguments, "run_tasks", noted)
+    d, d_state = 4, 2
+    updates = 2 * d * d_state  # of two items
+    for n, expected in (
+        (scan.SMALL // updates - 1, {(2, 1)}),
+        (scan.SMALL // updates + 1, {(8, 8)}),  # two items, four chunks of time
+    ):
+        given.clear()
+        u = np.ones((2, n, d), np.float32)
+        scan_forward(u=u, delta=u, A=-u[0, :d, :d_state], B=u[..., :d_state], C=u[..., :d_state], threads=8)
+        assert set(given) == expected
+
+
+def test_channels_are_cut_into_whole_vectors_that_occupy_all_threads() -> None:
+    """(channels of a block, tasks) of two groups of 512 channels, in vectors of eight."""
+    assert [scan.cut_channels(1, 2, 1024, threads, 8) for threads in (1, 2, 3, 4)] == [
+        (512, 2), (512, 2), (176, 6), (256, 4),
+    ]  # fmt: skip
+    assert scan.cut_channels(3, 2, 20, 4, 8) == (
+        8,
+        12,
+    )  # blocks of 16 would give twelve tasks as well, half of them empty
+
+
+def test_channels_of_a_gradient_are_halved_until_there_are_four_tasks() -> None:
+    """(channels of a block, blocks of a group): two vectors at least, whatever the number of threads."""
+    assert [scan.cut_gradient(1, 1, width, 8) for width in (8, 16, 40, 64, 1024)] == [
+        (8, 1), (16, 1), (16, 3), (16, 4), (128, 8),
+    ]  # fmt: skip
+    assert [scan.cut_gradient(batch, 2, 64, 8) for batch in (1, 2)] == [(32, 2), (64, 1)]

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import json
 import os
 import re
@@ -253,3 +255,15 @@ def test_a_scan_by_name_and_by_function(name: object) -> None:
 def test_unknown_scans(scan: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         registry.scan_row(scan)  # type: ignore[arg-type]
+
+
+def test_defaults_are_those_that_the_docs_say() -> None:
+    """Of every public function and method; None stands for a default that depends on other options."""
+    for name in subquad.__all__:
+        public = getattr(subquad, name)
+        for names, said in re.findall(
+            r"^(\w+(?:, \w+)*) : .*\bdefault (.+)$", inspect.getdoc(public) or "", re.MULTILINE
+        ):
+            for option in names.split(", "):
+                default = inspect.signature(public).parameters[option].default
+                assert default is None or default == ast.literal_eval(said), f"{name}: {option}"

@@ -251,6 +251,16 @@ def test_maps_of_one_item_beside_a_batch_of_states() -> None:
     assert relative_error(step(state, u, delta, A, *maps[:, :2])[0], expected(*grouped)) < 1e-14
 
 
+def test_one_group_of_one_step_is_no_question() -> None:
+    """Every axis before d_state is 1, among the groups as among the rows: each reading gives the same numbers."""
+    rng = np.random.default_rng(0)
+    delta, state = rng.uniform(0.1, 1, (1, 1, 4)), rng.standard_normal((1, 4, D_STATE))
+    A, *maps = -rng.uniform(0.1, 1, (4, D_STATE)), *rng.standard_normal((2, 1, 1, D_STATE))
+    y = subquad.selective_scan(np.ones((1, 4)), delta, A, *maps, initial_state=state)
+    h = np.exp(delta[..., None] * A) * state + delta[..., None] * maps[0]
+    assert relative_error(y, np.sum(h * maps[1], axis=-1)) < 1e-14
+
+
 def test_two_axes_are_constant_maps_beside_a_batch_and_beside_one_item() -> None:
     """In a scan of d steps, and in a step of one item; written out, they are a group for each channel."""
     drawn = Scan("constant", maps="constant", batch=(1,)).draw(D)

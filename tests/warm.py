@@ -33,6 +33,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.features.step_gradient import step_gradient_kernel
     from subquad_numpy.features.summarize import summarize_kernel
     from subquad_numpy.features.summarize_gradient import summarize_gradient_kernel
+    from subquad_numpy.hashed_order.kernel import order_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
     from subquad_numpy.nearest.kernel import nearest_kernel
@@ -48,4 +49,7 @@ def kernels() -> list[Callable[[], Any]]:
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
-    return [*found, *(partial(make, np.dtype(dtype)) for make in (pinv_kernel, nearest_kernel) for dtype in dtypes)]
+    return [
+        *found,
+        *(partial(make, np.dtype(dtype)) for make in (pinv_kernel, nearest_kernel, order_kernel) for dtype in dtypes),
+    ]

@@ -40,3 +40,24 @@ def _near_globals(is_global: np.ndarray, left: int, right: int, step: int) -> np
 
 
 SHARES["window"] = window
+
+
+def clustered(method: Any, q: Any, k: Any, v: Any, *, causal: bool) -> float:
+    """Of self-attention to clusters: keys that are near, sinks, keys of opened clusters; each centroid counts as one."""
+    n = q.shape[-2]
+    row = np.arange(n)
+    if causal:
+        chunks, visible = row // method.chunk, row + 1
+        near = row - chunks * method.chunk + 1
+        clusters = chunks * -(-method.chunk // method.cluster_size)
+    else:
+        visible = np.full(n, n)
+        near = np.minimum(row, method.window) + np.minimum(n - 1 - row, method.window) + 1
+        clusters = np.full(n, -(-n // method.cluster_size))
+    opened = np.minimum(method.opened, clusters)
+    sinks = np.where(clusters > 0, min(method.sinks, n), 0)
+    read = near + sinks + opened * method.cluster_size + clusters - opened
+    return float(np.minimum(read, visible).sum() / visible.sum())
+
+
+SHARES["clustered"] = clustered

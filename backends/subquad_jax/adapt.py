@@ -3,6 +3,7 @@
                               first gradient                          further derivatives
     gradient compiled         compiled, by `jax.custom_vjp`           of the kernel's `gradient`, else the generic form
     gradient not compiled     of the generic form                     of the generic form
+    outputs constant          none                                    none
 
 Under `vmap` a kernel with batch axes gets one more batch axis; the other kernels run item by item.
 """
@@ -49,6 +50,8 @@ def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
     """The outputs of a kernel by compiled code: what the override runs."""
     if "key_mask" in kernel_of(compiled).options:
         arrays = (*arrays, keywords.pop("key_mask", None))
+    if compiled.constant:
+        arrays = tuple(None if x is None else jax.lax.stop_gradient(x) for x in arrays)
     traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
     static = tuple(sorted(keywords.items()))
     found = (_transformable if traced else _eager)(compiled, static)(*arrays)

@@ -21,6 +21,8 @@ from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
+from subquad_numpy.hashed_order import calls as hashed_order
+from subquad_numpy.hashed_order import launch as of_hashed_order
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
 from subquad_numpy.linear_scan import calls as linear_scan
@@ -111,6 +113,8 @@ class Compiled:
         Whether `backward` needs what a forward pass with `save` leaves beside its outputs.
     unread : frozenset of int
         What `launch_backward` does not read: places in (*arrays, *outputs).
+    constant : bool
+        Whether no output has a gradient: all are numbers of rows.
     """
 
     kernel: str
@@ -122,6 +126,7 @@ class Compiled:
     unaided: frozenset[int] = frozenset()
     saves: bool = False
     unread: frozenset[int] = frozenset()
+    constant: bool = False
 
 
 def _fused_features(call: Call) -> str | None:
@@ -181,15 +186,15 @@ def _intervals(call: Call) -> str | None:
     return f"it counts up to {MOST_PLACES} keys" if max(q.shape[-2], k.shape[-2]) > MOST_PLACES else None
 
 
+def _some_row(call: Call) -> str | None:
+    # the reason to decline calls without rows, or rows without numbers; None if there is none
+    return "there is no row, or rows have no numbers" if 0 in call.arrays[0].shape[-2:] else None
+
+
 def _some_centre(call: Call) -> str | None:
     # the reason to decline a call without rows or centres, or None
     x, centres = call.arrays[:2]
     return "there is no row or no centre" if 0 in (*x.shape[-2:], centres.shape[-2]) else None
-
-
-def _some_row(call: Call) -> str | None:
-    # the reason to decline calls without rows, or None
-    return "there is no row" if 0 in call.arrays[0].shape else None
 
 
 def _some_cluster(call: Call) -> str | None:
@@ -250,6 +255,13 @@ COMPILED: dict[str, Compiled] = {
             hashed.hashed_attention_backward,
             of_block_attention.launch_hashed,
             of_block_attention.launch_hashed_backward,
+        ),
+        Compiled(
+            "hashed_order",
+            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
+            hashed_order.hashed_order,
+            launch=of_hashed_order.launch,
+            constant=True,
         ),
         Compiled(
             "nearest",

@@ -66,6 +66,8 @@ class Native:
         Places among the arrays and then the outputs of what `backward` does not read: it is not kept.
     watched : bool
         Whether counters and recorders of operations see one operator; else they see the generic form's operations.
+    constant : bool
+        Whether no output has a gradient, so that there is nothing to record.
     """
 
     kernel: str
@@ -75,6 +77,7 @@ class Native:
     saves: bool = False
     unread: frozenset[int] = frozenset()
     watched: bool = False
+    constant: bool = False
 
 
 _natives: dict[tuple[str, bool], Native] = {}  # by the name of the kernel, and whether the tensors are on CUDA
@@ -102,6 +105,7 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
         compiled.saves,
         compiled.unread,
         watched,
+        compiled.constant,
     )
     accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=_first_of(compiled.accepts.also, also))
     return override(native, "numba", accepts, widened=True)
@@ -111,7 +115,8 @@ def override(native: Native, name: str, accepts: Accepts, *, widened: bool = Fal
     """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first."""
     _natives[native.kernel, "cuda" in accepts.devices] = native
     # states of PyTorch in which the override may run: without a gradient it must not hide from recording
-    under = {"tracing"} | ({"recorded"} if native.backward else set()) | ({"watched"} if native.watched else set())
+    under = {"tracing"} | ({"watched"} if native.watched else set())
+    under |= {"recorded"} if native.backward or native.constant else set()
     halves = [dtype for word, dtype in HALF.items() if widened and word in accepts.dtypes]
     masked = "key_mask" in kernel_of(native.kernel).options
 
@@ -120,6 +125,8 @@ def override(native: Native, name: str, accepts: Accepts, *, widened: bool = Fal
             arrays = (*arrays, static.pop("key_mask", None))
         if halves:
             arrays = tuple(x.float() if x is not None and x.dtype in halves else x for x in arrays)
+        if native.constant:
+            arrays = tuple(None if x is None else x.detach() for x in arrays)
         if native.backward is not None and is_recorded(arrays):
             if torch.compiler.is_compiling():
                 outputs = Recorded.apply(native.kernel, encode(static), *_distinct(arrays))

@@ -17,6 +17,7 @@ import numpy as np
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method
+from subquad.attention.rest import Centroids, centroids, check_rest
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
@@ -25,7 +26,7 @@ from subquad.core.checks import check_count, check_seed
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
-from subquad.kernels.block_attention import block_attention
+from subquad.kernels.block_attention import block_attention, join
 from subquad.random import generator
 from subquad.registry import register
 
@@ -59,6 +60,12 @@ class BigBird(Method):
         Seed of the random blocks; ValueError beside `plan`.
     plan : array of int, shape (q_blocks, r) or (heads, q_blocks, r), optional
         The random blocks, −1 for none, in place of drawn ones. The numbers must be readable.
+    rest : {None, "centroids"}, default None
+        What becomes of the blocks that a query does not read: None, they have no weight; "centroids", they enter as
+        centroids of clusters (see Notes). It cannot be joined with `visible`; in causal calls it needs three window
+        blocks if n_kv − n is no multiple of `block_size`.
+    rest_size : int, optional
+        Keys of a cluster, of which a block has ⌈block_size / rest_size⌉; ValueError without `rest`. Default: 16.
     implementation : str, default "auto"
         "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
         Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
@@ -71,9 +78,18 @@ class BigBird(Method):
     reads block 0 in place of every random block in evaluation). Causality wins over global blocks, and a causal plan is
     drawn among earlier blocks. Kernel: `block_attention`.
 
+    With ``rest="centroids"``, the keys of each block are clustered by content. A cluster of n keys in a block that a
+    query does not read, in causal calls one before its own, enters its softmax with the value v̄ and the weight
+    exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of its keys. One
+    key out of 64, at least one of each block, that of the smallest norm, is a cluster of its own. Each key counts once,
+    and all weights are positive. Which keys lie together is constant for gradients. O(n² / rest_size) time and O(n)
+    memory. Kernels: `balanced_tree`, `centroid_attention`.
+
     References
     ----------
     .. [1] M. Zaheer et al., "Big Bird: Transformers for Longer Sequences", 2020, section 2 and appendix D.
+    .. [2] A. Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024: keys of a
+       small norm draw much weight.
 
     Examples
     --------
@@ -93,6 +109,8 @@ class BigBird(Method):
     num_random_blocks: int = 3
     seed: int | None = None
     plan: Array | None = None
+    rest: str | None = None
+    rest_size: int | None = None
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -106,6 +124,7 @@ class BigBird(Method):
         for i, count in enumerate(self.global_blocks):
             check_count(f"global_blocks[{i}]", count, least=0)
         check_count("num_random_blocks", self.num_random_blocks, least=0)
+        check_rest(self.rest, self.rest_size)
         if self.seed is not None:
             check_seed(self.seed)
             if self.plan is not None:
@@ -118,10 +137,14 @@ class BigBird(Method):
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, size, n, n_kv = call.xp, self._size(call), call.q.shape[-2], call.k.shape[-2]
         listing = self._listing(call)
-        _, start, stop = sight_of(call)
+        place, start, stop = sight_of(call)
         if n == 0:
             nothing = call.q, call.k, call.v, start, stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
+        rest = self._rest(call, size)
+        before = None
+        if rest is not None and call.causal:  # a row reads its own block, and clusters of the blocks before
+            before = xp.where(place > 0, place // size * rest.per_block, 0)
 
         def part(begin: int, end: int, is_whole: bool) -> tuple[Array, Array]:
             rows = slice(begin * size, min(end * size, n))
@@ -130,14 +153,38 @@ class BigBird(Method):
                 call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
                 scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
             )  # fmt: skip
+            if rest is not None and listed is not None:
+                sees = None if before is None else before[..., rows]
+                others = rest.attend(call.q[..., rows, :], listed, scale=call.scale, size=size,
+                                     implementation=self.implementation, sees=sees)  # fmt: skip
+                out, lse = join(xp, (out, lse), others)
             return out, lse[..., None]
 
         blocks, blocks_kv = -(-n // size), -(-n_kv // size)
         most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
-        first, last = self.global_blocks
+        # where key blocks are so few that a list has room for all, those of global queries are in the list too
+        first, last = (0, 0) if blocks_kv <= listing.shape[-1] else self.global_blocks
         runs = backend_of(xp).on_host(_runs, blocks, blocks_kv, (n_kv - n) // size, first, last, most)
         out, lse = join_rows(xp, n, (part(*run) for run in runs))
         return out, lse[..., 0]
+
+    def _rest(self, call: AttentionCall, size: int) -> Centroids | None:
+        """The clusters of the keys of each block; None if what is not read has no weight."""
+        n, n_kv = call.q.shape[-2], call.k.shape[-2]
+        if self.rest is None:
+            return None
+        if call.restrictions.visible is not None:
+            msg = "visible beside rest: a row may see a part of a block of keys alone; leave one of them out"
+            raise NotImplementedError(msg)
+        if call.causal and self.window_blocks < 3 and (n_kv - n) % size:
+            msg = (
+                f"window_blocks={self.window_blocks} beside rest in a causal call of {n} queries and {n_kv} keys: some "
+                f"queries do not read their own block of {size} keys; pass window_blocks=3"
+            )
+            raise ValueError(msg)
+        if n_kv == 0:
+            return None
+        return centroids(call.xp, call.k, call.v, call.key_mask, size, self.rest_size, self.implementation)
 
     def _size(self, call: AttentionCall) -> int:
         """Rows of a block: no more than there are, so that a short block is not filled up to a long one."""
@@ -190,7 +237,8 @@ class BigBird(Method):
         options = super()._in_force()
         unused = "plan" if self.plan is None else "seed"
         options["seed"] = self.seed or 0
-        return {name: x for name, x in options.items() if name != unused}
+        unset = [name for name in ("rest", "rest_size") if options[name] is None]
+        return {name: x for name, x in options.items() if name not in (unused, *unset)}
 
 
 def _runs(
@@ -249,7 +297,10 @@ def _drawn(
 def _with_random(
     n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, causal: bool, plan: Any
 ) -> Host:  # fmt: skip
-    """The near, global and random blocks of each block of queries, each block once, −1 for none."""
+    """The near, global and random blocks of each block of queries, each block once, −1 for none.
+
+    Of blocks that read all keys, these only where the list has room for all blocks.
+    """
     at, total = _centres(n, n_kv, size), -(-n_kv // size)
     near = at[:, None] + np.arange(window) - window // 2
     ends = [*range(min(of_first, total)), *range(max(total - of_last, 0), total)]
@@ -259,7 +310,12 @@ def _with_random(
     listed = np.sort(np.where((listed < 0) | (listed >= total), -1, listed), axis=-1)
     again = np.zeros(listed.shape, bool)
     again[..., 1:] = listed[..., 1:] == listed[..., :-1]
-    return np.where(again, -1, listed).astype(np.int32)
+    listed = np.where(again, -1, listed)
+    if total <= listed.shape[-1]:
+        every = np.arange(listed.shape[-1])
+        is_global = (at >= 0) & ((at < of_first) | (at >= total - of_last))
+        listed = np.where(is_global[:, None], np.where(every < total, every, -1), listed)
+    return listed.astype(np.int32)
 
 
 def _centres(n: int, n_kv: int, size: int) -> Any:

@@ -9,19 +9,28 @@ time with a small constant, O(n) memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
 from subquad.attention.clustered_stream import CLUSTERED_STATE, step
-from subquad.attention.key_clusters import Far, KeyClusters, counts_of, find_order, summarize_clusters
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, summarize_clusters
 from subquad.attention.method import Method
-from subquad.attention.query_metric import metric_of_all, metrics_of_chunks, with_own_keys
+from subquad.attention.query_metric import (
+    counted_rows,
+    metrics_of_chunks,
+    pooled,
+    query_metric,
+    second_moment,
+    with_own_keys,
+)
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import SIZE, near_blocks
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
@@ -29,7 +38,16 @@ from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
 
-THREADS_BYTES = 2**24  # scratch of compiled kernels
+SCRATCH = 2**24  # bytes of the scratch of compiled kernels, at most
+ROWS = 256  # rows of a part are a multiple of this number, which is one of blocks and of tasks of compiled kernels
+PART = 2**20  # numbers of the output over near keys that are held at once
+
+
+class Far(NamedTuple):
+    """The clusters of a call, and the cluster of each key, where rows may have some of these near."""
+
+    clusters: KeyClusters
+    cluster_of: Array | None
 
 
 @register(
@@ -72,11 +90,11 @@ class Clustered(Method):
     output is a convex combination of values; with every cluster opened it is exact attention. A key counts once: those
     read exactly because they are near are left out of their cluster.
 
-    Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries: of all
-    heads that share the keys, without queries that are not finite or at places that `key_mask` hides. In causal calls,
-    Σ of a chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least ⅔ of them, so that no
-    later token changes an earlier row. Which keys lie together and which clusters are opened is constant for gradients.
-    The place of query i is i + n_kv − n. A program that is traced serves one length.
+    Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries (of all
+    heads that share the keys, without queries that are not finite, or hidden by `key_mask`). In causal calls, Σ of a chunk sums up
+    the queries up to its end, or up to the end of an earlier chunk, at least two thirds of them, so that no later token
+    changes an earlier row. Which keys lie together and which clusters are opened is constant for gradients. The place
+    of query i is i + n_kv − n. A program that is traced serves one length.
 
     The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v
     and a part of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal
@@ -122,15 +140,25 @@ class Clustered(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        if call.q.shape[-2] == 0 or call.k.shape[-2] == 0:
-            place, start, stop = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
-            nothing = call.q, call.k, call.v, start, stop, *[None] * 7
-            return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
-        place, start, stop, sides = self.near(call)
-        near = self.read_near(call, call.q, start, stop, near_blocks(call, *sides))
-        if call.causal and call.k.shape[-2] <= self.chunk:
-            return near
-        return self.read_far(call, call.q, place, self._far(call), near, self.opened)
+        xp, n = call.xp, call.q.shape[-2]
+        place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
+        if 0 in (n, call.k.shape[-2]):
+            return self._read_keys(call, call.q, start, stop, None)
+        blocks = near_blocks(call, *((self.chunk - 1, 0) if call.causal else (self.window, self.window)))
+        own, far = with_own_keys(call), self._far(call)
+        rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
+        if n <= rows or not call.arrangement.backend.is_concrete(call.q, call.k, call.v):
+            return self._read(call, own, far, call.q, place, blocks)
+
+        def parts() -> Iterator[tuple[Array, ...]]:
+            for i in range(0, n, rows):
+                listed = None if blocks is None else blocks[..., i // SIZE : (i + rows) // SIZE, :]
+                q, some = call.q[..., i : i + rows, :], place[..., i : i + rows]
+                out, lse = self._read(call, own, far, q, some, listed)
+                yield out, lse[..., None]
+
+        out, lse = join_rows(xp, n, parts())
+        return out, lse[..., 0]
 
     def on_rows(
         self, q: Array, k: Array, v: Array, rows: Array, /, *, causal: bool, key_mask: Array | None, scale: float,
@@ -155,65 +183,42 @@ class Clustered(Method):
             The outputs, in the compute dtype.
         """
         call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
-        xp = call.xp
-        place, start, stop, _ = self.near(call)
-        place, start, stop = (xp.take(x, rows, axis=-1) for x in (place, start, stop))
-        some = xp.take(call.q, rows, axis=-2)
-        near = self.read_near(call, some, start, stop, None)
-        if call.causal and call.k.shape[-2] <= self.chunk:
-            found = [near[0]] * len(opened)
-        else:
-            far = self._far(call)
-            found = [self.read_far(call, some, place, far, near, count)[0] for count in opened]
-        heads = call.arrangement.heads
-        return xp.stack([heads.unfold(out) for out in found], axis=-3)
+        place, _, _ = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
+        q, place = call.xp.take(call.q, rows, axis=-2), call.xp.take(place, rows, axis=-1)
+        own, far = with_own_keys(call), self._far(call)
+        found = [replace(self, opened=count)._read(call, own, far, q, place, None)[0] for count in opened]
+        return call.xp.stack([call.arrangement.heads.unfold(out) for out in found], axis=-3)
 
-    def near(self, call: AttentionCall) -> tuple[Array, Array, Array, tuple[int, int]]:
-        """The place of each row, the first and the last but one place of the keys near it, and how far these lie."""
-        xp = call.xp
-        place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
-        if call.causal:
-            start = xp.maximum(place, xp.zeros_like(place)) // self.chunk * self.chunk
-            return place, start, place + 1, (self.chunk - 1, 0)
-        return place, place - self.window, place + self.window + 1, (self.window, self.window)
-
-    def read_near(
-        self, call: AttentionCall, q: Array, start: Array, stop: Array, blocks: Array | None
-    ) -> tuple[Array, Array]:
-        """(out, lse) over the keys near each row."""
-        return block_attention(
-            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE, key_mask=call.key_mask,
-            implementation=self.implementation,
-        )  # fmt: skip
-
-    def read_far(
-        self, call: AttentionCall, q: Array, place: Array, far: Far, near: tuple[Array, Array], opened: int
-    ) -> tuple[Array, Array]:
-        """(out, lse) over near keys, keys of opened clusters and centroids."""
-        xp, found = call.xp, far.clusters
-        clusters = found.counts.shape[-1]
-        always = min(self.clusters_of_sinks, clusters)
-        if call.causal:
-            before = place // self.chunk
-            seen = xp.where(before > 0, before * self.clusters_of_chunk + always, 0)
-            of_rows: tuple[Any, ...] = (None, None, None)
-        else:
-            seen = xp.zeros_like(place) + clusters
-            of_rows = found.order, place, far.cluster_of
-        order, place, cluster_of = of_rows
-        return clustered_attention(
-            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, seen, place,
-            cluster_of, *near, scale=call.scale, opened=min(opened, clusters - always), always=always,
-            reach=0 if call.causal else self.window, implementation=self.implementation,
-        )  # fmt: skip
-
-    def _far(self, call: AttentionCall) -> Far:
-        """The clusters that rows read: in causal calls of all chunks but the last."""
-        call = with_own_keys(call)
+    def _far(self, call: AttentionCall) -> Far | None:
+        """The clusters that rows of a call read; None if all keys are near."""
+        own, chunks = with_own_keys(call), (call.k.shape[-2] - 1) // self.chunk
         if not call.causal:
-            return self._of_all(call)
-        chunks = (call.k.shape[-2] - 1) // self.chunk
-        return Far(self.close_chunks(call, metrics_of_chunks(call, chunks, self.chunk), begins=True), None)
+            return self._of_all(own)
+        if chunks == 0:
+            return None
+        return Far(self.close_chunks(own, metrics_of_chunks(own, chunks, self.chunk), begins=True), None)
+
+    def _read(
+        self, call: AttentionCall, own: AttentionCall, far: Far | None, q: Array, place: Array, blocks: Array | None
+    ) -> tuple[Array, Array]:
+        """(out, lse) of the rows q at these places, which read the listed blocks of near keys, and clusters."""
+        xp = call.xp
+        if call.causal:
+            near = self.own_chunk(call, q, place, blocks)
+            return near if far is None else self.past_chunks(own, far.clusters, q, place // self.chunk, near)
+        near = self._read_keys(call, q, place - self.window, place + self.window + 1, blocks)
+        assert far is not None
+        stop = xp.zeros_like(place) + far.clusters.counts.shape[-1]
+        return self.read(own, far.clusters, q, stop, near, (far.clusters.order, place, far.cluster_of))
+
+    def _extra_bytes(self, call: AttentionCall) -> int | None:
+        d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
+        width = call.xp.finfo(call.q.dtype).bits // 8
+        keys, heads = (max(1, math.prod(x)) for x in (with_own_keys(call).k.shape[:-2], call.batch()))
+        slots = n_kv + n_kv // self.chunk * self.cluster_size + 2 * self.cluster_size
+        of_keys = 3 * slots * (d + d_v) + slots // self.cluster_size * (2 * d + d_v)
+        of_rows = min(heads * n * (d_v + 1), 2 * PART) + heads * n
+        return width * (keys * of_keys + of_rows) + SCRATCH
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
         return step(self, call)
@@ -228,14 +233,40 @@ class Clustered(Method):
         """How many clusters a chunk has."""
         return -(-self.chunk // self.cluster_size)
 
-    def _extra_bytes(self, call: AttentionCall) -> int | None:
-        d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
-        width = call.xp.finfo(call.q.dtype).bits // 8
-        keys = math.prod(with_own_keys(call).k.shape[:-2])
-        clusters = 2 * n_kv // self.cluster_size + 2  # a chunk may be a little more than its clusters hold
-        of_keys = 3 * (clusters * self.cluster_size // 2 + n_kv) * (d + d_v) + clusters * (2 * d + d_v)
-        near = math.prod(call.batch()) * n * (d_v + 1)
-        return width * (keys * of_keys + near) + THREADS_BYTES
+    def own_chunk(self, call: AttentionCall, q: Array, place: Array, blocks: Array | None) -> tuple[Array, Array]:
+        """(out, lse) of causal rows over the keys of their own chunk, which begins at a multiple of `chunk`."""
+        start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
+        return self._read_keys(call, q, start, place + 1, blocks)
+
+    def past_chunks(
+        self, call: AttentionCall, found: KeyClusters, q: Array, before: Array, near: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """(out, lse) of causal rows over `near` and the clusters of the chunks before, `before[i]` of them."""
+        stop = call.xp.where(before > 0, before * self.clusters_of_chunk + self.clusters_of_sinks, 0)
+        return self.read(call, found, q, stop, near)
+
+    def read(
+        self, call: AttentionCall, found: KeyClusters, q: Array, stop: Array, near: tuple[Array, Array],
+        of_rows: tuple[Array | None, ...] = (None, None, None),
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """(out, lse) over `near` and over the first `stop[i]` clusters, by the kernel."""
+        order, place, cluster_of = of_rows
+        clusters = found.counts.shape[-1]
+        always = min(self.clusters_of_sinks, clusters)
+        return clustered_attention(
+            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, stop, place,
+            cluster_of, *near, scale=call.scale, opened=min(self.opened, clusters - always), always=always,
+            reach=0 if order is None else self.window, implementation=self.implementation,
+        )  # fmt: skip
+
+    def _read_keys(
+        self, call: AttentionCall, q: Array, start: Array, stop: Array, blocks: Array | None
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the keys within an interval."""
+        return block_attention(
+            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE,
+            key_mask=call.key_mask, implementation=self.implementation,
+        )  # fmt: skip
 
     def close_chunks(self, call: AttentionCall, metric: Array, *, begins: bool) -> KeyClusters:
         """The clusters of the first chunks of the keys, each in its metric (..., chunks, d, d).
@@ -260,7 +291,8 @@ class Clustered(Method):
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
         seen, sinks = _seen(call), min(self.sinks, n)
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        order = find_order(xp, k, metric_of_all(call), clustered, size, self.seed, self.implementation)
+        metric = query_metric(xp, pooled(xp, second_moment(xp, call.q, counted_rows(call)), k))
+        order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
         cluster_of = xp.astype(xp.argsort(order[..., :n], axis=-1), xp.int32) // size + -(-sinks // size)
         found = self._with_sinks(xp, k, call.v, seen, sinks, order, counts_of(xp, clustered, size))
         return Far(found, xp.where(clustered, cluster_of, -1))

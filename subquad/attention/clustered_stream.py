@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from subquad.attention.call import AttentionCall
-from subquad.attention.key_clusters import Far, KeyClusters
+from subquad.attention.key_clusters import KeyClusters
 from subquad.attention.query_metric import is_renewed, pooled, query_metric, second_moment, with_own_keys
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import near_blocks
@@ -52,8 +52,9 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
     new = {name: join_rows(xp, state[name], x) for name, x in new.items()}
     own = with_own_keys(call.with_keys(new["keys"], new["values"], new["visible"][..., 0] != 0)).restricted(NONE)
 
-    place, start, stop, sides = method.near(own)
-    near, found = method.read_near(own, own.q, start, stop, near_blocks(own, *sides)), _clusters_of(xp, state)
+    place = xp.arange(n, dtype=xp.int32, device=place_of(call.k)) + held
+    blocks = near_blocks(own, chunk - 1, 0)
+    near, found = method.own_chunk(own, own.q, place, blocks), _clusters_of(xp, state)
     moment, metric, first, metrics = state["moment"], state["metric"], 0, []
     for c in range(chunks + 1):
         last = min((c + 1) * chunk - held, n)
@@ -65,10 +66,9 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
     if chunks:
         filled = method.close_chunks(own, xp.stack(metrics, axis=-3), begins=closed == 0)
         found = filled if closed == 0 else _joined(xp, found, filled)
-    if closed + chunks:
-        near = method.read_far(own, own.q, place + closed * chunk, Far(found, None), near, method.opened)
+    out = method.past_chunks(own, found, own.q, place // chunk + closed, near)[0] if closed + chunks else near[0]
     rest = {name: x[..., chunks * chunk :, :] for name, x in (new | {"keys": own.k}).items()}
-    return near[0], _fields_of(xp, found) | rest | {"moment": moment, "metric": metric}
+    return out, _fields_of(xp, found) | rest | {"moment": moment, "metric": metric}
 
 
 def join_rows(xp: ModuleType, one: Array, other: Array) -> Array:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import NamedTuple
 
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.block_loop import BLOCK_ELEMENTS, join_rows
 from subquad.core.gather import gather_rows
 from subquad.core.loading import backend_of
 from subquad.kernels.balanced_tree import balanced_tree
@@ -27,47 +29,53 @@ class KeyClusters(NamedTuple):
     mean_values: Array  # (..., C, d_v)
 
 
-class Far(NamedTuple):
-    """The clusters of a call, and the cluster of each key, where rows may have some of them near."""
-
-    clusters: KeyClusters
-    cluster_of: Array | None
-
-
 def find_order(
-    xp: ModuleType, k: Array, metric: Array, seen: Array | None, size: int, seed: int, implementation: str
+    xp: ModuleType, k: Array, metric: Array | None, seen: Array | None, size: int, seed: int, implementation: str
 ) -> Array:
     """The numbers of keys (..., n, d) in clusters of `size`, int32 (..., ⌈n / size⌉ · size); hidden keys come last.
 
-    It does not depend on other items; it is constant for gradients.
+    Without a metric, keys that are near lie together. The order does not depend on other items; it is constant for
+    gradients.
     """
     sketch = backend_of(xp).on_host(_directions, k.shape[-1], seed)
     sketch = xp.asarray(sketch, dtype=k.dtype, device=place_of(k))
     k = backend_of(xp).constant(k)
     seen = None if seen is None else xp.broadcast_to(seen, k.shape[:-1])
-    return balanced_tree(k @ metric, sketch, size=size, key_mask=seen, implementation=implementation)
+    rows = k if metric is None else k @ metric
+    return balanced_tree(rows, sketch, size=size, key_mask=seen, implementation=implementation)
 
 
 def summarize_clusters(xp: ModuleType, k: Array, v: Array, order: Array, counts: Array, size: int) -> KeyClusters:
     """The clusters of keys k (..., n, d) and values v for an order (..., C · size) and numbers of keys (..., C)."""
+    clusters, d, d_v = counts.shape[-1], k.shape[-1], v.shape[-1]
     place = xp.arange(size, dtype=xp.int32, device=place_of(k))
-    holds = (place < counts[..., None])[..., None]  # (..., C, size, 1)
-    # other places hold what a mask hides: not even a gradient may meet it
-    is_held = xp.reshape(holds, (*order.shape, 1))
-    k, v = (xp.where(is_held, gather_rows(xp, x, order), 0.0) for x in (k, v))
-    share = xp.astype(holds, k.dtype) / xp.astype(xp.where(counts > 0, counts, 1), k.dtype)[..., None, None]
 
-    def mean(x: Array) -> Array:
-        rows = xp.reshape(x, (*x.shape[:-2], counts.shape[-1], size, x.shape[-1]))
-        return xp.sum(xp.where(holds, rows, 0.0) * share, axis=-2)
+    def summarize(order: Array, counts: Array) -> tuple[Array, ...]:
+        keys, values = (gather_rows(xp, x, xp.reshape(order, (*order.shape[:-2], -1))) for x in (k, v))
+        keys, values = (xp.reshape(x, (*x.shape[:-2], -1, size, x.shape[-1])) for x in (keys, values))
+        holds = (place < counts[..., None])[..., None]  # (..., C, size, 1)
+        share = xp.astype(holds, k.dtype) / xp.astype(xp.where(counts > 0, counts, 1), k.dtype)[..., None, None]
 
-    means = mean(k)
-    far = k - xp.reshape(xp.broadcast_to(means[..., None, :], (*means.shape[:-1], size, means.shape[-1])), k.shape)
-    spread, of_values = mean(far * far), mean(v)
-    clusters, d = means.shape[-2:]
-    columns = xp.matrix_transpose(xp.reshape(k, (*k.shape[:-2], clusters, size, d)))
-    columns = xp.reshape(columns, (*k.shape[:-2], clusters * d, size))
-    return KeyClusters(columns, v, order, counts, means, spread, of_values)
+        def mean(x: Array) -> Array:
+            return xp.sum(xp.where(holds, x, 0.0) * share, axis=-2)
+
+        means = mean(keys)
+        far = keys - means[..., None, :]
+        columns = xp.reshape(xp.matrix_transpose(keys), (*keys.shape[:-2], d * size))
+        rows = xp.reshape(values, (*values.shape[:-2], size * d_v))
+        return columns, rows, means, mean(far * far), mean(values)
+
+    grouped = xp.reshape(order, (*order.shape[:-1], clusters, size))
+    at_once = max(1, BLOCK_ELEMENTS // max(1, math.prod(k.shape[:-2]) * size * d))
+    if clusters <= at_once or not backend_of(xp).is_concrete(k, v):
+        parts = summarize(grouped, counts)
+    else:
+        ranges = (slice(i, i + at_once) for i in range(0, clusters, at_once))
+        parts = join_rows(xp, clusters, (summarize(grouped[..., i, :], counts[..., i]) for i in ranges))
+    columns, rows, means, spread, mean_values = parts
+    columns = xp.reshape(columns, (*columns.shape[:-2], clusters * d, size))
+    rows = xp.reshape(rows, (*rows.shape[:-2], clusters * size, d_v))
+    return KeyClusters(columns, rows, order, counts, means, spread, mean_values)
 
 
 def counts_of(xp: ModuleType, seen: Array, size: int) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -17,16 +18,17 @@ import numpy as np
 
 from subquad.attention.call import AttentionCall, check_rows
 from subquad.attention.method import Method
+from subquad.attention.rest import centroids, check_rest
 from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.block_loop import fold_blocks, join_rows, rows_per_block
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
-from subquad.kernels.block_attention import block_attention
-from subquad.kernels.hashed_attention import hashed_attention
+from subquad.kernels.block_attention import block_attention, join
+from subquad.kernels.hashed_attention import hashed_attention, key_chunks, key_chunks_met
+from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.visibility import Sight
 from subquad.random import generator
 from subquad.registry import register
@@ -62,6 +64,12 @@ class LSH(Method):
         Whether keys are divided by their norm (Reformer).
     allow_self : bool, default True
         Whether a query sees the key at its own place. If not, it does only where it sees nothing else (Reformer).
+    rest : {None, "centroids"}, default None
+        What becomes of the keys that a query does not meet: None, they have no weight; "centroids", they enter as
+        centroids of clusters (see Notes). Not in causal calls, for the clusters sum up later keys too; not beside
+        `visible`; and beside ``allow_self=False`` only with ``shared_qk=True``.
+    rest_size : int, optional
+        Keys of a cluster, of which a chunk has ⌈bucket_size / rest_size⌉; ValueError without `rest`. Default: 16.
     implementation : str, default "auto"
         "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
         Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
@@ -74,12 +82,21 @@ class LSH(Method):
     chunks of queries⌋ and the one before; there is no wrap, and all buckets within them meet. In causal calls, values
     of later keys change nothing, but which earlier keys a query meets depends on the buckets of all keys. Reformer's
     convention is ``LSH(shared_qk=True, unit_keys=True, allow_self=False)``, called with ``scale=1`` for models of
-    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernel: `hashed_attention`.
+    transformers and trax; reformer-pytorch scales by d ** -0.5. Kernels: `hashed_order`, `hashed_attention`.
+
+    With ``rest="centroids"``, the keys of each chunk of the first round are clustered by content. A cluster of which a
+    query meets all but n keys enters its softmax with the value v̄ and the weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 +
+    log n), for the mean μ, the variances σ² and the mean value v̄ of all its keys. One key out of 64, at least one of
+    each chunk, that of the smallest norm, is a cluster of its own. Each key counts once, and all weights are positive.
+    Which keys lie together is constant for gradients. O(n² / rest_size) time, with several rounds also O(n² num_rounds)
+    comparisons of integers; O(n) memory. Kernels: `balanced_tree`, `centroid_attention`.
 
     References
     ----------
     .. [1] N. Kitaev et al., "Reformer: The Efficient Transformer", 2020, section 2 (eqs. (2)–(5)) and appendix A.
     .. [2] A. Andoni et al., "Practical and Optimal LSH for Angular Distance", 2015.
+    .. [3] A. Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024: keys of a
+       small norm draw much weight.
 
     Examples
     --------
@@ -100,6 +117,8 @@ class LSH(Method):
     shared_qk: bool = False
     unit_keys: bool = False
     allow_self: bool = True
+    rest: str | None = None
+    rest_size: int | None = None
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -112,6 +131,10 @@ class LSH(Method):
             if self.rotations is not None:
                 msg = f"seed={self.seed} would have no effect: rotations are given"
                 raise ValueError(msg)
+        check_rest(self.rest, self.rest_size)
+        if self.rest is not None and not (self.allow_self or self.shared_qk):
+            msg = "allow_self=False beside rest: a centroid may hold the key at a query's place; pass shared_qk=True"
+            raise NotImplementedError(msg)
 
     def with_rotations(self, q: Array, k: Array | None = None, /) -> LSH:
         """Fix the draw: return this method with the rotations for these queries and keys as an array.
@@ -144,6 +167,8 @@ class LSH(Method):
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, q, k, n, n_kv = call.xp, call.q, call.k, call.q.shape[-2], call.k.shape[-2]
         self._check_shared(call)
+        if self.rest is not None:
+            self._check_rest(call)
         sight = sight_of(call)
         factors = bucket_factors(max(n, n_kv), self.bucket_size)
         rotations = self._rotations(xp, q, factors)
@@ -154,21 +179,54 @@ class LSH(Method):
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
 
-        def orders(r: int) -> tuple[Array, Array]:
-            of_keys = buckets(xp, call.k, rotations[r, ...], factors)
-            if call.key_mask is not None:
-                of_keys = xp.where(call.key_mask, of_keys, math.prod(factors))
-            of_keys = _order(xp, of_keys)
-            of_rows = of_keys if self.shared_qk else _order(xp, buckets(xp, q, rotations[r, ...], factors))
-            return of_rows[..., None, :], of_keys[..., None, :]
-
-        order_q, order_k = join_rows(xp, self.num_rounds, (orders(r) for r in range(self.num_rounds)))
         size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
+        columns = rotations.shape[-1]
+        first, second = (*factors, 0)[:2] if sum(factors) == 2 * columns else (2 * columns, 0)
+        hashing: dict[str, Any] = {"first": first, "second": second, "size": size}
+        hashing["implementation"] = "generic" if self.implementation == "generic" else "auto"
+        order_k, chunk_k = hashed_order(call.k, rotations, key_mask=call.key_mask, **hashing)
+        order_q, chunk_q = (order_k, chunk_k) if self.shared_qk else hashed_order(q, rotations, **hashing)
         out, lse = hashed_attention(
-            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k,
-            scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
+            q, k, call.v, sight.start, sight.stop, None if self.allow_self else sight.place, order_q, order_k, chunk_q,
+            chunk_k, scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
+        if self.rest is not None:
+            out, lse = join(xp, (out, lse), self._over_rest(call, k, order_q, order_k, size))
         return (out, lse) if self.allow_self else self._or_self(call, k, sight, out, lse)
+
+    def _check_rest(self, call: AttentionCall) -> None:
+        """NotImplementedError for what centroids, which sum up keys of any place, do not allow."""
+        if call.causal:
+            msg = "rest in a causal call: the clusters of sorted keys have later keys too; 'window' has a causal rest"
+            raise NotImplementedError(msg)
+        if call.restrictions.visible is not None:
+            msg = "visible beside rest: a row may see a part of a cluster alone; leave one of them out"
+            raise NotImplementedError(msg)
+
+    def _over_rest(
+        self, call: AttentionCall, k: Array, order_q: Array, order_k: Array, size: int
+    ) -> tuple[Array, Array]:
+        """(out, lse) over the centroids of the keys that rows meet in no round."""
+        xp, mask, n, n_kv = call.xp, call.key_mask, call.q.shape[-2], k.shape[-2]
+        rows, keys = order_q[..., 0, :], order_k[..., 0, :]
+        mask = None if mask is None else gather(xp, mask, keys)
+        k, v = gather_rows(xp, k, keys), gather_rows(xp, call.v, keys)
+        found = centroids(xp, k, v, mask, size, self.rest_size, self.implementation)
+        own, met = key_chunks(xp, n, n_kv, size, call.q), None
+        if self.num_rounds > 1:
+            of_rows, of_keys = [], []
+            members = xp.reshape(found.members, (*found.members.shape[:-2], math.prod(found.members.shape[-2:])))
+            for r in range(1, self.num_rounds):
+                rank_q, rank_k = (_inverse(xp, x[..., r, :]) for x in (order_q, order_k))
+                of_rows.append(gather(xp, key_chunks_met(xp, rank_q // size, own, n_kv, size), rows))
+                of_keys.append(gather(xp, gather(xp, rank_k // size, keys), xp.where(members < 0, 0, members)))
+            met = xp.stack(of_rows, axis=-1), xp.stack(of_keys, axis=-1)
+        out, lse = found.attend(
+            gather_rows(xp, call.q, rows), xp.stack([own - 1, own], axis=-1), scale=call.scale, size=size,
+            implementation=self.implementation, met=met,
+        )  # fmt: skip
+        back = _inverse(xp, rows)
+        return gather_rows(xp, out, back), gather(xp, lse, back)
 
     def _or_self(self, call: AttentionCall, k: Array, sight: Sight, out: Array, lse: Array) -> tuple[Array, Array]:
         """Rows that see nothing else get the value at their own place, if they may see it."""
@@ -186,7 +244,7 @@ class LSH(Method):
         """The rotations (num_rounds, d, columns), given or drawn."""
         d, columns = like.shape[-1], sum(factors) // 2
         if self.rotations is None:
-            host = backend_of(xp).on_host(_drawn, self.num_rounds, d, columns, self.seed or 0)
+            host = backend_of(xp).on_host(_on_host, self.num_rounds, d, columns, self.seed or 0)
             return xp.asarray(host, dtype=like.dtype, device=place_of(like))
         check_arrays(q=like, rotations=self.rotations)
         check_floating(xp, rotations=self.rotations)
@@ -211,7 +269,8 @@ class LSH(Method):
         options = super()._in_force()
         options["seed"] = self.seed or 0
         unused = "rotations" if self.rotations is None else "seed"
-        return {name: x for name, x in options.items() if name != unused}
+        unset = [name for name in ("rest", "rest_size") if options[name] is None]
+        return {name: x for name, x in options.items() if name not in (unused, *unset)}
 
 
 def bucket_factors(n: int, size: int) -> tuple[int, ...]:
@@ -225,33 +284,19 @@ def bucket_factors(n: int, size: int) -> tuple[int, ...]:
     return first, second + second % 2
 
 
-def buckets(xp: ModuleType, x: Array, rotation: Array, factors: tuple[int, ...]) -> Array:
-    """The bucket of each row, int32 (..., n), for rotations (d, columns)."""
-    columns = rotation.shape[-1]
-    if 2 * columns != sum(factors):
-        factors = (2 * columns,)
-    size = rows_per_block(math.prod(x.shape[:-2]) * 2 * columns * backend_of(xp).items_behind(x))
-
-    def hashed(_: None, rows: Array) -> tuple[None, Array]:
-        turned, found, first = rows @ rotation, None, 0
-        for factor in factors:
-            part = turned[..., first : first + factor // 2]
-            largest = xp.argmax(xp.abs(part), axis=-1, keepdims=True)  # the place of max(|x R|) and its sign
-            below = xp.take_along_axis(part, largest, axis=-1)[..., 0] < 0
-            own = largest[..., 0] + (factor // 2) * xp.astype(below, largest.dtype)
-            found = own if found is None else found * factor + own
-            first += factor // 2
-        return None, xp.astype(found, xp.int32)[..., None]
-
-    _, found = fold_blocks(hashed, None, [x], size, xp=xp)
-    assert found is not None
-    return found[..., 0]
+def _on_host(rounds: int, d: int, columns: int, seed: int) -> Any:
+    """A copy of `_drawn(…)`; a plain function, because tracers cannot be told to call an `lru_cache` object."""
+    return _drawn(rounds, d, columns, seed).copy()
 
 
-def _order(xp: ModuleType, x: Array) -> Array:
-    """The order that sorts the last axis, int32; equal entries keep theirs."""
-    return xp.astype(xp.argsort(x, axis=-1, stable=True), xp.int32)
+def _inverse(xp: ModuleType, order: Array) -> Array:
+    """The rank of each row in an order of all rows, int32."""
+    return xp.astype(xp.argsort(order, axis=-1), xp.int32)
 
 
+@lru_cache(maxsize=32)
 def _drawn(rounds: int, d: int, columns: int, seed: int) -> Any:
-    return np.stack([generator(seed, r).standard_normal((d, columns)) for r in range(rounds)])
+    """The rotations (rounds, d, columns), read-only, as they are kept."""
+    drawn = np.stack([generator(seed, r).standard_normal((d, columns)) for r in range(rounds)])
+    drawn.setflags(write=False)
+    return drawn

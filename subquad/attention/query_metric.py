@@ -54,6 +54,11 @@ def with_own_keys(call: AttentionCall) -> AttentionCall:
     return call.with_keys(xp.broadcast_to(k, (*batch, *k.shape[-2:])), call.v, mask)
 
 
+def counted_rows(call: AttentionCall) -> Array | None:
+    """The mask (..., n) of the rows that have a key at their place and count as it does; None if all count."""
+    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None
+
+
 def pooled(xp: ModuleType, moment: Array, k: Array) -> Array:
     """Moments (..., d, d) of queries added up over the heads (axis −3) that share keys k."""
     if moment.ndim > 2 and moment.shape[-3] > 1 and k.shape[-3:-2] in ((), (1,)):
@@ -62,14 +67,8 @@ def pooled(xp: ModuleType, moment: Array, k: Array) -> Array:
 
 
 def is_renewed(chunk: int) -> bool:
-    """Whether a chunk has a metric of its own, and not that of the chunk before: of ⅔ of its queries at least."""
+    """Whether a chunk has a metric of its own, or that of the chunk before: its queries would add a third at most."""
     return chunk < 4 or chunk % 2 ** (chunk.bit_length() - 2) == 0
-
-
-def metric_of_all(call: AttentionCall) -> Array:
-    """The metric (..., d, d) of all queries."""
-    moment = second_moment(call.xp, call.q, _counted_rows(call))
-    return query_metric(call.xp, pooled(call.xp, moment, call.k))
 
 
 def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
@@ -77,7 +76,7 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
     xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
     moments: list[Array] = []
     number: list[int] = []
-    first, counted = 0, _counted_rows(call)
+    first, counted = 0, counted_rows(call)
     for c in range(chunks):
         if is_renewed(c):
             last = min(max((c + 1) * size - ahead, first), n)
@@ -88,8 +87,3 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
         number.append(len(moments) - 1)
     metrics = query_metric(xp, xp.stack([pooled(xp, x, call.k) for x in moments], axis=-3))
     return xp.take(metrics, xp.asarray(number, dtype=xp.int32, device=place_of(call.k)), axis=-3)
-
-
-def _counted_rows(call: AttentionCall) -> Array | None:
-    """The mask (..., n) of the rows that have a key at their place and count as it does; None if all count."""
-    return call.key_mask if call.q.shape[-2] == call.k.shape[-2] else None

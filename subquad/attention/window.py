@@ -15,7 +15,9 @@ import numpy as np
 
 from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes
 from subquad.attention.method import Method
-from subquad.attention.restrictions import NONE, on_host, sight_of
+from subquad.attention.rest import check_rest
+from subquad.attention.restrictions import NONE, by_documents, on_host, sight_of
+from subquad.attention.window_rest import blocks_of_windows, check_left, count_of_blocks, over_rest
 from subquad.attention.window_stream import WINDOW_STATE, step
 from subquad.backend import Array
 from subquad.core.beside import place_of
@@ -59,6 +61,12 @@ class Window(Method):
     global_qkv : tuple of three arrays, optional
         Queries, keys and values of the shapes of q, k and v, which the rows of global queries use in place of q, k and
         v (Longformer's separate projections).
+    rest : {None, "centroids"}, default None
+        What becomes of the keys that a query does not visit: None, they have no weight; "centroids", they enter as
+        centroids of clusters (see Notes). Needs ``dilation=1``, and in causal calls ``left ≥ rest_size − 1``; it cannot
+        be joined with `visible`, nor `segments` with a `global_mask`.
+    rest_size : int, optional
+        Keys of a cluster; ValueError without `rest`. Default: 16.
     implementation : str, default "auto"
         "auto" takes the first override of the library's backend that accepts the call, "generic" the form in plain
         Array API. The name of an override forces that override: ValueError, with the reasons, if it cannot take a call.
@@ -77,6 +85,13 @@ class Window(Method):
     tokens with the query itself, w (fla, causal)   left=w - 1, causal=True
     ==============================================  =======================================
 
+    With ``rest="centroids"``, keys are clustered by content within chunks of 256 consecutive keys or, in causal calls,
+    of no more than left + 1. A cluster of which a query visits all but n keys enters its softmax with the value v̄ and
+    the weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of all
+    its keys. One key out of 64, at least one of each chunk, that of the smallest norm, is a cluster of its own. Each
+    key counts once, and all weights are positive. Which keys lie together is constant for gradients. O(n² / rest_size) time
+    and O(n) memory; `step` raises NotImplementedError. Kernels: `balanced_tree`, `centroid_attention`.
+
     `step` keeps the last left · dilation keys and all global ones, whose places `global_mask` gives for the whole
     sequence; a global query after more tokens than these raises NotImplementedError, since it sees every key, and so
     does `global_qkv`. Kernel: `block_attention`.
@@ -84,6 +99,8 @@ class Window(Method):
     References
     ----------
     .. [1] I. Beltagy et al., "Longformer", 2020, section 3.1.
+    .. [2] A. Devoto et al., "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", 2024: keys of a
+       small norm draw much weight.
 
     Examples
     --------
@@ -102,6 +119,8 @@ class Window(Method):
     dilation: int = 1
     global_mask: Array | None = None
     global_qkv: tuple[Array, Array, Array] | None = None
+    rest: str | None = None
+    rest_size: int | None = None
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -109,6 +128,10 @@ class Window(Method):
         check_count("dilation", self.dilation)
         if self.right is not None:
             check_count("right", self.right, least=0)
+        check_rest(self.rest, self.rest_size)
+        if self.rest is not None and self.dilation != 1:
+            msg = f"dilation={self.dilation} beside rest: the keys between those of the window belong to none; pass 1"
+            raise NotImplementedError(msg)
         if self.global_qkv is not None:
             if not isinstance(self.global_qkv, tuple) or len(self.global_qkv) != 3:
                 msg = (
@@ -124,15 +147,45 @@ class Window(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> Parts:
+        if self.rest is not None:
+            if call.causal:
+                check_left(self.left, self.rest_size)
+            if call.restrictions.segments is not None or call.restrictions.visible is not None:
+                return self._by_documents(call)
         if self.global_mask is None:
-            return self.near(call)
+            return self._near_and_rest(call, call.key_mask)
         mask = self._global_mask(call)
-        found = self.near(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
+        found = self._near_and_rest(call, ~mask if call.key_mask is None else call.key_mask & ~mask)
         index, exists = _places(call, self.global_mask)
         if index is None:
             return found
         found = join(call.xp, found, self._at_global_keys(call, index, exists))
         return found if call.q.shape[-2] != call.k.shape[-2] else self._global_rows(call, mask, index, found)
+
+    def _near_and_rest(self, call: AttentionCall, key_mask: Array | None) -> Parts:
+        """(out, lse) over the keys that `key_mask` shows: those of the window, and the rest if it counts."""
+        found = self.near(call, key_mask)
+        if self.rest is None:
+            return found
+        right = self._right(causal=call.causal)
+        rest = over_rest(call, self.left, right, key_mask, self.rest_size, self.implementation)
+        return found if rest is None else join(call.xp, found, rest)
+
+    def _by_documents(self, call: AttentionCall) -> Parts:
+        """(out, lse) with the rest, which is that of each document alone."""
+        if call.restrictions.visible is not None:
+            msg = "visible beside rest: a row may see a part of a chunk of keys alone; leave one of them out"
+            raise NotImplementedError(msg)
+        if self.global_mask is not None:
+            msg = "segments beside global_mask and rest: call the method once for each document, or leave one out"
+            raise NotImplementedError(msg)
+
+        def evaluate(own: AttentionCall) -> Array:
+            out, lse = self._evaluate_with_lse(own.restricted(NONE))
+            return own.xp.concat([out, lse[..., None]], axis=-1)
+
+        joined = by_documents(call, evaluate)
+        return joined[..., :-1], joined[..., -1]
 
     def near(self, call: AttentionCall, key_mask: Array | None = None) -> Parts:
         """(out, lse) over the keys of the window that `key_mask`, by default the call's, shows."""
@@ -192,6 +245,9 @@ class Window(Method):
         return out, xp.where(mask, gather(xp, rows[1], rank), found[1])
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
+        if self.rest is not None:
+            msg = "step has no form with rest: the state holds the last keys alone; leave rest out"
+            raise NotImplementedError(msg)
         return step(self, call)
 
     def _right(self, *, causal: bool) -> int:
@@ -246,16 +302,10 @@ class Window(Method):
 def near_blocks(call: AttentionCall, left: int, right: int) -> Array | None:
     """The key blocks that each block of rows reads; None where a list would be no shorter than all keys."""
     n, n_kv, holds = call.q.shape[-2], call.k.shape[-2], call.arrangement.backend.holds
-    ahead = n_kv - n
-    # blocks of rows begin at places that are equal modulo the size of a block
-    offset = (ahead - left) % SIZE if isinstance(ahead, int) else SIZE - 1
-    count = (offset + left + right + SIZE - 1) // SIZE + 1
+    count = count_of_blocks(call, left, right, SIZE)
     if not holds(n_kv > 2 * count * SIZE) or not holds(n > SIZE):
         return None
-    xp, where = call.xp, place_of(call.q)
-    first = (xp.arange(-(-n // SIZE), dtype=xp.int32, device=where) * SIZE + (ahead - left)) // SIZE
-    blocks = first[:, None] + xp.arange(count, dtype=xp.int32, device=where)
-    return xp.where((blocks >= 0) & (blocks < -(-n_kv // SIZE)), blocks, -1)
+    return blocks_of_windows(call, left, right, SIZE)
 
 
 def _by_residue(xp: ModuleType, x: Array, step: int) -> Array:

@@ -5,9 +5,11 @@ Positional arguments are arrays or None; keywords are hashable, except the array
 
 from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
+from subquad.kernels.centroid_attention import centroid_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
+from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.nearest import nearest
@@ -17,11 +19,13 @@ from subquad.kernels.softmax_attention import softmax_attention
 __all__ = [
     "balanced_tree",
     "block_attention",
+    "centroid_attention",
     "clustered_attention",
     "feature_attend",
     "feature_step",
     "feature_summarize",
     "hashed_attention",
+    "hashed_order",
     "iterative_pinv",
     "linear_scan",
     "nearest",

@@ -61,7 +61,7 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
 
 
 def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
-    """The order (..., rows) that puts the lower half of each set x (..., rows, d) first; `seen` is (..., rows, 1)."""
+    """The order (..., rows) that puts the lower half of each set first; x is (..., rows, d), `seen` (..., rows, 1)."""
     half = x.shape[-2] // 2
     x = (x - _mean(xp, x, seen)) * seen
     far = xp.argmax(xp.sum((x @ sketch) ** 2, axis=-1, keepdims=True), axis=-2, keepdims=True)

@@ -126,7 +126,7 @@ def _over_lists(
     n, (k, v) = q.shape[-2], keys[:2]
     d, n_kv, (count, r) = q.shape[-1], k.shape[-2], blocks.shape[-2:]
     widths = [None if x is None else x.shape[-1] for x in rows]
-    grouped = [None if x is None else _grouped(xp, x, count, size) for x in rows]
+    grouped = [None if x is None else as_blocks(xp, x, count, size) for x in rows]
     within = xp.arange(size, dtype=blocks.dtype, device=where)
 
     def attend(_: None, *chunk: Any) -> Any:
@@ -155,7 +155,7 @@ def _over_lists(
     return xp.reshape(joined, (*joined.shape[:-2], count * size, d_v + 1))[..., :n, :]
 
 
-def _grouped(xp: ModuleType, x: Array, count: int, size: int) -> Array:
+def as_blocks(xp: ModuleType, x: Array, count: int, size: int) -> Array:
     """Rows (..., n, width) as `count` blocks (..., count, size · width), filled up with zeros: those see no key."""
     lacking = count * size - x.shape[-2]
     if lacking:
@@ -174,10 +174,18 @@ def sees(
     if avoid is not None:
         seen = seen & (place != avoid)
     if met_q is not None and met_k is not None:
-        for column in range(met_q.shape[-1]):
-            distance = met_q[..., column : column + 1] - xp.matrix_transpose(met_k[..., column : column + 1])
-            seen = seen & ~((distance == 0) | (distance == 1))
+        seen = seen & ~met(xp, met_q, met_k)
     return seen
+
+
+def met(xp: ModuleType, met_q: Array, met_k: Array) -> Array:
+    """Whether met_q − met_k is 0 or 1 in some column, (..., rows, keys), of arrays (..., rows or keys, columns)."""
+    found: Any = None
+    for column in range(met_q.shape[-1]):
+        distance = met_q[..., column : column + 1] - xp.matrix_transpose(met_k[..., column : column + 1])
+        near = (distance == 0) | (distance == 1)
+        found = near if found is None else found | near
+    return found
 
 
 def changes(xp: ModuleType, softcap: float | None, bias: Array | None) -> Any:

@@ -144,7 +144,7 @@ def clustered_attention(
 
 
 def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:
-    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then those of largest weight."""
+    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then the heaviest ones."""
     first = xp.where(names[:always] < stop, names[:always], -1)
     first = xp.broadcast_to(first, (*weight.shape[:-1], always)) if always else None
     ranked = weight[..., always:]
@@ -154,7 +154,7 @@ def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: i
 
 
 def _near_keys(xp: ModuleType, place: Array, reach: int, cluster_of: Array, names: Array, dtype: Any) -> Array:
-    """How many keys of each cluster lie within `reach` of the place (..., n, 1) of each row: (..., n, C)."""
+    """How many keys of each cluster lie within `reach` of `place` (..., n, 1), as (..., n, C)."""
     n_kv, count = cluster_of.shape[-1], xp.zeros_like(place)
     for t in range(-reach, reach + 1):
         at = place + t

@@ -398,6 +398,30 @@ def pattern(seen: Array, logits: Array, v: Array, keep: Array) -> Array:
     return softmax(logits, seen & keep) @ np.where(keep[:, None], v, 0)
 
 
+Partition = Callable[[Array, Array, int], list[tuple[int, list[int]]]]
+
+
+def with_rest(
+    seen: Array, q: Array, k: Array, v: Array, keep: Array, scale: float, clusters: list[tuple[int, list[int]]],
+    stop: Array,
+) -> Array:  # fmt: skip
+    """Softmax attention of each row i over the keys that it sees, and over centroids of the blocks 0 … stop[i] − 1.
+
+    Clusters are (number of the block, places of the keys). A centroid has mean, variance and mean value of all keys of the cluster, and the weight of
+    as many keys as the row does not see.
+    """
+    seen = seen & keep
+    columns, values = [np.where(seen, scale * q @ np.where(keep[:, None], k, 0).T, -np.inf)], [v[keep]]
+    columns = [columns[0][:, keep]]
+    for block, members in clusters:
+        left = np.where(block < stop, (~seen[:, members]).sum(axis=1), 0)
+        weight = scale * q @ k[members].mean(axis=0) + scale**2 / 4 * q**2 @ k[members].var(axis=0)
+        columns.append(np.where(left > 0, weight + np.log(np.maximum(left, 1)), -np.inf)[:, None])
+        values.append(v[members].mean(axis=0, keepdims=True))
+    logits = np.concatenate(columns, axis=1)
+    return softmax(np.where(logits > -np.inf, logits, 0), logits > -np.inf) @ np.concatenate(values)
+
+
 def window(
     q: Array,
     k: Array,
@@ -411,10 +435,13 @@ def window(
     dilation: int = 1,
     global_mask: Array | None = None,
     global_qkv: tuple[Array, Array, Array] | None = None,
+    rest: Partition | None = None,
+    rest_size: int = 16,
 ) -> Array:
     """The query at place p = i + n_kv − n sees the keys p + t · dilation, −left ≤ t ≤ right, and global keys.
 
-    In self-attention, rows of global queries are those of full attention, of global_qkv where given.
+    In self-attention, rows of global queries are those of full attention, of global_qkv where given. With `rest`, keys
+    that are not global are clustered in chunks; in causal calls, a row has centroids of the chunks before its own.
     """
     n, n_kv = len(q), len(k)
     scale = q.shape[1] ** -0.5 if scale is None else scale
@@ -426,7 +453,16 @@ def window(
             if 0 <= i + n_kv - n + t * dilation < n_kv:
                 seen[i, i + n_kv - n + t * dilation] = True
     allowed = visible(n, keep, causal)
-    out = pattern((seen | everywhere) & allowed, scale * q @ k.T, v, keep)
+    seen = (seen | everywhere) & allowed
+    if rest is None:
+        out = pattern(seen, scale * q @ k.T, v, keep)
+    else:
+        longest, chunk = min(left + 1, 256) if causal else 256, rest_size
+        while 2 * chunk <= longest:
+            chunk *= 2
+        stop = (np.arange(n) + n_kv - n) // chunk if causal else np.full(n, n_kv)
+        clusters = rest(k, keep & ~everywhere, chunk) if n_kv else []
+        out = with_rest(seen, q, k, v, keep, scale, clusters, stop)
     if n == n_kv and everywhere.any():
         q, k, v = (q, k, v) if global_qkv is None else global_qkv
         out[everywhere] = pattern(allowed, scale * q @ k.T, v, keep)[everywhere]
@@ -445,8 +481,12 @@ def bigbird(
     block_size: int = 64,
     window_blocks: int = 3,
     global_blocks: tuple[int, int] = (1, 1),
+    rest: Partition | None = None,
 ) -> Array:
-    """Each block of queries sees the keys of near, global and planned blocks, each once; of all blocks if global."""
+    """Each block of queries sees the keys of near, global and planned blocks, each once; of all blocks if global.
+
+    With `rest`, keys are clustered in blocks; in causal calls, a row has centroids of the blocks before its own.
+    """
     n, n_kv = len(q), len(k)
     scale = q.shape[1] ** -0.5 if scale is None else scale
     total = -(-n_kv // block_size)
@@ -458,7 +498,11 @@ def bigbird(
         near = set(range(at - window_blocks // 2, at + window_blocks // 2 + 1))
         read = set(range(total)) if at in ends else near | ends | set(plan[block].tolist())
         seen[i] = [j // block_size in read for j in range(n_kv)]
-    return pattern(seen & visible(n, keep, causal), scale * q @ k.T, v, keep)
+    seen = seen & visible(n, keep, causal)
+    if rest is None or n_kv == 0:
+        return pattern(seen, scale * q @ k.T, v, keep)
+    stop = (np.arange(n) + n_kv - n) // block_size if causal else np.full(n, n_kv)
+    return with_rest(seen, q, k, v, keep, scale, rest(k, keep, min(block_size, max(n, n_kv))), stop)
 
 
 def lsh(
@@ -474,14 +518,20 @@ def lsh(
     shared_qk: bool = False,
     unit_keys: bool = False,
     allow_self: bool = True,
+    rest: Partition | None = None,
 ) -> Array:
-    """A query sees the keys that it meets in some round: in the chunk of keys of its rank, or in the one before."""
+    """A query sees the keys that it meets in some round: in the chunk of keys of its rank, or in the one before.
+
+    With `rest`, keys are clustered in the chunks of the first round.
+    """
     n, n_kv = len(q), len(k)
     scale = q.shape[1] ** -0.5 if scale is None else scale
     met = np.zeros((n, n_kv), bool)
+    sorted_keys = []
     for R in rotations:
         buckets = hashed(k, R, max(n, n_kv), bucket_size)
         keys = sorted(range(n_kv), key=lambda j: (buckets[j] if keep[j] else np.inf, j))  # hidden keys: one last bucket
+        sorted_keys.append(keys)
         buckets = hashed(q, R, max(n, n_kv), bucket_size)
         queries = keys if shared_qk else sorted(range(n), key=lambda i: (buckets[i], i))
         chunks, chunks_k = ([x[i : i + bucket_size] for i in range(0, len(x), bucket_size)] for x in (queries, keys))
@@ -497,7 +547,11 @@ def lsh(
             seen[i, own] = not seen[i].any() and keep[own]
     if unit_keys:
         k = k / np.linalg.norm(k, axis=1, keepdims=True)
-    return pattern(seen, scale * q @ k.T, v, keep)
+    if rest is None or 0 in (n, n_kv):
+        return pattern(seen, scale * q @ k.T, v, keep)
+    first = np.array(sorted_keys[0])
+    clusters = [(c, first[members]) for c, members in rest(k[first], keep[first], min(bucket_size, max(n, n_kv)))]
+    return with_rest(seen, q, k, v, keep, scale, clusters, np.full(n, n_kv))
 
 
 def hashed(x: Array, R: Array, n: int, bucket_size: int) -> Array:

@@ -122,11 +122,23 @@ def hashed_attention(
     place = np.arange(n) + n_kv - n
     stop = np.minimum(place + 1, n_kv) if "causal" in name else np.full(n, n_kv)
     of_rows, of_keys = (np.argsort(rng.random((*x[:-1], rounds, x[-1])), axis=-1) for x in (q, kv))
+    chunks = [
+        np.swapaxes(np.argsort(x, axis=-1) // size, -1, -2)[..., : max(rounds - 1, 1)] for x in (of_rows, of_keys)
+    ]
     avoid = place if "avoid" in name else None
-    whole = [None if x is None else x.astype(np.int32) for x in (np.zeros(n), stop, avoid, of_rows, of_keys)]
+    whole = [None if x is None else x.astype(np.int32) for x in (np.zeros(n), stop, avoid, of_rows, of_keys, *chunks)]
     return Example(
         "hashed_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), *whole),
         {"scale": 0.3, "size": size}, {"key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
+def hashed_order(
+    name: str, x: tuple[int, ...], *, rounds: int = 3, first: int = 8, second: int = 0, size: int = 16, d: int = D
+) -> Example:
+    return Example(
+        "hashed_order", name, lambda: tuple(normal((*x, d), (rounds, d, (first + second) // 2))),
+        {"first": first, "second": second, "size": size}, {"key_mask": some_hidden(*x)},
     )  # fmt: skip
 
 
@@ -181,6 +193,36 @@ def clustered_attention(
                 *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
 
     return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
+
+
+def centroid_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, d_v: int = D_V) -> Example:
+    """Four clusters of at most four of sixteen keys in each block; rows that have read blocks, intervals in them, or
+    keys that they met."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    blocks = -(-n_kv // 16)
+    order = np.argsort(rng.random((*kv[:-1], blocks, 16)), axis=-1) + 16 * np.arange(blocks)[:, None]
+    members = order.reshape(*kv[:-1], blocks * 4, 4)
+    members = np.where((members < n_kv) & (rng.random(members.shape) < 0.8), members, -1)
+    clusters, place = blocks * 4, np.arange(n) + n_kv - n
+    of_rows = dict.fromkeys(("start", "stop", "met_q", "met_k"))
+    first = np.maximum(np.arange(-(-n // size)) * size + n_kv - n - 9, -1) // 16
+    listed = first[:, None] + np.arange(2)
+    if "intervals" in name:
+        of_rows |= {"start": place - 9, "stop": np.minimum(place + 1, n_kv)}
+        listed = first[:, None] + np.arange(-(-(size + 25) // 16) + 1)
+    if "met" in name:
+        shape = (*kv[:-1], clusters * 4, 2)
+        of_rows |= {"met_q": rng.integers(0, 6, (*q[:-1], n, 2)), "met_k": rng.integers(0, 6, shape)}
+    listed = np.where((listed >= 0) & (listed < blocks), listed, -1)
+    sees = np.maximum(place // 16 * 4, 0) if "causal" in name else None
+    whole = [None if x is None else x.astype(np.int32) for x in (members, sees, listed, *of_rows.values())]
+
+    def draw() -> Arrays:
+        shape = (*kv[:-1], clusters)
+        rows, means, spread, values = normal((*q, D), (*shape, D), (*shape, D), (*shape, d_v))
+        return (rows, means, spread**2, values, *whole)
+
+    return Example("centroid_attention", name, draw, {"scale": 0.3, "size": size, "per_block": 4})
 
 
 # name → map and its weights
@@ -269,11 +311,20 @@ for example in [
     block_attention("places, met", (2, 40), (1, 90)),
     block_attention("pairs and bias", (2, 2, 40), (2, 1, 50)),
     block_attention("one row", (2, 1), (2, 70)),
+    centroid_attention("blocks", (2, 3, 70), (2, 1, 90)),
+    centroid_attention("causal intervals", (2, 70), (2, 90), size=16, d_v=D),
+    centroid_attention("intervals, more rows", (2, 70), (1, 40)),
+    centroid_attention("met", (2, 2, 40), (2, 2, 70), size=7),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
     hashed_attention("more keys, avoid", (2, 2, 40), (2, 1, 90), rounds=2),
     hashed_attention("more rows", (90,), (40,), rounds=4),
+    hashed_order("rounds", (2, 3, 70)),
+    hashed_order("one round", (2, 33), rounds=1, d=5),
+    hashed_order("many buckets", (2, 700), rounds=2, first=74, size=7),
+    hashed_order("two factors", (300,), first=24, second=38, rounds=4),
+    hashed_order("one row", (2, 1), first=2),
     nearest("rows", (2, 3, 70), (2, 3, 5)),
     nearest("values", (2, 3, 40), (2, 1, 17), values=(2, 3, 40), d=16),
     nearest("not finite", (2, 33), (40,), values=(33,), d=3),
@@ -311,9 +362,9 @@ for example in [
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
     keys, −∞, is 0. Integers have no gradient, and are left out."""
-    if kernel == "nearest":
+    if kernel in ("nearest", "hashed_order"):
         return outputs[2:]
-    if kernel in ("block_attention", "clustered_attention", "hashed_attention"):
+    if kernel in ("block_attention", "centroid_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)
     if kernel not in ("feature_summarize", "feature_step"):

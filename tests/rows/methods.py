@@ -13,6 +13,7 @@ from array_api_compat import array_namespace
 
 import subquad
 from rows import definitions
+from subquad.attention.rest import centroids
 
 Array = np.ndarray
 D = 8  # channels of q and k
@@ -138,6 +139,9 @@ class Row:
         if self.method == "bigbird" and "plan" not in options:
             options["plan"] = drawn_plan(q, k, causal, options)
             del options["num_random_blocks"], options["seed"]
+        if options.get("rest") is not None:
+            size = options["rest_size"] if self.method == "window" else options.pop("rest_size")
+            options["rest"] = functools.partial(clusters_of, size=size)
         if self.method == "clustered":
             options["queries"] = queries_of_keys(q, k, key_mask)
         return definitions.over_heads(definition, q, k, v, key_mask, causal=causal, **options)
@@ -235,7 +239,7 @@ def drawn_plan(q: Array, k: Array, causal: bool, options: dict[str, Any]) -> Arr
     size, n_kv = options["block_size"], k.shape[-2]
     heads = max([x.shape[-3:-2] for x in (q, k)])
     one = np.broadcast_to(np.eye(n_kv), (*heads, n_kv, n_kv))
-    options = {name: x for name, x in options.items() if name not in ("scale", "plan")}
+    options = {name: x for name, x in options.items() if name not in ("scale", "plan", "rest", "rest_size")}
     seen = subquad.attention(
         np.zeros((*one.shape[:-2], *q.shape[-2:])), np.zeros(k.shape[-2:]), one, "bigbird", causal=causal, **options
     )
@@ -244,6 +248,13 @@ def drawn_plan(q: Array, k: Array, causal: bool, options: dict[str, Any]) -> Arr
     for *head, i, j in np.argwhere(seen):
         plan[(*head, i // size, j // size)] = j // size
     return plan
+
+
+def clusters_of(k: Array, keep: Array, block: int, size: int) -> list[tuple[int, list[int]]]:
+    """The clusters of one head as the library makes them: (block, places of the keys); tests/test_rest.py looks at them."""
+    found = centroids(np, k, k, keep, block, size, "generic")
+    members = [[int(place) for place in row if place >= 0] for row in found.members]
+    return [(c // found.per_block, places) for c, places in enumerate(members) if places]
 
 
 def queries_of_keys(q: Array, k: Array, mask: Array | None) -> Array:
@@ -344,17 +355,27 @@ OPTIONS = [
     window("window-global-dilated", options={"left": 2, "dilation": 3}, constants=given_global, by="places"),
     window("window-global-qkv", options={"left": 6}, constants=given_global, arrays=given_global_qkv,
            fits=is_self_attention, by="arrays"),
+    window("window-rest", options={"left": 6, "rest": "centroids", "rest_size": 4}, by="places"),
+    window("window-rest-sides", options={"left": 2, "right": 30, "rest": "centroids", "rest_size": 16, "scale": 0.5},
+           causal=False, by="places"),
+    window("window-global-rest", options={"left": 9, "rest": "centroids", "rest_size": 5}, constants=given_global,
+           by="places"),
     bigbird("bigbird", options={"block_size": 8, "num_random_blocks": 2, "seed": 3}),
     bigbird("bigbird-default", options={"block_size": 64, "num_random_blocks": 3, "seed": 0}),
     bigbird("bigbird-ends", options={"block_size": 5, "window_blocks": 5, "global_blocks": (2, 0),
                                      "num_random_blocks": 1, "seed": 1}),
     bigbird("bigbird-plan", options={"block_size": 8, "window_blocks": 1, "scale": 0.6}, constants=given_plan),
+    bigbird("bigbird-rest", options={"block_size": 8, "num_random_blocks": 1, "seed": 3, "rest": "centroids",
+                                     "rest_size": 4}),
     lsh("lsh", options={"bucket_size": 9, "num_rounds": 3}),
     lsh("lsh-default", options={}),
     lsh("lsh-one-round", options={"bucket_size": 8, "num_rounds": 1, "seed": 2, "scale": -0.4}),
     lsh("lsh-unit-keys", options={"bucket_size": 8, "num_rounds": 2, "unit_keys": True}),
     lsh("lsh-others", options={"bucket_size": 6, "num_rounds": 2, "allow_self": False}),
     lsh("lsh-rotations", options={"bucket_size": 8, "num_rounds": 2}, arrays=given_rotations),
+    lsh("lsh-rest", options={"bucket_size": 8, "num_rounds": 1, "rest": "centroids", "rest_size": 4}, causal=False),
+    lsh("lsh-rest-rounds", options={"bucket_size": 6, "num_rounds": 3, "rest": "centroids", "rest_size": 3},
+        causal=False),
     lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
     clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "sinks": 3, "window": 2}),
     clustered("clustered-default", options={}),
@@ -380,7 +401,9 @@ CAUSAL = [row for row in METHODS if row.causal]
 FITTED = ("favor-center", "favor-derf", "favor-derf-scale")  # to the queries and keys of each call
 # whose states sum up keys, and which process tokens one after the other
 STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name not in FITTED and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
-STEPPING = [row for row in METHODS if row.causal and has_own(row, "_step") and "global" not in row.name]
+STEPPING = [
+    row for row in METHODS if row.causal and has_own(row, "_step") and not {"global", "rest"} & set(row.name.split("-"))
+]
 
 
 def rows(table: list[Row]) -> Any:
@@ -403,6 +426,7 @@ MAIN = [
     *METHODS[: len(METHODS) - len(OPTIONS)],
     *named("exact", "exact-generic", "favor-hyperbolic", "favor-trigonometric", "favor-relu", "favor-derf", "favor-seed", "linear",
            "linear-function", "linformer", "linformer-random", "nystrom", "nystrom-ridge", "nystrom-uniform",
-           "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "bigbird", "lsh", "clustered"),
+           "nystrom-kmeans", "nystrom-ridge-fit", "window", "window-dilated", "window-rest", "bigbird", "bigbird-rest",
+           "lsh", "lsh-rest-rounds", "clustered"),
 ]  # fmt: skip
 MAIN_CAUSAL = [row for row in MAIN if row.causal]

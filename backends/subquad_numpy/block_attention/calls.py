@@ -33,7 +33,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     places = [NAMES.index(name) for name in given if name in NAMES]
     others = [None] * (len(given) - len(places) - 3)  # an order, an output before: see `hashed`
-    fixes = [None if x is None else _fix(name, x) for name, x in zip(NAMES, arrays, strict=True)]
+    fixes = [None if x is None else fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
     must_fix = any(fix is not None for fix in fixes)
 
     def block_attention(
@@ -116,7 +116,7 @@ def _axes(name: str) -> int:
     return INTEGERS.get(name, 1 if name == "mask" else 2)
 
 
-def _fix(name: str, x: Array) -> Fix:
+def fix_of(name: str, x: Array) -> Fix:
     """The copy after which a kernel can read arrays like x; None if none is needed."""
     if name in INTEGERS and x.dtype != np.int32:
         return partial(np.ascontiguousarray, dtype=np.int32)
@@ -127,7 +127,7 @@ def record(arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str
     """The record of a run on these arrays."""
     sizes, tasks, products = cut_work(arrays, static)
     given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
-    values: dict[str, Any] = {**sizes, **{name: fixed(_fix(name, x), x) for name, x in given.items()}}
+    values: dict[str, Any] = {**sizes, **{name: fixed(fix_of(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
     values["numbers"] = np.array([static["scale"]], values["q"].dtype)
     batch = np.broadcast_shapes(*(x.shape[: x.ndim - _axes(name)] for name, x in given.items()))

@@ -11,28 +11,52 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels.hashed_attention import key_chunks
-from subquad_numpy.block_attention.calls import Record, gradients, record
-from subquad_numpy.runtime.arguments import run
+from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
+from subquad_numpy.block_attention.calls import Record, fix_of, gradients, record
+from subquad_numpy.runtime.arguments import Forms, Run, fixed
 
 Array = np.ndarray[Any, Any]
+# the arrays of the kernel, by the fields of records; orders of all rounds have one axis more than a record has
+INPUTS = "q", "k", "v", "start", "stop", "avoid", "order_q", "order_k", "met_q", "met_k", "mask"
 
 
-def hashed_attention(
-    arrays: Sequence[Any], static: Mapping[str, Any], *, new: Callable[..., Array] = np.empty, save: bool = False,
-    threads: Any = None,
-) -> tuple[tuple[Array, Array], None]:  # fmt: skip
+def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output and the log-sum-exp of the kernel `hashed_attention`."""
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
-    rounds = _rounds(arrays, static)
-    q, v, batch = arrays[0], arrays[2], rounds[0][1]
-    out, lse = new((*batch, q.shape[-2], v.shape[-1]), q.dtype), new((*batch, q.shape[-2]), q.dtype)
-    kernel = block_attention_kernel(q.dtype)
+    fixes = [None if x is None else fix_of(name, x) for name, x in zip(INPUTS, arrays, strict=True)]
+    rounds = _rounds([x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)], static)
+    (n, d_v), dtype, batch = (arrays[0].shape[-2], arrays[2].shape[-1]), arrays[0].dtype, rounds[0][1]
+    kernel, runs = block_attention_kernel(dtype), list[Run]()
+    example = {"out": np.empty((*batch, n, d_v), dtype), "lse": np.empty((*batch, n), dtype)}  # memory is not touched
     for values, _, tasks, products in rounds:
-        before = {} if values["rounds"] == 0 else {"before_out": out, "before_lse": lse}
-        run(kernel, FORWARD_RECORD, batch, tasks, products, threads, **values, **before, out=out, lse=lse)
-    return (out, lse), None
+        before = {f"before_{name}": x for name, x in example.items()} if runs else {}
+        runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, values | before | example))
+    names = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
+    kept = {name: rounds[0][0][name] for name in ("numbers", "blocks")}
+    n_kv, size = arrays[1].shape[-2], static["size"]
+    own = key_chunks(np, n, n_kv, size, arrays[0])  # type: ignore[arg-type]
+
+    def hashed_attention(
+        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
+    ) -> tuple[tuple[Array, Array], None]:
+        out, lse = new((*batch, n, d_v), dtype), new((*batch, n), dtype)
+        given: dict[str, Any] = {
+            name: x if x is None else fixed(fix, x) for name, fix, x in zip(INPUTS, fixes, arrays, strict=True)
+        }
+        order_q, order_k = given["order_q"], given["order_k"]
+        given |= kept | {"out": out, "lse": lse}
+        given["met_q"] = key_chunks_met(np, given["met_q"], own, n_kv, size)  # type: ignore[arg-type]
+        for r, planned in enumerate(runs):
+            given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}
+            planned([given.get(name) for name in names], threads)
+            given |= {"before_out": out, "before_lse": lse}
+        return (out, lse), None
+
+    return hashed_attention
+
+
+hashed_attention = Forms(_plan)
 
 
 def hashed_attention_backward(
@@ -45,20 +69,14 @@ def hashed_attention_backward(
 
 def _rounds(arrays: Sequence[Any], static: Mapping[str, Any]) -> list[Record]:
     """The record of each round."""
-    q, k, v, start, stop, avoid, order_q, order_k, mask = arrays
+    q, k, v, start, stop, avoid, order_q, order_k, chunk_q, chunk_k, mask = arrays
     n, n_kv, size, rounds = q.shape[-2], k.shape[-2], static["size"], order_q.shape[-2]
     own = key_chunks(np, n, n_kv, size, q)  # type: ignore[arg-type]
     blocks = np.stack([own - 1, own], axis=-1)
-    columns = max(rounds - 1, 1)  # what the last round meets, no round asks for
-    met_q, met_k = (np.empty((*x.shape[:-2], x.shape[-1], columns), np.int32) for x in (order_q, order_k))
-    for met, order, chunks in ((met_q, order_q, own), (met_k, order_k, np.arange(-(-n_kv // size), dtype=np.int32))):
-        of_place = chunks[np.arange(order.shape[-1]) // size]
-        for r in range(rounds - 1):
-            rows = order[..., r, :]
-            np.put_along_axis(met[..., r], rows, np.broadcast_to(of_place, rows.shape), axis=-1)
+    met_q = key_chunks_met(np, chunk_q, own, n_kv, size)  # type: ignore[arg-type]
     found = []
     for r in range(rounds):
-        given = (q, k, v, start, stop, blocks, None, avoid, met_q, met_k, None, None, mask)
+        given = (q, k, v, start, stop, blocks, None, avoid, met_q, chunk_k, None, None, mask)
         orders = {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}
         values, batch, tasks, products = record(given, static, orders)
         found.append((values | {"rounds": r}, batch, tasks, products))

@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 from subquad.backend import Array, Like
 from subquad.core.dtypes import cast
 from subquad.kernels.block_attention import outputs as outputs_of
-from subquad.kernels.hashed_attention import key_chunks
+from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
 from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
 from subquad_numpy.block_attention.calls import INTEGERS, NAMES, NO_ORDERS, cut_work, parts_of
 from subquad_numpy.runtime.launch import Launch, Run, threads_for, to_shape
@@ -111,13 +111,11 @@ def launch_hashed_backward(
 
 def _rounds(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> Iterator[tuple[Any, Any, int]]:
     """(arrays of the kernel `block_attention`, orders, number) of each round."""
-    q, k, v, start, stop, avoid, order_q, order_k, mask = arrays
+    q, k, v, start, stop, avoid, order_q, order_k, chunk_q, chunk_k, mask = arrays
     size = static["size"]
     own = key_chunks(xp, q.shape[-2], k.shape[-2], size, q)
     blocks = xp.stack([own - 1, own], axis=-1)
-    back_q, back_k = (xp.argsort(x, axis=-1) // size for x in (order_q, order_k))
-    met_q = xp.astype(xp.matrix_transpose(own[back_q]), xp.int32)
-    met_k = xp.astype(xp.matrix_transpose(back_k), xp.int32)
-    given = (q, k, v, start, stop, blocks, None, avoid, met_q, met_k, None, None, mask)
+    met_q = key_chunks_met(xp, chunk_q, own, k.shape[-2], size)
+    given = (q, k, v, start, stop, blocks, None, avoid, met_q, chunk_k, None, None, mask)
     for r in range(order_q.shape[-2]):
         yield given, {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}, r

@@ -25,8 +25,8 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     sizes, tasks, products = cut_work(arrays, static)
     batch, xp = tuple(lse.shape[:-1]), array_namespace(arrays[0])
     made = Launch(
-        clustered_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch, tasks,
-        threads_for(int(math.prod(batch) * products)),
+        clustered_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch,
+        tasks, threads_for(int(math.prod(batch) * products)),
     )  # fmt: skip
     given = {
         name: cast(xp, x, xp.int32) if name in INTEGERS and x is not None else x

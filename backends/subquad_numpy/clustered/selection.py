@@ -17,7 +17,7 @@ GROUPS = 4  # groups of clusters for each cluster to be opened
 
 @inline
 def room_for(opened: int, lanes: int) -> int:
-    """How many weights are collected for a row at most, a multiple of the lanes; more are rare, and searched one by one."""
+    """How many weights are collected for a row at most, a multiple of the lanes; of more, which is rare, none is."""
     return -(-(GROUPS * opened + 64) // lanes) * lanes
 
 

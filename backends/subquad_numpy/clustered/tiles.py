@@ -19,8 +19,8 @@ from subquad_numpy.runtime.arguments import Fields
 ROWS = 256  # rows of a task
 TILE = 64  # clusters of a tile: their means stay in the first cache
 
-# Sizes: rows, keys, numbers of a row and of a value, clusters, keys of a cluster, clusters that are opened by weight and
-# always, places around a row whose keys count elsewhere, tasks of an item.
+# Sizes: rows, keys, numbers of a row and of a value, clusters, keys of a cluster, clusters that are opened by weight
+# and always, places around a row whose keys count elsewhere, tasks of an item.
 SIZES: Fields = dict.fromkeys(("n", "n_kv", "d", "d_v", "clusters", "size", "opened", "always", "reach", "tasks"))
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "order": 1, "means": 2, "spread": 2, "mean_values": 2, "counts": 1, "stop": 1,
@@ -31,7 +31,7 @@ ARRAYS: Fields = {
 
 @inline
 def pack_queries(q: Any, first: int, count: int, d: int, panel: int, scale: Any, packed: Any, squares: Any) -> None:
-    """Copy rows, times the scale, and SPREAD times their squares, into a panel (d, panel); lanes without a row are 0."""
+    """Copy rows, times the scale, and SPREAD times their squares, into panels (d, panel); lanes without a row are 0."""
     for c in range(panel):
         for p in range(d):
             value = q[(first + c) * d + p] * scale if c < count else 0

@@ -1,4 +1,4 @@
-"""Clusters of a fixed number of rows, by splitting a set of rows in halves again and again: the kernel `balanced_tree`."""
+"""Clusters of a fixed number of rows, by splitting sets of rows in halves: the kernel `balanced_tree`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numba import carray
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import Panels, multiply, pack, padded, rows_at, TILE_ROWS
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields, fields
 
-# rows, numbers of a row, random directions, rows of a cluster, slots: a power of two times `size`, and places of `order`
+# rows, numbers of a row, random directions, rows of a cluster, slots (a power of two times `size`), places of `order`
 SIZES: Fields = dict.fromkeys(("n", "d", "directions", "size", "slots", "places"))
 TREE_RECORD = fields(SIZES, {"x": 2, "sketch": 2, "mask": 1, "order": 1})
 RUN = 8  # numbers that are sorted by insertion before runs are merged

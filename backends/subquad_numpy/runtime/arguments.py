@@ -19,7 +19,7 @@ from subquad_numpy.runtime.threads import run_tasks, thread_count
 Array = np.ndarray[Any, Any]
 Fields = dict[str, int | None]
 
-SMALL = 1 << 20  # multiply-adds of a call, about 10 µs: below that, waking a second thread costs more than it saves
+SMALL = 1 << 21  # multiply-adds of a call, about 20 µs: below that, waking a second thread costs more than it saves
 MAX_FORMS = 512  # forms of calls that `Forms` remembers before it forgets all
 
 

@@ -80,7 +80,7 @@ class Run(Protocol):
         ...
 
 
-SMALL = 1 << 20  # multiply-adds of a launch, about 10 µs: below that, a second thread costs more than it saves
+SMALL = 1 << 21  # multiply-adds of a launch, about 20 µs: below that, a second thread costs more than it saves
 
 
 def threads_for(products: int) -> int:
