@@ -21,10 +21,10 @@ show_errors(
 q, k, v = load(1024)
 for causal, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
     exact = subquad.attention(q, k, v, "exact", causal=causal)
-    found = [
-        relative_error(subquad.attention(q, k, v, "clustered", opened=p, chunk=64, causal=causal), exact) for p in OPENED
-    ]
-    by_opened.plot(range(len(OPENED)), found, "o-", color=colour, markersize=3.5, label="causal" if causal else "all keys")
+    methods = [subquad.Clustered(opened=opened, chunk=64) for opened in OPENED]
+    found = [relative_error(subquad.attention(q, k, v, x, causal=causal), exact) for x in methods]
+    label = "causal" if causal else "all keys"
+    by_opened.plot(range(len(OPENED)), found, "o-", color=colour, markersize=3.5, label=label)
 by_opened.set(yscale="log", xlabel="opened", title="error, n = 1024")
 by_opened.set_xticks(range(len(OPENED)), [str(p) for p in OPENED])
 by_opened.minorticks_off()
