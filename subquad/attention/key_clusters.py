@@ -51,9 +51,12 @@ def summarize_clusters(xp: ModuleType, k: Array, v: Array, order: Array, counts:
     place = xp.arange(size, dtype=xp.int32, device=place_of(k))
 
     def summarize(order: Array, counts: Array) -> tuple[Array, ...]:
-        keys, values = (gather_rows(xp, x, xp.reshape(order, (*order.shape[:-2], -1))) for x in (k, v))
-        keys, values = (xp.reshape(x, (*x.shape[:-2], -1, size, x.shape[-1])) for x in (keys, values))
+        flat = xp.reshape(order, (*order.shape[:-2], order.shape[-2] * size))
         holds = (place < counts[..., None])[..., None]  # (..., C, size, 1)
+        keys, values = (gather_rows(xp, x, flat) for x in (k, v))
+        keys, values = (xp.reshape(x, (*x.shape[:-2], *order.shape[-2:], x.shape[-1])) for x in (keys, values))
+        # other places hold what a mask hides: not even a gradient may meet it
+        keys, values = (xp.where(holds, x, 0.0) for x in (keys, values))
         share = xp.astype(holds, k.dtype) / xp.astype(xp.where(counts > 0, counts, 1), k.dtype)[..., None, None]
 
         def mean(x: Array) -> Array:
