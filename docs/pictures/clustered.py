@@ -1,31 +1,38 @@
-"""Errors of clustered attention on the sample: against n beside a window, and against the number of opened clusters."""
+"""Clusters of the keys of a trained head, one row of weights with two of them opened, and errors on the sample."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 from sample import load
-from seen import COLOURS, show_errors
+from seen import show_errors
 
 import subquad
-from subquad.cli.definitions import relative_error
+from subquad.kernels import balanced_tree
 
-OPENED = (0, 1, 2, 4, 8, 16, 32)
+N, SIZE = 128, 16
+q, k, v = (x[0] for x in load(N))
+q, k, v = q, k[4:], v[4:]  # without the sinks, which lie far from all others
+count = len(k)
 
-figure, (errors, by_opened) = plt.subplots(1, 2, figsize=(7.5, 2.4), layout="constrained")
+figure, (plane, row, errors) = plt.subplots(1, 3, figsize=(7.5, 2.2), layout="constrained")
+
+order = balanced_tree(k, np.random.default_rng(0).standard_normal((k.shape[1], 32)), size=SIZE)[:count]
+x, y = np.linalg.svd(k - k.mean(axis=0), full_matrices=False)[2][:2] @ (k - k.mean(axis=0)).T
+for c in range(0, count, SIZE):
+    own = order[c : c + SIZE]
+    (dots,) = plane.plot(x[own], y[own], ".", markersize=3)
+    plane.plot(x[own].mean(), y[own].mean(), "o", markersize=7, fillstyle="none", color=dots.get_color())
+plane.set(title="keys, by cluster", xticks=[], yticks=[], xlabel="first two components")
+
+method = subquad.Clustered(cluster_size=SIZE, opened=2, window=0, sinks=0)
+exact, found = (subquad.attention(q[-1:], k, np.eye(count), name)[0] for name in ("exact", method))
+place = np.argsort(-exact)
+row.plot(exact[place], color="0.6", linewidth=3, label="exact")
+row.plot(found[place], ".", color="#D55E00", markersize=3, label="2 opened")
+row.set(title="weights of a row", xlabel="key, by weight", yscale="log")
+row.legend(fontsize=7)
+
 show_errors(
-    errors,
-    {
-        "clustered, 4 opened": lambda n: subquad.Clustered(opened=4, chunk=64),
-        "clustered, 16 opened": lambda n: subquad.Clustered(opened=16, chunk=64),
-        "window of 128 keys": lambda n: subquad.Window(left=127),
-    },
-)
-q, k, v = load(1024)
-for causal, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
-    exact = subquad.attention(q, k, v, "exact", causal=causal)
-    methods = [subquad.Clustered(opened=opened, chunk=64) for opened in OPENED]
-    found = [relative_error(subquad.attention(q, k, v, x, causal=causal), exact) for x in methods]
-    label = "causal" if causal else "all keys"
-    by_opened.plot(range(len(OPENED)), found, "o-", color=colour, markersize=3.5, label=label)
-by_opened.set(yscale="log", xlabel="opened", title="error, n = 1024")
-by_opened.set_xticks(range(len(OPENED)), [str(p) for p in OPENED])
-by_opened.minorticks_off()
-by_opened.legend(fontsize=7)
+    errors, {f"{opened} opened": lambda n, opened=opened: subquad.Clustered(opened=opened, chunk=64)
+             for opened in (0, 4, 16)},
+)  # fmt: skip
+errors.set(yscale="log", ylim=(1e-3, 2))
