@@ -277,7 +277,7 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
             clustered.balanced_tree,
             launch=of_clustered.launch_tree,
-            unaided=frozenset({0}),
+            constant=True,
         ),
         Compiled(
             "clustered_attention",

@@ -362,7 +362,7 @@ for example in [
 def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Outputs in a form that does not depend on the shift: of a state, numerator / denominator. A log-sum-exp of no
     keys, −∞, is 0. Integers have no gradient, and are left out."""
-    if kernel in ("nearest", "hashed_order"):
+    if kernel in ("nearest", "hashed_order", "balanced_tree"):
         return outputs[2:]
     if kernel in ("block_attention", "centroid_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
