@@ -55,7 +55,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         (
             "test_signs_and_groups test_errors test_states test_shapes test_masks test_causality test_parity test_numbers "
             "test_refusals test_gradients test_restrictions test_window test_bigbird test_lsh test_linformer test_kmeans "
-            "test_weights test_batch test_peers test_random test_block_sizes"
+            "test_weights test_batch test_peers test_random test_block_sizes test_registry"
         ),
     ),
     "subquad/scans": (
@@ -69,7 +69,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         ),
         (
             "test_every_override test_numba_features test_numba_gradients test_numba_causal_gradients test_numba_scan "
-            "test_masks test_parity test_numbers test_refusals"
+            "test_numba_threads test_masks test_parity test_numbers test_refusals"
         ),
     ),
     "subquad_torch": (

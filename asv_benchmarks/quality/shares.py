@@ -43,7 +43,7 @@ SHARES["window"] = window
 
 
 def clustered(method: Any, q: Any, k: Any, v: Any, *, causal: bool) -> float:
-    """Of self-attention to clusters: keys that are near, sinks, keys of opened clusters; each centroid counts as one."""
+    """Of self-attention to clusters: keys that are near, sinks, keys of opened clusters, and centroids."""
     n = q.shape[-2]
     row = np.arange(n)
     if causal:

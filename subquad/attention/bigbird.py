@@ -142,9 +142,6 @@ class BigBird(Method):
             nothing = call.q, call.k, call.v, start, stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         rest = self._rest(call, size)
-        before = None
-        if rest is not None and call.causal:  # a row reads its own block, and clusters of the blocks before
-            before = xp.where(place > 0, place // size * rest.per_block, 0)
 
         def part(begin: int, end: int, is_whole: bool) -> tuple[Array, Array]:
             rows = slice(begin * size, min(end * size, n))
@@ -154,9 +151,9 @@ class BigBird(Method):
                 scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
             )  # fmt: skip
             if rest is not None and listed is not None:
-                sees = None if before is None else before[..., rows]
+                own = place[..., rows] if call.causal else None
                 others = rest.attend(call.q[..., rows, :], listed, scale=call.scale, size=size,
-                                     implementation=self.implementation, sees=sees)  # fmt: skip
+                                     implementation=self.implementation, place=own)  # fmt: skip
                 out, lse = join(xp, (out, lse), others)
             return out, lse[..., None]
 

@@ -92,13 +92,12 @@ class Clustered(Method):
 
     Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries (of all
     heads that share the keys, without those that are not finite, or hidden by `key_mask`). In causal calls, Σ of a
-    chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least two thirds of them, so that
-    no later token changes an earlier row. Which keys lie together and which clusters are opened is constant for
-    gradients. The place of query i is i + n_kv − n. A program that is traced serves one length.
-
-    The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v
-    and a part of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal
-    call, however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
+    chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least two thirds of them, so
+    that no later token changes an earlier row. Which keys lie together and which clusters are opened is constant
+    for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The state of
+    `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a part
+    of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal call,
+    however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
 
     References
     ----------

@@ -33,16 +33,18 @@ class Centroids(NamedTuple):
     mean_values: Array  # (..., C, d_v)
     members: Array  # (..., C, m), int32: the places of the keys of a cluster, −1 for none
     per_block: int
+    length: int  # keys of a block
 
     def attend(
-        self, q: Array, blocks: Array, *, scale: float, size: int, implementation: str, sees: Array | None = None,
+        self, q: Array, blocks: Array, *, scale: float, size: int, implementation: str, place: Array | None = None,
         start: Array | None = None, stop: Array | None = None, met: tuple[Array, Array] | None = None,
     ) -> Parts:  # fmt: skip
         """(out, lse) over what rows have not read, as `centroid_attention` describes it."""
         met_q, met_k = (None, None) if met is None else met
         return centroid_attention(
-            q, self.means, self.spread, self.mean_values, self.members, sees, blocks, start, stop, met_q, met_k,
-            scale=scale, size=size, per_block=self.per_block, implementation=only_generic(implementation),
+            q, self.means, self.spread, self.mean_values, self.members, place, blocks, start, stop, met_q, met_k,
+            scale=scale, size=size, per_block=self.per_block, length=self.length,
+            implementation=only_generic(implementation),
         )  # fmt: skip
 
 
@@ -64,16 +66,17 @@ def centroids(
     """The clusters of keys k (..., n, d) and values v in blocks of `block` keys; hidden keys (..., n) are in none."""
     n, where = k.shape[-2], place_of(k)
     size = min(rest_size or SIZE, block)
-    count, lacking = -(-n // block), -n % block
+    count = -(-n // block)
     if seen is None:
         seen = xp.ones((n,), dtype=xp.bool, device=where)
     else:  # 0 · NaN is NaN: a hidden NaN would reach means and their gradients
         k, v = (xp.where(seen[..., None], x, 0.0) for x in (k, v))
     batch = broadcast_batch(k=k.shape[:-2], seen=seen.shape[:-1])
     rows, held = xp.broadcast_to(k, (*batch, *k.shape[-2:])), xp.broadcast_to(seen, (*batch, n))
-    if lacking:
-        rows = xp.concat([rows, xp.zeros((*batch, lacking, k.shape[-1]), dtype=k.dtype, device=where)], axis=-2)
-        held = xp.concat([held, xp.zeros((*batch, lacking), dtype=xp.bool, device=where)], axis=-1)
+    if not isinstance(n, int) or n % block:  # the last block is filled up with hidden keys
+        index = xp.arange(count * block, dtype=xp.int32, device=where)
+        filled = xp.where(index < n, index, n - 1)
+        rows, held = xp.take(rows, filled, axis=-2), xp.take(held, filled, axis=-1) & (index < n)
     rows, held = (xp.reshape(x, (*batch, count, block, *x.shape[len(batch) + 1 :])) for x in (rows, held))
 
     singles = _singles(xp, rows, held)
@@ -95,7 +98,7 @@ def centroids(
     found = summarize_clusters(xp, k, v, order, counts, size)
     places = xp.reshape(order, (*batch, count * per_block, size))
     members = xp.where(xp.arange(size, dtype=xp.int32, device=where) < counts[..., None], places, -1)
-    return Centroids(found.means, found.spread, found.mean_values, members, per_block)
+    return Centroids(found.means, found.spread, found.mean_values, members, per_block, block)
 
 
 def only_generic(implementation: str) -> str:

@@ -38,10 +38,9 @@ def over_rest(
         return None
     found = centroids(xp, call.k, call.v, key_mask, chunk, size, implementation)
     place, start, stop = sight_of(call, left=left, right=right)
-    sees = xp.where(place > 0, place // chunk * found.per_block, 0) if call.causal else None
     return found.attend(
         call.q, blocks_of_windows(call, left, right, chunk), scale=call.scale, size=chunk,
-        implementation=implementation, sees=sees, start=start, stop=stop,
+        implementation=implementation, place=place if call.causal else None, start=start, stop=stop,
     )  # fmt: skip
 
 

@@ -28,22 +28,22 @@ FEWEST = 16  # rows that a block is not cut below
 
 
 def outputs(
-    q: Array, means: Array, spread: Array, mean_values: Array, members: Array, sees: Array | None, blocks: Array,
+    q: Array, means: Array, spread: Array, mean_values: Array, members: Array, place: Array | None, blocks: Array,
     start: Array | None, stop: Array | None, met_q: Array | None, met_k: Array | None, /, *, scale: float, size: int,
-    per_block: int,
+    per_block: int, length: int,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `centroid_attention`."""
     matrices = {"q": q, "means": means, "spread": spread, "mean_values": mean_values, "members": members,
                 "blocks": blocks, "met_q": met_q, "met_k": met_k}  # fmt: skip
-    batch = batch_of(matrices, {"sees": sees, "start": start, "stop": stop}, None)
+    batch = batch_of(matrices, {"place": place, "start": start, "stop": stop}, None)
     return Like((*batch, q.shape[-2], mean_values.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
 
 
 @kernel(outputs=outputs, options={})
 def centroid_attention(
-    q: Array, means: Array, spread: Array, mean_values: Array, members: Array, sees: Array | None, blocks: Array,
+    q: Array, means: Array, spread: Array, mean_values: Array, members: Array, place: Array | None, blocks: Array,
     start: Array | None, stop: Array | None, met_q: Array | None, met_k: Array | None, /, *, scale: float, size: int,
-    per_block: int,
+    per_block: int, length: int,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) to centroids, and its log-sum-exp (..., n).
 
@@ -53,7 +53,8 @@ def centroid_attention(
         means, spread    (..., C, d)             mean and variance of the keys of a cluster
         mean_values      (..., C, d_v)           mean of its values
         members          (..., C, m)             the places of its keys, int32; −1 for none
-        sees             (..., n)                row i sees the clusters 0 … sees[i] − 1; None: all
+        place            (..., n)                row i sees the blocks of `length` keys that end before the place
+                                                 place[i]; None: all
         blocks           (..., q_blocks, r)      the key blocks that each block of `size` rows has read, each once; −1
                                                  for none
         start, stop      (..., n)                of these, row i has read the keys at the places start[i] … stop[i] − 1;
@@ -62,22 +63,23 @@ def centroid_attention(
                                                  column. None with `start`
     """
     xp, where = namespace_of(q), place_of(q)
-    out, lse = outputs(q, means, spread, mean_values, members, sees, blocks, start, stop, met_q, met_k, scale=scale,
-                       size=size, per_block=per_block)  # fmt: skip
+    out, lse = outputs(q, means, spread, mean_values, members, place, blocks, start, stop, met_q, met_k, scale=scale,
+                       size=size, per_block=per_block, length=length)  # fmt: skip
     batch, n, d_v = out.shape[:-2], q.shape[-2], mean_values.shape[-1]
     clusters, m = members.shape[-2:]
     if n == 0 or clusters == 0:
         nothing = xp.zeros(out.shape, dtype=out.dtype, device=where)
         return nothing, xp.full(lse.shape, -math.inf, dtype=lse.dtype, device=where)
     per_row = max(1, math.prod(batch)) * backend_of(xp).items_behind(q, means, mean_values)
-    per_row *= clusters * (3 if met_q is None else 3 + m)
+    per_row *= (clusters if isinstance(clusters, int) else 1) * (3 if met_q is None else 3 + m)
     size, blocks = _cut(xp, blocks, n, size, per_row)
     count, r = blocks.shape[-2:]
-    rows = [q, *(None if x is None else x[..., None] for x in (sees, start, stop)), met_q]
+    rows = [q, *(None if x is None else x[..., None] for x in (place, start, stop)), met_q]
     widths = [None if x is None else x.shape[-1] for x in rows]
 
-    names = xp.arange(clusters, dtype=xp.int32, device=where)
     numbers = xp.arange(clusters // per_block, dtype=blocks.dtype, device=where)
+    ends = xp.broadcast_to((numbers[:, None] + 1) * length, (clusters // per_block, per_block))
+    ends = xp.reshape(ends, (clusters,))  # a floor division of places is wrong where PyTorch's compiler fuses it
     exists = members >= 0
     total = xp.sum(xp.astype(exists, q.dtype), axis=-1)[..., None, None, :]
     of_blocks = xp.reshape(members, (*members.shape[:-2], clusters // per_block, per_block * m))
@@ -114,10 +116,10 @@ def centroid_attention(
             None if x is None else xp.reshape(x, (*x.shape[:-1], size, width))
             for x, width in zip(given, widths, strict=True)
         ]
-        q, sees, *others = turned
+        q, place, *others = turned
         q = q * scale
         left = left_of(tuple(others), listed)
-        seen = left > 0 if sees is None else (left > 0) & (names < sees)
+        seen = left > 0 if place is None else (left > 0) & (ends <= place)
         weight = q @ across + SPREAD * ((q * q) @ variances) + xp.log(xp.where(seen, left, 1.0))
         weight = xp.where(seen, weight, -math.inf)
         shift = finite_shift(xp, xp.max(weight, axis=-1, keepdims=True))

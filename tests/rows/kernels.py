@@ -214,15 +214,15 @@ def centroid_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, si
         shape = (*kv[:-1], clusters * 4, 2)
         of_rows |= {"met_q": rng.integers(0, 6, (*q[:-1], n, 2)), "met_k": rng.integers(0, 6, shape)}
     listed = np.where((listed >= 0) & (listed < blocks), listed, -1)
-    sees = np.maximum(place // 16 * 4, 0) if "causal" in name else None
-    whole = [None if x is None else x.astype(np.int32) for x in (members, sees, listed, *of_rows.values())]
+    ends = place if "causal" in name else None
+    whole = [None if x is None else x.astype(np.int32) for x in (members, ends, listed, *of_rows.values())]
 
     def draw() -> Arrays:
         shape = (*kv[:-1], clusters)
         rows, means, spread, values = normal((*q, D), (*shape, D), (*shape, D), (*shape, d_v))
         return (rows, means, spread**2, values, *whole)
 
-    return Example("centroid_attention", name, draw, {"scale": 0.3, "size": size, "per_block": 4})
+    return Example("centroid_attention", name, draw, {"scale": 0.3, "size": size, "per_block": 4, "length": 16})
 
 
 # name → map and its weights

@@ -29,5 +29,6 @@ from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, inline, intri
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "at_least", "at_most", "bit_count", "cut",
     "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit", "pointer", "prefetch",
-    "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "spread", "store", "total", "types", "where_negative", "zeros",
+    "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "spread", "store", "total", "types",
+    "where_negative", "zeros",
 ]  # fmt: skip
