@@ -165,6 +165,19 @@ def test_queries_at_hidden_places_do_not_count(causal: bool, garbage: float) -> 
     assert relative_error(got[..., mask, :], want[..., mask, :]) < 1e-12
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@both_forms
+def test_queries_that_are_not_finite_do_not_count(causal: bool, value: float) -> None:
+    """Nor does a query of 0, which adds nothing to a moment."""
+    outs = []
+    for entry in (0.0, value):
+        q, k, v = drawn()
+        q[..., 7, :] = entry
+        with np.errstate(all="ignore"):
+            outs.append(np.delete(attend(q, k, v, causal=causal), 7, axis=-2))
+    assert relative_error(outs[1], outs[0]) < 1e-12
+
+
 @both_forms
 def test_heads_that_share_keys_share_their_clusters(causal: bool) -> None:
     """Copies of a query head change no cluster; another head beside it does."""
