@@ -3,9 +3,9 @@
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
 spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
 runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
-The tests nearest to the packages run once with coverage first, at most `--per-function` parametrisations of each test
-function, chosen so that every value of a parameter comes soon; they have to pass, and `--coverage` keeps the run for the
-next time. A mutant inside of a function then meets those that reach its statement, the fastest of each test function
+The tests nearest to the packages run once with coverage first: of each test function `--per-function` parametrisations,
+and more until every value of a parameter has come. They have to pass, and `--coverage` keeps the run for the next time.
+A mutant inside of a function then meets those that reach its statement, the fastest of each test function
 first, and at last one test of each other function near to its package, since a function whose results are remembered is
 reached by its first caller alone. One outside of functions meets all that are near to its package. With `--every`, what
 survives meets all parametrisations as well; without it, the score is a lower bound. The report gives the score of each
@@ -235,11 +235,14 @@ def _functions(names: Path) -> dict[str, list[str]]:
 
 
 def _spread(tests: list[str], limit: int) -> list[str]:
-    """At most `limit` parametrisations: the first, then always one with most values that have not come yet."""
+    """`limit` parametrisations, those with most new values of parameters first, and more until every value has come."""
     left, seen, chosen = {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str](), []
-    while left and len(chosen) < limit:
-        chosen.append(max(left, key=lambda test: len(left[test] - seen)))
-        seen |= left.pop(chosen[-1])
+    while left:
+        best = max(left, key=lambda test: len(left[test] - seen))
+        if len(chosen) >= limit and left[best] <= seen:
+            break
+        chosen.append(best)
+        seen |= left.pop(best)
     return chosen
 
 
@@ -349,7 +352,7 @@ def main() -> int:
     parser.add_argument("--package", default="", help=f"only this package, of: {', '.join(PACKAGES)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: cores)")
     parser.add_argument("--coverage", type=Path, help="folder that keeps the run with coverage for the next time")
-    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test (default 6)")
+    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test, at least (default 6)")
     parser.add_argument("--every", action="store_true", help="what survives meets every parametrisation as well")
     args = parser.parse_args()
     every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
