@@ -181,10 +181,12 @@ class Reach:
         stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES}".encode() + sources).hexdigest()[:16]
         names, results, data = (stem.with_suffix(f".{kind}") for kind in ("txt", "xml", "coverage"))
         if not (names.exists() and results.exists() and data.exists()):
-            files = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
+            nearest = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
             pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
             with names.open("w") as out:
-                subprocess.run([*pytest, "--collect-only", *files], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out)
+                subprocess.run(
+                    [*pytest, "--collect-only", *nearest], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out
+                )
             listed = stem.with_suffix(".arguments")
             listed.write_text("\n".join(test for own in _functions(names).values() for test in _spread(own, limit)))
             flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
@@ -236,7 +238,8 @@ def _functions(names: Path) -> dict[str, list[str]]:
 
 def _spread(tests: list[str], limit: int) -> list[str]:
     """`limit` parametrisations, those with most new values of parameters first, and more until every value has come."""
-    left, seen, chosen = {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str](), []
+    left = {test: set(re.split(r"[\[\]-]", test)) for test in tests}
+    seen, chosen = set[str](), list[str]()
     while left:
         best = max(left, key=lambda test: len(left[test] - seen))
         if len(chosen) >= limit and left[best] <= seen:
