@@ -3,9 +3,9 @@
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
 spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
 runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
-The tests nearest to the packages run once with coverage first, at most `--per-function` parametrisations of each test
-function, chosen so that every value of a parameter comes soon; they have to pass, and `--coverage` keeps the run for the
-next time. A mutant inside of a function then meets those that reach its statement, the fastest of each test function
+The tests nearest to the packages run once with coverage first: of each test function `--per-function` parametrisations,
+and more until every value of a parameter has come. They have to pass, and `--coverage` keeps the run for the next time.
+A mutant inside of a function then meets those that reach its statement, the fastest of each test function
 first, and at last one test of each other function near to its package, since a function whose results are remembered is
 reached by its first caller alone. One outside of functions meets all that are near to its package. With `--every`, what
 survives meets all parametrisations as well; without it, the score is a lower bound. The report gives the score of each
@@ -181,10 +181,12 @@ class Reach:
         stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES}".encode() + sources).hexdigest()[:16]
         names, results, data = (stem.with_suffix(f".{kind}") for kind in ("txt", "xml", "coverage"))
         if not (names.exists() and results.exists() and data.exists()):
-            files = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
+            nearest = dict.fromkeys(f"tests/{name}.py" for _, tests in PACKAGES.values() for name in tests.split())
             pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
             with names.open("w") as out:
-                subprocess.run([*pytest, "--collect-only", *files], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out)
+                subprocess.run(
+                    [*pytest, "--collect-only", *nearest], cwd=ROOT, env=_paths(ROOT), check=True, stdout=out
+                )
             listed = stem.with_suffix(".arguments")
             listed.write_text("\n".join(test for own in _functions(names).values() for test in _spread(own, limit)))
             flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
@@ -235,11 +237,15 @@ def _functions(names: Path) -> dict[str, list[str]]:
 
 
 def _spread(tests: list[str], limit: int) -> list[str]:
-    """At most `limit` parametrisations: the first, then always one with most values that have not come yet."""
-    left, seen, chosen = {test: set(re.split(r"[\[\]-]", test)) for test in tests}, set[str](), []
-    while left and len(chosen) < limit:
-        chosen.append(max(left, key=lambda test: len(left[test] - seen)))
-        seen |= left.pop(chosen[-1])
+    """`limit` parametrisations, those with most new values of parameters first, and more until every value has come."""
+    left = {test: set(re.split(r"[\[\]-]", test)) for test in tests}
+    seen, chosen = set[str](), list[str]()
+    while left:
+        best = max(left, key=lambda test: len(left[test] - seen))
+        if len(chosen) >= limit and left[best] <= seen:
+            break
+        chosen.append(best)
+        seen |= left.pop(best)
     return chosen
 
 
@@ -349,7 +355,7 @@ def main() -> int:
     parser.add_argument("--package", default="", help=f"only this package, of: {', '.join(PACKAGES)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (default: cores)")
     parser.add_argument("--coverage", type=Path, help="folder that keeps the run with coverage for the next time")
-    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test (default 6)")
+    parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test, at least (default 6)")
     parser.add_argument("--every", action="store_true", help="what survives meets every parametrisation as well")
     args = parser.parse_args()
     every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
