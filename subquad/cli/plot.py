@@ -81,7 +81,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
     handles += [_legend("as long as exact attention", "black", "--")] if EXACT in methods else []
     handles += [_legend("error of answering the mean of v", "0.4", ":")] if "approximations" in limits else []
     at_top = {"loc": "outside upper center", "title": title, "title_fontsize": 12, "frameon": False}
-    figure.legend(handles=handles, ncols=-(-len(handles) // (1 if size[0] > 14 else 2)), **at_top)
+    figure.legend(handles=handles, ncols=max(1, int(size[0] // 2.2)), **at_top)
     figure.supxlabel(NOTE, fontsize=10)
     figure.supylabel("relative error of the output", fontsize=12)
     figure.savefig(path)
