@@ -27,10 +27,14 @@ from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
     estimate_scan_error,
+    gated_linear_attention,
+    gated_linear_attention_step,
     linear_scan,
     merge_scan,
     selective_scan,
     selective_scan_step,
+    ssd,
+    ssd_step,
     summarize_scan,
 )
 
@@ -60,11 +64,15 @@ __all__ = [
     "estimate_error",
     "estimate_scan_error",
     "explain",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear_scan",
     "measure_crossover",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",
+    "ssd",
+    "ssd_step",
     "summarize_scan",
 ]
 

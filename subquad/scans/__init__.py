@@ -1,16 +1,22 @@
 """Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
 
+from subquad.scans.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from subquad.scans.linear_scan import linear_scan
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
+from subquad.scans.ssd import ssd, ssd_step
 from subquad.scans.states import merge_scan, summarize_scan
 
 __all__ = [
     "ScanErrorEstimate",
     "estimate_scan_error",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear_scan",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",
+    "ssd",
+    "ssd_step",
     "summarize_scan",
 ]
