@@ -27,6 +27,7 @@ from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
     estimate_scan_error,
+    every,
     linear_scan,
     merge_scan,
     selective_scan,
@@ -59,6 +60,7 @@ __all__ = [
     "draw_omega",
     "estimate_error",
     "estimate_scan_error",
+    "every",
     "explain",
     "linear_scan",
     "measure_crossover",
