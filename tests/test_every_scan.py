@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import LIBRARIES, Jax, Library, NumPy, NumPyReadOnly, StrictNoFloat64, relative_error, tolerance
+from rows.times import Arrays, cut, drawn, time_axes
 
 import subquad
 from subquad.registry import SCANS, ScanRow
@@ -21,12 +22,6 @@ COMBINATIONS = [
 ]
 every_scan = pytest.mark.parametrize("name", SCANS)
 NUMPY = NumPy()
-Arrays = dict[str, Any]
-
-
-@functools.cache
-def drawn(name: str, n: int) -> tuple[Arrays, dict[str, Any]]:
-    return SCANS[name].draw(np.random.default_rng(3), n)
 
 
 @functools.cache
@@ -35,20 +30,6 @@ def definition(name: str, n: int, library: Library, dtype: str) -> np.ndarray:
     reference, (arrays, options) = SCANS[name].reference, drawn(name, n)
     assert reference is not None, f"register_scan of {name} lacks `reference`, its definition"
     return reference(library.rounded(arrays, dtype), options)
-
-
-def time_axes(name: str) -> dict[str, int]:
-    """The axis along which an input has a number for each step, counted from the end; of those that have one."""
-    one, two = (drawn(name, n)[0] for n in (1, 2))
-    return {
-        key: axis - x.ndim for key, x in one.items() for axis in range(x.ndim) if x.shape[axis] != two[key].shape[axis]
-    }
-
-
-def cut(name: str, arrays: Arrays, steps: slice) -> Arrays:
-    """Some steps of all inputs."""
-    axes = time_axes(name)
-    return {key: x[(..., steps, *[slice(None)] * (-axes[key] - 1))] if key in axes else x for key, x in arrays.items()}
 
 
 def summarize(row: ScanRow, arrays: Arrays, options: dict[str, Any]) -> Any:

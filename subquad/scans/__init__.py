@@ -1,6 +1,6 @@
-"""Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
+"""Scans: the selective scan and the linear scan, their steps, and the states of chunks, which merge."""
 
-from subquad.scans.linear_scan import linear_scan
+from subquad.scans.linear_scan import linear_scan, linear_scan_step
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
 from subquad.scans.states import merge_scan, summarize_scan
@@ -11,6 +11,7 @@ __all__ = [
     "estimate_scan_error",
     "every",
     "linear_scan",
+    "linear_scan_step",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",

@@ -30,8 +30,8 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     *arrays
         Arrays that the scan takes by position.
     **options
-        Other arguments of the scan, except `return_state`. An `initial_state` is included in the state returned,
-        so pass it to the first chunk alone.
+        Other arguments of the scan, except `return_state` and `states_at`. An `initial_state` is included in the state
+        returned, so pass it to the first chunk alone.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     Raises
     ------
     TypeError
-        If `return_state` is given, and as the scan raises for its arguments.
+        If `return_state` or `states_at` is given, and as the scan raises for its arguments.
     ValueError
         If `scan` is not registered, and as the scan raises for its arguments.
 
@@ -51,9 +51,9 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
 
     Notes
     -----
-    The decay is Π a[t] for `linear_scan` and exp(A Σ Δ[t]) for `selective_scan`. Chunks may be summed up in any order,
-    and on several machines. The scan runs over the chunk a second time to give outputs, once the state before it is
-    known.
+    The decay is Π a[t] for `linear_scan` and exp(A Σ Δ[t]) for `selective_scan`, over the steps that count in `mask`,
+    and 0 where a document begins within the chunk (`segments`). Chunks may be summed up in any order, and on several
+    machines. The scan runs over the chunk a second time to give outputs, once the state before it is known.
 
     Examples
     --------
@@ -66,9 +66,10 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     True
     """
     row = scan_row(scan)
-    if "return_state" in options:
-        msg = "summarize_scan returns the state alone; leave return_state out"
-        raise TypeError(msg)
+    for name in ("return_state", "states_at"):
+        if name in options:
+            msg = f"summarize_scan returns the state alone; leave {name} out"
+            raise TypeError(msg)
     _, state = row.function(*arrays, **options, return_state=True)
     named = dict(zip(row.positional, arrays, strict=False)) | options
     xp = check_arrays(state=state)

@@ -186,8 +186,7 @@ def find_resets(xp: ModuleType, segments: Array, mask: Array | None, *, reverse:
     first = xp.zeros_like(segments[..., :1], dtype=xp.bool)
     resets = xp.concat([first, segments[..., 1:] != segments[..., :-1]], axis=-1)
     if mask is not None:
-        rank = xp.cumulative_sum(xp.astype(mask, order.dtype), axis=-1) - 1
-        resets = gather(xp, resets, xp.where(mask, rank, 0)) & mask
+        resets = gather(xp, resets, xp.argsort(order, axis=-1)) & mask  # and back to their places
     return xp.flip(resets, axis=-1) if reverse else resets
 
 
