@@ -26,6 +26,8 @@ from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
+    delta_rule,
+    delta_rule_step,
     estimate_scan_error,
     linear_scan,
     merge_scan,
@@ -56,6 +58,8 @@ __all__ = [
     "Window",
     "attention",
     "attention_weights",
+    "delta_rule",
+    "delta_rule_step",
     "draw_omega",
     "estimate_error",
     "estimate_scan_error",
