@@ -26,6 +26,8 @@ from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
+    delta_rule,
+    delta_rule_step,
     estimate_scan_error,
     every,
     linear_scan,
@@ -58,6 +60,8 @@ __all__ = [
     "Window",
     "attention",
     "attention_weights",
+    "delta_rule",
+    "delta_rule_step",
     "draw_omega",
     "estimate_error",
     "estimate_scan_error",

@@ -71,7 +71,8 @@ class ScanRow:
     state : StateSpec
         The arrays that `summarize_scan` returns, and how two such states merge.
     decay : callable
-        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them.
+        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them, a decay or,
+        if `state` has the field "transition", a matrix.
     draw : callable
         ``draw(rng, n)`` returns example inputs of n steps, in float64, of realistic sizes and time scales.
     cost : str

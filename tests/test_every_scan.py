@@ -81,12 +81,13 @@ def test_states_of_chunks_merge_to_the_state_of_all(library: Library, name: str)
 
 @every_scan
 def test_a_state_is_what_the_scan_goes_on_from(name: str) -> None:
-    """h_after = decay ∘ h_before + state, whatever h_before is."""
+    """h_after = decay ∘ h_before + state, or with a matrix product, whatever h_before is."""
     row, (arrays, options) = SCANS[name], drawn(name, 20)
     state = summarize(row, arrays, options)
     before = np.random.default_rng(0).standard_normal(state["state"].shape)
     _, after = row.call(arrays | {"initial_state": before}, options | {"return_state": True})
-    assert relative_error(subquad.merge_scan({"state": before, "decay": 0 * before}, state)["state"], after) <= 1e-13
+    left = {key: 0 * x for key, x in state.items()} | {"state": before}
+    assert relative_error(subquad.merge_scan(left, state)["state"], after) <= 1e-13
     assert relative_error(summarize(row, arrays | {"initial_state": before}, options)["state"], after) <= 1e-13
 
 

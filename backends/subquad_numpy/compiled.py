@@ -18,6 +18,8 @@ from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
 from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.clustered import launch as of_clustered
+from subquad_numpy.delta_scan import calls as delta_scan
+from subquad_numpy.delta_scan import launch as of_delta_scan
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -203,6 +205,12 @@ def _some_cluster(call: Call) -> str | None:
     return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
 
 
+def _some_number(call: Call) -> str | None:
+    # the reason to decline calls without steps, or without states; None if there is none
+    q, _, v, *_ = call.arrays
+    return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -302,6 +310,12 @@ COMPILED: dict[str, Compiled] = {
             of_linear_scan.launch,
             of_linear_scan.launch_backward,
             unread=frozenset({1}),
+        ),
+        Compiled(
+            "delta_scan",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
+            delta_scan.scan,
+            launch=of_delta_scan.launch,
         ),
         Compiled(
             "iterative_pinv",

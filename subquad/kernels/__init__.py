@@ -7,6 +7,7 @@ from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.centroid_attention import centroid_attention
 from subquad.kernels.clustered_attention import clustered_attention
+from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
@@ -21,6 +22,7 @@ __all__ = [
     "block_attention",
     "centroid_attention",
     "clustered_attention",
+    "delta_scan",
     "feature_attend",
     "feature_step",
     "feature_summarize",

@@ -1,5 +1,6 @@
-"""Scans: the selective scan and the linear scan, their steps, and the states of chunks, which merge."""
+"""Scans, with their steps for decoding, and the states of chunks, which merge."""
 
+from subquad.scans.delta_rule import delta_rule, delta_rule_step
 from subquad.scans.linear_scan import linear_scan, linear_scan_step
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
@@ -8,6 +9,8 @@ from subquad.scans.timeline import every
 
 __all__ = [
     "ScanErrorEstimate",
+    "delta_rule",
+    "delta_rule_step",
     "estimate_scan_error",
     "every",
     "linear_scan",

@@ -307,6 +307,23 @@ def linear_scan(
     return Example("linear_scan", name, draw, {"reverse": reverse})
 
 
+def delta_scan(name: str, n: int, *, heads: int = 2, d: int = D, d_v: int = D_V, reverse: bool = False) -> Example:
+    """A scan of the delta rule, or of the general form where the name says so; with a decay by head or by channel, a
+    state and resets where it says so."""
+
+    def draw() -> Arrays:
+        q, k, v, a, b, gate, state = normal(*(5 * [(2, n, heads, d)]), (2, n, heads, d), (2, heads, d, d_v))
+        v, rng = normal((2, n, heads, d_v), seed=1)[0], np.random.default_rng(2)
+        k, a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (k, a, b))
+        g = -np.exp(2 * gate - 3) if "channel" in name else -np.exp(2 * gate[..., :1] - 3)
+        resets = rng.random((2, n)) < 0.1
+        of_steps = (None, a, b / 2) if "general" in name else (1 / (1 + np.exp(-a[..., 0])), None, None)
+        return (q, k, v, g if "decay" in name else None, *of_steps, state if "state" in name else None,
+                resets if "resets" in name else None)  # fmt: skip
+
+    return Example("delta_scan", name, draw, {"scale": 0.7, "reverse": reverse})
+
+
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
 for example in [
     softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
@@ -370,6 +387,12 @@ for example in [
     linear_scan("reverse-complex", 63, complex_=True, reverse=True),
     linear_scan("anew", 63, state=True, anew=True),
     linear_scan("reverse-complex anew", 63, complex_=True, reverse=True, anew=True),
+    delta_scan("plain", 63),
+    delta_scan("decay of heads, state, resets", 130, d=19, d_v=37),
+    delta_scan("decay of channels", 70, heads=1, d_v=16),
+    delta_scan("general", 40, d_v=70),
+    delta_scan("general, decay of channels, state, resets", 63, reverse=True),
+    delta_scan("reverse, decay of heads, state", 1, heads=3, reverse=True),
 ]:  # fmt: skip
     EXAMPLES[example.kernel].append(example)
 
