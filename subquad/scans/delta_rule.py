@@ -331,7 +331,7 @@ def _scan(
     factor = float(arrays[0].shape[-1] ** -0.5 if scale is None else check_number("scale", scale))
     *rows, state = form.enter(arrays)
     with form.computing(rows[0]):
-        rows = [None if x is None else time.filled(x, 0.0) for x in rows]  # a padded step has no k, and a decay of 1
+        rows = [time.filled(x, 0.0) for x in rows]  # a padded step has no k, and a decay of 1
 
         def scan(rows: Rows, state: Array | None, resets: Array | None) -> tuple[Array, Array]:
             q, k, v, beta, g = rows

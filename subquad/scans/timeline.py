@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,7 @@ class every:
         object.__setattr__(self, "steps", check_count("every", self.steps))
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """How a scan of n steps goes through time: from which end, over which padded steps, from which states anew.
 
     Attributes
@@ -84,9 +83,9 @@ class Timeline:
     resets: Array | None = None
     positions: tuple[int, ...] | None = None
 
-    def filled(self, x: Array, value: float, *, axis: int = 1) -> Array:
-        """`x` with `value` at padded steps; `axis` is that of time, negative for arrays that are not folded."""
-        if self.mask is None:
+    def filled(self, x: Any, value: float, *, axis: int = 1) -> Any:
+        """`x` with `value` at padded steps, None for None; `axis` is that of time, negative for arrays not folded."""
+        if self.mask is None or x is None:
             return x
         after = -1 - axis if axis < 0 else x.ndim - 1 - axis
         return self.xp.where(self.mask[(..., *[None] * after)], x, value)
