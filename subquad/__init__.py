@@ -30,11 +30,15 @@ from subquad.scans import (
     delta_rule_step,
     estimate_scan_error,
     every,
+    gated_linear_attention,
+    gated_linear_attention_step,
     linear_scan,
     linear_scan_step,
     merge_scan,
     selective_scan,
     selective_scan_step,
+    ssd,
+    ssd_step,
     summarize_scan,
 )
 
@@ -67,12 +71,16 @@ __all__ = [
     "estimate_scan_error",
     "every",
     "explain",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear_scan",
     "linear_scan_step",
     "measure_crossover",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",
+    "ssd",
+    "ssd_step",
     "summarize_scan",
 ]
 

@@ -58,7 +58,7 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
     rows = facts["results"]
     names = ["exact", "auto", "bigbird 16", "bigbird 64", "window 64", "window 256", "clustered 4", "clustered 16",
              "favor 64", "favor 256", "linear", "linformer 64", "linformer 256", "lsh 1", "lsh 4", "nystrom 32",
-             "nystrom 64", "delta_rule", "linear_scan", "selective_scan"]  # fmt: skip
+             "nystrom 64", "delta_rule", "gated_linear_attention", "linear_scan", "selective_scan", "ssd"]  # fmt: skip
     assert [(row["n"], row["label"]) for row in rows] == [(n, name) for n in (16, 40) for name in names]
     assert facts["complete"] is True
     assert facts["inputs"]["shapes"] == {"q": [3, 1024, 64], "k": [1, 1024, 64], "v": [1, 1024, 64]}
@@ -130,7 +130,7 @@ def test_causal_leaves_out_what_cannot_be(tmp_path: Path, capsys: pytest.Capture
     assert main(["compare", *FAST, "--causal", "--out", str(tmp_path)]) == 0
     facts = report(tmp_path)
     methods = {"exact", "auto", "bigbird", "clustered", "favor", "linear", "lsh", "window", "delta_rule",
-               "linear_scan", "selective_scan"}  # fmt: skip
+               "gated_linear_attention", "linear_scan", "selective_scan", "ssd"}  # fmt: skip
     assert {row["method"] for row in facts["results"]} == methods
     assert any(note.startswith("nystrom 32, nystrom 64 left out: ") for note in facts["notes"])
     assert max(row["error"] for row in facts["results"] if row["method"] == "exact") < 2e-6

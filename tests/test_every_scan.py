@@ -102,7 +102,7 @@ def test_its_step_is_the_scan_of_one_token(name: str) -> None:
         out, state = step.call({"state": state, **token}, options)
         outs.append(out)
     expected, last = row.call(arrays, options | {"return_state": True})
-    assert relative_error(np.stack(outs, axis=-2), expected) <= 1e-13
+    assert relative_error(np.stack(outs, axis=axes[row.positional[0]]), expected) <= 1e-13
     assert relative_error(state, last) <= 1e-13
 
 

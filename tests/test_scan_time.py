@@ -44,6 +44,11 @@ def directions(name: str) -> list[bool]:
     return [False, True] if "reverse" in inspect.signature(SCANS[name].function).parameters else [False]
 
 
+def has_limits(name: str) -> bool:
+    """Whether a scan has step sizes that can be limited."""
+    return "delta_limits" in inspect.signature(SCANS[name].function).parameters
+
+
 def scan(name: str, arrays: Arrays, implementation: str = "auto", **options: Any) -> Any:
     """A scan of inputs by name, with the options of its example."""
     return SCANS[name].call(arrays, drawn(name, N)[1] | options | {"implementation": implementation})
@@ -188,9 +193,10 @@ def test_what_is_hidden_changes_no_bit_and_no_gradient(name: str, implementation
         (PADDED, {"mask": ~PADDED}),
         (middle, {"segments": np.where(middle, 1, 0)}),
         (middle, {"segments": np.where(middle, 1, 0), "mask": ~middle}),
+        *[(PADDED, {"mask": ~PADDED, "delta_limits": (0.005, 0.02)})] * has_limits(name),
     ]:
         for way in [{"reverse": True} if reverse else {} for reverse in directions(name)]:
-            given = {key: torch.from_numpy(x) for key, x in options.items()}
+            given = {key: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for key, x in options.items()}
             found = []
             for filling in (None, np.nan, np.inf):
                 own = {key: np.array(x) for key, x in arrays.items()}

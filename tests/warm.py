@@ -37,6 +37,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
     from subquad_numpy.nearest.kernel import nearest_kernel
+    from subquad_numpy.outer_scan.forward import forward_kernel as outer_forward_kernel
     from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.forward import forward_kernel
 
@@ -47,6 +48,7 @@ def kernels() -> list[Callable[[], Any]]:
         found += [partial(make, np.dtype(dtype), phi) for dtype in dtypes for phi in ("exponential", "elu")]
     for make in (backward_kernel, forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
+    found += [partial(outer_forward_kernel, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
     return [

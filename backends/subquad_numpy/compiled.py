@@ -31,6 +31,8 @@ from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
+from subquad_numpy.outer_scan import calls as outer_scan
+from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -211,6 +213,12 @@ def _some_number(call: Call) -> str | None:
     return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else None
 
 
+def _some_step(call: Call) -> str | None:
+    # the reason to decline a scan without steps or states, or None
+    q, _, v = call.arrays[:3]
+    return "there is no step, or no state" if 0 in (*v.shape, q.shape[-1]) else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -316,6 +324,12 @@ COMPILED: dict[str, Compiled] = {
             Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
             delta_scan.scan,
             launch=of_delta_scan.launch,
+        ),
+        Compiled(
+            "outer_scan",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_step),
+            outer_scan.scan,
+            launch=of_outer_scan.launch,
         ),
         Compiled(
             "iterative_pinv",

@@ -14,6 +14,7 @@ from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.nearest import nearest
+from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -31,6 +32,7 @@ __all__ = [
     "iterative_pinv",
     "linear_scan",
     "nearest",
+    "outer_scan",
     "selective_scan",
     "softmax_attention",
 ]

@@ -1,9 +1,11 @@
 """Scans, with their steps for decoding, and the states of chunks, which merge."""
 
 from subquad.scans.delta_rule import delta_rule, delta_rule_step
+from subquad.scans.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from subquad.scans.linear_scan import linear_scan, linear_scan_step
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
+from subquad.scans.ssd import ssd, ssd_step
 from subquad.scans.states import merge_scan, summarize_scan
 from subquad.scans.timeline import every
 
@@ -13,10 +15,14 @@ __all__ = [
     "delta_rule_step",
     "estimate_scan_error",
     "every",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "linear_scan",
     "linear_scan_step",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",
+    "ssd",
+    "ssd_step",
     "summarize_scan",
 ]

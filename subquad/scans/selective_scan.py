@@ -78,10 +78,11 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     xp = namespace_of(delta)
     real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
     softplus, limits = bool(options.get("delta_softplus")), options.get("delta_limits")
-    delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), softplus, limits)
     batch = broadcast_batch(u=u.shape[:-2], delta=delta.shape[:-2])
     given = {name: options.get(name) for name in ("segments", "mask")}
     time = timeline("u", u, batch, u.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
+    delta = time.filled(cast(xp, delta, real), 0.0, axis=-2)
+    delta = step_sizes(xp, delta, cast(xp, bias, real), softplus, limits)
     total = xp.astype(xp.sum(time.filled(delta, 0.0, axis=-2), axis=-2, keepdims=True), state)
     return time.restarted(xp.exp(xp.matrix_transpose(total) * cast(xp, A, state)), 0.0)
 
@@ -399,8 +400,9 @@ def _scan(
     xp = form.xp
     u, delta, A, B, C, D, z, delta_bias, state = form.enter(arrays)
     with form.computing(u):
-        if at_door:
-            delta, delta_bias, softplus = step_sizes(xp, delta, delta_bias, softplus, limits), None, False
+        if at_door:  # padded steps are filled before too: 0 times the slope at a NaN is NaN
+            delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+            delta_bias, softplus = None, False
         # a padded step has Δ = 0 and no input, so h = 1 h + 0; −∞ is what softplus takes to 0, whatever the bias
         moving_B, moving_C = (None if x is None or x.ndim == 2 else x for x in (B, C))
         rows = [time.filled(x, 0.0) for x in (u, z, moving_B, moving_C)]

@@ -748,3 +748,32 @@ def delta_scan(
         S = A @ S + strength * k[:, t, :, :, None] * v[:, t, :, None, :]
         o[:, t] = scale * (np.swapaxes(S, -1, -2) @ q[:, t, :, :, None])[..., 0]
     return o, S
+
+
+def outer_scan(
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array | None = None,
+    weight: Array | None = None,
+    bonus: Array | None = None,
+    skip: Array | None = None,
+    initial_state: Array | None = None,
+    resets: Array | None = None,
+    *,
+    scale: float = 1.0,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """(o, state) of q, k (batch, n, groups, d) and v (batch, n, heads, d_v), step by step."""
+    batch, n, heads, d_v = v.shape
+    q, k = (np.repeat(x, heads // x.shape[2], axis=2) for x in (q, k))
+    S = np.zeros((batch, heads, q.shape[-1], d_v)) if initial_state is None else initial_state
+    o = np.zeros(v.shape)
+    for t in reversed(range(n)) if reverse else range(n):
+        if resets is not None:
+            S = np.where(resets[:, t, None, None, None], 0, S)
+        kv = k[:, t, :, :, None] * v[:, t, :, None, :] * (1 if weight is None else weight[:, t, :, None, None])
+        read = None if bonus is None else S + bonus[..., None] * kv
+        S = (1 if g is None else np.exp(g[:, t, :, :, None])) * S + kv
+        o[:, t] = scale * np.einsum("bhdv,bhd->bhv", S if read is None else read, q[:, t])
+    return (o if skip is None else o + skip * v), S

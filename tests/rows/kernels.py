@@ -324,6 +324,26 @@ def delta_scan(name: str, n: int, *, heads: int = 2, d: int = D, d_v: int = D_V,
     return Example("delta_scan", name, draw, {"scale": 0.7, "reverse": reverse})
 
 
+def outer_scan(
+    name: str, n: int, *, sizes: tuple[int, ...] = (2, 1, 3, 7, 5), decay: str = "", given: str = "",
+    reverse: bool = False,
+) -> Example:  # fmt: skip
+    """Sizes are batch, groups, heads of a group, d and d_v; decay "head" or "channel"; `given` names other inputs."""
+    batch, groups, shared, d, d_v = sizes
+    heads = groups * shared
+
+    def draw() -> Arrays:
+        rng = np.random.default_rng(5)
+        q, k, v, start = normal(*2 * [(batch, n, groups, d)], (batch, n, heads, d_v), (batch, heads, d, d_v))
+        g = -np.exp(rng.uniform(-7, 2, (batch, n, heads, d if decay == "channel" else 1))) if decay else None
+        weight, bonus, skip = normal((batch, n, heads), (1, heads, d), (heads, d_v), seed=7)
+        resets = rng.random((batch, n)) < 0.1
+        others = {"weight": weight, "bonus": bonus, "skip": skip, "state": start, "resets": resets}
+        return q, k, v, g, *(x if key in given.split() else None for key, x in others.items())
+
+    return Example("outer_scan", name, draw, {"scale": 0.3, "reverse": reverse})
+
+
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
 for example in [
     softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
@@ -380,6 +400,13 @@ for example in [
     *(matrices(*shape) for shape in ((1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (2, 100, 100), (256, 256))),
     *(selective_scan(name) for name in ("plain", "gated", "groups", "constant", "complex", "reverse")),
     *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
+    outer_scan("plain", 63),
+    outer_scan("head", 130, sizes=(1, 2, 2, 16, 40), decay="head", given="weight skip state"),
+    outer_scan("channel", 70, sizes=(2, 2, 1, 19, 18), decay="channel", given="bonus state", reverse=True),
+    outer_scan("resets", 90, sizes=(2, 1, 2, 9, 33), decay="head", given="weight bonus skip resets state"),
+    outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
+    outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
+    outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
