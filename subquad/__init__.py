@@ -26,6 +26,8 @@ from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
+    causal_conv1d,
+    causal_conv1d_step,
     estimate_scan_error,
     linear_scan,
     merge_scan,
@@ -56,6 +58,8 @@ __all__ = [
     "Window",
     "attention",
     "attention_weights",
+    "causal_conv1d",
+    "causal_conv1d_step",
     "draw_omega",
     "estimate_error",
     "estimate_scan_error",

@@ -16,6 +16,8 @@ from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
+from subquad_numpy.causal_conv1d import calls as causal_conv1d
+from subquad_numpy.causal_conv1d import launch as of_causal_conv1d
 from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.features import calls as features
@@ -302,6 +304,15 @@ COMPILED: dict[str, Compiled] = {
             of_linear_scan.launch,
             of_linear_scan.launch_backward,
             unread=frozenset({1}),
+        ),
+        Compiled(
+            "causal_conv1d",
+            Accepts(dtypes=REAL, needs=_NUMBA),
+            causal_conv1d.conv,
+            causal_conv1d.conv_backward,
+            of_causal_conv1d.launch,
+            of_causal_conv1d.launch_backward,
+            unread=frozenset({5, 6}),
         ),
         Compiled(
             "iterative_pinv",

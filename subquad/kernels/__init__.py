@@ -5,6 +5,7 @@ Positional arguments are arrays or None; keywords are hashable, except the array
 
 from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
+from subquad.kernels.causal_conv1d import causal_conv1d
 from subquad.kernels.centroid_attention import centroid_attention
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
@@ -19,6 +20,7 @@ from subquad.kernels.softmax_attention import softmax_attention
 __all__ = [
     "balanced_tree",
     "block_attention",
+    "causal_conv1d",
     "centroid_attention",
     "clustered_attention",
     "feature_attend",

@@ -1,5 +1,6 @@
 """Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
 
+from subquad.scans.causal_conv1d import causal_conv1d, causal_conv1d_step
 from subquad.scans.linear_scan import linear_scan
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
@@ -7,6 +8,8 @@ from subquad.scans.states import merge_scan, summarize_scan
 
 __all__ = [
     "ScanErrorEstimate",
+    "causal_conv1d",
+    "causal_conv1d_step",
     "estimate_scan_error",
     "linear_scan",
     "merge_scan",

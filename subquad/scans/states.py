@@ -43,7 +43,7 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     TypeError
         If `return_state` is given, and as the scan raises for its arguments.
     ValueError
-        If `scan` is not registered, and as the scan raises for its arguments.
+        If `scan` is not registered or its states do not merge, and as the scan raises for its arguments.
 
     See Also
     --------
@@ -66,6 +66,9 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     True
     """
     row = scan_row(scan)
+    if row.decay is None:
+        msg = f"the states of {row.name} do not merge; give the state of one chunk to the next one as initial_state"
+        raise ValueError(msg)
     if "return_state" in options:
         msg = "summarize_scan returns the state alone; leave return_state out"
         raise TypeError(msg)

@@ -295,6 +295,19 @@ def linear_scan(name: str, n: int, *, state: bool = False, complex_: bool = Fals
     return Example("linear_scan", name, draw, {"reverse": reverse})
 
 
+def causal_conv1d(
+    name: str, n: int, *, width: int = 4, d: int = 5, silu: bool = True, bare: bool = False, reverse: bool = False
+) -> Example:
+    """With bias and initial state, unless bare; with resets where the name says so."""
+
+    def draw() -> Arrays:
+        x, weight, bias, state = normal((2, n, d), (d, width), (d,), (2, width - 1, d))
+        resets = np.random.default_rng(1).random((2, n)) < 0.1 if "resets" in name else None
+        return x, weight, *((None, None) if bare else (bias, state)), resets
+
+    return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
+
+
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
 for example in [
     softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
@@ -350,6 +363,12 @@ for example in [
     features("feature_step", "elu", 3 * ((2, 1),), (2,), "one token"),
     *(matrices(*shape) for shape in ((1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (2, 100, 100), (256, 256))),
     *(selective_scan(name) for name in ("plain", "gated", "groups", "constant", "complex", "reverse")),
+    causal_conv1d("bare", 63, silu=False, bare=True),
+    causal_conv1d("state", 70, d=37),
+    causal_conv1d("resets", 70, d=16),
+    causal_conv1d("reverse, resets", 40, width=7, reverse=True),
+    causal_conv1d("longer than the sequence, resets", 5, width=9),
+    causal_conv1d("one tap", 9, width=1),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
