@@ -126,7 +126,7 @@ def scan_forward(
     reverse: bool = False, **options: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     """(y, last state) of the selective scan."""
-    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
+    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, None
     static = {"delta_softplus": delta_softplus, "reverse": reverse}
     return COMPILED["selective_scan"].forward(arrays, static, **options)[0]
 
@@ -137,7 +137,7 @@ def scan_backward(
     grad_state: Array | None = None, **options: Any,
 ) -> Gradients:  # fmt: skip
     """Gradients of the selective scan; its outputs are not needed."""
-    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
+    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, None
     static, need = {"delta_softplus": delta_softplus, "reverse": reverse}, [x is not None for x in arrays]
     grads = grad_y, grad_state
     return Gradients(*COMPILED["selective_scan"].backward(arrays, static, None, (), grads, need, **options))
@@ -147,15 +147,16 @@ def linear_scan_forward(
     a: Array, b: Array, initial_state: Array | None = None, reverse: bool = False, **options: Any
 ) -> Array:
     """h of the linear scan."""
-    return COMPILED["linear_scan"].forward((a, b, initial_state), {"reverse": reverse}, **options)[0][0]
+    return COMPILED["linear_scan"].forward((a, b, initial_state, None), {"reverse": reverse}, **options)[0][0]
 
 
 def linear_scan_backward(
     a: Array, h: Array, initial_state: Array | None, reverse: bool, grad_h: Array, **options: Any
-) -> tuple[Array | None, ...]:
+) -> tuple[Array | None, ...] | None:
     """Gradients of the linear scan; b is not needed."""
-    arrays, need = (a, h, initial_state), [True, True, initial_state is not None]
-    return COMPILED["linear_scan"].backward(arrays, {"reverse": reverse}, None, (h,), (grad_h,), need, **options)
+    arrays, need = (a, h, initial_state, None), [True, True, initial_state is not None, False]
+    found = COMPILED["linear_scan"].backward(arrays, {"reverse": reverse}, None, (h,), (grad_h,), need, **options)
+    return None if found is None else found[:3]
 
 
 def _sum(x: Array | None, y: Array | None) -> Array | None:

@@ -22,7 +22,7 @@ def leaves(arrays: dict[str, Any]) -> dict[str, Any]:
 
 def scan(tensors: dict[str, Any], *, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
     """(y, last state) of tensors by name, shaped as the kernel's inputs: one line per formula."""
-    u, delta, A, B, C, D, z, delta_bias, h = Inputs(**tensors)
+    u, delta, A, B, C, D, z, delta_bias, h, _ = Inputs(**tensors)
     batch, n, d = u.shape
     delta = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:

@@ -294,7 +294,7 @@ COMPILED: dict[str, Compiled] = {
             selective_scan.scan_backward,
             of_selective_scan.launch,
             of_selective_scan.launch_backward,
-            unread=frozenset({9, 10}),
+            unread=frozenset({10, 11}),
         ),
         Compiled(
             "linear_scan",

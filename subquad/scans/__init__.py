@@ -5,12 +5,14 @@ from subquad.scans.linear_scan import linear_scan
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
 from subquad.scans.states import merge_scan, summarize_scan
+from subquad.scans.timeline import every
 
 __all__ = [
     "ScanErrorEstimate",
     "causal_conv1d",
     "causal_conv1d_step",
     "estimate_scan_error",
+    "every",
     "linear_scan",
     "merge_scan",
     "selective_scan",

@@ -5,7 +5,7 @@ h[t] = a[t] h[t−1] + b[t]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, overload
 
@@ -20,6 +20,7 @@ from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.linear_scan import linear_scan as scan_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
+from subquad.scans.timeline import Timeline, every, timeline
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
@@ -49,9 +50,13 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """Π_t a[t], (..., d): the factor by which a chunk multiplies the state before it."""
-    a = arrays["a"]
+    a, b = arrays["a"], arrays["b"]
     xp = namespace_of(a)
-    return xp.prod(xp.astype(a, compute_dtype(xp, a, arrays["b"])), axis=-2)
+    batch = broadcast_batch(a=a.shape[:-2], b=b.shape[:-2])
+    given = {name: options.get(name) for name in ("segments", "mask")}
+    time = timeline("a", a, batch, a.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
+    factors = time.filled(xp.astype(a, compute_dtype(xp, a, b)), 1.0, axis=-2)
+    return time.restarted(xp.prod(factors, axis=-2), 0.0)
 
 
 @overload
@@ -63,6 +68,9 @@ def linear_scan(
     initial_state: Array | None = None,
     return_state: Literal[False] = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> Array: ...
 @overload
@@ -74,8 +82,25 @@ def linear_scan(
     initial_state: Array | None = None,
     return_state: Literal[True],
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]: ...
+@overload
+def linear_scan(
+    a: Array,
+    b: Array,
+    /,
+    *,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every,
+    implementation: str = "auto",
+) -> tuple[Array, ...]: ...
 @register_scan(
     "linear_scan",
     state=StateSpec({"state": ("d",), "decay": ("d",)}, merge_by_decay),
@@ -94,6 +119,9 @@ def linear_scan(
     initial_state: Array | None = None,
     return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every | None = None,
     implementation: str = "auto",
 ) -> Any:
     """Compute a linear recurrence of the first order, each channel on its own.
@@ -112,6 +140,14 @@ def linear_scan(
         Return (h, state) instead of h.
     reverse : bool, default False
         Run time from the end: h[t] = a[t] h[t+1] + b[t].
+    segments : array of int, broadcastable to (..., n), optional
+        Numbers of the documents in a packed sequence: h starts anew from 0 where the number changes. `initial_state`
+        belongs to the first document of the call.
+    mask : array of bool, broadcastable to (..., n), optional
+        True for a step that counts. A padded step, False, leaves the state as it is and gives 0; its values have no
+        influence, nor has its number in `segments`.
+    states_at : sequence of int or `every`, optional
+        Positions p in 0 … n: the states after p steps are returned too. ``every(k)`` is (k, 2k, …).
     implementation : str, default "auto"
         "auto", "generic", or the name of a kernel; see `subquad.explain`.
 
@@ -122,14 +158,18 @@ def linear_scan(
     state : array, shape (..., d)
         Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32. As the
         `initial_state` of the next chunk, it continues this scan up to rounding.
+    states : array, shape (p, ..., d)
+        Only with `states_at`, last: for each position the state that a call on the first p steps returns (with
+        `reverse`, the last p).
 
     Raises
     ------
     TypeError
-        For inputs that are not arrays of one library with a floating dtype.
+        For inputs that are not arrays of one library with a floating dtype, `segments` that are not integers, a `mask`
+        that is not bool, and `states_at` that are no positions.
     ValueError
-        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
-        what was expected.
+        If shapes or devices do not fit, a position is not in 0 … n, or `implementation` cannot take the call; the
+        message names the argument and what was expected.
 
     See Also
     --------
@@ -156,23 +196,39 @@ def linear_scan(
     >>> a, b = np.asarray([1.0, 1.0, 0.0, 1.0]), np.ones((4, 1))
     >>> subquad.linear_scan(a[:, None], b)[:, 0]
     array([1., 2., 1., 2.])
+
+    Two documents in one sequence, and the states after the second step and the fourth:
+
+    >>> h, states = subquad.linear_scan(b, b, segments=np.asarray([7, 7, 7, 8]), states_at=(2, 4))
+    >>> h[:, 0], states[:, 0]
+    (array([1., 2., 3., 1.]), array([2., 1.]))
     """
     arrays = a, b, initial_state
     form = form_of("linear_scan", arrays, lambda: _form(*arrays))
     reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
+    *batch, n, _ = form.shape_of(0)
+    time = timeline(
+        "a", a, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
+    )
     a, b, start = form.enter(arrays)
     with form.computing(a):
-        h = scan_kernel(a, b, start, reverse=reverse, implementation=implementation)
-    out = form.leave(0, h)
-    if not return_state:
-        return out
-    xp, (batch, n, d) = form.xp, h.shape
-    if n:
-        row = 0 if reverse else n - 1
-        state = xp.concat([h[:, row : row + 1, :]], axis=1)  # a copy: a view would keep all of h in memory
-    else:
-        state = xp.zeros((batch, d), dtype=h.dtype, device=place_of(h)) if start is None else start
-    return out, form.leave(1, state)
+        a, b = time.filled(a, 1.0), time.filled(b, 0.0)  # h[t] = 1 h[t−1] + 0
+        h = scan_kernel(a, b, start, time.resets, reverse=reverse, implementation=implementation)
+        states = None if time.positions is None else [_state_at(time, h, start, p) for p in time.positions]
+        state = _state_at(time, h, start, n) if return_state or states == [] else None
+        out = form.leave(0, time.filled(h, 0.0))
+    state = None if state is None else form.leave(1, state)
+    states = None if states is None else [form.leave(1, x) for x in states]
+    return time.results(out, state, states, return_state=return_state)
+
+
+def _state_at(time: Timeline, h: Array, start: Array | None, position: int) -> Array:
+    """The state after so many steps: a row of h, copied, as a view would keep all of h in memory."""
+    xp, (batch, n, d) = time.xp, h.shape
+    if position == 0:
+        return xp.zeros((batch, d), dtype=h.dtype, device=place_of(h)) if start is None else start
+    row = n - position if time.reverse else position - 1
+    return xp.concat([h[:, row : row + 1, :]], axis=1)
 
 
 def _form(a: Array, b: Array, initial_state: Array | None) -> Form:

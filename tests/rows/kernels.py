@@ -272,25 +272,37 @@ def matrices(*shape: int) -> Example:
     return Example("iterative_pinv", "×".join(map(str, shape)), draw, {"iterations": 6})
 
 
-def selective_scan(name: str, n: int = 63) -> Example:
+def resets(*shape: int) -> Array:
+    """Starts of documents of some ten steps, the first step among them."""
+    drawn = np.random.default_rng(5).random(shape) < 0.1
+    drawn[..., 0] = True
+    return drawn
+
+
+def selective_scan(name: str, n: int = 63, *, anew: bool = False) -> Example:
     scan = next(scan for scan in SCANS if scan.name == name)
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "resets")
 
     def draw() -> Arrays:
         drawn = scan.draw(n)
+        if anew:
+            drawn["resets"] = resets(*scan.batch, n)
         for key in ("B", "C"):
             drawn[key] = drawn[key][..., None, :] if drawn[key].ndim == 3 else drawn[key]
         return tuple(drawn.get(key) for key in names)
 
-    return Example("selective_scan", name, draw, {"delta_softplus": scan.softplus, "reverse": scan.reverse},
+    return Example("selective_scan", name + " anew" * anew, draw, {"delta_softplus": scan.softplus, "reverse": scan.reverse},
                    never_half=(2, 5, 7, 8))  # fmt: skip
 
 
-def linear_scan(name: str, n: int, *, state: bool = False, complex_: bool = False, reverse: bool = False) -> Example:
+def linear_scan(
+    name: str, n: int, *, state: bool = False, complex_: bool = False, reverse: bool = False, anew: bool = False
+) -> Example:
     def draw() -> Arrays:
         a, b, h, turn = normal((2, n, 5), (2, n, 5), (2, 5), (2, n, 5))
         turn = np.exp(1j * turn) if complex_ else np.ones(())
-        return np.tanh(a) * turn, b * turn, h * turn[:, 0] if complex_ else h if state else None
+        before = h * turn[:, 0] if complex_ else h if state else None
+        return np.tanh(a) * turn, b * turn, before, resets(2, n) if anew else None
 
     return Example("linear_scan", name, draw, {"reverse": reverse})
 
@@ -369,11 +381,14 @@ for example in [
     causal_conv1d("reverse, resets", 40, width=7, reverse=True),
     causal_conv1d("longer than the sequence, resets", 5, width=9),
     causal_conv1d("one tap", 9, width=1),
+    *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
     linear_scan("complex", 63, state=True, complex_=True),
     linear_scan("reverse-complex", 63, complex_=True, reverse=True),
+    linear_scan("anew", 63, state=True, anew=True),
+    linear_scan("reverse-complex anew", 63, complex_=True, reverse=True, anew=True),
 ]:  # fmt: skip
     EXAMPLES[example.kernel].append(example)
 

@@ -21,7 +21,9 @@ Array = Any
 
 def declines(call: Call) -> str | None:
     """The reason why the CUDA kernel cannot take a call, or None; `ACCEPTS` checks dtypes and devices before."""
-    u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*call.arrays)
+    u, delta, A, B, C, D, z, delta_bias, initial_state, resets = Inputs(*call.arrays)
+    if resets is not None:
+        return "it starts no state anew within a sequence (segments)"
     names = {dtype_name(x) for x in (u, delta, z) if x is not None}
     others = {dtype_name(x) for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
     if len(names) > 1:
