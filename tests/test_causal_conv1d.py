@@ -229,3 +229,31 @@ X, W = np.ones((2, 5, 3)), np.ones((3, 4))
 def test_errors(error: type[Exception], message: str, call: Any) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@implementations
+@pytest.mark.parametrize("reverse", [False, True])
+def test_documents_and_padding(reverse: bool, implementation: str) -> None:
+    """Each document has the bits that it has alone, without its padded steps, whatever these hold."""
+    n, rng = 40, np.random.default_rng(0)
+    x, weight, bias, state = drawn(n)
+    mask, segments = rng.random((2, n)) < 0.6, np.cumsum(rng.random((2, n)) < 0.2, axis=1)
+    options: dict[str, Any] = {"activation": "silu", "reverse": reverse, "implementation": implementation}
+    y, last, states = subquad.causal_conv1d(
+        np.where(mask[..., None], x, np.nan), weight, bias, initial_state=state, mask=mask, segments=segments,
+        states_at=(0, 17, n), return_state=True, **options,
+    )  # fmt: skip
+    for i in range(2):
+        here = mask[i]
+        alone, after = subquad.causal_conv1d(
+            x[i][here], weight, bias, initial_state=state[i], segments=segments[i][here], return_state=True, **options
+        )
+        assert np.array_equal(y[i][here], alone)
+        assert not y[i][~here].any()
+        assert np.array_equal(last[i], after)
+    assert np.array_equal(states[0], state)
+    assert np.array_equal(states[2], last)
+    out, after = subquad.causal_conv1d_step(state, x[:, 0], weight, mask=np.asarray([False, True]))
+    assert np.array_equal(after[0], state[0])
+    assert not out[0].any()
+    assert np.array_equal(after[1, -1], x[1, 0])

@@ -38,6 +38,8 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.hashed_order.kernel import order_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
+    from subquad_numpy.lti_scan.backward import backward_kernel as lti_gradient_kernel
+    from subquad_numpy.lti_scan.forward import forward_kernel as lti_kernel
     from subquad_numpy.nearest.kernel import nearest_kernel
     from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.forward import forward_kernel
@@ -49,6 +51,11 @@ def kernels() -> list[Callable[[], Any]]:
         found += [partial(make, np.dtype(dtype), phi) for dtype in dtypes for phi in ("exponential", "elu")]
     for make in (backward_kernel, forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
+    found += [
+        partial(make, *kind)
+        for make in (lti_gradient_kernel, lti_kernel)
+        for kind in itertools.product(dtypes, (False, True))
+    ]
     found += [partial(make, dtype) for make in (conv_kernel, conv_gradient_kernel) for dtype in dtypes]
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip

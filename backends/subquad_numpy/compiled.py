@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from subquad.backend import Accepts, Call, Override
+from subquad.backend import Accepts, Call, Override, dtype_name
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
@@ -29,6 +29,8 @@ from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
+from subquad_numpy.lti_scan import calls as lti_scan
+from subquad_numpy.lti_scan import launch as of_lti_scan
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.selective_scan import calls as selective_scan
@@ -205,6 +207,13 @@ def _some_cluster(call: Call) -> str | None:
     return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
 
 
+def _one_precision(call: Call) -> str | None:
+    # the reason to decline arrays of two precisions, or None; the names of all dtypes are known
+    sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
+    found = {sizes.get(dtype_name(x)) for x in call.arrays if x is not None} - {None}
+    return "it computes in one precision" if len(found) > 1 else None
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -313,6 +322,15 @@ COMPILED: dict[str, Compiled] = {
             of_causal_conv1d.launch,
             of_causal_conv1d.launch_backward,
             unread=frozenset({5, 6}),
+        ),
+        Compiled(
+            "lti_scan",
+            Accepts(dtypes=COMPLEX, one_dtype=False, needs=_NUMBA, also=_one_precision),
+            lti_scan.scan,
+            lti_scan.scan_backward,
+            of_lti_scan.launch,
+            of_lti_scan.launch_backward,
+            unread=frozenset({8, 9}),
         ),
         Compiled(
             "iterative_pinv",

@@ -13,6 +13,7 @@ from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
+from subquad.kernels.lti_scan import lti_scan
 from subquad.kernels.nearest import nearest
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
@@ -30,6 +31,7 @@ __all__ = [
     "hashed_order",
     "iterative_pinv",
     "linear_scan",
+    "lti_scan",
     "nearest",
     "selective_scan",
     "softmax_attention",

@@ -1,7 +1,9 @@
 """Scans: the selective scan and its step, the linear scan, and the states of chunks, which merge."""
 
 from subquad.scans.causal_conv1d import causal_conv1d, causal_conv1d_step
+from subquad.scans.discretize import discretize
 from subquad.scans.linear_scan import linear_scan
+from subquad.scans.lti_scan import lti_scan, lti_scan_step
 from subquad.scans.rounding import ScanErrorEstimate, estimate_scan_error
 from subquad.scans.selective_scan import selective_scan, selective_scan_step
 from subquad.scans.states import merge_scan, summarize_scan
@@ -11,9 +13,12 @@ __all__ = [
     "ScanErrorEstimate",
     "causal_conv1d",
     "causal_conv1d_step",
+    "discretize",
     "estimate_scan_error",
     "every",
     "linear_scan",
+    "lti_scan",
+    "lti_scan_step",
     "merge_scan",
     "selective_scan",
     "selective_scan_step",

@@ -5,19 +5,24 @@ y[t] = act(bias + Σ_k weight[:, width − 1 − k] x[t − k])
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from subquad.backend import Array
+from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
 from subquad.core.dtypes import compute_dtype
+from subquad.core.gather import gather, gather_rows
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec
 from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
+from subquad.scans.timeline import Timeline, step_timeline, timeline
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -56,6 +61,7 @@ def causal_conv1d_step(
     /,
     *,
     activation: str | None = None,
+    mask: Array | None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]:
     """Compute one step of `causal_conv1d`, for decoding token by token; `x` has no time axis.
@@ -74,6 +80,8 @@ def causal_conv1d_step(
         Added to the sum.
     activation : {None, "silu", "swish"}, default None
         Both names stand for s / (1 + exp(−s)) of the sum s.
+    mask : array of bool, shape (...), optional
+        A step where it is False leaves the state as it is and gives 0.
     implementation : str, default "auto"
         "auto", "generic", or the name of an override of the kernel `causal_conv1d`; see `subquad.explain`.
 
@@ -104,7 +112,10 @@ def causal_conv1d_step(
     """
     arrays = x, weight, bias, state
     form = form_of("causal_conv1d_step", arrays, lambda: _form(*arrays, time=0))
-    return _convolve(form, arrays, activation, False, implementation)
+    *batch, _ = form.shape_of(0)
+    time = step_timeline("x", x, tuple(batch), mask, xp=form.xp)
+    y, state, _ = _convolve(form, time, arrays, activation, implementation)
+    return y, state
 
 
 @overload
@@ -118,6 +129,9 @@ def causal_conv1d(
     initial_state: Array | None = None,
     return_state: Literal[False] = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> Array: ...
 @overload
@@ -129,10 +143,13 @@ def causal_conv1d(
     *,
     activation: str | None = None,
     initial_state: Array | None = None,
-    return_state: Literal[True],
+    return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Any = None,
     implementation: str = "auto",
-) -> tuple[Array, Array]: ...
+) -> Any: ...
 @register_scan(
     "causal_conv1d",
     state=StateSpec({"state": ("width - 1", "d")}, None),
@@ -154,6 +171,9 @@ def causal_conv1d(
     initial_state: Array | None = None,
     return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Any = None,
     implementation: str = "auto",
 ) -> Any:
     """Convolve each channel with a few taps of its own, of the present input and of those before it.
@@ -178,6 +198,12 @@ def causal_conv1d(
     reverse : bool, default False
         Run time from the end: y[t] is of x[t] and the width − 1 inputs after it. The rows of a state are then in the
         order in which time passes them, so that the last one is the input next to the sequence.
+    segments : array of int, shape (..., n), optional
+        Numbers of documents: a step sees no input before a step whose number differs from that of the step before it.
+    mask : array of bool, shape (..., n), optional
+        False for a padded step, which is passed over: it is no input of the steps after it, and its output is 0.
+    states_at : sequence of int, or `subquad.every`, optional
+        Positions p in 0 … n: the states after p steps are returned too. ``every(k)`` is (k, 2k, …).
     implementation : str, default "auto"
         "auto", "generic", or the name of a kernel; see `subquad.explain`.
 
@@ -187,7 +213,11 @@ def causal_conv1d(
         The output, in the dtype and on the device of `x`.
     state : array, shape (..., width - 1, d)
         Only with `return_state`: the last width − 1 inputs, at least float32; those before a short chunk are taken from
-        `initial_state`. As the `initial_state` of the next chunk, it continues this convolution.
+        `initial_state`, and those before the last document are 0. As the `initial_state` of the next chunk, it
+        continues this convolution.
+    states : array, shape (p, ..., width - 1, d)
+        Only with `states_at`, last: for each position the state that a call on the first p steps returns (with
+        `reverse`, the last p).
 
     Raises
     ------
@@ -223,22 +253,65 @@ def causal_conv1d(
     """
     arrays = x, weight, bias, initial_state
     form = form_of("causal_conv1d", arrays, lambda: _form(*arrays, time=1))
-    return_state = check_flag("return_state", return_state)
-    y, state = _convolve(form, arrays, activation, check_flag("reverse", reverse), implementation)
-    return (y, state) if return_state else y
+    reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
+    *batch, n, _ = form.shape_of(0)
+    time = timeline(
+        "x", x, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
+    )
+    return time.results(*_convolve(form, time, arrays, activation, implementation), return_state=return_state)
 
 
 def _convolve(
-    form: Form, arrays: tuple[Any, ...], activation: str | None, reverse: bool, implementation: str
-) -> tuple[Array, Array]:
-    """(y, state) of a call, by its form."""
+    form: Form, time: Timeline, arrays: tuple[Any, ...], activation: str | None, implementation: str
+) -> tuple[Array, Array, list[Array] | None]:
+    """(y, last state, states at positions) of a call, by its form."""
     if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS):
         msg = f"activation is {activation!r}, expected None, 'silu' or 'swish'"
         raise ValueError(msg)
-    given, silu = form.enter(arrays), activation is not None
-    with form.computing(given[0]):
-        y, state = conv_kernel(*given, None, silu=silu, reverse=reverse, implementation=implementation)
-    return form.leave(0, y), form.leave(1, state)
+    given: list[Any] = form.enter(arrays)
+    x, weight, bias, start = given
+
+    def conv(x: Any, state: Any, resets: Array | None, *, reverse: bool) -> tuple[Array, Array]:
+        silu = activation is not None
+        return conv_kernel(x, weight, bias, state, resets, silu=silu, reverse=reverse, implementation=implementation)
+
+    def scan(rows: Any, state: Any, resets: Array | None) -> tuple[Array, Array]:
+        x, mask = rows
+        if mask is None:
+            return conv(x, state, resets, reverse=time.reverse)
+        if state is None:
+            state = form.xp.zeros((x.shape[0], weight.shape[1] - 1, x.shape[2]), dtype=x.dtype, device=place_of(x))
+        return pass_over(form.xp, partial(conv, reverse=False), x, mask, state, resets, reverse=time.reverse)
+
+    with form.computing(x):
+        y, state, states = time.run(scan, (time.filled(x, 0.0), time.mask), start)
+    found = None if states is None else [form.leave(1, x) for x in states]
+    return form.leave(0, y), form.leave(1, state), found
+
+
+def pass_over(
+    xp: ModuleType, conv: Callable[..., tuple[Array, Array]], x: Array, mask: Array, state: Array,
+    resets: Array | None, *, reverse: bool,
+) -> tuple[Array, Array]:  # fmt: skip
+    """`conv(x, state, resets)` of the steps that count alone, moved together behind the state before them.
+
+    The padded steps stand before that state, where no step that counts sees them, and the last state is right as it is.
+    """
+    if reverse:
+        x, mask, resets = (None if a is None else xp.flip(a, axis=1) for a in (x, mask, resets))
+    (batch, n, _), history = x.shape, state.shape[1]
+    mask = xp.broadcast_to(mask, (batch, n))
+    counts = xp.concat([xp.ones((batch, history), dtype=mask.dtype, device=place_of(x)), mask], axis=1)
+    order = xp.argsort(xp.astype(counts, xp.int8), axis=1, stable=True)
+    rows = gather_rows(xp, xp.concat([state, x], axis=1), order)
+    if resets is not None:
+        before = xp.zeros((batch, history), dtype=resets.dtype, device=place_of(x))
+        resets = gather(xp, xp.concat([before, resets], axis=1), order)[:, history:]
+    y, state = conv(rows[:, history:, :], rows[:, :history, :], resets)
+    padded = n - xp.sum(xp.astype(mask, order.dtype), axis=1, keepdims=True)
+    rank = xp.cumulative_sum(xp.astype(mask, order.dtype), axis=1) - 1 + padded
+    y = gather_rows(xp, y, xp.where(mask, rank, 0))
+    return xp.flip(y, axis=1) if reverse else y, state
 
 
 def _form(x: Array, weight: Array, bias: Array | None, state: Array | None, *, time: int) -> Form:

@@ -320,6 +320,27 @@ def causal_conv1d(
     return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
 
 
+def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
+    """A complex model, resets and padded steps where the name says so; skip connection and state, unless bare."""
+
+    def draw() -> Arrays:
+        u, D, decay, turn, *maps = normal((2, n, d), (d,), *[(d, d_state)] * 6)
+        B, C, state = maps[0], maps[1], normal((2, d, d_state), seed=1)[0]
+        rate = np.expm1(-np.exp(decay) / 10)
+        if "complex" in name:
+            rate, B, C, state = (
+                np.expm1(-np.exp(decay) / 10 + 1j * turn),
+                B + 1j * maps[2],
+                C + 1j * maps[3],
+                state * (1 - 0.5j),
+            )
+        padded = np.random.default_rng(3).random((1 if "shared" in name else 2, n)) < 0.8 if "padded" in name else None
+        given = (None, None) if bare else (D, state)
+        return u, rate, B, C, *given, resets(2, n) if "anew" in name else None, padded
+
+    return Example("lti_scan", name, draw, {"reverse": reverse})
+
+
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
 for example in [
     softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
@@ -382,6 +403,13 @@ for example in [
     causal_conv1d("longer than the sequence, resets", 5, width=9),
     causal_conv1d("one tap", 9, width=1),
     *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
+    lti_scan("bare", 63, bare=True),
+    lti_scan("state", 70, d=19, d_state=4),
+    lti_scan("complex", 130, d_state=5),
+    lti_scan("anew, padded", 70),
+    lti_scan("complex anew", 40, d=17, reverse=True),
+    lti_scan("complex, padded, shared", 40, d_state=2, reverse=True),
+    lti_scan("one step", 1, d_state=1),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
