@@ -79,7 +79,15 @@ def test_states_of_chunks_merge_to_the_state_of_all(library: Library, name: str)
             assert relative_error(library.numpy(together[key]), library.numpy(x)) <= tolerance(dtype)
 
 
-@every_scan
+def test_states_that_do_not_merge_are_no_summaries() -> None:
+    for row in SCANS.values():
+        if row.decay is None:
+            arrays, options = drawn(row.name, 5)
+            with pytest.raises(ValueError, match=r"do not merge; give the state .* as initial_state"):
+                summarize(row, arrays, options)
+
+
+@pytest.mark.parametrize("name", [name for name, row in SCANS.items() if row.state.merge is not None])
 def test_a_state_is_what_the_scan_goes_on_from(name: str) -> None:
     """h_after = decay ∘ h_before + state, or with a matrix product, whatever h_before is."""
     row, (arrays, options) = SCANS[name], drawn(name, 20)

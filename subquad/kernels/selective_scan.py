@@ -20,6 +20,7 @@ from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
+from subquad.kernels.sigmoid import sigmoid
 
 RUN = 32  # steps of a run: each span loops over them twice
 # Target size of the states of all runs together: large enough that arithmetic outweighs the calls of each step.
@@ -136,8 +137,7 @@ def skip_and_gate(xp: ModuleType, y: Array, u: Array, D: Array | None, z: Array 
     if D is not None:
         y = y + D * u
     if z is not None:
-        e = xp.exp(xp.where(z > 0, -z, z))  # exp(−|z|), which cannot overflow
-        y = y * z * (xp.where(z > 0, xp.ones_like(e), e) / (1 + e))
+        y = y * z * sigmoid(xp, z)
     return y
 
 

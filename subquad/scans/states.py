@@ -49,7 +49,7 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     TypeError
         If `return_state` or `states_at` is given, and as the scan raises for its arguments.
     ValueError
-        If `scan` is not registered, and as the scan raises for its arguments.
+        If `scan` is not registered or its states do not merge, and as the scan raises for its arguments.
 
     See Also
     --------
@@ -78,6 +78,9 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
         if name in options:
             msg = f"summarize_scan returns the state alone; leave {name} out"
             raise TypeError(msg)
+    if row.decay is None:
+        msg = f"the states of {row.name} do not merge; give the state of one chunk to the next one as initial_state"
+        raise ValueError(msg)
     _, state = row.function(*arrays, **options, return_state=True)
     named = dict(zip(row.positional, arrays, strict=False)) | options
     xp = check_arrays(state=state)

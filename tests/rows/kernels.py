@@ -344,6 +344,40 @@ def outer_scan(
     return Example("outer_scan", name, draw, {"scale": 0.3, "reverse": reverse})
 
 
+def causal_conv1d(
+    name: str, n: int, *, width: int = 4, d: int = 5, silu: bool = True, bare: bool = False, reverse: bool = False
+) -> Example:
+    """With bias and initial state, unless bare; with resets where the name says so."""
+
+    def draw() -> Arrays:
+        x, weight, bias, state = normal((2, n, d), (d, width), (d,), (2, width - 1, d))
+        resets = np.random.default_rng(1).random((2, n)) < 0.1 if "resets" in name else None
+        return x, weight, *((None, None) if bare else (bias, state)), resets
+
+    return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
+
+
+def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
+    """A complex model, resets and padded steps where the name says so; skip connection and state, unless bare."""
+
+    def draw() -> Arrays:
+        u, D, decay, turn, *maps = normal((2, n, d), (d,), *[(d, d_state)] * 6)
+        B, C, state = maps[0], maps[1], normal((2, d, d_state), seed=1)[0]
+        rate = np.expm1(-np.exp(decay) / 10)
+        if "complex" in name:
+            rate, B, C, state = (
+                np.expm1(-np.exp(decay) / 10 + 1j * turn),
+                B + 1j * maps[2],
+                C + 1j * maps[3],
+                state * (1 - 0.5j),
+            )
+        padded = np.random.default_rng(3).random((1 if "shared" in name else 2, n)) < 0.8 if "padded" in name else None
+        given = (None, None) if bare else (D, state)
+        return u, rate, B, C, *given, resets(2, n) if "anew" in name else None, padded
+
+    return Example("lti_scan", name, draw, {"reverse": reverse})
+
+
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
 for example in [
     softmax_attention("square", (2, 3, 40), (2, 1, 40), d_v=D),
@@ -399,6 +433,12 @@ for example in [
     features("feature_step", "elu", 3 * ((2, 1),), (2,), "one token"),
     *(matrices(*shape) for shape in ((1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (2, 100, 100), (256, 256))),
     *(selective_scan(name) for name in ("plain", "gated", "groups", "constant", "complex", "reverse")),
+    causal_conv1d("bare", 63, silu=False, bare=True),
+    causal_conv1d("state", 70, d=37),
+    causal_conv1d("resets", 70, d=16),
+    causal_conv1d("reverse, resets", 40, width=7, reverse=True),
+    causal_conv1d("longer than the sequence, resets", 5, width=9),
+    causal_conv1d("one tap", 9, width=1),
     *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
     outer_scan("plain", 63),
     outer_scan("head", 130, sizes=(1, 2, 2, 16, 40), decay="head", given="weight skip state"),
@@ -407,6 +447,13 @@ for example in [
     outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
     outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
     outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
+    lti_scan("bare", 63, bare=True),
+    lti_scan("state", 70, d=19, d_state=4),
+    lti_scan("complex", 130, d_state=5),
+    lti_scan("anew, padded", 70),
+    lti_scan("complex anew", 40, d=17, reverse=True),
+    lti_scan("complex, padded, shared", 40, d_state=2, reverse=True),
+    lti_scan("one step", 1, d_state=1),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
