@@ -96,6 +96,30 @@ def test_a_split_sequence_equals_the_definition(library, case):
     assert_close(got, case, 2 * DOUBLE if case.dtype == "float64" else SINGLE)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_passes_where_the_state_starts_anew(library, reverse):
+    """Not even what is no number, through chunks of time that are joined, nor by a gradient."""
+    case = next(case for case in SPLIT if case.anew)
+    arrays, dy, _ = case.inputs()
+    numbers = np.arange(case.n) // 47
+    changes = numbers[1:] != numbers[:-1]
+    resets = np.append(changes, False) if reverse else np.append(False, changes)
+    arrays["resets"] = np.stack([resets, resets])
+    found = []
+    for value in (1, np.nan):
+        for name in ("u", "delta", "z", "B", "C"):
+            arrays[name][:, numbers == 1] *= value
+        inputs = Inputs(*(None if x is None else x if x.dtype == bool else x.astype("f4") for x in arrays.values()))
+        options = {"delta_softplus": True, "reverse": reverse, "device": NumpyDevice(library.run)}
+        with small_chunks(32):
+            y, state, _ = calls.scan_forward(inputs, **options)
+            by = calls.scan_backward(dy.astype("f4"), None, inputs, **options)
+        of_steps = [x[:, numbers != 1] for x in (y, by.u, by.delta, by.z, by.B, by.C)]
+        found.append([*of_steps, state, by.initial_state])
+    for clean, dirty in zip(*found, strict=True):
+        assert np.array_equal(clean, dirty)
+
+
 @pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
 def test_half_precision_rounds_only_the_outputs(device, case):
     got = solve(case, device)
