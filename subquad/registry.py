@@ -70,8 +70,10 @@ class ScanRow:
         The scan; it takes arrays by position, then options and further arrays by keyword.
     state : StateSpec
         The arrays that `summarize_scan` returns, and how two such states merge.
-    decay : callable
-        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them.
+    decay : callable or None
+        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them, a decay or,
+        if `state` has the field "transition", a matrix; None if they do something else to it, so that states do not
+        merge.
     draw : callable
         ``draw(rng, n)`` returns example inputs of n steps, in float64, of realistic sizes and time scales.
     cost : str
@@ -89,7 +91,7 @@ class ScanRow:
     name: str
     function: Callable[..., Any]
     state: StateSpec
-    decay: Callable[[Mapping[str, Any], Mapping[str, Any]], Array]
+    decay: Callable[[Mapping[str, Any], Mapping[str, Any]], Array] | None
     draw: Callable[[np.random.Generator, int], Inputs]
     cost: str = ""
     positional: tuple[str, ...] = ()

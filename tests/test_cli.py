@@ -19,6 +19,7 @@ import subquad
 from subquad.cli import cases, compare, definitions, libraries, main, measure
 from subquad.cli.inputs import read_npz, read_sample
 from subquad.core import loading
+from subquad.registry import SCANS
 
 FAST = ["--backends", "numpy", "--n", "16,40", "--repeat", "2"]
 
@@ -58,7 +59,7 @@ def test_compare_writes_every_method_and_length(tmp_path: Path, capsys: pytest.C
     rows = facts["results"]
     names = ["exact", "auto", "bigbird 16", "bigbird 64", "window 64", "window 256", "clustered 4", "clustered 16",
              "favor 64", "favor 256", "linear", "linformer 64", "linformer 256", "lsh 1", "lsh 4", "nystrom 32",
-             "nystrom 64", "gated_linear_attention", "linear_scan", "selective_scan", "ssd"]  # fmt: skip
+             "nystrom 64", *SCANS]  # fmt: skip
     assert [(row["n"], row["label"]) for row in rows] == [(n, name) for n in (16, 40) for name in names]
     assert facts["complete"] is True
     assert facts["inputs"]["shapes"] == {"q": [3, 1024, 64], "k": [1, 1024, 64], "v": [1, 1024, 64]}
@@ -129,8 +130,7 @@ def test_every_library_gives_the_same_error(tmp_path: Path, file: Path) -> None:
 def test_causal_leaves_out_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FAST, "--causal", "--out", str(tmp_path)]) == 0
     facts = report(tmp_path)
-    methods = {"exact", "auto", "bigbird", "clustered", "favor", "linear", "lsh", "window", "gated_linear_attention",
-               "linear_scan", "selective_scan", "ssd"}  # fmt: skip
+    methods = {"exact", "auto", "bigbird", "clustered", "favor", "linear", "lsh", "window", *SCANS}
     assert {row["method"] for row in facts["results"]} == methods
     assert any(note.startswith("nystrom 32, nystrom 64 left out: ") for note in facts["notes"])
     assert max(row["error"] for row in facts["results"] if row["method"] == "exact") < 2e-6

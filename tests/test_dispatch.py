@@ -91,7 +91,7 @@ def test_half_precision_reaches_the_scan_as_it_is(delta: str, kept: str) -> None
     seen: dict[str, str] = {}
 
     def run(*arrays: Any, **keywords: Any) -> Any:
-        seen.update(zip(Inputs._fields, (x.dtype.name for x in arrays), strict=True))
+        seen.update({name: x.dtype.name for name, x in zip(Inputs._fields, arrays, strict=True) if x is not None})
         return kernels.selective_scan.generic(*arrays, **keywords)
 
     accepts = Accepts(dtypes=("float16", "float32"), one_dtype=False)

@@ -198,7 +198,7 @@ OPTIONS: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "landmarks-of-few-queries": (ValueError, "query_mask leaves between 2 and 6", lambda: few_queries()),
     "landmarks-of-no-queries": (ValueError, "at least one visible query", lambda: few_queries(0, 0)),
     "step-lengths": (ValueError, "one key per query, got 5 queries and 6 keys", lambda: subquad.Favor().step(x[:5], x, x)),
-    "explain": (ValueError, "explain knows these functions and calls of methods, got 'softmax'; Known: attention, gated_linear_attention", lambda: subquad.explain("softmax", x)),
+    "explain": (ValueError, "explain knows these functions and calls of methods, got 'softmax'; Known: attention, ", lambda: subquad.explain("softmax", x)),
     "draw-omega": (ValueError, "projection", lambda: subquad.draw_omega("qr", 3, 4, 0)),
 }  # fmt: skip
 

@@ -27,6 +27,8 @@ def compile_share() -> None:
 
 def kernels() -> list[Callable[[], Any]]:
     """Functions that compile one kernel each, those that take longest first."""
+    from subquad_numpy.causal_conv1d.backward import backward_kernel as conv_gradient_kernel
+    from subquad_numpy.causal_conv1d.forward import forward_kernel as conv_kernel
     from subquad_numpy.features.attend import attend_kernel
     from subquad_numpy.features.attend_gradient import attend_gradient_kernel
     from subquad_numpy.features.step import step_kernel
@@ -36,6 +38,8 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.hashed_order.kernel import order_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
+    from subquad_numpy.lti_scan.backward import backward_kernel as lti_gradient_kernel
+    from subquad_numpy.lti_scan.forward import forward_kernel as lti_kernel
     from subquad_numpy.nearest.kernel import nearest_kernel
     from subquad_numpy.outer_scan.backward import backward_kernel as outer_backward_kernel
     from subquad_numpy.outer_scan.forward import forward_kernel as outer_forward_kernel
@@ -51,6 +55,13 @@ def kernels() -> list[Callable[[], Any]]:
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
     for make in (outer_backward_kernel, outer_forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
+    found += [partial(outer_forward_kernel, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
+    found += [
+        partial(make, *kind)
+        for make in (lti_gradient_kernel, lti_kernel)
+        for kind in itertools.product(dtypes, (False, True))
+    ]
+    found += [partial(make, dtype) for make in (conv_kernel, conv_gradient_kernel) for dtype in dtypes]
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
     return [

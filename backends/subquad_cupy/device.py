@@ -21,9 +21,9 @@ Array = Any
 STORAGE = {"float32": "float", "float64": "double", "float16": "fp16", "bfloat16": "bf16"}
 SERIES = ("u", "delta", "z", "B", "C", "y", "dy", "du", "ddelta", "dz", "dB", "dC")
 
-_POINTERS = ("A", "D", "bias", "first", "last", "carry", "sums", "checkpoints", "dA", "dD", "dbias")
+_POINTERS = ("A", "D", "bias", "first", "last", "carry", "sums", "checkpoints", "dA", "dD", "dbias", "resets")
 _SIZES = ("batch", "n", "d", "d_state", "groups", "blocks", "chunk", "chunks", "tiles")
-_FLAGS = ("softplus", "vector", "vector_state")
+_FLAGS = ("softplus", "vector", "vector_state", "resets_batch", "resets_time")
 _ROWS = np.dtype([("data", np.uint64), ("batch", np.int64), ("time", np.int64), ("group", np.int64)])
 SCAN = np.dtype(
     [("rows", _ROWS, len(SERIES))]

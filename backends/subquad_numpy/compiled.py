@@ -11,13 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from subquad.backend import Accepts, Call, Override
+from subquad.backend import Accepts, Call, Override, dtype_name
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
 from subquad_numpy.block_attention import launch as of_block_attention
+from subquad_numpy.causal_conv1d import calls as causal_conv1d
+from subquad_numpy.causal_conv1d import launch as of_causal_conv1d
 from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.clustered import launch as of_clustered
+from subquad_numpy.delta_scan import calls as delta_scan
+from subquad_numpy.delta_scan import launch as of_delta_scan
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -27,6 +31,8 @@ from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
+from subquad_numpy.lti_scan import calls as lti_scan
+from subquad_numpy.lti_scan import launch as of_lti_scan
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.outer_scan import calls as outer_scan
@@ -205,10 +211,23 @@ def _some_cluster(call: Call) -> str | None:
     return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
 
 
+def _some_number(call: Call) -> str | None:
+    # the reason to decline calls without steps, or without states; None if there is none
+    q, _, v, *_ = call.arrays
+    return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else None
+
+
 def _some_step(call: Call) -> str | None:
     # the reason to decline a scan without steps or states, or None
     q, _, v = call.arrays[:3]
     return "there is no step, or no state" if 0 in (*v.shape, q.shape[-1]) else None
+
+
+def _one_precision(call: Call) -> str | None:
+    # the reason to decline arrays of two precisions, or None; the names of all dtypes are known
+    sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
+    found = {sizes.get(dtype_name(x)) for x in call.arrays if x is not None} - {None}
+    return "it computes in one precision" if len(found) > 1 else None
 
 
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
@@ -300,7 +319,7 @@ COMPILED: dict[str, Compiled] = {
             selective_scan.scan_backward,
             of_selective_scan.launch,
             of_selective_scan.launch_backward,
-            unread=frozenset({9, 10}),
+            unread=frozenset({10, 11}),
         ),
         Compiled(
             "linear_scan",
@@ -312,6 +331,12 @@ COMPILED: dict[str, Compiled] = {
             unread=frozenset({1}),
         ),
         Compiled(
+            "delta_scan",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
+            delta_scan.scan,
+            launch=of_delta_scan.launch,
+        ),
+        Compiled(
             "outer_scan",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_some_step),
             outer_scan.scan,
@@ -319,6 +344,24 @@ COMPILED: dict[str, Compiled] = {
             of_outer_scan.launch,
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
+        ),
+        Compiled(
+            "causal_conv1d",
+            Accepts(dtypes=REAL, needs=_NUMBA),
+            causal_conv1d.conv,
+            causal_conv1d.conv_backward,
+            of_causal_conv1d.launch,
+            of_causal_conv1d.launch_backward,
+            unread=frozenset({5, 6}),
+        ),
+        Compiled(
+            "lti_scan",
+            Accepts(dtypes=COMPLEX, one_dtype=False, needs=_NUMBA, also=_one_precision),
+            lti_scan.scan,
+            lti_scan.scan_backward,
+            of_lti_scan.launch,
+            of_lti_scan.launch_backward,
+            unread=frozenset({8, 9}),
         ),
         Compiled(
             "iterative_pinv",

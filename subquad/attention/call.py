@@ -18,7 +18,7 @@ from subquad.core.checks import check_arrays, check_flag, check_floating, check_
 from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
 from subquad.core.kernel import signature_of
 from subquad.core.loading import backend_of
-from subquad.core.shapes import broadcast_batch
+from subquad.core.shapes import broadcast_batch, check_mask_axes
 from subquad.core.states import State, StateSpec
 
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
@@ -309,27 +309,6 @@ def check_keys(q: Array | None, k: Array, v: Array, key_mask: Array | None, xp: 
     mask = check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
     check_mask_axes("key_mask", mask, k.shape[:-2], v.shape[:-2], *(() if q is None else (q.shape[:-2],)))
     return mask
-
-
-def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...], tail: int = 1) -> None:
-    """Raise ValueError if the axes of a mask before the last `tail` could as well be the first batch axes as the last.
-
-    Broadcasting aligns them with the last, the heads, and one mask for each item of a batch is easily written that way.
-    """
-    own = tuple(mask.shape[:-tail])
-    for batch in batches:
-        if 0 < len(own) < len(batch) and max(own) > 1:
-            leading = all(size in (1, other) for size, other in zip(own, batch, strict=False))
-            trailing = all(size == 1 or other in (1, size) for size, other in zip(own[::-1], batch[::-1], strict=False))
-            if leading and trailing:
-                lacking = len(batch) - len(own)
-                spread = [":"] * len(own) + ["None"] * lacking + [":"] * tail
-                msg = (
-                    f"{name} has shape {tuple(mask.shape)} beside arrays of batch shape {tuple(batch)}: its first axes "
-                    f"fit the first and the last batch axes; give it all of them, as {name}[{'None, ' * lacking}...] "
-                    f"for the last, or {name}[{', '.join(spread)}] for the first"
-                )
-                raise ValueError(msg)
 
 
 def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes, enter
+from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, enter
 from subquad.attention.convolution import add_convolution
 from subquad.attention.kmeans import MOST, Clusters, find_clusters
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows
@@ -27,6 +27,7 @@ from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.loading import backend_of
+from subquad.core.shapes import check_mask_axes
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_summarize
 from subquad.kernels.feature_map import Exponential

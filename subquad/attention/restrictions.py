@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad.attention.call import AttentionCall, check_mask_axes
+from subquad.attention.call import AttentionCall
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_floating, check_positive
 from subquad.core.dtypes import cast, is_dtype
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
-from subquad.core.shapes import broadcast_batch
+from subquad.core.shapes import broadcast_batch, check_mask_axes
 from subquad.core.states import State
 from subquad.kernels.visibility import Sight, document_sight, frontier_sight, intersection, narrowed, plain_sight
 

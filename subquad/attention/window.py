@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, check_mask_axes
+from subquad.attention.call import ArrayOptions, AttentionCall, check_mask
 from subquad.attention.method import Method
 from subquad.attention.rest import check_rest
 from subquad.attention.restrictions import NONE, by_documents, on_host, sight_of
@@ -24,6 +24,7 @@ from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_count, check_floating, check_given
 from subquad.core.dtypes import cast
 from subquad.core.gather import gather, gather_rows
+from subquad.core.shapes import check_mask_axes
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention, join
 from subquad.kernels.visibility import Sight, narrowed

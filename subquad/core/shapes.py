@@ -48,3 +48,24 @@ def flatten_batch(xp: ModuleType, x: Array, batch: tuple[int, ...], rank: int) -
     if tuple(x.shape[:-rank]) != batch:
         x = xp.broadcast_to(x, (*batch, *tail))
     return xp.reshape(x, flat)
+
+
+def check_mask_axes(name: str, mask: Array, *batches: tuple[int, ...], tail: int = 1) -> None:
+    """Raise ValueError if the axes of a mask before the last `tail` could as well be the first batch axes as the last.
+
+    Broadcasting aligns them with the last, the heads, and one mask for each item of a batch is easily written that way.
+    """
+    own = tuple(mask.shape[:-tail])
+    for batch in batches:
+        if 0 < len(own) < len(batch) and max(own) > 1:
+            leading = all(size in (1, other) for size, other in zip(own, batch, strict=False))
+            trailing = all(size == 1 or other in (1, size) for size, other in zip(own[::-1], batch[::-1], strict=False))
+            if leading and trailing:
+                lacking = len(batch) - len(own)
+                spread = [":"] * len(own) + ["None"] * lacking + [":"] * tail
+                msg = (
+                    f"{name} has shape {tuple(mask.shape)} beside arrays of batch shape {tuple(batch)}: its first axes "
+                    f"fit the first and the last batch axes; give it all of them, as {name}[{'None, ' * lacking}...] "
+                    f"for the last, or {name}[{', '.join(spread)}] for the first"
+                )
+                raise ValueError(msg)

@@ -5,13 +5,16 @@ Positional arguments are arrays or None; keywords are hashable, except the array
 
 from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
+from subquad.kernels.causal_conv1d import causal_conv1d
 from subquad.kernels.centroid_attention import centroid_attention
 from subquad.kernels.clustered_attention import clustered_attention
+from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
+from subquad.kernels.lti_scan import lti_scan
 from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import selective_scan
@@ -20,8 +23,10 @@ from subquad.kernels.softmax_attention import softmax_attention
 __all__ = [
     "balanced_tree",
     "block_attention",
+    "causal_conv1d",
     "centroid_attention",
     "clustered_attention",
+    "delta_scan",
     "feature_attend",
     "feature_step",
     "feature_summarize",
@@ -29,6 +34,7 @@ __all__ = [
     "hashed_order",
     "iterative_pinv",
     "linear_scan",
+    "lti_scan",
     "nearest",
     "outer_scan",
     "selective_scan",

@@ -20,6 +20,7 @@ from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
+from subquad.kernels.sigmoid import sigmoid
 
 RUN = 32  # steps of a run: each span loops over them twice
 # Target size of the states of all runs together: large enough that arithmetic outweighs the calls of each step.
@@ -38,10 +39,11 @@ class Inputs(NamedTuple):
     z: Array | None
     delta_bias: Array | None
     initial_state: Array | None
+    resets: Array | None = None
 
 
 class Gradients(Inputs):
-    """The gradient of a loss by each input; None for an input that is None."""
+    """The gradient of a loss by each input; None for an input that is None, and for `resets`."""
 
 
 def outputs(*arrays: Array, delta_softplus: bool, reverse: bool) -> tuple[Like, ...]:
@@ -61,6 +63,7 @@ def selective_scan(
     z: Array | None,
     delta_bias: Array | None,
     initial_state: Array | None,
+    resets: Array | None,
     /,
     *,
     delta_softplus: bool,
@@ -73,13 +76,15 @@ def selective_scan(
         B, C            (batch or 1, n, groups, d_state), or (d, d_state) if constant
         D, delta_bias   (d,)
         initial_state   (batch, d, d_state)
+        resets          (batch, n), bool
 
+    Before a step whose reset is True, 0 takes the place of the state, by selection: no value, NaN included, passes it.
     u, delta and z may all be of one half-precision dtype, and B and C then too. The computation is in float32 or wider;
     the generic form returns y in the dtype of u, an override may return it wider.
     """
     xp, stored = namespace_of(u), u.dtype
-    u, delta, A, B, C, D, z, delta_bias, initial_state = widened(
-        xp, Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    u, delta, A, B, C, D, z, delta_bias, initial_state, resets = widened(
+        xp, Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, resets)
     )
     batch, n, d = u.shape
     state = initial_state
@@ -88,11 +93,11 @@ def selective_scan(
     if n == 0:
         return u, state
     delta = step_sizes(xp, delta, delta_bias, delta_softplus)
-    rows = [u, delta, *(_as_rows(xp, x) for x in (B, C))]
+    rows = [u, delta, *(_as_rows(xp, x) for x in (B, C)), None if resets is None else resets[..., None]]
     if reverse:
         rows = [None if x is None else xp.flip(x, axis=-2) for x in rows]
 
-    def advance(state: Array, *span: Array) -> tuple[Array, Array]:
+    def advance(state: Array, *span: Array | None) -> tuple[Array, Array]:
         return _span(xp, state, A, B, C, span)
 
     width = batch * d * A.shape[-1] * backend_of(xp).items_behind(u, delta, A, B)
@@ -111,15 +116,20 @@ def widened(xp: ModuleType, inputs: Inputs) -> Inputs:
     return Inputs(*(cast(xp, x, xp.float32) if x is not None and x.dtype == stored else x for x in inputs))
 
 
-def step_sizes(xp: ModuleType, delta: Array, delta_bias: Array | None, softplus: bool) -> Array:
-    """Δ = delta + delta_bias, then, with `softplus`, max(x, 0) + log1p(exp(−|x|)) of it, which cannot overflow."""
+def step_sizes(
+    xp: ModuleType, delta: Array, delta_bias: Array | None, softplus: bool, limits: tuple[float, float] | None = None
+) -> Array:
+    """Δ = delta + delta_bias, then, with `softplus`, max(x, 0) + log1p(exp(−|x|)) of it, which cannot overflow.
+
+    At last Δ is clipped to the `limits` (low, high).
+    """
     if delta_bias is not None:
         delta = delta + delta_bias
     if softplus:
         positive = delta > 0
         small = xp.where(positive, -delta, delta)
         delta = xp.where(positive, delta, 0.0) + xp.log1p(xp.exp(small))
-    return delta
+    return delta if limits is None else xp.clip(delta, *limits)
 
 
 def skip_and_gate(xp: ModuleType, y: Array, u: Array, D: Array | None, z: Array | None) -> Array:
@@ -127,8 +137,7 @@ def skip_and_gate(xp: ModuleType, y: Array, u: Array, D: Array | None, z: Array 
     if D is not None:
         y = y + D * u
     if z is not None:
-        e = xp.exp(xp.where(z > 0, -z, z))  # exp(−|z|), which cannot overflow
-        y = y * z * (xp.where(z > 0, xp.ones_like(e), e) / (1 + e))
+        y = y * z * sigmoid(xp, z)
     return y
 
 
@@ -161,19 +170,27 @@ def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Ar
 
 
 def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Any, ...]) -> tuple[Array, Array]:
-    """(state after a span, output of the span), where `span` holds rows of u, delta, B and C."""
+    """(state after a span, output of the span), where `span` holds rows of u, delta, B, C and resets."""
     batch, n, d = span[0].shape
     columns, steps = run_sizes(n, RUN)
     # a padded step has Δ = 0: the state passes through it unchanged
     runs = [None if x is None else cut_runs(xp, x, columns, steps) for x in span]
     is_complex = xp.isdtype(A.dtype, "complex floating")
 
-    def learn(h: Array, u: Array, delta: Array, B_rows: Array | None, *_: Any) -> tuple[Array, None]:
+    def advanced(h: Array, u: Array, delta: Array, B_rows: Array | None, anew: Array | None) -> Array:
         size = xp.matrix_transpose(delta)
-        return xp.exp(size * A) * h + _maps_of_step(xp, B, B_rows, d) * (size * xp.matrix_transpose(u)), None
+        h = h if anew is None else xp.where(anew, 0.0, h)
+        return xp.exp(size * A) * h + _maps_of_step(xp, B, B_rows, d) * (size * xp.matrix_transpose(u))
 
-    def emit(h: Array, u: Array, delta: Array, B_rows: Array | None, C_rows: Array | None) -> tuple[Array, Array]:
-        h, _ = learn(h, u, delta, B_rows)
+    def learn(
+        h: Array, u: Array, delta: Array, B_rows: Array | None, _: Array | None, anew: Array | None
+    ) -> tuple[Array, None]:
+        return advanced(h, u, delta, B_rows, anew), None
+
+    def emit(
+        h: Array, u: Array, delta: Array, B_rows: Array | None, C_rows: Array | None, anew: Array | None
+    ) -> tuple[Array, Array]:
+        h = advanced(h, u, delta, B_rows, anew)
         y = read_out(xp, h, _maps_of_step(xp, C, C_rows, d), is_complex)
         return h, xp.expand_dims(y, axis=-2)
 
@@ -182,6 +199,8 @@ def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tupl
         zero = xp.zeros((batch, columns, *state.shape[1:]), dtype=state.dtype, device=place_of(state))
         left, _ = fold_blocks(learn, zero, runs, 1, xp=xp, exact=True)
         total = xp.matrix_transpose(xp.sum(runs[1], axis=-2, keepdims=True))
-        before = join_runs(xp, xp.exp(total * A), left, before)
+        cut = None if runs[4] is None else xp.any(runs[4], axis=-2, keepdims=True)
+        total = total if cut is None else xp.where(cut, 0.0, total)
+        before = join_runs(xp, xp.exp(total * A), left, before, cut)
     h, y = fold_blocks(emit, before, runs, 1, xp=xp, exact=True)
     return h[:, -1, ...], xp.reshape(y, (batch, columns * steps, d))[:, :n, :]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from subquad.backend import Array, Backend
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
@@ -65,6 +67,12 @@ class Form:
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """The context in which the scan computes."""
         return self.backend.computing(like)
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """The shape of output number `index` as the caller gets it."""
+        shape = self.outputs[index].shape
+        assert shape is not None
+        return shape
 
     def leave(self, index: int, x: Array) -> Array:
         """Output number `index` of the kernel in the dtype and shape that the caller gets."""
@@ -149,6 +157,24 @@ def check_inputs(arrays: dict[str, Any], *, time: int) -> Shapes:
     forms = {name: map_rank(name, arrays[name], u, steps, rows, d_state) for name in ("B", "C")}
     batches |= {name: arrays[name].shape[:-rank] for name, rank in forms.items() if rank}
     return Shapes(xp, broadcast_batch(**batches), d, d_state, forms)
+
+
+def check_limits(value: Any) -> tuple[float, float] | None:
+    """The limits of step sizes as two floats; TypeError for no pair of numbers, ValueError if low > high or NaN."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_real, value)):
+        msg = f"delta_limits is {value!r}, expected two numbers (low, high), such as (0.001, 0.1)"
+        raise TypeError(msg)
+    low, high = map(float, value)
+    if not low <= high:
+        msg = f"delta_limits is ({low}, {high}), expected low ≤ high"
+        raise ValueError(msg)
+    return low, high
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
 
 
 def map_rank(name: str, x: Array, u: Array, steps: tuple[int, ...], rows: tuple[int, ...], d_state: int) -> int:

@@ -6,7 +6,7 @@ S[t] = diag(exp g[t]) S[t−1] + k[t] v[t]ᵀ,    o[t] = scale · S[t]ᵀ q[t]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,6 +21,7 @@ from subquad.kernels.max_shift import divide_or_zero
 from subquad.kernels.outer_scan import outer_scan
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, form_of
+from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
 
 POSITIONAL = ("q", "k", "v", "g")
 INPUTS = (*POSITIONAL, "bonus", "initial_state")
@@ -72,9 +73,14 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     g, v = arrays.get("g"), arrays["v"]
     xp = namespace_of(v)
     compute = compute_dtype(xp, *(arrays.get(name) for name in INPUTS))
+    batch = broadcast_batch(**{name: arrays[name].shape[:-2] for name in POSITIONAL if arrays.get(name) is not None})
+    given = {name: options.get(name) for name in ("segments", "mask")}
+    time = timeline("v", v, batch, v.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
     if g is None:
-        return xp.ones((1, 1), dtype=compute, device=place_of(v))
-    return xp.exp(xp.matrix_transpose(xp.sum(cast(xp, g, compute), axis=-2, keepdims=True)))
+        total = xp.zeros((*(1 for _ in batch), 1, 1), dtype=compute, device=place_of(v))
+    else:
+        total = xp.sum(time.filled(cast(xp, g, compute), 0.0, axis=-2), axis=-2, keepdims=True)
+    return time.restarted(xp.exp(xp.matrix_transpose(total)), 0.0)
 
 
 def gated_linear_attention_step(
@@ -88,6 +94,7 @@ def gated_linear_attention_step(
     bonus: Array | None = None,
     scale: float | None = None,
     normalize: bool = False,
+    mask: Array | None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]:
     """Compute one step of `gated_linear_attention`, for decoding token by token; the arrays have no time axis.
@@ -110,6 +117,8 @@ def gated_linear_attention_step(
         Factor of the output. Default: d^(−1/2).
     normalize : bool, default False
         Divide by the same recurrence of the keys alone.
+    mask : array of bool, broadcastable to (...), optional
+        False for an item whose sequence has ended: its state stays as it is, and its o is 0.
     implementation : str, default "auto"
         "auto", "generic", or the name of an override of the kernel `outer_scan`; see `subquad.explain`.
 
@@ -141,7 +150,8 @@ def gated_linear_attention_step(
     arrays = q, k, v, g, bonus, state
     normalize = check_flag("normalize", normalize)
     form = form_of(_kind("step", normalize), arrays, lambda: _form(arrays, time=0, normalize=normalize))
-    return _scan(form, arrays, scale, normalize, implementation)
+    time = step_timeline("q", q, form.shape_of(0)[:-1], mask, xp=form.xp)
+    return _scan(form, arrays, scale, normalize, time, implementation)[:2]
 
 
 @overload
@@ -158,6 +168,9 @@ def gated_linear_attention(
     initial_state: Array | None = None,
     return_state: Literal[False] = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> Array: ...
 @overload
@@ -174,8 +187,30 @@ def gated_linear_attention(
     initial_state: Array | None = None,
     return_state: Literal[True],
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]: ...
+@overload
+def gated_linear_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array | None = None,
+    /,
+    *,
+    bonus: Array | None = None,
+    scale: float | None = None,
+    normalize: bool = False,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every,
+    implementation: str = "auto",
+) -> tuple[Array, ...]: ...
 @register_scan(
     "gated_linear_attention",
     state=StateSpec({"state": ("d", "d_v"), "decay": ("d", "d_v")}, merge_by_decay),
@@ -200,6 +235,9 @@ def gated_linear_attention(
     initial_state: Array | None = None,
     return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every | None = None,
     implementation: str = "auto",
 ) -> Any:
     """Compute causal linear attention whose state decays at each step: GLA, RetNet and RWKV-6.
@@ -233,6 +271,14 @@ def gated_linear_attention(
         Return (o, state) instead of o.
     reverse : bool, default False
         Run time from the end: S[t] = diag(exp g[t]) S[t+1] + k[t] v[t]ᵀ.
+    segments : array of int, broadcastable to (..., n), optional
+        Numbers of the documents in a packed sequence: S starts anew from 0 where the number changes. `initial_state`
+        belongs to the first document of the call.
+    mask : array of bool, broadcastable to (..., n), optional
+        True for a step that counts. A padded step, False, leaves the state as it is and gives 0; its values have no
+        influence, nor has its number in `segments`.
+    states_at : sequence of int or `every`, optional
+        Positions p in 0 … n: the states after p steps are returned too. ``every(k)`` is (k, 2k, …).
     implementation : str, default "auto"
         "auto", "generic", or the name of a kernel; see `subquad.explain`.
 
@@ -244,14 +290,18 @@ def gated_linear_attention(
         Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32. With
         `normalize` it is (..., d, d_v + 1), and its last column is z. As the `initial_state` of the next chunk, it
         continues this scan up to rounding.
+    states : array, shape (p, ..., d, d_v)
+        Only with `states_at`, last: for each position the state that a call on the first p steps returns (with
+        `reverse`, the last p).
 
     Raises
     ------
     TypeError
-        For inputs that are not arrays of one library with a real floating dtype.
+        For inputs that are not arrays of one library with a real floating dtype, `segments` that are not integers, a
+        `mask` that is not bool, and `states_at` that are no positions.
     ValueError
-        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
-        what was expected.
+        If shapes or devices do not fit, a position is not in 0 … n, or `implementation` cannot take the call; the
+        message names the argument and what was expected.
 
     See Also
     --------
@@ -289,8 +339,12 @@ def gated_linear_attention(
     arrays = q, k, v, g, bonus, initial_state
     normalize, return_state = check_flag("normalize", normalize), check_flag("return_state", return_state)
     form = form_of(_kind("scan", normalize), arrays, lambda: _form(arrays, time=1, normalize=normalize))
-    o, state = _scan(form, arrays, scale, normalize, implementation, reverse=reverse)
-    return (o, state) if return_state else o
+    *batch, n, _ = form.shape_of(0)
+    time = timeline(
+        "q", q, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at,
+        reverse=check_flag("reverse", reverse),
+    )  # fmt: skip
+    return time.results(*_scan(form, arrays, scale, normalize, time, implementation), return_state=return_state)
 
 
 def _kind(call: str, normalize: bool) -> str:
@@ -298,29 +352,35 @@ def _kind(call: str, normalize: bool) -> str:
 
 
 def _scan(
-    form: Form, arrays: tuple[Any, ...], scale: float | None, normalize: bool, implementation: str,
-    *, reverse: bool = False,
-) -> tuple[Array, Array]:  # fmt: skip
-    """(o, last state) of a call, by its form."""
-    reverse = check_flag("reverse", reverse)
+    form: Form, arrays: tuple[Any, ...], scale: float | None, normalize: bool, time: Timeline, implementation: str
+) -> tuple[Array, Array, list[Array] | None]:
+    """(o, last state, states at positions) of a call, by its form."""
     factor = arrays[0].shape[-1] ** -0.5 if scale is None else check_number("scale", scale)
     given: Any = form.enter(arrays)
     xp, (q, k, v, g, bonus, start) = form.xp, given
 
-    def scan(v: Array, start: Array | None) -> tuple[Array, Array]:
+    def outer(rows: Rows, v: Array | None, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
+        q, k, g = rows
         return outer_scan(
-            q, k, v, g, None, bonus, None, start, None, scale=factor, reverse=reverse, implementation=implementation
-        )
+            q, k, v, g, None, bonus, None, start, resets,
+            scale=factor, reverse=time.reverse, implementation=implementation,
+        )  # fmt: skip
+
+    def scan(rows: Rows, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
+        v, *rows = rows
+        assert v is not None
+        if not normalize:
+            return outer(rows, v, start, resets)
+        first, last = (None, None) if start is None else (start[..., :-1], start[..., -1:])
+        ones = xp.broadcast_to(xp.ones((1, 1, 1, 1), dtype=v.dtype, device=place_of(v)), (*v.shape[:-1], 1))
+        (o, state), (total, sums) = outer(rows, v, first, resets), outer(rows, ones, last, resets)
+        return divide_or_zero(xp, o, total), xp.concat([state, sums], axis=-1)
 
     with form.computing(q):
-        if not normalize:
-            o, state = scan(v, start)
-        else:
-            first, last = (None, None) if start is None else (start[..., :-1], start[..., -1:])
-            ones = xp.broadcast_to(xp.ones((1, 1, 1, 1), dtype=v.dtype, device=place_of(v)), (*v.shape[:-1], 1))
-            (o, state), (total, sums) = scan(v, first), scan(ones, last)
-            o, state = divide_or_zero(xp, o, total), xp.concat([state, sums], axis=-1)
-    return form.leave(0, o), form.leave(1, state)
+        # a padded step adds no k vᵀ, and its decay is 1
+        o, state, states = time.run(scan, [time.filled(x, 0.0) for x in (v, q, k, g)], start)
+    states = None if states is None else [form.leave(1, x) for x in states]
+    return form.leave(0, o), form.leave(1, state), states
 
 
 def _form(given: tuple[Any, ...], *, time: int, normalize: bool) -> Form:

@@ -5,6 +5,7 @@ h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    y[t] = C[t]·h[t] + D u[t]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -15,11 +16,13 @@ from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_flag
 from subquad.core.dtypes import cast, common_dtype, is_dtype, is_half
+from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
 from subquad.kernels.selective_scan import step_sizes
 from subquad.registry import Host, Inputs, register_scan
-from subquad.scans.call import Form, Target, check_inputs, flat_target, form_of
+from subquad.scans.call import Form, Target, check_inputs, check_limits, flat_target, form_of
+from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
 
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 STEP_INPUTS = (*INPUTS[:-1], "state")
@@ -71,12 +74,17 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
 
 def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """exp(A Σ_t Δ[t]), (..., d, d_state): the factor by which a chunk multiplies the state before it."""
-    delta, A, bias = arrays["delta"], arrays["A"], arrays.get("delta_bias")
+    u, delta, A, bias = arrays["u"], arrays["delta"], arrays["A"], arrays.get("delta_bias")
     xp = namespace_of(delta)
     real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
-    delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), bool(options.get("delta_softplus")))
-    total = xp.astype(xp.sum(delta, axis=-2, keepdims=True), state)
-    return xp.exp(xp.matrix_transpose(total) * cast(xp, A, state))
+    softplus, limits = bool(options.get("delta_softplus")), options.get("delta_limits")
+    batch = broadcast_batch(u=u.shape[:-2], delta=delta.shape[:-2])
+    given = {name: options.get(name) for name in ("segments", "mask")}
+    time = timeline("u", u, batch, u.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
+    delta = time.filled(cast(xp, delta, real), 0.0, axis=-2)
+    delta = step_sizes(xp, delta, cast(xp, bias, real), softplus, limits)
+    total = xp.astype(xp.sum(time.filled(delta, 0.0, axis=-2), axis=-2, keepdims=True), state)
+    return time.restarted(xp.exp(xp.matrix_transpose(total) * cast(xp, A, state)), 0.0)
 
 
 def selective_scan_step(
@@ -92,6 +100,8 @@ def selective_scan_step(
     z: Array | None = None,
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
+    mask: Array | None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]:
     """Compute one step of `selective_scan`, for decoding token by token; the arrays have no time axis.
@@ -117,6 +127,10 @@ def selective_scan_step(
         Bias that is added to `delta`, before softplus.
     delta_softplus : bool, default False
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
+    delta_limits : (float, float), optional
+        Least and greatest step size: Δ is clipped to them, after softplus.
+    mask : array of bool, broadcastable to (...), optional
+        False for an item whose sequence has ended: its state stays as it is, and its y is 0.
     implementation : str, default "auto"
         "auto", "generic", or the name of an override of the kernel `selective_scan`; see `subquad.explain`.
 
@@ -146,8 +160,12 @@ def selective_scan_step(
     array([3.])
     """
     arrays = u, delta, A, B, C, D, z, delta_bias, state
-    form = form_of("selective_scan_step", arrays, lambda: _form(arrays, time=0))
-    return _scan(form, arrays, delta_softplus, implementation)
+    softplus, limits = check_flag("delta_softplus", delta_softplus), check_limits(delta_limits)
+    at_door = _made_at_door(limits, mask, delta_bias, softplus)
+    kind = "selective_scan_step, delta at the door" if at_door else "selective_scan_step"
+    form = form_of(kind, arrays, lambda: _form(arrays, time=0, at_door=at_door))
+    time = step_timeline("u", u, form.shape_of(0)[:-1], mask, xp=form.xp)
+    return _scan(form, arrays, softplus, limits, at_door, time, implementation)[:2]
 
 
 @overload
@@ -163,9 +181,13 @@ def selective_scan(
     z: Array | None = None,
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
     initial_state: Array | None = None,
     return_state: Literal[False] = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> Array: ...
 @overload
@@ -181,11 +203,37 @@ def selective_scan(
     z: Array | None = None,
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
     initial_state: Array | None = None,
     return_state: Literal[True],
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]: ...
+@overload
+def selective_scan(
+    u: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every,
+    implementation: str = "auto",
+) -> tuple[Array, ...]: ...
 @register_scan(
     "selective_scan",
     state=StateSpec({"state": ("d", "d_state"), "decay": ("d", "d_state")}, merge_by_decay),
@@ -209,14 +257,18 @@ def selective_scan(
     z: Array | None = None,
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
     initial_state: Array | None = None,
     return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every | None = None,
     implementation: str = "auto",
 ) -> Any:
     """Compute a selective state-space scan (S6), diagonal in the state.
 
-        Δ[t] = softplus(delta[t] + delta_bias)         (the sum itself without delta_softplus)
+        Δ[t] = softplus(delta[t] + delta_bias)         (the sum itself without delta_softplus), within delta_limits
         h[t] = exp(Δ[t] A) h[t−1] + Δ[t] B[t] u[t],    h[−1] = initial_state
         y[t] = (C[t]·h[t] + D u[t]) silu(z[t])         (2 Re(C[t]·h[t]) for complex A)
 
@@ -247,12 +299,22 @@ def selective_scan(
         Bias that is added to `delta`, before softplus.
     delta_softplus : bool, default False
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
+    delta_limits : (float, float), optional
+        Least and greatest step size: Δ is clipped to them, after softplus. Either may be infinite.
     initial_state : array, shape (..., d, d_state), optional
         The state before the first step (with `reverse`, after the last). Default: zero.
     return_state : bool, default False
         Return (y, state) instead of y.
     reverse : bool, default False
         Run time from the end: h[t] = exp(Δ[t] A) h[t+1] + Δ[t] B[t] u[t].
+    segments : array of int, broadcastable to (..., n), optional
+        Numbers of the documents in a packed sequence: h starts anew from 0 where the number changes. `initial_state`
+        belongs to the first document of the call.
+    mask : array of bool, broadcastable to (..., n), optional
+        True for a step that counts. A padded step, False, leaves the state as it is and gives 0; its values have no
+        influence, nor has its number in `segments`.
+    states_at : sequence of int or `every`, optional
+        Positions p in 0 … n: the states after p steps are returned too. ``every(k)`` is (k, 2k, …).
     implementation : str, default "auto"
         "auto", "generic", or the name of a kernel; see `subquad.explain`.
 
@@ -263,14 +325,18 @@ def selective_scan(
     state : array, shape (..., d, d_state)
         Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32, complex
         if `A` is. As the `initial_state` of the next chunk, it continues this scan up to rounding.
+    states : array, shape (p, ..., d, d_state)
+        Only with `states_at`, last: for each position the state that a call on the first p steps returns (with
+        `reverse`, the last p).
 
     Raises
     ------
     TypeError
-        For inputs that are not arrays of one library with a floating dtype.
+        For inputs that are not arrays of one library with a floating dtype, `segments` that are not integers, a `mask`
+        that is not bool, `states_at` that are no positions, and `delta_limits` that are no two numbers.
     ValueError
-        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
-        what was expected.
+        If shapes or devices do not fit, a position is not in 0 … n, the limits are not in order, or `implementation`
+        cannot take the call; the message names the argument and what was expected.
 
     See Also
     --------
@@ -296,26 +362,66 @@ def selective_scan(
     >>> one = np.ones((3, 1))
     >>> subquad.selective_scan(one, one, np.zeros((1, 1)), one, one)[:, 0]
     array([1., 2., 3.])
+
+    A sequence of two steps with padding before it, and the state after each step:
+
+    >>> keep = np.asarray([False, True, True])
+    >>> y, h = subquad.selective_scan(one, one, np.zeros((1, 1)), one, one, mask=keep, states_at=subquad.every(1))
+    >>> y[:, 0], h[:, 0, 0]
+    (array([0., 1., 2.]), array([0., 1., 2.]))
     """
     arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
-    form = form_of("selective_scan", arrays, lambda: _form(arrays, time=1))
-    return_state = check_flag("return_state", return_state)
-    y, state = _scan(form, arrays, delta_softplus, implementation, reverse=reverse)
-    return (y, state) if return_state else y
+    softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
+    return_state, limits = check_flag("return_state", return_state), check_limits(delta_limits)
+    at_door = _made_at_door(limits, mask, delta_bias, softplus)
+    kind = "selective_scan, delta at the door" if at_door else "selective_scan"
+    form = form_of(kind, arrays, lambda: _form(arrays, time=1, at_door=at_door))
+    *batch, n, _ = form.shape_of(0)
+    time = timeline(
+        "u", u, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
+    )
+    y, state, states = _scan(form, arrays, softplus, limits, at_door, time, implementation)
+    return time.results(y, state, states, return_state=return_state)
+
+
+def _made_at_door(limits: Any, mask: Array | None, delta_bias: Array | None, softplus: bool) -> bool:
+    """Whether Δ is made before the kernel, which knows no limits, nor a delta that with any bias gives Δ = 0.
+
+    With softplus it does know one: −∞.
+    """
+    return limits is not None or (mask is not None and delta_bias is not None and not softplus)
 
 
 def _scan(
-    form: Form, arrays: Sequence[Any], delta_softplus: bool, implementation: str, *, reverse: bool = False
-) -> tuple[Array, Array]:
-    """(y, last state) of a call, by its form."""
-    softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
-    given = form.enter(arrays)
-    with form.computing(given[0]):
-        y, state = scan_kernel(*given, delta_softplus=softplus, reverse=reverse, implementation=implementation)
-    return form.leave(0, y), form.leave(1, state)
+    form: Form, arrays: Sequence[Any], softplus: bool, limits: tuple[float, float] | None, at_door: bool,
+    time: Timeline, implementation: str,
+) -> tuple[Array, Array, list[Array] | None]:  # fmt: skip
+    """(y, last state, states at positions) of a call, by its form."""
+    xp = form.xp
+    u, delta, A, B, C, D, z, delta_bias, state = form.enter(arrays)
+    with form.computing(u):
+        if at_door:  # padded steps are filled before too: 0 times the slope at a NaN is NaN
+            delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+            delta_bias, softplus = None, False
+        # a padded step has Δ = 0 and no input, so h = 1 h + 0; −∞ is what softplus takes to 0, whatever the bias
+        moving_B, moving_C = (None if x is None or x.ndim == 2 else x for x in (B, C))
+        rows = [time.filled(x, 0.0) for x in (u, z, moving_B, moving_C)]
+        rows.append(time.filled(delta, -math.inf if softplus else 0.0))
+
+        def scan(rows: Rows, state: Array | None, resets: Array | None) -> tuple[Array, Array]:
+            u, z, moving_B, moving_C, delta = rows
+            return scan_kernel(
+                u, delta, A, B if moving_B is None else moving_B, C if moving_C is None else moving_C,
+                D, z, delta_bias, state, resets,
+                delta_softplus=softplus, reverse=time.reverse, implementation=implementation,
+            )  # fmt: skip
+
+        y, state, states = time.run(scan, rows, state)
+    states = None if states is None else [form.leave(1, x) for x in states]
+    return form.leave(0, y), form.leave(1, state), states
 
 
-def _form(given: tuple[Any, ...], *, time: int) -> Form:
+def _form(given: tuple[Any, ...], *, time: int, at_door: bool) -> Form:
     """The form of a scan (`time` 1) or of one step (`time` 0), after checks of the arrays."""
     arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
     shapes = check_inputs(arrays, time=time)
@@ -326,7 +432,7 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     # dtype of u, delta and z: one half precision of all three stays, for the kernels that read and write it
     stored = real
     halves = is_half(xp, u.dtype) and all(x is None or x.dtype == u.dtype for x in (delta, z))
-    if halves and real == xp.float32:  # beside a float64 array, all are computed in float64
+    if halves and real == xp.float32 and not at_door:  # beside a float64 array, all are computed in float64
         stored = u.dtype
 
     def rows(x: Array | None) -> Target | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,7 +20,8 @@ from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import skip_and_gate, step_sizes
 from subquad.registry import Host, Inputs, register_scan
-from subquad.scans.call import Form, Target, flat_target, form_of
+from subquad.scans.call import Form, Target, check_limits, flat_target, form_of
+from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
 
 POSITIONAL = ("x", "delta", "A", "B", "C", "D")
 INPUTS = (*POSITIONAL, "z", "delta_bias", "initial_state")
@@ -83,8 +83,14 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     xp = namespace_of(given[0])
     compute = compute_dtype(xp, *given)
     delta, A, bias = (cast(xp, arrays.get(name), compute) for name in ("delta", "A", "delta_bias"))
-    steps = _limited(xp, step_sizes(xp, delta, bias, bool(options.get("delta_softplus"))), options.get("delta_limits"))
-    return xp.exp(xp.sum(steps, axis=-2) * A)[..., None, None]
+    x = arrays["x"]
+    batch = broadcast_batch(x=x.shape[:-3], delta=arrays["delta"].shape[:-2])
+    timed = {name: options.get(name) for name in ("segments", "mask")}
+    time = timeline("x", x, batch, x.shape[-3], **timed, reverse=bool(options.get("reverse")), fold=False)
+    delta = time.filled(delta, 0.0, axis=-2)
+    steps = step_sizes(xp, delta, bias, bool(options.get("delta_softplus")), options.get("delta_limits"))
+    total = xp.sum(time.filled(steps, 0.0, axis=-2), axis=-2)
+    return time.restarted(xp.exp(total * A)[..., None, None], 0.0)
 
 
 def ssd_step(
@@ -101,6 +107,7 @@ def ssd_step(
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
     delta_limits: tuple[float, float] | None = None,
+    mask: Array | None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]:
     """Compute one step of `ssd`, for decoding token by token; the arrays have no time axis.
@@ -129,6 +136,8 @@ def ssd_step(
         Apply softplus(x) = log1p(exp(x)) to the step sizes.
     delta_limits : (float, float), optional
         Least and greatest step size, after softplus.
+    mask : array of bool, broadcastable to (...), optional
+        False for an item whose sequence has ended: its state stays as it is, and its y is 0.
     implementation : str, default "auto"
         "auto", "generic", or the name of an override of the kernel `outer_scan`; see `subquad.explain`.
 
@@ -159,7 +168,8 @@ def ssd_step(
     """
     arrays = x, delta, A, B, C, D, z, delta_bias, state
     form = form_of("ssd_step", arrays, lambda: _form(arrays, time=0))
-    return _scan(form, arrays, delta_softplus, delta_limits, implementation)
+    time = step_timeline("x", x, form.shape_of(0)[:-2], mask, xp=form.xp)
+    return _scan(form, arrays, delta_softplus, delta_limits, time, implementation)[:2]
 
 
 @overload
@@ -179,6 +189,9 @@ def ssd(
     initial_state: Array | None = None,
     return_state: Literal[False] = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> Array: ...
 @overload
@@ -198,8 +211,33 @@ def ssd(
     initial_state: Array | None = None,
     return_state: Literal[True],
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: None = None,
     implementation: str = "auto",
 ) -> tuple[Array, Array]: ...
+@overload
+def ssd(
+    x: Array,
+    delta: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    /,
+    *,
+    z: Array | None = None,
+    delta_bias: Array | None = None,
+    delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
+    initial_state: Array | None = None,
+    return_state: bool = False,
+    reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every,
+    implementation: str = "auto",
+) -> tuple[Array, ...]: ...
 @register_scan(
     "ssd",
     state=StateSpec({"state": ("p", "d_state"), "decay": ("p", "d_state")}, merge_by_decay),
@@ -227,6 +265,9 @@ def ssd(
     initial_state: Array | None = None,
     return_state: bool = False,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
+    states_at: Sequence[int] | every | None = None,
     implementation: str = "auto",
 ) -> Any:
     """Compute the state-space scan of Mamba-2 (SSD), with one rate of decay for each head.
@@ -262,6 +303,14 @@ def ssd(
         Return (y, state) instead of y.
     reverse : bool, default False
         Run time from the end: h[t] = exp(Δ[t] A) h[t+1] + Δ[t] x[t] B[t]ᵀ.
+    segments : array of int, broadcastable to (..., n), optional
+        Numbers of the documents in a packed sequence: h starts anew from 0 where the number changes. `initial_state`
+        belongs to the first document of the call.
+    mask : array of bool, broadcastable to (..., n), optional
+        True for a step that counts. A padded step, False, leaves the state as it is and gives 0; its values have no
+        influence, nor has its number in `segments`.
+    states_at : sequence of int or `every`, optional
+        Positions p in 0 … n: the states after p steps are returned too. ``every(k)`` is (k, 2k, …).
     implementation : str, default "auto"
         "auto", "generic", or the name of a kernel; see `subquad.explain`.
 
@@ -272,14 +321,18 @@ def ssd(
     state : array, shape (..., heads, p, d_state)
         Only with `return_state`: the state after the last step (with `reverse`, the first), at least float32. As the
         `initial_state` of the next chunk, it continues this scan up to rounding.
+    states : array, shape (p, ..., heads, p, d_state)
+        Only with `states_at`, last: for each position the state that a call on the steps before it returns (with
+        `reverse`, on as many of the last steps).
 
     Raises
     ------
     TypeError
-        For inputs that are not arrays of one library with a real floating dtype.
+        For inputs that are not arrays of one library with a real floating dtype, `segments` that are not integers, a
+        `mask` that is not bool, `states_at` that are no positions, and `delta_limits` that are no two numbers.
     ValueError
-        If shapes or devices do not fit, or `implementation` cannot take the call; the message names the argument and
-        what was expected.
+        If shapes or devices do not fit, a position is not in 0 … n, the limits are not in order, or `implementation`
+        cannot take the call; the message names the argument and what was expected.
 
     See Also
     --------
@@ -310,50 +363,41 @@ def ssd(
     """
     arrays = x, delta, A, B, C, D, z, delta_bias, initial_state
     form = form_of("ssd", arrays, lambda: _form(arrays, time=1))
-    return_state = check_flag("return_state", return_state)
-    y, state = _scan(form, arrays, delta_softplus, delta_limits, implementation, reverse=reverse)
-    return (y, state) if return_state else y
+    return_state, reverse = check_flag("return_state", return_state), check_flag("reverse", reverse)
+    *batch, n, _, _ = form.shape_of(0)
+    time = timeline(
+        "x", x, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
+    )
+    y, state, states = _scan(form, arrays, delta_softplus, delta_limits, time, implementation)
+    return time.results(y, state, states, return_state=return_state)
 
 
 def _scan(
-    form: Form, arrays: Sequence[Any], delta_softplus: bool, delta_limits: Any, implementation: str,
-    *, reverse: bool = False,
-) -> tuple[Array, Array]:  # fmt: skip
-    """(y, last state) of a call, by its form."""
-    softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
-    limits, xp = check_limits("delta_limits", delta_limits), form.xp
+    form: Form, arrays: Sequence[Any], delta_softplus: bool, delta_limits: Any, time: Timeline, implementation: str
+) -> tuple[Array, Array, list[Array] | None]:
+    """(y, last state, states at positions) of a call, by its form."""
+    softplus, limits, xp = check_flag("delta_softplus", delta_softplus), check_limits(delta_limits), form.xp
     x, delta, A, B, C, D, z, delta_bias, start = form.enter(arrays)
-    with form.computing(x):
-        delta = _limited(xp, step_sizes(xp, delta, delta_bias, softplus), limits)
-        # the kernel's state is (..., d_state, p)
-        start = None if start is None else xp.matrix_transpose(start)
+
+    def scan(rows: Rows, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
+        x, delta, B, C, z = rows
+        assert delta is not None
         g = xp.expand_dims(delta * A, axis=-1)
         y, state = outer_scan(
-            C, B, x, g, delta, None, D, start, None, scale=1.0, reverse=reverse, implementation=implementation
-        )
-        y = skip_and_gate(xp, y, x, None, z)
-    return form.leave(0, y), form.leave(1, xp.matrix_transpose(state))
+            C, B, x, g, delta, None, D, start, resets,
+            scale=1.0, reverse=time.reverse, implementation=implementation,
+        )  # fmt: skip
+        return skip_and_gate(xp, y, x, None, z), state
 
-
-def check_limits(name: str, value: Any) -> tuple[float, float] | None:
-    """The pair (least, greatest) as floats, or None; TypeError or ValueError unless it is one, in this order."""
-    if value is None:
-        return None
-    numbers = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(numbers) != 2 or not all(
-        isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool) for x in numbers
-    ):
-        msg = f"{name} must be a pair of numbers (least, greatest), got {value!r}"
-        raise TypeError(msg)
-    least, greatest = map(float, numbers)
-    if not least <= greatest:  # also NaN
-        msg = f"{name} is {value!r}, expected (least, greatest) with least ≤ greatest"
-        raise ValueError(msg)
-    return least, greatest
-
-
-def _limited(xp: ModuleType, delta: Array, limits: tuple[float, float] | None) -> Array:
-    return delta if limits is None else xp.clip(delta, *limits)
+    with form.computing(x):
+        # filled before too: 0 times the slope at a NaN is NaN
+        delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+        # the kernel's state is (..., d_state, p)
+        start = None if start is None else xp.matrix_transpose(start)
+        y, state, states = time.run(scan, [time.filled(x, 0.0) for x in (x, delta, B, C, z)], start)
+        state = xp.matrix_transpose(state)
+        states = None if states is None else [form.leave(1, xp.matrix_transpose(x)) for x in states]
+    return form.leave(0, y), form.leave(1, state), states
 
 
 def _form(given: tuple[Any, ...], *, time: int) -> Form:

@@ -32,13 +32,14 @@ class Case:
     full: bool = True  # with D, z, delta_bias, initial_state, softplus and a gradient of the state
     reverse: bool = False
     shared: bool = False  # B and C with a batch axis of 1
+    anew: bool = False  # with documents of some ten steps
     dtype: str = "float32"
     decay: float = 1.0
 
     def __str__(self) -> str:
         words = [f"{self.batch}x{self.n}x{self.d}x{self.d_state}", self.dtype]
         words += [f"groups{self.groups}"] * (self.groups > 1) + [f"constant{self.constant}"] * bool(self.constant)
-        words += [name for name in ("reverse", "shared") if getattr(self, name)] + ["bare"] * (not self.full)
+        words += [name for name in ("reverse", "shared", "anew") if getattr(self, name)] + ["bare"] * (not self.full)
         return "-".join(words)
 
     @property
@@ -72,6 +73,8 @@ class Case:
         if self.full:
             arrays |= {"D": draw(self.d), "z": draw(*rows), "delta_bias": draw(self.d) / 4}
             arrays["initial_state"] = draw(*states)
+        if self.anew:
+            arrays["resets"] = np.random.default_rng(5).random((self.batch, self.n)) < 0.1
         return arrays, draw(*rows), draw(*states) if self.full else None
 
 
@@ -97,21 +100,24 @@ def expected(case: Case) -> dict[str, np.ndarray]:
         loss = loss + (state * torch.from_numpy(dstate)).sum()
     loss.backward()
     found = {"y": y.detach().numpy(), "state": state.detach().numpy()}
-    return found | {f"d{name}": leaf.grad.numpy() for name, leaf in leaves.items() if leaf is not None}
+    return found | {
+        f"d{name}": leaf.grad.numpy() for name, leaf in leaves.items() if leaf is not None and name != "resets"
+    }
 
 
 def solve(case: Case, device: Any, cast: Callable[[str, np.ndarray], Any] | None = None) -> dict[str, Any]:
     """The outputs and gradients that the kernels compute for a case, by the names of `expected`."""
     cast = cast or case.stored
     arrays, dy, dstate = case.inputs()
-    inputs = Inputs(*(None if x is None else cast(name, x) for name, x in arrays.items()))
+    resets = arrays.pop("resets")
+    inputs = Inputs(*(None if x is None else cast(name, x) for name, x in arrays.items()), resets)
     assert calls.declines(Call("selective_scan", inputs, static=case.options)) is None
     y, state, _ = calls.scan_forward(inputs, **case.options, device=device)
     dy = cast("dy", dy)
     dstate = None if dstate is None else cast("dstate", dstate)
     gradients = calls.scan_backward(dy, dstate, inputs, **case.options, device=device)
     found = {"y": y, "state": state}
-    return found | {f"d{name}": getattr(gradients, name) for name in Inputs._fields if arrays[name] is not None}
+    return found | {f"d{name}": getattr(gradients, name) for name, x in arrays.items() if x is not None}
 
 
 @contextmanager
@@ -140,6 +146,9 @@ CASES = [
     Case(1, 11, 12, 256),
     Case(2, 20, 5, 16, dtype="float64"),
     Case(1, 9, 8, 129, dtype="float64"),
+    Case(2, 45, 41, 16, anew=True),
+    Case(2, 33, 10, 3, groups=2, reverse=True, anew=True),
+    Case(2, 21, 12, 7, constant="BC", anew=True),
 ]
 # Longer than the chunks, whose first passes stop early where decay is fast and do not where it is slow.
 SPLIT = [
@@ -147,6 +156,8 @@ SPLIT = [
     Case(2, 150, 9, 16, decay=0.01, reverse=True),
     Case(1, 131, 8, 16, constant="BC", decay=3, full=False),
     Case(2, 131, 8, 16, dtype="float64"),
+    Case(2, 150, 9, 16, decay=0.01, anew=True),
+    Case(1, 131, 8, 16, constant="BC", reverse=True, dtype="float64", anew=True),
 ]
 # Ragged, read number by number, and with whole blocks, read and written by vectors.
 LOW_PRECISION = [

@@ -272,27 +272,56 @@ def matrices(*shape: int) -> Example:
     return Example("iterative_pinv", "×".join(map(str, shape)), draw, {"iterations": 6})
 
 
-def selective_scan(name: str, n: int = 63) -> Example:
+def resets(*shape: int) -> Array:
+    """Starts of documents of some ten steps, the first step among them."""
+    drawn = np.random.default_rng(5).random(shape) < 0.1
+    drawn[..., 0] = True
+    return drawn
+
+
+def selective_scan(name: str, n: int = 63, *, anew: bool = False) -> Example:
     scan = next(scan for scan in SCANS if scan.name == name)
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "resets")
 
     def draw() -> Arrays:
         drawn = scan.draw(n)
+        if anew:
+            drawn["resets"] = resets(*scan.batch, n)
         for key in ("B", "C"):
             drawn[key] = drawn[key][..., None, :] if drawn[key].ndim == 3 else drawn[key]
         return tuple(drawn.get(key) for key in names)
 
-    return Example("selective_scan", name, draw, {"delta_softplus": scan.softplus, "reverse": scan.reverse},
+    return Example("selective_scan", name + " anew" * anew, draw, {"delta_softplus": scan.softplus, "reverse": scan.reverse},
                    never_half=(2, 5, 7, 8))  # fmt: skip
 
 
-def linear_scan(name: str, n: int, *, state: bool = False, complex_: bool = False, reverse: bool = False) -> Example:
+def linear_scan(
+    name: str, n: int, *, state: bool = False, complex_: bool = False, reverse: bool = False, anew: bool = False
+) -> Example:
     def draw() -> Arrays:
         a, b, h, turn = normal((2, n, 5), (2, n, 5), (2, 5), (2, n, 5))
         turn = np.exp(1j * turn) if complex_ else np.ones(())
-        return np.tanh(a) * turn, b * turn, h * turn[:, 0] if complex_ else h if state else None
+        before = h * turn[:, 0] if complex_ else h if state else None
+        return np.tanh(a) * turn, b * turn, before, resets(2, n) if anew else None
 
     return Example("linear_scan", name, draw, {"reverse": reverse})
+
+
+def delta_scan(name: str, n: int, *, heads: int = 2, d: int = D, d_v: int = D_V, reverse: bool = False) -> Example:
+    """A scan of the delta rule, or of the general form where the name says so; with a decay by head or by channel, a
+    state and resets where it says so."""
+
+    def draw() -> Arrays:
+        q, k, v, a, b, gate, state = normal(*(5 * [(2, n, heads, d)]), (2, n, heads, d), (2, heads, d, d_v))
+        v, rng = normal((2, n, heads, d_v), seed=1)[0], np.random.default_rng(2)
+        k, a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (k, a, b))
+        g = -np.exp(2 * gate - 3) if "channel" in name else -np.exp(2 * gate[..., :1] - 3)
+        resets = rng.random((2, n)) < 0.1
+        of_steps = (None, a, b / 2) if "general" in name else (1 / (1 + np.exp(-a[..., 0])), None, None)
+        return (q, k, v, g if "decay" in name else None, *of_steps, state if "state" in name else None,
+                resets if "resets" in name else None)  # fmt: skip
+
+    return Example("delta_scan", name, draw, {"scale": 0.7, "reverse": reverse})
 
 
 def outer_scan(
@@ -313,6 +342,40 @@ def outer_scan(
         return q, k, v, g, *(x if key in given.split() else None for key, x in others.items())
 
     return Example("outer_scan", name, draw, {"scale": 0.3, "reverse": reverse})
+
+
+def causal_conv1d(
+    name: str, n: int, *, width: int = 4, d: int = 5, silu: bool = True, bare: bool = False, reverse: bool = False
+) -> Example:
+    """With bias and initial state, unless bare; with resets where the name says so."""
+
+    def draw() -> Arrays:
+        x, weight, bias, state = normal((2, n, d), (d, width), (d,), (2, width - 1, d))
+        resets = np.random.default_rng(1).random((2, n)) < 0.1 if "resets" in name else None
+        return x, weight, *((None, None) if bare else (bias, state)), resets
+
+    return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
+
+
+def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
+    """A complex model, resets and padded steps where the name says so; skip connection and state, unless bare."""
+
+    def draw() -> Arrays:
+        u, D, decay, turn, *maps = normal((2, n, d), (d,), *[(d, d_state)] * 6)
+        B, C, state = maps[0], maps[1], normal((2, d, d_state), seed=1)[0]
+        rate = np.expm1(-np.exp(decay) / 10)
+        if "complex" in name:
+            rate, B, C, state = (
+                np.expm1(-np.exp(decay) / 10 + 1j * turn),
+                B + 1j * maps[2],
+                C + 1j * maps[3],
+                state * (1 - 0.5j),
+            )
+        padded = np.random.default_rng(3).random((1 if "shared" in name else 2, n)) < 0.8 if "padded" in name else None
+        given = (None, None) if bare else (D, state)
+        return u, rate, B, C, *given, resets(2, n) if "anew" in name else None, padded
+
+    return Example("lti_scan", name, draw, {"reverse": reverse})
 
 
 EXAMPLES: dict[str, list[Example]] = {name: [] for name in KERNELS}
@@ -370,6 +433,13 @@ for example in [
     features("feature_step", "elu", 3 * ((2, 1),), (2,), "one token"),
     *(matrices(*shape) for shape in ((1, 1), (3, 7, 7), (2, 2, 16, 16), (33, 33), (2, 100, 100), (256, 256))),
     *(selective_scan(name) for name in ("plain", "gated", "groups", "constant", "complex", "reverse")),
+    causal_conv1d("bare", 63, silu=False, bare=True),
+    causal_conv1d("state", 70, d=37),
+    causal_conv1d("resets", 70, d=16),
+    causal_conv1d("reverse, resets", 40, width=7, reverse=True),
+    causal_conv1d("longer than the sequence, resets", 5, width=9),
+    causal_conv1d("one tap", 9, width=1),
+    *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
     outer_scan("plain", 63),
     outer_scan("head", 130, sizes=(1, 2, 2, 16, 40), decay="head", given="weight skip state"),
     outer_scan("channel", 70, sizes=(2, 2, 1, 19, 18), decay="channel", given="bonus state", reverse=True),
@@ -377,11 +447,26 @@ for example in [
     outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
     outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
     outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
+    lti_scan("bare", 63, bare=True),
+    lti_scan("state", 70, d=19, d_state=4),
+    lti_scan("complex", 130, d_state=5),
+    lti_scan("anew, padded", 70),
+    lti_scan("complex anew", 40, d=17, reverse=True),
+    lti_scan("complex, padded, shared", 40, d_state=2, reverse=True),
+    lti_scan("one step", 1, d_state=1),
     linear_scan("plain", 63),
     linear_scan("state", 257, state=True),
     linear_scan("reverse", 63, state=True, reverse=True),
     linear_scan("complex", 63, state=True, complex_=True),
     linear_scan("reverse-complex", 63, complex_=True, reverse=True),
+    linear_scan("anew", 63, state=True, anew=True),
+    linear_scan("reverse-complex anew", 63, complex_=True, reverse=True, anew=True),
+    delta_scan("plain", 63),
+    delta_scan("decay of heads, state, resets", 130, d=19, d_v=37),
+    delta_scan("decay of channels", 70, heads=1, d_v=16),
+    delta_scan("general", 40, d_v=70),
+    delta_scan("general, decay of channels, state, resets", 63, reverse=True),
+    delta_scan("reverse, decay of heads, state", 1, heads=3, reverse=True),
 ]:  # fmt: skip
     EXAMPLES[example.kernel].append(example)
 

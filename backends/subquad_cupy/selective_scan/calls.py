@@ -21,7 +21,7 @@ Array = Any
 
 def declines(call: Call) -> str | None:
     """The reason why the CUDA kernel cannot take a call, or None; `ACCEPTS` checks dtypes and devices before."""
-    u, delta, A, B, C, D, z, delta_bias, initial_state = Inputs(*call.arrays)
+    u, delta, A, B, C, D, z, delta_bias, initial_state, _ = Inputs(*call.arrays)
     names = {dtype_name(x) for x in (u, delta, z) if x is not None}
     others = {dtype_name(x) for x in (A, B, C, D, delta_bias, initial_state) if x is not None}
     if len(names) > 1:
@@ -60,6 +60,7 @@ def scan_forward(
         B, C : shape (batch or 1, n, groups, d_state) or (d, d_state); maps of each step, or constant.
         D, delta_bias : shape (d,); skip connection; added to delta.
         initial_state : shape (batch, d, d_state); state before the first step.
+        resets : shape (batch, n), bool; where True, the state starts from 0 before the step.
     delta_softplus : bool
         Whether the step is softplus(delta + delta_bias).
     reverse : bool

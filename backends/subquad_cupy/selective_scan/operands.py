@@ -39,6 +39,7 @@ class Operands:
         self.rows |= {name: self.like_A(x) if self.constant[name] else self.like_u(x) for name, x in maps.items()}
         self._parameters = {"A": self._A, "D": self.like_A(inputs.D), "bias": self.like_A(inputs.delta_bias)}
         self.initial_state = self.like_A(inputs.initial_state)
+        self._resets = None if inputs.resets is None else device.contiguous(inputs.resets)
 
     def like_u(self, x: Array | None) -> Array | None:
         """`x` in the storage type, that of `u`, with a contiguous last axis."""
@@ -63,6 +64,11 @@ class Operands:
     def new_checkpoints(self, steps: int) -> Array:
         """New memory for the states that the backward pass restarts from, over so many steps."""
         return self.new_sums(self.batch, -(-steps // self.every), self.d, self.d_state)
+
+    @property
+    def reset(self) -> tuple[bool, ...]:
+        """The last flag of the kernels' names: (True,), or () for no resets."""
+        return () if self._resets is None else (True,)
 
     def sizes(self, start: int, stop: int) -> tuple[int, int, int, int]:
         """The sizes that a plan is made for: (batch, steps, d, d_state)."""
@@ -92,6 +98,10 @@ class Operands:
         scan["vector_state"] = states % alignment == 0
         for name, array in (self._parameters | pointers).items():
             scan[name] = 0 if array is None else self.device.pointer(array)
+        if self._resets is not None:  # a byte each
+            first = self.n - 1 - start if self.reverse else start
+            scan["resets"] = self.device.pointer(self._resets) + first
+            scan["resets_batch"], scan["resets_time"] = self.n, -1 if self.reverse else 1
         scan["softplus"] = self.softplus
         scan["batch"], scan["n"], scan["d"], scan["d_state"] = self.sizes(start, stop)
         scan["groups"], scan["blocks"] = self.groups, plan.blocks

@@ -60,7 +60,7 @@ def forward(
     plan = plan_forward(*operands.sizes(start, stop), itemsize=operands.itemsize, **_machine(operands))
     scan = operands.arguments(plan, start, stop, {"y": y}, first=first, last=last, checkpoints=checkpoints)
     constant_B, constant_C = operands.constant.values()
-    flags = constant_B, constant_C or y is None, y is not None  # without y, C is not read
+    flags = constant_B, constant_C or y is None, y is not None, *operands.reset  # without y, C is not read
     _run(operands, plan, plan.kernel("scan_forward", operands.storage, *flags), scan, enters=constant_B, adjoint=False)
 
 
@@ -92,7 +92,7 @@ def backward(
     channels = {name: rows[name] for name in ("dy", "du", "ddelta", "dz")}
     pointers = {"first": adjoint, "last": before, "checkpoints": checkpoints, **totals}
     scan = operands.arguments(plan, start, stop, channels | parts, **pointers)
-    kernel = plan.kernel("scan_backward", operands.storage, constant_B, constant_C)
+    kernel = plan.kernel("scan_backward", operands.storage, constant_B, constant_C, *operands.reset)
     _run(operands, plan, kernel, scan, enters=constant_C, adjoint=True)
 
     for name, constant in operands.constant.items():
@@ -119,8 +119,10 @@ def _run(operands: Operands, plan: Plan, kernel: str, scan: np.ndarray, *, enter
         batch, d, d_state = operands.batch, operands.d, operands.d_state
         scratch = operands.new_sums(batch, plan.chunks, d, d_state), operands.new_sums(batch, plan.chunks, d)
         scan["carry"], scan["sums"] = (operands.device.pointer(x) for x in scratch)
-        operands.device.launch(plan.kernel("scan_tail", operands.storage, enters, adjoint), plan.grid, scan)
+        tail = plan.kernel("scan_tail", operands.storage, enters, adjoint, *operands.reset)
+        operands.device.launch(tail, plan.grid, scan)
         blocks = -(-batch * d * d_state // THREADS)
-        operands.device.launch(f"scan_carry<{operands.accumulator}, {str(adjoint).lower()}>", blocks, scan)
+        flags = ", ".join(str(flag).lower() for flag in (adjoint, *operands.reset))
+        operands.device.launch(f"scan_carry<{operands.accumulator}, {flags}>", blocks, scan)
     operands.device.launch(kernel, plan.grid, scan)
     del scratch  # not earlier: the allocator could hand out freed memory before the kernels are launched

@@ -148,10 +148,12 @@ struct Scan {
     void *carry, *sums;            // (batch, chunks, d, d_state), (batch, chunks, d): what scan_tail leaves
     void* checkpoints;             // (batch, tiles, d, d_state): h before every backward_steps
     void *dA, *dD, *dbias;         // partial sums (batch, chunks, d, d_state), twice (batch, chunks, d)
+    const char* resets;            // the first step's: not 0 where 0 stands for the state before the step; or null
     long long batch, n, d, d_state;
     long long groups, blocks;      // blocks: per batch item and chunk, a multiple of groups
     long long chunk, chunks, tiles;
     long long softplus, vector, vector_state;  // vector: the rows of u... (of B, C) are aligned for 4-wide access
+    long long resets_batch, resets_time;       // strides
 };
 
 // What a block works on. It lives in shared memory: in registers, the pointers alone would take two dozen.
@@ -193,6 +195,13 @@ template <typename T> __device__ inline T* row(char* first, long long stride, in
 template <typename T> __device__ inline T* row(const Scan& p, const Block& w, int series, int t) {
     return row<T>(w.rows[series], p.rows[series].time, t);
 }
+
+// Whether the state starts anew before step t of the chunk; the same for all threads of a block.
+template <bool RESETS> __device__ inline bool starts(const Scan& p, const Block& w, int t) {
+    if constexpr (!RESETS) return false;
+    else return t < w.steps && p.resets[w.b * p.resets_batch + (w.begin + t) * p.resets_time];
+}
+constexpr float CUT = -1e30f;  // in the sums of scan_tail: a chunk in which the state starts anew
 
 // K sums of each thread over all of a chunk's time, and what their rounding lost (Kahan).
 template <typename acc, int K> struct Totals {
@@ -464,8 +473,8 @@ __host__ __device__ constexpr int forward_blocks(int ns, int lpc, int size) {
 
 template <typename acc> struct Drive { acc delta, x; };  // x = delta u: what B[t] multiplies
 
-// Y: whether y is asked for, and not the states alone.
-template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool Y>
+// Y: whether y is asked for, and not the states alone. RESETS, here and below: whether there are any.
+template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool Y, bool RESETS = false>
 __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumulate<T>)))
     scan_forward(const Scan p) {
     using acc = accumulate<T>;
@@ -523,12 +532,13 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
                     if constexpr (!CONSTANT_B) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t + i][lane.n]);
                     constexpr int LAST = STAGED ? STAGED - 1 : 0;
                     if constexpr (STAGED_C) C = *reinterpret_cast<const Pack<acc, NS>*>(&maps[LAST][t + i][lane.n]);
+                    const bool anew = starts<RESETS>(p, w, t0 + t + i);
 #pragma unroll
                     for (int r = 0; r < R; ++r)
 #pragma unroll
                         for (int j = 0; j < NS; ++j) {
                             const acc a = exp2_(step.x[r].delta * A[r][j]);
-                            h[r][j] = a * h[r][j] + step.x[r].x * (CONSTANT_B ? Bc[r][j] : B.x[j]);
+                            h[r][j] = a * (anew ? acc(0) : h[r][j]) + step.x[r].x * (CONSTANT_B ? Bc[r][j] : B.x[j]);
                             if constexpr (Y) y[i * R + r] += (CONSTANT_C ? Cc[r][j] : C.x[j]) * h[r][j];
                         }
                 }
@@ -560,8 +570,9 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
 // What each chunk contributes to its own end from a zero start, and how much time passes in it (`sums`). Tiles are
 // walked from the end back, and the walk stops once exp(A S) of the steps behind has vanished for every state of
 // the block, so a typical chunk costs its tail only. For the adjoint, r[t] = a[t] (r[t+1] + C[t] dy[t]), the same holds
-// with time turned round: B is C, delta u is dy silu(z), and the tail is the chunk's beginning.
-template <typename T, int NS, int LPC, int R, bool CONSTANT, bool ADJOINT>
+// with time turned round: B is C, delta u is dy silu(z), and the tail is the chunk's beginning. The walk also stops at
+// a tile in which the state starts anew: nothing from behind it counts, be it infinite or NaN.
+template <typename T, int NS, int LPC, int R, bool CONSTANT, bool ADJOINT, bool RESETS = false>
 __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumulate<T>)))
     scan_tail(const Scan p) {
     using acc = accumulate<T>;
@@ -609,9 +620,12 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
         }
 
         acc local[R][NS] = {}, sum[R] = {};
+        bool cut = false;
 #pragma unroll 4
         for (int i = 0; i < TT; ++i) {
             const int t = ADJOINT ? TT - 1 - i : i;
+            const bool anew = starts<RESETS>(p, w, t0 + t);
+            cut |= anew;
             const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
             Pack<acc, NS> B;
             if constexpr (!CONSTANT) B = *reinterpret_cast<const Pack<acc, NS>*>(&maps[0][t][lane.n]);
@@ -622,7 +636,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
                 for (int j = 0; j < NS; ++j) {
                     const acc a = exp2_(step.x[r].delta * A[r][j]);
                     const acc x = step.x[r].x * (CONSTANT ? constant[r][j] : B.x[j]);
-                    local[r][j] = ADJOINT ? a * (local[r][j] + x) : a * local[r][j] + x;
+                    if constexpr (ADJOINT) local[r][j] = anew ? acc(0) : a * (local[r][j] + x);
+                    else local[r][j] = a * (anew ? acc(0) : local[r][j]) + x;
                 }
             }
         }
@@ -636,6 +651,10 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
             for (int j = 0; j < NS; ++j)
                 if (r < lane.channels && j < lane.states) vanished &= A[r][j] * acc(passed[r]) < VANISHED;
         }
+        if (RESETS && cut) {
+            for (int r = 0; r < R; ++r) passed[r] = CUT;
+            break;
+        }
         if (__syncthreads_and(vanished)) {
             for (int r = 0; r < R; ++r) passed[r] = FOREVER;  // exp2(A passed) is then exactly 0
             break;
@@ -647,7 +666,8 @@ __global__ void __launch_bounds__(THREADS, forward_blocks(NS, LPC, sizeof(accumu
 }
 
 // carry[k] becomes what enters chunk k: carry[k+1] = end[k] + exp(A S[k]) carry[k]; one thread per (batch, c, state).
-template <typename acc, bool ADJOINT> __global__ void __launch_bounds__(THREADS) scan_carry(const Scan p) {
+template <typename acc, bool ADJOINT, bool RESETS = false>
+__global__ void __launch_bounds__(THREADS) scan_carry(const Scan p) {
     const long long index = (long long)blockIdx.x * THREADS + threadIdx.x, states = p.d * p.d_state;
     if (index >= p.batch * states) return;
     const long long b = index / states, state = index % states, c = state / p.d_state;
@@ -669,7 +689,7 @@ template <typename acc, bool ADJOINT> __global__ void __launch_bounds__(THREADS)
         for (int j = 0; j < AHEAD; ++j) {
             if (i + j >= p.chunks) break;
             carry[(ADJOINT ? p.chunks - 1 - i - j : i + j) * states] = entering;
-            entering = end[j] + exp2_(A * passed[j]) * entering;
+            entering = RESETS && passed[j] == acc(CUT) ? end[j] : end[j] + exp2_(A * passed[j]) * entering;
         }
     }
 }
@@ -687,8 +707,9 @@ __device__ inline void sum_shares(const Totals<acc, V>& shares, void* to, const 
 // With the adjoint g[t] = dy[t] C[t] + a[t+1] g[t+1] of h[t], a = exp(delta A), and sums over what the left side lacks:
 //     dB = delta u g,  dC = dy h,  dA = sum_t delta a g h[t-1],  d(delta u) = g . B,
 //     ddelta = u (g . B) + sum_n A a g h[t-1],  du = delta (g . B) + D dy,  dD = sum_t dy u
-// (dy here is dy silu(z)). Each tile recomputes h from its checkpoint into registers, then walks back.
-template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C>
+// (dy here is dy silu(z)). Each tile recomputes h from its checkpoint into registers, then walks back. Where the state
+// starts anew at step t, 0 stands for h[t-1], and nothing of g[t] enters g[t-1].
+template <typename T, int NS, int LPC, int R, bool CONSTANT_B, bool CONSTANT_C, bool RESETS = false>
 __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
     using acc = accumulate<T>;
     constexpr int N = NS * LPC, CH = THREADS / LPC * R, TT = backward_steps(N, sizeof(acc));
@@ -760,13 +781,15 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
 #pragma unroll
         for (int t = 0; t < TT; ++t) {
             const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t][lane.c]);
+            const bool anew = starts<RESETS>(p, w, t0 + t);
 #pragma unroll
             for (int r = 0; r < R; ++r)
 #pragma unroll
                 for (int j = 0; j < NS; ++j) {
                     const acc B = CONSTANT_B ? Bc[r][j] : maps[0][t][lane.n + j];
                     const acc a = exp2_(step.x[r].delta * A[r][j]);
-                    h[t][r][j] = a * (t ? h[t ? t - 1 : 0][r][j] : start[r][j]) + step.x[r].x * B;
+                    const acc before = anew ? acc(0) : t ? h[t ? t - 1 : 0][r][j] : start[r][j];
+                    h[t][r][j] = a * before + step.x[r].x * B;
                 }
         }
 #pragma unroll
@@ -777,6 +800,7 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
             for (int i = GROUP - 1; i >= 0; --i) {
                 const auto step = *reinterpret_cast<const Pack<Drive<acc>, R>*>(&drive[t + i][lane.c]);
                 const auto dy = *reinterpret_cast<const Pack<acc, R>*>(&dys[t + i][lane.c]);
+                const bool anew = starts<RESETS>(p, w, t0 + t + i);
                 acc* const sum = sums + i * R * 4;
                 acc* const product = products + i * VARYING * NS;
 #pragma unroll
@@ -787,7 +811,9 @@ __global__ void __launch_bounds__(THREADS, 2) scan_backward(const Scan p) {
                         const acc C = CONSTANT_C ? Cc[r][j] : maps[VARYING ? VARYING - 1 : 0][t + i][lane.n + j];
                         const acc g = adjoint[r][j] + dy.x[r] * C;
                         adjoint[r][j] = exp2_(step.x[r].delta * A[r][j]) * g;
-                        const acc da = adjoint[r][j] * (t + i ? h[t + i ? t + i - 1 : 0][r][j] : start[r][j]);
+                        const acc before = anew ? acc(0) : t + i ? h[t + i ? t + i - 1 : 0][r][j] : start[r][j];
+                        const acc da = adjoint[r][j] * before;
+                        if (anew) adjoint[r][j] = 0;
                         tile_dA[r][j] += step.x[r].delta * da;
                         sum[4 * r] += g * B;
                         sum[4 * r + 1] += A[r][j] * da;

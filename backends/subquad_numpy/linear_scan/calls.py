@@ -51,16 +51,17 @@ def scan_backward(
         return None
     from subquad_numpy.linear_scan.kernel import GRADIENT_RECORD, linear_scan_gradient_kernel
 
-    a, _, initial_state = arrays
+    a, _, initial_state, resets = arrays
     h, grad_h = outputs[0], grads[0]
     new = np.empty if h.size else np.zeros
     found = new(h.shape, h.dtype), new(h.shape, h.dtype), new((h.shape[0], h.shape[2]), h.dtype)
     if h.size:
-        given = [None if x is None else np.ascontiguousarray(x, h.dtype) for x in (a, h, initial_state, grad_h)]
+        given = [None if x is None else np.ascontiguousarray(x, h.dtype) for x in (a, h, initial_state)]
+        given += [None if resets is None else np.ascontiguousarray(resets), np.ascontiguousarray(grad_h, h.dtype)]
         sizes, tasks, count = cut_work(h.shape, h.dtype, static["reverse"], threads)
         kernel = linear_scan_gradient_kernel(h.dtype.name)
         Run(kernel, GRADIENT_RECORD, (), tasks, math.inf, sizes)((*given, *found), count)
-    return found[0], found[1], None if initial_state is None else found[2]
+    return found[0], found[1], None if initial_state is None else found[2], None
 
 
 def cut_work(

@@ -3,6 +3,7 @@
     h[t] = a[t] h[t-1] + b[t]
     G[t] = ∂h[t] + conj(a[t+1]) G[t+1],      ∂b = G,      ∂a[t] = G[t] conj(h[t-1])
 
+Where `resets` (batch, n), bytes, is not 0, h[t-1] is 0, and no G[t] enters G[t-1].
 The time is that of reading and writing memory. Real numbers are computed in vectors, complex numbers one by one.
 """
 
@@ -14,14 +15,15 @@ from numba import carray
 
 from subquad_numpy.codegen import aligned, inline, load, pointer, prefetch, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.runtime.arguments import Fields, fields
 
 _SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse"))
-SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "h"), 0))
+SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "resets", "h"), 0))
 GRADIENT_RECORD = fields(
-    _SIZES, dict.fromkeys(("a", "h", "initial_state", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
+    _SIZES, dict.fromkeys(("a", "h", "initial_state", "resets", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
+BYTE = np.uint8(0)  # of `resets`
 ROWS_AHEAD = 8  # the rows that are prefetched are so many steps of time ahead
 
 
@@ -45,6 +47,7 @@ def linear_scan_kernel(dtype: str) -> Any:
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, b = pointer(f.a, zero), pointer(f.b, zero)
         initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
+        resets, has_resets = pointer(f.resets, BYTE), f.resets != 0
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
         buffer = np.empty(block + 2 * lanes, kind)
         edge = aligned(buffer)
@@ -56,7 +59,10 @@ def linear_scan_kernel(dtype: str) -> Any:
             if f.initial_state != 0:
                 load_padded_row(initial_state, item * d + c0, width, lanes, state)
             for t in range(n):
-                row = (item * n + (n - 1 - t if reverse else t)) * d + c0
+                step = item * n + (n - 1 - t if reverse else t)
+                row = step * d + c0
+                if has_resets and resets[step] != 0:
+                    clear(state, block)
                 if is_complex:
                     for c in range(width):
                         state[c] = a[row + c] * state[c] + b[row + c]
@@ -87,14 +93,17 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, h = pointer(f.a, zero), pointer(f.h, zero)
         initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
+        resets, has_resets = pointer(f.resets, BYTE), f.resets != 0
         grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
         grad_initial_state = pointer(f.grad_initial_state, zero)
         back = d if reverse else -d  # elements from a row to the row of the step before
         ahead = ROWS_AHEAD * back
-        buffer = np.empty(2 * block + 2 * lanes, kind)
+        buffer = np.empty(3 * block + 2 * lanes, kind)
         edge = aligned(buffer)
         carry = shifted(edge, lanes)  # conj(a[t+1]) G[t+1]
         start = shifted(carry, block)  # the state before the first step
+        nothing = shifted(start, block)  # the state before a step with a reset
+        clear(nothing, block)
         for task in range(first, last):
             item, c0, width = _task(task, d, block)
             for c in range(block):
@@ -103,11 +112,14 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
             if f.initial_state != 0:
                 load_padded_row(initial_state, item * d + c0, width, lanes, start)
             for t in range(n - 1, -1, -1):
-                row = (item * n + (n - 1 - t if reverse else t)) * d + c0
+                step = item * n + (n - 1 - t if reverse else t)
+                row = step * d + c0
+                anew = has_resets and resets[step] != 0
+                entering = nothing if anew else start
                 if is_complex:
                     for c in range(width):
                         G = grad_h[row + c] + carry[c]
-                        before = start[c] if t == 0 else h[row + back + c]
+                        before = entering[c] if t == 0 or anew else h[row + back + c]
                         grad_b[row + c] = G
                         grad_a[row + c] = G * before.conjugate()
                         carry[c] = a[row + c].conjugate() * G
@@ -118,12 +130,14 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
                         prefetch(h, row + at + ahead)
                         prefetch(grad_h, row + at + ahead)
                         G = load_part(grad_h, row + at, count, lanes, edge) + load(carry, at)
-                        before = load(start, at)
-                        if t > 0:
+                        before = load(entering, at)
+                        if t > 0 and not anew:
                             before = load_part(h, row + back + at, count, lanes, edge)
                         store_part(grad_b, row + at, G, count, lanes, edge)
                         store_part(grad_a, row + at, G * before, count, lanes, edge)
                         store(carry, at, load_part(a, row + at, count, lanes, edge) * G)
+                if anew:  # no step before sees what comes after
+                    clear(carry, block)
             for c in range(width):
                 grad_initial_state[item * d + c0 + c] = carry[c]
         buffer[0] = 0  # see `aligned`

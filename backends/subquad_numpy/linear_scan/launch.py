@@ -18,9 +18,9 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     """The output of the kernel `linear_scan`, by one launch."""
     from subquad_numpy.linear_scan.kernel import SCAN_RECORD, linear_scan_kernel
 
-    a, b, initial_state = arrays
+    a, b, initial_state, resets = arrays
     xp = array_namespace(b)
-    operands = {"a": cast(xp, a, b.dtype), "b": b, "initial_state": cast(xp, initial_state, b.dtype)}
+    operands = {"a": cast(xp, a, b.dtype), "b": b, "initial_state": cast(xp, initial_state, b.dtype), "resets": resets}
     results = {"h": Like(b.shape, b.dtype)}
     return (run(_launch(linear_scan_kernel, SCAN_RECORD, b, static, results), operands)["h"],)
 
@@ -35,19 +35,20 @@ def launch_backward(
     """The gradients by a, b and the initial state, by one launch; b itself is not read."""
     from subquad_numpy.linear_scan.kernel import GRADIENT_RECORD, linear_scan_gradient_kernel
 
-    (a, _, initial_state), (h,), (grad_h,) = arrays, outputs, grads
+    (a, _, initial_state, resets), (h,), (grad_h,) = arrays, outputs, grads
     xp = array_namespace(h)
     operands = {
         "a": cast(xp, a, h.dtype),
         "h": h,
         "initial_state": cast(xp, initial_state, h.dtype),
+        "resets": resets,
         "grad_h": cast(xp, grad_h, h.dtype),
     }
     results = {name: Like(h.shape, h.dtype) for name in ("grad_a", "grad_b")}
     results["grad_initial_state"] = Like((h.shape[0], h.shape[2]), h.dtype)
     found = run(_launch(linear_scan_gradient_kernel, GRADIENT_RECORD, h, static, results), operands)
     by_state = None if initial_state is None else cast(xp, found["grad_initial_state"], initial_state.dtype)
-    return cast(xp, found["grad_a"], a.dtype), found["grad_b"], by_state
+    return cast(xp, found["grad_a"], a.dtype), found["grad_b"], by_state, None
 
 
 def _launch(

@@ -5,6 +5,8 @@ Let g be the gradient of C · h + D u, G[t] the gradient of h[t], and x = Δ A. 
     G[t] = C[t] g[t] + exp(x[t+1]) G[t+1],        ∂x[t] = exp(x[t]) h[t-1] G[t]
     ∂B[t] = Σ_c Δ u G,    ∂C[t] = Σ_c g h,    ∂A = Σ_t Δ ∂x,    ∂Δ = Σ_s (A ∂x + u B G),    ∂u = D g + Σ_s Δ B G
 
+At a reset of step t, 0 stands for h[t-1], and for exp(x[t]) G[t] in G[t-1].
+
 The gradient by a complex number is ∂/∂Re + i ∂/∂Im of the real loss, as in PyTorch; JAX uses its conjugate.
 """
 
@@ -41,6 +43,7 @@ from subquad_numpy.selective_scan.layout import (
     load_rates,
     locate,
     options_of,
+    resets_of,
     sizes_of,
 )
 
@@ -69,6 +72,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
+        resets, has_resets = resets_of(f)
         grad_y, grad_state = pointer(f.grad_y, zero), pointer(f.grad_state, zero)
         grad_u, grad_delta = pointer(f.grad_u, zero), pointer(f.grad_delta, zero)
         grad_z, grad_initial_state = pointer(f.grad_z, zero), pointer(f.grad_initial_state, zero)
@@ -88,7 +92,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         planes = parts * matrix
         row_sums = d_state * lanes
         buffer = np.empty(
-            (9 + parts * (4 + 2 * tile + tiles)) * matrix + 4 * row_sums + (4 + 2 * tile) * block + 2 * lanes,
+            (9 + parts * (5 + 2 * tile + tiles)) * matrix + 4 * row_sums + (4 + 2 * tile) * block + 2 * lanes,
             kind,
         )
         edge = aligned(buffer)
@@ -101,7 +105,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         checkpoints = shifted(tile_C, planes)  # the state before each tile
         states = shifted(checkpoints, tiles * planes)  # the state before the tile, and after each of its steps
         decays = shifted(states, (tile + 1) * planes)  # exp(x) of each step of the tile, less 1 if near 1
-        row_B = shifted(decays, tile * planes)  # sums over the channels of one step
+        nothing = shifted(decays, tile * planes)  # the state before a step with a reset
+        row_B = shifted(nothing, planes)  # sums over the channels of one step
         row_C = shifted(row_B, 2 * row_sums)
         skip = shifted(row_C, 2 * row_sums)
         bias = shifted(skip, block)
@@ -115,6 +120,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         sum_C = shifted(sum_B, 2 * matrix)
         sum_D = shifted(sum_C, 2 * matrix)
         sum_bias = shifted(sum_D, block)
+        clear(nothing, planes)
 
         for task in range(first, last):
             item, group, block_of_group, c0, width = locate(task, d, groups, block)
@@ -152,8 +158,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     row = (item * n + time) * d + c0
                     row_of_B = item * B_step + (time * groups + group) * d_state * parts
                     row_of_C = item * C_step + (time * groups + group) * d_state * parts
-                    before = shifted(states, i * planes)
-                    after = shifted(before, planes)
+                    anew = has_resets and resets[item * n + time] != 0
+                    before = nothing if anew else shifted(states, i * planes)
+                    after = shifted(states, (i + 1) * planes)
                     decay_now = shifted(decays, i * planes)
                     for v in range(vectors):
                         at = v * lanes
@@ -204,8 +211,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     row = (item * n + time) * d + c0
                     row_of_B = item * B_step + (time * groups + group) * d_state * parts
                     row_of_C = item * C_step + (time * groups + group) * d_state * parts
-                    before = shifted(states, i * planes)
-                    after = shifted(before, planes)
+                    anew = has_resets and resets[item * n + time] != 0
+                    before = nothing if anew else shifted(states, i * planes)
+                    after = shifted(states, (i + 1) * planes)
                     decay_now = shifted(decays, i * planes)
                     clear(row_B, 4 * row_sums)
                     for v in range(vectors):
@@ -282,6 +290,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             to_delta = to_delta * sigmoid(raw)
                         store_part(grad_delta, row + at, to_delta, count, lanes, edge)
                         store(tile_bias, at, load(tile_bias, at) + to_delta)
+                    if anew:  # no step before sees what comes after
+                        clear(Gr, 2 * matrix)
                     row_of_sum = ((block_of_group * batch + item) * n + time) * groups + group
                     for s in range(d_state):
                         for p in range(parts):

@@ -51,7 +51,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             planned = runs[count] = run, chunk
         run, chunk = planned
         if chunk < n:
-            _scan_chunks(Inputs(*p), run, chunk, y, state, count)
+            _scan_chunks(Inputs(*p), run, chunk, y, state, count, reverse=static["reverse"])
         else:
             run((*p, state, y, None), count)
         return (y, state), None
@@ -102,7 +102,7 @@ def scan_backward(
 
     def summed(name: str, x: Array | None) -> Array | None:
         """The gradient by input x: sums over tasks and batch items, with the shape and dtype of x."""
-        if x is None:
+        if x is None or name == "resets":
             return None
         value = results[f"grad_{name}"]
         if name in ("B", "C") and x.ndim == 4:
@@ -153,9 +153,9 @@ def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
             msg = f"{name} is complex but A is real; expected real numbers, or a complex A"
             raise TypeError(msg)
     state = np.dtype(np.result_type(real, np.complex64)) if is_complex else real
+    dtypes = dict.fromkeys(OF_STATE, state) | {"resets": np.dtype(bool)}
     kept = Inputs(*(
-        None if x is None else np.ascontiguousarray(x, state if name in OF_STATE else real)
-        for name, x in given._asdict().items()
+        None if x is None else np.ascontiguousarray(x, dtypes.get(name, real)) for name, x in given._asdict().items()
     ))  # fmt: skip
     groups = math.lcm(*(x.shape[2] for x in (kept.B, kept.C) if x.ndim == 4))
     for name in ("B", "C"):
@@ -173,12 +173,12 @@ def _without_states(p: Inputs, y: Array, state: Array) -> None:
     state[...] = 0 if p.initial_state is None else p.initial_state
 
 
-def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, threads: int) -> None:
+def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, threads: int, *, reverse: bool) -> None:
     """Write the output and last state into `y` and `state`, in two passes over chunks of time that run in parallel.
 
     The first pass finds the state that each chunk reaches from zero, and the sum of its Δ. A chunk that begins with
-    state h ends with exp(A ΣΔ) h plus that state, which gives the true initial state of every chunk. The second pass
-    computes y from these.
+    state h ends with exp(A ΣΔ) h plus that state (without h after a reset), which gives the true initial state of every
+    chunk. The second pass computes y from these.
     """
     batch, n, d = p.u.shape
     chunks = -(-n // chunk)
@@ -186,12 +186,16 @@ def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, thread
     sums = np.empty((batch, chunks, d), p.u.dtype)
     run((*p._replace(initial_state=None), states, None, sums), threads)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
+    cut = [np.zeros((batch, 1, 1), bool)] * chunks  # of which items a chunk begins a document
+    if p.resets is not None:
+        resets = p.resets[:, ::-1] if reverse else p.resets
+        cut = [resets[:, k * chunk : (k + 1) * chunk].any(axis=1)[:, None, None] for k in range(chunks)]
     with np.errstate(over="ignore", invalid="ignore"):  # a growing state may overflow, as it would step by step
         decays = np.exp(sums[..., None].astype(np.float64) * p.A)
         for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
             left = states[:, k].copy()
             states[:, k] = h
-            h = np.where(h == 0, 0, decays[:, k] * h) + left
+            h = np.where((h == 0) | cut[k], 0, decays[:, k] * h) + left
     states[:, -1] = h
     run((*p._replace(initial_state=states), states, y, None), threads)
     state[...] = states[:, -1]

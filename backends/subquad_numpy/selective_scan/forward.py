@@ -2,10 +2,10 @@
 
     h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t],      y[t] = (C[t] · h[t] + D u[t]) silu(z[t])
 
-with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex. A task is one block of channels of one batch item,
-over one chunk of time. Tasks share nothing, and the result for a channel does not depend on the width of blocks.
-Within a task the loops are over time, vectors of channels, and states. State and A of the block stay in cache, each as
-(vectors, d_state, lanes); a complex matrix is two of these.
+with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex, and 0 in place of h[t-1] at a reset. A task is one
+block of channels of one batch item, over one chunk of time. Tasks share nothing, and the result for a channel does not
+depend on the width of blocks. Within a task the loops are over time, vectors of channels, and states. State and A of
+the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
 """
 
 from functools import cache
@@ -27,6 +27,7 @@ from subquad_numpy.selective_scan.layout import (
     load_rates,
     locate,
     options_of,
+    resets_of,
     sizes_of,
 )
 
@@ -57,6 +58,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
+        resets, has_resets = resets_of(f)
         state, y, delta_sum = pointer(f.state, zero), pointer(f.y, zero), pointer(f.delta_sum, zero)
         has_y, has_sum = f.y != 0, f.delta_sum != 0
 
@@ -96,6 +98,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
 
             for t in range(start, min(n, start + chunk)):
                 time = n - 1 - t if reverse else t
+                if has_resets and resets[item * n + time] != 0:
+                    clear(hr, 2 * matrix)
                 row = (item * n + time) * d + c0
                 row_of_B = item * B_step + (time * groups + group) * d_state * parts
                 row_of_C = item * C_step + (time * groups + group) * d_state * parts

@@ -61,7 +61,8 @@ def launch_backward(
     batch, n, d = p.u.shape
     groups = _groups(p)
     block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(np.dtype(p.u.dtype)))
-    results = {f"grad_{name}": Like(x.shape, x.dtype) for name, x in p._asdict().items() if x is not None}
+    given_to = {name: x for name, x in p._asdict().items() if x is not None and name != "resets"}
+    results = {f"grad_{name}": Like(x.shape, x.dtype) for name, x in given_to.items()}
     results.setdefault("grad_initial_state", Like((batch, *p.A.shape), p.A.dtype))
     # Sums over batch and time are in float64; sums over blocks of channels have the precision of B and C.
     for name in ("D", "delta_bias"):
@@ -93,7 +94,7 @@ def launch_backward(
             value = xp.real(value)
         return cast(xp, value, x.dtype)
 
-    return tuple(None if x is None else of(name, x) for name, x in given._asdict().items())
+    return tuple(of(name, x) if name in given_to else None for name, x in given._asdict().items())
 
 
 def _prepared(xp: ModuleType, inputs: Inputs) -> Inputs:
@@ -112,6 +113,7 @@ def _prepared(xp: ModuleType, inputs: Inputs) -> Inputs:
         *(shared(x) for x in inputs[3:5]),
         *(cast(xp, x, real) for x in inputs[5:8]),
         cast(xp, inputs.initial_state, state),
+        inputs.resets,
     )
 
 

@@ -3,6 +3,8 @@
 from math import pi
 from typing import Any
 
+import numpy as np
+
 from subquad_numpy.codegen import inline, pointer, shifted
 from subquad_numpy.codegen.copies import load_transposed, load_transposed_rest
 from subquad_numpy.runtime.arguments import Fields
@@ -12,7 +14,7 @@ from subquad_numpy.runtime.arguments import Fields
 #     chunk             maximum steps of a task (of a tile, in the gradient)
 #     B_step, C_step    stride between batch items in real numbers (a complex number is two); 0 if items share B or C
 SIZES = ("batch", "n", "d", "groups", "d_state", "block", "chunk", "B_step", "C_step", "delta_softplus", "reverse")
-INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")  # contiguous arrays
+INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "resets")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 """The fields that both kernels read: see `runtime.arguments` for record types."""
 
@@ -26,9 +28,18 @@ def sizes_of(f: Any) -> Any:
     )
 
 
+BYTE = np.uint8(0)
+
+
+@inline
+def resets_of(f: Any) -> tuple[Any, bool]:
+    """(pointer to a byte for each item and step: not 0 where the state starts anew, whether there are any)."""
+    return pointer(f.resets, BYTE), f.resets != 0
+
+
 @inline
 def inputs_of(f: Any, zero: Any) -> Any:
-    """The arrays of `HEAD` as pointers to numbers of the type of `zero`."""
+    """The arrays of `HEAD` but `resets` as pointers to numbers of the type of `zero`."""
     return (
         *(pointer(f.u, zero), pointer(f.delta, zero), pointer(f.A, zero), pointer(f.B, zero)),
         *(pointer(f.C, zero), pointer(f.D, zero), pointer(f.z, zero), pointer(f.delta_bias, zero)),

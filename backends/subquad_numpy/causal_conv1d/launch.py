@@ -1,0 +1,81 @@
+"""The convolution and its gradient as launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array, Like
+from subquad_numpy.causal_conv1d.calls import ROWS, SMALL, cut_gradient, sizes_of, taps_of
+from subquad_numpy.runtime.launch import Launch, Rows, Run
+
+
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `causal_conv1d`, by one launch."""
+    from subquad_numpy.causal_conv1d.forward import FORWARD_RECORD, forward_kernel
+
+    x, weight, *_ = arrays
+    if 0 in x.shape:
+        return x, _no_step(arrays)
+    (batch, n, d), width = x.shape, weight.shape[1]
+    results = {"y": Like(x.shape, x.dtype), "state": Like((batch, width - 1, d), x.dtype)}
+    made = Launch(
+        forward_kernel, (np.dtype(x.dtype).name,), FORWARD_RECORD, results,
+        sizes_of(x, weight, static) | {"block": ROWS}, tasks=batch * -(-n // ROWS), threads=_threads(x),
+    )  # fmt: skip
+    found = run(made, _operands(arrays))
+    return found["y"], found["state"]
+
+
+def launch_backward(
+    arrays: Sequence[Any], static: Mapping[str, Any], outputs: Sequence[Array], grads: Sequence[Array], run: Run
+) -> tuple[Array | None, ...]:
+    """The gradients by all inputs, by one launch; the outputs are not read."""
+    from subquad_numpy.causal_conv1d.backward import BACKWARD_RECORD, backward_kernel
+
+    x, weight, bias, initial_state, _ = arrays
+    xp, (batch, _, d), width = array_namespace(x), x.shape, weight.shape[1]
+    if 0 in x.shape:
+        by_state = None if initial_state is None else grads[1]
+        return x, xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias), by_state, None
+    block, tasks = cut_gradient(x)
+    of_state = (batch, width - 1, d)
+    results = {
+        "grad_x": Like(x.shape, x.dtype), "grad_initial_state": Like(of_state, x.dtype),
+        "grad_weight": Like((width, d), x.dtype), "grad_bias": Like((d,), x.dtype),
+    }  # fmt: skip
+    made = Launch(
+        backward_kernel, (np.dtype(x.dtype).name,), BACKWARD_RECORD, results,
+        sizes_of(x, weight, static) | {"block": block}, tasks=tasks, threads=_threads(x),
+        summed={name: Rows(batch, wide=True) for name in ("grad_weight", "grad_bias")},
+    )  # fmt: skip
+    found = run(made, _operands(arrays) | {"grad_y": grads[0], "grad_state": grads[1]})
+    return (
+        found["grad_x"],
+        xp.flip(xp.matrix_transpose(found["grad_weight"]), axis=1),
+        None if bias is None else found["grad_bias"],
+        None if initial_state is None else found["grad_initial_state"],
+        None,
+    )
+
+
+def _operands(arrays: Sequence[Any]) -> dict[str, Any]:
+    x, weight, bias, initial_state, resets = arrays
+    given = {"bias": bias, "initial_state": initial_state, "resets": resets}
+    return {"x": x, "weight": taps_of(array_namespace(x), weight), **given}
+
+
+def _no_step(arrays: Sequence[Any]) -> Array:
+    """The last state of a call without steps, or without anything."""
+    x, weight, _, initial_state, _ = arrays
+    shape = (x.shape[0], weight.shape[1] - 1, x.shape[2])
+    return array_namespace(x).zeros(shape, dtype=x.dtype) if initial_state is None else initial_state
+
+
+def _threads(x: Any) -> int:
+    from subquad_numpy.runtime.threads import thread_count
+
+    return 1 if x.shape[0] * x.shape[1] * x.shape[2] < SMALL else thread_count()

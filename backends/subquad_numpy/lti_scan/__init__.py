@@ -1,0 +1,1 @@
+"""The scan of a fixed diagonal state-space model, compiled, and its gradient."""
