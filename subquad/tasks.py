@@ -123,8 +123,8 @@ def induction_heads(
 
     Notes
     -----
-    A guess has an accuracy of 1 / (vocabulary − 1). A model trained on one length may be asked at any other [1]_: there,
-    n = 256 in training, and 64 to 1 048 576 in tests.
+    A guess has an accuracy of 1 / (vocabulary − 1). A model trained on one length may be asked at any other [1]_: n is
+    256 in training there, and 64 to 1 048 576 in tests.
 
     References
     ----------
