@@ -4,7 +4,8 @@ Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call
 spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
 runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
 The tests nearest to the packages run once with coverage first: of each test function `--per-function` parametrisations,
-and more until every value of a parameter has come. They have to pass, and `--coverage` keeps the run for the next time.
+and more until every value of a parameter has come. A few that fail without a mutant, as on a busy machine, are left out and
+named, and `--coverage` keeps the run for the next time.
 A mutant inside of a function then meets those that reach its statement, the fastest of each test function
 first, and at last one test of each other function near to its package, since a function whose results are remembered is
 reached by its first caller alone. One outside of functions meets all that are near to its package. With `--every`, what
@@ -83,6 +84,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
 }
 UNKNOWN = (4, 5)  # statuses of pytest: a test was not found, or none was
 LATE = (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)  # counts as noticed, and is printed
+MOST_BROKEN = 3  # tests that may fail without a mutant: they are left out
 FIRST = 30  # tests that meet a mutant in a run of their own
 
 
@@ -193,13 +195,17 @@ class Reach:
             command = [*pytest, "-n", str(jobs), *flags, f"@{listed}"]
             subprocess.run(command, cwd=ROOT, env=_paths(ROOT) | {"COVERAGE_FILE": str(data)}, check=False)
         cases = list(ElementTree.parse(results).iter("testcase"))
-        broken = [_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None]
-        if broken or not cases:
+        broken = {_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None}
+        if not cases or len(broken) > MOST_BROKEN:
             results.unlink()
-            msg = f"the tests must pass before a mutant is made; these do not: {broken}"
+            msg = f"the tests must pass before a mutant is made; these do not: {sorted(broken)}"
             raise RuntimeError(msg)
-        self.functions = _functions(names)
-        self.seconds = {_name(case): float(case.get("time", 0)) for case in cases}
+        if broken:
+            print("left out, since they fail without a mutant:", *sorted(broken), sep="\n    ", flush=True)
+        self.functions = {
+            function: [test for test in own if test not in broken] for function, own in _functions(names).items()
+        }
+        self.seconds = {_name(case): float(case.get("time", 0)) for case in cases if _name(case) not in broken}
         self.data = CoverageData(str(data))
         self.data.read()
 

@@ -55,7 +55,7 @@ ROOMS = [
     {"attention", "scans"},
     {"explain"},
     {"__init__"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "tasks"},
 ]
 
 
