@@ -88,6 +88,10 @@ def check(kernels, architecture, folder):
 def test_the_usual_kernels_do_not_spill(architecture, tmp_path):
     kernels = list(instantiations("float", [16, 256], constant=(False,)))
     kernels += ["scan_forward<bf16, 4, 4, 2, false, false, true>", "scan_backward<bf16, 4, 4, 2, false, false>"]
+    kernels += [f"scan_{name}, true>" for name in (  # with resets
+        "forward<float, 4, 4, 2, false, false, true", "backward<float, 4, 4, 2, false, false", "carry<float, true",
+        "tail<float, 4, 4, 2, false, false", "tail<float, 4, 4, 2, false, true",
+    )]  # fmt: skip
     check(kernels, architecture, tmp_path)
 
 
