@@ -21,6 +21,7 @@ from subquad.attention import (
     estimate_error,
     measure_crossover,
 )
+from subquad.blocks import check_mamba, init_mamba, mamba
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -64,15 +65,18 @@ __all__ = [
     "attention_weights",
     "causal_conv1d",
     "causal_conv1d_step",
+    "check_mamba",
     "discretize",
     "draw_omega",
     "estimate_error",
     "estimate_scan_error",
     "every",
     "explain",
+    "init_mamba",
     "linear_scan",
     "lti_scan",
     "lti_scan_step",
+    "mamba",
     "measure_crossover",
     "merge_scan",
     "selective_scan",
