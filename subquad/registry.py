@@ -71,8 +71,9 @@ class ScanRow:
     state : StateSpec
         The arrays that `summarize_scan` returns, and how two such states merge.
     decay : callable or None
-        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them; None if they
-        do something else to it, so that states do not merge.
+        ``decay(arrays, options)`` returns the factor by which the arrays multiply the state before them, a decay or,
+        if `state` has the field "transition", a matrix; None if they do something else to it, so that states do not
+        merge.
     draw : callable
         ``draw(rng, n)`` returns example inputs of n steps, in float64, of realistic sizes and time scales.
     cost : str

@@ -123,10 +123,10 @@ def softmax_gradients(
 def scan_forward(
     u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array | None = None, z: Array | None = None,
     delta_bias: Array | None = None, initial_state: Array | None = None, delta_softplus: bool = False,
-    reverse: bool = False, **options: Any,
+    reverse: bool = False, resets: Array | None = None, **options: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     """(y, last state) of the selective scan."""
-    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, None
+    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, resets
     static = {"delta_softplus": delta_softplus, "reverse": reverse}
     return COMPILED["selective_scan"].forward(arrays, static, **options)[0]
 
@@ -134,27 +134,29 @@ def scan_forward(
 def scan_backward(
     u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array | None, z: Array | None,
     delta_bias: Array | None, initial_state: Array | None, delta_softplus: bool, reverse: bool, grad_y: Array,
-    grad_state: Array | None = None, **options: Any,
+    grad_state: Array | None = None, resets: Array | None = None, **options: Any,
 ) -> Gradients:  # fmt: skip
     """Gradients of the selective scan; its outputs are not needed."""
-    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, None
+    arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, resets
     static, need = {"delta_softplus": delta_softplus, "reverse": reverse}, [x is not None for x in arrays]
     grads = grad_y, grad_state
     return Gradients(*COMPILED["selective_scan"].backward(arrays, static, None, (), grads, need, **options))
 
 
 def linear_scan_forward(
-    a: Array, b: Array, initial_state: Array | None = None, reverse: bool = False, **options: Any
-) -> Array:
+    a: Array, b: Array, initial_state: Array | None = None, reverse: bool = False, resets: Array | None = None,
+    **options: Any,
+) -> Array:  # fmt: skip
     """h of the linear scan."""
-    return COMPILED["linear_scan"].forward((a, b, initial_state, None), {"reverse": reverse}, **options)[0][0]
+    return COMPILED["linear_scan"].forward((a, b, initial_state, resets), {"reverse": reverse}, **options)[0][0]
 
 
 def linear_scan_backward(
-    a: Array, h: Array, initial_state: Array | None, reverse: bool, grad_h: Array, **options: Any
-) -> tuple[Array | None, ...] | None:
+    a: Array, h: Array, initial_state: Array | None, reverse: bool, grad_h: Array, resets: Array | None = None,
+    **options: Any,
+) -> tuple[Array | None, ...] | None:  # fmt: skip
     """Gradients of the linear scan; b is not needed."""
-    arrays, need = (a, h, initial_state, None), [True, True, initial_state is not None, False]
+    arrays, need = (a, h, initial_state, resets), [True, True, initial_state is not None, False]
     found = COMPILED["linear_scan"].backward(arrays, {"reverse": reverse}, None, (h,), (grad_h,), need, **options)
     return None if found is None else found[:3]
 

@@ -130,7 +130,7 @@ def test_every_library_gives_the_same_error(tmp_path: Path, file: Path) -> None:
 def test_causal_leaves_out_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *FAST, "--causal", "--out", str(tmp_path)]) == 0
     facts = report(tmp_path)
-    methods = {"exact", "auto", "bigbird", "clustered", "favor", "linear", "lsh", "window", *SCANS}  # fmt: skip
+    methods = {"exact", "auto", "bigbird", "clustered", "favor", "linear", "lsh", "window", *SCANS}
     assert {row["method"] for row in facts["results"]} == methods
     assert any(note.startswith("nystrom 32, nystrom 64 left out: ") for note in facts["notes"])
     assert max(row["error"] for row in facts["results"] if row["method"] == "exact") < 2e-6

@@ -124,17 +124,20 @@ def test_the_torch_operators_of_cuda(library, monkeypatch, dtype):
     monkeypatch.setattr(cuda, "device_of", lambda like: TorchHost(library.run))
     case = next(case for case in CASES[:1] + LOW_PRECISION if case.dtype == dtype)
     arrays, _, _ = case.inputs()
+    resets = arrays.pop("resets")
     tensors = {name: torch.from_numpy(x).to(getattr(torch, case.dtype_of(name))) for name, x in arrays.items()}
     tensors["u"], tensors["z"] = torch.cat([tensors["u"], tensors["z"]], -1).chunk(2, -1)
-    given = tuple(tensors.values())
+    given = *tensors.values(), resets
     (y, state), saved = cuda.forward(given, case.options)
     grads = torch.ones((), dtype=y.dtype).expand(y.shape), torch.ones(state.shape)
     found = cuda.backward(given, case.options, saved, (None, None), grads, [True] * len(given))
 
     leaves = {name: x.double().requires_grad_() for name, x in tensors.items()}
-    want = selective_scan.generic(*leaves.values(), **case.options)
+    want = selective_scan.generic(*leaves.values(), resets, **case.options)
     by = torch.autograd.grad(want, list(leaves.values()), [x.double() for x in grads])
-    for got, right, like in zip((y, state, *found), (*want, *by), (y, state, *given), strict=True):
+    *found, of_resets = found
+    assert of_resets is None
+    for got, right, like in zip((y, state, *found), (*want, *by), (y, state, *given[:-1]), strict=True):
         assert (got.dtype, got.shape) == (like.dtype, like.shape)
         assert relative_error(got.double().numpy(), right.detach().numpy()) <= LOW.get(dtype, SINGLE)
 
@@ -146,7 +149,7 @@ def test_torch_asks_the_kernel_of_its_device():
     x, maps = torch.ones(1, 2, 4), torch.ones(1, 2, 1, 8)
 
     def call(x, A):
-        return Call("selective_scan", (x, x, A, maps, maps, None, None, None, None), None, {}, PLAIN)
+        return Call("selective_scan", (x, x, A, maps, maps, None, None, None, None, None), None, {}, PLAIN)
 
     reasons = cuda.OVERRIDE.accepts.why_not(call(x, torch.ones(4, 8)), BACKEND, {})
     assert reasons == ["it runs on cuda, the arrays are on cpu"]

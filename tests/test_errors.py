@@ -387,6 +387,78 @@ LINEAR_SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
 }  # fmt: skip
 
 
+def gla(*changed: Any, **options: Any) -> Callable[[], Any]:
+    """Gated linear attention of two heads over five steps; q, k, v and g replaced by what is given."""
+    given = [ones((2, 5, 3)), ones((2, 5, 3)), ones((2, 5, 4)), ones((2, 5, 3))]
+    return lambda: subquad.gated_linear_attention(*(*changed, *given[len(changed) :]), **options)
+
+
+GLA: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "list": (TypeError, r"q is a list, not an array", gla([[1.0]])),
+    "none": (TypeError, "k is a NoneType, not an array", gla(ones((2, 5, 3)), None)),
+    "integers": (TypeError, "q has dtype int64, expected a real floating", gla(ones((2, 5, 3), int))),
+    "complex": (TypeError, "q has dtype complex128, expected a real floating", gla(ones((2, 5, 3), complex))),
+    "one-axis": (ValueError, r"q has shape \(3,\), expected \(\.\.\., n, d\) with at least two axes", gla(ones(3))),
+    "k": (ValueError, r"k has shape \(2, 4, 3\), expected \(\.\.\., 5, 3\)", gla(ones((2, 5, 3)), ones((2, 4, 3)))),
+    "v": (ValueError, r"v has shape \(2, 4, 4\), expected \(\.\.\., 5, d_v\)", gla(*2 * [ones((2, 5, 3))], ones((2, 4, 4)))),
+    "g": (ValueError, r"g has shape \(2, 5\), expected \(\.\.\., 5, 3\) or \(\.\.\., 5, 1\)",
+          gla(*2 * [ones((2, 5, 3))], ones((2, 5, 4)), ones((2, 5)))),
+    "bonus": (ValueError, r"bonus has shape \(2, 4\), expected \(\.\.\., 3\)", gla(bonus=ones((2, 4)))),
+    "state": (ValueError, r"initial_state has shape \(2, 4, 3\), expected \(\.\.\., 3, 4\)", gla(initial_state=ones((2, 4, 3)))),
+    "state-normalize": (ValueError, r"expected \(\.\.\., 3, 5\), with the sums of the keys as its last column",
+                        gla(initial_state=ones((2, 3, 4)), normalize=True)),
+    "batch": (ValueError, r"do not broadcast: q \[2\].*initial_state \[3\]", gla(initial_state=ones((3, 3, 4)))),
+    "scale": (TypeError, "scale must be a number", gla(scale="1")),
+    "flags": (TypeError, "normalize must be True or False, got 1", gla(normalize=1)),
+    "reverse": (TypeError, "reverse must be True or False", gla(reverse="no")),
+    "return-state": (TypeError, "return_state must be True or False", gla(return_state=None)),
+    "implementation": (ValueError, "implementation is 'cuda'; outer_scan on numpy has", gla(implementation="cuda")),
+    "step": (ValueError, r"state has shape \(3, 5\), expected \(\.\.\., 3, 4\)",
+             lambda: subquad.gated_linear_attention_step(ones((3, 5)), *2 * [ones(3)], ones(4))),
+    "step-axes": (ValueError, r"q has shape \(\), expected \(\.\.\., d\)",
+                  lambda: subquad.gated_linear_attention_step(None, *3 * [np.array(1.0)])),
+}  # fmt: skip
+
+
+def ssd(**changes: Any) -> Callable[[], Any]:
+    """Mamba-2's scan of four heads of three channels and two states over five steps, with some inputs replaced."""
+    given = {
+        "x": ones((2, 5, 4, 3)),
+        "delta": ones((2, 5, 4)),
+        "A": ones(4),
+        "B": ones((2, 5, 2, 2)),
+        "C": ones((2, 5, 2, 2)),
+    }
+    positional = [changes.pop(name, x) for name, x in given.items()] + [changes.pop("D", None)]
+    return lambda: subquad.ssd(*positional, **changes)
+
+
+SSD: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    "none": (TypeError, "B is a NoneType, not an array", ssd(B=None)),
+    "integers": (TypeError, "delta has dtype int64", ssd(delta=ones((2, 5, 4), int))),
+    "two-axes": (ValueError, r"x has shape \(4, 3\), expected \(\.\.\., n, heads, p\) with at least three axes", ssd(x=ones((4, 3)))),
+    "delta": (ValueError, r"delta has shape \(2, 5, 3\), expected \(\.\.\., 5, 4\)", ssd(delta=ones((2, 5, 3)))),
+    "A": (ValueError, r"A has shape \(4, 2\), expected \(4,\): x has 4 heads", ssd(A=ones((4, 2)))),
+    "groups": (ValueError, "groups must divide heads = 4", ssd(B=ones((2, 5, 3, 2)))),
+    "B": (ValueError, r"B has shape \(2, 5, 2\), expected \(\.\.\., 5, groups, d_state\)", ssd(B=ones((2, 5, 2)))),
+    "C": (ValueError, r"C has shape \(2, 5, 1, 2\), expected \(\.\.\., 5, 2, 2\)", ssd(C=ones((2, 5, 1, 2)))),
+    "D": (ValueError, r"D has shape \(3,\), expected \(4,\) or \(4, 3\)", ssd(D=ones(3))),
+    "z": (ValueError, r"z has shape \(2, 5, 4\), expected \(\.\.\., 5, 4, 3\)", ssd(z=ones((2, 5, 4)))),
+    "bias": (ValueError, r"delta_bias has shape \(2, 4\)", ssd(delta_bias=ones((2, 4)))),
+    "state": (ValueError, r"initial_state has shape \(2, 4, 2, 3\), expected \(\.\.\., 4, 3, 2\)", ssd(initial_state=ones((2, 4, 2, 3)))),
+    "batch": (ValueError, r"do not broadcast: x \[2\].*z \[3\]", ssd(z=ones((3, 5, 4, 3)))),
+    "softplus": (TypeError, "delta_softplus must be True or False, got 1", ssd(delta_softplus=1)),
+    "limits": (TypeError, "delta_limits must be a pair of numbers", ssd(delta_limits=0.1)),
+    "limits-three": (TypeError, "delta_limits must be a pair of numbers", ssd(delta_limits=(0, 1, 2))),
+    "limits-order": (ValueError, r"expected \(least, greatest\)", ssd(delta_limits=(1.0, 0.5))),
+    "implementation": (ValueError, "implementation is 'cuda'; outer_scan on numpy has", ssd(implementation="cuda")),
+    "step": (ValueError, r"state has shape \(4, 2, 3\), expected \(\.\.\., 4, 3, 2\)",
+             lambda: subquad.ssd_step(ones((4, 2, 3)), ones((4, 3)), ones(4), ones(4), ones((1, 2)), ones((1, 2)))),
+    "step-axes": (ValueError, r"x has shape \(3,\), expected \(\.\.\., heads, p\) with at least two axes",
+                  lambda: subquad.ssd_step(None, ones(3), ones(1), ones(1), ones((1, 2)), ones((1, 2)))),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
@@ -397,6 +469,8 @@ LINEAR_SCAN: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
             ("states", STATES),
             ("scan", SCAN),
             ("linear-scan", LINEAR_SCAN),
+            ("gated-linear-attention", GLA),
+            ("ssd", SSD),
         )
         for name, case in table.items()
     ],

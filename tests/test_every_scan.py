@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import LIBRARIES, Jax, Library, NumPy, NumPyReadOnly, StrictNoFloat64, relative_error, tolerance
+from rows.times import Arrays, cut, drawn, time_axes
 
 import subquad
 from subquad.registry import SCANS, ScanRow
@@ -21,12 +22,6 @@ COMBINATIONS = [
 ]
 every_scan = pytest.mark.parametrize("name", SCANS)
 NUMPY = NumPy()
-Arrays = dict[str, Any]
-
-
-@functools.cache
-def drawn(name: str, n: int) -> tuple[Arrays, dict[str, Any]]:
-    return SCANS[name].draw(np.random.default_rng(3), n)
 
 
 @functools.cache
@@ -35,20 +30,6 @@ def definition(name: str, n: int, library: Library, dtype: str) -> np.ndarray:
     reference, (arrays, options) = SCANS[name].reference, drawn(name, n)
     assert reference is not None, f"register_scan of {name} lacks `reference`, its definition"
     return reference(library.rounded(arrays, dtype), options)
-
-
-def time_axes(name: str) -> dict[str, int]:
-    """The axis along which an input has a number for each step, counted from the end; of those that have one."""
-    one, two = (drawn(name, n)[0] for n in (1, 2))
-    return {
-        key: axis - x.ndim for key, x in one.items() for axis in range(x.ndim) if x.shape[axis] != two[key].shape[axis]
-    }
-
-
-def cut(name: str, arrays: Arrays, steps: slice) -> Arrays:
-    """Some steps of all inputs."""
-    axes = time_axes(name)
-    return {key: x[(..., steps, *[slice(None)] * (-axes[key] - 1))] if key in axes else x for key, x in arrays.items()}
 
 
 def summarize(row: ScanRow, arrays: Arrays, options: dict[str, Any]) -> Any:
@@ -108,12 +89,13 @@ def test_states_that_do_not_merge_are_no_summaries() -> None:
 
 @pytest.mark.parametrize("name", [name for name, row in SCANS.items() if row.state.merge is not None])
 def test_a_state_is_what_the_scan_goes_on_from(name: str) -> None:
-    """h_after = decay ∘ h_before + state, whatever h_before is."""
+    """h_after = decay ∘ h_before + state, or with a matrix product, whatever h_before is."""
     row, (arrays, options) = SCANS[name], drawn(name, 20)
     state = summarize(row, arrays, options)
     before = np.random.default_rng(0).standard_normal(state["state"].shape)
     _, after = row.call(arrays | {"initial_state": before}, options | {"return_state": True})
-    assert relative_error(subquad.merge_scan({"state": before, "decay": 0 * before}, state)["state"], after) <= 1e-13
+    left = {key: 0 * x for key, x in state.items()} | {"state": before}
+    assert relative_error(subquad.merge_scan(left, state)["state"], after) <= 1e-13
     assert relative_error(summarize(row, arrays | {"initial_state": before}, options)["state"], after) <= 1e-13
 
 
@@ -128,7 +110,7 @@ def test_its_step_is_the_scan_of_one_token(name: str) -> None:
         out, state = step.call({"state": state, **token}, options)
         outs.append(out)
     expected, last = row.call(arrays, options | {"return_state": True})
-    assert relative_error(np.stack(outs, axis=-2), expected) <= 1e-13
+    assert relative_error(np.stack(outs, axis=axes[row.positional[0]]), expected) <= 1e-13
     assert relative_error(state, last) <= 1e-13
 
 

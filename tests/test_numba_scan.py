@@ -36,8 +36,9 @@ KINDS: dict[str, Any] = {
     "constant C": {"constant": "C", "options": "z"},
     "constant B and C": {"constant": "BC"},
     "B and C shared by the batch": {"shared": True},
+    "documents": {"options": "bir"},
     "complex": {"is_complex": True},
-    "complex, constant B and C": {"is_complex": True, "constant": "BC", "options": "zb"},
+    "complex, constant B and C": {"is_complex": True, "constant": "BC", "options": "zbir"},
 }
 # compiling takes most of the time, and float64 differs in coefficients alone: three kinds do
 CASES = [("float32", kind) for kind in KINDS] + [("float64", kind) for kind in ("all options", "groups", "complex")]
@@ -83,7 +84,7 @@ def draw(
         "z": real(batch, n, d) if "z" in options else None,
         "delta_bias": real(d) if "b" in options else None,
         "initial_state": either(batch, d, d_state) if "i" in options else None,
-    }
+    } | ({"resets": rng.random((batch, n)) < 0.1} if "r" in options else {})
 
 
 def by_definition(given: Arrays, softplus: bool, reverse: bool) -> tuple[Arrays, Any, Any]:
@@ -115,7 +116,7 @@ def test_scan_and_gradient_are_those_of_the_definition(
     grad_y = rng.standard_normal(got_y.shape).astype(got_y.dtype)
     grad_h = (rng.standard_normal(got_h.shape) + 1j * rng.standard_normal(got_h.shape)).astype(np.complex64)
     grad_h = (grad_h if np.iscomplexobj(got_h) else grad_h.real).astype(got_h.dtype)
-    names = [name for name, tensor in t.items() if tensor is not None]
+    names = [name for name, tensor in t.items() if tensor is not None and tensor.requires_grad]
     loss_by = [torch.tensor(grad_y, dtype=y.dtype), torch.tensor(grad_h, dtype=h.dtype)]
     expected = torch.autograd.grad([y, h], [t[name] for name in names], loss_by)
     got = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h)
@@ -399,11 +400,11 @@ def test_complex_maps_need_complex_rates() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize(("start", "anew"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("size", [(2, 63, 70), (1, 1, 3), (1, 257, 300), (3, 2, 1)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_linear_scan_and_gradient_are_those_of_the_definition(
-    dtype: str, size: tuple[int, int, int], start: bool, reverse: bool, threads: int
+    dtype: str, size: tuple[int, int, int], start: bool, anew: bool, reverse: bool, threads: int
 ) -> None:
     rng = np.random.default_rng(1)
     batch, n, d = size
@@ -413,19 +414,20 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
         return (rng.standard_normal(shape) + imaginary).astype(dtype)
 
     a, b, initial, grad_h = numbers(*size) / 3, numbers(*size), numbers(batch, d), numbers(*size)
-    state = initial if start else None
+    state, resets = initial if start else None, rng.random((batch, n)) < 0.1 if anew else None
     wide = torch.complex128 if np.dtype(dtype).kind == "c" else torch.float64
     tensors = [torch.tensor(x, dtype=wide, requires_grad=True) for x in (a, b, initial)]
     h = tensors[2] if start else torch.zeros(batch, d, dtype=wide)
     rows: list[Any] = [None] * n
     for t in reversed(range(n)) if reverse else range(n):
+        h = torch.where(torch.tensor(resets[:, t, None]), 0, h) if anew else h
         rows[t] = h = tensors[0][:, t] * h + tensors[1][:, t]
     expected = torch.stack(rows, 1)
     gradients = torch.autograd.grad(
         expected, tensors[: 3 if start else 2], torch.tensor(grad_h, dtype=wide), materialize_grads=True
     )
-    got = linear_scan_forward(a, b, state, reverse, threads=threads)
-    by_input = linear_scan_backward(a, got, state, reverse, grad_h, threads=threads)
+    got = linear_scan_forward(a, b, state, reverse, resets, threads=threads)
+    by_input = linear_scan_backward(a, got, state, reverse, grad_h, resets, threads=threads)
     tolerance = 8 * np.finfo(dtype).eps
     assert error(got, expected) < tolerance
     for value, gradient in zip(by_input, gradients, strict=start):

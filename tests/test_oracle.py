@@ -104,3 +104,27 @@ def test_scan_equals_state_space_duality() -> None:
     y, state = subquad.selective_scan(u, delta, rates, given["B"], given["C"], return_state=True)
     assert relative_error(y, given["out"].reshape(batch, n, -1)) < 1e-12
     assert relative_error(state, given["final_state"].reshape(state.shape)) < 1e-12
+
+
+def test_ssd_equals_the_reference(eager: Library) -> None:
+    """In float64, with its final state; the reference's X is Δ x and its A is Δ A."""
+    given = load("ssd_L64_block16")
+    names = ("X", "A", "B", "C")
+    ones = np.ones(given["A"].shape[-1])
+
+    def scan(X: Any, A: Any, B: Any, C: Any, ones: Any) -> Any:
+        return subquad.ssd(X / -A[..., None], -A, -ones, B, C, return_state=True)
+
+    y, state = eager.call(scan, *(given[name] for name in names), ones, dtype="float64")
+    assert relative_error(eager.numpy(y), given["out"]) < 1e-12
+    assert relative_error(eager.numpy(state), given["final_state"]) < 1e-12
+
+
+def test_torch_gradient_of_ssd_equals_the_reference() -> None:
+    torch = pytest.importorskip("torch")
+    given = load("ssd_L64_block16")
+    X, A, B, C = (torch.from_numpy(given[name]).requires_grad_() for name in ("X", "A", "B", "C"))
+    y = subquad.ssd(X / -A[..., None], -A, -torch.ones(A.shape[-1], dtype=A.dtype), B, C)
+    y.backward(torch.from_numpy(given["grad_out"]))
+    for name, x in {"X": X, "A": A, "B": B, "C": C}.items():
+        assert relative_error(x.grad.numpy(), given[f"grad_{name}"]) < 1e-12

@@ -123,7 +123,7 @@ def test_every_operator_draws_inputs_that_its_library_takes() -> None:
 
     for operator in harness.operators():
         problem = harness.case(operator).random(5)
-        assert harness.prepare("numpy", problem).run().shape[-2] == 5
+        assert 5 in harness.prepare("numpy", problem).run().shape[-3:-1]  # time is before the heads in ssd
 
 
 def count_of(name: str, *files: str) -> int:

@@ -17,12 +17,12 @@ def leaves(arrays: dict[str, Any]) -> dict[str, Any]:
         wide = torch.complex128 if np.iscomplexobj(x) else torch.float64
         return torch.tensor(x, dtype=wide).requires_grad_()
 
-    return {name: None if x is None else leaf(x) for name, x in arrays.items()}
+    return {name: x if x is None else torch.tensor(x) if x.dtype == bool else leaf(x) for name, x in arrays.items()}
 
 
 def scan(tensors: dict[str, Any], *, delta_softplus: bool, reverse: bool) -> tuple[Any, Any]:
     """(y, last state) of tensors by name, shaped as the kernel's inputs: one line per formula."""
-    u, delta, A, B, C, D, z, delta_bias, h, _ = Inputs(**tensors)
+    u, delta, A, B, C, D, z, delta_bias, h, resets = Inputs(**tensors)
     batch, n, d = u.shape
     delta = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
@@ -36,6 +36,7 @@ def scan(tensors: dict[str, Any], *, delta_softplus: bool, reverse: bool) -> tup
     h = torch.zeros(batch, d, A.shape[1], dtype=A.dtype) if h is None else h
     y: list[Any] = [None] * n
     for t in reversed(range(n)) if reverse else range(n):
+        h = h if resets is None else torch.where(resets[:, t, None, None], 0, h)
         step = delta[:, t, :, None]
         h = torch.exp(step * A) * h + step * B[t] * u[:, t, :, None]
         read = (C[t] * h).sum(-1)

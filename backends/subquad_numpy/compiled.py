@@ -20,6 +20,8 @@ from subquad_numpy.causal_conv1d import calls as causal_conv1d
 from subquad_numpy.causal_conv1d import launch as of_causal_conv1d
 from subquad_numpy.clustered import calls as clustered
 from subquad_numpy.clustered import launch as of_clustered
+from subquad_numpy.delta_scan import calls as delta_scan
+from subquad_numpy.delta_scan import launch as of_delta_scan
 from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradients
 from subquad_numpy.features import launch as of_features
@@ -33,6 +35,8 @@ from subquad_numpy.lti_scan import calls as lti_scan
 from subquad_numpy.lti_scan import launch as of_lti_scan
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
+from subquad_numpy.outer_scan import calls as outer_scan
+from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -207,6 +211,18 @@ def _some_cluster(call: Call) -> str | None:
     return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
 
 
+def _some_number(call: Call) -> str | None:
+    # the reason to decline calls without steps, or without states; None if there is none
+    q, _, v, *_ = call.arrays
+    return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else None
+
+
+def _some_step(call: Call) -> str | None:
+    # the reason to decline a scan without steps or states, or None
+    q, _, v = call.arrays[:3]
+    return "there is no step, or no state" if 0 in (*v.shape, q.shape[-1]) else None
+
+
 def _one_precision(call: Call) -> str | None:
     # the reason to decline arrays of two precisions, or None; the names of all dtypes are known
     sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
@@ -313,6 +329,18 @@ COMPILED: dict[str, Compiled] = {
             of_linear_scan.launch,
             of_linear_scan.launch_backward,
             unread=frozenset({1}),
+        ),
+        Compiled(
+            "delta_scan",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
+            delta_scan.scan,
+            launch=of_delta_scan.launch,
+        ),
+        Compiled(
+            "outer_scan",
+            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_step),
+            outer_scan.scan,
+            launch=of_outer_scan.launch,
         ),
         Compiled(
             "causal_conv1d",

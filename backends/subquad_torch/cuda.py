@@ -33,7 +33,7 @@ def forward(arrays: Arrays, static: Mapping[str, Any], save: bool = False) -> tu
 def backward(
     arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """Gradients by the nine arrays."""
+    """Gradients by the arrays; none by the resets."""
     inputs = Inputs(*map(_plain, arrays))
     by_y, by_state = map(_plain, grads)
     by_y = torch.zeros_like(inputs.u) if by_y is None else by_y
@@ -54,7 +54,7 @@ def _plain(x: Tensor | None) -> Tensor | None:
 
 
 OVERRIDE = override(
-    Native("selective_scan", forward, backward, unread=frozenset({9, 10}), watched=True),
+    Native("selective_scan", forward, backward, unread=frozenset({10, 11}), watched=True),
     "rawkernel",
     replace(calls.ACCEPTS, also=declines),
 )

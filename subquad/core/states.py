@@ -6,6 +6,7 @@ None stands for no chunk and is the identity of `merge`.
     kind of state   fields                                                                   merged by
     attention       shift (..., m or 1, 1), numerator (..., m, d_v), denominator (..., m, 1)  merge_by_shift
     scan            state, decay: both of the shape of the scan's state                       merge_by_decay
+    delta rule      state (..., d, d_v), transition (..., d, d)                               merge_by_transition
 """
 
 from __future__ import annotations
@@ -96,6 +97,14 @@ def merge_by_decay(xp: ModuleType, left: State, right: State) -> State:
     return {
         "state": decayed(xp, right["decay"], left["state"]) + right["state"],
         "decay": compounded(xp, left["decay"], right["decay"]),
+    }
+
+
+def merge_by_transition(xp: ModuleType, left: State, right: State) -> State:
+    """The state after `left`, then `right`: S = T_right S_left + S_right, T = T_right T_left."""
+    return {
+        "state": right["transition"] @ left["state"] + right["state"],
+        "transition": right["transition"] @ left["transition"],
     }
 
 

@@ -8,6 +8,7 @@ from subquad.kernels.block_attention import block_attention
 from subquad.kernels.causal_conv1d import causal_conv1d
 from subquad.kernels.centroid_attention import centroid_attention
 from subquad.kernels.clustered_attention import clustered_attention
+from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
@@ -15,6 +16,7 @@ from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.lti_scan import lti_scan
 from subquad.kernels.nearest import nearest
+from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -24,6 +26,7 @@ __all__ = [
     "causal_conv1d",
     "centroid_attention",
     "clustered_attention",
+    "delta_scan",
     "feature_attend",
     "feature_step",
     "feature_summarize",
@@ -33,6 +36,7 @@ __all__ = [
     "linear_scan",
     "lti_scan",
     "nearest",
+    "outer_scan",
     "selective_scan",
     "softmax_attention",
 ]

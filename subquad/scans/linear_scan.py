@@ -20,7 +20,7 @@ from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.linear_scan import linear_scan as scan_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
-from subquad.scans.timeline import Timeline, every, timeline
+from subquad.scans.timeline import Timeline, every, step_timeline, timeline
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
@@ -57,6 +57,55 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     time = timeline("a", a, batch, a.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
     factors = time.filled(xp.astype(a, compute_dtype(xp, a, b)), 1.0, axis=-2)
     return time.restarted(xp.prod(factors, axis=-2), 0.0)
+
+
+def linear_scan_step(
+    state: Array | None, a: Array, b: Array, /, *, mask: Array | None = None, implementation: str = "auto"
+) -> tuple[Array, Array]:
+    """Compute one step of `linear_scan`, for decoding token by token; the arrays have no time axis.
+
+        h = a state + b
+
+    Parameters
+    ----------
+    state : array, shape (..., d), or None
+        The state before the step; None means zero.
+    a, b : array, shape (..., d)
+        Factors and terms of one step, real or complex.
+    mask : array of bool, broadcastable to (...), optional
+        False for an item whose sequence has ended: its state stays as it is, and its h is 0.
+    implementation : str, default "auto"
+        "auto", "generic", or the name of an override of the kernel `linear_scan`; see `subquad.explain`.
+
+    Returns
+    -------
+    h : array, shape (..., d)
+        The state, in the dtype that `linear_scan` gives h.
+    state : array, shape (..., d)
+        The state after the step, at least float32. The state given is not written to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `linear_scan` raises them.
+
+    See Also
+    --------
+    linear_scan : The scan over a whole sequence.
+
+    Examples
+    --------
+    >>> import numpy as np, subquad
+    >>> half, state = np.full(1, 0.5), None
+    >>> for _ in range(3):
+    ...     h, state = subquad.linear_scan_step(state, half, np.ones(1))
+    >>> h
+    array([1.75])
+    """
+    arrays = a, b, state
+    form = form_of("linear_scan_step", arrays, lambda: _form(*arrays, time=0))
+    time = step_timeline("a", a, form.shape_of(0)[:-1], mask, xp=form.xp)
+    return _scan(form, arrays, time, implementation)[:2]
 
 
 @overload
@@ -108,6 +157,7 @@ def linear_scan(
     draw=draw,
     cost="n d",
     positional=("a", "b"),
+    step=linear_scan_step,
     activations=activations,
     reference=definition,
 )
@@ -173,6 +223,7 @@ def linear_scan(
 
     See Also
     --------
+    linear_scan_step : One step of this recurrence.
     selective_scan : The scan whose factors and terms come from step sizes and maps.
     summarize_scan : State and decay of a chunk, for chunks that are processed apart.
 
@@ -204,22 +255,30 @@ def linear_scan(
     (array([1., 2., 3., 1.]), array([2., 1.]))
     """
     arrays = a, b, initial_state
-    form = form_of("linear_scan", arrays, lambda: _form(*arrays))
+    form = form_of("linear_scan", arrays, lambda: _form(*arrays, time=1))
     reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
     *batch, n, _ = form.shape_of(0)
     time = timeline(
         "a", a, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
     )
+    if not return_state and time.positions is None:
+        return _scan(form, arrays, time, implementation, with_state=False)[0]
+    return time.results(*_scan(form, arrays, time, implementation), return_state=return_state)
+
+
+def _scan(
+    form: Form, arrays: tuple[Any, ...], time: Timeline, implementation: str, *, with_state: bool = True
+) -> tuple[Array, Array | None, list[Array] | None]:
+    """(h, last state or None, states at positions) of a call, by its form: all states are rows of h."""
     a, b, start = form.enter(arrays)
     with form.computing(a):
-        a, b = time.filled(a, 1.0), time.filled(b, 0.0)  # h[t] = 1 h[t−1] + 0
-        h = scan_kernel(a, b, start, time.resets, reverse=reverse, implementation=implementation)
-        states = None if time.positions is None else [_state_at(time, h, start, p) for p in time.positions]
-        state = _state_at(time, h, start, n) if return_state or states == [] else None
+        a, b = time.filled(a, 1.0), time.filled(b, 0.0)  # a padded step: h[t] = 1 h[t−1] + 0
+        h = scan_kernel(a, b, start, time.resets, reverse=time.reverse, implementation=implementation)
         out = form.leave(0, time.filled(h, 0.0))
-    state = None if state is None else form.leave(1, state)
+        last = _state_at(time, h, start, time.n) if with_state else None
+        states = None if time.positions is None else [_state_at(time, h, start, p) for p in time.positions]
     states = None if states is None else [form.leave(1, x) for x in states]
-    return time.results(out, state, states, return_state=return_state)
+    return out, None if last is None else form.leave(1, last), states
 
 
 def _state_at(time: Timeline, h: Array, start: Array | None, position: int) -> Array:
@@ -231,37 +290,42 @@ def _state_at(time: Timeline, h: Array, start: Array | None, position: int) -> A
     return xp.concat([h[:, row : row + 1, :]], axis=1)
 
 
-def _form(a: Array, b: Array, initial_state: Array | None) -> Form:
-    """The form of a call, after checks of its arrays."""
+def _form(a: Array, b: Array, initial_state: Array | None, *, time: int) -> Form:
+    """The form of a scan (`time` 1) or of one step (`time` 0), after checks of its arrays."""
     check_given(a=a, b=b)
-    xp = check_arrays(a=a, b=b, initial_state=initial_state)
-    check_floating(xp, complex_too=True, a=a, b=b, initial_state=initial_state)
-    n, d = _check_shapes(a, b, initial_state)
-    batches = {"a": a.shape[:-2], "b": b.shape[:-2]}
-    batches |= {} if initial_state is None else {"initial_state": initial_state.shape[:-1]}
+    state = {"initial_state" if time else "state": initial_state}
+    xp = check_arrays(a=a, b=b, **state)
+    check_floating(xp, complex_too=True, a=a, b=b, **state)
+    tail = _check_shapes(a, b, state, time=time)
+    d, own = tail[-1], -1 - time  # the axes of a sequence
+    batches = {"a": a.shape[:own], "b": b.shape[:own]}
+    batches |= {name: x.shape[:-1] for name, x in state.items() if x is not None}
     batch = broadcast_batch(**batches)
     compute = compute_dtype(xp, a, b, initial_state)
-    targets = (
-        flat_target(a, compute, batch, (n, d)),
-        flat_target(b, compute, batch, (n, d)),
-        flat_target(initial_state, compute, batch, (d,)),
-    )
-    out = Target(_dtype_out(xp, a, b, compute), None, (*batch, n, d))
+    rows = [flat_target(x, compute, batch, tail) for x in (a, b)]
+    if not time:
+        rows = [None if x is None or x.shape is None else x._replace(shape=(x.shape[0], 1, d)) for x in rows]
+    out = Target(_dtype_out(xp, a, b, compute), None, (*batch, *tail))
+    targets = (*rows, flat_target(initial_state, compute, batch, (d,)))
     return Form(xp, targets, (out, Target(compute, None, (*batch, d))))
 
 
-def _check_shapes(a: Array, b: Array, initial_state: Array | None) -> tuple[int, int]:
-    if a.ndim < 2:
-        msg = f"a has shape {tuple(a.shape)}, expected (..., n, d) with at least two axes"
+def _check_shapes(a: Array, b: Array, state: Mapping[str, Array | None], *, time: int) -> tuple[int, ...]:
+    """The axes of a and b after the batch, (n, d) or in one step (d,)."""
+    if a.ndim <= time:
+        expected = "(..., n, d) with at least two axes" if time else "(..., d)"
+        msg = f"a has shape {tuple(a.shape)}, expected {expected}"
         raise ValueError(msg)
-    n, d = a.shape[-2:]
-    if tuple(b.shape[-2:]) != (n, d):
-        msg = f"b has shape {tuple(b.shape)}, expected (..., {n}, {d}): one term per factor of a {tuple(a.shape)}"
+    tail = tuple(a.shape[-1 - time :])
+    if tuple(b.shape[-1 - time :]) != tail:
+        each = ", ".join(map(str, tail))
+        msg = f"b has shape {tuple(b.shape)}, expected (..., {each}): one term per factor of a {tuple(a.shape)}"
         raise ValueError(msg)
-    if initial_state is not None and tuple(initial_state.shape[-1:]) != (d,):
-        msg = f"initial_state has shape {tuple(initial_state.shape)}, expected (..., {d}): one number per channel"
-        raise ValueError(msg)
-    return n, d
+    for name, x in state.items():
+        if x is not None and tuple(x.shape[-1:]) != tail[-1:]:
+            msg = f"{name} has shape {tuple(x.shape)}, expected (..., {tail[-1]}): one number per channel"
+            raise ValueError(msg)
+    return tail
 
 
 def _dtype_out(xp: ModuleType, a: Array, b: Array, compute: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.checks import check_count, check_flag, check_seed
+from subquad.core.checks import check_arrays, check_count, check_flag, check_seed
 from subquad.core.dtypes import is_dtype, is_half
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
@@ -66,8 +66,11 @@ def estimate_scan_error(
     z: Array | None = None,
     delta_bias: Array | None = None,
     delta_softplus: bool = False,
+    delta_limits: tuple[float, float] | None = None,
     initial_state: Array | None = None,
     reverse: bool = False,
+    segments: Array | None = None,
+    mask: Array | None = None,
     implementation: str = "auto",
     channels: int = 16,
     seed: int = 0,
@@ -78,8 +81,10 @@ def estimate_scan_error(
 
     Parameters
     ----------
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse, implementation
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, delta_limits, initial_state, reverse, implementation
         Arguments of `subquad.selective_scan`. Their values must be readable: not while a program is traced.
+    segments, mask
+        Arguments of `subquad.selective_scan` too; the outputs of padded steps are 0 and count as exact.
     channels : int, default 16
         How many of the d channels to sample, one in each of as many equal parts; if there are fewer, all are taken.
     seed : int, default 0
@@ -122,22 +127,30 @@ def estimate_scan_error(
     xp, d = shapes.xp, shapes.d
     count = min(check_count("channels", channels), d)
     seed = check_seed(seed)
-    if not backend_of(xp).is_concrete(*arrays.values()):
+    steps = {name: x for name, x in (("segments", segments), ("mask", mask)) if x is not None}
+    check_arrays(u=u, **steps)
+    if not backend_of(xp).is_concrete(*arrays.values(), *steps.values()):
         msg = "the arrays of a program that is traced have no values to compare: call estimate_scan_error outside of it"
         raise ValueError(msg)
     options: dict[str, Any] = {
         "delta_softplus": check_flag("delta_softplus", delta_softplus),
+        "delta_limits": delta_limits,
         "reverse": check_flag("reverse", reverse),
     }
     y = selective_scan(
         u, delta, A, B, C, D, z=z, delta_bias=delta_bias, initial_state=initial_state, implementation=implementation,
-        **options,
+        **steps, **options,
     )  # fmt: skip
     chosen = draw_rows(0, d, count, seed)
     index = xp.asarray(chosen, device=place_of(u))
     some = {name: _wide(xp, _of_channels(xp, name, x, index, shapes)) for name, x in arrays.items() if x is not None}
     by_position = [some.pop(name) for name in INPUTS[:6] if name in some]
-    exact = selective_scan(*by_position, **some, **options)
+    exact = selective_scan(
+        *by_position,
+        **some,
+        **{name: to_host(x, bool if name == "mask" else np.int64) for name, x in steps.items()},
+        **options,
+    )
     found = _wide(xp, xp.take(y, index, axis=-1))
     off, size = (np.square(x).reshape(-1, count).sum(axis=0) for x in (found - exact, exact))
     kind = xp.float32 if is_half(xp, y.dtype) else y.dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -78,10 +78,11 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     xp = namespace_of(delta)
     real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
     softplus, limits = bool(options.get("delta_softplus")), options.get("delta_limits")
-    delta = step_sizes(xp, cast(xp, delta, real), cast(xp, bias, real), softplus, limits)
     batch = broadcast_batch(u=u.shape[:-2], delta=delta.shape[:-2])
     given = {name: options.get(name) for name in ("segments", "mask")}
     time = timeline("u", u, batch, u.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
+    delta = time.filled(cast(xp, delta, real), 0.0, axis=-2)
+    delta = step_sizes(xp, delta, cast(xp, bias, real), softplus, limits)
     total = xp.astype(xp.sum(time.filled(delta, 0.0, axis=-2), axis=-2, keepdims=True), state)
     return time.restarted(xp.exp(xp.matrix_transpose(total) * cast(xp, A, state)), 0.0)
 
@@ -159,11 +160,12 @@ def selective_scan_step(
     array([3.])
     """
     arrays = u, delta, A, B, C, D, z, delta_bias, state
-    softplus, masked = check_flag("delta_softplus", delta_softplus), mask is not None
-    steps = StepSizes(softplus, check_limits(delta_limits), masked=masked, biased=delta_bias is not None)
-    form = form_of("selective_scan_step" + steps.kind, arrays, lambda: _form(arrays, time=0, steps=steps))
+    softplus, limits = check_flag("delta_softplus", delta_softplus), check_limits(delta_limits)
+    at_door = _made_at_door(limits, mask, delta_bias, softplus)
+    kind = "selective_scan_step, delta at the door" if at_door else "selective_scan_step"
+    form = form_of(kind, arrays, lambda: _form(arrays, time=0, at_door=at_door))
     time = step_timeline("u", u, form.shape_of(0)[:-1], mask, xp=form.xp)
-    return _scan(form, arrays, steps, time, implementation)[:2]
+    return _scan(form, arrays, softplus, limits, at_door, time, implementation)[:2]
 
 
 @overload
@@ -370,68 +372,56 @@ def selective_scan(
     """
     arrays = u, delta, A, B, C, D, z, delta_bias, initial_state
     softplus, reverse = check_flag("delta_softplus", delta_softplus), check_flag("reverse", reverse)
-    steps = StepSizes(softplus, check_limits(delta_limits), masked=mask is not None, biased=delta_bias is not None)
-    form = form_of("selective_scan" + steps.kind, arrays, lambda: _form(arrays, time=1, steps=steps))
-    return_state = check_flag("return_state", return_state)
+    return_state, limits = check_flag("return_state", return_state), check_limits(delta_limits)
+    at_door = _made_at_door(limits, mask, delta_bias, softplus)
+    kind = "selective_scan, delta at the door" if at_door else "selective_scan"
+    form = form_of(kind, arrays, lambda: _form(arrays, time=1, at_door=at_door))
     *batch, n, _ = form.shape_of(0)
     time = timeline(
         "u", u, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
     )
-    return time.results(*_scan(form, arrays, steps, time, implementation), return_state=return_state)
+    y, state, states = _scan(form, arrays, softplus, limits, at_door, time, implementation)
+    return time.results(y, state, states, return_state=return_state)
 
 
-class StepSizes(NamedTuple):
-    """How a call makes its step sizes, and whether the kernel can make them."""
+def _made_at_door(limits: Any, mask: Array | None, delta_bias: Array | None, softplus: bool) -> bool:
+    """Whether Δ is made before the kernel, which knows no limits, nor a delta that with any bias gives Δ = 0.
 
-    softplus: bool
-    limits: tuple[float, float] | None
-    masked: bool
-    biased: bool
-
-    @property
-    def at_door(self) -> bool:
-        """Whether Δ is made before the kernel, which knows no limits, nor a delta that with any bias is 0.
-
-        With softplus it does: −∞.
-        """
-        return self.limits is not None or (self.masked and self.biased and not self.softplus)
-
-    @property
-    def kind(self) -> str:
-        """What tells forms apart: delta that is made at the door is not in half precision."""
-        return " at door" if self.at_door else ""
+    With softplus it does know one: −∞.
+    """
+    return limits is not None or (mask is not None and delta_bias is not None and not softplus)
 
 
 def _scan(
-    form: Form, arrays: Sequence[Any], steps: StepSizes, time: Timeline, implementation: str
-) -> tuple[Array, Array, list[Array] | None]:
+    form: Form, arrays: Sequence[Any], softplus: bool, limits: tuple[float, float] | None, at_door: bool,
+    time: Timeline, implementation: str,
+) -> tuple[Array, Array, list[Array] | None]:  # fmt: skip
     """(y, last state, states at positions) of a call, by its form."""
     xp = form.xp
     u, delta, A, B, C, D, z, delta_bias, state = form.enter(arrays)
-    softplus = steps.softplus
     with form.computing(u):
-        if steps.at_door:
-            delta, delta_bias, softplus = step_sizes(xp, delta, delta_bias, softplus, steps.limits), None, False
+        if at_door:  # padded steps are filled before too: 0 times the slope at a NaN is NaN
+            delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+            delta_bias, softplus = None, False
         # a padded step has Δ = 0 and no input, so h = 1 h + 0; −∞ is what softplus takes to 0, whatever the bias
-        delta = time.filled(delta, -math.inf if softplus else 0.0)
-        u, z = time.filled(u, 0.0), None if z is None else time.filled(z, 0.0)
-        maps = {"B": B, "C": C}
-        moving = {name: time.filled(x, 0.0) for name, x in maps.items() if x is not None and x.ndim > 2}
+        moving_B, moving_C = (None if x is None or x.ndim == 2 else x for x in (B, C))
+        rows = [time.filled(x, 0.0) for x in (u, z, moving_B, moving_C)]
+        rows.append(time.filled(delta, -math.inf if softplus else 0.0))
 
         def scan(rows: Rows, state: Array | None, resets: Array | None) -> tuple[Array, Array]:
-            u, delta, z, *moved = rows
-            B, C = (maps | dict(zip(moving, moved, strict=True))).values()
+            u, z, moving_B, moving_C, delta = rows
             return scan_kernel(
-                u, delta, A, B, C, D, z, delta_bias, state, resets,
+                u, delta, A, B if moving_B is None else moving_B, C if moving_C is None else moving_C,
+                D, z, delta_bias, state, resets,
                 delta_softplus=softplus, reverse=time.reverse, implementation=implementation,
             )  # fmt: skip
 
-        y, state, states = time.run(scan, (u, delta, z, *moving.values()), state)
+        y, state, states = time.run(scan, rows, state)
     states = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, y), form.leave(1, state), states
 
 
-def _form(given: tuple[Any, ...], *, time: int, steps: StepSizes) -> Form:
+def _form(given: tuple[Any, ...], *, time: int, at_door: bool) -> Form:
     """The form of a scan (`time` 1) or of one step (`time` 0), after checks of the arrays."""
     arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
     shapes = check_inputs(arrays, time=time)
@@ -442,7 +432,7 @@ def _form(given: tuple[Any, ...], *, time: int, steps: StepSizes) -> Form:
     # dtype of u, delta and z: one half precision of all three stays, for the kernels that read and write it
     stored = real
     halves = is_half(xp, u.dtype) and all(x is None or x.dtype == u.dtype for x in (delta, z))
-    if halves and real == xp.float32 and not steps.at_door:  # beside a float64 array, all are computed in float64
+    if halves and real == xp.float32 and not at_door:  # beside a float64 array, all are computed in float64
         stored = u.dtype
 
     def rows(x: Array | None) -> Target | None:

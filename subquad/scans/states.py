@@ -1,27 +1,32 @@
 """States of scans, which merge: the effect of a chunk of a sequence on any state before the chunk.
 
-h_after = decay ∘ h_before + state
+h_after = decay ∘ h_before + state, or transition h_before + state for scans whose steps mix the channels of a state
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
-from subquad.core.states import State, StateSpec, merge_by_decay
+from subquad.core.states import State, StateSpec, merge_by_decay, merge_by_transition
 from subquad.registry import scan_row
 
-SPEC = StateSpec({"state": (), "decay": ()}, merge_by_decay)  # fields of every scan's state; axes differ by scan
+# fields of every scan's state, by the name of the factor; axes differ by scan
+SPECS = {
+    "decay": StateSpec({"state": (), "decay": ()}, merge_by_decay),
+    "transition": StateSpec({"state": (), "transition": ()}, merge_by_transition),
+}
 
 
 def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **options: Any) -> State:
-    """Sum up a chunk of a sequence: the state after the chunk, and its decay of any state before it.
+    """Sum up a chunk of a sequence: the state after the chunk, and what it multiplies any state before it by.
 
-        h_after = decay ∘ h_before + state
+        h_after = decay ∘ h_before + state,    or    S_after = transition S_before + state    for `delta_rule`
 
     Parameters
     ----------
@@ -30,18 +35,19 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     *arrays
         Arrays that the scan takes by position.
     **options
-        Other arguments of the scan, except `return_state`. An `initial_state` is included in the state returned,
-        so pass it to the first chunk alone.
+        Other arguments of the scan, except `return_state` and `states_at`. An `initial_state` is included in the state
+        returned, so pass it to the first chunk alone.
 
     Returns
     -------
     dict of array
-        "state" and "decay", both of the shape and dtype of the scan's state, (..., d) or (..., d, d_state).
+        "state" and "decay", both of the shape and dtype of the scan's state, (..., d) or (..., d, d_state). For
+        `delta_rule`, "state" (..., d, d_v) and "transition" (..., d, d).
 
     Raises
     ------
     TypeError
-        If `return_state` is given, and as the scan raises for its arguments.
+        If `return_state` or `states_at` is given, and as the scan raises for its arguments.
     ValueError
         If `scan` is not registered or its states do not merge, and as the scan raises for its arguments.
 
@@ -51,9 +57,11 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
 
     Notes
     -----
-    The decay is Π a[t] for `linear_scan` and exp(A Σ Δ[t]) for `selective_scan`. Chunks may be summed up in any order,
-    and on several machines. The scan runs over the chunk a second time to give outputs, once the state before it is
-    known.
+    The decay is Π a[t] for `linear_scan` and exp(A Σ Δ[t]) for `selective_scan`. The transition of `delta_rule` is the
+    product of its steps' matrices, which takes a scan with d values in place of d_v. Steps that are padded (`mask`) do
+    not count, and the factor is 0 where a document begins within the chunk (`segments`). Chunks may be summed up in any
+    order, and on several machines. The scan runs over the chunk a second time to give outputs, once the state before it
+    is known.
 
     Examples
     --------
@@ -66,28 +74,33 @@ def summarize_scan(scan: str | Callable[..., Any], /, *arrays: Array | None, **o
     True
     """
     row = scan_row(scan)
+    for name in ("return_state", "states_at"):
+        if name in options:
+            msg = f"summarize_scan returns the state alone; leave {name} out"
+            raise TypeError(msg)
     if row.decay is None:
         msg = f"the states of {row.name} do not merge; give the state of one chunk to the next one as initial_state"
         raise ValueError(msg)
-    if "return_state" in options:
-        msg = "summarize_scan returns the state alone; leave return_state out"
-        raise TypeError(msg)
     _, state = row.function(*arrays, **options, return_state=True)
     named = dict(zip(row.positional, arrays, strict=False)) | options
     xp = check_arrays(state=state)
     with backend_of(xp).computing(state):
-        decay = row.decay(named, options)
-    if decay.dtype != state.dtype:
-        decay = xp.astype(decay, state.dtype)
-    if tuple(decay.shape) != tuple(state.shape):
-        decay = xp.broadcast_to(decay, state.shape)
-    return {"state": state, "decay": decay}
+        factor = row.decay(named, options)
+    if factor.dtype != state.dtype:
+        factor = xp.astype(factor, state.dtype)
+    (name,) = set(row.state.fields) - {"state"}
+    shape = state.shape if name == "decay" else (*state.shape[:-1], state.shape[-2])
+    if tuple(factor.shape) != tuple(shape):
+        factor = xp.broadcast_to(factor, shape)
+    return {"state": state, name: factor}
 
 
 def merge_scan(left: State | None, right: State | None, /) -> State | None:
     """Merge the states of two adjacent chunks, of which the scan passes `left` first.
 
-        state = decay_right ∘ state_left + state_right,    decay = decay_left ∘ decay_right
+        state = decay_right ∘ state_left + state_right,    decay = decay_right ∘ decay_left
+
+    and with matrix products for transitions.
 
     Parameters
     ----------
@@ -98,7 +111,7 @@ def merge_scan(left: State | None, right: State | None, /) -> State | None:
     Returns
     -------
     dict of array, or None
-        "state" and "decay" of both chunks together, associative up to rounding; None if both are None.
+        The state of both chunks together, of the same fields, associative up to rounding; None if both are None.
 
     Raises
     ------
@@ -118,17 +131,48 @@ def merge_scan(left: State | None, right: State | None, /) -> State | None:
     """
     given = {name: x for name, x in (("left", left), ("right", right)) if x is not None}
     arrays: dict[str, Array] = {}
+    kind = _kind(given)
     for name, state in given.items():
-        arrays |= SPEC.check(name, state)
+        arrays |= SPECS[kind].check(name, state)
     if not arrays:
         return None
     xp = check_arrays(**arrays)
     check_floating(xp, complex_too=True, **arrays)
-    broadcast_batch(**{name: tuple(x.shape) for name, x in arrays.items()})
+    _check_sizes(kind, arrays)
     if left is None or right is None:
         return dict(_named(right if left is None else left))
     with backend_of(xp).computing(left["state"]):
-        return merge_by_decay(xp, dict(left), dict(right))
+        return _merged(kind, xp, dict(left), dict(right))
+
+
+def _kind(given: Mapping[str, Any]) -> str:
+    """The name of the factor that the states have, "decay" if none is a mapping with a transition."""
+    return "transition" if any(isinstance(x, Mapping) and "transition" in x for x in given.values()) else "decay"
+
+
+def _check_sizes(kind: str, arrays: Mapping[str, Array]) -> None:
+    """ValueError unless the arrays of two states, named as errors name them, fit together."""
+    tail = 0 if kind == "decay" else 2
+    for name, x in arrays.items():
+        if x.ndim < tail:
+            msg = f"{name} has shape {tuple(x.shape)}, expected at least {tail} axes"
+            raise ValueError(msg)
+    broadcast_batch(**{name: tuple(x.shape[: x.ndim - tail]) for name, x in arrays.items()})
+    if tail:
+        sizes = {name: tuple(x.shape[-2:]) for name, x in arrays.items()}
+        d = next(iter(sizes.values()))[0]
+        width = {size[1] for name, size in sizes.items() if "transition" not in name}
+        for name, size in sizes.items():
+            if size != (d, d) if "transition" in name else size[0] != d or len(width) > 1:
+                listed = ", ".join(f"{other} {list(size)}" for other, size in sizes.items())
+                msg = f"{name} does not fit: the last axes are {listed}, expected (d, d_v) of states and (d, d) else"
+                raise ValueError(msg)
+
+
+def _merged(kind: str, xp: ModuleType, left: State, right: State) -> State:
+    merge = SPECS[kind].merge
+    assert merge is not None
+    return merge(xp, left, right)
 
 
 def _named(state: Mapping[str, Array] | None) -> Mapping[str, Array]:

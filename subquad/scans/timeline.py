@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,7 @@ class every:
         object.__setattr__(self, "steps", check_count("every", self.steps))
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """How a scan of n steps goes through time: from which end, over which padded steps, from which states anew.
 
     Attributes
@@ -84,9 +83,9 @@ class Timeline:
     resets: Array | None = None
     positions: tuple[int, ...] | None = None
 
-    def filled(self, x: Array, value: float, *, axis: int = 1) -> Array:
-        """`x` with `value` at padded steps; `axis` is that of time, negative for arrays that are not folded."""
-        if self.mask is None:
+    def filled(self, x: Any, value: float, *, axis: int = 1) -> Any:
+        """`x` with `value` at padded steps, None for None; `axis` is that of time, negative for arrays not folded."""
+        if self.mask is None or x is None:
             return x
         after = -1 - axis if axis < 0 else x.ndim - 1 - axis
         return self.xp.where(self.mask[(..., *[None] * after)], x, value)
@@ -186,8 +185,7 @@ def find_resets(xp: ModuleType, segments: Array, mask: Array | None, *, reverse:
     first = xp.zeros_like(segments[..., :1], dtype=xp.bool)
     resets = xp.concat([first, segments[..., 1:] != segments[..., :-1]], axis=-1)
     if mask is not None:
-        rank = xp.cumulative_sum(xp.astype(mask, order.dtype), axis=-1) - 1
-        resets = gather(xp, resets, xp.where(mask, rank, 0)) & mask
+        resets = gather(xp, resets, xp.argsort(order, axis=-1)) & mask  # and back to their places
     return xp.flip(resets, axis=-1) if reverse else resets
 
 

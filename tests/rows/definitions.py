@@ -716,3 +716,64 @@ def linear_scan(
     for t in reversed(range(n)) if reverse else range(n):
         h[..., t, :] = state = a[..., t, :] * state + b[..., t, :]
     return h, state
+
+
+def delta_scan(
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array | None = None,
+    beta: Array | None = None,
+    a: Array | None = None,
+    b: Array | None = None,
+    initial_state: Array | None = None,
+    resets: Array | None = None,
+    *,
+    scale: float = 1.0,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """(o, state) with the shapes of the kernel, by the matrices I − β k kᵀ, or diag(w) + b aᵀ, themselves."""
+    batch, n, heads, d = k.shape
+    S = np.zeros((batch, heads, d, v.shape[-1])) if initial_state is None else initial_state.astype(np.float64)
+    o = np.zeros(v.shape)
+    for t in reversed(range(n)) if reverse else range(n):
+        if resets is not None:
+            S = np.where(resets[:, t, None, None, None], 0, S)
+        w = np.ones((batch, heads, 1, d)) if g is None else np.exp(g[:, t, :, None, :])
+        if beta is not None:
+            strength = beta[:, t, :, None, None]
+            A = (np.eye(d) - strength * k[:, t, :, :, None] * k[:, t, :, None, :]) * w
+        else:
+            strength, A = 1, np.eye(d) * w + b[:, t, :, :, None] * a[:, t, :, None, :]
+        S = A @ S + strength * k[:, t, :, :, None] * v[:, t, :, None, :]
+        o[:, t] = scale * (np.swapaxes(S, -1, -2) @ q[:, t, :, :, None])[..., 0]
+    return o, S
+
+
+def outer_scan(
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array | None = None,
+    weight: Array | None = None,
+    bonus: Array | None = None,
+    skip: Array | None = None,
+    initial_state: Array | None = None,
+    resets: Array | None = None,
+    *,
+    scale: float = 1.0,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """(o, state) of q, k (batch, n, groups, d) and v (batch, n, heads, d_v), step by step."""
+    batch, n, heads, d_v = v.shape
+    q, k = (np.repeat(x, heads // x.shape[2], axis=2) for x in (q, k))
+    S = np.zeros((batch, heads, q.shape[-1], d_v)) if initial_state is None else initial_state
+    o = np.zeros(v.shape)
+    for t in reversed(range(n)) if reverse else range(n):
+        if resets is not None:
+            S = np.where(resets[:, t, None, None, None], 0, S)
+        kv = k[:, t, :, :, None] * v[:, t, :, None, :] * (1 if weight is None else weight[:, t, :, None, None])
+        read = None if bonus is None else S + bonus[..., None] * kv
+        S = (1 if g is None else np.exp(g[:, t, :, :, None])) * S + kv
+        o[:, t] = scale * np.einsum("bhdv,bhd->bhv", S if read is None else read, q[:, t])
+    return (o if skip is None else o + skip * v), S

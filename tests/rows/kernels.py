@@ -307,6 +307,43 @@ def linear_scan(
     return Example("linear_scan", name, draw, {"reverse": reverse})
 
 
+def delta_scan(name: str, n: int, *, heads: int = 2, d: int = D, d_v: int = D_V, reverse: bool = False) -> Example:
+    """A scan of the delta rule, or of the general form where the name says so; with a decay by head or by channel, a
+    state and resets where it says so."""
+
+    def draw() -> Arrays:
+        q, k, v, a, b, gate, state = normal(*(5 * [(2, n, heads, d)]), (2, n, heads, d), (2, heads, d, d_v))
+        v, rng = normal((2, n, heads, d_v), seed=1)[0], np.random.default_rng(2)
+        k, a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (k, a, b))
+        g = -np.exp(2 * gate - 3) if "channel" in name else -np.exp(2 * gate[..., :1] - 3)
+        resets = rng.random((2, n)) < 0.1
+        of_steps = (None, a, b / 2) if "general" in name else (1 / (1 + np.exp(-a[..., 0])), None, None)
+        return (q, k, v, g if "decay" in name else None, *of_steps, state if "state" in name else None,
+                resets if "resets" in name else None)  # fmt: skip
+
+    return Example("delta_scan", name, draw, {"scale": 0.7, "reverse": reverse})
+
+
+def outer_scan(
+    name: str, n: int, *, sizes: tuple[int, ...] = (2, 1, 3, 7, 5), decay: str = "", given: str = "",
+    reverse: bool = False,
+) -> Example:  # fmt: skip
+    """Sizes are batch, groups, heads of a group, d and d_v; decay "head" or "channel"; `given` names other inputs."""
+    batch, groups, shared, d, d_v = sizes
+    heads = groups * shared
+
+    def draw() -> Arrays:
+        rng = np.random.default_rng(5)
+        q, k, v, start = normal(*2 * [(batch, n, groups, d)], (batch, n, heads, d_v), (batch, heads, d, d_v))
+        g = -np.exp(rng.uniform(-7, 2, (batch, n, heads, d if decay == "channel" else 1))) if decay else None
+        weight, bonus, skip = normal((batch, n, heads), (1, heads, d), (heads, d_v), seed=7)
+        resets = rng.random((batch, n)) < 0.1
+        others = {"weight": weight, "bonus": bonus, "skip": skip, "state": start, "resets": resets}
+        return q, k, v, g, *(x if key in given.split() else None for key, x in others.items())
+
+    return Example("outer_scan", name, draw, {"scale": 0.3, "reverse": reverse})
+
+
 def causal_conv1d(
     name: str, n: int, *, width: int = 4, d: int = 5, silu: bool = True, bare: bool = False, reverse: bool = False
 ) -> Example:
@@ -403,6 +440,13 @@ for example in [
     causal_conv1d("longer than the sequence, resets", 5, width=9),
     causal_conv1d("one tap", 9, width=1),
     *(selective_scan(name, anew=True) for name in ("state", "constant", "reverse-complex")),
+    outer_scan("plain", 63),
+    outer_scan("head", 130, sizes=(1, 2, 2, 16, 40), decay="head", given="weight skip state"),
+    outer_scan("channel", 70, sizes=(2, 2, 1, 19, 18), decay="channel", given="bonus state", reverse=True),
+    outer_scan("resets", 90, sizes=(2, 1, 2, 9, 33), decay="head", given="weight bonus skip resets state"),
+    outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
+    outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
+    outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
     lti_scan("bare", 63, bare=True),
     lti_scan("state", 70, d=19, d_state=4),
     lti_scan("complex", 130, d_state=5),
@@ -417,6 +461,12 @@ for example in [
     linear_scan("reverse-complex", 63, complex_=True, reverse=True),
     linear_scan("anew", 63, state=True, anew=True),
     linear_scan("reverse-complex anew", 63, complex_=True, reverse=True, anew=True),
+    delta_scan("plain", 63),
+    delta_scan("decay of heads, state, resets", 130, d=19, d_v=37),
+    delta_scan("decay of channels", 70, heads=1, d_v=16),
+    delta_scan("general", 40, d_v=70),
+    delta_scan("general, decay of channels, state, resets", 63, reverse=True),
+    delta_scan("reverse, decay of heads, state", 1, heads=3, reverse=True),
 ]:  # fmt: skip
     EXAMPLES[example.kernel].append(example)
 

@@ -1,0 +1,1 @@
+"""The scan of the delta rule, compiled, and its gradient."""

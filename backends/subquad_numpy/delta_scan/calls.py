@@ -1,0 +1,81 @@
+"""The compiled scan of the delta rule on NumPy arrays, and its gradient: see `subquad_numpy.compiled.Compiled`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.threads import thread_count
+
+Array = np.ndarray[Any, Any]
+SMALL = 1 << 18  # numbers of states of a call, about 30 µs: below that, waking a second thread costs more than it saves
+CACHED = 24 << 10  # bytes of a tile of the state that stays in the first-level cache
+
+
+def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+    """`delta_scan`: outputs and last states."""
+    q, _, v, *_ = arrays
+    shape, dtype, (batch, _, heads, d) = v.shape, v.dtype, q.shape
+    shape_of_state = (batch, heads, d, shape[-1])
+    fix = [None if x is None else fix_items(x, x.ndim) for x in arrays[:8]]
+    numbers = np.asarray([static["scale"]], dtype)
+    sizes = sizes_of(q.shape, v.shape, static)
+    is_small = math.prod(shape) * d < SMALL
+    runs: dict[int, Run] = {}  # by the number of threads, on which the width of a tile depends
+
+    def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
+        o, state = new(shape, dtype), new(shape_of_state, dtype)
+        count = 1 if is_small else thread_count(threads)
+        run = runs.get(count)
+        if run is None:
+            from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
+
+            vectors, tasks = cut_columns(q.shape, shape[-1], dtype, count)
+            kernel = forward_kernel(*kind_of(arrays), vectors)
+            run = runs[count] = Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes)
+        given = [*map(fixed_or_none, fix, arrays[:8]), as_bytes(arrays[8])]
+        run((numbers, *given, o, state), count)
+        return (o, state), None
+
+    return scan
+
+
+scan = Forms(_plan_scan)
+
+
+def fixed_or_none(fix: Any, x: Array | None) -> Array | None:
+    """The array, fixed where needed; None for None."""
+    return None if x is None else fixed(fix, x)
+
+
+def as_bytes(resets: Array | None) -> Array | None:
+    """The marks as contiguous bytes; None for None."""
+    return None if resets is None else np.ascontiguousarray(resets).view(np.uint8)
+
+
+def kind_of(arrays: Sequence[Any]) -> tuple[str, str, bool]:
+    """What the kernels are specialised for: the dtype, whose decays g holds, and whether the form is general."""
+    q, _, _, g, beta, *_ = arrays
+    gate = "none" if g is None else "head" if g.shape[-1] == 1 else "channel"
+    return np.dtype(q.dtype).name, gate, beta is None
+
+
+def sizes_of(q: tuple[int, ...], v: tuple[int, ...], static: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of the argument record, from the shapes of q and v."""
+    _, n, heads, d = q
+    return {"n": n, "heads": heads, "d": d, "d_v": v[-1], "reverse": int(static["reverse"])}
+
+
+def cut_columns(q: tuple[int, ...], d_v: int, dtype: Any, threads: int) -> tuple[int, int]:
+    """(vectors of a tile, tasks): two vectors share what is read of keys, where that leaves a task for each thread."""
+    from subquad_numpy.codegen import BYTES, lanes_of
+
+    batch, _, heads, d = q
+    lanes = lanes_of(dtype)
+    tiles = -(-d_v // (2 * lanes))
+    vectors = 2 if d_v > lanes and 2 * BYTES * d <= CACHED and batch * heads * tiles >= threads else 1
+    return vectors, batch * heads * -(-d_v // (vectors * lanes))

@@ -1,0 +1,49 @@
+"""The scan of the delta rule and its gradient as launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from subquad.backend import Array
+from subquad.core.dtypes import cast
+from subquad.kernels.delta_scan import outputs as outputs_of
+from subquad_numpy.delta_scan.layout import INPUTS
+from subquad_numpy.runtime.launch import Launch, Run
+
+
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `delta_scan`, by one launch."""
+    from subquad_numpy.delta_scan.calls import SMALL, cut_columns, kind_of, sizes_of
+    from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
+    from subquad_numpy.runtime.threads import thread_count
+
+    q, _, v, *_ = arrays
+    xp = array_namespace(q)
+    o, state = outputs_of(*arrays, **static)
+    threads = 1 if math.prod(v.shape) * q.shape[-1] < SMALL else thread_count()
+    vectors, tasks = cut_columns(tuple(q.shape), v.shape[-1], np.dtype(q.dtype), threads)
+    made = Launch(
+        forward_kernel,
+        (*kind_of(arrays), vectors),
+        FORWARD_RECORD,
+        {"o": o, "state": state},
+        sizes_of(tuple(q.shape), tuple(v.shape), static),
+        tasks=tasks,
+        threads=threads,
+    )
+    found = run(made, operands_of(xp, arrays, static))
+    return found["o"], found["state"]
+
+
+def operands_of(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, Array | None]:
+    """The arrays by field, in one dtype; resets as bytes."""
+    given = dict(zip(INPUTS, arrays, strict=True))
+    dtype = given["q"].dtype
+    operands = {name: cast(xp, x, xp.uint8 if name == "resets" else dtype) for name, x in given.items()}
+    return {"numbers": xp.asarray(np.array([static["scale"]]), dtype=dtype), **operands}

@@ -1,0 +1,1 @@
+"""The scan of outer products, compiled, and its gradient."""

@@ -1,0 +1,168 @@
+"""The scan of outer products: one pass over time, tiles of the state in registers.
+
+    S[t] = diag(exp g[t]) S[t−1] + w[t] k[t] v[t]ᵀ,      o[t] = scale · S[t]ᵀ q[t] + skip ∘ v[t]
+
+A task is a panel of columns of the state of one head. It goes through time in blocks of `BLOCK` steps: decays and
+weighted values of a block are written to scratch, then each tile of rows of the panel walks through the block, and adds
+to the outputs there. Every step is computed in the same way wherever a block begins.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
+from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
+from subquad_numpy.outer_scan.layout import (
+    BLOCK,
+    HEAD,
+    along,
+    cut_at_resets,
+    decays_of_channels,
+    decays_of_head,
+)
+from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
+from subquad_numpy.runtime.arguments import fields
+
+FORWARD_RECORD = fields(HEAD, {"numbers": 0, "o": 0, "state": 0})
+"""The argument record; `numbers` holds the scale."""
+
+
+@cache
+def forward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
+    """Compile `forward(first, last, records)`: tasks first to last − 1 of batch · heads · panels."""
+    lanes, kind, zero = element(dtype)
+    byte = np.uint8(0)
+    panel = PANEL_VECTORS * lanes
+    many_wide = advance_tile(TILE_ROWS, PANEL_VECTORS, by_channel, has_bonus)
+    one_wide = advance_tile(1, PANEL_VECTORS, by_channel, has_bonus)
+    many_narrow = advance_tile(TILE_ROWS, 1, by_channel, has_bonus)
+    one_narrow = advance_tile(1, 1, by_channel, has_bonus)
+    name = f"outer scan {dtype}{' by channel' * by_channel}{' bonus' * has_bonus}"
+
+    @compiled(name, FORWARD_RECORD)
+    def forward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
+        n, heads, d, d_v, reverse = f.n, f.heads, f.d, f.d_v, f.reverse
+        q, k, v, g = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero)
+        weight, skip, resets = pointer(f.weight, zero), pointer(f.skip, zero), pointer(f.resets, byte)
+        initial_state, bonus = pointer(f.initial_state, zero), pointer(f.bonus, zero)
+        o, state = pointer(f.o, zero), pointer(f.state, zero)
+        scale = pointer(f.numbers, zero)[0]
+        panels = -(-d_v // panel)
+        shared = heads // f.groups
+        d_whole = -(-d // lanes) * lanes
+        factors = d_whole if by_channel else 1  # numbers of each step
+        q_first, q_step = along(f.q_step, n, reverse)
+        k_first, k_step = along(f.k_step, n, reverse)
+        v_first, v_step = along(f.v_step, n, reverse)
+        g_first, g_step = along(f.g_step, n, reverse)
+        weight_first, weight_step = along(f.weight_step, n, reverse)
+        resets_first, resets_step = along(f.resets_step, n, reverse)
+        o_first, o_step = along(heads * d_v, n, reverse)
+
+        sizes = (
+            *(lanes, d * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
+            *(d_whole, panel),
+        )
+        buffer = np.empty(room(sizes), kind)
+        modes = np.empty(room((BLOCK,)), np.int64)
+        edge, S, u, out, factor, keep, extra, factor_of_v = cut(buffer, sizes)
+        (mode,) = cut(modes, (BLOCK,))
+        for task in range(first, last):
+            item, head, c0 = task // panels // heads, task // panels % heads, task % panels * panel
+            columns = min(panel, d_v - c0)
+            width = -(-columns // lanes) * lanes
+            q_row = item * f.q_item + head // shared * f.q_head + q_first
+            k_row = item * f.k_item + head // shared * f.k_head + k_first
+            v_row = item * f.v_item + head * f.v_head + v_first + c0
+            g_row = item * f.g_item + head * f.g_head + g_first
+            weight_row = item * f.weight_item + head * f.weight_head + weight_first
+            resets_row = item * f.resets_item + resets_first
+            o_row = (item * n * heads + head) * d_v + o_first + c0
+            state_row = (item * heads + head) * d * d_v + c0
+
+            clear(S, d * width)
+            if f.initial_state != 0:
+                for r in range(d):
+                    load_padded_row(initial_state, state_row + r * d_v, columns, lanes, shifted(S, r * width))
+            if f.skip != 0:
+                for c in range(columns):
+                    factor_of_v[c] = skip[head * f.skip_head + (c0 + c) * f.skip_column]
+            if has_bonus:
+                load_padded_row(bonus, item * f.bonus_item + head * d, d, lanes, extra)
+            if f.g == 0:  # S + 0 · S
+                clear(factor, BLOCK * factors)
+                for i in range(BLOCK):
+                    mode[i] = NEAR
+
+            for start in range(0, n, BLOCK):
+                count = min(BLOCK, n - start)
+                if f.g != 0:
+                    at = g_row + start * g_step
+                    if by_channel:
+                        decays_of_channels(g, at, g_step, count, d, lanes, d_whole, edge, factor, keep, mode)
+                    else:
+                        decays_of_head(g, at, g_step, count, lanes, factor, keep, mode)
+                elif f.resets != 0:
+                    for i in range(count):
+                        mode[i] = NEAR
+                if f.resets != 0:
+                    cut_at_resets(resets, resets_row + start * resets_step, resets_step, count, factors, factor, mode)
+                q_at, k_at = q_row + start * q_step, k_row + start * k_step
+                for i in range(count):
+                    at = v_row + (start + i) * v_step
+                    own = zeros(edge)  # Σ_c q[c] bonus[c] k[c]
+                    if has_bonus:
+                        for c in range(0, d, lanes):
+                            query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
+                            key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                            own = own + query * load(extra, c) * key
+                    own_sum = total(own)
+                    factor_of_u = zero + 1
+                    if f.weight != 0:
+                        factor_of_u = weight[weight_row + (start + i) * weight_step]
+                    for c in range(0, width, lanes):
+                        x = load_part(v, at + c, columns - c, lanes, edge)
+                        if f.weight != 0:
+                            x = x * factor_of_u
+                        store(u, i * width + c, x)
+                        if has_bonus:
+                            store(out, i * width + c, x * own_sum)
+                        else:
+                            store(out, i * width + c, zeros(edge))
+                r = 0
+                while r < d:
+                    many = d - r >= TILE_ROWS
+                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(S, r * width)
+                    f_r, keep_r = factor, keep
+                    if by_channel:
+                        f_r, keep_r = shifted(factor, r), shifted(keep, r)
+                    if width == panel:
+                        if many:
+                            many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                        else:
+                            one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                    elif many:
+                        many_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                    else:
+                        one_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                    r += TILE_ROWS if many else 1
+                for i in range(count):
+                    at = v_row + (start + i) * v_step
+                    for c in range(0, width, lanes):
+                        value = load(out, i * width + c) * scale
+                        if f.skip != 0:
+                            value = value + load(factor_of_v, c) * load_part(v, at + c, columns - c, lanes, edge)
+                        store_part(o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
+            for r in range(d):
+                for c in range(columns):
+                    state[state_row + r * d_v + c] = S[r * width + c]
+        buffer[0] = 0  # see `aligned`
+        modes[0] = 0
+        return DONE
+
+    return forward

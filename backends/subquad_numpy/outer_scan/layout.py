@@ -1,0 +1,66 @@
+"""How the kernels of the scan find their arrays, and what they prepare for a block of time."""
+
+from typing import Any
+
+from subquad_numpy.codegen import inline, load, replace_where_zero, store, zeros
+from subquad_numpy.codegen.copies import load_part
+from subquad_numpy.codegen.vector_math import LOG2_E, ONE, split_exp2
+from subquad_numpy.outer_scan.tile import NEAR, PLAIN, RESET
+from subquad_numpy.runtime.arguments import Fields
+
+# Strides in elements: `_item` of the batch, `_step` of time, `_head` of the heads (of q and k: of the groups).
+SIZES = ("batch", "n", "groups", "heads", "d", "d_v", "reverse")
+STRIDES = (
+    *("q_item", "q_step", "q_head", "k_item", "k_step", "k_head", "v_item", "v_step", "v_head"),
+    *("g_item", "g_step", "g_head", "weight_item", "weight_step", "weight_head"),
+    *("bonus_item", "skip_head", "skip_column", "resets_item", "resets_step"),
+)
+INPUTS = ("q", "k", "v", "g", "weight", "bonus", "skip", "initial_state", "resets")
+HEAD: Fields = dict.fromkeys((*SIZES, *STRIDES)) | dict.fromkeys(INPUTS, 0)
+"""The fields that the kernels read: see `runtime.arguments` for record types."""
+
+BLOCK = 32  # steps of a block of time: what they read of q, k and v stays in the first cache
+
+
+@inline
+def along(stride: int, n: int, reverse: int) -> tuple[int, int]:
+    """(elements from the first row in memory to the first step, elements from one step to the next)."""
+    return ((n - 1) * stride, -stride) if reverse != 0 else (0, stride)
+
+
+@inline
+def decays_of_head(g: Any, at: int, step: int, count: int, lanes: int, factor: Any, whole: Any, mode: Any) -> None:
+    """Write factor and mode of `count` steps, for one decay a step; `whole` is scratch."""
+    padded = -(-count // lanes) * lanes
+    for i in range(padded):
+        factor[i] = g[at + i * step] if i < count else 0
+    for i in range(0, padded, lanes):
+        value, power = split_exp2(load(factor, i) * LOG2_E)
+        store(factor, i, value)
+        store(whole, i, power)
+    for i in range(count):
+        mode[i] = NEAR if whole[i] == 0 else PLAIN
+
+
+@inline
+def decays_of_channels(
+    g: Any, at: int, step: int, count: int, d: int, lanes: int, width: int, edge: Any, factor: Any, keep: Any, mode: Any
+) -> None:
+    """Write factor and keep, `width` elements for each of `count` steps, and mode 0."""
+    for i in range(count):
+        mode[i] = PLAIN
+        row = at + i * step
+        for c in range(0, d, lanes):
+            value, power = split_exp2(load_part(g, row + c, d - c, lanes, edge) * LOG2_E)
+            store(factor, i * width + c, value)
+            store(keep, i * width + c, replace_where_zero(power, zeros(edge), ONE(power)))
+
+
+@inline
+def cut_at_resets(resets: Any, at: int, step: int, count: int, width: int, factor: Any, mode: Any) -> None:
+    """Mark the steps before which the state starts from 0; their factors, `width` of each step, become 0."""
+    for i in range(count):
+        if resets[at + i * step] != 0:
+            mode[i] = RESET
+            for c in range(width):
+                factor[i * width + c] = 0
