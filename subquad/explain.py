@@ -69,8 +69,8 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     function : callable or str
         One of:
 
-        - `subquad.attention`, a scan such as `subquad.selective_scan`, a step such as `subquad.selective_scan_step`, or a
-          block such as `subquad.mamba`;
+        - `subquad.attention`, a scan such as `subquad.selective_scan`, a step such as `subquad.selective_scan_step`, or
+          a block such as `subquad.mamba`;
         - the name of one of these functions;
         - a method object, or its `summarize`, `attend` or `step`, such as ``subquad.Favor().step``.
     *args, **kwargs

@@ -324,7 +324,7 @@ class Mamba(torch.nn.Module):
             for name, x in self.named_parameters():
                 x.copy_(torch.from_numpy(drawn[name])) if name in drawn else x.zero_()
         for x in (self.A_log, self.D, self.dt_proj.bias):
-            x._no_weight_decay = True  # type: ignore[attr-defined]  what optimisers of such models look for
+            x._no_weight_decay = True  # type: ignore[attr-defined] # what optimisers look for
 
     def forward(
         self,

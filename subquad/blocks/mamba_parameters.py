@@ -166,9 +166,8 @@ def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
     bias = values["dt_proj.bias"]
     steps = np.logaddexp(0, bias)
     if bias.size > 1 and np.all(bias == bias[0]):
-        found.append(
-            f"dt_proj.bias is {bias[0]:.3g} in all channels, so that their steps are {steps[0]:.2g}; {expected}"
-        )
+        held = f"{bias[0] + 0:.3g} in all channels, so that their steps are {steps[0]:.2g}"  # + 0: of −0, 0
+        found.append(f"dt_proj.bias is {held}; {expected}")
     elif np.median(steps) > LONGEST:
         found.append(f"dt_proj.bias makes the median step {np.median(steps):.2g}; {expected}")
     with np.errstate(all="ignore"):
