@@ -46,6 +46,8 @@ from subquad.scans import (
     ssd,
     ssd_step,
     summarize_scan,
+    wkv,
+    wkv_step,
 )
 
 __version__ = "0.1.0"
@@ -96,6 +98,8 @@ __all__ = [
     "ssd",
     "ssd_step",
     "summarize_scan",
+    "wkv",
+    "wkv_step",
 ]
 
 load_imported()

@@ -11,6 +11,7 @@ from subquad.scans.selective_scan import selective_scan, selective_scan_step
 from subquad.scans.ssd import ssd, ssd_step
 from subquad.scans.states import merge_scan, summarize_scan
 from subquad.scans.timeline import every
+from subquad.scans.wkv import wkv, wkv_step
 
 __all__ = [
     "ScanErrorEstimate",
@@ -33,4 +34,6 @@ __all__ = [
     "ssd",
     "ssd_step",
     "summarize_scan",
+    "wkv",
+    "wkv_step",
 ]
