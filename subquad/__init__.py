@@ -21,7 +21,7 @@ from subquad.attention import (
     estimate_error,
     measure_crossover,
 )
-from subquad.blocks import check_mamba, init_mamba, mamba
+from subquad.blocks import check_mamba, init_mamba, init_mamba2, mamba, mamba2
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -86,11 +86,13 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_attention_step",
     "init_mamba",
+    "init_mamba2",
     "linear_scan",
     "linear_scan_step",
     "lti_scan",
     "lti_scan_step",
     "mamba",
+    "mamba2",
     "measure_crossover",
     "merge_scan",
     "selective_scan",

@@ -10,14 +10,15 @@ import numpy as np
 
 from subquad.backend import Array
 from subquad.blocks.mamba import OPTIONAL, REQUIRED, Sizes, check_parameters, shapes_of
-from subquad.blocks.parameters import take_parameters
-from subquad.core.beside import place_of
+from subquad.blocks.mamba2 import OPTIONAL as OPTIONAL_2
+from subquad.blocks.mamba2 import REQUIRED as REQUIRED_2
+from subquad.blocks.mamba2 import check_parameters as check_parameters_2
+from subquad.blocks.parameters import bias_of_steps, placed, take_parameters
 from subquad.core.checks import check_arrays, check_count, check_floating, check_seed
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 from subquad.random import generator
 
-STEPS = 1e-3, 1e-1  # range of the step sizes at initialisation
 LONGEST = 0.3  # step size that the median channel stays below in training; softplus(0) = 0.69 is not
 
 
@@ -97,16 +98,15 @@ def init_mamba(
         elif name == "D":
             drawn[name] = np.ones(shape)
         elif name == "dt_proj.bias":
-            low, high = np.log(STEPS)
-            drawn[name] = np.log(np.expm1(np.exp(rng.uniform(low, high, shape))))
+            drawn[name] = bias_of_steps(rng, shape)
         else:
             inputs = sizes.width if name == "conv1d.bias" else math.prod(shape[1:])
             drawn[name] = rng.uniform(-1, 1, shape) * inputs**-0.5
-    return {name: _as(like, x) for name, x in drawn.items()}
+    return placed(drawn, like)
 
 
-def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
-    """Tell what is unlike the parameters of a Mamba block, at initialisation or after training, in their values.
+def check_mamba(params: Mapping[str, Array], /, *, groups: int = 1) -> tuple[str, ...]:
+    """Tell what is unlike the parameters of a Mamba or Mamba-2 block in their values, new or trained.
 
     Frameworks that initialise all linear layers of a model anew, or load only a part of a checkpoint, leave a block
     that runs, and that learns badly.
@@ -114,7 +114,10 @@ def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
     Parameters
     ----------
     params : mapping of str to array
-        Parameters by the keys that `mamba` takes. Their values must be readable: not while a program is traced.
+        Parameters by the keys that `mamba` takes, or `mamba2`, which has "dt_bias". Their values must be readable: not
+        while a program is traced.
+    groups : int, default 1
+        Number of groups of a Mamba-2 block.
 
     Returns
     -------
@@ -123,9 +126,10 @@ def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
         none:
 
         - a number that is not finite;
-        - step sizes softplus(dt_proj.bias) that are all equal, or above 0.3 in most channels: the bias was set to 0,
-          which makes the step 0.69 and the memory a token long;
-        - rates exp(A_log) that are the same for all states of every channel, as of normal numbers near 0;
+        - step sizes softplus(dt_proj.bias), of Mamba-2 softplus(dt_bias), that are all equal, or above 0.3 in most
+          channels: the bias was set to 0, which makes the step 0.69 and the memory a token long;
+        - rates exp(A_log) that are the same for all states of every channel, or for all heads of Mamba-2, as of normal
+          numbers near 0;
         - a skip connection ``D`` that is 0 in all channels;
         - a weight that is 0 everywhere.
 
@@ -150,11 +154,16 @@ def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
     >>> print(*subquad.check_mamba(params))
     dt_proj.bias is 0 in all channels, so that their steps are 0.69; expected softplus of it from 0.001 to 0.1 at ...
     """
-    given = take_parameters(params, REQUIRED, OPTIONAL)
+    second = isinstance(params, Mapping) and "dt_bias" in params
+    keys = (REQUIRED_2, OPTIONAL_2) if second else (REQUIRED, OPTIONAL)
+    given = take_parameters(params, *keys)
     named: dict[str, Any] = {f"params[{name!r}]": x for name, x in given.items() if x is not None}
     xp = check_arrays(**named)
     check_floating(xp, **named)
-    check_parameters(given)
+    if second:
+        check_parameters_2(given, check_count("groups", groups))
+    else:
+        check_parameters(given)
     if not backend_of(xp).is_concrete(*named.values()):
         msg = "the parameters of a program that is traced have no values to check: call check_mamba outside of it"
         raise ValueError(msg)
@@ -163,26 +172,24 @@ def check_mamba(params: Mapping[str, Array], /) -> tuple[str, ...]:
              if not np.isfinite(x).all()]  # fmt: skip
     found += [f"{name} is 0 everywhere" for name, x in values.items() if name.endswith("weight") and not x.any()]
     expected = "expected softplus of it from 0.001 to 0.1 at initialisation, as init_mamba draws it"
-    bias = values["dt_proj.bias"]
+    name = "dt_bias" if second else "dt_proj.bias"
+    bias = values[name]
     steps = np.logaddexp(0, bias)
     if bias.size > 1 and np.all(bias == bias[0]):
         held = f"{bias[0] + 0:.3g} in all channels, so that their steps are {steps[0]:.2g}"  # + 0: of −0, 0
-        found.append(f"dt_proj.bias is {held}; {expected}")
+        found.append(f"{name} is {held}; {expected}")
     elif np.median(steps) > LONGEST:
-        found.append(f"dt_proj.bias makes the median step {np.median(steps):.2g}; {expected}")
+        found.append(f"{name} makes the median step {np.median(steps):.2g}; {expected}")
     with np.errstate(all="ignore"):
         rates = np.exp(values["A_log"])
-    if rates.shape[1] > 1 and np.median(rates.max(axis=1) / rates.min(axis=1)) < 1 + 0.1 * (rates.shape[1] - 1):
+    if (
+        not second
+        and rates.shape[1] > 1
+        and np.median(rates.max(axis=1) / rates.min(axis=1)) < 1 + 0.1 * (rates.shape[1] - 1)
+    ):
         found.append("A_log gives the states of a channel nearly the same rate; expected log(1), …, log(d_state)")
+    if second and rates.size > 1 and rates.max() < 1.5 * rates.min():
+        found.append("A_log gives all heads nearly the same rate; expected log of 1 to 16 at initialisation")
     if not values["D"].any():
         found.append("D is 0 in all channels: there is no skip connection; expected 1 at initialisation")
     return tuple(found)
-
-
-def _as(like: Array | None, x: Any) -> Array:
-    """A NumPy array as an array beside `like`."""
-    if like is None:
-        return x.astype(np.float32)
-    xp = check_arrays(like=like)
-    check_floating(xp, like=like)
-    return xp.asarray(x, dtype=like.dtype, device=place_of(like))

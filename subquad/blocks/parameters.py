@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.checks import check_arrays, check_floating
 from subquad.core.spelling import nearest
+
+STEPS = 1e-3, 1e-1  # range of the step sizes at initialisation
 
 
 def take_parameters(params: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Array | None]:
@@ -45,3 +51,18 @@ def project(xp: ModuleType, x: Array, weight: Array, bias: Array | None = None) 
     if bias is not None:
         out = out + bias
     return xp.reshape(out, (batch, n, weight.shape[0]))
+
+
+def bias_of_steps(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Biases whose softplus lies between the step sizes `STEPS`, evenly in the logarithm."""
+    low, high = np.log(STEPS)
+    return np.log(np.expm1(np.exp(rng.uniform(low, high, shape))))
+
+
+def placed(drawn: Mapping[str, Any], like: Array | None) -> dict[str, Array]:
+    """NumPy arrays as arrays of the library, dtype and device of `like`; without it, of NumPy in float32."""
+    if like is None:
+        return {name: x.astype(np.float32) for name, x in drawn.items()}
+    xp = check_arrays(like=like)
+    check_floating(xp, like=like)
+    return {name: xp.asarray(x, dtype=like.dtype, device=place_of(like)) for name, x in drawn.items()}
