@@ -21,6 +21,7 @@ from subquad.attention import (
     estimate_error,
     measure_crossover,
 )
+from subquad.blocks import check_mamba, init_mamba, mamba
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
 from subquad.random import draw_omega
@@ -71,6 +72,7 @@ __all__ = [
     "attention_weights",
     "causal_conv1d",
     "causal_conv1d_step",
+    "check_mamba",
     "delta_rule",
     "delta_rule_step",
     "discretize",
@@ -81,10 +83,12 @@ __all__ = [
     "explain",
     "gated_linear_attention",
     "gated_linear_attention_step",
+    "init_mamba",
     "linear_scan",
     "linear_scan_step",
     "lti_scan",
     "lti_scan_step",
+    "mamba",
     "measure_crossover",
     "merge_scan",
     "selective_scan",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subquad.attention import Method, attention
+from subquad.blocks import BLOCKS
 from subquad.core.beside import namespace_of
 from subquad.core.kernel import Choice, listening
 from subquad.core.loading import library_of
@@ -68,7 +69,8 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     function : callable or str
         One of:
 
-        - `subquad.attention`, a scan such as `subquad.selective_scan`, or a step such as `subquad.selective_scan_step`;
+        - `subquad.attention`, a scan such as `subquad.selective_scan`, a step such as `subquad.selective_scan_step`, or
+          a block such as `subquad.mamba`;
         - the name of one of these functions;
         - a method object, or its `summarize`, `attend` or `step`, such as ``subquad.Favor().step``.
     *args, **kwargs
@@ -110,6 +112,7 @@ def _find(function: Any) -> Callable[..., Any]:
     """The function that `function` names or is; ValueError if `explain` does not know it."""
     known = {"attention": attention} | {row.name: row.function for row in SCANS.values()}
     known |= {row.step.__name__: row.step for row in SCANS.values() if row.step is not None}
+    known |= {block.__name__: block for block in BLOCKS}
     if isinstance(function, str) and function in known:
         return known[function]
     if any(function is own for own in known.values()) or isinstance(function, Method):
