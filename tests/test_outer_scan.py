@@ -11,6 +11,7 @@ from rows.kernels import EXAMPLES, Example
 from rows.libraries import relative_error, tolerance
 
 from subquad.kernels import outer_scan
+from subquad_numpy.outer_scan import calls
 
 implementations = pytest.mark.parametrize("implementation", ["auto", "generic"])
 examples = pytest.mark.parametrize("example", EXAMPLES["outer_scan"], ids=str)
@@ -82,6 +83,25 @@ def test_full_equals_chunks(reverse: bool, decay: str, implementation: str) -> N
     else:
         assert np.array_equal(whole, full)
         assert np.array_equal(given["initial_state"], last)
+
+
+@examples
+def test_gradients_in_spans_are_those_of_the_whole(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long sequence is cut so that memory stays small; strided gradients and inputs are read in place."""
+    torch = pytest.importorskip("torch")
+
+    def gradients(implementation: str) -> list[Any]:
+        given = [None if x is None else torch.from_numpy(x.copy()) for x in example.arrays]
+        leaves = [x.requires_grad_() for x in given if x is not None and x.dtype != torch.bool]
+        o, state = outer_scan(*given, **example.static, implementation=implementation)
+        weights = torch.from_numpy(np.random.default_rng(2).standard_normal(o.shape[::-1]).T)
+        return list(torch.autograd.grad((o * weights).sum() + state.sin().sum(), leaves))
+
+    expected = gradients("generic")
+    for most in (calls.MOST_BYTES, 20_000):
+        monkeypatch.setattr(calls, "MOST_BYTES", most)
+        for x, y in zip(gradients("numba"), expected, strict=True):
+            assert relative_error(x.numpy(), y.numpy()) <= tolerance("float64")
 
 
 @implementations

@@ -41,6 +41,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.lti_scan.backward import backward_kernel as lti_gradient_kernel
     from subquad_numpy.lti_scan.forward import forward_kernel as lti_kernel
     from subquad_numpy.nearest.kernel import nearest_kernel
+    from subquad_numpy.outer_scan.backward import backward_kernel as outer_backward_kernel
     from subquad_numpy.outer_scan.forward import forward_kernel as outer_forward_kernel
     from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.forward import forward_kernel
@@ -52,6 +53,8 @@ def kernels() -> list[Callable[[], Any]]:
         found += [partial(make, np.dtype(dtype), phi) for dtype in dtypes for phi in ("exponential", "elu")]
     for make in (backward_kernel, forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
+    for make in (outer_backward_kernel, outer_forward_kernel):
+        found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
     found += [partial(outer_forward_kernel, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
     found += [
         partial(make, *kind)

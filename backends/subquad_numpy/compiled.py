@@ -340,7 +340,10 @@ COMPILED: dict[str, Compiled] = {
             "outer_scan",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_some_step),
             outer_scan.scan,
-            launch=of_outer_scan.launch,
+            outer_scan.scan_backward,
+            of_outer_scan.launch,
+            of_outer_scan.launch_backward,
+            unread=frozenset({9, 10}),
         ),
         Compiled(
             "causal_conv1d",

@@ -14,6 +14,10 @@ from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 SMALL = 1 << 18  # multiply-adds of a call, about 20 µs: below that, waking a second thread costs more than it saves
+TASKS = 8  # of a gradient, if so many heads are there
+RUNNING = 2  # tasks of a gradient that run at once, as far as its memory is planned
+MOST_BYTES = 48 << 20  # of memory of a gradient, beyond its results
+OVER_TIME = ("q", "k", "v", "g", "weight")
 WHOLE_ROWS = ("q", "k", "v", "g")  # inputs whose last axis is read in vectors; time, heads and items may be strided
 WHOLE = {"bonus": 2, "initial_state": 3}  # inputs of which an item must be contiguous: so many axes
 
@@ -43,6 +47,113 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
 
 
 scan = Forms(_plan_scan)
+
+
+def scan_backward(
+    arrays: Sequence[Array | None], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
+    grads: Sequence[Array | None], need: Sequence[bool], *, threads: int | None = None,
+) -> tuple[Array | None, ...]:  # fmt: skip
+    """The gradients of `scan`.
+
+    A long sequence is cut into spans: a first pass keeps the state before each of them, and memory beyond the results
+    stays below some tens of megabytes. The number of threads does not change the result.
+    """
+    from subquad_numpy.outer_scan.backward import BACKWARD_RECORD, WRITTEN, backward_kernel
+
+    given = Inputs(*arrays)
+    p = Inputs(*(None if x is None else fixed(fix_for(name, x), x) for name, x in given._asdict().items()))
+    (batch, n, heads, d_v), (groups, d), dtype = p.v.shape, p.q.shape[-2:], p.v.dtype
+    by_o, by_state = grads
+    by_o = np.zeros(p.v.shape, dtype) if by_o is None else fixed(fix_rows(by_o), by_o)
+    by_state = None if by_state is None else np.ascontiguousarray(by_state, dtype)
+    wanted = dict(zip(Inputs._fields, need, strict=True))
+    parts, span = cut_gradient(batch, n, groups, heads // groups, d, d_v, dtype.itemsize)
+    results: dict[str, Any] = {  # over time, but for the sums over it
+        f"grad_{name}": np.zeros(x.shape, dtype)
+        for name, x in p._asdict().items()
+        if x is not None and (name in "qkv" or (name in OVER_TIME and wanted[name]))
+    }
+    sums = {
+        f"grad_{name}": np.zeros((batch, heads, width)) for name, width in (("bonus", d), ("skip", d_v)) if wanted[name]
+    }
+    numbers, kind = np.array([static["scale"]], dtype), kind_of(p)
+    spans = [slice(start, min(start + span, n)) for start in range(0, n, span)]
+    if static["reverse"]:
+        spans = [slice(max(0, stop - span), stop) for stop in range(n, 0, -span)]
+    for steps, start in reversed(list(zip(spans, _states(p, static, spans, numbers, threads), strict=True))):
+        mine, count = _cut(p, steps)._replace(initial_state=start), steps.stop - steps.start
+        written = sums | {name: x[:, steps] for name, x in results.items()}
+        written["grad_initial_state"] = np.empty((batch, heads, d, d_v), dtype)
+        if parts > 1:
+            written |= {name: np.zeros((parts, batch, count, groups, d), dtype) for name in ("grad_q", "grad_k")}
+        sizes = sizes_of(mine, static, strides_of) | {"parts": parts, "total": n}
+        sizes["total_of_maps"] = n if parts == 1 else count
+        sizes |= dict(zip(("grad_o_item", "grad_o_step", "grad_o_head"), strides_of(by_o), strict=False))
+        run = Run(backward_kernel(*kind), BACKWARD_RECORD, (), batch * groups * parts, math.inf, sizes)
+        run((*mine, numbers, by_o[:, steps], by_state, *(written.get(name) for name in WRITTEN)), threads)
+        for name in ("grad_q", "grad_k") if parts > 1 else ():
+            np.sum(written[name], axis=0, out=results[name][:, steps])
+        by_state = written["grad_initial_state"]
+    results |= sums | {"grad_initial_state": by_state}
+
+    def of(name: str, x: Array | None) -> Array | None:
+        """The gradient by input x, with the shape and dtype of x."""
+        value = results.get(f"grad_{name}")
+        if x is None or value is None or not wanted[name]:
+            return None
+        if name == "bonus" and x.shape[0] < batch:
+            value = value.sum(axis=0, keepdims=True)
+        if name == "skip":
+            value = value.sum(axis=0)
+            value = value.sum(axis=1, keepdims=True) if x.shape[1] < d_v else value
+        return value.astype(dtype, copy=False)
+
+    return tuple(of(name, x) for name, x in given._asdict().items())
+
+
+def _states(
+    p: Inputs, static: Mapping[str, Any], spans: Sequence[slice], numbers: Array, threads: int | None
+) -> list[Array | None]:
+    """The state before each span, in the order of the scan."""
+    from subquad_numpy.outer_scan.forward import FORWARD_RECORD, forward_kernel
+
+    batch, _, heads, d_v = p.v.shape
+    states = [p.initial_state]
+    for steps in spans[:-1]:
+        mine = _cut(p, steps)._replace(initial_state=states[-1])
+        sizes, tasks = sizes_of(mine, static, strides_of), batch * heads * panels_of(d_v, p.v.dtype)
+        state = np.empty((batch, heads, p.q.shape[-1], d_v), p.v.dtype)
+        run = Run(forward_kernel(*kind_of(p)), FORWARD_RECORD, (), tasks, math.inf, sizes)
+        run((*mine, numbers, None, state), threads)
+        states.append(state)
+    return states
+
+
+def _cut(p: Inputs, steps: slice) -> Inputs:
+    """The inputs of some steps, as views."""
+    return p._replace(**{
+        name: None if (x := getattr(p, name)) is None else x[:, steps] for name in (*OVER_TIME, "resets")
+    })  # fmt: skip
+
+
+def cut_gradient(batch: int, n: int, groups: int, shared: int, d: int, d_v: int, itemsize: int) -> tuple[int, int]:
+    """(tasks of a group, steps of a span) of the gradient, the span being the longest within `MOST_BYTES`.
+
+    They do not depend on the number of threads, so the gradient does not either. Memory is that of the states before
+    spans, of the parts of the gradients by q and k, and of the states before blocks that `RUNNING` tasks keep.
+    """
+    from subquad_numpy.outer_scan.layout import BLOCK
+
+    state = batch * groups * shared * d * d_v * itemsize
+    kept = RUNNING * d * (min(d_v, 64) + 16) * itemsize / BLOCK  # of a step
+    parts = min(shared, -(-TASKS // (batch * groups)))
+    while True:
+        of_step = kept + (2 * parts * batch * groups * d * itemsize if parts > 1 else 0)
+        span = n if n * of_step <= MOST_BYTES else max(BLOCK, int(math.sqrt(n * state / of_step)))
+        span = min(n, -(-span // BLOCK) * BLOCK)
+        if parts == 1 or span * of_step + (-(-n // span) - 1) * state <= MOST_BYTES:
+            return parts, span
+        parts //= 2
 
 
 def fix_for(name: str, x: Array) -> Any:
@@ -81,7 +192,7 @@ def sizes_of(p: Inputs, static: Mapping[str, Any], strides: Callable[[Any], tupl
     sizes = {"batch": batch, "n": n, "groups": p.q.shape[2], "heads": heads, "d": p.q.shape[3], "d_v": d_v}
     sizes["reverse"] = int(static["reverse"])
     axes = ("item", "step", "head")
-    for name in ("q", "k", "v", "g", "weight"):
+    for name in OVER_TIME:
         x = getattr(p, name)
         if x is not None:
             sizes |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides(x), strict=False)}

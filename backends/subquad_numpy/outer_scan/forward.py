@@ -28,7 +28,7 @@ from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advanc
 from subquad_numpy.runtime.arguments import fields
 
 FORWARD_RECORD = fields(HEAD, {"numbers": 0, "o": 0, "state": 0})
-"""The argument record; `numbers` holds the scale."""
+"""The argument record; `numbers` holds the scale. Without o (address 0) only the state is found."""
 
 
 @cache
@@ -151,7 +151,7 @@ def forward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
                     else:
                         one_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
                     r += TILE_ROWS if many else 1
-                for i in range(count):
+                for i in range(count if f.o != 0 else 0):
                     at = v_row + (start + i) * v_step
                     for c in range(0, width, lanes):
                         value = load(out, i * width + c) * scale

@@ -33,14 +33,17 @@ TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 
 @cache
-def advance_tile(rows: int, vectors: int, by_channel: bool, before: bool) -> Callable[..., Any]:
+def advance_tile(
+    rows: int, vectors: int, by_channel: bool, before: bool = False, reads: bool = True
+) -> Callable[..., Any]:
     """The intrinsic that takes a tile through `steps` steps.
 
         advance(k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state)
 
     k and q are at the tile's first row, `k_step` and `q_step` elements from one step to the next. factor[t], or with
     `by_channel` factor[t · factor_step + r] and keep[…], which is 1 near a decay of 1 and else 0. u and out have
-    `width` elements for each step, and so has each row of the state. With `before`, a step reads the state that it finds.
+    `width` elements for each step, and so has each row of the state. With `before`, a step reads the state that it
+    finds; without `reads`, q and out are of no use.
     """
 
     @intrinsic
@@ -88,7 +91,7 @@ def advance_tile(rows: int, vectors: int, by_channel: bool, before: bool) -> Cal
                 at = builder.mul(t, width)
                 columns = [builder.add(at, number(v * vector.lanes)) for v in range(vectors)]
                 inputs = [builder.load(place(u, index), align=align) for index in columns]
-                sums = [builder.load(place(out, index), align=align) for index in columns]
+                sums = [builder.load(place(out, index), align=align) for index in columns] if reads else []
                 k_at, q_at = builder.mul(t, k_step), builder.mul(t, q_step)
                 keys = [spread(k, builder.add(k_at, number(r))) for r in range(rows)]
 
@@ -106,7 +109,7 @@ def advance_tile(rows: int, vectors: int, by_channel: bool, before: bool) -> Cal
                             new = product_sum(kept[r], old, new)
                         builder.store(new, held[r, v])
 
-                if before:
+                if before and reads:
                     read()
                 if by_channel:
                     row = builder.mul(t, factor_step)
@@ -124,10 +127,10 @@ def advance_tile(rows: int, vectors: int, by_channel: bool, before: bool) -> Cal
                                 builder.store(builder.fadd(old, added), held[r, v])
                         with is_plain:
                             update(factors, None)
-                if not before:
+                if reads and not before:
                     read()
-                for v, index in enumerate(columns):
-                    builder.store(sums[v], place(out, index), align=align)
+                for value, index in zip(sums, columns, strict=False):
+                    builder.store(value, place(out, index), align=align)
             for cell in cells:
                 builder.store(builder.load(held[cell]), places[cell], align=align)
             return context.get_dummy_value()

@@ -1,0 +1,344 @@
+"""The gradient of the scan of outer products: states are computed again from checkpoints, block by block.
+
+Let e[t] = scale · ∂o[t], u[t] = w[t] v[t], a = exp g, and G[t] the gradient by S[t]. Then
+
+    G[t] = q[t] e[t]ᵀ + diag(a[t+1]) G[t+1],      ∂u[t] = G[t]ᵀ k[t],      ∂k[t] = G[t] u[t],      ∂q[t] = S[t] e[t]
+    ∂g[t] = a[t] ∘ Σ_columns G[t] ∘ S[t−1],       ∂v = w ∂u + skip ∘ ∂o,   ∂w = v · ∂u
+
+With a bonus b the output reads S[t−1], which then has the gradient q[t] e[t]ᵀ, and the current token adds, with
+γ[t] = u[t] · e[t], (Σ q b k) e to ∂u, γ b ∘ k to ∂q, γ q ∘ b to ∂k, and γ q ∘ k to ∂b.
+
+A task is some heads of a group of one item. It takes one panel of columns after the other: a sweep forward keeps the
+panel's state before each block, then the blocks go back, and within a block one tile of rows after the other computes
+its states again and walks from the end of the block to its beginning. ∂q and ∂k are added up over panels and heads.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.outer_scan.layout import (
+    BLOCK,
+    HEAD,
+    along,
+    cut_at_resets,
+    decays_of_channels,
+    decays_of_head,
+)
+from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, RESET, TILE_ROWS, advance_tile
+from subquad_numpy.runtime.arguments import fields
+
+PANEL = 4  # vectors of columns of a panel: the sums over columns of a row are formed once for each panel
+ROWS = 8  # of a tile
+
+# Arrays of the argument record. What the kernel reads has the shapes of o and state. What it writes, zeros at first:
+#     grad_q, grad_k            (parts, batch, total_of_maps, groups, d), one part for each task of a group
+#     grad_v, grad_g            (batch, total, heads, d_v), (batch, total, heads, 1 or d)
+#     grad_weight               (batch, total, heads)
+#     grad_bonus, grad_skip     (batch, heads, d), (batch, heads, d_v): sums over time, in float64
+#     grad_initial_state        (batch, heads, d, d_v)
+# An address of 0 means that the gradient is not wanted; but q, k, v and the state always have one. `total` and
+# `total_of_maps` are the numbers of steps of the arrays written, of which the run has n.
+OF_OUTPUTS = ("numbers", "grad_o", "grad_state")
+WRITTEN = ("grad_q", "grad_k", "grad_v", "grad_g", "grad_weight", "grad_bonus", "grad_skip", "grad_initial_state")
+BACKWARD_RECORD = fields(
+    dict.fromkeys(("parts", "total", "total_of_maps", "grad_o_item", "grad_o_step", "grad_o_head")), HEAD,
+    dict.fromkeys((*OF_OUTPUTS, *WRITTEN), 0),
+)  # fmt: skip
+
+
+@inline
+def _decay_block(
+    f: Any, g: Any, resets: Any, g_at: int, g_step: int, resets_at: int, resets_step: int, count: int, d: int,
+    lanes: int, factors: int, by_channel: bool, edge: Any, factor: Any, keep: Any, mode: Any,
+) -> None:  # fmt: skip
+    """Write factors and modes of a block."""
+    if f.g == 0:
+        for i in range(count):
+            mode[i] = NEAR
+            factor[i] = 0
+    elif by_channel:
+        decays_of_channels(g, g_at, g_step, count, d, lanes, factors, edge, factor, keep, mode)
+    else:
+        decays_of_head(g, g_at, g_step, count, lanes, factor, keep, mode)
+    if f.resets != 0:
+        cut_at_resets(resets, resets_at, resets_step, count, factors, factor, mode)
+
+
+@cache
+def backward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
+    """Compile `backward(first, last, records)`: tasks first to last − 1 of batch · groups · parts."""
+    lanes, kind, zero = element(dtype)
+    zero64, byte = np.float64(0), np.uint8(0)
+    panel, tile = PANEL * lanes, PANEL_VECTORS * lanes
+    many_wide = advance_tile(TILE_ROWS, PANEL_VECTORS, by_channel, reads=False)
+    one_wide = advance_tile(1, PANEL_VECTORS, by_channel, reads=False)
+    many_narrow = advance_tile(TILE_ROWS, 1, by_channel, reads=False)
+    one_narrow = advance_tile(1, 1, by_channel, reads=False)
+    name = f"outer scan backward {dtype}{' by channel' * by_channel}{' bonus' * has_bonus}"
+
+    @compiled(name, BACKWARD_RECORD)
+    def backward(first: int, last: int, records: Any) -> int:
+        f = carray(records, 1)[0]
+        n, groups, heads, d, d_v, reverse = f.n, f.groups, f.heads, f.d, f.d_v, f.reverse
+        q, k, v, g = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero)
+        weight, skip, resets = pointer(f.weight, zero), pointer(f.skip, zero), pointer(f.resets, byte)
+        initial_state, bonus = pointer(f.initial_state, zero), pointer(f.bonus, zero)
+        grad_o, grad_state = pointer(f.grad_o, zero), pointer(f.grad_state, zero)
+        grad_q, grad_k, grad_v = pointer(f.grad_q, zero), pointer(f.grad_k, zero), pointer(f.grad_v, zero)
+        grad_g, grad_weight = pointer(f.grad_g, zero), pointer(f.grad_weight, zero)
+        grad_bonus, grad_skip = pointer(f.grad_bonus, zero64), pointer(f.grad_skip, zero64)
+        grad_initial_state = pointer(f.grad_initial_state, zero)
+        scale = pointer(f.numbers, zero)[0]
+        shared, blocks = heads // groups, -(-n // BLOCK)
+        d_whole = -(-d // lanes) * lanes
+        factors = d_whole if by_channel else 1  # numbers of each step
+        q_first, q_step = along(f.q_step, n, reverse)
+        k_first, k_step = along(f.k_step, n, reverse)
+        v_first, v_step = along(f.v_step, n, reverse)
+        g_first, g_step = along(f.g_step, n, reverse)
+        weight_first, weight_step = along(f.weight_step, n, reverse)
+        resets_first, resets_step = along(f.resets_step, n, reverse)
+        o_first, o_step = along(f.grad_o_step, n, reverse)
+        time_first, time_step = along(1, n, reverse)  # of what is written
+        width_of_g = d if by_channel else 1
+
+        sizes = (
+            *(lanes, d * panel, d * panel, blocks * d * panel, (BLOCK + 1) * ROWS * panel),
+            *(BLOCK * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
+            *(BLOCK * lanes, d_whole, panel, panel, BLOCK, BLOCK),
+        )
+        buffer = np.empty(room(sizes), kind)
+        modes = np.empty(room((BLOCK,)), np.int64)
+        (
+            edge, S, G, checkpoints, states, u, e, grad_u, factor, keep,
+            sums_of_g, extra, factor_of_v, sum_of_v, own, gamma,
+        ) = cut(buffer, sizes)  # fmt: skip
+        (mode,) = cut(modes, (BLOCK,))
+        for task in range(first, last):
+            part, group, item = task % f.parts, task // f.parts % groups, task // f.parts // groups
+            rows_of_part = ((part * f.batch + item) * f.total_of_maps * groups + group) * d
+            for head in range(
+                group * shared + part * shared // f.parts, group * shared + (part + 1) * shared // f.parts
+            ):
+                q_row = item * f.q_item + group * f.q_head + q_first
+                k_row = item * f.k_item + group * f.k_head + k_first
+                g_row = item * f.g_item + head * f.g_head + g_first
+                weight_row = item * f.weight_item + head * f.weight_head + weight_first
+                resets_row = item * f.resets_item + resets_first
+                head_of_item = item * heads + head
+                row_of_head = item * f.total * heads + head  # of what is written for each step and head
+                if has_bonus:
+                    load_padded_row(bonus, item * f.bonus_item + head * d, d, lanes, extra)
+                for c0 in range(0, d_v, panel):
+                    columns = min(panel, d_v - c0)
+                    width = -(-columns // lanes) * lanes
+                    matrix = d * width
+                    v_row = item * f.v_item + head * f.v_head + v_first + c0
+                    o_row = item * f.grad_o_item + head * f.grad_o_head + o_first + c0
+                    state_row = head_of_item * d * d_v + c0
+                    clear(S, matrix)
+                    clear(G, matrix)
+                    clear(sum_of_v, panel)
+                    for r in range(d):
+                        if f.initial_state != 0:
+                            load_padded_row(initial_state, state_row + r * d_v, columns, lanes, shifted(S, r * width))
+                        if f.grad_state != 0:
+                            load_padded_row(grad_state, state_row + r * d_v, columns, lanes, shifted(G, r * width))
+                    if f.skip != 0:
+                        for c in range(width):
+                            factor_of_v[c] = skip[head * f.skip_head + (c0 + c) * f.skip_column] if c < columns else 0
+
+                    # The first blocks − 1 sweeps go forward and keep the states before each block; the others go back.
+                    for sweep in range(2 * blocks - 1):
+                        b = min(sweep, 2 * blocks - 2 - sweep)
+                        is_forward = sweep < blocks - 1
+                        start = b * BLOCK
+                        count = min(BLOCK, n - start)
+                        q_at, k_at = q_row + start * q_step, k_row + start * k_step
+                        _decay_block(
+                            f, g, resets, g_row + start * g_step, g_step, resets_row + start * resets_step, resets_step,
+                            count, d, lanes, factors, by_channel, edge, factor, keep, mode,
+                        )  # fmt: skip
+                        for i in range(count):
+                            at = v_row + (start + i) * v_step
+                            w = zero + 1
+                            if f.weight != 0:
+                                w = weight[weight_row + (start + i) * weight_step]
+                            for c in range(0, width, lanes):
+                                store(u, i * width + c, load_part(v, at + c, columns - c, lanes, edge) * w)
+                        if sweep < blocks:
+                            copy(S, matrix, shifted(checkpoints, b * matrix))
+                        if is_forward:
+                            for c in range(0, width, tile):
+                                r = 0
+                                is_wide = width - c >= tile
+                                while r < d:
+                                    many = d - r >= TILE_ROWS
+                                    k_r, S_r, u_c = shifted(k, k_at + r), shifted(S, r * width + c), shifted(u, c)
+                                    f_r, keep_r = factor, keep
+                                    if by_channel:
+                                        f_r, keep_r = shifted(factor, r), shifted(keep, r)
+                                    if is_wide and many:
+                                        many_wide(
+                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                                            count, S_r,
+                                        )  # fmt: skip
+                                    elif is_wide:
+                                        one_wide(
+                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                                            count, S_r,
+                                        )  # fmt: skip
+                                    elif many:
+                                        many_narrow(
+                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                                            count, S_r,
+                                        )  # fmt: skip
+                                    else:
+                                        one_narrow(
+                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                                            count, S_r,
+                                        )  # fmt: skip
+                                    r += TILE_ROWS if many else 1
+                            continue
+
+                        for i in range(count):
+                            at = o_row + (start + i) * o_step
+                            along_columns = zeros(edge)
+                            for c in range(0, width, lanes):
+                                x = load_part(grad_o, at + c, columns - c, lanes, edge) * scale
+                                store(e, i * width + c, x)
+                                along_columns = along_columns + x * load(u, i * width + c)
+                            own[i] = 0
+                            gamma[i] = 0
+                            if has_bonus:
+                                gamma[i] = total(along_columns)
+                                along_rows = zeros(edge)
+                                for c in range(0, d, lanes):
+                                    query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
+                                    key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                                    along_rows = along_rows + query * load(extra, c) * key
+                                own[i] = total(along_rows)
+                        clear(grad_u, count * width)
+                        clear(sums_of_g, BLOCK * lanes)
+
+                        for r0 in range(0, d, ROWS):
+                            rows = min(ROWS, d - r0)
+                            size = rows * width
+                            copy(shifted(checkpoints, b * matrix + r0 * width), size, states)
+                            for i in range(count):
+                                place = rows_of_part + (time_first + (start + i) * time_step) * groups * d + r0
+                                before, after = shifted(states, i * size), shifted(states, (i + 1) * size)
+                                for r in range(rows):
+                                    key = k[k_at + i * k_step + r0 + r]
+                                    change = factor[i * factors + r0 + r] if by_channel else factor[i]
+                                    kept = keep[i * factors + r0 + r] if by_channel else zero
+                                    along_columns = zeros(edge)
+                                    for c in range(0, width, lanes):
+                                        old = load(before, r * width + c)
+                                        new = load(u, i * width + c) * key
+                                        if mode[i] == RESET:
+                                            old = zeros(edge)
+                                        else:
+                                            new = old * change + new
+                                            if by_channel:
+                                                new = old * kept + new
+                                            elif mode[i] == NEAR:
+                                                new = old + new
+                                        store(after, r * width + c, new)
+                                        if has_bonus:
+                                            along_columns = along_columns + old * load(e, i * width + c)
+                                        else:
+                                            along_columns = along_columns + new * load(e, i * width + c)
+                                    to_q = total(along_columns)
+                                    if has_bonus:
+                                        to_q += gamma[i] * extra[r0 + r] * key
+                                    grad_q[place + r] += to_q
+                            for i in range(count - 1, -1, -1):
+                                time = time_first + (start + i) * time_step
+                                place = rows_of_part + time * groups * d + r0
+                                place_of_g = (row_of_head + time * heads) * width_of_g + r0
+                                before = shifted(states, i * size)
+                                sum_of_rows = load(sums_of_g, i * lanes)
+                                for r in range(rows):
+                                    key, query = k[k_at + i * k_step + r0 + r], q[q_at + i * q_step + r0 + r]
+                                    change = factor[i * factors + r0 + r] if by_channel else factor[i]
+                                    kept = keep[i * factors + r0 + r] if by_channel else zero
+                                    to_k, to_g = zeros(edge), zeros(edge)
+                                    for c in range(0, width, lanes):
+                                        j, cell = i * width + c, (r0 + r) * width + c
+                                        x = load(G, cell)
+                                        if not has_bonus:
+                                            x = x + load(e, j) * query
+                                        store(grad_u, j, load(grad_u, j) + x * key)
+                                        to_k = to_k + x * load(u, j)
+                                        if mode[i] == RESET:
+                                            x = zeros(edge)
+                                        else:
+                                            to_g = to_g + x * load(before, r * width + c)
+                                            faded = x * change
+                                            if by_channel:
+                                                faded = x * kept + faded
+                                            elif mode[i] == NEAR:
+                                                faded = x + faded
+                                            x = faded
+                                            if has_bonus:
+                                                x = x + load(e, j) * query
+                                        store(G, cell, x)
+                                    to_key = total(to_k)
+                                    if has_bonus:
+                                        to_key += gamma[i] * query * extra[r0 + r]
+                                    grad_k[place + r] += to_key
+                                    if by_channel:
+                                        if f.grad_g != 0:
+                                            grad_g[place_of_g + r] += (change + kept) * total(to_g)
+                                    else:
+                                        sum_of_rows = sum_of_rows + to_g
+                                    if has_bonus and f.grad_bonus != 0:
+                                        grad_bonus[head_of_item * d + r0 + r] += gamma[i] * query * key
+                                store(sums_of_g, i * lanes, sum_of_rows)
+
+                        for i in range(count):
+                            step_of_head = row_of_head + (time_first + (start + i) * time_step) * heads
+                            at, place = v_row + (start + i) * v_step, step_of_head * d_v + c0
+                            w = zero + 1
+                            if f.weight != 0:
+                                w = weight[weight_row + (start + i) * weight_step]
+                            along_columns = zeros(edge)
+                            for c in range(0, width, lanes):
+                                by_u = load(grad_u, i * width + c)
+                                if has_bonus:
+                                    by_u = by_u + load(e, i * width + c) * own[i]
+                                x = load_part(v, at + c, columns - c, lanes, edge)
+                                along_columns = along_columns + by_u * x
+                                by_v = by_u * w
+                                if f.skip != 0:
+                                    out = load_part(grad_o, o_row + (start + i) * o_step + c, columns - c, lanes, edge)
+                                    by_v = by_v + out * load(factor_of_v, c)
+                                    store(sum_of_v, c, load(sum_of_v, c) + out * x)
+                                store_part(grad_v, place + c, by_v, columns - c, lanes, edge)
+                            if f.grad_weight != 0:
+                                grad_weight[step_of_head] += total(along_columns)
+                            if not by_channel and f.grad_g != 0:
+                                decay = factor[i]
+                                if mode[i] == NEAR:
+                                    decay = decay + 1
+                                grad_g[step_of_head] += decay * total(load(sums_of_g, i * lanes))
+                        if f.grad_skip != 0:
+                            for c in range(columns):
+                                grad_skip[head_of_item * d_v + c0 + c] += sum_of_v[c]
+                        clear(sum_of_v, panel)
+
+                    for r in range(d):
+                        for c in range(columns):
+                            grad_initial_state[state_row + r * d_v + c] = G[r * width + c]
+        buffer[0] = 0  # see `aligned`
+        modes[0] = 0
+        return DONE
+
+    return backward
