@@ -13,7 +13,6 @@ from array_api_compat import array_namespace
 from subquad.backend import Array
 from subquad.core.dtypes import cast
 from subquad.kernels.delta_scan import outputs as outputs_of
-from subquad_numpy.delta_scan.layout import INPUTS
 from subquad_numpy.runtime.launch import Launch, Run
 
 
@@ -43,6 +42,8 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
 
 def operands_of(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, Array | None]:
     """The arrays by field, in one dtype; resets as bytes."""
+    from subquad_numpy.delta_scan.layout import INPUTS
+
     given = dict(zip(INPUTS, arrays, strict=True))
     dtype = given["q"].dtype
     operands = {name: cast(xp, x, xp.uint8 if name == "resets" else dtype) for name, x in given.items()}
