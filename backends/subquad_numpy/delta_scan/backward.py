@@ -10,8 +10,8 @@ and for the general form
     ∂u = G[t]ᵀ b,    ∂v = G[t]ᵀ k,    ∂k = G[t] v,    ∂b = G[t] u,    ∂a = S[t−1] ∂u,    ∂w = Σ S[t−1] ∘ G[t]
     G[t−1] = w[t] ∘ G[t] + a ∂uᵀ
 
-One pass over the rows of G and S[t−1] does step t, adds what step t − 1 reads to G[t−1], and begins the products of that
-step. The states are computed again: from checkpoints of segments those of tiles, from these each state of a tile.
+One pass over the rows of G and S[t−1] does step t, adds what step t − 1 reads to G[t−1], and begins the products of
+that step. The states are computed again: from checkpoints of segments those of tiles, from these each state of a tile.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_part, store_part
 from subquad_numpy.delta_scan.decays import (
@@ -62,7 +62,8 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
         x = arrays_of(f, zero)
         has_resets, scale = f.resets != 0, pointer(f.numbers, zero)[0]
         initial_state, has_state = pointer(f.initial_state, zero), f.initial_state != 0
-        grad_o, has_o, grad_state = pointer(f.grad_o, zero), f.grad_o != 0, pointer(f.grad_state, zero)
+        grad_o, has_o = pointer(f.grad_o, zero), f.grad_o != 0
+        grad_state, has_grad = pointer(f.grad_state, zero), f.grad_state != 0
         grad_q, grad_k, grad_v = pointer(f.grad_q, zero), pointer(f.grad_k, zero), pointer(f.grad_v, zero)
         grad_g, grad_beta = pointer(f.grad_g, zero), pointer(f.grad_beta, zero)
         grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
@@ -97,13 +98,13 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
         for number in range(first, last):
             item, head = number // heads, number % heads
             task = task_of(item, head, n, heads, reverse)
-            clear(nothing, size)
+            clear(sums, 6 * size)  # and `nothing`; sums beyond the last channel stay 0
             clear(to_x, 2 * wide)
             for p in range(pairs):
-                c0, index = p * width, number * d * d_v + p * width
-                before = shifted(of_segments, p * block)
-                load_tile(initial_state, has_state, index, d, d_v, d_v - c0, True, lanes, before, edge)
-                load_tile(grad_state, f.grad_state != 0, index, d, d_v, d_v - c0, True, lanes, shifted(G, p * block), edge)
+                count, index = d_v - p * width, number * d * d_v + p * width
+                before, by_state = shifted(of_segments, p * block), shifted(G, p * block)
+                load_tile(initial_state, has_state, index, d, d_v, count, True, lanes, before, edge)
+                load_tile(grad_state, has_grad, index, d, d_v, count, True, lanes, by_state, edge)
 
             # The first sweeps go forward, and leave the state before each segment; the others go back. Within a segment
             # the first moves go forward, and leave the state before each tile; the others go back.
@@ -118,12 +119,11 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                     tile = 2 * here - 2 - move if in_tile else move
                     begin = (segment * in_segment + tile) * steps
                     end = min(n, begin + steps)
-                    before, after = shifted(of_tiles, tile * whole), shifted(of_tiles, (tile + 1) * whole)
-                    if in_tile:
-                        after = states
-                    elif not goes_back:
-                        before, after = shifted(of_segments, segment * whole), shifted(of_segments, (segment + 1) * whole)
-                        end = begin + in_segment * steps
+                    before = shifted(of_tiles, tile * whole)
+                    after = states if in_tile else shifted(before, whole)
+                    if not goes_back:
+                        before = shifted(of_segments, segment * whole)
+                        after, end = shifted(before, whole), begin + in_segment * steps
                     for p in range(pairs):
                         walk(
                             which, general, True, False, x, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
@@ -230,15 +230,15 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
 
             if f.grad_initial_state != 0:
                 for p in range(pairs):
-                    index, c0 = number * d * d_v + p * width, p * width
-                    store_tile(grad_initial_state, index, d, d_v, d_v - c0, True, lanes, shifted(G, p * block), edge)
+                    count, index = d_v - p * width, number * d * d_v + p * width
+                    store_tile(grad_initial_state, index, d, d_v, count, True, lanes, shifted(G, p * block), edge)
         buffer[0] = 0  # see `aligned`
         return DONE
 
     return backward
 
 
-@inline
+@merged
 def _pass_back(
     mode: int, gate: int, general: bool, G: Any, S: Any, d: int, pairs: int, lanes: int, factor: Any, gates: Any,
     rows: Any, columns: Any, sums: Any,
@@ -250,7 +250,7 @@ def _pass_back(
     block = d * width
     keep = factor
     for i in range(d):
-        if mode == CHANNELS_NEAR or mode == CHANNELS:
+        if mode in (CHANNELS_NEAR, CHANNELS):
             factor, keep = spread(gates, i), spread(gates, size + i)
         key, query, next_b = spread(k, i), spread(q_before, i), spread(b_before, i)
         next_k = spread(k_before, i)

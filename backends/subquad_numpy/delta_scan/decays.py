@@ -8,6 +8,7 @@ from subquad_numpy.codegen import (
     inline,
     largest,
     load,
+    merged,
     replace_where_zero,
     shifted,
     spread,
@@ -45,7 +46,7 @@ def split_decay(x: Any) -> Any:
     return factor, replace_where_zero(whole, ZERO(x), ONE(x)), absolute(whole)
 
 
-@inline
+@merged
 def load_gate(g: Any, index: int) -> Any:
     """(factor, w, mode) of one decay for all channels; the first two are in every lane."""
     factor, keep, distance = split_decay(spread(g, index) * LOG2_E)
@@ -57,7 +58,7 @@ def load_gate(g: Any, index: int) -> Any:
     return factor, w, mode
 
 
-@inline
+@merged
 def load_gates(g: Any, index: int, k: Any, row: int, d: int, lanes: int, gates: Any, edge: Any) -> int:
     """Write the factors of d channels, their `keep`, w ∘ k and w to `gates`, each padded; their mode."""
     size = -(-d // lanes) * lanes

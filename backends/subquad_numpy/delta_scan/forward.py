@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store, zeros
+from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part, store_part
 from subquad_numpy.delta_scan.layout import HEAD, arrays_of, task_of
@@ -55,7 +55,7 @@ def forward_kernel(dtype: str, gate: str, general: bool, vectors: int) -> Any:
     return forward
 
 
-@inline
+@merged
 def load_tile(
     state: Any, given: bool, index: int, d: int, d_v: int, count: int, two: bool, lanes: int, tile: Any, edge: Any
 ) -> None:
@@ -69,7 +69,7 @@ def load_tile(
             store(tile, i * width + lanes, behind)
 
 
-@inline
+@merged
 def store_tile(
     state: Any, index: int, d: int, d_v: int, count: int, two: bool, lanes: int, tile: Any, edge: Any
 ) -> None:

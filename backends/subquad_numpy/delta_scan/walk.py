@@ -10,7 +10,7 @@ product with the key of the next step, which that step begins with.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, prefetch, shifted, spread, store, zeros
+from subquad_numpy.codegen import load, merged, prefetch, shifted, spread, store, zeros
 from subquad_numpy.codegen.copies import clear, load_part, store_part
 from subquad_numpy.delta_scan.decays import (
     CHANNELS,
@@ -26,7 +26,7 @@ from subquad_numpy.delta_scan.decays import (
 STEPS_AHEAD = 2  # the rows that are prefetched are so many steps of time ahead
 
 
-@inline
+@merged
 def walk(
     gate: int, general: bool, two: bool, reads: bool, x: Any, has_resets: bool, task: Any, first: int, last: int,
     n: int, d: int, d_v: int, c0: int, lanes: int, before: Any, tile: Any, stride: int, o: Any, scale: Any, found: Any,
@@ -116,7 +116,7 @@ def walk(
         row = following
 
 
-@inline
+@merged
 def _pass(
     mode: int, general: bool, two: bool, reads: bool, before: Any, tile: Any, d: int, lanes: int, factor: Any,
     gates: Any, rows: Any, given: Any,
