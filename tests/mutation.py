@@ -61,7 +61,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     ),
     "subquad/scans": (
         "subquad/scans/*.py",
-        "test_every_scan test_scan test_linear_scan test_oracle test_errors test_numbers test_cli",
+        "test_every_scan test_scan_time test_scan test_linear_scan test_oracle test_errors test_numbers test_cli",
     ),
     "subquad_numpy": (
         (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rows.libraries import Jax, Library, Torch, tolerance
+from rows.libraries import Jax, Library, NumPy, Torch, tolerance
 from rows.methods import CASES, Case, D
 from rows.scans import SCANS, Scan, scans
 
@@ -393,6 +393,19 @@ def test_error_of_a_scan_on_every_library() -> None:
     assert 2**-11 < float(half.overall) < 2**-8
     assert str(half).splitlines()[-2].startswith("largest")
     assert np.all(of_scan(scan, drawn).error < 1e-14)
+
+
+def test_error_of_a_scan_of_documents_with_padding_and_limits() -> None:
+    """Both scans, in the dtypes given and in float64, have the same steps: their difference is rounding."""
+    scan = next(scan for scan in SCANS if scan.name == "gated")
+    drawn, torch = scan.draw(100), Torch()
+    steps = {"segments": np.arange(100) // 30, "mask": np.random.default_rng(1).random((2, 100)) < 0.7}
+    for library in (NumPy(), torch):
+        given = library.arrays(steps, "float32")
+        found = of_scan(scan, library.arrays(drawn, "float32"), **given, delta_limits=(0.1, 0.5))
+        assert np.all(library.numpy(found.error) < 1e-6)
+    with pytest.raises(TypeError, match="mask has dtype"):
+        of_scan(scan, drawn, mask=np.ones(100))
 
 
 def test_error_of_a_scan_that_is_traced(jax_library: Jax) -> None:

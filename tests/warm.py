@@ -54,8 +54,7 @@ def kernels() -> list[Callable[[], Any]]:
     for make in (backward_kernel, forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
     for make in (outer_backward_kernel, outer_forward_kernel):
-        found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
-    found += [partial(outer_forward_kernel, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 2)]
+        found += [partial(make, *kind) for kind in itertools.product(dtypes, (False, True))]
     found += [
         partial(make, *kind)
         for make in (lti_gradient_kernel, lti_kernel)

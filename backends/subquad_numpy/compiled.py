@@ -334,7 +334,10 @@ COMPILED: dict[str, Compiled] = {
             "delta_scan",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
             delta_scan.scan,
-            launch=of_delta_scan.launch,
+            delta_scan.scan_backward,
+            of_delta_scan.launch,
+            of_delta_scan.launch_backward,
+            unread=frozenset({9, 10}),
         ),
         Compiled(
             "outer_scan",

@@ -41,6 +41,15 @@ def inline(function: F) -> F:
     return compiled
 
 
+def merged(function: F) -> F:
+    """Compile `function` once for its types, and let LLVM merge it into its callers, with their constants.
+
+    Numba's own inlining copies the caller at each call, which takes seconds in a kernel with large functions.
+    """
+    compiled: F = numba.njit(forceinline=True, error_model="numpy")(function)
+    return compiled
+
+
 @extending.register_model(Vector)
 class _VectorModel(extending.models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, vector: Vector) -> None:

@@ -14,6 +14,8 @@ from subquad_numpy.runtime.threads import thread_count
 Array = np.ndarray[Any, Any]
 SMALL = 1 << 18  # numbers of states of a call, about 30 µs: below that, waking a second thread costs more than it saves
 CACHED = 24 << 10  # bytes of a tile of the state that stays in the first-level cache
+STATES = 512 << 10  # bytes of the states of a tile of time, half of a second-level cache
+CHECKPOINTS = 32 << 20  # bytes of checkpoints of all threads up to which one level of them is enough
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
@@ -79,3 +81,39 @@ def cut_columns(q: tuple[int, ...], d_v: int, dtype: Any, threads: int) -> tuple
     tiles = -(-d_v // (2 * lanes))
     vectors = 2 if d_v > lanes and 2 * BYTES * d <= CACHED and batch * heads * tiles >= threads else 1
     return vectors, batch * heads * -(-d_v // (vectors * lanes))
+
+
+def scan_backward(
+    arrays: Sequence[Array | None], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
+    grads: Sequence[Array | None], need: Sequence[bool], *, threads: int | None = None,
+) -> tuple[Array | None, ...] | None:  # fmt: skip
+    """The gradients of `scan`. States are computed again from checkpoints, so memory grows as √n."""
+    from subquad_numpy.delta_scan.backward import BACKWARD_RECORD, backward_kernel
+
+    q, _, v, *_ = arrays
+    assert q is not None
+    assert v is not None
+    given = [None if x is None else np.ascontiguousarray(x) for x in arrays[:8]]
+    by = [None if x is None else np.ascontiguousarray(x, q.dtype) for x in grads]
+    found = [None if x is None or not wanted else np.empty(x.shape, q.dtype)
+             for x, wanted in zip(arrays[:8], need, strict=False)]  # fmt: skip
+    count = thread_count(threads)
+    sizes = sizes_of(q.shape, v.shape, static) | cut_time(q.shape, v.shape[-1], q.dtype, count)
+    tasks = q.shape[0] * q.shape[2]
+    run = Run(backward_kernel(*kind_of(arrays)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
+    numbers = np.asarray([static["scale"]], q.dtype)
+    run((numbers, *given, as_bytes(arrays[8]), *by, *found), count)
+    return (*found, None)
+
+
+def cut_time(q: tuple[int, ...], d_v: int, dtype: Any, threads: int) -> dict[str, int]:
+    """The steps of a tile, whose states stay in a core's cache, and the tiles of a segment; see `backward`."""
+    from subquad_numpy.codegen import lanes_of
+
+    batch, n, heads, d = q
+    width = 2 * lanes_of(dtype)
+    state = d * -(-d_v // width) * width * np.dtype(dtype).itemsize
+    tile = max(4, min(64, STATES // state, n))
+    tiles = -(-n // tile)
+    fits = tiles * state * min(threads, batch * heads) <= CHECKPOINTS
+    return {"tile": tile, "segment": tiles if fits else math.isqrt(tiles - 1) + 1}

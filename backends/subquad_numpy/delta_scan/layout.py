@@ -1,21 +1,10 @@
-"""What both kernels of the delta rule read: sizes, arrays, and the decays of a step as factors of a recurrence."""
+"""What both kernels of the delta rule read: sizes and arrays, and where the rows of a task stand."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from subquad_numpy.codegen import (
-    absolute,
-    at_least,
-    inline,
-    largest,
-    load,
-    replace_where_zero,
-    shifted,
-    spread,
-    store,
-    zeros,
-)
-from subquad_numpy.codegen.copies import load_part
-from subquad_numpy.codegen.vector_math import LOG2_E, ONE, ZERO, split_exp2
+import numpy as np
+
+from subquad_numpy.codegen import inline, pointer
 from subquad_numpy.runtime.arguments import Fields
 
 SIZES = ("n", "heads", "d", "d_v", "reverse")
@@ -23,60 +12,45 @@ INPUTS = ("q", "k", "v", "g", "beta", "a", "b", "initial_state", "resets")  # co
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(("numbers", *INPUTS), 0)
 """The fields that both kernels read; `numbers` holds the scale."""
 
-# How a row s of the state decays: by nothing; by one number near 1, f s + s with f = w − 1; by one number, f s; by a
-# number for each channel, all near 1, f s + s; by f s + keep s, where `keep` is 1 for channels whose f is w − 1,
-# else 0.
-NONE, HEAD_NEAR, HEAD_FAR, CHANNELS_NEAR, CHANNELS = range(5)
+
+class Arrays(NamedTuple):
+    """Pointers to the inputs; those that are not given are never followed."""
+
+    q: Any
+    k: Any
+    v: Any
+    g: Any
+    beta: Any
+    a: Any
+    b: Any
+    resets: Any
 
 
-@inline
-def decayed(mode: int, s: Any, factor: Any, keep: Any) -> Any:
-    """A vector of the state, decayed: one multiplication and addition, fused, in all modes but the last."""
-    if mode == NONE:
-        return s
-    if mode == HEAD_FAR:
-        return factor * s
-    if mode == CHANNELS:
-        return factor * s + keep * s
-    return factor * s + s
+class Task(NamedTuple):
+    """A head of a batch item: its first row, the rows from one step to the next, and so for the marks of resets.
 
-
-@inline
-def split_decay(x: Any) -> Any:
-    """(factor, keep, distance) of 2^x: factor + keep; keep is 1 where the factor is 2^x − 1 with all its digits.
-
-    `distance` is 0 or 1 where 2^x − 1 loses no digit to 2^x: from about 0.35 to 2.8.
+    Row r of an array with rows of w numbers starts at r w.
     """
-    factor, whole = split_exp2(x)
-    return factor, replace_where_zero(whole, ZERO(x), ONE(x)), absolute(whole)
+
+    row: int
+    forth: int
+    mark: int
+    mark_forth: int
 
 
 @inline
-def load_gate(g: Any, index: int) -> Any:
-    """(factor, w, is near 1) of one decay for all channels, both in every lane."""
-    factor, keep, distance = split_decay(spread(g, index) * LOG2_E)
-    near = largest(distance) < 1.5
-    w = factor + keep
-    if near:
-        factor = factor - (ONE(factor) - keep)
-    return factor, w, near
+def arrays_of(f: Any, zero: Any) -> Any:
+    """The inputs as pointers to numbers of the type of `zero`; marks of resets are bytes."""
+    return Arrays(
+        pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero), pointer(f.beta, zero),
+        pointer(f.a, zero), pointer(f.b, zero), pointer(f.resets, np.uint8(0)),
+    )  # fmt: skip
 
 
 @inline
-def load_gates(g: Any, index: int, k: Any, row: int, d: int, lanes: int, factors: Any, edge: Any) -> bool:
-    """Write the factors of d channels, their `keep` and w ∘ k to `factors`, each padded; whether all are near 1."""
-    size = -(-d // lanes) * lanes
-    keeps, decayed_k = shifted(factors, size), shifted(factors, 2 * size)
-    farthest = zeros(edge)
-    for i in range(0, d, lanes):
-        factor, keep, distance = split_decay(load_part(g, index + i, d - i, lanes, edge) * LOG2_E)
-        store(factors, i, factor)
-        store(keeps, i, keep)
-        store(decayed_k, i, (factor + keep) * load_part(k, row + i, d - i, lanes, edge))
-        farthest = at_least(farthest, distance)
-    near = largest(farthest) < 1.5
-    if near:
-        for i in range(0, d, lanes):
-            keep = load(keeps, i)
-            store(factors, i, load(factors, i) - (ONE(keep) - keep))
-    return near
+def task_of(item: int, head: int, n: int, heads: int, reverse: int) -> Any:
+    """The rows of a head of a batch item, in the order in which time runs."""
+    row, mark = item * n * heads + head, item * n
+    if reverse != 0:
+        return Task(row + (n - 1) * heads, -heads, mark + n - 1, -1)
+    return Task(row, heads, mark, 1)

@@ -71,7 +71,7 @@ def _decay_block(
 
 
 @cache
-def backward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
+def backward_kernel(dtype: str, by_channel: bool) -> Any:
     """Compile `backward(first, last, records)`: tasks first to last − 1 of batch · groups · parts."""
     lanes, kind, zero = element(dtype)
     zero64, byte = np.float64(0), np.uint8(0)
@@ -80,7 +80,7 @@ def backward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
     one_wide = advance_tile(1, PANEL_VECTORS, by_channel, reads=False)
     many_narrow = advance_tile(TILE_ROWS, 1, by_channel, reads=False)
     one_narrow = advance_tile(1, 1, by_channel, reads=False)
-    name = f"outer scan backward {dtype}{' by channel' * by_channel}{' bonus' * has_bonus}"
+    name = f"outer scan backward {dtype}{' by channel' * by_channel}"
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
@@ -94,7 +94,7 @@ def backward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
         grad_g, grad_weight = pointer(f.grad_g, zero), pointer(f.grad_weight, zero)
         grad_bonus, grad_skip = pointer(f.grad_bonus, zero64), pointer(f.grad_skip, zero64)
         grad_initial_state = pointer(f.grad_initial_state, zero)
-        scale = pointer(f.numbers, zero)[0]
+        scale, has_bonus = pointer(f.numbers, zero)[0], f.bonus != 0
         shared, blocks = heads // groups, -(-n // BLOCK)
         d_whole = -(-d // lanes) * lanes
         factors = d_whole if by_channel else 1  # numbers of each step

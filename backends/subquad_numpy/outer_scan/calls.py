@@ -163,9 +163,9 @@ def fix_for(name: str, x: Array) -> Any:
     return fix_items(x, WHOLE[name] if name == "bonus" else x.ndim) if name in WHOLE else fix_elements(x)
 
 
-def kind_of(given: Inputs) -> tuple[str, bool, bool]:
-    """What the kernels are specialised for: (dtype, is there a decay for each channel, is there a bonus)."""
-    return np.dtype(given.v.dtype).name, given.g is not None and given.g.shape[-1] > 1, given.bonus is not None
+def kind_of(given: Inputs) -> tuple[str, bool]:
+    """What the kernels are specialised for: (dtype, is there a decay for each channel)."""
+    return np.dtype(given.v.dtype).name, given.g is not None and given.g.shape[-1] > 1
 
 
 def panels_of(d_v: int, dtype: Any) -> int:

@@ -32,16 +32,16 @@ FORWARD_RECORD = fields(HEAD, {"numbers": 0, "o": 0, "state": 0})
 
 
 @cache
-def forward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
+def forward_kernel(dtype: str, by_channel: bool) -> Any:
     """Compile `forward(first, last, records)`: tasks first to last − 1 of batch · heads · panels."""
     lanes, kind, zero = element(dtype)
     byte = np.uint8(0)
     panel = PANEL_VECTORS * lanes
-    many_wide = advance_tile(TILE_ROWS, PANEL_VECTORS, by_channel, has_bonus)
-    one_wide = advance_tile(1, PANEL_VECTORS, by_channel, has_bonus)
-    many_narrow = advance_tile(TILE_ROWS, 1, by_channel, has_bonus)
-    one_narrow = advance_tile(1, 1, by_channel, has_bonus)
-    name = f"outer scan {dtype}{' by channel' * by_channel}{' bonus' * has_bonus}"
+    many_wide, one_wide, many_narrow, one_narrow = (
+        advance_tile(rows, vectors, by_channel) for vectors in (PANEL_VECTORS, 1) for rows in (TILE_ROWS, 1)
+    )
+    many_before, one_before = (advance_tile(rows, 1, by_channel, before=True) for rows in (TILE_ROWS, 1))
+    name = f"outer scan {dtype}{' by channel' * by_channel}"
 
     @compiled(name, FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
@@ -51,7 +51,7 @@ def forward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
         weight, skip, resets = pointer(f.weight, zero), pointer(f.skip, zero), pointer(f.resets, byte)
         initial_state, bonus = pointer(f.initial_state, zero), pointer(f.bonus, zero)
         o, state = pointer(f.o, zero), pointer(f.state, zero)
-        scale = pointer(f.numbers, zero)[0]
+        scale, has_bonus = pointer(f.numbers, zero)[0], f.bonus != 0
         panels = -(-d_v // panel)
         shared = heads // f.groups
         d_whole = -(-d // lanes) * lanes
@@ -141,11 +141,21 @@ def forward_kernel(dtype: str, by_channel: bool, has_bonus: bool) -> Any:
                     f_r, keep_r = factor, keep
                     if by_channel:
                         f_r, keep_r = shifted(factor, r), shifted(keep, r)
-                    if width == panel:
-                        if many:
-                            many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
-                        else:
-                            one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                    if has_bonus:  # vector by vector, since one more tile would take long to compile
+                        for c in range(0, width, lanes):
+                            u_c, out_c, S_c = shifted(u, c), shifted(out, c), shifted(S_r, c)
+                            if many:
+                                many_before(
+                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, width, count, S_c
+                                )
+                            else:
+                                one_before(
+                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, width, count, S_c
+                                )
+                    elif width == panel and many:
+                        many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                    elif width == panel:
+                        one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
                     elif many:
                         many_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
                     else:
