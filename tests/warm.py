@@ -29,6 +29,8 @@ def kernels() -> list[Callable[[], Any]]:
     """Functions that compile one kernel each, those that take longest first."""
     from subquad_numpy.causal_conv1d.backward import backward_kernel as conv_gradient_kernel
     from subquad_numpy.causal_conv1d.forward import forward_kernel as conv_kernel
+    from subquad_numpy.delta_scan import backward as delta_gradient
+    from subquad_numpy.delta_scan import forward as delta
     from subquad_numpy.features.attend import attend_kernel
     from subquad_numpy.features.attend_gradient import attend_gradient_kernel
     from subquad_numpy.features.step import step_kernel
@@ -61,6 +63,8 @@ def kernels() -> list[Callable[[], Any]]:
         for kind in itertools.product(dtypes, (False, True))
     ]
     found += [partial(make, dtype) for make in (conv_kernel, conv_gradient_kernel) for dtype in dtypes]
+    found += [partial(make, *kind) for make in (delta_gradient.backward_kernel, delta.forward_kernel)
+              for kind in itertools.product(dtypes, delta.GATES, (False, True))]  # fmt: skip
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
     return [

@@ -5,7 +5,6 @@ S[t] = (I − β[t] k[t] k[t]ᵀ) diag(exp g[t]) S[t−1] + β[t] k[t] v[t]ᵀ, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -19,11 +18,18 @@ from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_transition
 from subquad.kernels.delta_scan import delta_scan
 from subquad.registry import Host, Inputs, register_scan
-from subquad.scans.call import Form, Target, flat_target, form_of
+from subquad.scans.call import Form, Target, form_of
+from subquad.scans.rows import check_first, check_tails, row_target, state_target
 from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
 
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
 STEP_INPUTS = (*INPUTS[:-1], "state")
+WHY = {  # what the axes of each input are, for errors
+    "q": "rows as of k",
+    "v": "one value per key",
+    "beta": "one number per key",
+    "g": "one decay for each step, with a last axis of length 1, or one for each channel",
+}
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
@@ -351,57 +357,23 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     check_given(**{name: arrays[name] for name in INPUTS[:4]})
     xp = check_arrays(**arrays)
     check_floating(xp, **arrays)
-    q, k, v, beta, g, state = given
-    tails = _tails(arrays, time)
-    batch = broadcast_batch(
-        **{name: arrays[name].shape[: arrays[name].ndim - len(tail)] for name, tail in tails.items()}
-    )
-    compute, count, n = compute_dtype(xp, *given), math.prod(batch), k.shape[-2] if time else 1
-    d, d_v = k.shape[-1], v.shape[-1]
-
-    def rows(x: Array | None, name: str, *width: int) -> Target | None:
-        target = flat_target(x, compute, batch, tails.get(name, ()))
-        return target if target is None else target._replace(shape=(count, n, 1, *width))
-
-    start = flat_target(state, compute, batch, (d, d_v))
-    targets = (
-        rows(q, "q", d), rows(k, "k", d), rows(v, "v", d_v), rows(beta, "beta"),
-        rows(g, "g", 1 if g is None else g.shape[-1]),
-        start if start is None else start._replace(shape=(count, 1, d, d_v)),
-    )  # fmt: skip
-    out = Target(common_dtype(xp, q, k, v), None, (*batch, *((n,) if time else ()), d_v))
-    return Form(xp, targets, (out, Target(compute, None, (*batch, d, d_v))))
-
-
-def _tails(arrays: Mapping[str, Any], time: int) -> dict[str, tuple[int, ...]]:
-    """The axes of each array after the batch; ValueError unless the arrays have them."""
-    k, v, g = (arrays[name] for name in ("k", "v", "g"))
-    axes = "(..., n, d) with at least two axes" if time else "(..., d)"
-    for name, x in (("k", k), ("v", v)):
-        if x.ndim <= time:
-            msg = f"{name} has shape {tuple(x.shape)}, expected {axes if name == 'k' else axes.replace('d)', 'd_v)')}"
-            raise ValueError(msg)
-    steps, d, d_v = tuple(k.shape[-1 - time : -1]), k.shape[-1], v.shape[-1]
-    if d == 0:
-        msg = f"k has shape {tuple(k.shape)}, expected at least one channel (last axis)"
-        raise ValueError(msg)
-    state = "initial_state" if time else "state"
-    tails = {"q": (*steps, d), "k": (*steps, d), "v": (*steps, d_v), "beta": steps, state: (d, d_v)}
-    why = {
-        "q": "rows as of k",
-        "k": "",
-        "v": "one value per key",
-        "beta": "one number per key",
-        state: "channels of k × channels of v",
+    steps, d, d_v = check_first(arrays, time)
+    q, k, v, _, g, state = given
+    decays = 1 if g is not None and tuple(g.shape[-1:]) == (1,) else d
+    name = "initial_state" if time else "state"
+    tails = {
+        "q": (*steps, d),
+        "k": (*steps, d),
+        "v": (*steps, d_v),
+        "beta": steps,
+        "g": (*steps, decays),
+        name: (d, d_v),
     }
-    if g is not None:
-        tails["g"] = (*steps, 1 if tuple(g.shape[-1:]) == (1,) else d)
-        why["g"] = "one decay for each step, with a last axis of length 1, or one for each channel"
-    tails = {name: tail for name, tail in tails.items() if arrays[name] is not None}
-    for name, tail in tails.items():
-        got = tuple(arrays[name].shape)
-        if got[len(got) - len(tail) :] != tail or len(got) < len(tail):
-            expected = ", ".join(map(str, ("...", *tail)))
-            msg = f"{name} has shape {got}, expected ({expected}): {why[name]}, and k has {tuple(k.shape)}"
-            raise ValueError(msg)
-    return tails
+    batch = broadcast_batch(**check_tails(arrays, tails, WHY | {name: "channels of k × channels of v"}))
+    compute = compute_dtype(xp, *given)
+    targets = (
+        *(row_target(x, compute, batch, tail, time) for x, tail in zip(given[:5], tails.values(), strict=False)),
+        state_target(state, compute, batch, (d, d_v)),
+    )
+    out = Target(common_dtype(xp, q, k, v), None, (*batch, *steps, d_v))
+    return Form(xp, targets, (out, Target(compute, None, (*batch, d, d_v))))

@@ -103,8 +103,8 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
             for p in range(pairs):
                 count, index = d_v - p * width, number * d * d_v + p * width
                 before, by_state = shifted(of_segments, p * block), shifted(G, p * block)
-                load_tile(initial_state, has_state, index, d, d_v, count, True, lanes, before, edge)
-                load_tile(grad_state, has_grad, index, d, d_v, count, True, lanes, by_state, edge)
+                load_tile(initial_state, has_state, index, d, d_v, count, lanes, before, edge)
+                load_tile(grad_state, has_grad, index, d, d_v, count, lanes, by_state, edge)
 
             # The first sweeps go forward, and leave the state before each segment; the others go back. Within a segment
             # the first moves go forward, and leave the state before each tile; the others go back.
@@ -126,7 +126,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                         after, end = shifted(before, whole), begin + in_segment * steps
                     for p in range(pairs):
                         walk(
-                            which, general, True, False, x, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
+                            which, general, False, x, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
                             shifted(before, p * block), shifted(after, p * block), whole if in_tile else 0, x.v, zero,
                             shifted(found, p * width), wide if in_tile else 0, gates, edge,
                         )  # fmt: skip
@@ -231,7 +231,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
             if f.grad_initial_state != 0:
                 for p in range(pairs):
                     count, index = d_v - p * width, number * d * d_v + p * width
-                    store_tile(grad_initial_state, index, d, d_v, count, True, lanes, shifted(G, p * block), edge)
+                    store_tile(grad_initial_state, index, d, d_v, count, lanes, shifted(G, p * block), edge)
         buffer[0] = 0  # see `aligned`
         return DONE
 

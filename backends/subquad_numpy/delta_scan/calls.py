@@ -13,7 +13,6 @@ from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 SMALL = 1 << 18  # numbers of states of a call, about 30 µs: below that, waking a second thread costs more than it saves
-CACHED = 24 << 10  # bytes of a tile of the state that stays in the first-level cache
 STATES = 512 << 10  # bytes of the states of a tile of time, half of a second-level cache
 CHECKPOINTS = 32 << 20  # bytes of checkpoints of all threads up to which one level of them is enough
 
@@ -27,20 +26,17 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     numbers = np.asarray([static["scale"]], dtype)
     sizes = sizes_of(q.shape, v.shape, static)
     is_small = math.prod(shape) * d < SMALL
-    runs: dict[int, Run] = {}  # by the number of threads, on which the width of a tile depends
+    made: list[Run] = []  # at the first call, which loads Numba
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
         o, state = new(shape, dtype), new(shape_of_state, dtype)
-        count = 1 if is_small else thread_count(threads)
-        run = runs.get(count)
-        if run is None:
+        if not made:
             from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
 
-            vectors, tasks = cut_columns(q.shape, shape[-1], dtype, count)
-            kernel = forward_kernel(*kind_of(arrays), vectors)
-            run = runs[count] = Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes)
+            tasks, kernel = tasks_of(q.shape, shape[-1], dtype), forward_kernel(*kind_of(arrays))
+            made.append(Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes))
         given = [*map(fixed_or_none, fix, arrays[:8]), as_bytes(arrays[8])]
-        run((numbers, *given, o, state), count)
+        made[0]((numbers, *given, o, state), 1 if is_small else thread_count(threads))
         return (o, state), None
 
     return scan
@@ -72,15 +68,12 @@ def sizes_of(q: tuple[int, ...], v: tuple[int, ...], static: Mapping[str, Any]) 
     return {"n": n, "heads": heads, "d": d, "d_v": v[-1], "reverse": int(static["reverse"])}
 
 
-def cut_columns(q: tuple[int, ...], d_v: int, dtype: Any, threads: int) -> tuple[int, int]:
-    """(vectors of a tile, tasks): two vectors share what is read of keys, where that leaves a task for each thread."""
-    from subquad_numpy.codegen import BYTES, lanes_of
+def tasks_of(q: tuple[int, ...], d_v: int, dtype: Any) -> int:
+    """The number of tasks of the scan: a task is a tile of two vectors of columns of one head."""
+    from subquad_numpy.codegen import lanes_of
 
-    batch, _, heads, d = q
-    lanes = lanes_of(dtype)
-    tiles = -(-d_v // (2 * lanes))
-    vectors = 2 if d_v > lanes and 2 * BYTES * d <= CACHED and batch * heads * tiles >= threads else 1
-    return vectors, batch * heads * -(-d_v // (vectors * lanes))
+    batch, _, heads, _ = q
+    return batch * heads * -(-d_v // (2 * lanes_of(dtype)))
 
 
 def scan_backward(

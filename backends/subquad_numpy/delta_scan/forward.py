@@ -18,13 +18,13 @@ GATES = ("none", "head", "channel")
 
 
 @cache
-def forward_kernel(dtype: str, gate: str, general: bool, vectors: int) -> Any:
-    """Compile `forward(first, last, records)`; `gate` is one of `GATES`, a tile has 1 or 2 vectors."""
+def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
+    """Compile `forward(first, last, records)`; `gate` is one of `GATES`."""
     lanes, kind, zero = element(dtype)
-    which, two, width = GATES.index(gate), vectors == 2, vectors * lanes
+    which, width = GATES.index(gate), 2 * lanes
     form = "general" if general else "delta"
 
-    @compiled(f"delta scan {dtype} {gate} {form} {vectors}", FORWARD_RECORD)
+    @compiled(f"delta scan {dtype} {gate} {form}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
         n, heads, d, d_v, reverse = f.n, f.heads, f.d, f.d_v, f.reverse
@@ -42,13 +42,13 @@ def forward_kernel(dtype: str, gate: str, general: bool, vectors: int) -> Any:
         for number in range(first, last):
             place, c0 = number // tiles, number % tiles * width
             item, head = place // heads, place % heads
-            load_tile(initial_state, has_state, place * d * d_v + c0, d, d_v, d_v - c0, two, lanes, S, edge)
+            load_tile(initial_state, has_state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
             task = task_of(item, head, n, heads, reverse)
             walk(
-                which, general, two, True, x, has_resets, task, 0, n, n, d, d_v, c0, lanes, S, S, 0, o, numbers[0], S,
+                which, general, True, x, has_resets, task, 0, n, n, d, d_v, c0, lanes, S, S, 0, o, numbers[0], S,
                 0, gates, edge,
             )  # fmt: skip
-            store_tile(state, place * d * d_v + c0, d, d_v, d_v - c0, two, lanes, S, edge)
+            store_tile(state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
         buffer[0] = 0  # see `aligned`
         return DONE
 
@@ -57,26 +57,23 @@ def forward_kernel(dtype: str, gate: str, general: bool, vectors: int) -> Any:
 
 @merged
 def load_tile(
-    state: Any, given: bool, index: int, d: int, d_v: int, count: int, two: bool, lanes: int, tile: Any, edge: Any
+    state: Any, given: bool, index: int, d: int, d_v: int, count: int, lanes: int, tile: Any, edge: Any
 ) -> None:
-    """Copy `count` columns of a state, at most one or two vectors, into a tile; zeros if no state is given."""
-    width = (2 if two else 1) * lanes
+    """Copy `count` columns of a state, at most two vectors, into a tile; zeros if no state is given."""
+    width = 2 * lanes
     for i in range(d):
         place = index + i * d_v
         store(tile, i * width, load_part(state, place, count, lanes, edge) if given else zeros(edge))
-        if two:
-            behind = load_part(state, place + lanes, count - lanes, lanes, edge) if given else zeros(edge)
-            store(tile, i * width + lanes, behind)
+        behind = load_part(state, place + lanes, count - lanes, lanes, edge) if given else zeros(edge)
+        store(tile, i * width + lanes, behind)
 
 
 @merged
-def store_tile(
-    state: Any, index: int, d: int, d_v: int, count: int, two: bool, lanes: int, tile: Any, edge: Any
-) -> None:
+def store_tile(state: Any, index: int, d: int, d_v: int, count: int, lanes: int, tile: Any, edge: Any) -> None:
     """Copy a tile into `count` columns of a state."""
-    width = (2 if two else 1) * lanes
+    width = 2 * lanes
     for i in range(d):
         place = index + i * d_v
         store_part(state, place, load(tile, i * width), count, lanes, edge)
-        if two and count > lanes:
+        if count > lanes:
             store_part(state, place + lanes, load(tile, i * width + lanes), count - lanes, lanes, edge)

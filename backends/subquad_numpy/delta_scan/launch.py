@@ -18,7 +18,7 @@ from subquad_numpy.runtime.launch import Launch, Run
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `delta_scan`, by one launch."""
-    from subquad_numpy.delta_scan.calls import SMALL, cut_columns, kind_of, sizes_of
+    from subquad_numpy.delta_scan.calls import SMALL, kind_of, sizes_of, tasks_of
     from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
     from subquad_numpy.runtime.threads import thread_count
 
@@ -26,14 +26,13 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     xp = array_namespace(q)
     o, state = outputs_of(*arrays, **static)
     threads = 1 if math.prod(v.shape) * q.shape[-1] < SMALL else thread_count()
-    vectors, tasks = cut_columns(tuple(q.shape), v.shape[-1], np.dtype(q.dtype), threads)
     made = Launch(
         forward_kernel,
-        (*kind_of(arrays), vectors),
+        kind_of(arrays),
         FORWARD_RECORD,
         {"o": o, "state": state},
         sizes_of(tuple(q.shape), tuple(v.shape), static),
-        tasks=tasks,
+        tasks=tasks_of(tuple(q.shape), v.shape[-1], np.dtype(q.dtype)),
         threads=threads,
     )
     found = run(made, operands_of(xp, arrays, static))

@@ -3,7 +3,7 @@
     S[t] = diag(w[t]) S[t-1] + k[t] x[t]ᵀ                        x[t] = β[t] (v[t] - S[t-1]ᵀ (w[t] ∘ k[t]))
     S[t] = diag(w[t]) S[t-1] + b[t] u[t]ᵀ + k[t] v[t]ᵀ           u[t] = S[t-1]ᵀ a[t]
 
-Columns do not depend on one another. A tile of the state, (d, one or two vectors), stays in the first-level cache, and
+Columns do not depend on one another. A tile of the state, (d, two vectors), stays in the first-level cache, and
 one pass over its rows per step does all: it decays and updates a row, adds the row to the output, and adds it to the
 product with the key of the next step, which that step begins with.
 """
@@ -28,7 +28,7 @@ STEPS_AHEAD = 2  # the rows that are prefetched are so many steps of time ahead
 
 @merged
 def walk(
-    gate: int, general: bool, two: bool, reads: bool, x: Any, has_resets: bool, task: Any, first: int, last: int,
+    gate: int, general: bool, reads: bool, x: Any, has_resets: bool, task: Any, first: int, last: int,
     n: int, d: int, d_v: int, c0: int, lanes: int, before: Any, tile: Any, stride: int, o: Any, scale: Any, found: Any,
     found_step: int, gates: Any, edge: Any,
 ) -> None:  # fmt: skip
@@ -39,7 +39,7 @@ def walk(
     (u in the general form) is written to `found`, whose steps are `found_step` apart. `gates` is scratch of 8 d
     numbers, padded.
     """
-    width, size = (2 if two else 1) * lanes, -(-d // lanes) * lanes
+    width, size = 2 * lanes, -(-d // lanes) * lanes
     count = d_v - c0
     gates_next = shifted(gates, 4 * size)
     row = task.row + first * task.forth
@@ -52,8 +52,7 @@ def walk(
     u0, u1 = zeros(edge), zeros(edge)
     for i in range(d):
         u0 = spread(now, i) * load(before, i * width) + u0
-        if two:
-            u1 = spread(now, i) * load(before, i * width + lanes) + u1
+        u1 = spread(now, i) * load(before, i * width + lanes) + u1
 
     for t in range(first, last):
         if has_resets and x.resets[task.mark + t * task.mark_forth] != 0:
@@ -74,9 +73,8 @@ def walk(
         if gate == 2 and not general:
             after = shifted(gates_next, 2 * size)
 
-        x0, x1 = load_part(x.v, row * d_v + c0, count, lanes, edge), zeros(edge)
-        if two:
-            x1 = load_part(x.v, row * d_v + c0 + lanes, count - lanes, lanes, edge)
+        x0 = load_part(x.v, row * d_v + c0, count, lanes, edge)
+        x1 = load_part(x.v, row * d_v + c0 + lanes, count - lanes, lanes, edge)
         factor = zeros(edge)
         if gate == 1:
             factor, w, mode = load_gate(x.g, row)
@@ -87,8 +85,7 @@ def walk(
         if not reads:
             place = (t - first) * found_step
             store(found, place, u0 if general else x0)
-            if two:
-                store(found, place + lanes, u1 if general else x1)
+            store(found, place + lanes, u1 if general else x1)
         if not general:
             strength = spread(x.beta, row)
             x0, x1 = strength * x0, strength * x1
@@ -96,20 +93,18 @@ def walk(
         given = u0, u1, x0, x1
         o0, o1 = zeros(edge), zeros(edge)
         if gate == 0:
-            o0, o1, u0, u1 = _pass(NONE, general, two, reads, before, tile, d, lanes, factor, gates, rows, given)
+            o0, o1, u0, u1 = _pass(NONE, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         elif mode == HEAD_NEAR:
-            o0, o1, u0, u1 = _pass(HEAD_NEAR, general, two, reads, before, tile, d, lanes, factor, gates, rows, given)
+            o0, o1, u0, u1 = _pass(HEAD_NEAR, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         elif mode == HEAD_FAR:
-            o0, o1, u0, u1 = _pass(HEAD_FAR, general, two, reads, before, tile, d, lanes, factor, gates, rows, given)
+            o0, o1, u0, u1 = _pass(HEAD_FAR, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         elif mode == CHANNELS_NEAR:
-            o0, o1, u0, u1 = _pass(
-                CHANNELS_NEAR, general, two, reads, before, tile, d, lanes, factor, gates, rows, given
-            )
+            o0, o1, u0, u1 = _pass(CHANNELS_NEAR, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         else:
-            o0, o1, u0, u1 = _pass(CHANNELS, general, two, reads, before, tile, d, lanes, factor, gates, rows, given)
+            o0, o1, u0, u1 = _pass(CHANNELS, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         if reads:
             store_part(o, row * d_v + c0, o0 * scale, count, lanes, edge)
-            if two and count > lanes:
+            if count > lanes:
                 store_part(o, row * d_v + c0 + lanes, o1 * scale, count - lanes, lanes, edge)
         gates, gates_next, mode = gates_next, gates, mode_next
         before, tile = tile, shifted(tile, stride)
@@ -118,34 +113,27 @@ def walk(
 
 @merged
 def _pass(
-    mode: int, general: bool, two: bool, reads: bool, before: Any, tile: Any, d: int, lanes: int, factor: Any,
+    mode: int, general: bool, reads: bool, before: Any, tile: Any, d: int, lanes: int, factor: Any,
     gates: Any, rows: Any, given: Any,
 ) -> Any:  # fmt: skip
     """Advance the rows of a tile by one step: the output, and the product with the key of the next step."""
     q, k, b, after = rows
     u0, u1, x0, x1 = given
     o0, o1, n0, n1 = zeros(tile), zeros(tile), zeros(tile), zeros(tile)
-    width, size = (2 if two else 1) * lanes, -(-d // lanes) * lanes
+    width, size = 2 * lanes, -(-d // lanes) * lanes
     keep = factor
     for i in range(d):
         if mode >= CHANNELS_NEAR:
             factor, keep = spread(gates, i), spread(gates, size + i)
         key, query, next_key = spread(k, i), spread(q, i), spread(after, i)
         s0 = decayed(mode, load(before, i * width), factor, keep)
+        s1 = decayed(mode, load(before, i * width + lanes), factor, keep)
         if general:
-            s0 = spread(b, i) * u0 + s0
-        s0 = key * x0 + s0
+            s0, s1 = spread(b, i) * u0 + s0, spread(b, i) * u1 + s1
+        s0, s1 = key * x0 + s0, key * x1 + s1
         store(tile, i * width, s0)
+        store(tile, i * width + lanes, s1)
         if reads:
-            o0 = query * s0 + o0
-        n0 = next_key * s0 + n0
-        if two:
-            s1 = decayed(mode, load(before, i * width + lanes), factor, keep)
-            if general:
-                s1 = spread(b, i) * u1 + s1
-            s1 = key * x1 + s1
-            store(tile, i * width + lanes, s1)
-            if reads:
-                o1 = query * s1 + o1
-            n1 = next_key * s1 + n1
+            o0, o1 = query * s0 + o0, query * s1 + o1
+        n0, n1 = next_key * s0 + n0, next_key * s1 + n1
     return o0, o1, n0, n1
