@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subquad.blocks import init_mamba, mamba
 from subquad_torch import reversible
+from subquad_torch.mamba_blocks import Mamba, Mamba2
+
+__all__ = ["Mamba", "Mamba2", "Reversible", "ReversibleSequence"]
 
 
 class Reversible(torch.nn.Module):
@@ -242,124 +244,3 @@ class ReversibleSequence(torch.nn.Module):
             As `Reversible.forward`.
         """
         return reversible.inverse(self.layers, y1, y2, f_kwargs, g_kwargs)
-
-
-class Mamba(torch.nn.Module):
-    """A Mamba block as a module, with the state_dict of mamba-ssm's ``Mamba`` and transformers' ``MambaMixer`` [1]_.
-
-    Parameters
-    ----------
-    d_model : int
-        Width of the input and output.
-    d_state : int, default 16
-        Number of states of a channel.
-    d_conv : int, default 4
-        Number of taps of the convolution.
-    expand : int, default 2
-        d_inner = expand · d_model channels inside.
-    dt_rank : int, optional
-        Rank of the map to the step sizes. Default: d_model / 16, rounded up.
-    bias : bool, default False
-        Whether ``in_proj`` and ``out_proj`` have biases, which begin as 0.
-    conv_bias : bool, default True
-        Whether ``conv1d`` has a bias.
-    seed : int, default 0
-        Seed of the parameters, which `subquad.init_mamba` draws: give each layer of a model its own.
-    device, dtype : optional
-        Device and dtype of the parameters, as of any module.
-
-    See Also
-    --------
-    Reversible : A residual layer that stores no activations.
-
-    Notes
-    -----
-    `subquad.mamba` describes the computation. ``A_log``, ``D`` and ``dt_proj.bias`` have the attribute
-    ``_no_weight_decay``, as in mamba-ssm. A model that initialises its linear layers anew must leave these out:
-    `subquad.check_mamba` tells if it has not.
-
-    References
-    ----------
-    .. [1] A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023.
-
-    Examples
-    --------
-    >>> import torch, subquad_torch.nn
-    >>> layer = subquad_torch.nn.Mamba(32)
-    >>> x = torch.randn(2, 10, 32)
-    >>> whole = layer(x)
-    >>> first, state = layer(x[:, :7], return_state=True)
-    >>> second = layer(x[:, 7:], state=state)
-    >>> torch.allclose(torch.cat([first, second], dim=1), whole, atol=1e-6)
-    True
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | None = None,
-        bias: bool = False,
-        conv_bias: bool = True,
-        seed: int = 0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        drawn = init_mamba(d_model, d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=dt_rank, seed=seed)
-        (d_inner, rank), made = drawn["dt_proj.weight"].shape, {"device": device, "dtype": dtype}
-        self.in_proj = torch.nn.Linear(d_model, 2 * d_inner, bias=bias, **made)
-        self.conv1d = torch.nn.Conv1d(
-            d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1, bias=conv_bias, **made
-        )
-        self.x_proj = torch.nn.Linear(d_inner, rank + 2 * d_state, bias=False, **made)
-        self.dt_proj = torch.nn.Linear(rank, d_inner, **made)
-        self.A_log = torch.nn.Parameter(torch.empty(d_inner, d_state, **made))
-        self.D = torch.nn.Parameter(torch.empty(d_inner, **made))
-        self.out_proj = torch.nn.Linear(d_inner, d_model, bias=bias, **made)
-        with torch.no_grad():
-            for name, x in self.named_parameters():
-                x.copy_(torch.from_numpy(drawn[name])) if name in drawn else x.zero_()
-        for x in (self.A_log, self.D, self.dt_proj.bias):
-            x._no_weight_decay = True  # type: ignore[attr-defined] # what optimisers look for
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Mapping[str, Tensor] | None = None,
-        return_state: bool = False,
-        segments: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Compute the block.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., n, d_model)
-            Input sequence.
-        state : mapping of Tensor, optional
-            What an earlier call returned.
-        return_state : bool, default False
-            Return (out, state) instead of out.
-        segments : Tensor of int, shape (..., n), optional
-            Numbers of documents, each of which is as alone.
-        mask : Tensor of bool, shape (..., n), optional
-            False for a padded step.
-
-        Returns
-        -------
-        Tensor, shape (..., n, d_model), or tuple
-            The output; with `return_state`, the output and the state.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `subquad.mamba`.
-        """
-        params = dict(self.named_parameters())
-        given: Any = None if state is None else dict(state)
-        return mamba(x, params, state=given, return_state=return_state, segments=segments, mask=mask)  # type: ignore[call-overload]
