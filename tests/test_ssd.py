@@ -131,3 +131,42 @@ def test_torch_gradcheck(name: str, implementation: str) -> None:
         return call(options, implementation=implementation, return_state=True)(dict(zip(names, given, strict=True)))
 
     assert torch.autograd.gradcheck(run, given, fast_mode=True)
+
+
+def test_torch_compile_and_func() -> None:
+    """One program, forward and backward, also after the sizes have changed; vmap and grad of torch.func."""
+    torch = pytest.importorskip("torch")
+    functional = torch.func
+    run = call(FORMS["limits"][1], return_state=True)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for n in (30, 41):
+        given = {key: torch.from_numpy(x).requires_grad_() for key, x in drawn("limits", n)[0].items()}
+        for got, expected in zip(compiled(given), run(given), strict=True):
+            assert torch.equal(got, expected)
+        losses = [function(given)[0].square().sum() for function in (compiled, run)]
+        grads = [torch.autograd.grad(loss, list(given.values())) for loss in losses]
+        for got, expected in zip(*grads, strict=True):
+            assert relative_error(got.numpy(), expected.numpy()) <= 1e-13
+    plain = {key: x.detach() for key, x in given.items()}
+    by_func = functional.grad(lambda given: run(given)[0].square().sum())(plain)
+    for got, expected in zip(by_func.values(), grads[1], strict=True):
+        assert relative_error(got.numpy(), expected.numpy()) <= 1e-12
+    axes = {key: 0 if x.ndim > 2 else None for key, x in plain.items()}
+    for got, expected in zip(functional.vmap(run, in_dims=(axes,))(plain), run(plain), strict=True):
+        assert relative_error(got.numpy(), expected.numpy()) <= 1e-13
+
+
+def test_jax_vmap_and_grad(jax_library: Jax) -> None:
+    import jax
+
+    with jax_library.context("float64"):
+        given = {key: jax_library.array(x, "float64") for key, x in drawn("gated", 20)[0].items()}
+        run = call(FORMS["gated"][1])
+        axes = {key: 0 if x.ndim > 2 else None for key, x in given.items()}
+        loss = lambda given: (run(given) ** 2).sum()  # noqa: E731
+        each = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(axes,)))(given)
+        whole = jax.jit(jax.value_and_grad(loss))(given)
+        assert np.allclose(each[0].sum(), whole[0], rtol=1e-12)
+        for key, x in whole[1].items():
+            own = each[1][key] if axes[key] == 0 else each[1][key].sum(axis=0)
+            assert np.allclose(own, x, rtol=1e-9, atol=1e-12), key

@@ -248,17 +248,18 @@ def test_torch_functional_first_derivatives_keep_the_fused_attention(torch: Any,
 
 
 def scans_of(torch: Any) -> dict[str, Any]:
-    """Both scans as functions of one tensor (5, 3), the other inputs fixed."""
+    """Scans as functions of one tensor (5, 3), the other inputs fixed."""
     generator = torch.Generator().manual_seed(0)
     a, x = (torch.rand(5, 3, dtype=torch.float64, generator=generator) for _ in range(2))
     A = -torch.rand(3, 2, dtype=torch.float64, generator=generator)
     return {
         "linear": lambda b: subquad.linear_scan(a, b),
+        "gated": lambda q: subquad.gated_linear_attention(q, a, x * q, -a, bonus=x[0]),
         "selective": lambda u: subquad.selective_scan(u, a, A, x[:, :2], a[:, :2], x[0], z=x),
     }
 
 
-@pytest.mark.parametrize("name", ["linear", "selective"])
+@pytest.mark.parametrize("name", ["linear", "selective", "gated"])
 def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
     """A vectorised Jacobian by each of PyTorch's ways is the one row by row; so are tangents of its rows."""
     from torch.autograd.functional import jacobian
@@ -280,7 +281,7 @@ def test_torch_batches_of_gradients_of_a_scan(torch: Any, name: str) -> None:
         assert relative_error(got.reshape(want.shape).numpy(), want.numpy()) < tolerance("float64")
 
 
-@pytest.mark.parametrize("name", ["linear", "selective"])
+@pytest.mark.parametrize("name", ["linear", "selective", "gated"])
 def test_torch_compile_differentiates_forward_through_a_scan(torch: Any, name: str) -> None:
     """Transforms and tangents inside of a compiled function, where the operator would lose the tangent."""
     forward_ad = torch.autograd.forward_ad

@@ -31,7 +31,7 @@ from subquad_torch.conditions import (
 
 TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
 # shown to recorders as one operator: the generic forms are long programs
-WATCHED = ("linear_scan", "lti_scan", "selective_scan")
+WATCHED = ("linear_scan", "lti_scan", "outer_scan", "selective_scan")
 LIMITS = {"softmax_attention": partial(few_rows, holds=holds), "feature_step": fixes_weights}
 
 
