@@ -284,6 +284,24 @@ def test_torch_gradcheck(gate: str, implementation: str) -> None:
         assert torch.autograd.gradgradcheck(function, tuple(given.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize(("steps", "checkpoints"), [(4, 0), (7, 0), (7, 1 << 30)])
+def test_gradient_from_checkpoints_of_one_and_two_levels(
+    steps: int, checkpoints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever states are kept: tiles and segments of some lengths, the last ones shorter."""
+    torch, n = pytest.importorskip("torch"), 70
+    calls = pytest.importorskip("subquad_numpy.delta_scan.calls")
+    monkeypatch.setattr(calls, "STATES", steps * 9 * 32 * 8)
+    monkeypatch.setattr(calls, "CHECKPOINTS", checkpoints)
+    sizes = calls.cut_time((6, n, 1, 9), 21, np.dtype("float64"), 2)
+    assert sizes == {"tile": steps, "segment": -(-n // steps) if checkpoints else {4: 5, 7: 4}[steps]}
+    given = {name: torch.from_numpy(x).requires_grad_() for name, x in draw(n).items()}
+    o, state = call(given)
+    ((o**2).sum() + state.sum()).backward()
+    for x, expected in zip(given.values(), torch_gradients("head", n), strict=True):
+        assert relative_error(x.grad.numpy(), expected) <= tolerance("float64")
+
+
 @implementations
 @gates
 def test_gradient_is_the_same_on_jax_and_torch(jax_library: Jax, gate: str, implementation: str) -> None:
