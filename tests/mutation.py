@@ -63,6 +63,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
         "subquad/scans/*.py",
         "test_every_scan test_scan_time test_scan test_linear_scan test_oracle test_errors test_numbers test_cli",
     ),
+    "subquad/blocks": ("subquad/blocks/*.py", "test_mamba"),
     "subquad_numpy": (
         (
             "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradients.py "

@@ -18,11 +18,12 @@ from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, sto
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.lti_scan.forward import next_complex, next_real
-from subquad_numpy.lti_scan.layout import ANEW, HEAD, PADDED, TILE, load_parts, place, read_codes, sizes_of
+from subquad_numpy.lti_scan.layout import ANEW, HEAD, PADDED, load_parts, place, read_codes, sizes_of
 from subquad_numpy.runtime.arguments import fields
 
 # grad_rate, grad_B and grad_C (batch, d, d_state) and grad_D (batch, d) are of double precision
 RESULTS = ("grad_u", "grad_initial_state", "grad_rate", "grad_B", "grad_C", "grad_D")
+TILE = 64  # steps between two saved states: those of a tile stay in a first-level cache
 BACKWARD_RECORD = fields(HEAD, dict.fromkeys(("grad_y", "grad_state", *RESULTS), 0))
 
 

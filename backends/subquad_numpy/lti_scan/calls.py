@@ -53,7 +53,7 @@ def scan_backward(
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """The gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss.
 
-    States are computed again from checkpoints every `layout.TILE` steps, which a task has for a vector of channels.
+    States are computed again from checkpoints every `backward.TILE` steps, which a task has for a vector of channels.
     Sums over batch and time are in float64. The number of threads does not change the result.
     """
     u, rate, _, _, D, initial_state, *_ = arrays
