@@ -174,14 +174,13 @@ def check_mamba(params: Mapping[str, Array], /, *, groups: int = 1) -> tuple[str
     expected = "expected softplus of it from 0.001 to 0.1 at initialisation, as init_mamba draws it"
     name = "dt_bias" if second else "dt_proj.bias"
     bias = values[name]
-    steps = np.logaddexp(0, bias)
+    with np.errstate(all="ignore"):  # what is not finite has been found
+        steps, rates = np.logaddexp(0, bias), np.exp(values["A_log"])
     if bias.size > 1 and np.all(bias == bias[0]):
         held = f"{bias[0] + 0:.3g} in all channels, so that their steps are {steps[0]:.2g}"  # + 0: of −0, 0
         found.append(f"{name} is {held}; {expected}")
     elif np.median(steps) > LONGEST:
         found.append(f"{name} makes the median step {np.median(steps):.2g}; {expected}")
-    with np.errstate(all="ignore"):
-        rates = np.exp(values["A_log"])
     if (
         not second
         and rates.shape[1] > 1
