@@ -25,6 +25,12 @@ MAX_KEPT = 1024  # forms remembered; a full table is cleared
 FORMS: dict[Any, Form] = {}
 
 
+def reshaped(xp: ModuleType, x: Any, shape: tuple[int, ...]) -> Array:
+    """`x` in another shape, by the method of its class where there is one: the function takes longer to find its way."""
+    method = getattr(x, "reshape", None)
+    return xp.reshape(x, shape) if method is None else method(shape)
+
+
 class Target(NamedTuple):
     """Dtype and shape that an array is brought to: cast to `dtype`, broadcast to `wide`, reshaped to `shape`.
 
@@ -45,7 +51,7 @@ class Target(NamedTuple):
             x = xp.astype(x, self.dtype)
         if self.wide is not None:
             x = xp.broadcast_to(x, self.wide)
-        return x if self.shape is None or x.shape == self.shape else xp.reshape(x, self.shape)
+        return x if self.shape is None or x.shape == self.shape else reshaped(xp, x, self.shape)
 
 
 @dataclass(frozen=True)

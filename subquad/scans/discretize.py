@@ -97,7 +97,7 @@ def discretize(A: Array, B: Array, delta: Array, method: str) -> tuple[Array, Ar
 
 def growth_and_input(xp: ModuleType, A: Array, B: Array, delta: Array, method: str) -> tuple[Array, Array]:
     """(Ā − 1, B̄) of checked arrays of one dtype: of a slow decay, Ā − 1 has all the digits that Ā itself lacks."""
-    delta = xp.expand_dims(delta, axis=-1)
+    delta = delta[..., None]
     x = delta * A
     if method == "euler":
         return x, delta * B
@@ -131,7 +131,9 @@ def _mean_of_exp(xp: ModuleType, x: Array, growth: Array) -> Array:
     """
     if backend_of(xp).fills_in_place:  # such a library has no derivatives
         zero = x == 0
-        return xp.where(zero, xp.ones_like(x), growth / xp.where(zero, xp.ones_like(x), x)) if xp.any(zero) else growth / x
+        if not xp.any(zero):
+            return growth / x
+        return xp.where(zero, xp.ones_like(x), growth / xp.where(zero, xp.ones_like(x), x))
     near = xp.abs(x) < SERIES_BOUND
     small = xp.where(near, x, xp.zeros_like(x))
     series = xp.ones_like(x)

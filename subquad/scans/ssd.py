@@ -382,7 +382,7 @@ def _scan(
     def scan(rows: Rows, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
         x, delta, B, C, z = rows
         assert delta is not None
-        g = xp.expand_dims(delta * A, axis=-1)
+        g = (delta * A)[..., None]
         y, state = outer_scan(
             C, B, x, g, delta, None, D, start, resets,
             scale=1.0, reverse=time.reverse, implementation=implementation,
