@@ -284,7 +284,8 @@ def _scan(
     form: Form, arrays: Sequence[Array | None], time: Timeline, version: int, implementation: str
 ) -> tuple[Array, Array, list[Array] | None]:
     """(o, last state, states at positions) as the kernels give them, version 7's states turned back."""
-    xp, (r, k, v, w, u, a, b, start) = form.xp, form.enter(arrays)
+    entered: list[Any] = form.enter(arrays)
+    xp, (r, k, v, w, u, a, b, start) = form.xp, entered
     how: dict[str, Any] = {"reverse": time.reverse, "implementation": implementation}
     r, k, v = (time.filled(x, 0.0) for x in (r, k, v))
 
