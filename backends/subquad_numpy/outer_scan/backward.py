@@ -29,6 +29,8 @@ from subquad_numpy.outer_scan.layout import (
     cut_at_resets,
     decays_of_channels,
     decays_of_head,
+    load_panel,
+    store_panel,
 )
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
 from subquad_numpy.outer_scan.tile_gradient import ROWS, VECTORS, gradient_tile, states_tile
@@ -148,11 +150,10 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                     clear(S, matrix)
                     clear(G, matrix)
                     clear(sum_of_v, panel)
-                    for r in range(d):
-                        if f.initial_state != 0:
-                            load_padded_row(initial_state, state_row + r * d_v, columns, lanes, shifted(S, r * width))
-                        if f.grad_state != 0:
-                            load_padded_row(grad_state, state_row + r * d_v, columns, lanes, shifted(G, r * width))
+                    if f.initial_state != 0:
+                        load_panel(initial_state, state_row, d_v, d, columns, lanes, edge, S)
+                    if f.grad_state != 0:
+                        load_panel(grad_state, state_row, d_v, d, columns, lanes, edge, G)
                     if f.skip != 0:
                         for c in range(width):
                             factor_of_v[c] = skip[head * f.skip_head + (c0 + c) * f.skip_column] if c < columns else 0
@@ -193,12 +194,12 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                     if width - c >= tile:
                                         advance(
                                             k_r, d_whole, k_r, d_whole, f_r, keep_r, factors, mode, u_c, u_c, width,
-                                            count, S_r,
+                                            count, S_r, width, S_r, width,
                                         )  # fmt: skip
                                     else:
                                         advance_narrow(
                                             k_r, d_whole, k_r, d_whole, f_r, keep_r, factors, mode, u_c, u_c, width,
-                                            count, S_r,
+                                            count, S_r, width, S_r, width,
                                         )  # fmt: skip
                             continue
 
@@ -301,9 +302,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                 grad_skip[head_of_item * d_v + c0 + c] += sum_of_v[c]
                         clear(sum_of_v, panel)
 
-                    for r in range(d):
-                        for c in range(columns):
-                            grad_initial_state[state_row + r * d_v + c] = G[r * width + c]
+                    store_panel(G, state_row, d_v, d, columns, lanes, edge, grad_initial_state)
         buffer[0] = 0  # see `aligned`
         modes[0] = 0
         return DONE

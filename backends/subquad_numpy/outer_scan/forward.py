@@ -23,6 +23,8 @@ from subquad_numpy.outer_scan.layout import (
     cut_at_resets,
     decays_of_channels,
     decays_of_head,
+    load_panel,
+    store_panel,
 )
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
 from subquad_numpy.runtime.arguments import fields
@@ -85,10 +87,16 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
             o_row = (item * n * heads + head) * d_v + o_first + c0
             state_row = (item * heads + head) * d * d_v + c0
 
-            clear(S, d * width)
-            if f.initial_state != 0:
-                for r in range(d):
-                    load_padded_row(initial_state, state_row + r * d_v, columns, lanes, shifted(S, r * width))
+            # the state of a short scan stays where it is
+            in_place = n <= BLOCK and f.initial_state != 0 and columns == width
+            before, before_row, after, after_row = S, width, S, width
+            if in_place:
+                before, before_row = shifted(initial_state, state_row), d_v
+                after, after_row = shifted(state, state_row), d_v
+            elif f.initial_state != 0:
+                load_panel(initial_state, state_row, d_v, d, columns, lanes, edge, S)
+            else:
+                clear(S, d * width)
             if f.skip != 0:
                 for c in range(columns):
                     factor_of_v[c] = skip[head * f.skip_head + (c0 + c) * f.skip_column]
@@ -137,29 +145,127 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                 r = 0
                 while r < d:
                     many = d - r >= TILE_ROWS
-                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(S, r * width)
-                    f_r, keep_r = factor, keep
+                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(before, r * before_row)
+                    to, f_r, keep_r = shifted(after, r * after_row), factor, keep
                     if by_channel:
                         f_r, keep_r = shifted(factor, r), shifted(keep, r)
                     if has_bonus:  # vector by vector, since one more tile would take long to compile
                         for c in range(0, width, lanes):
-                            u_c, out_c, S_c = shifted(u, c), shifted(out, c), shifted(S_r, c)
+                            u_c, out_c, S_c, to_c = shifted(u, c), shifted(out, c), shifted(S_r, c), shifted(to, c)
                             if many:
                                 many_before(
-                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, width, count, S_c
+                                    k_r,
+                                    k_step,
+                                    q_r,
+                                    q_step,
+                                    f_r,
+                                    keep_r,
+                                    factors,
+                                    mode,
+                                    u_c,
+                                    out_c,
+                                    width,
+                                    count,
+                                    S_c,
+                                    before_row,
+                                    to_c,
+                                    after_row,
                                 )
                             else:
                                 one_before(
-                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, width, count, S_c
+                                    k_r,
+                                    k_step,
+                                    q_r,
+                                    q_step,
+                                    f_r,
+                                    keep_r,
+                                    factors,
+                                    mode,
+                                    u_c,
+                                    out_c,
+                                    width,
+                                    count,
+                                    S_c,
+                                    before_row,
+                                    to_c,
+                                    after_row,
                                 )
                     elif width == panel and many:
-                        many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                        many_wide(
+                            k_r,
+                            k_step,
+                            q_r,
+                            q_step,
+                            f_r,
+                            keep_r,
+                            factors,
+                            mode,
+                            u,
+                            out,
+                            width,
+                            count,
+                            S_r,
+                            before_row,
+                            to,
+                            after_row,
+                        )
                     elif width == panel:
-                        one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                        one_wide(
+                            k_r,
+                            k_step,
+                            q_r,
+                            q_step,
+                            f_r,
+                            keep_r,
+                            factors,
+                            mode,
+                            u,
+                            out,
+                            width,
+                            count,
+                            S_r,
+                            before_row,
+                            to,
+                            after_row,
+                        )
                     elif many:
-                        many_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                        many_narrow(
+                            k_r,
+                            k_step,
+                            q_r,
+                            q_step,
+                            f_r,
+                            keep_r,
+                            factors,
+                            mode,
+                            u,
+                            out,
+                            width,
+                            count,
+                            S_r,
+                            before_row,
+                            to,
+                            after_row,
+                        )
                     else:
-                        one_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, width, count, S_r)
+                        one_narrow(
+                            k_r,
+                            k_step,
+                            q_r,
+                            q_step,
+                            f_r,
+                            keep_r,
+                            factors,
+                            mode,
+                            u,
+                            out,
+                            width,
+                            count,
+                            S_r,
+                            before_row,
+                            to,
+                            after_row,
+                        )
                     r += TILE_ROWS if many else 1
                 for i in range(count if f.o != 0 else 0):
                     at = v_row + (start + i) * v_step
@@ -168,9 +274,8 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                         if f.skip != 0:
                             value = value + load(factor_of_v, c) * load_part(v, at + c, columns - c, lanes, edge)
                         store_part(o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
-            for r in range(d):
-                for c in range(columns):
-                    state[state_row + r * d_v + c] = S[r * width + c]
+            if not in_place:
+                store_panel(S, state_row, d_v, d, columns, lanes, edge, state)
         buffer[0] = 0  # see `aligned`
         modes[0] = 0
         return DONE

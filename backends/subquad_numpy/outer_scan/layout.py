@@ -3,7 +3,7 @@
 from typing import Any
 
 from subquad_numpy.codegen import inline, load, replace_where_zero, store, zeros
-from subquad_numpy.codegen.copies import load_part
+from subquad_numpy.codegen.copies import load_part, store_part
 from subquad_numpy.codegen.vector_math import LOG2_E, ONE, split_exp2
 from subquad_numpy.outer_scan.tile import NEAR, PLAIN, RESET
 from subquad_numpy.runtime.arguments import Fields
@@ -26,6 +26,24 @@ BLOCK = 32  # steps of a block of time: what they read of q, k and v stays in th
 def along(stride: int, n: int, reverse: int) -> tuple[int, int]:
     """(elements from the first row in memory to the first step, elements from one step to the next)."""
     return ((n - 1) * stride, -stride) if reverse != 0 else (0, stride)
+
+
+@inline
+def load_panel(matrix: Any, at: int, step: int, rows: int, columns: int, lanes: int, edge: Any, panel: Any) -> None:
+    """Copy rows of a matrix, `step` elements apart, to a panel of whole vectors; lanes beyond `columns` become 0."""
+    width = -(-columns // lanes) * lanes
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            store(panel, r * width + c, load_part(matrix, at + r * step + c, columns - c, lanes, edge))
+
+
+@inline
+def store_panel(panel: Any, at: int, step: int, rows: int, columns: int, lanes: int, edge: Any, matrix: Any) -> None:
+    """Copy a panel back to rows of a matrix."""
+    width = -(-columns // lanes) * lanes
+    for r in range(rows):
+        for c in range(0, width, lanes):
+            store_part(matrix, at + r * step + c, load(panel, r * width + c), columns - c, lanes, edge)
 
 
 @inline

@@ -91,29 +91,46 @@ def advance_tile(
 ) -> Callable[..., Any]:
     """The intrinsic that takes a tile through `steps` steps.
 
-        advance(k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state)
+        advance(k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps,
+                start, start_row, state, row)
 
     k and q are at the tile's first row, `k_step` and `q_step` elements from one step to the next. factor[t], or with
     `by_channel` factor[t · factor_step + r] and keep[…], which is 1 near a decay of 1 and else 0. u and out have
-    `width` elements for each step, and so has each row of the state. With `before`, a step reads the state that it
-    finds; without `reads`, q and out are of no use.
+    `width` elements for each step. The tile comes from `start` and goes to `state`, `start_row` and `row` elements from
+    row to row. With `before`, a step reads the state that it finds; without `reads`, q and out are of no use.
     """
 
     @intrinsic
     def advance(
         typingctx: Any, k: Any, k_step: Any, q: Any, q_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any,
-        u: Any, out: Any, width: Any, steps: Any, state: Any,
+        u: Any, out: Any, width: Any, steps: Any, start: Any, start_row: Any, state: Any, row: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(k.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state = args
+            (
+                k,
+                k_step,
+                q,
+                q_step,
+                factor,
+                keep,
+                factor_step,
+                mode,
+                u,
+                out,
+                width,
+                steps,
+                start,
+                start_row,
+                state,
+                row,
+            ) = args
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
             held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
-            places = {(r, v): emit.at((width, r), v * vector.lanes) for r, v in cells}
-            for cell in cells:
-                builder.store(emit.load(state, places[cell]), held[cell])
+            for r, v in cells:
+                builder.store(emit.load(start, emit.at((start_row, r), v * vector.lanes)), held[r, v])
             with cgutils.for_range(builder, steps) as loop:
                 t = loop.index
                 kind = builder.load(builder.gep(mode, [t]))
@@ -157,11 +174,13 @@ def advance_tile(
                     read()
                 for value, index in zip(sums, columns, strict=False):
                     emit.store(value, out, index)
-            for cell in cells:
-                emit.store(builder.load(held[cell]), state, places[cell])
+            for r, v in cells:
+                emit.store(builder.load(held[r, v]), state, emit.at((row, r), v * vector.lanes))
             return context.get_dummy_value()
 
         number = types.intp
-        return types.none(k, number, q, number, factor, keep, number, mode, u, out, number, number, state), codegen
+        return types.none(
+            k, number, q, number, factor, keep, number, mode, u, out, number, number, start, number, state, number
+        ), codegen
 
     return advance
