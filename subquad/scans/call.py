@@ -35,6 +35,10 @@ class Target(NamedTuple):
     wide: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
 
+    def fits(self, x: Array) -> bool:
+        """Whether `x` is so already."""
+        return x.dtype == self.dtype and self.wide is None and (self.shape is None or x.shape == self.shape)
+
     def place(self, xp: ModuleType, x: Array) -> Array:
         """`x`, cast, broadcast and reshaped."""
         if x.dtype != self.dtype:
@@ -46,23 +50,36 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """The target of each array of a call, None for an array that is not given, and of each output."""
+    """The target of each array of a call, None for an array that is not given, and of each output.
+
+    `moves` lists the targets that arrays have yet to be brought to, each with the number of its array: all of them,
+    until `settle` has seen arrays of the form.
+    """
 
     xp: ModuleType
     targets: tuple[Target | None, ...]
     outputs: tuple[Target, ...]
     backend: Backend = field(init=False)
+    moves: tuple[tuple[int, Target], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", backend_of(self.xp))
+        moves = tuple((i, target) for i, target in enumerate(self.targets) if target is not None)
+        object.__setattr__(self, "moves", moves)
+
+    def settle(self, arrays: Sequence[Array | None]) -> None:
+        """Leave the moves that change something: `arrays` stand for all arrays that will come in this form."""
+        moves = tuple((i, to) for i, to in self.moves if (x := arrays[i]) is not None and not to.fits(x))
+        object.__setattr__(self, "moves", moves)
 
     def enter(self, arrays: Sequence[Array | None]) -> list[Array | None]:
         """The arrays in the dtypes and shapes that the kernel takes."""
-        xp = self.xp
-        return [
-            None if x is None or target is None else target.place(xp, x)
-            for x, target in zip(arrays, self.targets, strict=True)
-        ]
+        given = list(arrays)
+        for i, target in self.moves:
+            x = given[i]
+            if x is not None:
+                given[i] = target.place(self.xp, x)
+        return given
 
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """The context in which the scan computes."""
@@ -87,6 +104,7 @@ def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form])
     form = FORMS.get((kind, signature))
     if form is None:
         form = find()
+        form.settle(arrays)
         if len(FORMS) >= MAX_KEPT:
             FORMS.clear()
         FORMS[kind, signature] = form

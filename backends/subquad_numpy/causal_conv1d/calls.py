@@ -36,8 +36,8 @@ def _plan_conv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
 
             tasks = shape[0] * -(-shape[1] // ROWS)
             runs.append(Run(forward_kernel(dtype.name), FORWARD_RECORD, (), tasks, math.inf, sizes))
-        x, _, *rest = (*map(fixed, fix, arrays),) if must_fix else arrays
-        runs[0]((x, taps_of(np, arrays[1]), *rest, y, state), 1 if is_small else threads)
+        given = map(fixed, fix, arrays) if must_fix else arrays
+        runs[0]((*given, y, state), 1 if is_small else threads)
         return (y, state), None
 
     return conv
@@ -77,7 +77,7 @@ def conv_backward(
 
 
 def taps_of(xp: Any, weight: Array) -> Array:
-    """The taps as kernels take them: (width, d), contiguous, row k for the input k steps before."""
+    """The taps as the gradient takes them: (width, d), contiguous, row k for the input k steps before."""
     return xp.flip(weight, axis=1).T.copy() if xp is np else xp.matrix_transpose(xp.flip(weight, axis=1))
 
 

@@ -60,7 +60,7 @@ def forward_kernel(dtype: str) -> Any:
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
         n, d, width, block, reverse, silu = sizes_of(f)
-        weight, resets = pointer(f.weight, zero), pointer(f.resets, byte)
+        given, resets = pointer(f.weight, zero), pointer(f.resets, byte)
         y, state = pointer(f.y, zero), pointer(f.state, zero)
         has_resets, history = f.resets != 0, width - 1
         buffer = np.zeros(d + 2 * lanes, kind)
@@ -70,6 +70,11 @@ def forward_kernel(dtype: str) -> Any:
         bias = zeros
         if f.bias != 0:
             bias = pointer(f.bias, zero)
+        taps = np.empty(width * d + 2 * lanes, kind)
+        weight = aligned(taps)  # row k for the input k steps before
+        for c in range(d):
+            for k in range(width):
+                weight[k * d + c] = given[c * width + history - k]
         rows = np.empty(ROWS * width, np.int64)  # addresses of the inputs of `ROWS` steps
         whole = d // lanes * lanes
         chunks = -(-n // block)
@@ -126,6 +131,7 @@ def forward_kernel(dtype: str) -> Any:
                     for c in range(d):
                         state[(item * history + i) * d + c] = row[c]
         buffer[0] = 0  # see `aligned`
+        taps[0] = 0
         return DONE
 
     return forward

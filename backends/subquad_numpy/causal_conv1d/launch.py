@@ -12,6 +12,8 @@ from subquad.backend import Array, Like
 from subquad_numpy.causal_conv1d.calls import ROWS, SMALL, cut_gradient, sizes_of, taps_of
 from subquad_numpy.runtime.launch import Launch, Rows, Run
 
+NAMES = ("x", "weight", "bias", "initial_state", "resets")
+
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `causal_conv1d`, by one launch."""
@@ -26,7 +28,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
         forward_kernel, (np.dtype(x.dtype).name,), FORWARD_RECORD, results,
         sizes_of(x, weight, static) | {"block": ROWS}, tasks=batch * -(-n // ROWS), threads=_threads(x),
     )  # fmt: skip
-    found = run(made, _operands(arrays))
+    found = run(made, dict(zip(NAMES, arrays, strict=True)))
     return found["y"], found["state"]
 
 
@@ -52,7 +54,8 @@ def launch_backward(
         sizes_of(x, weight, static) | {"block": block}, tasks=tasks, threads=_threads(x),
         summed={name: Rows(batch, wide=True) for name in ("grad_weight", "grad_bias")},
     )  # fmt: skip
-    found = run(made, _operands(arrays) | {"grad_y": grads[0], "grad_state": grads[1]})
+    operands = dict(zip(NAMES, arrays, strict=True)) | {"weight": taps_of(xp, weight)}
+    found = run(made, operands | {"grad_y": grads[0], "grad_state": grads[1]})
     return (
         found["grad_x"],
         xp.flip(xp.matrix_transpose(found["grad_weight"]), axis=1),
@@ -60,12 +63,6 @@ def launch_backward(
         None if initial_state is None else found["grad_initial_state"],
         None,
     )
-
-
-def _operands(arrays: Sequence[Any]) -> dict[str, Any]:
-    x, weight, bias, initial_state, resets = arrays
-    given = {"bias": bias, "initial_state": initial_state, "resets": resets}
-    return {"x": x, "weight": taps_of(array_namespace(x), weight), **given}
 
 
 def _no_step(arrays: Sequence[Any]) -> Array:

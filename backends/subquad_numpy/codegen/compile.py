@@ -52,9 +52,9 @@ class Kernel:
         self._native = native  # keeps the code
         self._call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(native.address)
 
-    def __call__(self, first: int, last: int, records: np.ndarray) -> None:
-        """Run tasks first to last − 1, without the interpreter lock."""
-        if self._call(first, last, records.__array_interface__["data"][0]) != DONE:
+    def __call__(self, first: int, last: int, records: int) -> None:
+        """Run tasks first to last − 1, without the interpreter lock; `records` is the address of the records."""
+        if self._call(first, last, records) != DONE:
             msg = "a compiled kernel found no memory for its scratch"
             raise MemoryError(msg)
 

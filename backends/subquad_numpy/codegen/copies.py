@@ -7,7 +7,11 @@ scratch memory for one vector, through which the last, incomplete vector of a ro
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, store
+from subquad_numpy.codegen import inline, load, shifted, store
+from subquad_numpy.codegen.turn import turn_tile
+
+
+turn, part_tile, join_tile = turn_tile(False, False), turn_tile(False, True), turn_tile(True, False)
 
 
 @inline
@@ -43,6 +47,48 @@ def load_transposed(
 
 
 @inline
+def load_turned(
+    matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any
+) -> None:
+    """`load_transposed` of a real matrix of the type of `scratch`, by tiles."""
+    whole, tiles = width // lanes * lanes, d_state // lanes * lanes
+    for c in range(0, whole, lanes):
+        for s in range(0, tiles, lanes):
+            source, target = shifted(matrix, index + c * d_state + s), shifted(scratch, c * d_state + s * lanes)
+            turn(source, source, d_state, target, target, lanes)
+    for c in range(-(-width // lanes) * lanes):
+        place = c // lanes * d_state * lanes + c % lanes
+        for s in range(tiles if c < whole else 0, d_state):
+            scratch[place + s * lanes] = matrix[index + c * d_state + s] if c < width else 0.0
+    if scale != 1.0:
+        for i in range(-(-width // lanes) * lanes * d_state):
+            scratch[i] = scratch[i] * scale
+
+
+@inline
+def load_parted(
+    matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, real: Any, imag: Any
+) -> None:
+    """`load_turned` of a complex matrix, its real and imaginary parts apart."""
+    whole, half = width // lanes * lanes, lanes // 2
+    tiles = d_state // half * half
+    for c in range(0, whole, lanes):
+        for s in range(0, tiles, half):
+            source, at = shifted(matrix, index + (c * d_state + s) * 2), c * d_state + s * lanes
+            part_tile(source, source, 2 * d_state, shifted(real, at), shifted(imag, at), lanes)
+    for c in range(-(-width // lanes) * lanes):
+        place = c // lanes * d_state * lanes + c % lanes
+        for s in range(tiles if c < whole else 0, d_state):
+            at = index + (c * d_state + s) * 2
+            real[place + s * lanes] = matrix[at] if c < width else 0.0
+            imag[place + s * lanes] = matrix[at + 1] if c < width else 0.0
+    if scale != 1.0:
+        for i in range(-(-width // lanes) * lanes * d_state):
+            real[i] = real[i] * scale
+            imag[i] = imag[i] * scale
+
+
+@inline
 def load_transposed_rest(
     matrix: Any,
     index: int,
@@ -69,6 +115,37 @@ def store_transposed(matrix: Any, index: int, stride: int, width: int, d_state: 
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(d_state):
             matrix[index + (c * d_state + s) * stride] = scratch[place + s * lanes]
+
+
+@inline
+def store_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, scratch: Any) -> None:
+    """`store_transposed` to a real matrix of the type of `scratch`, by tiles."""
+    whole, tiles = width // lanes * lanes, d_state // lanes * lanes
+    for c in range(0, whole, lanes):
+        for s in range(0, tiles, lanes):
+            source, target = shifted(scratch, c * d_state + s * lanes), shifted(matrix, index + c * d_state + s)
+            turn(source, source, lanes, target, target, d_state)
+    for c in range(width):
+        place = c // lanes * d_state * lanes + c % lanes
+        for s in range(tiles if c < whole else 0, d_state):
+            matrix[index + c * d_state + s] = scratch[place + s * lanes]
+
+
+@inline
+def store_joined(matrix: Any, index: int, width: int, d_state: int, lanes: int, real: Any, imag: Any) -> None:
+    """`store_turned` to a complex matrix, from its real and imaginary parts."""
+    whole, half = width // lanes * lanes, lanes // 2
+    tiles = d_state // half * half
+    for c in range(0, whole, lanes):
+        for s in range(0, tiles, half):
+            target, at = shifted(matrix, index + (c * d_state + s) * 2), c * d_state + s * lanes
+            join_tile(shifted(real, at), shifted(imag, at), lanes, target, target, 2 * d_state)
+    for c in range(width):
+        place = c // lanes * d_state * lanes + c % lanes
+        for s in range(tiles if c < whole else 0, d_state):
+            at = index + (c * d_state + s) * 2
+            matrix[at] = real[place + s * lanes]
+            matrix[at + 1] = imag[place + s * lanes]
 
 
 @inline

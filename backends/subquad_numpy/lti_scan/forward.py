@@ -15,7 +15,7 @@ from numba import carray
 
 from subquad_numpy.codegen import cut, inline, load, pointer, prefetch, room, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
+from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_joined, store_part, store_turned
 from subquad_numpy.lti_scan.layout import ANEW, HEAD, PADDED, TILE, load_parts, place, read_codes, sizes_of
 from subquad_numpy.runtime.arguments import fields
 
@@ -148,9 +148,10 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
                         row = (item * n + place(start + i, n, reverse)) * d + c0 + at
                         out = zeros(edge) if codes[i] & PADDED else load(ys, i * lanes)
                         store_part(y, row, out, width - at, lanes, edge)
-            store_transposed(state, row_of_state, parts, width, d_state, lanes, h)
             if is_complex:
-                store_transposed(state, row_of_state + 1, 2, width, d_state, lanes, h_i)
+                store_joined(state, row_of_state, width, d_state, lanes, h, h_i)
+            else:
+                store_turned(state, row_of_state, width, d_state, lanes, h)
         buffer[0] = 0  # see `aligned`
         return DONE
 

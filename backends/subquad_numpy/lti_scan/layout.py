@@ -3,7 +3,7 @@
 from typing import Any
 
 from subquad_numpy.codegen import inline
-from subquad_numpy.codegen.copies import load_transposed
+from subquad_numpy.codegen.copies import load_parted, load_turned
 from subquad_numpy.runtime.arguments import Fields
 
 # block: channels of a task, a multiple of the lanes; mask_step: numbers from item to item, 0 for one row that all share
@@ -45,6 +45,7 @@ def load_parts(
     matrix: Any, row: int, width: int, d_state: int, lanes: int, parts: int, scale: float, real: Any, imag: Any
 ) -> None:
     """Copy rows of a real or complex (channels, d_state) matrix, times `scale`, channels innermost."""
-    load_transposed(matrix, row, parts, width, d_state, lanes, scale, real)
     if parts == 2:
-        load_transposed(matrix, row + 1, 2, width, d_state, lanes, scale, imag)
+        load_parted(matrix, row, width, d_state, lanes, scale, real, imag)
+    else:
+        load_turned(matrix, row, width, d_state, lanes, scale, real)

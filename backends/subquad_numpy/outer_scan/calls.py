@@ -29,6 +29,9 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     given = Inputs(*arrays)
     (batch, n, heads, d_v), d, dtype = given.v.shape, given.q.shape[-1], given.v.dtype
     fix = [None if x is None else fix_for(name, x) for name, x in given._asdict().items()]
+    if given.initial_state is not None:
+        fix[Inputs._fields.index("initial_state")] = fix_matrices(given.initial_state)
+    must_fix = any(f is not None for f in fix)
     tasks = batch * heads * panels_of(d_v, dtype)
     numbers = np.array([static["scale"]], dtype)
     is_small = batch * n * heads * d * d_v < SMALL
@@ -36,7 +39,9 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
         o, state = new((batch, n, heads, d_v), dtype), new((batch, heads, d, d_v), dtype)
-        mine = [None if x is None else fixed(f, x) for f, x in zip(fix, arrays, strict=True)]
+        mine = arrays
+        if must_fix:
+            mine = [None if x is None else fixed(f, x) for f, x in zip(fix, arrays, strict=True)]
         if not runs:
             sizes = sizes_of(Inputs(*mine), static, strides_of)
             runs.append(Run(forward_kernel(*kind_of(given)), FORWARD_RECORD, (), tasks, math.inf, sizes))
@@ -163,6 +168,13 @@ def fix_for(name: str, x: Array) -> Any:
     return fix_items(x, WHOLE[name] if name == "bonus" else x.ndim) if name in WHOLE else fix_elements(x)
 
 
+def fix_matrices(x: Array) -> Any:
+    """The fix after which rows or columns of matrices like x are contiguous."""
+    has_rows = x.strides[-1] == x.itemsize or x.shape[-1] == 1
+    has_columns = x.strides[-2] == x.itemsize or x.shape[-2] == 1
+    return fix_elements(x) if has_rows or has_columns else np.ascontiguousarray
+
+
 def kind_of(given: Inputs) -> tuple[str, bool]:
     """What the kernels are specialised for: (dtype, is there a decay for each channel)."""
     return np.dtype(given.v.dtype).name, given.g is not None and given.g.shape[-1] > 1
@@ -196,6 +208,9 @@ def sizes_of(p: Inputs, static: Mapping[str, Any], strides: Callable[[Any], tupl
         x = getattr(p, name)
         if x is not None:
             sizes |= {f"{name}_{axis}": stride for axis, stride in zip(axes, strides(x), strict=False)}
+    if p.initial_state is not None:
+        names = ("state_item", "state_head", "state_row", "state_column")
+        sizes |= dict(zip(names, strides(p.initial_state), strict=True))
     if p.bonus is not None:
         sizes["bonus_item"] = strides(p.bonus)[0]
     if p.skip is not None:

@@ -23,8 +23,7 @@ from subquad_numpy.outer_scan.layout import (
     cut_at_resets,
     decays_of_channels,
     decays_of_head,
-    load_panel,
-    store_panel,
+    load_state,
 )
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
 from subquad_numpy.runtime.arguments import fields
@@ -72,7 +71,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
         )
         buffer = np.empty(room(sizes), kind)
         modes = np.empty(room((BLOCK,)), np.int64)
-        edge, S, u, out, factor, keep, extra, factor_of_v = cut(buffer, sizes)
+        edge, scratch, u, out, factor, keep, extra, factor_of_v = cut(buffer, sizes)
         (mode,) = cut(modes, (BLOCK,))
         for task in range(first, last):
             item, head, c0 = task // panels // heads, task // panels % heads, task % panels * panel
@@ -87,16 +86,19 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
             o_row = (item * n * heads + head) * d_v + o_first + c0
             state_row = (item * heads + head) * d * d_v + c0
 
-            # the state of a short scan stays where it is
-            in_place = n <= BLOCK and f.initial_state != 0 and columns == width
-            before, before_row, after, after_row = S, width, S, width
+            # the tiles of one step go over the new state itself, those of a longer scan over scratch
+            in_place = n == 1 and columns == width
+            S, pitch = scratch, width
             if in_place:
-                before, before_row = shifted(initial_state, state_row), d_v
-                after, after_row = shifted(state, state_row), d_v
-            elif f.initial_state != 0:
-                load_panel(initial_state, state_row, d_v, d, columns, lanes, edge, S)
+                S, pitch = shifted(state, state_row), d_v
+            if f.initial_state == 0:
+                for r in range(d):
+                    for c in range(0, width, lanes):
+                        store(S, r * pitch + c, zeros(edge))
             else:
-                clear(S, d * width)
+                at = item * f.state_item + head * f.state_head + c0 * f.state_column
+                matrix = shifted(initial_state, at)
+                load_state(matrix, f.state_row, f.state_column, d, columns, lanes, edge, S, pitch)
             if f.skip != 0:
                 for c in range(columns):
                     factor_of_v[c] = skip[head * f.skip_head + (c0 + c) * f.skip_column]
@@ -145,127 +147,29 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                 r = 0
                 while r < d:
                     many = d - r >= TILE_ROWS
-                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(before, r * before_row)
-                    to, f_r, keep_r = shifted(after, r * after_row), factor, keep
+                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(S, r * pitch)
+                    f_r, keep_r = factor, keep
                     if by_channel:
                         f_r, keep_r = shifted(factor, r), shifted(keep, r)
                     if has_bonus:  # vector by vector, since one more tile would take long to compile
                         for c in range(0, width, lanes):
-                            u_c, out_c, S_c, to_c = shifted(u, c), shifted(out, c), shifted(S_r, c), shifted(to, c)
+                            u_c, out_c, S_c = shifted(u, c), shifted(out, c), shifted(S_r, c)
                             if many:
                                 many_before(
-                                    k_r,
-                                    k_step,
-                                    q_r,
-                                    q_step,
-                                    f_r,
-                                    keep_r,
-                                    factors,
-                                    mode,
-                                    u_c,
-                                    out_c,
-                                    width,
-                                    count,
-                                    S_c,
-                                    before_row,
-                                    to_c,
-                                    after_row,
+                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
                                 )
                             else:
                                 one_before(
-                                    k_r,
-                                    k_step,
-                                    q_r,
-                                    q_step,
-                                    f_r,
-                                    keep_r,
-                                    factors,
-                                    mode,
-                                    u_c,
-                                    out_c,
-                                    width,
-                                    count,
-                                    S_c,
-                                    before_row,
-                                    to_c,
-                                    after_row,
+                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
                                 )
                     elif width == panel and many:
-                        many_wide(
-                            k_r,
-                            k_step,
-                            q_r,
-                            q_step,
-                            f_r,
-                            keep_r,
-                            factors,
-                            mode,
-                            u,
-                            out,
-                            width,
-                            count,
-                            S_r,
-                            before_row,
-                            to,
-                            after_row,
-                        )
+                        many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     elif width == panel:
-                        one_wide(
-                            k_r,
-                            k_step,
-                            q_r,
-                            q_step,
-                            f_r,
-                            keep_r,
-                            factors,
-                            mode,
-                            u,
-                            out,
-                            width,
-                            count,
-                            S_r,
-                            before_row,
-                            to,
-                            after_row,
-                        )
+                        one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     elif many:
-                        many_narrow(
-                            k_r,
-                            k_step,
-                            q_r,
-                            q_step,
-                            f_r,
-                            keep_r,
-                            factors,
-                            mode,
-                            u,
-                            out,
-                            width,
-                            count,
-                            S_r,
-                            before_row,
-                            to,
-                            after_row,
-                        )
+                        many_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     else:
-                        one_narrow(
-                            k_r,
-                            k_step,
-                            q_r,
-                            q_step,
-                            f_r,
-                            keep_r,
-                            factors,
-                            mode,
-                            u,
-                            out,
-                            width,
-                            count,
-                            S_r,
-                            before_row,
-                            to,
-                            after_row,
-                        )
+                        one_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     r += TILE_ROWS if many else 1
                 for i in range(count if f.o != 0 else 0):
                     at = v_row + (start + i) * v_step
@@ -275,7 +179,9 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                             value = value + load(factor_of_v, c) * load_part(v, at + c, columns - c, lanes, edge)
                         store_part(o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
             if not in_place:
-                store_panel(S, state_row, d_v, d, columns, lanes, edge, state)
+                for r in range(d):
+                    for c in range(0, width, lanes):
+                        store_part(state, state_row + r * d_v + c, load(S, r * width + c), columns - c, lanes, edge)
         buffer[0] = 0  # see `aligned`
         modes[0] = 0
         return DONE

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, replace_where_zero, store, zeros
-from subquad_numpy.codegen.copies import load_part, store_part
+from subquad_numpy.codegen import inline, load, replace_where_zero, shifted, store, zeros
+from subquad_numpy.codegen.copies import load_part, turn
 from subquad_numpy.codegen.vector_math import LOG2_E, ONE, split_exp2
 from subquad_numpy.outer_scan.tile import NEAR, PLAIN, RESET
 from subquad_numpy.runtime.arguments import Fields
 
-# Strides in elements: `_item` of the batch, `_step` of time, `_head` of the heads (of q and k: of the groups).
+# Strides in elements: `_item` of the batch, `_step` of time, `_head` of the heads (of q and k: of the groups). Those of
+# the initial state are for the scan; to the gradient it comes contiguous.
 SIZES = ("batch", "n", "groups", "heads", "d", "d_v", "reverse")
 STRIDES = (
     *("q_item", "q_step", "q_head", "k_item", "k_step", "k_head", "v_item", "v_step", "v_head"),
     *("g_item", "g_step", "g_head", "weight_item", "weight_step", "weight_head"),
+    *("state_item", "state_head", "state_row", "state_column"),
     *("bonus_item", "skip_head", "skip_column", "resets_item", "resets_step"),
 )
 INPUTS = ("q", "k", "v", "g", "weight", "bonus", "skip", "initial_state", "resets")
@@ -29,21 +31,26 @@ def along(stride: int, n: int, reverse: int) -> tuple[int, int]:
 
 
 @inline
-def load_panel(matrix: Any, at: int, step: int, rows: int, columns: int, lanes: int, edge: Any, panel: Any) -> None:
-    """Copy rows of a matrix, `step` elements apart, to a panel of whole vectors; lanes beyond `columns` become 0."""
-    width = -(-columns // lanes) * lanes
-    for r in range(rows):
-        for c in range(0, width, lanes):
-            store(panel, r * width + c, load_part(matrix, at + r * step + c, columns - c, lanes, edge))
+def load_state(
+    matrix: Any, row: int, column: int, d: int, columns: int, lanes: int, edge: Any, S: Any, pitch: int
+) -> None:
+    """Copy a panel of the initial state, whose strides are `row` and `column`, to rows `pitch` apart, 0 beyond them.
 
-
-@inline
-def store_panel(panel: Any, at: int, step: int, rows: int, columns: int, lanes: int, edge: Any, matrix: Any) -> None:
-    """Copy a panel back to rows of a matrix."""
-    width = -(-columns // lanes) * lanes
-    for r in range(rows):
-        for c in range(0, width, lanes):
-            store_part(matrix, at + r * step + c, load(panel, r * width + c), columns - c, lanes, edge)
+    One of the strides is 1. A transposed matrix goes by tiles.
+    """
+    if column <= 1:  # 0 for a single column
+        for r in range(d):
+            for c in range(0, columns, lanes):
+                store(S, r * pitch + c, load_part(matrix, r * row + c, columns - c, lanes, edge))
+    else:
+        whole, tiles = columns // lanes * lanes, d // lanes * lanes
+        for c in range(0, whole, lanes):
+            for r in range(0, tiles, lanes):
+                source, target = shifted(matrix, c * column + r), shifted(S, r * pitch + c)
+                turn(source, source, column, target, target, pitch)
+        for r in range(d):
+            for c in range(whole if r < tiles else 0, -(-columns // lanes) * lanes):
+                S[r * pitch + c] = matrix[r * row + c * column] if c < columns else 0
 
 
 @inline

@@ -32,155 +32,110 @@ def _tile_shape() -> tuple[int, int]:
 TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 
-class Emitter:
-    """The instructions that tiles are made of, for vectors of one type."""
-
-    def __init__(self, context: Any, builder: Any, vector: Any) -> None:
-        self.builder, self.lanes = builder, vector.lanes
-        self.wide, self.align = context.get_value_type(vector), vector.element.bitwidth // 8
-        self.undefined = ir.Constant(self.wide, ir.Undefined)
-        self.first_lane = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), None)
-
-    def number(self, value: int) -> Any:
-        """An index."""
-        return ir.Constant(cgutils.intp_t, value)
-
-    def at(self, *terms: Any) -> Any:
-        """The sum of indices; a pair is a product."""
-        found = self.number(0)
-        for term in terms:
-            one, other = term if isinstance(term, tuple) else (term, 1)
-            one, other = (self.number(x) if isinstance(x, int) else x for x in (one, other))
-            found = self.builder.add(found, self.builder.mul(one, other))
-        return found
-
-    def place(self, memory: Any, index: Any) -> Any:
-        """The address of the vector at memory[index]."""
-        return self.builder.bitcast(self.builder.gep(memory, [index]), self.wide.as_pointer())
-
-    def load(self, memory: Any, index: Any) -> Any:
-        """The vector at memory[index]."""
-        return self.builder.load(self.place(memory, index), align=self.align)
-
-    def store(self, value: Any, memory: Any, index: Any) -> None:
-        """Write a vector to memory[index]."""
-        self.builder.store(value, self.place(memory, index), align=self.align)
-
-    def spread(self, memory: Any, index: Any) -> Any:
-        """memory[index] in every lane."""
-        one = self.builder.load(self.builder.gep(memory, [index]))
-        one = self.builder.insert_element(self.undefined, one, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(one, self.undefined, self.first_lane)
-
-    def product(self, x: Any, y: Any) -> Any:
-        """x y."""
-        return self.builder.fmul(x, y, flags=FUSE)
-
-    def product_sum(self, x: Any, y: Any, z: Any) -> Any:
-        """x y + z."""
-        return self.builder.fadd(self.product(x, y), z, flags=FUSE)
-
-    def is_mode(self, kind: Any, mode: int) -> Any:
-        """Whether the mode of a step is this one."""
-        return self.builder.icmp_signed("==", kind, ir.Constant(kind.type, mode))
-
-
 @cache
 def advance_tile(
     rows: int, vectors: int, by_channel: bool, before: bool = False, reads: bool = True
 ) -> Callable[..., Any]:
     """The intrinsic that takes a tile through `steps` steps.
 
-        advance(k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps,
-                start, start_row, state, row)
+        advance(k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state)
 
     k and q are at the tile's first row, `k_step` and `q_step` elements from one step to the next. factor[t], or with
     `by_channel` factor[t · factor_step + r] and keep[…], which is 1 near a decay of 1 and else 0. u and out have
-    `width` elements for each step. The tile comes from `start` and goes to `state`, `start_row` and `row` elements from
-    row to row. With `before`, a step reads the state that it finds; without `reads`, q and out are of no use.
+    `width` elements for each step, and so has each row of the state. With `before`, a step reads the state that it
+    finds; without `reads`, q and out are of no use.
     """
 
     @intrinsic
     def advance(
         typingctx: Any, k: Any, k_step: Any, q: Any, q_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any,
-        u: Any, out: Any, width: Any, steps: Any, start: Any, start_row: Any, state: Any, row: Any,
+        u: Any, out: Any, width: Any, steps: Any, state: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(k.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            (
-                k,
-                k_step,
-                q,
-                q_step,
-                factor,
-                keep,
-                factor_step,
-                mode,
-                u,
-                out,
-                width,
-                steps,
-                start,
-                start_row,
-                state,
-                row,
-            ) = args
-            emit = Emitter(context, builder, vector)
+            k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state = args
+            wide = context.get_value_type(vector)
+            align = vector.element.bitwidth // 8
+
+            def number(value: int) -> Any:
+                return ir.Constant(cgutils.intp_t, value)
+
+            def place(memory: Any, index: Any) -> Any:
+                return builder.bitcast(builder.gep(memory, [index]), wide.as_pointer())
+
+            undefined, lanes = ir.Constant(wide, ir.Undefined), ir.VectorType(ir.IntType(32), vector.lanes)
+
+            def spread(memory: Any, index: Any) -> Any:
+                one = builder.load(builder.gep(memory, [index]))
+                one = builder.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
+                return builder.shuffle_vector(one, undefined, ir.Constant(lanes, None))
+
+            def product_sum(x: Any, y: Any, z: Any) -> Any:
+                return builder.fadd(builder.fmul(x, y, flags=FUSE), z, flags=FUSE)
+
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
-            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
-            for r, v in cells:
-                builder.store(emit.load(start, emit.at((start_row, r), v * vector.lanes)), held[r, v])
+            held = {cell: cgutils.alloca_once(builder, wide) for cell in cells}
+            places = {
+                (r, v): place(state, builder.add(builder.mul(width, number(r)), number(v * vector.lanes)))
+                for r, v in cells
+            }
+            for cell in cells:
+                builder.store(builder.load(places[cell], align=align), held[cell])
             with cgutils.for_range(builder, steps) as loop:
                 t = loop.index
                 kind = builder.load(builder.gep(mode, [t]))
-                with builder.if_then(emit.is_mode(kind, RESET), likely=False):
+                with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(kind.type, RESET)), likely=False):
                     for cell in cells:
-                        builder.store(ir.Constant(emit.wide, None), held[cell])
-                columns = [emit.at((t, width), v * vector.lanes) for v in range(vectors)]
-                inputs = [emit.load(u, index) for index in columns]
-                sums = [emit.load(out, index) for index in columns] if reads else []
-                keys = [emit.spread(k, emit.at((t, k_step), r)) for r in range(rows)]
+                        builder.store(ir.Constant(wide, None), held[cell])
+                at = builder.mul(t, width)
+                columns = [builder.add(at, number(v * vector.lanes)) for v in range(vectors)]
+                inputs = [builder.load(place(u, index), align=align) for index in columns]
+                sums = [builder.load(place(out, index), align=align) for index in columns] if reads else []
+                k_at, q_at = builder.mul(t, k_step), builder.mul(t, q_step)
+                keys = [spread(k, builder.add(k_at, number(r))) for r in range(rows)]
 
                 def read() -> None:
                     for r in range(rows):
-                        query = emit.spread(q, emit.at((t, q_step), r))
+                        query = spread(q, builder.add(q_at, number(r)))
                         for v in range(vectors):
-                            sums[v] = emit.product_sum(query, builder.load(held[r, v]), sums[v])
+                            sums[v] = product_sum(query, builder.load(held[r, v]), sums[v])
 
-                def update(factors: list[Any], kept: list[Any] | None, *, near: bool = False) -> None:
+                def update(factors: list[Any], kept: list[Any] | None) -> None:
                     for r, v in cells:
                         old = builder.load(held[r, v])
-                        new = emit.product_sum(factors[r], old, emit.product(keys[r], inputs[v]))
+                        new = product_sum(factors[r], old, builder.fmul(keys[r], inputs[v], flags=FUSE))
                         if kept is not None:
-                            new = emit.product_sum(kept[r], old, new)
-                        elif near:
-                            new = builder.fadd(old, new)
+                            new = product_sum(kept[r], old, new)
                         builder.store(new, held[r, v])
 
                 if before and reads:
                     read()
                 if by_channel:
-                    indices = [emit.at((t, factor_step), r) for r in range(rows)]
-                    update([emit.spread(factor, i) for i in indices], [emit.spread(keep, i) for i in indices])
+                    row = builder.mul(t, factor_step)
+                    indices = [builder.add(row, number(r)) for r in range(rows)]
+                    update([spread(factor, i) for i in indices], [spread(keep, i) for i in indices])
                 else:
-                    factors = [emit.spread(factor, t)] * rows
-                    with builder.if_else(emit.is_mode(kind, NEAR)) as (is_near, is_plain):
+                    factors = [spread(factor, t)] * rows
+                    near = builder.icmp_signed("==", kind, ir.Constant(kind.type, NEAR))
+                    with builder.if_else(near) as (is_near, is_plain):
                         with is_near:
-                            update(factors, None, near=True)
+                            for r, v in cells:
+                                old = builder.load(held[r, v])
+                                added = builder.fmul(keys[r], inputs[v], flags=FUSE)
+                                added = product_sum(factors[r], old, added)
+                                builder.store(builder.fadd(old, added), held[r, v])
                         with is_plain:
                             update(factors, None)
                 if reads and not before:
                     read()
                 for value, index in zip(sums, columns, strict=False):
-                    emit.store(value, out, index)
-            for r, v in cells:
-                emit.store(builder.load(held[r, v]), state, emit.at((row, r), v * vector.lanes))
+                    builder.store(value, place(out, index), align=align)
+            for cell in cells:
+                builder.store(builder.load(held[cell]), places[cell], align=align)
             return context.get_dummy_value()
 
         number = types.intp
-        return types.none(
-            k, number, q, number, factor, keep, number, mode, u, out, number, number, start, number, state, number
-        ), codegen
+        return types.none(k, number, q, number, factor, keep, number, mode, u, out, number, number, state), codegen
 
     return advance

@@ -9,11 +9,13 @@ A record type maps the name of each field to
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from subquad_numpy.runtime.addresses import address_of
 from subquad_numpy.runtime.threads import run_tasks, thread_count
 
 Array = np.ndarray[Any, Any]
@@ -52,15 +54,21 @@ class Run:
             elif items > 1 and x is not None and x.ndim > axes:
                 self.records[:, place] = offsets(x, batch, axes)
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
+        self.head = self.records[0, : self.first].tobytes() if items == 1 else None
+        self.pack = struct.Struct(f"{len(fields) - self.first}q").pack
 
     def __call__(self, arrays: Sequence[Array | None], threads: int | None) -> None:
         """Run all tasks on these arrays, given in the order of the address fields."""
         if self.tasks == 0:
             return
-        records = self.records.copy()
-        records[:, self.first :] += [0 if x is None else x.__array_interface__["data"][0] for x in arrays]
+        addresses = [0 if x is None else address_of(x) for x in arrays]
+        if self.head is None:
+            records = self.records.copy()
+            records[:, self.first :] += addresses
+        else:
+            records = np.frombuffer(self.head + self.pack(*addresses), np.int64)
         if self.small:
-            self.kernel(0, self.tasks, records)
+            self.kernel(0, self.tasks, address_of(records))
         else:
             run_tasks(self.kernel, self.tasks, records, thread_count(threads), arrays)
 

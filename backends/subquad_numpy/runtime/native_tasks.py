@@ -15,6 +15,7 @@ from llvmlite import ir
 
 from subquad_numpy.codegen.compile import DONE, native
 from subquad_numpy.codegen.vector_type import intrinsic, types
+from subquad_numpy.runtime.addresses import address_of
 
 # Places in `words`, which all threads of a call share, int64:
 #     KERNEL, RECORDS             addresses of the kernel and of the argument records
@@ -119,5 +120,5 @@ def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.
     words = np.zeros(SIZE, np.int64)
     shares = SHARES_OF_THREAD * threads
     shares = tasks if tasks < shares else shares
-    words[:NEXT] = kernel.address, tasks, shares, records.__array_interface__["data"][0]
+    words[:NEXT] = kernel.address, tasks, shares, address_of(records)
     return words

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subquad_numpy.runtime.addresses import address_of
+
 if TYPE_CHECKING:
     from subquad_numpy.codegen.compile import Kernel
 
@@ -60,7 +62,7 @@ class _Work:
         from subquad_numpy.runtime.native_tasks import words_for, worker
 
         self.words = words_for(kernel, tasks, records, threads)
-        self.address = self.words.__array_interface__["data"][0]
+        self.address = address_of(self.words)
         self.take_shares = worker().take_shares
         self.memory: Any = kernel, records, memory
         self.finished = threading.Lock()
@@ -108,7 +110,7 @@ def run_tasks(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory
     less. The caller takes part, hence need not wait for a busy pool, and no thread of the pool waits for another.
     """
     if threads <= 1 or tasks <= 1:
-        kernel(0, tasks, records)
+        kernel(0, tasks, address_of(records))
         return
     if isinstance(threads, Team):
         threads.run(kernel, tasks, records)

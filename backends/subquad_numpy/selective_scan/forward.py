@@ -16,7 +16,7 @@ from numba import carray
 
 from subquad_numpy.codegen import add_where_zero, aligned, load, pointer, prefetch, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
+from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_joined, store_part, store_turned
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
@@ -149,9 +149,10 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         store(time_rest, at, (longer - load(time_sum, at)) - term)
                         store(time_sum, at, longer)
 
-            store_transposed(state, row_of_state, parts, width, d_state, lanes, hr)
             if is_complex:
-                store_transposed(state, row_of_state + 1, 2, width, d_state, lanes, hi)
+                store_joined(state, row_of_state, width, d_state, lanes, hr, hi)
+            else:
+                store_turned(state, row_of_state, width, d_state, lanes, hr)
             if has_sum:
                 for i in range(width):
                     delta_sum[(item * chunks + task % chunks) * d + c0 + i] = time_sum[i]

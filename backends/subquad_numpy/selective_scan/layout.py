@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.codegen import inline, pointer, shifted
-from subquad_numpy.codegen.copies import load_transposed, load_transposed_rest
+from subquad_numpy.codegen.copies import load_parted, load_transposed, load_transposed_rest, load_turned
 from subquad_numpy.runtime.arguments import Fields
 
 # Numbers of an argument record that need a word:
@@ -85,8 +85,10 @@ def load_rates(
 
     `rest` takes the rounding errors of the turns, which a long time would multiply.
     """
-    load_transposed(A, row, 2 if is_complex else 1, width, d_state, lanes, scale, Ar)
-    if is_complex:
+    if not is_complex:
+        load_turned(A, row, width, d_state, lanes, scale, Ar)
+    else:
+        load_transposed(A, row, 2, width, d_state, lanes, scale, Ar)
         load_transposed(A, row + 1, 2, width, d_state, lanes, 0.5 / pi, Ai)
         load_transposed_rest(A, row + 1, 2, width, d_state, lanes, 0.5 / pi, Ai, rest)
 
@@ -96,6 +98,7 @@ def load_matrix(
     matrix: Any, row: int, width: int, d_state: int, lanes: int, is_complex: bool, re: Any, im: Any
 ) -> None:
     """Copy the rows of a block of a constant map (B or C) or of a state."""
-    load_transposed(matrix, row, 2 if is_complex else 1, width, d_state, lanes, 1.0, re)
     if is_complex:
-        load_transposed(matrix, row + 1, 2, width, d_state, lanes, 1.0, im)
+        load_parted(matrix, row, width, d_state, lanes, 1.0, re, im)
+    else:
+        load_turned(matrix, row, width, d_state, lanes, 1.0, re)

@@ -1,0 +1,62 @@
+"""A square tile of a matrix, transposed in registers."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from subquad_numpy.codegen.vector_type import Vector, intrinsic, types
+
+
+@cache
+def turn_tile(source_pairs: bool, target_pairs: bool) -> Callable[..., Any]:
+    """The intrinsic that writes the transpose of a tile of as many rows as a vector has lanes.
+
+        turn(source, odd_source, source_step, target, odd_target, target_step)
+
+    Row i of the source is a vector at source[i · source_step]. With `source_pairs`, two matrices take turns: row 2i is
+    at source[i · source_step], and row 2i + 1 at odd_source[i · source_step]. So do rows of the target with
+    `target_pairs`, which parts complex numbers.
+    """
+
+    @intrinsic
+    def turn(
+        typingctx: Any, source: Any, odd_source: Any, source_step: Any, target: Any, odd_target: Any, target_step: Any
+    ) -> Any:
+        vector = Vector(source.dtype)
+        lanes = vector.lanes
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source, odd_source, source_step, target, odd_target, target_step = args
+            wide = context.get_value_type(vector)
+            align, word = vector.element.bitwidth // 8, ir.IntType(32)
+
+            def place(even: Any, odd: Any, step: Any, row: int, pairs: bool) -> Any:
+                memory, count = (odd if row % 2 else even, row // 2) if pairs else (even, row)
+                index = builder.mul(step, ir.Constant(step.type, count))
+                return builder.bitcast(builder.gep(memory, [index]), wide.as_pointer())
+
+            def chosen(a: Any, b: Any, lanes_of_both: list[int]) -> Any:
+                mask = ir.Constant(ir.VectorType(word, lanes), lanes_of_both)
+                return builder.shuffle_vector(a, b, mask)
+
+            rows = [
+                builder.load(place(source, odd_source, source_step, i, source_pairs), align=align) for i in range(lanes)
+            ]
+            half = lanes // 2
+            while half:  # exchange the off-diagonal quarters of all tiles of 2 · half rows
+                for i in range(lanes):
+                    if not i & half:
+                        a, b = rows[i], rows[i | half]
+                        rows[i] = chosen(a, b, [lanes + (j ^ half) if j & half else j for j in range(lanes)])
+                        rows[i | half] = chosen(a, b, [lanes + j if j & half else j | half for j in range(lanes)])
+                half //= 2
+            for i, row in enumerate(rows):
+                builder.store(row, place(target, odd_target, target_step, i, target_pairs), align=align)
+            return context.get_dummy_value()
+
+        number = types.intp
+        return types.none(source, source, number, target, target, number), codegen
+
+    return turn

@@ -1,0 +1,34 @@
+"""Where the numbers of an array are in memory, read in a tenth of a microsecond."""
+
+from __future__ import annotations
+
+import sys
+from ctypes import c_size_t
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+DATA = object.__basicsize__  # NumPy's ABI: an array object is the head of any object, then the address of its numbers
+
+
+def asked_address(x: Array) -> int:
+    """The address of the first element, as the array protocol gives it together with all else, in a microsecond."""
+    return int(x.__array_interface__["data"][0])
+
+
+def read_address(x: Array) -> int:
+    """The address of the first element, read from the array object."""
+    return _word_at(id(x) + DATA).value
+
+
+def reads_objects() -> bool:
+    """Whether this interpreter's objects can be read: `id` is an address, and the head has the size it claims."""
+    if sys.implementation.name != "cpython":
+        return False
+    probe = np.zeros(2)
+    return all(read_address(x) == asked_address(x) for x in (probe, probe[1:]))
+
+
+_word_at = c_size_t.from_address
+address_of = read_address if reads_objects() else asked_address
