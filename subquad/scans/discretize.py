@@ -131,7 +131,9 @@ def _mean_of_exp(xp: ModuleType, x: Array, growth: Array) -> Array:
     """
     if backend_of(xp).fills_in_place:  # such a library has no derivatives
         zero = x == 0
-        return xp.where(zero, xp.ones_like(x), growth / xp.where(zero, xp.ones_like(x), x)) if xp.any(zero) else growth / x
+        return (
+            xp.where(zero, xp.ones_like(x), growth / xp.where(zero, xp.ones_like(x), x)) if xp.any(zero) else growth / x
+        )
     near = xp.abs(x) < SERIES_BOUND
     small = xp.where(near, x, xp.zeros_like(x))
     series = xp.ones_like(x)

@@ -6,7 +6,8 @@ from subquad_numpy.codegen import inline
 from subquad_numpy.runtime.arguments import Fields
 
 SIZES = ("n", "d", "width", "block", "reverse", "silu")
-# `weight` is (d, width), to the gradient (width, d) with row k for the input k steps before; bias, initial_state and resets may have the address 0
+# `weight` is (d, width), to the gradient (width, d) with row k for the input k steps before; bias, initial_state and
+# resets may have the address 0
 INPUTS = ("x", "weight", "bias", "initial_state", "resets")
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 

@@ -10,7 +10,6 @@ from typing import Any
 from subquad_numpy.codegen import inline, load, shifted, store
 from subquad_numpy.codegen.turn import turn_tile
 
-
 turn, part_tile, join_tile = turn_tile(False, False), turn_tile(False, True), turn_tile(True, False)
 
 
@@ -47,9 +46,7 @@ def load_transposed(
 
 
 @inline
-def load_turned(
-    matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any
-) -> None:
+def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any) -> None:
     """`load_transposed` of a real matrix of the type of `scratch`, by tiles."""
     whole, tiles = width // lanes * lanes, d_state // lanes * lanes
     for c in range(0, whole, lanes):
