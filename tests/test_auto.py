@@ -422,3 +422,13 @@ def test_methods_compare_and_hash_by_their_options() -> None:
     assert auto() != auto(choice=1)
     assert repr(subquad.Auto()) == "Auto(tolerance=0.05)"
     assert subquad.Auto().rungs[-1] == subquad.Exact()
+
+
+def test_budget_of_bytes_of_a_batch() -> None:
+    """The budget that a call of items with grouped heads names is enough for it."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 4, 40, 8))
+    k, v = k[:, :2], v[:, :2]
+    with pytest.raises(ValueError, match="max_bytes is 1,") as said:
+        auto(max_bytes=1)(q, k, v)
+    needs = int(str(said.value).split()[-2])
+    assert auto(max_bytes=needs)(q, k, v).shape == q.shape

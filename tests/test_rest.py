@@ -13,6 +13,7 @@ from rows.methods import Case, D, clusters_of
 import subquad
 from subquad.attention.rest import centroids
 from subquad.cli.inputs import read_sample
+from subquad.kernels import centroid_attention
 
 N = 192
 METHODS: dict[str, dict[str, Any]] = {
@@ -234,3 +235,13 @@ def test_a_window_with_rest_has_no_step() -> None:
     q, k, v, _ = drawn()
     with pytest.raises(NotImplementedError, match="step has no form with rest"):
         subquad.Window(left=20, rest="centroids").step(q, k, v)
+
+
+def test_no_cluster_weighs_nothing() -> None:
+    """The log-sum-exp of no centroid is −∞, so that a join with other parts leaves these as they are."""
+    q, none = np.ones((3, 4)), np.zeros((0, 4))
+    members, blocks = np.zeros((0, 2), np.int32), np.full((1, 1), -1, np.int32)
+    given = (q, none, none, np.zeros((0, 5)), members, None, blocks, None, None, None, None)
+    out, lse = centroid_attention(*given, scale=1.0, size=4, per_block=4, length=16)
+    assert np.array_equal(out, np.zeros((3, 5)))
+    assert np.array_equal(lse, np.full(3, -np.inf))

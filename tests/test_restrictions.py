@@ -522,3 +522,18 @@ def test_traced_numbers_of_documents_are_refused(jax_library: Jax, method: str) 
         jax_library.call(
             lambda q, k, v, s: subquad.attention(q, k, v, method, segments=s), x, x, x, short, dtype="float32"
         )
+
+
+def test_documents_of_grouped_heads() -> None:
+    """Numbers for each head: a query head meets the document of its key head, as if it were alone."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 4, 12, 5))
+    k, v = k[:2], v[:2]
+    ends = (3, 6, 9, 5)  # of the first document of each query head
+    of_queries = np.stack([np.arange(12) >= end for end in ends]).astype(int)
+    of_keys = np.stack([np.arange(12) >= end for end in (4, 7)]).astype(int)
+    out = subquad.attention(q, k, v, "exact", segments=(of_queries, of_keys))
+    for head in range(4):
+        for number in (0, 1):
+            rows, keys = of_queries[head] == number, of_keys[head // 2] == number
+            alone = subquad.attention(q[head][rows], k[head // 2][keys], v[head // 2][keys], "exact")
+            assert np.allclose(out[head][rows], alone, rtol=0, atol=1e-13)

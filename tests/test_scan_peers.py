@@ -92,3 +92,29 @@ def test_ssd_equals_transformers(groups: int) -> None:
     )  # fmt: skip
     assert relative_error(y.numpy(), theirs.numpy()) < TOLERANCE
     assert relative_error(state.numpy(), last.numpy()) < TOLERANCE
+
+
+def test_rwkv4_equals_transformers() -> None:
+    """Their state has one array for each row of ours; σ(r) stands outside."""
+    modeling = pytest.importorskip("transformers.models.rwkv.modeling_rwkv")
+    r, k, v, time_decay, time_first = drawn(*[(2, 30, 6)] * 3, (6,), (6,))
+    theirs, state = modeling.rwkv_linear_attention_cpu(time_decay, time_first, 5 * k, v, return_state=True)
+    w = -torch.exp(time_decay)
+    o, last = subquad.wkv(r, 5 * k, v, w, version=4, u=time_first, return_state=True)
+    assert relative_error(o.numpy(), (torch.sigmoid(r) * theirs).numpy()) < TOLERANCE
+    sums, shift = torch.stack([x[:, 0] if x.ndim > 2 else x for x in state[:2]], dim=1), state[2]
+    shift = shift[:, 0] if shift.ndim > 2 else shift
+    assert relative_error((last[:, :2] * torch.exp(last[:, 2:] - shift[:, None])).numpy(), sums.numpy()) < TOLERANCE
+
+
+def test_rwkv7_equals_fla() -> None:
+    """Their recurrence of diagonal and rank one, whose states are the transposed of ours."""
+    peer = naive("generalized_delta_rule/dplr/naive.py")
+    r, k, v, kappa, rate, w, start = drawn(*[(2, 3, 40, 8)] * 2, (2, 3, 40, 5), *[(2, 3, 40, 8)] * 3, (2, 3, 8, 5))
+    kappa, w = torch.nn.functional.normalize(kappa, dim=-1), -torch.exp(w)
+    a, b = -kappa, kappa * torch.sigmoid(rate)
+    theirs, last = peer.dplr_recurrence(r, k, v, a, b, w, initial_state=start, output_final_state=True)
+    initial = start.transpose(-1, -2)
+    o, state = subquad.wkv(8**-0.5 * r, k, v, w, version=7, a=a, b=b, initial_state=initial, return_state=True)
+    assert relative_error(o.numpy(), theirs.numpy()) < TOLERANCE
+    assert relative_error(state.transpose(-1, -2).numpy(), last.numpy()) < TOLERANCE

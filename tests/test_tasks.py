@@ -1,5 +1,8 @@
 """Synthetic tasks: what their sequences hold, and which arguments they refuse."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -64,3 +67,11 @@ def test_sizes_that_do_not_fit_are_refused(task, options, error, words):
 def test_what_is_no_generator_is_refused(task, rng):
     with pytest.raises(TypeError, match=r"expected a numpy\.random\.Generator or an integer seed"):
         task(rng)
+
+
+def test_the_tutorial_shows_what_its_program_has_measured():
+    tutorial = Path(__file__).parents[1] / "docs" / "tutorials" / "synthetic_tasks"
+    text, facts = tutorial.with_suffix(".rst").read_text(), json.loads(tutorial.with_suffix(".json").read_text())
+    for row in facts["results"]:
+        cells = "".join(f"     - {x:.2f}\n" for x in row["accuracy"].values())
+        assert f"   * - {row['task']}, {row['operator']}\n{cells}" in text

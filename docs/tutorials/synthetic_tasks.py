@@ -168,7 +168,7 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     with torch.no_grad():
         for n in LENGTHS:
             right = []
-            for _ in range(8):
+            for _ in range(4):
                 inputs, targets = batch_of(task, rng, 32, n)
                 right.append((net(inputs)[:, -targets.shape[1] :].argmax(-1) == targets).float().mean().item())
             accuracy[n] = float(np.mean(right))

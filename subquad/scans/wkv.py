@@ -134,8 +134,7 @@ def wkv_step(
     version = _check_version(version)
     arrays = r, k, v, w, u, a, b, state
     form = form_of(f"wkv_step {version}", arrays, lambda: _form(arrays, version, time=0))
-    axes = tuple(form.outputs[0].shape[:-1])
-    time = step_timeline("k", k, axes, mask, xp=form.xp)
+    time = step_timeline("k", k, form.shape_of(0)[:-1], mask, xp=form.xp)
     o, state = _scan(form, arrays, time, version, implementation)[:2]
     return form.leave(0, o), form.leave(1, state)
 
@@ -262,7 +261,7 @@ def wkv(
     arrays = r, k, v, w, u, a, b, initial_state
     form = form_of(f"wkv {version}", arrays, lambda: _form(arrays, version, time=1))
     reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
-    *batch, n, _ = form.outputs[0].shape
+    *batch, n, _ = form.shape_of(0)
     time = timeline(
         "k", k, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse
     )
@@ -285,7 +284,8 @@ def _scan(
     form: Form, arrays: Sequence[Array | None], time: Timeline, version: int, implementation: str
 ) -> tuple[Array, Array, list[Array] | None]:
     """(o, last state, states at positions) as the kernels give them, version 7's states turned back."""
-    xp, (r, k, v, w, u, a, b, start) = form.xp, form.enter(arrays)
+    entered: list[Any] = form.enter(arrays)
+    xp, (r, k, v, w, u, a, b, start) = form.xp, entered
     how: dict[str, Any] = {"reverse": time.reverse, "implementation": implementation}
     r, k, v = (time.filled(x, 0.0) for x in (r, k, v))
 
@@ -323,7 +323,7 @@ def _scan(
 
 def _form(given: Sequence[Array | None], version: int, *, time: int) -> Form:
     """The form of a scan (`time` 1) or of one step (`time` 0), after checks of the arrays: heads join the batch."""
-    arrays = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
+    arrays: dict[str, Any] = dict(zip(INPUTS if time else STEP_INPUTS, given, strict=True))
     check_given(**{name: arrays[name] for name in (*POSITIONAL, *NEEDED[version])})
     for name in ("u", "a", "b"):
         if arrays[name] is not None and name not in NEEDED[version]:

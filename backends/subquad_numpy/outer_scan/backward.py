@@ -30,11 +30,11 @@ from subquad_numpy.outer_scan.layout import (
     decays_of_channels,
     decays_of_head,
 )
-from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, RESET, TILE_ROWS, advance_tile
+from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
+from subquad_numpy.outer_scan.tile_gradient import ROWS, VECTORS, gradient_tile, states_tile
 from subquad_numpy.runtime.arguments import fields
 
 PANEL = 4  # vectors of columns of a panel: the sums over columns of a row are formed once for each panel
-ROWS = 8  # of a tile
 
 # Arrays of the argument record. What the kernel reads has the shapes of o and state. What it writes, zeros at first:
 #     grad_q, grad_k            (parts, batch, total_of_maps, groups, d), one part for each task of a group
@@ -76,10 +76,11 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
     lanes, kind, zero = element(dtype)
     zero64, byte = np.float64(0), np.uint8(0)
     panel, tile = PANEL * lanes, PANEL_VECTORS * lanes
-    many_wide = advance_tile(TILE_ROWS, PANEL_VECTORS, by_channel, reads=False)
-    one_wide = advance_tile(1, PANEL_VECTORS, by_channel, reads=False)
-    many_narrow = advance_tile(TILE_ROWS, 1, by_channel, reads=False)
-    one_narrow = advance_tile(1, 1, by_channel, reads=False)
+    advance, advance_narrow = (
+        advance_tile(TILE_ROWS, vectors, by_channel, reads=False) for vectors in (PANEL_VECTORS, 1)
+    )
+    compute, compute_narrow = (states_tile(vectors, by_channel) for vectors in (VECTORS, 1))
+    carry, carry_narrow = (gradient_tile(vectors, by_channel) for vectors in (VECTORS, 1))
     name = f"outer scan backward {dtype}{' by channel' * by_channel}"
 
     @compiled(name, BACKWARD_RECORD)
@@ -94,7 +95,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
         grad_g, grad_weight = pointer(f.grad_g, zero), pointer(f.grad_weight, zero)
         grad_bonus, grad_skip = pointer(f.grad_bonus, zero64), pointer(f.grad_skip, zero64)
         grad_initial_state = pointer(f.grad_initial_state, zero)
-        scale, has_bonus = pointer(f.numbers, zero)[0], f.bonus != 0
+        scale, has_bonus = pointer(f.numbers, zero)[0], 1 if f.bonus != 0 else 0
         shared, blocks = heads // groups, -(-n // BLOCK)
         d_whole = -(-d // lanes) * lanes
         factors = d_whole if by_channel else 1  # numbers of each step
@@ -108,16 +109,18 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
         time_first, time_step = along(1, n, reverse)  # of what is written
         width_of_g = d if by_channel else 1
 
+        sums_of_step = ROWS * lanes if by_channel else lanes  # numbers of a step in sums_of_g
         sizes = (
-            *(lanes, d * panel, d * panel, blocks * d * panel, (BLOCK + 1) * ROWS * panel),
+            *(lanes, d_whole * panel, d_whole * panel, blocks * d_whole * panel, BLOCK * ROWS * VECTORS * lanes),
             *(BLOCK * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
-            *(BLOCK * lanes, d_whole, panel, panel, BLOCK, BLOCK),
+            *(BLOCK * d_whole, BLOCK * d_whole, BLOCK * ROWS * lanes, BLOCK * ROWS * lanes, BLOCK * sums_of_step),
+            *(d_whole, panel, panel, BLOCK, BLOCK),
         )
         buffer = np.empty(room(sizes), kind)
         modes = np.empty(room((BLOCK,)), np.int64)
         (
             edge, S, G, checkpoints, states, u, e, grad_u, factor, keep,
-            sums_of_g, extra, factor_of_v, sum_of_v, own, gamma,
+            queries, keys, sums_of_q, sums_of_k, sums_of_g, extra, factor_of_v, sum_of_v, own, gamma,
         ) = cut(buffer, sizes)  # fmt: skip
         (mode,) = cut(modes, (BLOCK,))
         for task in range(first, last):
@@ -133,12 +136,12 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                 resets_row = item * f.resets_item + resets_first
                 head_of_item = item * heads + head
                 row_of_head = item * f.total * heads + head  # of what is written for each step and head
-                if has_bonus:
+                if has_bonus != 0:
                     load_padded_row(bonus, item * f.bonus_item + head * d, d, lanes, extra)
                 for c0 in range(0, d_v, panel):
                     columns = min(panel, d_v - c0)
                     width = -(-columns // lanes) * lanes
-                    matrix = d * width
+                    matrix = d_whole * width
                     v_row = item * f.v_item + head * f.v_head + v_first + c0
                     o_row = item * f.grad_o_item + head * f.grad_o_head + o_first + c0
                     state_row = head_of_item * d * d_v + c0
@@ -166,6 +169,11 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                             count, d, lanes, factors, by_channel, edge, factor, keep, mode,
                         )  # fmt: skip
                         for i in range(count):
+                            for c in range(0, d, lanes):
+                                query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
+                                store(queries, i * d_whole + c, query)
+                                key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                                store(keys, i * d_whole + c, key)
                             at = v_row + (start + i) * v_step
                             w = zero + 1
                             if f.weight != 0:
@@ -175,36 +183,23 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                         if sweep < blocks:
                             copy(S, matrix, shifted(checkpoints, b * matrix))
                         if is_forward:
-                            for c in range(0, width, tile):
-                                r = 0
-                                is_wide = width - c >= tile
-                                while r < d:
-                                    many = d - r >= TILE_ROWS
-                                    k_r, S_r, u_c = shifted(k, k_at + r), shifted(S, r * width + c), shifted(u, c)
-                                    f_r, keep_r = factor, keep
-                                    if by_channel:
-                                        f_r, keep_r = shifted(factor, r), shifted(keep, r)
-                                    if is_wide and many:
-                                        many_wide(
-                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
-                                            count, S_r,
-                                        )  # fmt: skip
-                                    elif is_wide:
-                                        one_wide(
-                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
-                                            count, S_r,
-                                        )  # fmt: skip
-                                    elif many:
-                                        many_narrow(
-                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                            for r in range(0, d_whole, TILE_ROWS):
+                                f_r, keep_r = factor, keep
+                                if by_channel:
+                                    f_r, keep_r = shifted(factor, r), shifted(keep, r)
+                                k_r = shifted(keys, r)
+                                for c in range(0, width, tile):
+                                    S_r, u_c = shifted(S, r * width + c), shifted(u, c)
+                                    if width - c >= tile:
+                                        advance(
+                                            k_r, d_whole, k_r, d_whole, f_r, keep_r, factors, mode, u_c, u_c, width,
                                             count, S_r,
                                         )  # fmt: skip
                                     else:
-                                        one_narrow(
-                                            k_r, k_step, k_r, k_step, f_r, keep_r, factors, mode, u_c, u_c, width,
+                                        advance_narrow(
+                                            k_r, d_whole, k_r, d_whole, f_r, keep_r, factors, mode, u_c, u_c, width,
                                             count, S_r,
                                         )  # fmt: skip
-                                    r += TILE_ROWS if many else 1
                             continue
 
                         for i in range(count):
@@ -216,92 +211,64 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                 along_columns = along_columns + x * load(u, i * width + c)
                             own[i] = 0
                             gamma[i] = 0
-                            if has_bonus:
+                            if has_bonus != 0:
                                 gamma[i] = total(along_columns)
                                 along_rows = zeros(edge)
                                 for c in range(0, d, lanes):
-                                    query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
-                                    key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                                    query, key = load(queries, i * d_whole + c), load(keys, i * d_whole + c)
                                     along_rows = along_rows + query * load(extra, c) * key
                                 own[i] = total(along_rows)
                         clear(grad_u, count * width)
-                        clear(sums_of_g, BLOCK * lanes)
-
+                        clear(sums_of_g, count * sums_of_step)
                         for r0 in range(0, d, ROWS):
-                            rows = min(ROWS, d - r0)
-                            size = rows * width
-                            copy(shifted(checkpoints, b * matrix + r0 * width), size, states)
+                            f_r, keep_r = factor, keep
+                            if by_channel:
+                                f_r, keep_r = shifted(factor, r0), shifted(keep, r0)
+                            k_r, q_r = shifted(keys, r0), shifted(queries, r0)
+                            clear(sums_of_q, count * ROWS * lanes)
+                            clear(sums_of_k, count * ROWS * lanes)
+                            if by_channel:
+                                clear(sums_of_g, count * sums_of_step)
+                            is_wide = width % (VECTORS * lanes) == 0
+                            for c in range(0, width, VECTORS * lanes if is_wide else lanes):
+                                cell = r0 * width + c
+                                S_r, G_r = shifted(checkpoints, b * matrix + cell), shifted(G, cell)
+                                u_c, e_c, by_u = shifted(u, c), shifted(e, c), shifted(grad_u, c)
+                                if is_wide:
+                                    compute(
+                                        k_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, has_bonus, width, count,
+                                        S_r, states, sums_of_q,
+                                    )  # fmt: skip
+                                    carry(
+                                        k_r, q_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, by_u, has_bonus, width,
+                                        count, G_r, states, sums_of_k, sums_of_g,
+                                    )  # fmt: skip
+                                else:
+                                    compute_narrow(
+                                        k_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, has_bonus, width, count,
+                                        S_r, states, sums_of_q,
+                                    )  # fmt: skip
+                                    carry_narrow(
+                                        k_r, q_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, by_u, has_bonus, width,
+                                        count, G_r, states, sums_of_k, sums_of_g,
+                                    )  # fmt: skip
                             for i in range(count):
-                                place = rows_of_part + (time_first + (start + i) * time_step) * groups * d + r0
-                                before, after = shifted(states, i * size), shifted(states, (i + 1) * size)
-                                for r in range(rows):
-                                    key = k[k_at + i * k_step + r0 + r]
-                                    change = factor[i * factors + r0 + r] if by_channel else factor[i]
-                                    kept = keep[i * factors + r0 + r] if by_channel else zero
-                                    along_columns = zeros(edge)
-                                    for c in range(0, width, lanes):
-                                        old = load(before, r * width + c)
-                                        new = load(u, i * width + c) * key
-                                        if mode[i] == RESET:
-                                            old = zeros(edge)
-                                        else:
-                                            new = old * change + new
-                                            if by_channel:
-                                                new = old * kept + new
-                                            elif mode[i] == NEAR:
-                                                new = old + new
-                                        store(after, r * width + c, new)
-                                        if has_bonus:
-                                            along_columns = along_columns + old * load(e, i * width + c)
-                                        else:
-                                            along_columns = along_columns + new * load(e, i * width + c)
-                                    to_q = total(along_columns)
-                                    if has_bonus:
-                                        to_q += gamma[i] * extra[r0 + r] * key
-                                    grad_q[place + r] += to_q
-                            for i in range(count - 1, -1, -1):
                                 time = time_first + (start + i) * time_step
                                 place = rows_of_part + time * groups * d + r0
                                 place_of_g = (row_of_head + time * heads) * width_of_g + r0
-                                before = shifted(states, i * size)
-                                sum_of_rows = load(sums_of_g, i * lanes)
-                                for r in range(rows):
-                                    key, query = k[k_at + i * k_step + r0 + r], q[q_at + i * q_step + r0 + r]
-                                    change = factor[i * factors + r0 + r] if by_channel else factor[i]
-                                    kept = keep[i * factors + r0 + r] if by_channel else zero
-                                    to_k, to_g = zeros(edge), zeros(edge)
-                                    for c in range(0, width, lanes):
-                                        j, cell = i * width + c, (r0 + r) * width + c
-                                        x = load(G, cell)
-                                        if not has_bonus:
-                                            x = x + load(e, j) * query
-                                        store(grad_u, j, load(grad_u, j) + x * key)
-                                        to_k = to_k + x * load(u, j)
-                                        if mode[i] == RESET:
-                                            x = zeros(edge)
-                                        else:
-                                            to_g = to_g + x * load(before, r * width + c)
-                                            faded = x * change
-                                            if by_channel:
-                                                faded = x * kept + faded
-                                            elif mode[i] == NEAR:
-                                                faded = x + faded
-                                            x = faded
-                                            if has_bonus:
-                                                x = x + load(e, j) * query
-                                        store(G, cell, x)
-                                    to_key = total(to_k)
-                                    if has_bonus:
-                                        to_key += gamma[i] * query * extra[r0 + r]
-                                    grad_k[place + r] += to_key
-                                    if by_channel:
-                                        if f.grad_g != 0:
-                                            grad_g[place_of_g + r] += (change + kept) * total(to_g)
-                                    else:
-                                        sum_of_rows = sum_of_rows + to_g
-                                    if has_bonus and f.grad_bonus != 0:
-                                        grad_bonus[head_of_item * d + r0 + r] += gamma[i] * query * key
-                                store(sums_of_g, i * lanes, sum_of_rows)
+                                for r in range(min(ROWS, d - r0)):
+                                    at, sum_at = i * d_whole + r0 + r, (i * ROWS + r) * lanes
+                                    to_q, to_k = total(load(sums_of_q, sum_at)), total(load(sums_of_k, sum_at))
+                                    if has_bonus != 0:
+                                        to_q += gamma[i] * extra[r0 + r] * keys[at]
+                                        to_k += gamma[i] * extra[r0 + r] * queries[at]
+                                        if f.grad_bonus != 0:
+                                            grad_bonus[head_of_item * d + r0 + r] += gamma[i] * queries[at] * keys[at]
+                                    grad_q[place + r] += to_q
+                                    grad_k[place + r] += to_k
+                                    if by_channel and f.grad_g != 0:
+                                        decay = factor[i * factors + r0 + r] + keep[i * factors + r0 + r]
+                                        grad_g[place_of_g + r] += decay * total(load(sums_of_g, sum_at))
 
                         for i in range(count):
                             step_of_head = row_of_head + (time_first + (start + i) * time_step) * heads
@@ -312,7 +279,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                             along_columns = zeros(edge)
                             for c in range(0, width, lanes):
                                 by_u = load(grad_u, i * width + c)
-                                if has_bonus:
+                                if has_bonus != 0:
                                     by_u = by_u + load(e, i * width + c) * own[i]
                                 x = load_part(v, at + c, columns - c, lanes, edge)
                                 along_columns = along_columns + by_u * x

@@ -32,6 +32,59 @@ def _tile_shape() -> tuple[int, int]:
 TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 
+class Emitter:
+    """The instructions that tiles are made of, for vectors of one type."""
+
+    def __init__(self, context: Any, builder: Any, vector: Any) -> None:
+        self.builder, self.lanes = builder, vector.lanes
+        self.wide, self.align = context.get_value_type(vector), vector.element.bitwidth // 8
+        self.undefined = ir.Constant(self.wide, ir.Undefined)
+        self.first_lane = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), None)
+
+    def number(self, value: int) -> Any:
+        """An index."""
+        return ir.Constant(cgutils.intp_t, value)
+
+    def at(self, *terms: Any) -> Any:
+        """The sum of indices; a pair is a product."""
+        found = self.number(0)
+        for term in terms:
+            one, other = term if isinstance(term, tuple) else (term, 1)
+            one, other = (self.number(x) if isinstance(x, int) else x for x in (one, other))
+            found = self.builder.add(found, self.builder.mul(one, other))
+        return found
+
+    def place(self, memory: Any, index: Any) -> Any:
+        """The address of the vector at memory[index]."""
+        return self.builder.bitcast(self.builder.gep(memory, [index]), self.wide.as_pointer())
+
+    def load(self, memory: Any, index: Any) -> Any:
+        """The vector at memory[index]."""
+        return self.builder.load(self.place(memory, index), align=self.align)
+
+    def store(self, value: Any, memory: Any, index: Any) -> None:
+        """Write a vector to memory[index]."""
+        self.builder.store(value, self.place(memory, index), align=self.align)
+
+    def spread(self, memory: Any, index: Any) -> Any:
+        """memory[index] in every lane."""
+        one = self.builder.load(self.builder.gep(memory, [index]))
+        one = self.builder.insert_element(self.undefined, one, ir.Constant(ir.IntType(32), 0))
+        return self.builder.shuffle_vector(one, self.undefined, self.first_lane)
+
+    def product(self, x: Any, y: Any) -> Any:
+        """x y."""
+        return self.builder.fmul(x, y, flags=FUSE)
+
+    def product_sum(self, x: Any, y: Any, z: Any) -> Any:
+        """x y + z."""
+        return self.builder.fadd(self.product(x, y), z, flags=FUSE)
+
+    def is_mode(self, kind: Any, mode: int) -> Any:
+        """Whether the mode of a step is this one."""
+        return self.builder.icmp_signed("==", kind, ir.Constant(kind.type, mode))
+
+
 @cache
 def advance_tile(
     rows: int, vectors: int, by_channel: bool, before: bool = False, reads: bool = True
@@ -55,84 +108,57 @@ def advance_tile(
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state = args
-            wide = context.get_value_type(vector)
-            align = vector.element.bitwidth // 8
-
-            def number(value: int) -> Any:
-                return ir.Constant(cgutils.intp_t, value)
-
-            def place(memory: Any, index: Any) -> Any:
-                return builder.bitcast(builder.gep(memory, [index]), wide.as_pointer())
-
-            undefined, lanes = ir.Constant(wide, ir.Undefined), ir.VectorType(ir.IntType(32), vector.lanes)
-
-            def spread(memory: Any, index: Any) -> Any:
-                one = builder.load(builder.gep(memory, [index]))
-                one = builder.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
-                return builder.shuffle_vector(one, undefined, ir.Constant(lanes, None))
-
-            def product_sum(x: Any, y: Any, z: Any) -> Any:
-                return builder.fadd(builder.fmul(x, y, flags=FUSE), z, flags=FUSE)
-
+            emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
-            held = {cell: cgutils.alloca_once(builder, wide) for cell in cells}
-            places = {
-                (r, v): place(state, builder.add(builder.mul(width, number(r)), number(v * vector.lanes)))
-                for r, v in cells
-            }
+            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            places = {(r, v): emit.at((width, r), v * vector.lanes) for r, v in cells}
             for cell in cells:
-                builder.store(builder.load(places[cell], align=align), held[cell])
+                builder.store(emit.load(state, places[cell]), held[cell])
             with cgutils.for_range(builder, steps) as loop:
                 t = loop.index
                 kind = builder.load(builder.gep(mode, [t]))
-                with builder.if_then(builder.icmp_signed("==", kind, ir.Constant(kind.type, RESET)), likely=False):
+                with builder.if_then(emit.is_mode(kind, RESET), likely=False):
                     for cell in cells:
-                        builder.store(ir.Constant(wide, None), held[cell])
-                at = builder.mul(t, width)
-                columns = [builder.add(at, number(v * vector.lanes)) for v in range(vectors)]
-                inputs = [builder.load(place(u, index), align=align) for index in columns]
-                sums = [builder.load(place(out, index), align=align) for index in columns] if reads else []
-                k_at, q_at = builder.mul(t, k_step), builder.mul(t, q_step)
-                keys = [spread(k, builder.add(k_at, number(r))) for r in range(rows)]
+                        builder.store(ir.Constant(emit.wide, None), held[cell])
+                columns = [emit.at((t, width), v * vector.lanes) for v in range(vectors)]
+                inputs = [emit.load(u, index) for index in columns]
+                sums = [emit.load(out, index) for index in columns] if reads else []
+                keys = [emit.spread(k, emit.at((t, k_step), r)) for r in range(rows)]
 
                 def read() -> None:
                     for r in range(rows):
-                        query = spread(q, builder.add(q_at, number(r)))
+                        query = emit.spread(q, emit.at((t, q_step), r))
                         for v in range(vectors):
-                            sums[v] = product_sum(query, builder.load(held[r, v]), sums[v])
+                            sums[v] = emit.product_sum(query, builder.load(held[r, v]), sums[v])
 
-                def update(factors: list[Any], kept: list[Any] | None) -> None:
+                def update(factors: list[Any], kept: list[Any] | None, *, near: bool = False) -> None:
                     for r, v in cells:
                         old = builder.load(held[r, v])
-                        new = product_sum(factors[r], old, builder.fmul(keys[r], inputs[v], flags=FUSE))
+                        new = emit.product_sum(factors[r], old, emit.product(keys[r], inputs[v]))
                         if kept is not None:
-                            new = product_sum(kept[r], old, new)
+                            new = emit.product_sum(kept[r], old, new)
+                        elif near:
+                            new = builder.fadd(old, new)
                         builder.store(new, held[r, v])
 
                 if before and reads:
                     read()
                 if by_channel:
-                    row = builder.mul(t, factor_step)
-                    indices = [builder.add(row, number(r)) for r in range(rows)]
-                    update([spread(factor, i) for i in indices], [spread(keep, i) for i in indices])
+                    indices = [emit.at((t, factor_step), r) for r in range(rows)]
+                    update([emit.spread(factor, i) for i in indices], [emit.spread(keep, i) for i in indices])
                 else:
-                    factors = [spread(factor, t)] * rows
-                    near = builder.icmp_signed("==", kind, ir.Constant(kind.type, NEAR))
-                    with builder.if_else(near) as (is_near, is_plain):
+                    factors = [emit.spread(factor, t)] * rows
+                    with builder.if_else(emit.is_mode(kind, NEAR)) as (is_near, is_plain):
                         with is_near:
-                            for r, v in cells:
-                                old = builder.load(held[r, v])
-                                added = builder.fmul(keys[r], inputs[v], flags=FUSE)
-                                added = product_sum(factors[r], old, added)
-                                builder.store(builder.fadd(old, added), held[r, v])
+                            update(factors, None, near=True)
                         with is_plain:
                             update(factors, None)
                 if reads and not before:
                     read()
                 for value, index in zip(sums, columns, strict=False):
-                    builder.store(value, place(out, index), align=align)
+                    emit.store(value, out, index)
             for cell in cells:
-                builder.store(builder.load(held[cell]), places[cell], align=align)
+                emit.store(builder.load(held[cell]), state, places[cell])
             return context.get_dummy_value()
 
         number = types.intp

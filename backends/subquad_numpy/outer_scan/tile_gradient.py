@@ -1,0 +1,214 @@
+"""Tiles of the gradient: one computes the states of a block again, the other carries the gradient by them back.
+
+Both hold a tile of rows and vectors of columns in registers, as `tile.advance_tile` does. `u`, `e` and `grad_u` have
+`width` elements for each step, and a row of the state has as many. `states` holds the tile's state before each step.
+Sums over columns are left as vectors, one for each step and row, whose lanes are added up later.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import cgutils
+
+from subquad_numpy.codegen import Vector, intrinsic, types
+from subquad_numpy.outer_scan.tile import NEAR, RESET, Emitter
+
+
+def _tile_shape() -> tuple[int, int]:
+    """Rows and vectors of a tile: the more vectors, the fewer sums over columns."""
+    return 4, 4 if binding.get_host_cpu_features().get("avx512f", False) else 1
+
+
+ROWS, VECTORS = _tile_shape()
+
+
+class _Step:
+    """What one step of a tile does to its cells, held[row, vector], by the decay of the step."""
+
+    def __init__(self, emit: Emitter, held: Any, kind: Any, factors: list[Any], kept: list[Any] | None) -> None:
+        self.emit, self.held, self.kind, self.factors, self.kept = emit, held, kind, factors, kept
+
+    def clear(self) -> None:
+        """Select 0 at a reset."""
+        emit, builder = self.emit, self.emit.builder
+        with builder.if_then(emit.is_mode(self.kind, RESET), likely=False):
+            for cell in self.held.values():
+                builder.store(ir.Constant(emit.wide, None), cell)
+
+    def decay(self, added: Callable[[int, int], Any] | None = None) -> None:
+        """Each cell becomes decay · cell + added(row, vector)."""
+        emit, builder = self.emit, self.emit.builder
+
+        def change(r: int, v: int, *, near: bool) -> None:
+            old = builder.load(self.held[r, v])
+            new = emit.product(self.factors[r], old)
+            if added is not None:
+                new = builder.fadd(new, added(r, v), flags=("contract",))
+            if self.kept is not None:
+                new = emit.product_sum(self.kept[r], old, new)
+            elif near:
+                new = builder.fadd(old, new)
+            builder.store(new, self.held[r, v])
+
+        if self.kept is not None:
+            for r, v in self.held:
+                change(r, v, near=False)
+            return
+        with builder.if_else(emit.is_mode(self.kind, NEAR)) as (is_near, is_plain):
+            for near, branch in ((True, is_near), (False, is_plain)):
+                with branch:
+                    for r, v in self.held:
+                        change(r, v, near=near)
+
+
+def _decays(
+    emit: Emitter, by_channel: bool, factor: Any, keep: Any, factor_step: Any, t: Any
+) -> tuple[list[Any], list[Any] | None]:
+    """(factor of each row, what is kept of each row or None) of a step."""
+    if not by_channel:
+        return [emit.spread(factor, t)] * ROWS, None
+    indices = [emit.at((t, factor_step), r) for r in range(ROWS)]
+    return [emit.spread(factor, i) for i in indices], [emit.spread(keep, i) for i in indices]
+
+
+def _add(emit: Emitter, value: Any, memory: Any, index: Any) -> None:
+    emit.store(emit.builder.fadd(emit.load(memory, index), value), memory, index)
+
+
+@cache
+def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
+    """The intrinsic that computes the states of a tile again, and adds S e to `sums`.
+
+        compute(k, k_step, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums)
+
+    k is padded with zeros to whole tiles. With `before` (1, not 0), a step reads the state that it finds.
+    """
+
+    @intrinsic
+    def compute(
+        typingctx: Any, k: Any, k_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any, e: Any,
+        before: Any, width: Any, steps: Any, state: Any, states: Any, sums: Any,
+    ) -> Any:  # fmt: skip
+        vector, number = Vector(k.dtype), types.intp
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            k, k_step, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums = args
+            emit = Emitter(context, builder, vector)
+            cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
+            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            for r, v in cells:
+                builder.store(emit.load(state, emit.at((width, r), v * emit.lanes)), held[r, v])
+            reads_before = emit.is_mode(before, 1)
+            with cgutils.for_range(builder, steps) as loop:
+                t = loop.index
+                kind = builder.load(builder.gep(mode, [t]))
+                columns = [emit.at((t, width), v * emit.lanes) for v in range(vectors)]
+                inputs = [emit.load(u, index) for index in columns]
+                keys = [emit.spread(k, emit.at((t, k_step), r)) for r in range(ROWS)]
+                step = _Step(emit, held, kind, *_decays(emit, by_channel, factor, keep, factor_step, t))
+                step.clear()
+                for r, v in cells:
+                    place = emit.at((t, ROWS * vectors * emit.lanes), (r * vectors + v) * emit.lanes)
+                    emit.store(builder.load(held[r, v]), states, place)
+
+                def read() -> None:
+                    reads = [emit.load(e, index) for index in columns]
+                    for r in range(ROWS):
+                        total = ir.Constant(emit.wide, None)
+                        for v in range(vectors):
+                            total = emit.product_sum(builder.load(held[r, v]), reads[v], total)
+                        _add(emit, total, sums, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
+
+                with builder.if_then(reads_before):
+                    read()
+                step.decay(lambda r, v: emit.product(keys[r], inputs[v]))
+                with builder.if_then(builder.not_(reads_before)):
+                    read()
+            return context.get_dummy_value()
+
+        return types.none(
+            k, number, factor, keep, number, mode, u, e, number, number, number, state, states, sums
+        ), codegen
+
+    return compute
+
+
+@cache
+def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
+    """The intrinsic that carries the gradient G by the state from the end of a block to its beginning.
+
+        carry(k, q, step, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums, sums_g)
+
+    It adds Gᵀ k to `grad_u`, G u to `sums`, and G ∘ S[t−1] to `sums_g`, a vector for each step and row, or without
+    `by_channel` for each step. q and k have `step` elements for each step and are padded with zeros to whole tiles.
+    """
+
+    @intrinsic
+    def carry(
+        typingctx: Any, k: Any, q: Any, qk_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any,
+        e: Any, grad_u: Any, before: Any, width: Any, steps: Any, G: Any, states: Any, sums: Any, sums_g: Any,
+    ) -> Any:  # fmt: skip
+        vector, number = Vector(k.dtype), types.intp
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            (k, q, qk_step, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums,
+             sums_g) = args  # fmt: skip
+            emit = Emitter(context, builder, vector)
+            cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
+            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            places = {(r, v): emit.at((width, r), v * emit.lanes) for r, v in cells}
+            for cell in cells:
+                builder.store(emit.load(G, places[cell]), held[cell])
+            reads_before = emit.is_mode(before, 1)
+            with cgutils.for_range(builder, steps) as loop:
+                t = builder.sub(builder.sub(steps, loop.index), emit.number(1))
+                kind = builder.load(builder.gep(mode, [t]))
+                columns = [emit.at((t, width), v * emit.lanes) for v in range(vectors)]
+
+                def add_reads() -> None:
+                    reads = [emit.load(e, index) for index in columns]
+                    for r in range(ROWS):
+                        query = emit.spread(q, emit.at((t, qk_step), r))
+                        for v in range(vectors):
+                            new = emit.product_sum(query, reads[v], builder.load(held[r, v]))
+                            builder.store(new, held[r, v])
+
+                with builder.if_then(builder.not_(reads_before)):
+                    add_reads()
+                inputs, by_u = ([emit.load(x, index) for index in columns] for x in (u, grad_u))
+                for r in range(ROWS):
+                    key, total = emit.spread(k, emit.at((t, qk_step), r)), ir.Constant(emit.wide, None)
+                    for v in range(vectors):
+                        gradient = builder.load(held[r, v])
+                        by_u[v] = emit.product_sum(gradient, key, by_u[v])
+                        total = emit.product_sum(gradient, inputs[v], total)
+                    _add(emit, total, sums, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
+                for v, index in enumerate(columns):
+                    emit.store(by_u[v], grad_u, index)
+                step = _Step(emit, held, kind, *_decays(emit, by_channel, factor, keep, factor_step, t))
+                step.clear()
+                along = ir.Constant(emit.wide, None)
+                for r in range(ROWS):
+                    for v in range(vectors):
+                        place = emit.at((t, ROWS * vectors * emit.lanes), (r * vectors + v) * emit.lanes)
+                        along = emit.product_sum(builder.load(held[r, v]), emit.load(states, place), along)
+                    if by_channel:
+                        _add(emit, along, sums_g, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
+                        along = ir.Constant(emit.wide, None)
+                if not by_channel:
+                    _add(emit, along, sums_g, emit.at((t, emit.lanes)))
+                step.decay()
+                is_read = builder.and_(reads_before, builder.not_(emit.is_mode(kind, RESET)))
+                with builder.if_then(is_read):
+                    add_reads()
+            for cell in cells:
+                emit.store(builder.load(held[cell]), G, places[cell])
+            return context.get_dummy_value()
+
+        return types.none(
+            k, q, number, factor, keep, number, mode, u, e, grad_u, number, number, number, G, states, sums, sums_g
+        ), codegen
+
+    return carry
