@@ -107,20 +107,19 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
         resets_first, resets_step = along(f.resets_step, n, reverse)
         o_first, o_step = along(f.grad_o_step, n, reverse)
         time_first, time_step = along(1, n, reverse)  # of what is written
-        width_of_g = d if by_channel else 1
 
-        sums_of_step = ROWS * lanes if by_channel else lanes  # numbers of a step in sums_of_g
+        sums_of_step = d_whole if by_channel else lanes  # numbers of a step in sums_of_g
         sizes = (
             *(lanes, d_whole * panel, d_whole * panel, blocks * d_whole * panel, BLOCK * ROWS * VECTORS * lanes),
             *(BLOCK * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
-            *(BLOCK * d_whole, BLOCK * d_whole, BLOCK * ROWS * lanes, BLOCK * ROWS * lanes, BLOCK * sums_of_step),
-            *(d_whole, panel, panel, BLOCK, BLOCK),
+            *(BLOCK * d_whole, BLOCK * d_whole, BLOCK * d_whole, BLOCK * d_whole, BLOCK * sums_of_step),
+            *(d_whole, d_whole, panel, panel, BLOCK, BLOCK),
         )
         buffer = np.empty(room(sizes), kind)
         modes = np.empty(room((BLOCK,)), np.int64)
         (
             edge, S, G, checkpoints, states, u, e, grad_u, factor, keep,
-            queries, keys, sums_of_q, sums_of_k, sums_of_g, extra, factor_of_v, sum_of_v, own, gamma,
+            queries, keys, sums_of_q, sums_of_k, sums_of_g, extra, of_bonus, factor_of_v, sum_of_v, own, gamma,
         ) = cut(buffer, sizes)  # fmt: skip
         (mode,) = cut(modes, (BLOCK,))
         for task in range(first, last):
@@ -148,6 +147,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                     clear(S, matrix)
                     clear(G, matrix)
                     clear(sum_of_v, panel)
+                    clear(of_bonus, d_whole)
                     for r in range(d):
                         if f.initial_state != 0:
                             load_padded_row(initial_state, state_row + r * d_v, columns, lanes, shifted(S, r * width))
@@ -219,16 +219,17 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                     along_rows = along_rows + query * load(extra, c) * key
                                 own[i] = total(along_rows)
                         clear(grad_u, count * width)
+                        clear(sums_of_q, count * d_whole)
+                        clear(sums_of_k, count * d_whole)
                         clear(sums_of_g, count * sums_of_step)
                         for r0 in range(0, d, ROWS):
                             f_r, keep_r = factor, keep
                             if by_channel:
                                 f_r, keep_r = shifted(factor, r0), shifted(keep, r0)
                             k_r, q_r = shifted(keys, r0), shifted(queries, r0)
-                            clear(sums_of_q, count * ROWS * lanes)
-                            clear(sums_of_k, count * ROWS * lanes)
+                            to_q, to_k, to_g = shifted(sums_of_q, r0), shifted(sums_of_k, r0), sums_of_g
                             if by_channel:
-                                clear(sums_of_g, count * sums_of_step)
+                                to_g = shifted(sums_of_g, r0)
                             is_wide = width % (VECTORS * lanes) == 0
                             for c in range(0, width, VECTORS * lanes if is_wide else lanes):
                                 cell = r0 * width + c
@@ -237,38 +238,44 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                 if is_wide:
                                     compute(
                                         k_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, has_bonus, width, count,
-                                        S_r, states, sums_of_q,
+                                        S_r, states, to_q,
                                     )  # fmt: skip
                                     carry(
                                         k_r, q_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, by_u, has_bonus, width,
-                                        count, G_r, states, sums_of_k, sums_of_g,
+                                        count, G_r, states, to_k, to_g,
                                     )  # fmt: skip
                                 else:
                                     compute_narrow(
                                         k_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, has_bonus, width, count,
-                                        S_r, states, sums_of_q,
+                                        S_r, states, to_q,
                                     )  # fmt: skip
                                     carry_narrow(
                                         k_r, q_r, d_whole, f_r, keep_r, factors, mode, u_c, e_c, by_u, has_bonus, width,
-                                        count, G_r, states, sums_of_k, sums_of_g,
+                                        count, G_r, states, to_k, to_g,
                                     )  # fmt: skip
-                            for i in range(count):
-                                time = time_first + (start + i) * time_step
-                                place = rows_of_part + time * groups * d + r0
-                                place_of_g = (row_of_head + time * heads) * width_of_g + r0
-                                for r in range(min(ROWS, d - r0)):
-                                    at, sum_at = i * d_whole + r0 + r, (i * ROWS + r) * lanes
-                                    to_q, to_k = total(load(sums_of_q, sum_at)), total(load(sums_of_k, sum_at))
-                                    if has_bonus != 0:
-                                        to_q += gamma[i] * extra[r0 + r] * keys[at]
-                                        to_k += gamma[i] * extra[r0 + r] * queries[at]
-                                        if f.grad_bonus != 0:
-                                            grad_bonus[head_of_item * d + r0 + r] += gamma[i] * queries[at] * keys[at]
-                                    grad_q[place + r] += to_q
-                                    grad_k[place + r] += to_k
-                                    if by_channel and f.grad_g != 0:
-                                        decay = factor[i * factors + r0 + r] + keep[i * factors + r0 + r]
-                                        grad_g[place_of_g + r] += decay * total(load(sums_of_g, sum_at))
+                        for i in range(count):
+                            time = time_first + (start + i) * time_step
+                            for c in range(0, d, lanes):
+                                at, place = i * d_whole + c, rows_of_part + time * groups * d + c
+                                by_q, by_k = load(sums_of_q, at), load(sums_of_k, at)
+                                if has_bonus != 0:
+                                    query, key, own_weight = load(queries, at), load(keys, at), load(extra, c)
+                                    by_q = by_q + own_weight * key * gamma[i]
+                                    by_k = by_k + own_weight * query * gamma[i]
+                                    store(of_bonus, c, load(of_bonus, c) + query * key * gamma[i])
+                                by_q = by_q + load_part(grad_q, place, d - c, lanes, edge)
+                                by_k = by_k + load_part(grad_k, place, d - c, lanes, edge)
+                                store_part(grad_q, place, by_q, d - c, lanes, edge)
+                                store_part(grad_k, place, by_k, d - c, lanes, edge)
+                                if by_channel and f.grad_g != 0:
+                                    place = (row_of_head + time * heads) * d + c
+                                    decay = load(factor, i * factors + c) + load(keep, i * factors + c)
+                                    by_g = load_part(grad_g, place, d - c, lanes, edge) + decay * load(sums_of_g, at)
+                                    store_part(grad_g, place, by_g, d - c, lanes, edge)
+                        if f.grad_bonus != 0:
+                            for r in range(d):
+                                grad_bonus[head_of_item * d + r] += of_bonus[r]
+                            clear(of_bonus, d_whole)
 
                         for i in range(count):
                             step_of_head = row_of_head + (time_first + (start + i) * time_step) * heads

@@ -2,7 +2,7 @@
 
 Both hold a tile of rows and vectors of columns in registers, as `tile.advance_tile` does. `u`, `e` and `grad_u` have
 `width` elements for each step, and a row of the state has as many. `states` holds the tile's state before each step.
-Sums over columns are left as vectors, one for each step and row, whose lanes are added up later.
+Sums over columns are added to memory that has `row` elements for each step, one for each row of the state.
 """
 
 from collections.abc import Callable
@@ -74,27 +74,55 @@ def _decays(
 
 
 def _add(emit: Emitter, value: Any, memory: Any, index: Any) -> None:
+    """Add a vector to the one at memory[index]."""
     emit.store(emit.builder.fadd(emit.load(memory, index), value), memory, index)
+
+
+def _add_totals(emit: Emitter, vectors: list[Any], memory: Any, index: Any) -> None:
+    """Add the sum over the lanes of each vector, one for each row, to the numbers from memory[index] on."""
+    builder, lanes = emit.builder, emit.lanes * len(vectors)
+
+    def halved(x: Any, y: Any) -> Any:
+        """The sums of neighbours in x, then in y."""
+        both = [
+            ir.Constant(ir.VectorType(ir.IntType(32), x.type.count), [2 * i + odd for i in range(x.type.count)])
+            for odd in (0, 1)
+        ]
+        return builder.fadd(*(builder.shuffle_vector(x, y, places) for places in both))
+
+    while len(vectors) > 1:
+        vectors = [halved(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
+        lanes //= 2
+    (sums,) = vectors
+    while lanes > ROWS:
+        lanes //= 2
+        places = [
+            ir.Constant(ir.VectorType(ir.IntType(32), lanes), [2 * i + odd for i in range(lanes)]) for odd in (0, 1)
+        ]
+        sums = builder.fadd(*(builder.shuffle_vector(sums, sums, x) for x in places))
+    place = builder.bitcast(builder.gep(memory, [index]), sums.type.as_pointer())
+    builder.store(builder.fadd(builder.load(place, align=emit.align), sums), place, align=emit.align)
 
 
 @cache
 def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
     """The intrinsic that computes the states of a tile again, and adds S e to `sums`.
 
-        compute(k, k_step, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums)
+        compute(k, row, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums)
 
-    k is padded with zeros to whole tiles. With `before` (1, not 0), a step reads the state that it finds.
+    k has `row` elements for each step, too, and is padded with zeros to whole tiles. With `before` (1, not 0), a step
+    reads the state that it finds.
     """
 
     @intrinsic
     def compute(
-        typingctx: Any, k: Any, k_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any, e: Any,
+        typingctx: Any, k: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any, e: Any,
         before: Any, width: Any, steps: Any, state: Any, states: Any, sums: Any,
     ) -> Any:  # fmt: skip
         vector, number = Vector(k.dtype), types.intp
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            k, k_step, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums = args
+            k, row, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums = args
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
             held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
@@ -106,7 +134,7 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
                 kind = builder.load(builder.gep(mode, [t]))
                 columns = [emit.at((t, width), v * emit.lanes) for v in range(vectors)]
                 inputs = [emit.load(u, index) for index in columns]
-                keys = [emit.spread(k, emit.at((t, k_step), r)) for r in range(ROWS)]
+                keys = [emit.spread(k, emit.at((t, row), r)) for r in range(ROWS)]
                 step = _Step(emit, held, kind, *_decays(emit, by_channel, factor, keep, factor_step, t))
                 step.clear()
                 for r, v in cells:
@@ -115,11 +143,13 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
 
                 def read() -> None:
                     reads = [emit.load(e, index) for index in columns]
+                    totals = []
                     for r in range(ROWS):
                         total = ir.Constant(emit.wide, None)
                         for v in range(vectors):
                             total = emit.product_sum(builder.load(held[r, v]), reads[v], total)
-                        _add(emit, total, sums, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
+                        totals.append(total)
+                    _add_totals(emit, totals, sums, emit.at((t, row)))
 
                 with builder.if_then(reads_before):
                     read()
@@ -139,21 +169,21 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
 def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
     """The intrinsic that carries the gradient G by the state from the end of a block to its beginning.
 
-        carry(k, q, step, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums, sums_g)
+        carry(k, q, row, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums, sums_g)
 
-    It adds Gᵀ k to `grad_u`, G u to `sums`, and G ∘ S[t−1] to `sums_g`, a vector for each step and row, or without
-    `by_channel` for each step. q and k have `step` elements for each step and are padded with zeros to whole tiles.
+    It adds Gᵀ k to `grad_u`, G u to `sums`, and the sums of G ∘ S[t−1] to `sums_g`; without `by_channel`, `sums_g` has
+    one vector for each step, whose lanes are added up later.
     """
 
     @intrinsic
     def carry(
-        typingctx: Any, k: Any, q: Any, qk_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any,
+        typingctx: Any, k: Any, q: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any,
         e: Any, grad_u: Any, before: Any, width: Any, steps: Any, G: Any, states: Any, sums: Any, sums_g: Any,
     ) -> Any:  # fmt: skip
         vector, number = Vector(k.dtype), types.intp
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            (k, q, qk_step, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums,
+            (k, q, row, factor, keep, factor_step, mode, u, e, grad_u, before, width, steps, G, states, sums,
              sums_g) = args  # fmt: skip
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
@@ -170,7 +200,7 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
                 def add_reads() -> None:
                     reads = [emit.load(e, index) for index in columns]
                     for r in range(ROWS):
-                        query = emit.spread(q, emit.at((t, qk_step), r))
+                        query = emit.spread(q, emit.at((t, row), r))
                         for v in range(vectors):
                             new = emit.product_sum(query, reads[v], builder.load(held[r, v]))
                             builder.store(new, held[r, v])
@@ -178,27 +208,30 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
                 with builder.if_then(builder.not_(reads_before)):
                     add_reads()
                 inputs, by_u = ([emit.load(x, index) for index in columns] for x in (u, grad_u))
+                totals = []
                 for r in range(ROWS):
-                    key, total = emit.spread(k, emit.at((t, qk_step), r)), ir.Constant(emit.wide, None)
+                    key, total = emit.spread(k, emit.at((t, row), r)), ir.Constant(emit.wide, None)
                     for v in range(vectors):
                         gradient = builder.load(held[r, v])
                         by_u[v] = emit.product_sum(gradient, key, by_u[v])
                         total = emit.product_sum(gradient, inputs[v], total)
-                    _add(emit, total, sums, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
+                    totals.append(total)
+                _add_totals(emit, totals, sums, emit.at((t, row)))
                 for v, index in enumerate(columns):
                     emit.store(by_u[v], grad_u, index)
                 step = _Step(emit, held, kind, *_decays(emit, by_channel, factor, keep, factor_step, t))
                 step.clear()
-                along = ir.Constant(emit.wide, None)
+                totals = []
                 for r in range(ROWS):
+                    total = ir.Constant(emit.wide, None) if by_channel or not totals else totals.pop()
                     for v in range(vectors):
                         place = emit.at((t, ROWS * vectors * emit.lanes), (r * vectors + v) * emit.lanes)
-                        along = emit.product_sum(builder.load(held[r, v]), emit.load(states, place), along)
-                    if by_channel:
-                        _add(emit, along, sums_g, emit.at((t, ROWS * emit.lanes), r * emit.lanes))
-                        along = ir.Constant(emit.wide, None)
-                if not by_channel:
-                    _add(emit, along, sums_g, emit.at((t, emit.lanes)))
+                        total = emit.product_sum(builder.load(held[r, v]), emit.load(states, place), total)
+                    totals.append(total)
+                if by_channel:
+                    _add_totals(emit, totals, sums_g, emit.at((t, row)))
+                else:
+                    _add(emit, totals[0], sums_g, emit.at((t, emit.lanes)))
                 step.decay()
                 is_read = builder.and_(reads_before, builder.not_(emit.is_mode(kind, RESET)))
                 with builder.if_then(is_read):
