@@ -138,6 +138,32 @@ def test_no_step_leaves_the_state(library: Library) -> None:
 
 
 @implementations
+@pytest.mark.parametrize("heads", [2, 0])
+def test_empty_batches_and_heads(implementation: str, heads: int) -> None:
+    """Of the kernel's other callers too: shapes are kept, and gradients are empty."""
+    torch = pytest.importorskip("torch")
+    batch = 3 if heads == 0 else 0
+    q, v = torch.zeros(batch, heads, 6, 5, requires_grad=True), torch.zeros(batch, heads, 6, 3)
+    g, u = torch.zeros(batch, heads, 6, 1), torch.zeros(heads, 5)
+    how = {"return_state": True, "implementation": implementation}
+    x, B = torch.zeros(batch, 6, heads, 3), torch.zeros(batch, 6, 1, 5)
+    for o, state in (
+        subquad.gated_linear_attention(q, q, v, g, bonus=u, **how),
+        subquad.gated_linear_attention(q, q, v, segments=torch.arange(6), **how),
+        subquad.wkv(q, q, v, torch.zeros(heads, 5), version=5, u=u, **how),
+    ):
+        assert (o.shape, state.shape) == (v.shape, (batch, heads, 5, 3))
+        assert torch.autograd.grad(o.sum() + state.sum() + q.sum(), q)[0].shape == q.shape
+    y, state = subquad.ssd(x, x[..., 0], torch.zeros(heads), B, B, **how)
+    assert (y.shape, state.shape) == (x.shape, (batch, heads, 3, 5))
+
+
+def test_no_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"q has shape \(4, 0\), expected at least one channel"):
+        subquad.gated_linear_attention(np.ones((4, 0)), np.ones((4, 0)), np.ones((4, 2)))
+
+
+@implementations
 @forms
 def test_torch_gradcheck(name: str, implementation: str) -> None:
     torch = pytest.importorskip("torch")

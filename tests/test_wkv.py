@@ -139,6 +139,45 @@ def test_large_keys_of_version_4_do_not_overflow() -> None:
     assert relative_error(call(given, 4), call(shifted, 4)) <= 1e-12
 
 
+@pytest.mark.parametrize("shift", [-3000.0, 3000.0])
+def test_exponents_of_version_4_may_be_large(shift: float) -> None:
+    """Only differences of exponents count, so a common shift of all keys costs no digits, of gradients neither."""
+    torch = pytest.importorskip("torch")
+    given = {name: torch.from_numpy(x).float() for name, x in draw(4, 100).items()}
+    given["k"] = torch.round(64 * given["k"]) / 64  # the shift below rounds no key
+    results = []
+    for k in (given["k"], given["k"] + shift):
+        leaves = {name: x.clone().requires_grad_() for name, x in (given | {"k": k}).items()}
+        out = call(leaves, 4)
+        (out * torch.cos(torch.arange(out.numel()).reshape(out.shape))).sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves.values())])
+    for got, expected in zip(*results, strict=True):
+        assert relative_error(got.numpy(), expected.numpy()) <= tolerance("float32")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "generic"])
+def test_decays_of_version_4_that_forget_all(implementation: str) -> None:
+    """exp(−∞) = 0: an output is of the present token and the one before; padded steps are passed over."""
+    torch = pytest.importorskip("torch")
+    given = draw(4, 9)
+    given["w"] = np.where(np.arange(D) % 2 == 0, -np.inf, given["w"])
+    mask = np.arange(9) % 4 != 1
+    out, state = call(given, 4, mask=mask, return_state=True, implementation=implementation)
+    k, v, r = (given[name][..., mask, ::2] for name in "kvr")
+    weights = np.exp(given["u"][::2] + k[..., 1:, :] - k[..., :-1, :])
+    expected = (v[..., :-1, :] + weights * v[..., 1:, :]) / (1 + weights) / (1 + np.exp(-r[..., 1:, :]))
+    assert relative_error(out[..., mask, ::2][..., 1:, :], expected) <= 1e-14
+    assert relative_error(state[..., 0, ::2] / state[..., 1, ::2], v[..., -1, :]) <= 1e-14
+    leaves = {name: torch.from_numpy(x).requires_grad_() for name, x in given.items()}
+    call(leaves, 4, mask=torch.from_numpy(mask), implementation=implementation).sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in leaves.values())
+
+
+def test_a_version_may_be_an_integer_of_numpy() -> None:
+    given = draw(6, 3)
+    assert np.array_equal(call(given, np.int64(6)), call(given, 6))
+
+
 def test_version_5_takes_one_decay_for_a_head() -> None:
     given = draw(5, 20)
     one = given | {"w": given["w"][:, :1]}

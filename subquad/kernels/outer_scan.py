@@ -101,7 +101,7 @@ def outer_scan(
     state = initial_state
     if state is None:
         state = xp.zeros((batch, heads, d, d_v), dtype=v.dtype, device=place_of(v))
-    if n == 0:
+    if 0 in (batch, n, heads):
         return v, state
     rows = [None if x is None else xp.reshape(x, (batch, n, -1)) for x in (q, k, v, g, weight)]
     if resets is not None:

@@ -419,6 +419,9 @@ def _tails(arrays: Mapping[str, Array | None], time: int, normalize: bool) -> di
         msg = f"q has shape {tuple(q.shape)}, expected {expected}"
         raise ValueError(msg)
     steps, d = tuple(q.shape[-1 - time : -1]), q.shape[-1]
+    if d == 0:
+        msg = f"q has shape {tuple(q.shape)}, expected at least one channel (last axis)"
+        raise ValueError(msg)
     if v.ndim <= time or tuple(v.shape[-1 - time : -1]) != steps:
         each = "".join(f"{n}, " for n in steps)
         msg = f"v has shape {tuple(v.shape)}, expected (..., {each}d_v): one value per query of q {tuple(q.shape)}"

@@ -271,13 +271,13 @@ def wkv(
 
 
 def _check_version(version: Any) -> int:
-    if isinstance(version, bool) or not isinstance(version, int):
+    if isinstance(version, bool) or not isinstance(version, int | np.integer):
         msg = f"version is {version!r} of type {type(version).__name__}, expected one of {VERSIONS}"
         raise TypeError(msg)
     if version not in VERSIONS:
         msg = f"version is {version}, expected one of {VERSIONS}"
         raise ValueError(msg)
-    return version
+    return int(version)
 
 
 def _scan(

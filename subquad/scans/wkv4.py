@@ -53,7 +53,8 @@ def _block(
     before, after = top[:, :-1, :], top[:, 1:, :]
     if anew is not None:
         before = xp.where(anew, LOWEST, before)
-    factors = xp.exp((w if counts is None else w * counts) + before - after)
+    # differences of exponents first: they are exact where they matter, however large the exponents are
+    factors = xp.exp((w if counts is None else xp.where(counts > 0, w, 0.0)) + (before - after))
     weights = xp.exp(k - after if counts is None else xp.where(counts > 0, k - after, LOWEST))
     sums, reads = [], []
     for row, terms in enumerate((weights * v, weights)):
@@ -64,8 +65,8 @@ def _block(
         read = xp.concat([start[:, None, :], total[:, :-1, :]], axis=1)
         reads.append(read if anew is None else xp.where(anew, 0.0, read))
         sums.append(total[:, -1:, :])
-    shift = xp.maximum(before, u + k)
-    past, present = xp.exp(before - shift), xp.exp(u + k - shift)
+    lead = (before - k) - u
+    past, present = xp.exp(xp.clip(lead, max=0.0)), xp.exp(xp.clip(-lead, max=0.0))
     out = (past * reads[0] + present * v) / (past * reads[1] + present)
     return xp.concat([*sums, top[:, -1:, :]], axis=1), out
 
@@ -75,24 +76,26 @@ def largest_exponents(
 ) -> Array:
     """P[−1] = `start`, P[t] = max(P[t−1] + w, k[t]), from −1 on, (batch, n + 1, d).
 
-    P[t] − (t+1) w is a running maximum, which takes log₂ n passes. Its rounding does not matter: sums are relative to
-    whatever P comes out.
+    Windows of steps double in log₂ n passes, and no sum of decays is taken off again: w may be −∞. The rounding of P
+    does not matter: sums are relative to whatever P comes out.
     """
     batch, n, d = k.shape
-    if counts is None:
-        drift = w * xp.astype(xp.arange(1, n + 1, device=place_of(k)), k.dtype)[None, :, None]
-    else:
-        drift, k = w * xp.cumulative_sum(counts, axis=1), xp.where(counts > 0, k, LOWEST)
-    top = xp.concat([start, k - drift], axis=1)
+    passed = None  # steps that count, up to each
+    if counts is not None:
+        k = xp.where(counts > 0, k, LOWEST)
+        passed = xp.concat([xp.zeros_like(counts[:, :1, :]), xp.cumulative_sum(counts, axis=1)], axis=1)
+    top = xp.concat([start, k], axis=1)
     segment = None
     if marks is not None:
         segment = xp.concat([xp.zeros_like(marks[:, :1, :]), xp.cumulative_sum(marks, axis=1)], axis=1)
     step = 1
     while step <= n:
-        lowest = xp.full((batch, step, d), LOWEST, dtype=k.dtype, device=place_of(k))
-        earlier = xp.concat([lowest, top[:, :-step, :]], axis=1)
+        earlier, decay = top[:, :-step, :], step * w
+        if passed is not None:
+            between = passed[:, step:, :] - passed[:, :-step, :]
+            decay = xp.where(between > 0, between * w, 0.0)
+        earlier = earlier + decay
         if segment is not None:
-            other = xp.concat([xp.full_like(segment[:, :step, :], -1.0), segment[:, :-step, :]], axis=1)
-            earlier = xp.where(segment == other, earlier, LOWEST)
-        top, step = xp.maximum(top, earlier), 2 * step
-    return top + xp.concat([xp.zeros_like(drift[:, :1, :]), drift], axis=1)
+            earlier = xp.where(segment[:, step:, :] == segment[:, :-step, :], earlier, LOWEST)
+        top, step = xp.concat([top[:, :step, :], xp.maximum(top[:, step:, :], earlier)], axis=1), 2 * step
+    return top
