@@ -134,7 +134,7 @@ def test_backends_know_their_own_library_and_the_lower_rooms() -> None:
                     "backend",
                     "core",
                     "kernels",
-                    *(["blocks"] if path.name == "nn.py" else []),
+                    *(["blocks"] if path.name == "mamba_blocks.py" else []),
                 }  # modules of blocks
                 assert rest[0] in rooms, f"{path} imports {name}"
 
