@@ -18,8 +18,8 @@ def asked_address(x: Array) -> int:
 
 
 def read_address(x: Array) -> int:
-    """The address of the first element, read from the array object."""
-    return _word_at(id(x) + DATA).value
+    """The address of the first element, read from the array object; asked for of anything but an array of NumPy."""
+    return _word_at(id(x) + DATA).value if type(x) is np.ndarray else asked_address(x)
 
 
 def reads_objects() -> bool:
