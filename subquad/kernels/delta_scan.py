@@ -62,7 +62,7 @@ def delta_scan(
         resets          (batch, n), bool, or None: the state starts from 0 before a step where it is True
 
     With `reverse`, time runs from the end. A number that is not finite makes the outputs NaN that depend on it, and
-    changes no other.
+    changes no other. Finite numbers whose products overflow may reach all of their chunk here, past a reset too.
     """
     xp, n = namespace_of(q), q.shape[1]
     made = outputs(q, k, v, scale=scale, reverse=reverse)

@@ -300,9 +300,10 @@ def delta_rule(
     -----
     O(n d d_v) operations. Without g this is DeltaNet [1]_, with one decay for each step Gated DeltaNet [2]_, equation
     10, and with one for each channel Kimi Delta Attention [3]_, equation 1. float16 and bfloat16 are computed in
-    float32. Generic code computes chunks of steps by products of matrices, with the WY form of [1]_; compiled kernels
-    walk through time. A chunk multiplies the state by a matrix (d, d), so `summarize_scan` gives that matrix in place
-    of a decay. Kernel: `delta_scan`.
+    float32. Generic code computes chunks of steps by products of matrices, with the WY form of [1]_: numbers that
+    overflow there may reach all steps of their chunk, of another document too. Compiled kernels walk through time. A
+    chunk multiplies the state by a matrix (d, d), so `summarize_scan` gives that matrix in place of a decay. Kernel:
+    `delta_scan`.
 
     References
     ----------

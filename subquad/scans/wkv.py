@@ -239,6 +239,7 @@ def wkv(
     numbers than w: time_decay of version 4 is log(−w), that of version 5 too, and versions 6 and 7 make w in the model,
     as −exp(·) and −exp(−1/2) σ(·). In version 7, a is −κ̂ and b is κ̂ ∘ (the in-context learning rate). float16 and
     bfloat16 are computed in float32. Version 4 keeps its sums relative to their largest term, so that no key overflows.
+    In version 7, numbers that overflow in the generic form may reach all steps of their chunk, of another document too.
     Kernels: `linear_scan`, `outer_scan`, `delta_scan`.
 
     References

@@ -79,7 +79,7 @@ def largest_exponents(
     Windows of steps double in log₂ n passes, and no sum of decays is taken off again: w may be −∞. The rounding of P
     does not matter: sums are relative to whatever P comes out.
     """
-    _, n, _ = k.shape
+    n = k.shape[1]
     passed = None  # steps that count, up to each
     if counts is not None:
         k = xp.where(counts > 0, k, LOWEST)
