@@ -180,3 +180,12 @@ def test_says_what_is_wrong(case: str) -> None:
     error, message, options = ERRORS[case]
     with pytest.raises(error, match=message):
         subquad.attention(x, x, x, "bigbird", **options)
+
+
+@pytest.mark.parametrize(("num_random_blocks", "n"), [(0, 16), (0, 20), (1, 24), (2, 28)])
+def test_the_end_blocks_read_every_key_of_a_short_sequence(num_random_blocks: int, n: int) -> None:
+    """Also where the list of a block has as many places as there are blocks."""
+    q, k = np.random.default_rng(0).standard_normal((2, n, 5))
+    method = subquad.BigBird(block_size=4, num_random_blocks=num_random_blocks)
+    weights = subquad.attention_weights(q, k, method)
+    assert (weights[[0, 3, n - 4, n - 1]] > 0).all()

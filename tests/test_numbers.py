@@ -10,6 +10,7 @@ from rows.kernels import without_overrides
 from rows.libraries import Jax, Library, NumPy, Strict, Torch, relative_error
 
 import subquad
+from subquad.core.loading import backend_of
 
 FEW = [pytest.param(x, id=str(x)) for x in (NumPy(), Strict(), Torch(), Jax())]
 
@@ -199,3 +200,17 @@ def test_few_causal_queries_over_a_long_cache() -> None:
     right = subquad.attention(*(x.astype(float) for x in (q, k, k)), "exact", causal=True)
     got = subquad.attention(*map(torch.from_numpy, (q, k, k)), "exact", causal=True)
     assert relative_error(got.double().numpy(), right) < 5e-6
+
+
+def test_exponentials_of_differences_are_written_over_where_they_fit() -> None:
+    """By PyTorch over the first array alone where nothing is recorded and the result has its shape."""
+    torch = pytest.importorskip("torch")
+    backend = backend_of(torch)
+    x, y = torch.ones(1, 3), torch.zeros(2, 3)
+    wide = backend.exp_difference(torch, x, y)
+    assert wide.shape == (2, 3)
+    assert (x == 1).all()
+    over = backend.exp_difference(torch, y, x)
+    assert over.data_ptr() == y.data_ptr()
+    recorded = torch.ones(3, requires_grad=True)
+    assert backend.exp_difference(torch, recorded, x).data_ptr() != recorded.data_ptr()
