@@ -280,3 +280,25 @@ U, M, V = np.ones((2, 5, 3)), np.ones((3, 4)), np.ones(3)
 def test_errors(error: type[Exception], message: str, call: Any) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def test_a_program_of_jax_holds_scans_whose_kernels_have_one_name() -> None:
+    """Those of the fixed, the selective and the outer scan are called alike, each in its module."""
+    jax = pytest.importorskip("jax")
+    u, A = np.ones((5, 3), np.float32), -np.ones((3, 2), np.float32)
+    ones = np.ones((3, 2), np.float32)
+    state = np.ones((5, 2), np.float32)
+
+    @jax.jit
+    def both(u: Any, A: Any, ones: Any, state: Any) -> Any:
+        fixed = subquad.lti_scan(u, A, ones, ones, delta=ones[:, 0])
+        selective = subquad.selective_scan(u, u, A, state, state)
+        return fixed, selective, subquad.gated_linear_attention(state, state, u)
+
+    expected = (
+        subquad.lti_scan(u, A, ones, ones, delta=ones[:, 0]),
+        subquad.selective_scan(u, u, A, state, state),
+        subquad.gated_linear_attention(state, state, u),
+    )
+    for got, wanted in zip(both(u, A, ones, state), expected, strict=True):
+        assert relative_error(np.asarray(got), wanted) <= 1e-5

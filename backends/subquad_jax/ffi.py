@@ -120,7 +120,8 @@ def register(launch: Launch) -> str:
 
 @cache
 def _register(compile: Any, *kind: Any) -> str:  # noqa: A002
-    name = "_".join(("subquad", re.sub(r"\W+", "_", compile.__name__), *map(str, kind)))
+    place = f"{compile.__module__}.{compile.__name__}"  # kernels of two modules may have one name
+    name = "_".join((re.sub(r"\W+", "_", place), *map(str, kind)))
     kernel = compile(*kind)
     entry = _entry(_handler(np.dtype(kind[0]).type(0).real.dtype.name).address, kernel.address)
     new_capsule = ctypes.pythonapi.PyCapsule_New
