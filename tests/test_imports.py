@@ -54,6 +54,7 @@ ROOMS = [
     {"registry"},
     {"attention", "scans"},
     {"blocks"},
+    {"models"},
     {"explain"},
     {"__init__"},
     {"cli", "__main__", "tasks"},
