@@ -399,8 +399,8 @@ METHODS = [
 ]  # fmt: skip
 CAUSAL = [row for row in METHODS if row.causal]
 FITTED = ("favor-center", "favor-derf", "favor-derf-scale")  # to the queries and keys of each call
-# whose states sum up keys, and which process tokens one after the other
-STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name not in FITTED and row.method != "linformer" and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
+# whose states sum up keys in a fixed size, and which process tokens one after the other
+STREAMING = [row for row in METHODS if has_own(row, "_summarize") and row.name not in FITTED and row.method not in ("linformer", "clustered") and (row.method != "nystrom" or row.name == "nystrom-arrays")]  # fmt: skip
 STEPPING = [
     row for row in METHODS if row.causal and has_own(row, "_step") and not {"global", "rest"} & set(row.name.split("-"))
 ]
