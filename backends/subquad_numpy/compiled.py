@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from subquad.backend import Accepts, Call, Override, dtype_name
+from subquad.core.beside import namespace_of
+from subquad.core.loading import backend_of
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
@@ -37,6 +39,8 @@ from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.outer_scan import calls as outer_scan
 from subquad_numpy.outer_scan import launch as of_outer_scan
+from subquad_numpy.project import calls as project
+from subquad_numpy.project import launch as of_project
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -123,6 +127,8 @@ class Compiled:
         What `launch_backward` does not read: places in (*arrays, *outputs).
     constant : bool
         Whether no output has a gradient: all are numbers of rows.
+    as_stored : frozenset of int
+        Places of arrays that are read in half precision where they have it: no library converts them first.
     """
 
     kernel: str
@@ -135,6 +141,7 @@ class Compiled:
     saves: bool = False
     unread: frozenset[int] = frozenset()
     constant: bool = False
+    as_stored: frozenset[int] = frozenset()
 
 
 def _fused_features(call: Call) -> str | None:
@@ -228,6 +235,23 @@ def _one_precision(call: Call) -> str | None:
     sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
     found = {sizes.get(dtype_name(x)) for x in call.arrays if x is not None} - {None}
     return "it computes in one precision" if len(found) > 1 else None
+
+
+def _few_to_project(call: Call) -> str | None:
+    # the reason to leave a product to the library, or None
+    x, W, _ = call.arrays
+    if 0 in (*x.shape, W.shape[0]):
+        return "there is no row, no input or no output"
+    if dtype_name(W) == "float64" != dtype_name(x):
+        return "its weights are not of more digits than its rows"
+    rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)
+    if rows > project.MOST_ROWS:
+        return f"it is for at most {project.MOST_ROWS} rows"
+    if dtype_name(W) == "float16":
+        from subquad_numpy.project.tile import widens_half
+
+        return None if widens_half() else "this machine has no instruction that converts float16"
+    return None
 
 
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
@@ -347,6 +371,16 @@ COMPILED: dict[str, Compiled] = {
             of_outer_scan.launch,
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
+        ),
+        Compiled(
+            "project",
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=_few_to_project),
+            project.project,
+            project.project_backward,
+            of_project.launch,
+            of_project.launch_backward,
+            unread=frozenset({3}),
+            as_stored=frozenset({1}),
         ),
         Compiled(
             "causal_conv1d",

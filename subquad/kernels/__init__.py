@@ -17,6 +17,7 @@ from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.lti_scan import lti_scan
 from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
+from subquad.kernels.project import project
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -37,6 +38,7 @@ __all__ = [
     "lti_scan",
     "nearest",
     "outer_scan",
+    "project",
     "selective_scan",
     "softmax_attention",
 ]

@@ -357,6 +357,16 @@ def causal_conv1d(
     return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
 
 
+def project(name: str, rows: int, inputs: int, outputs: int, *, bare: bool = False) -> Example:
+    """Rows by a matrix, which alone may be stored in half precision."""
+
+    def draw() -> Arrays:
+        x, W, bias = normal((rows, inputs), (outputs, inputs), (outputs,))
+        return x, W, None if bare else bias
+
+    return Example("project", name, draw, never_half=(0, 2))
+
+
 def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
     """A complex model, resets and padded steps where the name says so; skip connection and state, unless bare."""
 
@@ -447,6 +457,11 @@ for example in [
     outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
     outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
     outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
+    project("one row", 1, 50, 37),
+    project("fewer inputs than lanes", 1, 5, 3, bare=True),
+    project("few rows", 7, 70, 131),
+    project("most rows", 16, 32, 2, bare=True),
+    project("too many rows", 17, 20, 9),
     lti_scan("bare", 63, bare=True),
     lti_scan("state", 70, d=19, d_state=4),
     lti_scan("complex", 130, d_state=5),
