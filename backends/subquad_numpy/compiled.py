@@ -35,6 +35,8 @@ from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.lti_scan import calls as lti_scan
 from subquad_numpy.lti_scan import launch as of_lti_scan
+from subquad_numpy.mamba_step import calls as mamba_step
+from subquad_numpy.mamba_step import launch as of_mamba_step
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.outer_scan import calls as outer_scan
@@ -247,11 +249,33 @@ def _few_to_project(call: Call) -> str | None:
     rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)
     if rows > project.MOST_ROWS:
         return f"it is for at most {project.MOST_ROWS} rows"
-    if dtype_name(W) == "float16":
-        from subquad_numpy.project.tile import widens_half
+    return _no_half(dtype_name(W))
+
+
+def _no_half(stored: str) -> str | None:
+    # the reason to decline weights of float16, or None
+    if stored == "float16":
+        from subquad_numpy.codegen.dots import widens_half
 
         return None if widens_half() else "this machine has no instruction that converts float16"
     return None
+
+
+def _few_to_step(call: Call) -> str | None:
+    # the reason to take a step of a block apart into its kernels, or None
+    x, conv = call.arrays[0], call.arrays[12]
+    if any(0 in a.shape for a in call.arrays if a is not None and a is not conv):
+        return "there is no sequence, or an axis is empty"
+    matrices = {dtype_name(call.arrays[i]) for i in mamba_step.MATRICES}
+    others = {dtype_name(a) for i, a in enumerate(call.arrays) if a is not None and i not in mamba_step.MATRICES}
+    if len(matrices) > 1 or len(others) > 1:
+        return "it takes matrices of one dtype, and all else of one dtype"
+    stored, (dtype,) = matrices.pop(), others
+    if dtype not in REAL or stored == "float64" != dtype:
+        return "it computes in float32 or float64, and in no fewer digits than its matrices have"
+    if x.shape[0] * backend_of(namespace_of(x)).items_behind(x) > mamba_step.MOST_ROWS:
+        return f"it is for at most {mamba_step.MOST_ROWS} sequences"
+    return _no_half(stored)
 
 
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
@@ -381,6 +405,13 @@ COMPILED: dict[str, Compiled] = {
             of_project.launch_backward,
             unread=frozenset({3}),
             as_stored=frozenset({1}),
+        ),
+        Compiled(
+            "mamba_step",
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=_few_to_step),
+            mamba_step.step,
+            launch=of_mamba_step.launch,
+            as_stored=frozenset(mamba_step.MATRICES),
         ),
         Compiled(
             "causal_conv1d",

@@ -15,6 +15,7 @@ from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.lti_scan import lti_scan
+from subquad.kernels.mamba_step import mamba_step
 from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.project import project
@@ -36,6 +37,7 @@ __all__ = [
     "iterative_pinv",
     "linear_scan",
     "lti_scan",
+    "mamba_step",
     "nearest",
     "outer_scan",
     "project",

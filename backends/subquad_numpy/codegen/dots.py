@@ -4,12 +4,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, intrinsic, types
+from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, types
 
 HALF_BITS = 16
+STORED = {"float16": np.uint16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
+"""A number of the type that memory holds weights in, by their dtype."""
 
 
 def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
@@ -32,22 +35,22 @@ def widens_half() -> bool:
 def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
     """The intrinsic y[r, j] = bias[j] + Σ_i x[r, i] W[j, i] for a tile of rows and outputs.
 
-        tile(x, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias)
+        tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias)
 
-    Rows start at `row`, outputs at `output`. Those beyond the last ones stand for the last ones, which are computed
+    Rows of x are `step` numbers apart. Rows start at `row`, outputs at `output`. Those beyond the last ones stand for the last ones, which are computed
     again: the tile at an edge has the shape of the others. y has `width` numbers in a row. `stored` is the dtype of W;
     of float16 and bfloat16, memory holds the bits, as uint16.
     """
 
     @intrinsic
     def tile(
-        typingctx: Any, x: Any, W: Any, inputs: Any, row: Any, last_row: Any, output: Any, last_output: Any, y: Any,
-        width: Any, bias: Any, has_bias: Any,
+        typingctx: Any, x: Any, step: Any, W: Any, inputs: Any, row: Any, last_row: Any, output: Any,
+        last_output: Any, y: Any, width: Any, bias: Any, has_bias: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(x.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            x, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias = args
+            x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias = args
             wide, number = context.get_value_type(vector), context.get_value_type(vector.element)
 
             def word(value: int) -> Any:
@@ -61,12 +64,12 @@ def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
                 address = builder.gep(memory, [index])
                 if lanes > 1:
                     address = builder.bitcast(address, ir.VectorType(memory.type.pointee, lanes).as_pointer())
-                value = builder.load(address, align=sig.args[1].dtype.bitwidth // 8)
+                value = builder.load(address, align=sig.args[2].dtype.bitwidth // 8)
                 return _widened(builder, value, stored, wide if lanes > 1 else number, lanes)
 
             at_rows = [clamped(row, r, last_row) for r in range(rows)]
             at_outputs = [clamped(output, j, last_output) for j in range(outputs)]
-            of_x = [builder.gep(x, [builder.mul(at, inputs)]) for at in at_rows]
+            of_x = [builder.gep(x, [builder.mul(at, step)]) for at in at_rows]
             of_W = [builder.gep(W, [builder.mul(at, inputs)]) for at in at_outputs]
             cells = [(r, j) for r in range(rows) for j in range(outputs)]
 
@@ -112,7 +115,7 @@ def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         number = types.intp
-        given = (x, W, number, number, number, number, number, y, number, bias, types.boolean)
+        given = (x, number, W, number, number, number, number, number, y, number, bias, types.boolean)
         return types.none(*given), codegen
 
     return tile
@@ -139,3 +142,28 @@ def _widened(builder: Any, value: Any, stored: str, target: Any, lanes: int) -> 
 
 def _each(lanes: int) -> Any:
     return [HALF_BITS] * lanes if lanes > 1 else HALF_BITS
+
+
+@cache
+def products(stored: str) -> Callable[..., Any]:
+    """The function of all rows of x and the outputs `start` … `stop` − 1, tile by tile: the arguments as of `dot_tile`.
+
+    The few rows of W that a tile takes stay in the first cache while all rows of x pass by.
+    """
+    one, many = dot_tile(*ONE, stored), dot_tile(*MANY, stored)
+    outputs_of_one, (rows_of_many, outputs_of_many) = ONE[1], MANY
+
+    @inline
+    def multiply(
+        x: Any, step: int, rows: int, W: Any, inputs: int, start: int, stop: int, y: Any, width: int, bias: Any,
+        has_bias: bool,
+    ) -> None:  # fmt: skip
+        if rows == 1:
+            for j in range(start, stop, outputs_of_one):
+                one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias)
+        else:
+            for j in range(start, stop, outputs_of_many):
+                for r in range(0, rows, rows_of_many):
+                    many(x, step, W, inputs, r, rows - 1, j, stop - 1, y, width, bias, has_bias)
+
+    return multiply
