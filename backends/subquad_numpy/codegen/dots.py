@@ -32,14 +32,15 @@ def widens_half() -> bool:
 
 
 @cache
-def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
+def dot_tile(rows: int, outputs: int, stored: str, ahead: bool = False) -> Callable[..., Any]:
     """The intrinsic y[r, j] = bias[j] + Σ_i x[r, i] W[j, i] for a tile of rows and outputs.
 
         tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias)
 
     Rows of x are `step` numbers apart. Rows start at `row`, outputs at `output`. Those beyond the last ones stand for the last ones, which are computed
     again: the tile at an edge has the shape of the others. y has `width` numbers in a row. `stored` is the dtype of W;
-    of float16 and bfloat16, memory holds the bits, as uint16.
+    of float16 and bfloat16, memory holds the bits, as uint16. With `ahead`, the rows of W of the next tile are prefetched:
+    they are out of reach of the hardware's prefetching while several rows of x are multiplied.
     """
 
     @intrinsic
@@ -78,8 +79,12 @@ def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
             for cell in cells:  # the variables are made once a function, the tile may come many times
                 builder.store(ir.Constant(wide, None), sums[cell])
             steps = builder.udiv(inputs, word(vector.lanes))
+            next_tile = builder.mul(inputs, word(outputs))
             with cgutils.for_range(builder, steps) as loop:
                 at = builder.mul(loop.index, word(vector.lanes))
+                if ahead:
+                    for memory in of_W:
+                        _prefetch(builder, builder.gep(memory, [builder.add(at, next_tile)]))
                 weights = [weight(memory, at, vector.lanes) for memory in of_W]
                 for r, memory in enumerate(of_x):
                     address = builder.bitcast(builder.gep(memory, [at]), wide.as_pointer())
@@ -121,6 +126,14 @@ def dot_tile(rows: int, outputs: int, stored: str) -> Callable[..., Any]:
     return tile
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    read, keep, data = 0, 3, 1
+    builder.call(function, [builder.bitcast(address, byte), *(ir.Constant(word, hint) for hint in (read, keep, data))])
+
+
 def _add_product(builder: Any, total: Any, x: Any, y: Any) -> None:
     # total += x y, with one rounding where the machine can
     builder.store(builder.fadd(builder.load(total), builder.fmul(x, y, flags=FUSE), flags=FUSE), total)
@@ -150,7 +163,7 @@ def products(stored: str) -> Callable[..., Any]:
 
     The few rows of W that a tile takes stay in the first cache while all rows of x pass by.
     """
-    one, many = dot_tile(*ONE, stored), dot_tile(*MANY, stored)
+    one, first, many = dot_tile(*ONE, stored, True), dot_tile(*MANY, stored, True), dot_tile(*MANY, stored)
     outputs_of_one, (rows_of_many, outputs_of_many) = ONE[1], MANY
 
     @inline
@@ -163,7 +176,8 @@ def products(stored: str) -> Callable[..., Any]:
                 one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias)
         else:
             for j in range(start, stop, outputs_of_many):
-                for r in range(0, rows, rows_of_many):
+                first(x, step, W, inputs, 0, rows - 1, j, stop - 1, y, width, bias, has_bias)
+                for r in range(rows_of_many, rows, rows_of_many):
                     many(x, step, W, inputs, r, rows - 1, j, stop - 1, y, width, bias, has_bias)
 
     return multiply

@@ -59,8 +59,8 @@ def sizes_of(arrays: Sequence[Any]) -> dict[str, int]:
 
 
 def scratch_of(sizes: Mapping[str, int]) -> int:
-    """Numbers of scratch of a call."""
-    return sizes["batch"] * (4 * sizes["d_inner"] + sizes["dt_rank"] + 2 * sizes["d_state"])
+    """Numbers of scratch of a call: u and z before the convolution; u, later y; C · h; Δ; and delta, B, C."""
+    return sizes["batch"] * (5 * sizes["d_inner"] + sizes["dt_rank"] + 2 * sizes["d_state"])
 
 
 @cache

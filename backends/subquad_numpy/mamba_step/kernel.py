@@ -29,17 +29,12 @@ INPUTS = (
     "x", "in_proj", "in_bias", "taps", "taps_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj",
     "out_bias", "conv", "ssm",
 )  # fmt: skip
-# results, then scratch that threads share: numbers (`WORK` of a sequence), and counters, zeros at first
+# results, then scratch that threads share: numbers, and counters, zeros at first
 OUTPUTS = ("out", "new_conv", "new_ssm", "work", "counters")
 RECORD = fields(dict.fromkeys(SIZES), dict.fromkeys((*INPUTS, *OUTPUTS), 0))
 BLOCK, SMALL_BLOCK = 32, 8  # outputs of a task: of the large matrices, of x_proj
 PHASES, COUNTERS = 4, 8  # counters of int64: tasks taken and tasks finished of each phase
 PATIENCE = 2000  # looks at a counter before yielding, some 20 µs
-
-
-def work_of(d_inner: int, d_state: int, dt_rank: int) -> int:
-    """Numbers of scratch for a sequence: u and z before the convolution, then u, later y; Δ; and delta, B, C."""
-    return 4 * d_inner + dt_rank + 2 * d_state
 
 
 @inline
@@ -61,32 +56,39 @@ def _wait(counters: Any, phase: int, tasks: int, give_way: int) -> None:
 
 
 @inline
-def _convolve(f: Any, both: Any, u: Any, start: int, stop: int, lanes: int, edge: Any, zero: Any) -> None:
-    """u = silu(bias + Σ_k taps[k] input[k]) of a block of channels, and the inputs that the next step needs."""
-    taps, bias, conv = pointer(f.taps, zero), pointer(f.taps_bias, zero), pointer(f.conv, zero)
-    new_conv, history, d = pointer(f.new_conv, zero), f.width - 1, f.d_inner
+def _convolve(f: Any, both: Any, u: Any, start: int, stop: int, lanes: int, taps: Any, edge: Any, zero: Any) -> None:
+    """u = silu(bias + Σ_k taps[k] input[k]) of a block of channels, and the inputs that the next step needs.
+
+    `taps` is scratch for the taps of the block, those of one place in a row.
+    """
+    given, bias, conv, new_conv = (
+        pointer(f.taps, zero), pointer(f.taps_bias, zero), pointer(f.conv, zero), pointer(f.new_conv, zero),
+    )  # fmt: skip
+    width, history, d = f.width, f.width - 1, f.d_inner
+    for c in range(start, stop):
+        for k in range(width):
+            taps[k * BLOCK + c - start] = given[c * width + k]
     for item in range(f.batch):
-        rows = item * history * d
-        for c in range(start, stop):
-            new = both[item * 2 * d + c]
-            value = zero
-            if f.taps_bias != 0:
-                value = bias[c]
-            for k in range(history):
-                before = conv[rows + k * d + c]
-                value += taps[c * f.width + k] * before
-                if k > 0:
-                    new_conv[rows + (k - 1) * d + c] = before
-            if history > 0:
-                new_conv[rows + (history - 1) * d + c] = new
-            u[item * d + c] = value + taps[c * f.width + history] * new
         for c in range(start, stop, lanes):
-            s = load_part(u, item * d + c, stop - c, lanes, edge)
-            store_part(u, item * d + c, s * sigmoid(s), stop - c, lanes, edge)
+            count, row = stop - c, item * history * d + c
+            new = load_part(both, item * 2 * d + c, count, lanes, edge)
+            s = load(taps, history * BLOCK + c - start) * new
+            if f.taps_bias != 0:
+                s = s + load_part(bias, c, count, lanes, edge)
+            for k in range(history):
+                before = load_part(conv, row + k * d, count, lanes, edge)
+                s = load(taps, k * BLOCK + c - start) * before + s
+                if k > 0:
+                    store_part(new_conv, row + (k - 1) * d, before, count, lanes, edge)
+            if history > 0:
+                store_part(new_conv, row + (history - 1) * d, new, count, lanes, edge)
+            store_part(u, item * d + c, s * sigmoid(s), count, lanes, edge)
 
 
 @inline
-def _advance(f: Any, both: Any, u: Any, delta: Any, low: Any, start: int, stop: int, lanes: int, edge: Any, zero: Any) -> None:
+def _advance(
+    f: Any, both: Any, u: Any, delta: Any, low: Any, start: int, stop: int, lanes: int, edge: Any, zero: Any
+) -> None:
     """The recurrence of a block of channels, whose states are vectors; y is written over u."""
     A_log, D, ssm, new_ssm = (
         pointer(f.A_log, zero), pointer(f.D, zero), pointer(f.ssm, zero), pointer(f.new_ssm, zero),
@@ -96,27 +98,29 @@ def _advance(f: Any, both: Any, u: Any, delta: Any, low: Any, start: int, stop: 
         for c in range(start, stop, lanes):
             at = item * d + c
             store_part(delta, at, softplus(load_part(delta, at, stop - c, lanes, edge)), stop - c, lanes, edge)
-        B = shifted(low, item * low_width + f.dt_rank)
-        C = shifted(B, d_state)
-        for c in range(start, stop):
-            step, x = delta[item * d + c], u[item * d + c]
-            drive, out = step * x, D[c] * x
-            for s in range(0, d_state, lanes):
-                count, at = d_state - s, (item * d + c) * d_state + s
-                growth, whole = split_exp2(load_part(A_log, c * d_state + s, count, lanes, edge) * LOG2_E)
-                rate = add_where_zero(whole, growth, growth * 0.0 + 1.0)  # exp(A_log) = −A
-                factor, whole = split_exp2(rate * (-step * LOG2_E))
+    for c in range(start, stop):
+        for s in range(0, d_state, lanes):
+            count = d_state - s
+            growth, whole = split_exp2(load_part(A_log, c * d_state + s, count, lanes, edge) * LOG2_E)
+            rate = add_where_zero(whole, growth, growth * 0.0 + 1.0) * -LOG2_E  # A in powers of 2: A = −exp(A_log)
+            for item in range(f.batch):
+                step, x = delta[item * d + c], u[item * d + c]
+                B = item * low_width + f.dt_rank + s
+                at = (item * d + c) * d_state + s
+                factor, whole = split_exp2(rate * step)
                 h = load_part(ssm, at, count, lanes, edge)
-                b, c_map = load_part(B, s, count, lanes, edge), load_part(C, s, count, lanes, edge)
-                h = add_where_zero(whole, factor * h + b * drive, h)
+                h = add_where_zero(whole, factor * h + load_part(low, B, count, lanes, edge) * (step * x), h)
                 store_part(new_ssm, at, h, count, lanes, edge)
-                out += total(h * c_map)
-            u[item * d + c] = out
+                part = total(h * load_part(low, B + d_state, count, lanes, edge))
+                place = (f.batch + item) * d + c  # of the sum over states
+                u[place] = part if s == 0 else u[place] + part
+    for item in range(f.batch):
         for c in range(start, stop, lanes):
             at, gate_at, count = item * d + c, item * 2 * d + d + c, stop - c
             gate = load_part(both, gate_at, count, lanes, edge)
-            y = load_part(u, at, count, lanes, edge) * (gate * sigmoid(gate))
-            store_part(u, at, y, count, lanes, edge)
+            skip = load_part(D, c, count, lanes, edge) * load_part(u, at, count, lanes, edge)
+            y = load_part(u, at + f.batch * d, count, lanes, edge) + skip
+            store_part(u, at, y * (gate * sigmoid(gate)), count, lanes, edge)
 
 
 @cache
@@ -129,11 +133,12 @@ def step_kernel(dtype: str, stored: str) -> Any:
     def step(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
         batch, d_model, d_inner, low_width = f.batch, f.d_model, f.d_inner, f.dt_rank + 2 * f.d_state
-        buffer = np.empty(3 * lanes, kind)
+        buffer = np.empty((f.width + 1) * BLOCK + 2 * lanes, kind)
         edge = aligned(buffer)
+        taps = shifted(edge, lanes)
         both, counters = pointer(f.work, zero), pointer(f.counters, count_type)
         u = shifted(both, batch * 2 * d_inner)
-        delta = shifted(u, batch * d_inner)
+        delta = shifted(u, 2 * batch * d_inner)  # between them, sums over states
         low = shifted(delta, batch * d_inner)
         x, out, nothing = pointer(f.x, zero), pointer(f.out, zero), pointer(0, zero)
         in_bias, dt_bias, out_bias = pointer(f.in_bias, zero), pointer(f.dt_bias, zero), pointer(f.out_bias, zero)
@@ -151,7 +156,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
                     2 * d_inner, in_bias, f.in_bias != 0,
                 )  # fmt: skip
                 if half == 0:
-                    _convolve(f, both, u, start, stop, lanes, edge, zero)
+                    _convolve(f, both, u, start, stop, lanes, taps, edge, zero)
                 task = _next(counters, 0, 1)
             _wait(counters, 0, 2 * blocks, f.give_way)
 
