@@ -129,8 +129,8 @@ class Compiled:
         What `launch_backward` does not read: places in (*arrays, *outputs).
     constant : bool
         Whether no output has a gradient: all are numbers of rows.
-    as_stored : frozenset of int
-        Places of arrays that are read in half precision where they have it: no library converts them first.
+    as_stored : callable or None
+        ``as_stored(place)`` tells of which arrays half precision is read as it is; any other is converted to float32 first.
     """
 
     kernel: str
@@ -143,7 +143,7 @@ class Compiled:
     saves: bool = False
     unread: frozenset[int] = frozenset()
     constant: bool = False
-    as_stored: frozenset[int] = frozenset()
+    as_stored: Callable[[int], bool] | None = None
 
 
 def _fused_features(call: Call) -> str | None:
@@ -262,19 +262,24 @@ def _no_half(stored: str) -> str | None:
 
 
 def _few_to_step(call: Call) -> str | None:
-    # the reason to take a step of a block apart into its kernels, or None
-    x, conv = call.arrays[0], call.arrays[12]
-    if any(0 in a.shape for a in call.arrays if a is not None and a is not conv):
-        return "there is no sequence, or an axis is empty"
-    matrices = {dtype_name(call.arrays[i]) for i in mamba_step.MATRICES}
-    others = {dtype_name(a) for i, a in enumerate(call.arrays) if a is not None and i not in mamba_step.MATRICES}
-    if len(matrices) > 1 or len(others) > 1:
+    # the reason to take a step of blocks apart into their kernels, or None
+    x, *arrays = call.arrays
+    given = {mamba_step.is_matrix(i): set[str]() for i in (0, 2)}
+    for i, a in enumerate(call.arrays):
+        if a is not None:
+            given[mamba_step.is_matrix(i)].add(dtype_name(a))
+    if len(given[True]) > 1 or len(given[False]) > 1:
         return "it takes matrices of one dtype, and all else of one dtype"
-    stored, (dtype,) = matrices.pop(), others
+    (stored,), (dtype,) = given[True], given[False]
     if dtype not in REAL or stored == "float64" != dtype:
         return "it computes in float32 or float64, and in no fewer digits than its matrices have"
-    if x.shape[0] * backend_of(namespace_of(x)).items_behind(x) > mamba_step.MOST_ROWS:
+    rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)
+    if rows > mamba_step.MOST_ROWS:
         return f"it is for at most {mamba_step.MOST_ROWS} sequences"
+    shapes = [None if a is None else tuple(a.shape) for a in arrays]
+    count = len(mamba_step.INPUTS)
+    if 0 in x.shape or any(shapes[i : i + count] != shapes[:count] for i in range(count, len(shapes), count)):
+        return "there is no sequence, or the blocks have different shapes"
     return _no_half(stored)
 
 
@@ -404,14 +409,14 @@ COMPILED: dict[str, Compiled] = {
             of_project.launch,
             of_project.launch_backward,
             unread=frozenset({3}),
-            as_stored=frozenset({1}),
+            as_stored=frozenset({1}).__contains__,
         ),
         Compiled(
             "mamba_step",
             Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=_few_to_step),
             mamba_step.step,
             launch=of_mamba_step.launch,
-            as_stored=frozenset(mamba_step.MATRICES),
+            as_stored=mamba_step.is_matrix,
         ),
         Compiled(
             "causal_conv1d",

@@ -112,11 +112,11 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
 
 
 def override(
-    native: Native, name: str, accepts: Accepts, *, widened: bool = False, as_stored: frozenset[int] = frozenset()
+    native: Native, name: str, accepts: Accepts, *, widened: bool = False, as_stored: Callable[[int], bool] | None = None
 ) -> Override:
     """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first.
 
-    Those at the places `as_stored` are not.
+    Those are not of whose places `as_stored` is true.
     """
     _natives[native.kernel, "cuda" in accepts.devices] = native
     # states of PyTorch in which the override may run: without a gradient it must not hide from recording
@@ -130,7 +130,7 @@ def override(
             arrays = (*arrays, static.pop("key_mask", None))
         if halves:
             arrays = tuple(
-                x.float() if x is not None and x.dtype in halves and i not in as_stored else x
+                x.float() if x is not None and x.dtype in halves and not (as_stored and as_stored(i)) else x
                 for i, x in enumerate(arrays)
             )
         if native.constant:

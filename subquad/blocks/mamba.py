@@ -182,9 +182,9 @@ def mamba(
             ssm = xp.zeros((x.shape[0], sizes.d_inner, sizes.d_state), dtype=x.dtype, device=place_of(x))
         if n == 1 and implementation == "auto" and time.resets is None and time.mask is None:
             out, conv, ssm = mamba_step(
-                x[:, 0, :], p["in_proj.weight"], p["in_proj.bias"], p["conv1d.weight"][:, 0, :], p["conv1d.bias"],
+                x[:, 0, :], None, p["in_proj.weight"], p["in_proj.bias"], p["conv1d.weight"][:, 0, :], p["conv1d.bias"],
                 p["x_proj.weight"], p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], p["out_proj.weight"],
-                p["out_proj.bias"], conv, ssm,
+                p["out_proj.bias"], conv, ssm, eps=0.0,
             )  # fmt: skip
             out = form.leave(0, out)
             return (out, {"conv": form.leave(1, conv), "ssm": form.leave(2, ssm)}) if return_state else out

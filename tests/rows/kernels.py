@@ -367,23 +367,33 @@ def project(name: str, rows: int, inputs: int, outputs: int, *, bare: bool = Fal
     return Example("project", name, draw, never_half=(0, 2))
 
 
-def mamba_step(name: str, batch: int, d_model: int, d_inner: int, d_state: int, rank: int, width: int = 4) -> Example:
-    """A step of a block whose matrices alone may be stored in half precision; without biases where the name says so."""
+def mamba_step(
+    name: str, batch: int, d_model: int, d_inner: int, d_state: int, rank: int, *, width: int = 4, layers: int = 1
+) -> Example:
+    """A step of blocks whose matrices alone may be stored in half precision, with norms and without biases where the
+    name says so."""
     low = rank + 2 * d_state
 
-    def draw() -> Arrays:
-        x, in_proj, taps, x_proj, dt_proj, A_log, out_proj, conv, ssm = normal(
-            (batch, d_model), (2 * d_inner, d_model), (d_inner, width), (low, d_inner), (d_inner, rank),
-            (d_inner, d_state), (d_model, d_inner), (batch, width - 1, d_inner), (batch, d_inner, d_state),
+    def block(seed: int) -> Arrays:
+        in_proj, taps, x_proj, dt_proj, A_log, out_proj, conv, ssm = normal(
+            (2 * d_inner, d_model), (d_inner, width), (low, d_inner), (d_inner, rank), (d_inner, d_state),
+            (d_model, d_inner), (batch, width - 1, d_inner), (batch, d_inner, d_state), seed=seed,
         )  # fmt: skip
-        in_bias, taps_bias, dt_bias, D, out_bias = normal(*[(size,) for size in (2 * d_inner, *[d_inner] * 3, d_model)])
+        norm, in_bias, taps_bias, dt_bias, D, out_bias = normal(
+            *[(size,) for size in (d_model, 2 * d_inner, *[d_inner] * 3, d_model)], seed=seed + 50
+        )
         in_proj, x_proj, dt_proj, out_proj = (W * W.shape[1] ** -0.5 for W in (in_proj, x_proj, dt_proj, out_proj))
         if "bare" in name:
             in_bias = taps_bias = out_bias = None
-        return (x, in_proj, in_bias, taps, taps_bias, x_proj, dt_proj, dt_bias - 2, A_log, D, out_proj, out_bias, conv,
-                ssm)  # fmt: skip
+        return (norm if "norm" in name else None, in_proj, in_bias, taps, taps_bias, x_proj, dt_proj, dt_bias - 2,
+                A_log, D, out_proj, out_bias, conv, ssm)  # fmt: skip
 
-    return Example("mamba_step", name, draw, never_half=(0, 2, 3, 4, 7, 8, 9, 11, 12, 13))
+    def draw() -> Arrays:
+        return (*normal((batch, d_model)), *(a for i in range(layers) for a in block(i)))
+
+    matrices = {1 + 14 * i + k for i in range(layers) for k in (1, 5, 6, 10)}
+    others = tuple(i for i in range(1 + 14 * layers) if i not in matrices)
+    return Example("mamba_step", name, draw, {"eps": 1e-2}, never_half=others)
 
 
 def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
@@ -482,8 +492,9 @@ for example in [
     project("most rows", 16, 32, 2, bare=True),
     project("too many rows", 17, 20, 9),
     mamba_step("one sequence", 1, 24, 48, 16, 3),
-    mamba_step("a few, bare", 5, 19, 37, 5, 2),
-    mamba_step("one tap, many states", 2, 16, 33, 33, 7, width=1),
+    mamba_step("a few, bare, norm", 5, 19, 37, 5, 2, layers=2),
+    mamba_step("one tap, many states", 2, 40, 33, 33, 7, width=1),
+    mamba_step("norm", 2, 9, 18, 16, 2, layers=3),
     mamba_step("too many", 17, 8, 16, 4, 1),
     lti_scan("bare", 63, bare=True),
     lti_scan("state", 70, d=19, d_state=4),
