@@ -112,7 +112,12 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
 
 
 def override(
-    native: Native, name: str, accepts: Accepts, *, widened: bool = False, as_stored: Callable[[int], bool] | None = None
+    native: Native,
+    name: str,
+    accepts: Accepts,
+    *,
+    widened: bool = False,
+    as_stored: Callable[[int], bool] | None = None,
 ) -> Override:
     """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first.
 

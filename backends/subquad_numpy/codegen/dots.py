@@ -1,7 +1,6 @@
 """Dot products of a few rows of x with a few rows of W, in registers; weights are widened as they are loaded."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from numba.core import cgutils
 from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, types
 
 HALF_BITS = 16
-STORED = {"float16": np.uint16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
-"""A number of the type that memory holds weights in, by their dtype."""
+STORED = {"float16": np.int16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
+"""A number of the type that stands for a dtype of weights in pointers: the type alone tells a tile how to widen."""
 
 
 def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
@@ -31,16 +30,15 @@ def widens_half() -> bool:
     return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
 
 
-@cache
-def dot_tile(rows: int, outputs: int, stored: str, ahead: bool = False) -> Callable[..., Any]:
+def _dot_tile(rows: int, outputs: int, ahead: bool) -> Callable[..., Any]:
     """The intrinsic y[r, j] = bias[j] + Σ_i x[r, i] W[j, i] for a tile of rows and outputs.
 
         tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias)
 
     Rows of x are `step` numbers apart. Rows start at `row`, outputs at `output`. Those beyond the last ones stand for the last ones, which are computed
-    again: the tile at an edge has the shape of the others. y has `width` numbers in a row. `stored` is the dtype of W;
-    of float16 and bfloat16, memory holds the bits, as uint16. With `ahead`, the rows of W of the next tile are prefetched:
-    they are out of reach of the hardware's prefetching while several rows of x are multiplied.
+    again: the tile at an edge has the shape of the others. y has `width` numbers in a row. With `ahead`, the rows of W of
+    the next tile are prefetched: they are out of reach of the hardware's prefetching while several rows of x are
+    multiplied.
     """
 
     @intrinsic
@@ -66,7 +64,7 @@ def dot_tile(rows: int, outputs: int, stored: str, ahead: bool = False) -> Calla
                 if lanes > 1:
                     address = builder.bitcast(address, ir.VectorType(memory.type.pointee, lanes).as_pointer())
                 value = builder.load(address, align=sig.args[2].dtype.bitwidth // 8)
-                return _widened(builder, value, stored, wide if lanes > 1 else number, lanes)
+                return _widened(builder, value, sig.args[2].dtype, wide if lanes > 1 else number, lanes)
 
             at_rows = [clamped(row, r, last_row) for r in range(rows)]
             at_outputs = [clamped(output, j, last_output) for j in range(outputs)]
@@ -139,16 +137,16 @@ def _add_product(builder: Any, total: Any, x: Any, y: Any) -> None:
     builder.store(builder.fadd(builder.load(total), builder.fmul(x, y, flags=FUSE), flags=FUSE), total)
 
 
-def _widened(builder: Any, value: Any, stored: str, target: Any, lanes: int) -> Any:
+def _widened(builder: Any, value: Any, stored: Any, target: Any, lanes: int) -> Any:
     """Weights as numbers of the type `target`, exactly: of 16 bits, a bfloat16 is the upper half of a float32."""
 
     def like(kind: Any) -> Any:
         return ir.VectorType(kind, lanes) if lanes > 1 else kind
 
-    if stored == "bfloat16":
+    if stored == types.uint16:
         bits = builder.shl(builder.zext(value, like(ir.IntType(32))), ir.Constant(like(ir.IntType(32)), _each(lanes)))
         value = builder.bitcast(bits, like(ir.FloatType()))
-    elif stored == "float16":
+    elif stored == types.int16:
         value = builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(ir.FloatType()))
     return value if value.type == target else builder.fpext(value, target)
 
@@ -157,27 +155,25 @@ def _each(lanes: int) -> Any:
     return [HALF_BITS] * lanes if lanes > 1 else HALF_BITS
 
 
-@cache
-def products(stored: str) -> Callable[..., Any]:
-    """The function of all rows of x and the outputs `start` … `stop` − 1, tile by tile: the arguments as of `dot_tile`.
+_one, _first, _more = _dot_tile(*ONE, True), _dot_tile(*MANY, True), _dot_tile(*MANY, False)
+_OF_ONE, (_ROWS, _OF_MANY) = ONE[1], MANY
 
-    The few rows of W that a tile takes stay in the first cache while all rows of x pass by.
+
+@inline
+def multiply(
+    x: Any, step: int, rows: int, W: Any, inputs: int, start: int, stop: int, y: Any, width: int, bias: Any,
+    has_bias: bool,
+) -> None:  # fmt: skip
+    """y[r, j] = bias[j] + Σ_i x[r, i] W[j, i] for all rows of x and the outputs j = start … stop − 1.
+
+    Rows of x are `step` numbers apart, those of y `width`. The few rows of W that a tile takes stay in the first cache
+    while all rows of x pass by.
     """
-    one, first, many = dot_tile(*ONE, stored, True), dot_tile(*MANY, stored, True), dot_tile(*MANY, stored)
-    outputs_of_one, (rows_of_many, outputs_of_many) = ONE[1], MANY
-
-    @inline
-    def multiply(
-        x: Any, step: int, rows: int, W: Any, inputs: int, start: int, stop: int, y: Any, width: int, bias: Any,
-        has_bias: bool,
-    ) -> None:  # fmt: skip
-        if rows == 1:
-            for j in range(start, stop, outputs_of_one):
-                one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias)
-        else:
-            for j in range(start, stop, outputs_of_many):
-                first(x, step, W, inputs, 0, rows - 1, j, stop - 1, y, width, bias, has_bias)
-                for r in range(rows_of_many, rows, rows_of_many):
-                    many(x, step, W, inputs, r, rows - 1, j, stop - 1, y, width, bias, has_bias)
-
-    return multiply
+    if rows == 1:
+        for j in range(start, stop, _OF_ONE):
+            _one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias)
+    else:
+        for j in range(start, stop, _OF_MANY):
+            _first(x, step, W, inputs, 0, rows - 1, j, stop - 1, y, width, bias, has_bias)
+            for r in range(_ROWS, rows, _ROWS):
+                _more(x, step, W, inputs, r, rows - 1, j, stop - 1, y, width, bias, has_bias)

@@ -18,7 +18,7 @@ from numba import carray
 
 from subquad_numpy.codegen import aligned, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.dots import STORED, products
+from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.mamba_step.layout import (
     A_LOG, BLOCK, CONV, D_SKIP, DT_BIAS, DT_PROJ, HEAD, IN_BIAS, IN_PROJ, NEW_CONV, NEW_SSM, NORM, OF_LAYER, OUT_BIAS,
     OUT_PROJ, PHASES, SMALL_BLOCK, SSM, TAPS, TAPS_BIAS, X_PROJ,
@@ -31,7 +31,7 @@ from subquad_numpy.mamba_step.turns import next_task, wait
 def step_kernel(dtype: str, stored: str) -> Any:
     """Compile `step(first, last, records)`, for numbers of a real `dtype` and matrices of the dtype `stored`."""
     lanes, kind, zero = element(dtype)
-    weight, multiply, word = STORED[stored], products(stored), np.int64(0)
+    weight, word = STORED[stored], np.int64(0)
     matrices = (IN_PROJ, X_PROJ, DT_PROJ, OUT_PROJ)
     of_head, (in_proj, x_proj, dt_proj, out_proj) = len(HEAD), matrices
 

@@ -9,7 +9,17 @@ import numpy as np
 
 from subquad.backend import Array, Like
 from subquad_numpy.mamba_step.calls import is_small_step, sizes_of
-from subquad_numpy.mamba_step.layout import CONV, IN_PROJ, INPUTS, OUT_PROJ, PHASES, SSM, layers_of, record_of, scratch_of
+from subquad_numpy.mamba_step.layout import (
+    CONV,
+    IN_PROJ,
+    INPUTS,
+    OUT_PROJ,
+    PHASES,
+    SSM,
+    layers_of,
+    record_of,
+    scratch_of,
+)
 from subquad_numpy.project.calls import stored_as
 from subquad_numpy.runtime.launch import Launch, Run
 

@@ -10,7 +10,7 @@ from numba import carray
 
 from subquad_numpy.codegen import pointer
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.dots import STORED, products
+from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.runtime.arguments import fields
 
 # sizes, arrays (`bias` may have the address 0), and the result
@@ -21,7 +21,7 @@ RECORD = fields(dict.fromkeys(("rows", "inputs", "outputs", "block")), dict.from
 def project_kernel(dtype: str, stored: str) -> Any:
     """Compile `project(first, last, records)` for rows of a real `dtype` and weights of the dtype `stored`."""
     _, _, zero = element(dtype)
-    weight, multiply = STORED[stored], products(stored)
+    weight = STORED[stored]
 
     @compiled(f"project {dtype} by {stored}", RECORD)
     def project(first: int, last: int, records: Any) -> int:
