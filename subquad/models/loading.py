@@ -8,6 +8,8 @@ from typing import Any
 
 from subquad.backend import Array
 from subquad.models.directories import read_directory
+from subquad.models.gguf_files import read_gguf
+from subquad.models.gguf_tokenizer import tokenizer_of
 from subquad.models.language_model import LanguageModel
 from subquad.models.parameters import tree_of
 from subquad.models.placing import Placing
@@ -31,7 +33,8 @@ def load_model(path: str | os.PathLike[str], *, like: Array | None = None, dtype
     Returns
     -------
     LanguageModel
-        The model, with the tokenizer of a tokenizer.json beside the weights.
+        The model, with the tokenizer of a directory's tokenizer.json, or of a GGUF file that holds byte-level BPE as
+        GPT-2's.
 
     Raises
     ------
@@ -64,6 +67,14 @@ def load_model(path: str | os.PathLike[str], *, like: Array | None = None, dtype
     if not where.exists():
         msg = f"path is {str(where)!r}, which does not exist; nothing is downloaded"
         raise FileNotFoundError(msg)
-    config, read = read_directory(where)
+    if where.is_dir():
+        config, read = read_directory(where)
+        tokenizer = read_tokenizer(where)
+    elif where.suffix == ".gguf":
+        config, read, header = read_gguf(where)
+        tokenizer = tokenizer_of(header)
+    else:
+        msg = f"path is the file {str(where)!r}, expected a directory with a config.json, or a file that ends in .gguf"
+        raise ValueError(msg)
     params = tree_of(config, lambda name: placing.place(name, read(name)))
-    return LanguageModel(params, config, read_tokenizer(where))
+    return LanguageModel(params, config, tokenizer)
