@@ -14,6 +14,8 @@ from subquad.models.source import Host
 from subquad.models.tokens import TextStream
 from subquad.random import generator
 
+PREFILL = 2048  # tokens of a prompt that go through the model together, so that memory does not grow with its length
+
 Forward = Callable[[Host, Host | None, Any], tuple[Any, Any]]
 """(tokens (batch, n), mask, state) → (logits of the last token (batch, vocab_size), state)."""
 
@@ -82,6 +84,11 @@ def decode(
     forward: Forward, tokens: Host, mask: Host | None, state: Any, rows: list[Row], sampler: Sampler, max_new: int
 ) -> Iterator[list[int | None]]:
     """The new tokens of all rows, step by step; None for a row that has ended."""
+    for start in range(0, tokens.shape[1] - PREFILL, PREFILL):
+        part = slice(start, start + PREFILL)
+        _, state = forward(tokens[:, part], None if mask is None else mask[:, part], state)
+    rest = slice((tokens.shape[1] - 1) // PREFILL * PREFILL, None)
+    tokens, mask = tokens[:, rest], None if mask is None else mask[:, rest]
     for step in range(max_new):
         logits, state = forward(tokens, mask, state)
         host, mask = floats_of(logits), None

@@ -21,12 +21,13 @@ CONFIGS = {
 
 
 def flat_params(config: ModelConfig, seed: int = 0) -> dict[str, Host]:
-    """Parameters that are nowhere 0 or 1 all over, by their names without "backbone."."""
+    """Parameters by their names without "backbone.": no vector is constant, and steps are long enough to forget by."""
     params, rng = init_params(config, seed=seed), np.random.default_rng(seed)
     flat = {name: x for name, x in params.items() if name != "layers"}
     for i, layer in enumerate(params["layers"]):
         flat[f"layers.{i}.norm.weight"] = layer["norm.weight"]
         flat |= {f"layers.{i}.mixer.{name}": x for name, x in layer["mixer"].items()}
+    flat = {name: x + 2.0 if name.endswith(("dt_bias", "dt_proj.bias")) else x for name, x in flat.items()}
     return {name: (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32) for name, x in flat.items()}
 
 
