@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,13 @@ from rows.language_models import (
     Host,
     flat_params,
     gguf_file,
+    gguf_tensors,
+    mamba_ssm_config,
     mamba_ssm_directory,
     mlx_directory,
+    transformers_config,
     transformers_directory,
+    write_directory,
 )
 from rows.libraries import Library, relative_error, tolerance
 
@@ -193,8 +200,6 @@ def test_transformers_own_files(options: dict[str, Any], tmp_path: Path) -> None
 
 def test_base_models_without_prefix_and_heads(tmp_path: Path) -> None:
     config, flat = CONFIGS["mamba"], flat_params(CONFIGS["mamba"])
-    from rows.language_models import transformers_config, write_directory
-
     tensors = {("embeddings.weight" if "embedding" in name else name): x for name, x in flat.items()}
     tensors["lm_head.weight"] = flat["embedding.weight"]  # tied, and stored all the same
     model = subquad.load_model(write_directory(tmp_path, transformers_config(config), tensors))
@@ -340,21 +345,24 @@ def test_transformers_keeps_the_tokens_that_we_keep(rng: np.random.Generator) ->
 # --- dtypes, libraries ---
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_dtypes(model: LanguageModel, paths: dict[str, Path], dtype: str, library: Library) -> None:
+NARROW_AND_WIDE = ("bfloat16", "float16", "float64")
+
+
+@pytest.mark.parametrize("dtype", NARROW_AND_WIDE)
+def test_dtypes(paths: dict[str, Path], dtype: str, library: Library) -> None:
     """Matrices have the dtype, or it is refused by name; logits are those of the rounded matrices."""
-    like = library.array(np.zeros(1), "float32")
-    path = paths[model.config.kind]
-    try:
-        got = subquad.load_model(path, like=like, dtype=dtype)
-    except ValueError as error:
-        assert f"dtype is {dtype}" in str(error)
-        assert dtype not in library.known_dtypes or library.dtype_name(like) != dtype
+    like, path = library.array(np.zeros(1), "float32"), paths["mamba"]
+    model = subquad.load_model(path)
+    lacking = {"strict": ("float16", "bfloat16"), "strictnofloat64": NARROW_AND_WIDE, "jax": ("float64",)}
+    if dtype in lacking.get(str(library), ()):
+        with pytest.raises(ValueError, match=f"dtype is {dtype}, which .* does not have here; expected one of"):
+            subquad.load_model(path, like=like, dtype=dtype)
         return
+    got = subquad.load_model(path, like=like, dtype=dtype)
     assert library.dtype_name(got.params["embedding.weight"]) == dtype
     small = got.params["layers"][0]["mixer"]["A_log"]
     assert library.dtype_name(small) == ("float64" if dtype == "float64" else "float32")
-    logits = got.logits(TOKENS)
+    logits = got.logits(TOKENS, implementation="generic")  # what places parameters knows no kernel
     assert library.dtype_name(logits) == library.dtype_name(small)
     if library.has_values:
         error = relative_error(library.numpy(logits), model.logits(TOKENS).astype(np.float64))
@@ -381,7 +389,7 @@ def test_stored_bfloat16_stays(tmp_path: Path) -> None:
 
 def test_gradients_reach_every_parameter(paths: dict[str, Path]) -> None:
     torch = pytest.importorskip("torch")
-    model = subquad.load_model(paths["mamba2"], like=torch.empty(0), dtype="float64")
+    model = subquad.load_model(paths["mamba"], like=torch.empty(0), dtype="float64")
     leaves: list[Any] = []
 
     def watched(tree: Any) -> Any:
@@ -392,7 +400,7 @@ def test_gradients_reach_every_parameter(paths: dict[str, Path]) -> None:
         leaves.append(tree.clone().requires_grad_())
         return leaves[-1]
 
-    logits = mamba_logits(torch.from_numpy(TOKENS), watched(model.params), model.config)
+    logits = mamba_logits(torch.from_numpy(TOKENS), watched(model.params), model.config, implementation="generic")
     logits.square().sum().backward()
     assert all(x.grad is not None and bool(x.grad.abs().max() > 0) for x in leaves)
 
@@ -404,3 +412,402 @@ subquad.load_model({str(paths["mamba"])!r}).generate([1, 2, 3], max_new=2)
 print([name for name in ("torch", "jax", "transformers", "gguf", "tokenizers", "rich") if name in sys.modules])
 """
     assert python(code) == "[]"
+
+
+# --- text ---
+
+WORDS = [*"abcdefghij", "Ġ", "ab", "cd", "Ġab", "é", "Ã", "©", "<|end|>"]
+MERGES = ["a b", "c d", "Ġ ab"]
+
+
+def byte_level(folder: Path) -> None:
+    """A tokenizer.json of byte-level BPE, with a token that ends a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [tuple(m.split()) for m in MERGES]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([tokenizers.AddedToken("<|end|>", normalized=False)])
+    made.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A model whose vocabulary is `WORDS`."""
+    config = dataclasses.replace(CONFIGS["mamba"], vocab_size=len(WORDS), used_vocab=len(WORDS), eos=(17,))
+    folder = transformers_directory(tmp_path_factory.mktemp("text"), config, flat_params(config))
+    byte_level(folder)
+    return subquad.load_model(folder)
+
+
+def test_text_in_and_out(talking: LanguageModel) -> None:
+    prompt = "abcd ab"
+    ids = talking.tokenizer.encode(prompt).ids
+    assert ids == [11, 12, 13]
+    assert np.array_equal(talking.logits(prompt), talking.logits(ids))
+    options: dict[str, Any] = {"max_new": 12, "temperature": 2.0, "stop": []}
+    for seed in range(5):
+        text = talking.generate(prompt, **options, seed=seed)
+        numbers = talking.generate(ids, **options, seed=seed)
+        whole = talking.tokenizer.decode(numbers, skip_special_tokens=True)
+        assert text == whole[: len(text)]
+        assert set(whole[len(text) :]) <= {"�"}  # half of a character at the end is not text yet
+        assert prompt + "".join(talking.stream(prompt, **options, seed=seed)) == text
+    both = talking.generate([prompt, "ab"], **options, seed=4)
+    assert (both[0], both[1][:2]) == (text, "ab")
+
+
+def test_strings_end_a_text(talking: LanguageModel) -> None:
+    free = talking.generate("a", max_new=40, temperature=2.0, stop=[], seed=1)
+    stop = free[5:8]  # which may begin and end within tokens
+    text = talking.generate("a", max_new=40, temperature=2.0, stop=[stop, 99], seed=1)
+    assert free.startswith(text)
+    end = free.index(stop, 1) + len(stop)
+    assert end <= len(text) < end + max(map(len, WORDS))
+    numbers = talking.generate([0], max_new=40, temperature=2.0, stop=[stop, 99], seed=1)
+    assert talking.tokenizer.decode(numbers) in (text, text + "�")
+
+
+def test_the_tokenizer_in_a_gguf_file(talking: LanguageModel, tmp_path: Path) -> None:
+    path = gguf_file(tmp_path / "model.gguf", talking.config, flat_params(talking.config), words=WORDS, merges=MERGES)
+    model = subquad.load_model(path)
+    for text in ("abcd ab", "ab<|end|>cd", "é a"):
+        assert model.tokenizer.encode(text).ids == talking.tokenizer.encode(text).ids
+    assert model.config.eos == talking.config.eos == (17,)
+    options: dict[str, Any] = {"max_new": 9, "temperature": 1.0, "seed": 2}
+    assert model.generate("ab", **options) == talking.generate("ab", **options)
+
+
+# --- what is refused ---
+
+
+def damaged(path: Path, keep: float) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.003, 0.1, 0.5, 0.999])
+def test_truncated_files(keep: float, tmp_path: Path) -> None:
+    config, flat = CONFIGS["mamba"], flat_params(CONFIGS["mamba"])
+    folder = transformers_directory(tmp_path / "hf", config, flat)
+    damaged(folder / "model.safetensors", keep)
+    with pytest.raises(ValueError, match=r"model\.safetensors is no whole \.safetensors file"):
+        subquad.load_model(folder)
+    path = damaged(gguf_file(tmp_path / "model.gguf", config, flat), keep)
+    with pytest.raises(ValueError, match=r"no whole GGUF file|is empty|should have \d+ bytes from byte"):
+        subquad.load_model(path)
+
+
+def changed(name: str, x: Any) -> dict[str, Host]:
+    """The parameters of Mamba, one of them replaced, or left out for None."""
+    flat = flat_params(CONFIGS["mamba"]) | {name: x}
+    return {name: x for name, x in flat.items() if x is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("layers.1.mixer.D", np.ones(31, np.float32), r"(ssm_d|mixer\.D)' has shape \(31,\), the config expects \(32,\)"),
+        ("embedding.weight", np.ones((2000, 16), np.float32), r"'(token_embd|backbone\.embeddings)\.weight' has shape \(2000, 16\)"),
+        ("layers.0.mixer.x_proj.weight", None, r"lacks the tensor '(blk\.0\.ssm_x|backbone\.layers\.0\.mixer\.x_proj)\.weight', expected of shape \(11, 32\)"),
+    ],
+    ids=["shape", "oversized", "missing"],
+)  # fmt: skip
+def test_mislabelled_tensors(name: str, x: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, flat = CONFIGS["mamba"], changed(name, x)
+    folder = transformers_directory(tmp_path / "hf", config, flat)
+    if x is None:
+        flat = flat_params(config)
+        tensors = gguf_tensors(config, flat)
+        del tensors["blk.0.ssm_x.weight"]
+        monkeypatch.setattr("rows.language_models.gguf_tensors", lambda *_: tensors)
+    path = gguf_file(tmp_path / "model.gguf", config, flat)
+    monkeypatch.setattr(np, "fromfile", None)  # nothing is read
+    for where in (folder, path):
+        with pytest.raises(ValueError, match=message):
+            subquad.load_model(where)
+
+
+def test_tensors_that_no_model_has(tmp_path: Path) -> None:
+    flat = flat_params(CONFIGS["mamba"])
+    extra = flat | {
+        "layers.0.mixer.gate.weight": np.ones(3, np.float32),
+        "layers.7.norm.weight": np.ones(3, np.float32),
+    }
+    folder = transformers_directory(tmp_path / "hf", CONFIGS["mamba"], extra)
+    with pytest.raises(ValueError, match=r"has the tensor 'backbone\.layers\.\d\.\S+' and 1 more, which the model"):
+        subquad.load_model(folder)
+    integers = {name: x.astype(np.int32) if name.endswith("D") else x for name, x in flat.items()}
+    with pytest.raises(ValueError, match=r"'backbone\.layers\.0\.mixer\.D' has dtype I32, expected one of F64"):
+        subquad.load_model(transformers_directory(tmp_path / "int", CONFIGS["mamba"], integers))
+    positive = gguf_tensors(CONFIGS["mamba"], flat)
+    positive["blk.1.ssm_a"] = -positive["blk.1.ssm_a"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rows.language_models.gguf_tensors", lambda *_: positive)
+        path = gguf_file(tmp_path / "model.gguf", CONFIGS["mamba"], flat)
+    with pytest.raises(ValueError, match=r"the tensor 'blk\.1\.ssm_a': it holds numbers of 0 or more"):
+        subquad.load_model(path)
+
+
+TRANSFORMERS, MAMBA_SSM = transformers_config(CONFIGS["mamba2"]), mamba_ssm_config(CONFIGS["mamba"])
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"model_type": "llama"}, "a model of type 'llama'; load_model reads 'mamba' and 'mamba2'"),
+        ({"model_type": ["mamba"]}, r"a model of type \['mamba'\]"),
+        ({}, "neither 'model_type'.* nor 'd_model'"),
+        ([], "holds a list, expected a JSON object"),
+        (TRANSFORMERS | {"num_hidden_layers": 10**9}, r"has \d+ tensors, too few for the 1000000000 layers"),
+        (TRANSFORMERS | {"num_hidden_layers": 2.5}, "num_hidden_layers must be an integer, got 2.5"),
+        (TRANSFORMERS | {"hidden_size": 2**40}, "hidden_size must be at most"),
+        (TRANSFORMERS | {"hidden_size": 2**30}, r"has shape \(56, 16\), the config expects \(56, 1073741824\)"),
+        (TRANSFORMERS | {"state_size": 0}, "state_size must be at least 1, got 0"),
+        (TRANSFORMERS | {"vocab_size": None}, "lacks 'vocab_size'"),
+        (TRANSFORMERS | {"n_groups": 3}, "4 heads, 3 groups and 32 inner channels do not fit"),
+        (TRANSFORMERS | {"hidden_act": "gelu"}, "hidden_act is 'gelu', which is not supported"),
+        (TRANSFORMERS | {"use_bias": "no"}, "use_bias is 'no', expected true or false"),
+        (TRANSFORMERS | {"time_step_limit": [0.5, 0.1]}, "expected 0 ≤ low < high"),
+        (TRANSFORMERS | {"time_step_limit": [0.5, {"__float__": "NaN"}]}, "expected two numbers"),
+        (TRANSFORMERS | {"layer_norm_epsilon": -1}, "layer_norm_epsilon must be positive"),
+        (TRANSFORMERS | {"eos_token_id": 99}, "the end-of-text token 99 is not among the 56"),
+        (TRANSFORMERS | {"eos_token_id": "x"}, "eos_token_id is 'x', expected a token number"),
+        (TRANSFORMERS | {"tie_word_embeddings": True, "num_hidden_layers": 1}, "has the tensor 'backbone.layers.1"),
+        (MAMBA_SSM | {"attn_layer_idx": [1]}, "layers have no attention"),
+        (MAMBA_SSM | {"d_intermediate": 64}, "layers have no MLP"),
+        (MAMBA_SSM | {"rms_norm": False}, "norms are RMS norms"),
+        (MAMBA_SSM | {"ssm_cfg": {"layer": "Mamba3"}}, "a model of type 'Mamba3'"),
+        (MAMBA_SSM | {"ssm_cfg": {"layer": "Mamba2", "d_ssm": 8}}, "d_ssm is 8"),
+        (MAMBA_SSM | {"ssm_cfg": [1]}, "expected a JSON object"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_configs_that_describe_no_such_model(description: Any, message: str, tmp_path: Path) -> None:
+    kind = "mamba2" if isinstance(description, dict) and description.get("model_type") == "mamba2" else "mamba"
+    folder = transformers_directory(tmp_path, CONFIGS[kind], flat_params(CONFIGS[kind]))
+    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        subquad.load_model(folder)
+
+
+def test_directories_that_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist; nothing is downloaded"):
+        subquad.load_model(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        subquad.load_model(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is no JSON"):
+        subquad.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(TRANSFORMERS))
+    with pytest.raises(FileNotFoundError, match=r"has no \.safetensors file"):
+        subquad.load_model(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"not even read")
+    with pytest.raises(ValueError, match=r"weights\.bin, a pickle.* converted to \.safetensors"):
+        subquad.load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"is the file .*, expected a directory"):
+        subquad.load_model(tmp_path / "weights.bin")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"has 2 \.safetensors files and no model\.safetensors\.index\.json"):
+        subquad.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"x": "../model.safetensors"}, r"expected the name of a \.safetensors file beside it"),
+        ({"x": "/etc/hostname"}, r"expected the name of a \.safetensors file beside it"),
+        ({"x": "model.bin"}, r"expected the name of a \.safetensors file beside it"),
+        ({"x": "other.safetensors"}, "which is not there"),
+        ({"x": "model-00001-of-00002.safetensors"}, "lacks the tensor 'x'"),
+        ({"x": 1}, "weight_map is no object"),
+        (None, "weight_map is no object"),
+    ],
+)
+def test_an_index_names_files_beside_it(places: Any, message: str, tmp_path: Path) -> None:
+    folder = transformers_directory(tmp_path, CONFIGS["mamba"], flat_params(CONFIGS["mamba"]), shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        subquad.load_model(folder)
+
+
+def gguf_bytes(entries: list[tuple[bytes, int, bytes]], tensors: bytes = b"", *, count: int = 0) -> bytes:
+    """A GGUF file of these entries (key, type, value) and tensors."""
+    body = b"".join(struct.pack("<Q", len(k)) + k + struct.pack("<I", t) + v for k, t, v in entries)
+    return b"GGUF" + struct.pack("<IQQ", 3, count, len(entries)) + body + tensors
+
+
+TENSOR = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 2**62, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"GGML" + bytes(99), "does not begin with GGUF"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "in the other byte order"),
+        (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "of version 9, expected version 2 or 3"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "no whole GGUF file: a key of the metadata"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "no whole GGUF file: the name of a tensor"),
+        (gguf_bytes([(b"a", 9, struct.pack("<IQ", 4, 2**60))]), "the value of 'a' should have"),
+        (gguf_bytes([(b"a", 9, struct.pack("<IQ", 8, 2**60))]), "the value of 'a' should have"),
+        (gguf_bytes([(b"a", 9, struct.pack("<IQ", 9, 2**60))]), "an array of the type 9"),
+        (gguf_bytes([(b"a", 8, struct.pack("<Q", 2**63))]), "the value of 'a' should have 9223372036854775808 bytes"),
+        (gguf_bytes([(b"a", 77, b"")]), "the value of 'a' has the unknown type 77"),
+        (gguf_bytes([(b"a", 0, b"1"), (b"a", 0, b"1")]), "the key 'a' twice"),
+        (gguf_bytes([(b"general.alignment", 4, struct.pack("<I", 3))]), "general.alignment is 3"),
+        (gguf_bytes([], TENSOR, count=1), r"'t' of shape \(4611686018427387904,\) should have 18446744073709551616 bytes"),
+        (gguf_bytes([], TENSOR * 2, count=2), "the tensor 't' twice"),
+        (gguf_bytes([], TENSOR[:9] + struct.pack("<I", 2**31) + TENSOR[13:], count=1), "has 2147483648 axes"),
+        (gguf_bytes([]), "a model of type None"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)  # fmt: skip
+def test_headers_of_gguf_are_held_against_the_file(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        subquad.load_model(path)
+
+
+def test_gguf_of_other_models(tmp_path: Path) -> None:
+    config, flat = CONFIGS["mamba"], flat_params(CONFIGS["mamba"])
+    with pytest.raises(ValueError, match="a model of type 'jamba'"):
+        subquad.load_model(gguf_file(tmp_path / "a.gguf", config, flat, architecture="jamba"))
+    with pytest.raises(ValueError, match=r"ssm\.dt_b_c_rms is True.* as FalconMamba does"):
+        subquad.load_model(gguf_file(tmp_path / "b.gguf", config, flat, ssm__dt_b_c_rms=True))
+    with pytest.raises(
+        ValueError, match=r"'blk\.0\.ssm_in\.weight' has shape \(64, 16\), the config expects \(48, 16\)"
+    ):
+        subquad.load_model(gguf_file(tmp_path / "c.gguf", config, flat, ssm__inner_size=24))
+
+
+@pytest.mark.parametrize("package", ["safetensors", "gguf"])
+def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = FORMATS["gguf" if package == "gguf" else "transformers"]
+    write(tmp_path, CONFIGS["mamba"], flat_params(CONFIGS["mamba"]))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=rf'needs {package}, .*pip install "subquad\[models\]"'):
+        subquad.load_model(tmp_path / "model.gguf" if package == "gguf" else tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_new": 0}, ValueError, "max_new must be at least 1"),
+        ({"temperature": -1}, ValueError, "temperature must be 0 or more"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number"),
+        ({"top_k": 3}, ValueError, "top_k is 3, but temperature is 0"),
+        ({"top_p": 0.5}, ValueError, "top_p is 0.5, but temperature is 0"),
+        ({"top_k": 0, "temperature": 1}, ValueError, "top_k must be at least 1"),
+        ({"top_p": 1.5, "temperature": 1}, ValueError, "top_p must be above 0 and at most 1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"stop": 1.5}, TypeError, "stop is 1.5"),
+        ({"stop": "x"}, ValueError, "the model has no tokenizer"),
+        ({"stop": ""}, ValueError, "an empty string"),
+        ({"tokens": "text"}, ValueError, "the model has no tokenizer"),
+        ({"tokens": []}, ValueError, "the prompt has no tokens"),
+        ({"tokens": [[1], []]}, ValueError, "prompt 1 has no tokens"),
+        ({"tokens": [[1], 2]}, TypeError, "a prompt is 2"),
+        ({"tokens": [1.5]}, TypeError, "expected a list of token numbers"),
+        ({"tokens": 5}, TypeError, "tokens is a int"),
+        ({"tokens": np.ones(3)}, TypeError, "dtype float64"),
+        ({"tokens": [56]}, ValueError, "a prompt holds 56, expected numbers in 0 … 55"),
+        ({"state": {}}, TypeError, "state is a dict"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_requests_that_cannot_be_met(
+    paths: dict[str, Path], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model, options = subquad.load_model(paths["mamba"]), dict(options)
+    tokens = options.pop("tokens", [1, 2])
+    with pytest.raises(error, match=message):
+        model.generate(tokens, **options)
+    if "state" not in options:
+        with pytest.raises(error, match=message):
+            model.stream(tokens, **options)  # at the call, not at the first token
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "error", "message"),
+    [
+        ([1, 99], {}, ValueError, "tokens holds 99, expected numbers in 0 … 55"),
+        (np.asarray([-1]), {}, ValueError, "tokens holds -1"),
+        ([[1, 2], [3]], {}, ValueError, "lists of several lengths"),
+        (np.ones(3), {}, TypeError, "tokens has dtype float64, expected integers"),
+        (np.asarray(3), {}, ValueError, r"tokens has shape \(\), expected \(\.\.\., n\)"),
+        ([1], {"state": ()}, ValueError, "state has 0 entries, expected one for each of the 2 layers"),
+        ([1], {"num_last_tokens": -1}, ValueError, "num_last_tokens must be at least 0"),
+        ([1], {"mask": np.ones(2, np.bool_)}, ValueError, "mask has shape"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_logits_that_cannot_be_computed(
+    paths: dict[str, Path], tokens: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        subquad.load_model(paths["mamba"]).logits(tokens, **options)
+
+
+def test_dtypes_that_are_none(paths: dict[str, Path]) -> None:
+    for dtype in ("int8", np.int32, "floating"):
+        with pytest.raises(ValueError, match="expected one of float64, float32, float16, bfloat16"):
+            subquad.load_model(paths["mamba"], dtype=dtype)
+    with pytest.raises(TypeError, match="like is a int"):
+        subquad.load_model(paths["mamba"], like=3)
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    path = transformers_directory(tmp_path, CONFIGS["mamba"], changed("norm_f.weight", np.full(16, np.nan, np.float32)))
+    with pytest.raises(ValueError, match="the logits hold NaN"):
+        subquad.load_model(path).generate([1])
+
+
+# --- the command line ---
+
+
+def test_the_command(paths: dict[str, Path], talking: LanguageModel, tmp_path: Path, capsys: Any) -> None:
+    from subquad.cli import main
+
+    model = subquad.load_model(paths["mamba"])
+    options = ["--max-new", "5", "--temperature", "1.5", "--top-k", "9", "--top-p", "0.95", "--seed", "4"]
+    assert main(["generate", str(paths["mamba"]), "--tokens", "3,1,4", *options]) == 0
+    out, err = capsys.readouterr()
+    expected = model.generate([3, 1, 4], max_new=5, temperature=1.5, top_k=9, top_p=0.95, seed=4)
+    assert out == f"{' '.join(map(str, expected))}\n"
+    assert "LanguageModel(mamba, 2 layers" in err
+    assert "prompt: 3 tokens" in err
+    assert len(expected) == 8
+    assert "then 4 tokens at " in err
+    folder = transformers_directory(tmp_path, talking.config, flat_params(talking.config))
+    byte_level(folder)
+    assert main(["generate", str(folder), "abcd ab", "--max-new", "6", "--dtype", "float64"]) == 0
+    out, err = capsys.readouterr()
+    assert out == talking.generate("abcd ab", max_new=6) + "\n"
+    assert "float64" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected a prompt, either PROMPT as text or --tokens"),
+        (["text", "--tokens", "1"], "expected a prompt, either"),
+        (["text"], "has no tokenizer that can be read; give the prompt by --tokens"),
+        (["--tokens", "one"], "--tokens is 'one', expected whole numbers"),
+        (["--tokens", "1", "--top-k", "3"], "top_k is 3, but temperature is 0"),
+        (["--tokens", "1", "--dtype", "int8"], "dtype is 'int8'"),
+        (["--tokens", "1", "--backend", "nmpy"], "--backend: no backend is called 'nmpy'; did you mean 'numpy'"),
+        (["--tokens", "1", "--backend", "numpy,torch"], "expected one library"),
+    ],
+)
+def test_wrong_requests_of_the_command(
+    paths: dict[str, Path], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from subquad.cli import main
+
+    assert main(["generate", str(paths["mamba"]), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err

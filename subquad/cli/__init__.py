@@ -15,8 +15,8 @@ COMPARE = (
     "as a picture in compare.png."
 )
 GENERATE = (
-    "Continue a prompt by a Mamba or Mamba-2 model with published weights, on any array library, and say how many tokens "
-    "a second it makes."
+    "Continue a prompt by a Mamba or Mamba-2 model with published weights, on any array library, and say how many "
+    "tokens a second it makes."
 )
 INFO = "List the array libraries, devices and kernels on this machine, and say why others are absent."
 

@@ -174,7 +174,9 @@ def read_config(path: Path) -> ModelConfig:
         return checked(_of_transformers(Fields(entries, source), entries["model_type"]), source)
     if "d_model" in entries:
         return checked(_of_mamba_ssm(Fields(entries, source)), source)
-    msg = f"{source} has neither 'model_type', as of transformers, nor 'd_model', as of mamba-ssm: no model is described"
+    msg = (
+        f"{source} has neither 'model_type', as of transformers, nor 'd_model', as of mamba-ssm: no model is described"
+    )
     raise ValueError(msg)
 
 

@@ -1,8 +1,8 @@
 """A language model of Mamba blocks: embedding, residual blocks with a norm before each, a norm, a head.
 
-    x = embedding[tokens]
-    x ← x + mixer(rms_norm(x))        for each layer
-    logits = rms_norm(x) headᵀ
+x = embedding[tokens]
+x ← x + mixer(rms_norm(x))        for each layer
+logits = rms_norm(x) headᵀ
 """
 
 from __future__ import annotations
@@ -201,4 +201,3 @@ def head_program(backend: Backend, eps: float) -> Callable[..., Any]:
             return xp.reshape(project(xp, flat, weight), (*batch, n, head.shape[0]))
 
     return backend.as_program(logits)
-

@@ -1,6 +1,6 @@
 """The header of a GGUF file: its metadata, and names, shapes, types and places of its tensors.
 
-    "GGUF", version, number of tensors, number of entries,  entries (key, type, value),  tensors (name, axes, type, place)
+    "GGUF", version, counts of tensors and entries,  entries (key, type, value),  tensors (name, axes, type, place)
 
 It is read here, not by the package gguf, because lengths in a file that is not trusted are to be held against the size
 of the file before anything is made of that length; an array is one read, too, not one object for each of its items.

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, where it is byte-level BPE cut into words as by GPT-2, like those of most Mambas."""
+"""The tokenizer inside a GGUF file, where it is byte-level BPE over words as GPT-2 cuts them, as of most Mambas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokenizer_of(header: Header) -> Any:
             found = [word for word, own in zip(words, kinds, strict=False) if own == kind]
             add([tokenizers.AddedToken(word, normalized=False) for word in found])
         if entries.get(f"{KEY}add_bos_token") is True:
-            first = entries.get(f"{KEY}bos_token_id")
+            first = int(entries[f"{KEY}bos_token_id"])
             made.post_processor = tokenizers.processors.TemplateProcessing(
                 single=[words[first], "$A"], special_tokens=[(words[first], first)]
             )

@@ -65,10 +65,10 @@ def init_params(config: ModelConfig, *, seed: int = 0, like: Array | None = None
     mixers: dict[int, dict[str, Any]] = {}
 
     def draw(name: str) -> Array:
-        if name in outer and name != "norm_f.weight":
-            values = generator(seed, list(outer).index(name)).standard_normal(outer[name]) * SPREAD
-        elif name.endswith("norm.weight") and "mixer" not in name or name == "norm_f.weight":
+        if name == "norm_f.weight" or (name.endswith(".norm.weight") and ".mixer." not in name):
             values = np.ones(c.d_model)
+        elif name in outer:
+            values = generator(seed, list(outer).index(name)).standard_normal(outer[name]) * SPREAD
         else:
             _, layer, _, key = name.split(".", 3)
             if int(layer) not in mixers:

@@ -68,7 +68,7 @@ def _numbers(tokens: Any) -> tuple[list[list[int]], bool]:
     if not isinstance(tokens, list | tuple):
         msg = f"tokens is a {type(tokens).__name__}, expected text, token numbers, or a list of prompts"
         raise TypeError(msg)
-    alone = not tokens or not any(isinstance(x, list | tuple) or hasattr(x, "ndim") and x.ndim for x in tokens)
+    alone = not tokens or not any(isinstance(x, list | tuple) or (hasattr(x, "ndim") and x.ndim) for x in tokens)
     rows = [tokens] if alone else tokens
     return [_row(row) for row in rows], alone
 
