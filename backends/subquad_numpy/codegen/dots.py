@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, types
+from subquad_numpy.codegen import FUSE, Vector, apart, intrinsic, types
 
 HALF_BITS = 16
 STORED = {"float16": np.int16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
@@ -159,7 +159,7 @@ _one, _first, _more = _dot_tile(*ONE, True), _dot_tile(*MANY, True), _dot_tile(*
 _OF_ONE, (_ROWS, _OF_MANY) = ONE[1], MANY
 
 
-@inline
+@apart
 def multiply(
     x: Any, step: int, rows: int, W: Any, inputs: int, start: int, stop: int, y: Any, width: int, bias: Any,
     has_bias: bool,

@@ -3,13 +3,13 @@
 from math import sqrt
 from typing import Any
 
-from subquad_numpy.codegen import add_where_zero, inline, load, total
+from subquad_numpy.codegen import add_where_zero, apart, load, total
 from subquad_numpy.codegen.copies import load_part, store_part
 from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2
 from subquad_numpy.mamba_step.layout import BLOCK
 
 
-@inline
+@apart
 def normalise(x: Any, weight: Any, batch: int, d_model: int, eps: float, normed: Any) -> None:
     """weight ∘ x / √(mean(x²) + eps), row by row; the mean is summed in float64."""
     for item in range(batch):
@@ -22,7 +22,7 @@ def normalise(x: Any, weight: Any, batch: int, d_model: int, eps: float, normed:
             normed[item * d_model + i] = x[item * d_model + i] * factor * weight[i]
 
 
-@inline
+@apart
 def convolve(
     batch: int, d: int, width: int, both: Any, u: Any, start: int, stop: int, lanes: int, given: Any, bias: Any,
     has_bias: bool, conv: Any, new_conv: Any, taps: Any, edge: Any,
@@ -52,7 +52,7 @@ def convolve(
             store_part(u, item * d + c, s * sigmoid(s), count, lanes, edge)
 
 
-@inline
+@apart
 def advance(
     batch: int, d: int, d_state: int, rank: int, both: Any, u: Any, sums: Any, delta: Any, low: Any, start: int,
     stop: int, lanes: int, A_log: Any, D: Any, ssm: Any, new_ssm: Any, edge: Any,
