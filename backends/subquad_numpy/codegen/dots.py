@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, apart, intrinsic, types
+from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, types
 
 HALF_BITS = 16
 STORED = {"float16": np.int16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
@@ -30,26 +30,27 @@ def widens_half() -> bool:
     return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
 
 
-def _dot_tile(rows: int, outputs: int, ahead: bool) -> Callable[..., Any]:
+def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
     """The intrinsic y[r, j] = bias[j] + Σ_i x[r, i] W[j, i] for a tile of rows and outputs.
 
-        tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias)
+        tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias, turn)
 
-    Rows of x are `step` numbers apart. Rows start at `row`, outputs at `output`. Those beyond the last ones stand for the last ones, which are computed
-    again: the tile at an edge has the shape of the others. y has `width` numbers in a row. With `ahead`, the rows of W of
-    the next tile are prefetched: they are out of reach of the hardware's prefetching while several rows of x are
-    multiplied.
+    Rows of x are `step` numbers apart, those of y `width`. Rows start at `row`, outputs at `output`. Those beyond the last
+    ones stand for the last ones, which are computed again: the tile at an edge has the shape of the others.
+
+    Meanwhile the rows of W of the next tile are prefetched, a part of them in each `turn` of the `passes` that the rows
+    of x take: memory is then busy all the time, where the hardware's prefetching would wait for the next tile.
     """
 
     @intrinsic
     def tile(
         typingctx: Any, x: Any, step: Any, W: Any, inputs: Any, row: Any, last_row: Any, output: Any,
-        last_output: Any, y: Any, width: Any, bias: Any, has_bias: Any,
+        last_output: Any, y: Any, width: Any, bias: Any, has_bias: Any, turn: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(x.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias = args
+            x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias, turn = args
             wide, number = context.get_value_type(vector), context.get_value_type(vector.element)
 
             def word(value: int) -> Any:
@@ -77,12 +78,16 @@ def _dot_tile(rows: int, outputs: int, ahead: bool) -> Callable[..., Any]:
             for cell in cells:  # the variables are made once a function, the tile may come many times
                 builder.store(ir.Constant(wide, None), sums[cell])
             steps = builder.udiv(inputs, word(vector.lanes))
-            next_tile = builder.mul(inputs, word(outputs))
+            # bytes of W that a step of the loop below reads, divided by the passes
+            share = outputs * vector.lanes * sig.args[2].dtype.bitwidth // 8 // passes
+            ahead = builder.gep(W, [builder.mul(builder.add(output, word(outputs)), inputs)])
+            ahead = builder.bitcast(ahead, ir.IntType(8).as_pointer())
+            ahead = builder.gep(ahead, [builder.mul(builder.mul(steps, word(share)), turn)])
             with cgutils.for_range(builder, steps) as loop:
                 at = builder.mul(loop.index, word(vector.lanes))
-                if ahead:
-                    for memory in of_W:
-                        _prefetch(builder, builder.gep(memory, [builder.add(at, next_tile)]))
+                for byte in range(0, share, BYTES):
+                    next_line = builder.add(builder.mul(loop.index, word(share)), word(byte))
+                    _prefetch(builder, builder.gep(ahead, [next_line]))
                 weights = [weight(memory, at, vector.lanes) for memory in of_W]
                 for r, memory in enumerate(of_x):
                     address = builder.bitcast(builder.gep(memory, [at]), wide.as_pointer())
@@ -118,7 +123,7 @@ def _dot_tile(rows: int, outputs: int, ahead: bool) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         number = types.intp
-        given = (x, number, W, number, number, number, number, number, y, number, bias, types.boolean)
+        given = (x, number, W, number, number, number, number, number, y, number, bias, types.boolean, number)
         return types.none(*given), codegen
 
     return tile
@@ -155,7 +160,7 @@ def _each(lanes: int) -> Any:
     return [HALF_BITS] * lanes if lanes > 1 else HALF_BITS
 
 
-_one, _first, _more = _dot_tile(*ONE, True), _dot_tile(*MANY, True), _dot_tile(*MANY, False)
+_one, _single, _double, _fourfold = (_dot_tile(*shape, passes) for shape, passes in ((ONE, 1), (MANY, 1), (MANY, 2), (MANY, 4)))
 _OF_ONE, (_ROWS, _OF_MANY) = ONE[1], MANY
 
 
@@ -171,9 +176,14 @@ def multiply(
     """
     if rows == 1:
         for j in range(start, stop, _OF_ONE):
-            _one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias)
-    else:
-        for j in range(start, stop, _OF_MANY):
-            _first(x, step, W, inputs, 0, rows - 1, j, stop - 1, y, width, bias, has_bias)
-            for r in range(_ROWS, rows, _ROWS):
-                _more(x, step, W, inputs, r, rows - 1, j, stop - 1, y, width, bias, has_bias)
+            _one(x, step, W, inputs, 0, 0, j, stop - 1, y, width, bias, has_bias, 0)
+        return
+    for j in range(start, stop, _OF_MANY):
+        if rows <= _ROWS:
+            _single(x, step, W, inputs, 0, rows - 1, j, stop - 1, y, width, bias, has_bias, 0)
+        elif rows <= 2 * _ROWS:
+            for turn in range(2):
+                _double(x, step, W, inputs, turn * _ROWS, rows - 1, j, stop - 1, y, width, bias, has_bias, turn)
+        else:
+            for turn in range(-(-rows // _ROWS)):
+                _fourfold(x, step, W, inputs, turn * _ROWS, rows - 1, j, stop - 1, y, width, bias, has_bias, turn)
