@@ -167,7 +167,7 @@ def mamba(
     given = take_parameters(params, REQUIRED, OPTIONAL)
     before = {} if state is None else STATE.check("state", state)
     arrays = (x, *given.values(), *(before.get(f"state[{name!r}]") for name in STATE.fields))
-    form = form_of("mamba", arrays, lambda: _form(x, given, before))
+    form = form_of("mamba", arrays, lambda: checked_form(x, given, before))
     return_state = check_flag("return_state", return_state)
     *batch, n, _ = form.shape_of(0)
     time = timeline("x", x, tuple(batch), n, segments=segments, mask=mask, xp=form.xp)
@@ -270,7 +270,7 @@ def check_parameters(params: Mapping[str, Array | None]) -> Sizes:
     return sizes
 
 
-def _form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array]) -> Form:
+def checked_form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array]) -> Form:
     """The form of a call, after checks of its arrays."""
     check_given(x=x)
     named = {f"params[{name!r}]": a for name, a in params.items()}

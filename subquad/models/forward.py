@@ -14,6 +14,7 @@ from typing import Any
 
 from subquad.backend import Array, Backend
 from subquad.blocks import mamba, mamba2
+from subquad.blocks.mamba_layers import can_step, step_layers
 from subquad.blocks.parameters import project
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_arrays, check_count, check_flag
@@ -104,6 +105,11 @@ def mamba_logits(
     block = block_program(backend, config, implementation)
     new: list[dict[str, Array]] = []
     x = embed(xp, tokens, params)
+    one_step = config.kind == "mamba" and x.shape[-2] == 1 and mask is None and segments is None
+    if one_step and implementation == "auto" and can_step(layers, states):
+        x, after_all = step_program(backend, config.norm_eps)(x, tuple(layers), tuple(states))
+        new += after_all
+        layers = states = ()
     for layer, before in zip(layers, states, strict=True):
         x, after = block(x, layer, before, mask, segments)
         new.append(after)
@@ -187,6 +193,16 @@ def block_program(backend: Backend, config: ModelConfig, implementation: str) ->
 
 
 @lru_cache(maxsize=64)
+def step_program(backend: Backend, eps: float) -> Callable[..., Any]:
+    """The function (x, layers, states) → (x, states) of one token through all layers, a program where libraries have it."""
+
+    def step(x: Array, layers: Params, states: State) -> tuple[Array, State]:
+        return step_layers(x, layers, states, eps)
+
+    return backend.as_program(step)
+
+
+@lru_cache(maxsize=64)
 def head_program(backend: Backend, eps: float) -> Callable[..., Any]:
     """The function (x, norm, head) → rms_norm(x) headᵀ, a program where libraries have it."""
 
@@ -194,10 +210,8 @@ def head_program(backend: Backend, eps: float) -> Callable[..., Any]:
         xp = namespace_of(x)
         with backend.computing(x):
             x = rms_norm(xp, x, norm, eps)
-            weight = cast(xp, head, x.dtype)
-            assert weight is not None
             *batch, n, d = x.shape
             flat = xp.reshape(x, (1, -1, d))
-            return xp.reshape(project(xp, flat, weight), (*batch, n, head.shape[0]))
+            return xp.reshape(project(flat, head), (*batch, n, head.shape[0]))
 
     return backend.as_program(logits)
