@@ -24,6 +24,7 @@ from subquad.attention import (
 from subquad.blocks import check_mamba, init_mamba, init_mamba2, mamba, mamba2
 from subquad.core.loading import load_imported
 from subquad.explain import Explanation, explain
+from subquad.models import load_model
 from subquad.random import draw_omega
 from subquad.scans import (
     ScanErrorEstimate,
@@ -89,6 +90,7 @@ __all__ = [
     "init_mamba2",
     "linear_scan",
     "linear_scan_step",
+    "load_model",
     "lti_scan",
     "lti_scan_step",
     "mamba",

@@ -378,6 +378,21 @@ class Backend:
 
         return loop_blocks(step, carry, arrays, size, in_place=self.fills_in_place)
 
+    def as_program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that the library runs as one program, where operations one by one would be slow.
+
+        Parameters
+        ----------
+        function : callable
+            A pure function of arrays, None, and dicts and tuples of these.
+
+        Returns
+        -------
+        callable
+            A function of the same arguments; by default, `function` itself.
+        """
+        return function
+
     def on_host(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of Python values on the host, even while a program is traced.
 

@@ -183,7 +183,8 @@ def test_the_state_is_a_dict_of_two_arrays() -> None:
 def test_is_explained() -> None:
     x, params = drawn(6)
     found = subquad.explain("mamba", x, params)
-    assert [choice.kernel for choice in found.choices] == ["causal_conv1d", "selective_scan"]
+    assert [choice.kernel for choice in found.choices] == ["project", "causal_conv1d", "selective_scan"]
+    assert [choice.kernel for choice in subquad.explain("mamba", x[:, :1], params).choices] == ["mamba_step"]
 
 
 def test_initial_parameters_are_those_of_the_authors() -> None:

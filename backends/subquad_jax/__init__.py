@@ -65,6 +65,10 @@ class JaxBackend(Backend):
         """The product of the sizes of the axes that `vmap` hides; what is jitted inside of a `vmap` does not tell."""
         return max(map(items_behind, arrays), default=1)
 
+    def as_program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function under `jax.jit`: without it every operation would be dispatched alone."""
+        return jax.jit(function)
+
     def constant(self, x: Any) -> Any:
         return jax.lax.stop_gradient(x)
 

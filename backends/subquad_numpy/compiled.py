@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from subquad.backend import Accepts, Call, Override, dtype_name
+from subquad.core.beside import namespace_of
+from subquad.core.loading import backend_of
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention import hashed
@@ -33,10 +35,14 @@ from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.lti_scan import calls as lti_scan
 from subquad_numpy.lti_scan import launch as of_lti_scan
+from subquad_numpy.mamba_step import calls as mamba_step
+from subquad_numpy.mamba_step import launch as of_mamba_step
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
 from subquad_numpy.outer_scan import calls as outer_scan
 from subquad_numpy.outer_scan import launch as of_outer_scan
+from subquad_numpy.project import calls as project
+from subquad_numpy.project import launch as of_project
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -123,6 +129,8 @@ class Compiled:
         What `launch_backward` does not read: places in (*arrays, *outputs).
     constant : bool
         Whether no output has a gradient: all are numbers of rows.
+    as_stored : callable or None
+        ``as_stored(place)`` tells of which arrays half precision is read as it is; any other is converted to float32 first.
     """
 
     kernel: str
@@ -135,6 +143,7 @@ class Compiled:
     saves: bool = False
     unread: frozenset[int] = frozenset()
     constant: bool = False
+    as_stored: Callable[[int], bool] | None = None
 
 
 def _fused_features(call: Call) -> str | None:
@@ -228,6 +237,50 @@ def _one_precision(call: Call) -> str | None:
     sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
     found = {sizes.get(dtype_name(x)) for x in call.arrays if x is not None} - {None}
     return "it computes in one precision" if len(found) > 1 else None
+
+
+def _few_to_project(call: Call) -> str | None:
+    # the reason to leave a product to the library, or None
+    x, W, _ = call.arrays
+    if 0 in (*x.shape, W.shape[0]):
+        return "there is no row, no input or no output"
+    if dtype_name(W) == "float64" != dtype_name(x):
+        return "its weights are not of more digits than its rows"
+    rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)
+    if rows > project.MOST_ROWS:
+        return f"it is for at most {project.MOST_ROWS} rows"
+    return _no_half(dtype_name(W))
+
+
+def _no_half(stored: str) -> str | None:
+    # the reason to decline weights of float16, or None
+    if stored == "float16":
+        from subquad_numpy.codegen.dots import widens_half
+
+        return None if widens_half() else "this machine has no instruction that converts float16"
+    return None
+
+
+def _few_to_step(call: Call) -> str | None:
+    # the reason to take a step of blocks apart into their kernels, or None
+    x, *arrays = call.arrays
+    given = {mamba_step.is_matrix(i): set[str]() for i in (0, 2)}
+    for i, a in enumerate(call.arrays):
+        if a is not None:
+            given[mamba_step.is_matrix(i)].add(dtype_name(a))
+    if len(given[True]) > 1 or len(given[False]) > 1:
+        return "it takes matrices of one dtype, and all else of one dtype"
+    (stored,), (dtype,) = given[True], given[False]
+    if dtype not in REAL or stored == "float64" != dtype:
+        return "it computes in float32 or float64, and in no fewer digits than its matrices have"
+    rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)
+    if rows > mamba_step.MOST_ROWS:
+        return f"it is for at most {mamba_step.MOST_ROWS} sequences"
+    shapes = [None if a is None else tuple(a.shape) for a in arrays]
+    count = len(mamba_step.INPUTS)
+    if 0 in x.shape or any(shapes[i : i + count] != shapes[:count] for i in range(count, len(shapes), count)):
+        return "there is no sequence, or the blocks have different shapes"
+    return _no_half(stored)
 
 
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
@@ -347,6 +400,23 @@ COMPILED: dict[str, Compiled] = {
             of_outer_scan.launch,
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
+        ),
+        Compiled(
+            "project",
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=_few_to_project),
+            project.project,
+            project.project_backward,
+            of_project.launch,
+            of_project.launch_backward,
+            unread=frozenset({3}),
+            as_stored=frozenset({1}).__contains__,
+        ),
+        Compiled(
+            "mamba_step",
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=_few_to_step),
+            mamba_step.step,
+            launch=of_mamba_step.launch,
+            as_stored=mamba_step.is_matrix,
         ),
         Compiled(
             "causal_conv1d",

@@ -108,11 +108,21 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
         compiled.constant,
     )
     accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=_first_of(compiled.accepts.also, also))
-    return override(native, "numba", accepts, widened=True)
+    return override(native, "numba", accepts, widened=True, as_stored=compiled.as_stored)
 
 
-def override(native: Native, name: str, accepts: Accepts, *, widened: bool = False) -> Override:
-    """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first."""
+def override(
+    native: Native,
+    name: str,
+    accepts: Accepts,
+    *,
+    widened: bool = False,
+    as_stored: Callable[[int], bool] | None = None,
+) -> Override:
+    """The override of a native kernel; if `widened`, tensors of half precision are converted to float32 first.
+
+    Those are not of whose places `as_stored` is true.
+    """
     _natives[native.kernel, "cuda" in accepts.devices] = native
     # states of PyTorch in which the override may run: without a gradient it must not hide from recording
     under = {"tracing"} | ({"watched"} if native.watched else set())
@@ -124,7 +134,10 @@ def override(native: Native, name: str, accepts: Accepts, *, widened: bool = Fal
         if masked:
             arrays = (*arrays, static.pop("key_mask", None))
         if halves:
-            arrays = tuple(x.float() if x is not None and x.dtype in halves else x for x in arrays)
+            arrays = tuple(
+                x.float() if x is not None and x.dtype in halves and not (as_stored and as_stored(i)) else x
+                for i, x in enumerate(arrays)
+            )
         if native.constant:
             arrays = tuple(None if x is None else x.detach() for x in arrays)
         if native.backward is not None and is_recorded(arrays):
@@ -457,16 +470,18 @@ def _backward_on_host(
 
 
 def _as_wide_as(x: Tensor | None, grad: Tensor) -> Tensor:
-    """A gradient added up to the shape of x; one by an array that was not kept has it."""
-    return grad if x is None or grad.shape == x.shape else grad.sum_to_size(x.shape)
+    """A gradient added up to the shape of x, in its dtype; one by an array that was not kept has both."""
+    return grad if x is None else (grad if grad.shape == x.shape else grad.sum_to_size(x.shape)).to(x.dtype)
 
 
 def memory_of(x: Tensor | None) -> Any:
-    """The tensor's memory as a NumPy array with the tensor's strides."""
+    """The tensor's memory as a NumPy array with the tensor's strides; of bfloat16, which NumPy lacks, the bits."""
     if x is None:
         return None
     if x.requires_grad:
         x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return x.view(torch.int16).numpy().view(np.uint16)
     try:
         return x.numpy()
     except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 from subquad.backend import Array
-from subquad.blocks.parameters import check_shapes, project, take_parameters
+from subquad.blocks.parameters import check_shapes, project, take_parameters, weight_target
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
@@ -15,6 +16,7 @@ from subquad.core.dtypes import compute_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
+from subquad.kernels.mamba_step import mamba_step
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
 from subquad.scans.call import Form, Target, flat_target, form_of
 from subquad.scans.causal_conv1d import pass_over
@@ -165,7 +167,7 @@ def mamba(
     given = take_parameters(params, REQUIRED, OPTIONAL)
     before = {} if state is None else STATE.check("state", state)
     arrays = (x, *given.values(), *(before.get(f"state[{name!r}]") for name in STATE.fields))
-    form = form_of("mamba", arrays, lambda: _form(x, given, before))
+    form = form_of("mamba", arrays, lambda: checked_form(x, given, before))
     return_state = check_flag("return_state", return_state)
     *batch, n, _ = form.shape_of(0)
     time = timeline("x", x, tuple(batch), n, segments=segments, mask=mask, xp=form.xp)
@@ -175,10 +177,21 @@ def mamba(
     sizes = _sizes(p)
     flags = [None if a is None else xp.expand_dims(a, axis=-1) for a in (time.resets, time.mask)]
     with form.computing(x):
+        if conv is None or ssm is None:
+            conv = xp.zeros((x.shape[0], sizes.width - 1, sizes.d_inner), dtype=x.dtype, device=place_of(x))
+            ssm = xp.zeros((x.shape[0], sizes.d_inner, sizes.d_state), dtype=x.dtype, device=place_of(x))
+        if n == 1 and implementation == "auto" and time.resets is None and time.mask is None:
+            out, conv, ssm = mamba_step(
+                x[:, 0, :], None, p["in_proj.weight"], p["in_proj.bias"], p["conv1d.weight"][:, 0, :], p["conv1d.bias"],
+                p["x_proj.weight"], p["dt_proj.weight"], p["dt_proj.bias"], p["A_log"], p["D"], p["out_proj.weight"],
+                p["out_proj.bias"], conv, ssm, eps=0.0,
+            )  # fmt: skip
+            out = form.leave(0, out)
+            return (out, {"conv": form.leave(1, conv), "ssm": form.leave(2, ssm)}) if return_state else out
         x, A = time.filled(x, 0.0), -xp.exp(p["A_log"])
         W_u, W_z = p["in_proj.weight"][: sizes.d_inner, :], p["in_proj.weight"][sizes.d_inner :, :]
         b_u, b_z = (None, None) if p["in_proj.bias"] is None else _halves(p["in_proj.bias"], sizes.d_inner)
-        taps = p["conv1d.weight"][:, 0, :]
+        taps, product = p["conv1d.weight"][:, 0, :], partial(project, implementation=implementation)
 
         def convolve(u: Array, state: Any, resets: Array | None) -> tuple[Array, Array]:
             return conv_kernel(
@@ -188,13 +201,13 @@ def mamba(
         def advance(carry: Any, x: Array, resets: Any, mask: Any) -> tuple[Any, Array]:
             conv, ssm = carry
             resets, mask = (None if a is None else a[..., 0] for a in (resets, mask))
-            u, z = project(xp, x, W_u, b_u), project(xp, x, W_z, b_z)
+            u, z = product(x, W_u, b_u), product(x, W_z, b_z)
             if mask is None:
                 u, conv = convolve(u, conv, resets)
             else:
                 u, conv = pass_over(xp, convolve, u, mask, conv, resets, reverse=False)
-            low = project(xp, u, p["x_proj.weight"])
-            delta = project(xp, low[..., : sizes.dt_rank], p["dt_proj.weight"])
+            low = product(u, p["x_proj.weight"])
+            delta = product(low[..., : sizes.dt_rank], p["dt_proj.weight"])
             B, C = (xp.expand_dims(a, axis=-2) for a in _halves(low[..., sizes.dt_rank :], sizes.d_state))
             if mask is not None:  # softplus(−∞ + bias) = 0: the state stays as it is
                 delta = xp.where(mask[..., None], delta, -math.inf)
@@ -202,11 +215,8 @@ def mamba(
                 u, delta, A, B, C, p["D"], z, p["dt_proj.bias"], ssm, resets,
                 delta_softplus=True, reverse=False, implementation=implementation,
             )  # fmt: skip
-            return (conv, ssm), project(xp, y, p["out_proj.weight"], p["out_proj.bias"])
+            return (conv, ssm), product(y, p["out_proj.weight"], p["out_proj.bias"])
 
-        if conv is None or ssm is None:
-            conv = xp.zeros((x.shape[0], sizes.width - 1, sizes.d_inner), dtype=x.dtype, device=place_of(x))
-            ssm = xp.zeros((x.shape[0], sizes.d_inner, sizes.d_state), dtype=x.dtype, device=place_of(x))
         (conv, ssm), out = fold_blocks(advance, (conv, ssm), [x, *flags], ROWS, xp=xp)
         assert out is not None
         out = time.filled(out, 0.0)
@@ -260,7 +270,7 @@ def check_parameters(params: Mapping[str, Array | None]) -> Sizes:
     return sizes
 
 
-def _form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array]) -> Form:
+def checked_form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array]) -> Form:
     """The form of a call, after checks of its arrays."""
     check_given(x=x)
     named = {f"params[{name!r}]": a for name, a in params.items()}
@@ -283,7 +293,7 @@ def _form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Arra
     compute = compute_dtype(xp, *(a for a in everything.values() if a is not None))
     targets = (
         flat_target(x, compute, batch, tuple(x.shape[-2:])),
-        *(Target(compute) for _ in params),
+        *(weight_target(name, a, compute) for name, a in params.items()),
         *(flat_target(given.get(name), compute, batch, tails[name]) for name in STATE.fields),
     )
     outs = (Target(compute, None, (*batch, *tails[name])) for name in STATE.fields)

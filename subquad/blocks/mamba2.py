@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, overload
 
 from subquad.backend import Array
-from subquad.blocks.parameters import check_shapes, project, take_parameters
+from subquad.blocks.parameters import check_shapes, project, take_parameters, weight_target
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_given, check_positive
@@ -169,7 +170,7 @@ def mamba2(
     flags = [None if a is None else xp.expand_dims(a, axis=-1) for a in (time.resets, time.mask)]
     with form.computing(x):
         x, A = time.filled(x, 0.0), -xp.exp(p["A_log"])
-        parts = _parts(p, sizes)
+        parts, product = _parts(p, sizes), partial(project, implementation=implementation)
         taps, D = p["conv1d.weight"][:, 0, :], xp.reshape(p["D"], (sizes.heads, -1))
 
         def convolve(u: Array, state: Any, resets: Array | None) -> tuple[Array, Array]:
@@ -180,7 +181,7 @@ def mamba2(
         def advance(carry: Any, x: Array, resets: Any, mask: Any) -> tuple[Any, Array]:
             conv, ssm = carry
             resets, mask = (None if a is None else a[..., 0] for a in (resets, mask))
-            z, u, delta = (project(xp, x, weight, bias) for weight, bias in parts)
+            z, u, delta = (product(x, weight, bias) for weight, bias in parts)
             if mask is None:
                 u, conv = convolve(u, conv, resets)
             else:
@@ -190,7 +191,7 @@ def mamba2(
                 delta = xp.where(mask[..., None], delta, 0.0)
             y, ssm = _scan(xp, sizes, u, delta, A, D, ssm, resets, implementation)
             y = gated_norm(xp, y, z, p["norm.weight"], groups=groups, eps=eps, norm_before_gate=first)
-            return (conv, ssm), project(xp, y, p["out_proj.weight"], p["out_proj.bias"])
+            return (conv, ssm), product(y, p["out_proj.weight"], p["out_proj.bias"])
 
         conv, ssm = _start(xp, x, sizes, conv, ssm)
         (conv, ssm), out = fold_blocks(advance, (conv, ssm), [x, *flags], ROWS, xp=xp)
@@ -330,7 +331,7 @@ def _form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Arra
     compute = compute_dtype(xp, *(a for a in everything.values() if a is not None))
     targets = (
         flat_target(x, compute, batch, tuple(x.shape[-2:])),
-        *(Target(compute) for _ in params),
+        *(weight_target(name, a, compute) for name, a in params.items()),
         *(flat_target(given.get(name), compute, batch, tails[name]) for name in STATE.fields),
     )
     outs = (Target(compute, None, (*batch, *tails[name])) for name in STATE.fields)

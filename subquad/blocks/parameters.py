@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from subquad.backend import Array
-from subquad.core.beside import place_of
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.spelling import nearest
+from subquad.kernels.project import project as product
+from subquad.scans.call import Target
 
 STEPS = 1e-3, 1e-1  # range of the step sizes at initialisation
 
@@ -44,13 +45,20 @@ def check_shapes(arrays: Mapping[str, Array | None], shapes: Mapping[str, tuple[
             raise ValueError(msg)
 
 
-def project(xp: ModuleType, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x weightᵀ + bias of x (batch, n, ·), as one product of two matrices."""
+def project(x: Array, weight: Array, bias: Array | None = None, *, implementation: str = "auto") -> Array:
+    """x weightᵀ + bias of x (batch, n, ·), as one product of two matrices; the weight is read as it is stored.
+
+    `implementation` is that of a block: one by name takes few rows, and the block may have many.
+    """
     batch, n, width = x.shape
-    out = xp.reshape(x, (batch * n, width)) @ xp.matrix_transpose(weight)
-    if bias is not None:
-        out = out + bias
+    xp, implementation = namespace_of(x), "generic" if implementation == "generic" else "auto"
+    out = product(xp.reshape(x, (batch * n, width)), weight, bias, implementation=implementation)
     return xp.reshape(out, (batch, n, weight.shape[0]))
+
+
+def weight_target(name: str, x: Array | None, dtype: Any) -> Target | None:
+    """What a parameter is brought to: a matrix of a product stays as it is stored, anything else gets `dtype`."""
+    return None if x is None or name.endswith("proj.weight") else Target(dtype)
 
 
 def bias_of_steps(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:

@@ -1,11 +1,11 @@
-"""The command `subquad`: `subquad compare` and `subquad info`."""
+"""The command `subquad`: `subquad compare`, `subquad generate` and `subquad info`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from subquad.cli import compare, info
+from subquad.cli import compare, generate, info
 from subquad.cli.errors import CommandError
 
 USAGE = 2
@@ -13,6 +13,10 @@ COMPARE = (
     "Run exact attention, its approximations and the scans on real queries, keys and values with every array "
     "library on this machine, and show error, time and memory side by side: as a table here, in compare.json, and "
     "as a picture in compare.png."
+)
+GENERATE = (
+    "Continue a prompt by a Mamba or Mamba-2 model with published weights, on any array library, and say how many "
+    "tokens a second it makes."
 )
 INFO = "List the array libraries, devices and kernels on this machine, and say why others are absent."
 
@@ -42,13 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     compare.add_arguments(
         commands.add_parser("compare", help="error, time and memory side by side", description=COMPARE)
     )
+    generate.add_arguments(
+        commands.add_parser("generate", help="text by a model with published weights", description=GENERATE)
+    )
     commands.add_parser("info", help="what this machine has", description=INFO)
     args = parser.parse_args(argv)
     try:
         if args.command == "info":
             print(info.text())
             return 0
-        return compare.run(args)
+        return generate.run(args) if args.command == "generate" else compare.run(args)
     except CommandError as error:
         print(f"subquad {args.command}: {error}", file=sys.stderr)
         return USAGE

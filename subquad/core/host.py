@@ -14,3 +14,13 @@ def to_host(x: Array, dtype: Any = np.int64) -> Any:
     if isinstance(x, np.ndarray):
         return x
     return np.asarray(x.tolist() if hasattr(x, "tolist") else np.from_dlpack(x), dtype=dtype).reshape(x.shape)
+
+
+def floats_of(x: Array) -> Any:
+    """The numbers of a floating array as a NumPy array, in the memory of `x` where that is the host's."""
+    if isinstance(x, np.ndarray):
+        return x
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, TypeError, ValueError, RuntimeError, AttributeError):  # another device, or no such protocol
+        return to_host(x, np.float64)

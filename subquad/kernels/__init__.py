@@ -15,8 +15,10 @@ from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.lti_scan import lti_scan
+from subquad.kernels.mamba_step import mamba_step
 from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
+from subquad.kernels.project import project
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -35,8 +37,10 @@ __all__ = [
     "iterative_pinv",
     "linear_scan",
     "lti_scan",
+    "mamba_step",
     "nearest",
     "outer_scan",
+    "project",
     "selective_scan",
     "softmax_attention",
 ]

@@ -357,6 +357,45 @@ def causal_conv1d(
     return Example("causal_conv1d", name, draw, {"silu": silu, "reverse": reverse})
 
 
+def project(name: str, rows: int, inputs: int, outputs: int, *, bare: bool = False) -> Example:
+    """Rows by a matrix, which alone may be stored in half precision."""
+
+    def draw() -> Arrays:
+        x, W, bias = normal((rows, inputs), (outputs, inputs), (outputs,))
+        return x, W, None if bare else bias
+
+    return Example("project", name, draw, never_half=(0, 2))
+
+
+def mamba_step(
+    name: str, batch: int, d_model: int, d_inner: int, d_state: int, rank: int, *, width: int = 4, layers: int = 1
+) -> Example:
+    """A step of blocks whose matrices alone may be stored in half precision, with norms and without biases where the
+    name says so."""
+    low = rank + 2 * d_state
+
+    def block(seed: int) -> Arrays:
+        in_proj, taps, x_proj, dt_proj, A_log, out_proj, conv, ssm = normal(
+            (2 * d_inner, d_model), (d_inner, width), (low, d_inner), (d_inner, rank), (d_inner, d_state),
+            (d_model, d_inner), (batch, width - 1, d_inner), (batch, d_inner, d_state), seed=seed,
+        )  # fmt: skip
+        norm, in_bias, taps_bias, dt_bias, D, out_bias = normal(
+            *[(size,) for size in (d_model, 2 * d_inner, *[d_inner] * 3, d_model)], seed=seed + 50
+        )
+        in_proj, x_proj, dt_proj, out_proj = (W * W.shape[1] ** -0.5 for W in (in_proj, x_proj, dt_proj, out_proj))
+        if "bare" in name:
+            in_bias = taps_bias = out_bias = None
+        return (norm if "norm" in name else None, in_proj, in_bias, taps, taps_bias, x_proj, dt_proj, dt_bias - 2,
+                A_log, D, out_proj, out_bias, conv, ssm)  # fmt: skip
+
+    def draw() -> Arrays:
+        return (*normal((batch, d_model)), *(a for i in range(layers) for a in block(i)))
+
+    matrices = {1 + 14 * i + k for i in range(layers) for k in (1, 5, 6, 10)}
+    others = tuple(i for i in range(1 + 14 * layers) if i not in matrices)
+    return Example("mamba_step", name, draw, {"eps": 1e-2}, never_half=others)
+
+
 def lti_scan(name: str, n: int, *, d: int = 5, d_state: int = 3, bare: bool = False, reverse: bool = False) -> Example:
     """A complex model, resets and padded steps where the name says so; skip connection and state, unless bare."""
 
@@ -447,6 +486,16 @@ for example in [
     outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
     outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
     outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
+    project("one row", 1, 50, 37),
+    project("fewer inputs than lanes", 1, 5, 3, bare=True),
+    project("few rows", 7, 70, 131),
+    project("most rows", 16, 32, 2, bare=True),
+    project("too many rows", 17, 20, 9),
+    mamba_step("one sequence", 1, 24, 48, 16, 3),
+    mamba_step("a few, bare, norm", 5, 19, 37, 5, 2, layers=2),
+    mamba_step("one tap, many states", 2, 40, 33, 33, 7, width=1),
+    mamba_step("norm", 2, 9, 18, 16, 2, layers=3),
+    mamba_step("too many", 17, 8, 16, 4, 1),
     lti_scan("bare", 63, bare=True),
     lti_scan("state", 70, d=19, d_state=4),
     lti_scan("complex", 130, d_state=5),

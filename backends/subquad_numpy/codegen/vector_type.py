@@ -50,6 +50,12 @@ def merged(function: F) -> F:
     return compiled
 
 
+def apart(function: F) -> F:
+    """Compile `function` once for its types, and call it: for large functions with several callers."""
+    compiled: F = numba.njit(error_model="numpy")(function)
+    return compiled
+
+
 @extending.register_model(Vector)
 class _VectorModel(extending.models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, vector: Vector) -> None:
