@@ -4,4 +4,9 @@ from subquad_torch.transformers.versions import check_version
 
 check_version()
 
-__all__: list[str] = []
+from subquad_torch.transformers.options import configure  # noqa: E402
+from subquad_torch.transformers.plan import apply  # noqa: E402
+from subquad_torch.transformers.registration import register  # noqa: E402
+from subquad_torch.transformers.report import Layer, ModelExplanation, explain  # noqa: E402
+
+__all__ = ["Layer", "ModelExplanation", "apply", "configure", "explain", "register"]
