@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from subquad_torch.transformers.accelerate.delta import Qwen3NextMixer, Qwen35Mixer
 from subquad_torch.transformers.accelerate.mamba import JambaMixer, MambaMixer
+from subquad_torch.transformers.accelerate.mamba2 import FalconH1Mixer, Mamba2Mixer
 from subquad_torch.transformers.accelerate.swap import Swapped
 
 FAMILIES: dict[str, type[Swapped]] = {
     "MambaMixer": MambaMixer,
     "FalconMambaMixer": JambaMixer,
     "JambaMambaMixer": JambaMixer,
+    "Mamba2Mixer": Mamba2Mixer,
+    "BambaMixer": Mamba2Mixer,
+    "Zamba2MambaMixer": Mamba2Mixer,
+    "NemotronHMamba2Mixer": Mamba2Mixer,
+    "GraniteMoeHybridMambaLayer": Mamba2Mixer,
+    "FalconH1Mixer": FalconH1Mixer,
+    "Qwen3NextGatedDeltaNet": Qwen3NextMixer,
+    "Qwen3_5GatedDeltaNet": Qwen35Mixer,
+    "Qwen3_5MoeGatedDeltaNet": Qwen35Mixer,
 }
