@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from subquad_torch.transformers.accelerate.delta import Qwen3NextMixer, Qwen35Mixer
-from subquad_torch.transformers.accelerate.mamba import JambaMixer, MambaMixer
+from subquad_torch.transformers.accelerate.mamba import MambaMixer, NormedMixer
 from subquad_torch.transformers.accelerate.mamba2 import FalconH1Mixer, Mamba2Mixer
 from subquad_torch.transformers.accelerate.swap import Swapped
 
 FAMILIES: dict[str, type[Swapped]] = {
     "MambaMixer": MambaMixer,
-    "FalconMambaMixer": JambaMixer,
-    "JambaMambaMixer": JambaMixer,
+    "FalconMambaMixer": NormedMixer,
+    "JambaMambaMixer": NormedMixer,
     "Mamba2Mixer": Mamba2Mixer,
     "BambaMixer": Mamba2Mixer,
     "Zamba2MambaMixer": Mamba2Mixer,

@@ -20,7 +20,7 @@ class Past(NamedTuple):
     Attributes
     ----------
     conv : Tensor or None
-        The last inputs of the convolution, (batch, width − 1, channels).
+        The last inputs of the convolution, (batch, channels, width).
     state : Tensor or None
         The state of the recurrence, in the layout of the original.
     """
@@ -72,10 +72,10 @@ class Recurrent(Swapped):
         if cache is not None and cache.is_recording_past(self.layer_idx):  # what may be rolled back is kept by the original
             return super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
         time = Time(padding(attention_mask, hidden_states), documents(kwargs, hidden_states))
-        past = Past(None, None) if cache is None else read(cache, self.layer_idx, self.conv_kernel_size)
+        past = Past(None, None) if cache is None else read(cache, self.layer_idx)
         out, past = self._in_pieces(hidden_states, past, time)
         if cache is not None:
-            write(cache, self.layer_idx, past)
+            write(cache, self.layer_idx, past, steps=hidden_states.shape[1])
         return out
 
     def _in_pieces(self, x: Tensor, past: Past, time: Time) -> tuple[Tensor, Past]:
@@ -96,27 +96,47 @@ class Recurrent(Swapped):
 
     def subquad_convolve(self, u: Tensor, past: Past, time: Time) -> tuple[Tensor, Tensor]:
         """(silu of the convolution, its last inputs) of its inputs (batch, n, channels)."""
-        return subquad.causal_conv1d(
-            u, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu",
-            initial_state=past.conv, return_state=True, mask=time.mask, segments=time.segments,
+        taps, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        if u.shape[1] == 1 and past.conv is not None and time.mask is None:
+            return one_step(u, taps, bias, past.conv)
+        before = past.conv
+        if before is not None:  # the oldest of the inputs is seen by no step to come
+            before = before[..., before.shape[-1] - taps.shape[-1] + 1 :].mT
+        y, last = subquad.causal_conv1d(
+            u, taps, bias, activation="silu",
+            initial_state=before, return_state=True, mask=time.mask, segments=time.segments,
         )  # fmt: skip
+        return y, torch.nn.functional.pad(last.mT, (1, 0)).to(u.dtype)
 
 
-def read(cache: Any, layer: int, width: int) -> Past:
+def one_step(u: Tensor, taps: Tensor, bias: Tensor | None, before: Tensor) -> tuple[Tensor, Tensor]:
+    """The convolution of one token, in the layout of the cache.
+
+    These few operations take less time than a call of `causal_conv1d` and bringing the cache to its layout and back.
+    """
+    last = torch.cat([before[..., 1:], u.mT.to(before.dtype)], dim=-1)
+    wide = last.float() if last.dtype in (torch.float16, torch.bfloat16) else last
+    y = (wide * taps).sum(dim=-1)
+    y = torch.nn.functional.silu(y if bias is None else y + bias)
+    return y.to(u.dtype)[:, None], last
+
+
+def read(cache: Any, layer: int) -> Past:
     """What the cache of transformers holds for a layer; copies, where a gradient might be asked for."""
-    conv, state = cache.get_conv_state(layer), cache.get_recurrent_state(layer)
-    if conv is not None:  # (batch, channels, width): the oldest of the inputs is seen by no step to come
-        conv = conv[..., conv.shape[-1] - width + 1 :].mT
+    past = Past(cache.get_conv_state(layer), cache.get_recurrent_state(layer))
     if torch.is_grad_enabled():  # the cache writes over its states, which autograd may have kept
-        conv, state = (None if x is None else x.clone() for x in (conv, state))
-    return Past(conv, state)
+        past = Past(*(None if x is None else x.clone() for x in past))
+    return past
 
 
-def write(cache: Any, layer: int, past: Past) -> None:
-    """Let the cache hold what a layer has to remember."""
+def write(cache: Any, layer: int, past: Past, *, steps: int) -> None:
+    """Let the cache hold what a layer has to remember after so many steps."""
     assert past.conv is not None
-    conv = torch.nn.functional.pad(past.conv.mT, (1, 0))
-    cache.update_conv_state(conv, layer, conv_kernel_size=conv.shape[-1])
+    held = cache.get_conv_state(layer)
+    if held is not None and steps == 1:
+        held.copy_(past.conv)
+    else:
+        cache.update_conv_state(past.conv, layer, conv_kernel_size=past.conv.shape[-1])
     cache.update_recurrent_state(past.state, layer)
 
 
