@@ -85,14 +85,12 @@ def _with_window(
         right = method.right if method.right is not None else method.left
         rights = [x for x in (right if own is not None else None, pattern.right) if x is not None]
         changed = {"left": min(sizes), "right": None if pattern.causal else min(rights)}
-        if (
-            not pattern.causal
-            and pattern.q_length != pattern.kv_length
-            and pattern.cuts(changed["left"], changed["right"])
-        ):
+        crosses = not pattern.causal and pattern.q_length != pattern.kv_length
+        if crosses and pattern.cuts(changed["left"], changed["right"]):
             msg = (
-                f"a window of {changed['left']} keys before a query, and {pattern.q_length} queries of one sequence see "
-                f"{pattern.kv_length} keys of another; run this layer by 'exact', with subquad_torch.transformers.apply"
+                f"a window of {changed['left']} keys before a query, and {pattern.q_length} queries of one sequence "
+                f"see {pattern.kv_length} keys of another; run this layer by 'exact', with "
+                f"subquad_torch.transformers.apply"
             )
             raise NotImplementedError(msg)
         if {name: getattr(method, name) for name in changed} != changed:

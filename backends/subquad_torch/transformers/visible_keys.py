@@ -94,9 +94,8 @@ def _with_documents(pattern: MaskPattern, cu_seq_lens: tuple[Tensor | None, Tens
 
 def _numbers(ends: Tensor, n: int) -> Tensor:
     """Number of the document of each row, (1, n), from the cumulative lengths 0 … n."""
-    return torch.searchsorted(ends[1:].contiguous(), torch.arange(n, device=ends.device, dtype=ends.dtype), right=True)[
-        None
-    ]
+    places = torch.arange(n, device=ends.device, dtype=ends.dtype)
+    return torch.searchsorted(ends[1:].contiguous(), places, right=True)[None]
 
 
 def _with_positions(pattern: MaskPattern, position_ids: Any) -> MaskPattern:
@@ -108,12 +107,9 @@ def _with_positions(pattern: MaskPattern, position_ids: Any) -> MaskPattern:
     n, says = pattern.q_length, (pattern.segments, pattern.key_mask, pattern.pairs, pattern.bias)
     if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or position_ids.shape[-1] != n:
         return pattern
-    if (
-        not pattern.causal
-        or pattern.kv_length != n
-        or any(x is not None for x in says)
-        or torch.compiler.is_compiling()
-    ):
+    if torch.compiler.is_compiling() or any(x is not None for x in says):
+        return pattern
+    if not pattern.causal or pattern.kv_length != n:
         return pattern
     begins = torch.diff(position_ids, dim=-1) != 1
     if not bool(begins.any()):

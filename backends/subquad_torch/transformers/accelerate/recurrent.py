@@ -69,7 +69,9 @@ class Recurrent(Swapped):
         self, hidden_states: Tensor, cache: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """The output of the layer, (batch, n, d_model); `cache` is read and written."""
-        if cache is not None and cache.is_recording_past(self.layer_idx):  # what may be rolled back is kept by the original
+        if cache is not None and cache.is_recording_past(
+            self.layer_idx
+        ):  # what may be rolled back is kept by the original
             return super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
         time = Time(padding(attention_mask, hidden_states), documents(kwargs, hidden_states))
         past = Past(None, None) if cache is None else read(cache, self.layer_idx)
