@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Tim
 EPS = 1e-6  # in the length of a query or a key
 
 
-class Projected:
-    """What a layer makes of its input: q, k and v beside each other, the gate z, and the inputs of β and of the decay."""
+class Projected(NamedTuple):
+    """What a layer makes of its input: q, k and v beside each other, the gate, and the inputs of β and of the decay."""
 
-    def __init__(self, qkv: Tensor, z: Tensor, b: Tensor, a: Tensor) -> None:
-        self.qkv, self.z, self.b, self.a = qkv, z, b, a
+    qkv: Tensor
+    z: Tensor
+    b: Tensor
+    a: Tensor
 
 
 class Qwen3NextMixer(Recurrent):

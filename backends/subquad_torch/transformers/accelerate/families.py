@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from subquad_torch.transformers.accelerate.delta import Qwen3NextMixer, Qwen35Mixer
 from subquad_torch.transformers.accelerate.mamba import MambaMixer, NormedMixer
-from subquad_torch.transformers.accelerate.mamba2 import FalconH1Mixer, Mamba2Mixer
+from subquad_torch.transformers.accelerate.mamba2 import BambaModel, FalconH1Mixer, Mamba2Mixer
 from subquad_torch.transformers.accelerate.swap import Swapped
 
 FAMILIES: dict[str, type[Swapped]] = {
@@ -13,6 +13,7 @@ FAMILIES: dict[str, type[Swapped]] = {
     "JambaMambaMixer": NormedMixer,
     "Mamba2Mixer": Mamba2Mixer,
     "BambaMixer": Mamba2Mixer,
+    "BambaModel": BambaModel,
     "Zamba2MambaMixer": Mamba2Mixer,
     "NemotronHMamba2Mixer": Mamba2Mixer,
     "GraniteMoeHybridMambaLayer": Mamba2Mixer,

@@ -54,7 +54,7 @@ class MambaMixer(Recurrent):
         return runs((subquad.causal_conv1d, (u, like.new_zeros((like.shape[0], self.conv_kernel_size)))), scan)
 
     def subquad_parameters(self, x: Tensor) -> dict[str, Tensor] | None:
-        """The parameters for `subquad.mamba`; None where the projections have to be called, or that block is no gain."""
+        """The parameters for `subquad.mamba`; None where modules have to be called, or where the block is no gain."""
         if x.shape[1] > 1 or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             return None
         children, params = vars(self)["_modules"], {}

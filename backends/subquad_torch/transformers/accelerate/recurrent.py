@@ -1,9 +1,9 @@
-"""What all swapped recurrent layers have in common: the cache, padding, packed documents, and long prompts in pieces."""
+"""What all swapped recurrent layers share: the cache, padding, packed documents, and long prompts in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 import subquad
 from subquad_torch.transformers.accelerate.swap import Swapped
 
-PIECE = 2048  # steps of a long prompt that go through a layer together, so that its temporaries do not grow with n
+PIECE = 1024  # steps of a long prompt that go through a layer together, so that its temporaries do not grow with n
 
 
 class Past(NamedTuple):
@@ -47,7 +47,7 @@ class Time(NamedTuple):
 class Recurrent(Swapped):
     """A layer of a convolution and a recurrence over time, with one state of each in the model's cache."""
 
-    reads = ("conv1d",)
+    reads: ClassVar[tuple[str, ...]] = ("conv1d",)
 
     # attributes of the originals
     conv1d: Any
@@ -69,7 +69,7 @@ class Recurrent(Swapped):
         self, hidden_states: Tensor, cache: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """The output of the layer, (batch, n, d_model); `cache` is read and written."""
-        if cache is not None and cache.is_recording_past(self.layer_idx):  # what may be rolled back is kept by the original
+        if cache is not None and cache.is_recording_past(self.layer_idx):  # to be rolled back: the original keeps more
             return super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
         time = Time(padding(attention_mask, hidden_states), documents(kwargs, hidden_states))
         past = Past(None, None) if cache is None else read(cache, self.layer_idx)
