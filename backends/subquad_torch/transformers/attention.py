@@ -42,7 +42,7 @@ def attention_function(implementation: str) -> Callable[..., tuple[Tensor, None]
             _check(module, dropout, others)
             pattern = pattern_of_call(
                 module, query, key, attention_mask, is_causal=is_causal, sliding_window=sliding_window,
-                cu_seq_lens=(cu_seq_lens_q, cu_seq_lens_k),
+                cu_seq_lens=(cu_seq_lens_q, cu_seq_lens_k), position_ids=others.get("position_ids"),
             )  # fmt: skip
             sinks = others.get("sinks") if s_aux is None else s_aux
             out = evaluate(
@@ -52,7 +52,8 @@ def attention_function(implementation: str) -> Callable[..., tuple[Tensor, None]
         except (NotImplementedError, ValueError) as error:
             if torch.compiler.is_compiling():  # a program cannot rewrite errors
                 raise
-            raise type(error)(f"{implementation} in {_place(module)}: {error}") from error
+            msg = f"{implementation} in {_place(module)}: {error}"
+            raise type(error)(msg) from error
         return out.transpose(1, 2).contiguous(), None
 
     subquad_attention.__name__ = f"{implementation.replace('-', '_')}_attention"
@@ -63,8 +64,8 @@ def _check(module: Any, dropout: float, others: dict[str, Any]) -> None:
     """NotImplementedError for what the call asks for and no method can do."""
     if dropout and module.training:
         msg = (
-            f"dropout={dropout} of attention weights in training: subquad has no matrix of weights to drop from; set the "
-            f"config's attention dropout ('attention_dropout', 'attention_probs_dropout_prob', …) to 0"
+            f"dropout={dropout} of attention weights in training: subquad has no matrix of weights to drop from; set "
+            f"the config's attention dropout ('attention_dropout', 'attention_probs_dropout_prob', …) to 0"
         )
         raise NotImplementedError(msg)
     if others.get("output_attentions"):

@@ -1,4 +1,4 @@
-"""Attention of one call by a method, under a pattern: what the method takes is passed on, what it does not is refused."""
+"""Attention of one call by a method, under a pattern: what the method takes is passed on, the rest is refused."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def evaluate(
             given = (softcap, bias, pattern.pairs)
             named = next(x for x, y in zip(what, given, strict=True) if y is not None)
             msg = f"{type(method).__name__} cannot take {named}; 'subquad-exact' takes it"
+            if torch.compiler.is_compiling() and pattern.pairs is not None:
+                msg += ". A compiled program makes pairs of position ids: pass an attention_mask of ones as well"
             raise NotImplementedError(msg)
         if pattern.cuts(pattern.left, pattern.right):
             pattern = replace(pattern, pairs=pattern.matrix())
@@ -83,13 +85,21 @@ def _with_window(
         right = method.right if method.right is not None else method.left
         rights = [x for x in (right if own is not None else None, pattern.right) if x is not None]
         changed = {"left": min(sizes), "right": None if pattern.causal else min(rights)}
+        crosses = not pattern.causal and pattern.q_length != pattern.kv_length
+        if crosses and pattern.cuts(changed["left"], changed["right"]):
+            msg = (
+                f"a window of {changed['left']} keys before a query, and {pattern.q_length} queries of one sequence "
+                f"see {pattern.kv_length} keys of another; run this layer by 'exact', with "
+                f"subquad_torch.transformers.apply"
+            )
+            raise NotImplementedError(msg)
         if {name: getattr(method, name) for name in changed} != changed:
             method = replace(method, **changed)
         pattern = replace(pattern, left=None, right=None)
     elif not isinstance(method, Exact) and pattern.cuts(pattern.left, pattern.right):
         msg = (
-            f"{type(method).__name__} has no sliding window, and this layer has one of {pattern.left} tokens before its "
-            f"own; run it by 'exact' or 'window', with subquad_torch.transformers.apply"
+            f"{type(method).__name__} has no sliding window, and this layer has one of {pattern.left} tokens before "
+            f"its own; run it by 'exact' or 'window', with subquad_torch.transformers.apply"
         )
         raise NotImplementedError(msg)
     return method, pattern, visible

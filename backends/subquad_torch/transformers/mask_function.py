@@ -40,6 +40,10 @@ def mask_pattern(
     mask_function: Callable[..., Any] = masking_utils.causal_mask_function,
     attention_mask: Any = None,
     use_vmap: bool = False,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = False,
+    allow_is_bidirectional_skip: bool = False,
+    config: Any = None,
     device: Any = "cpu",
     **_: Any,
 ) -> MaskPattern:
@@ -50,12 +54,18 @@ def mask_pattern(
         q_offset = int(q_offset)
     sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
     sizes |= {"q_offset": q_offset, "kv_offset": kv_offset}
-    rules = _rules(mask_function)
+    if torch.compiler.is_compiling():
+        skips = allow_is_causal_skip, allow_is_bidirectional_skip
+        rules = _rules_of_call(mask_function, *skips, local_size, getattr(config, "attention_chunk_size", None))
+    else:
+        rules = _rules(mask_function)
     if rules is None:
         pairs = masking_utils.sdpa_mask(
             **sizes, mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
             use_vmap=use_vmap, device=device,
         )  # fmt: skip
+        if q_length == 1 and pairs.shape[1] == 1:  # a row is a mask of keys, which every method takes
+            return MaskPattern(**sizes, key_mask=pairs[:, 0, 0])
         return MaskPattern(**sizes, pairs=pairs)
     pattern = MaskPattern(
         **sizes,
@@ -94,6 +104,22 @@ def _segments(rules: Rules, sizes: Mapping[str, Any], device: Any) -> tuple[Tens
         for x in ("q", "kv")
     )  # fmt: skip
     return of_queries, of_keys
+
+
+def _rules_of_call(
+    function: Callable[..., Any], causal: bool, bidirectional: bool, size: int | None, chunk_size: int | None
+) -> Rules | None:
+    """What a mask function says in a program that is traced, where the parts of a function cannot be read.
+
+    transformers allows to skip a mask only if it is plainly causal, or plainly bidirectional, up to the window.
+    """
+    if function is masking_utils.causal_mask_function:
+        return Rules(causal=True)
+    if function is masking_utils.bidirectional_mask_function:
+        return Rules()
+    if size is None or chunk_size is not None or not (causal or bidirectional):
+        return None
+    return Rules(causal=True, left=size - 1) if causal else Rules(left=size, right=size)
 
 
 def _rules(function: Callable[..., Any]) -> Rules | None:

@@ -41,15 +41,16 @@ def attention_modules(model: Module) -> Iterator[tuple[str, Module]]:
 
 def check_model(model: PreTrainedModel, implementation: Any) -> None:
     """ValueError if attention of the model never asks for this implementation of ours; a warning if some of it does."""
-    if not _is_ours(implementation):
+    if not isinstance(implementation, str) or not implementation.startswith(PREFIX):
         return
     own = sorted({type(module).__name__ for module in model.modules() if computes_attention(type(module))})
     if not own:
         return
     if next(attention_modules(model), None) is None:
         msg = (
-            f"{type(model).__name__} cannot run {implementation!r}: its attention ({', '.join(own)}) is code of its own, "
-            f"which never asks transformers' registry; use attn_implementation='eager', or "
+            f"{type(model).__name__} cannot run {implementation!r}: its attention ({', '.join(own)}) is code of its "
+            f"own, which never asks transformers' registry. Use attn_implementation='eager', or name the parts of the "
+            f"model that can, as in attn_implementation={{'text_config': {implementation!r}}}, or "
             f"subquad_torch.transformers.accelerate(model) where it knows the model"
         )
         raise ValueError(msg)
@@ -71,7 +72,8 @@ def watch_models() -> None:
 
     @functools.wraps(change)
     def set_attn_implementation(self: Any, attn_implementation: Any, *args: Any, **keywords: Any) -> Any:
-        check_model(self, attn_implementation)
+        for part, requested in _requested(self, attn_implementation):
+            check_model(part, requested)
         return change(self, attn_implementation, *args, **keywords)
 
     post_init.subquad = True  # type: ignore[attr-defined]
@@ -79,10 +81,22 @@ def watch_models() -> None:
     PreTrainedModel.set_attn_implementation = set_attn_implementation
 
 
-def _is_ours(implementation: Any) -> bool:
-    if isinstance(implementation, dict):
-        return any(map(_is_ours, implementation.values()))
-    return isinstance(implementation, str) and implementation.startswith(PREFIX)
+def _requested(model: PreTrainedModel, implementation: Any) -> Iterator[tuple[PreTrainedModel, Any]]:
+    """(part, implementation that is asked for it) of each model within a model, from a name or a dict by sub-config."""
+    by_config = {id(model.config): implementation.get("") if isinstance(implementation, dict) else implementation}
+    waiting = [(model.config, implementation)]
+    while waiting:
+        config, asked = waiting.pop()
+        for key in config.sub_configs:
+            part = getattr(config, key, None)
+            own = asked.get(key) if isinstance(asked, dict) else asked
+            if part is not None:
+                by_config[id(part)] = own.get("") if isinstance(own, dict) else own
+                waiting.append((part, own))
+    default = by_config[id(model.config)]
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            yield module, by_config.get(id(module.config), default)
 
 
 def _code(cls: type[Module]) -> str:

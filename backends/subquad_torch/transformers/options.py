@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from subquad.attention import METHODS, Method
 from subquad.core.spelling import nearest
 from subquad.registry import ALIASES, make_method
@@ -65,6 +67,8 @@ def method_name(name: str) -> str:
 
 def make(method: str, options: Mapping[str, Any]) -> Method:
     """The method object, made once for options that have a hash."""
+    if torch.compiler.is_compiling():  # which cannot see through a cache
+        return make_method(method, dict(options))
     try:
         return _made(method, tuple(sorted(options.items())))
     except TypeError as error:
@@ -84,8 +88,8 @@ def choice(module: Any, implementation: str) -> tuple[str, dict[str, Any]]:
     if implementation == PLAN:
         if planned is None:
             msg = (
-                f"{type(module).__name__} has no plan: 'subquad-plan' is set by subquad_torch.transformers.apply(model, "
-                f"plan), not as attn_implementation"
+                f"{type(module).__name__} has no plan: 'subquad-plan' is set by subquad_torch.transformers.apply("
+                f"model, plan), not as attn_implementation"
             )
             raise ValueError(msg)
         return planned

@@ -108,7 +108,8 @@ def _entry(where: str, entry: Any) -> Entry:
         method = method_name(entry["method"])
         make(method, options)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from error
+        msg = f"{where}: {error}"
+        raise type(error)(msg) from error
     return method, options
 
 

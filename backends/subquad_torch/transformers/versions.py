@@ -18,7 +18,7 @@ def check_version() -> None:
         raise ImportError(msg) from error
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         msg = (
-            f"subquad_torch.transformers needs transformers {needed} or newer, whose caches and mask functions it uses, "
-            f"and {version} is installed: {fix}"
+            f"subquad_torch.transformers needs transformers {needed} or newer, whose caches and mask functions it "
+            f"uses, and {version} is installed: {fix}"
         )
         raise ImportError(msg)

@@ -13,7 +13,7 @@ from subquad_torch.transformers.pattern import MaskPattern
 
 def pattern_of_call(
     module: Any, query: Tensor, key: Tensor, mask: Any, *, is_causal: bool | None, sliding_window: int | None,
-    cu_seq_lens: tuple[Tensor | None, Tensor | None],
+    cu_seq_lens: tuple[Tensor | None, Tensor | None], position_ids: Any,
 ) -> MaskPattern:  # fmt: skip
     """The pattern; ValueError if a mask does not fit the queries and keys, TypeError if it is none."""
     sizes = {"batch_size": query.shape[0], "q_length": query.shape[2], "kv_length": key.shape[2]}
@@ -26,11 +26,11 @@ def pattern_of_call(
     else:
         msg = f"attention_mask is a {type(mask).__name__}, expected a Tensor, or None"
         raise TypeError(msg)
-    return _with_documents(pattern, cu_seq_lens)
+    return _with_positions(_with_documents(pattern, cu_seq_lens), position_ids)
 
 
 def _fit(pattern: MaskPattern, sizes: dict[str, int]) -> MaskPattern:
-    """The pattern, if it was made for as many queries and keys; queries count only where they differ in what they see."""
+    """The pattern, if it was made for as many queries and keys; queries count where they differ in what they see."""
     by_place = pattern.causal or pattern.left is not None or pattern.right is not None
     by_query = by_place or pattern.segments is not None or pattern.pairs is not None
     n, n_kv = pattern.q_length, pattern.shape[-1]
@@ -49,8 +49,8 @@ def _without_mask(module: Any, sizes: dict[str, int], is_causal: bool | None, wi
     n, n_kv = sizes["q_length"], sizes["kv_length"]
     if causal and n not in (1, n_kv):
         msg = (
-            f"{type(module).__name__} is causal, has {n} queries and {n_kv} keys, and no mask that says which keys come "
-            f"after a query; pass an attention_mask of 4 axes, (batch, 1, {n}, {n_kv}), bool with True = keep"
+            f"{type(module).__name__} is causal, has {n} queries and {n_kv} keys, and no mask that says which keys "
+            f"come after a query; pass an attention_mask of 4 axes, (batch, 1, {n}, {n_kv}), bool with True = keep"
         )
         raise ValueError(msg)
     size = None if window is None else window - 1
@@ -87,7 +87,32 @@ def _with_documents(pattern: MaskPattern, cu_seq_lens: tuple[Tensor | None, Tens
     if pattern.batch_size != 1:
         msg = f"cu_seq_lens_q numbers the documents of one sequence, and the batch has {pattern.batch_size}; flatten it"
         raise ValueError(msg)
-    lengths = (of_queries, pattern.q_length), (of_queries if of_keys is None else of_keys, pattern.kv_length)
-    numbers = [torch.searchsorted(ends[1:].contiguous(), torch.arange(n, device=ends.device, dtype=ends.dtype), right=True)[None]
-               for ends, n in lengths]  # fmt: skip
+    ends = of_queries, of_queries if of_keys is None else of_keys
+    numbers = [_numbers(x, n) for x, n in zip(ends, (pattern.q_length, pattern.kv_length), strict=True)]
     return replace(pattern, segments=(numbers[0], numbers[1]))
+
+
+def _numbers(ends: Tensor, n: int) -> Tensor:
+    """Number of the document of each row, (1, n), from the cumulative lengths 0 … n."""
+    places = torch.arange(n, device=ends.device, dtype=ends.dtype)
+    return torch.searchsorted(ends[1:].contiguous(), places, right=True)[None]
+
+
+def _with_positions(pattern: MaskPattern, position_ids: Any) -> MaskPattern:
+    """The pattern with the documents of packed position ids, which begin again at each, if it says nothing else.
+
+    Some models (GPT-OSS) do not hand position ids to their masks. A program that is traced cannot ask whether ids are
+    packed.
+    """
+    n, says = pattern.q_length, (pattern.segments, pattern.key_mask, pattern.pairs, pattern.bias)
+    if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or position_ids.shape[-1] != n:
+        return pattern
+    if torch.compiler.is_compiling() or any(x is not None for x in says):
+        return pattern
+    if not pattern.causal or pattern.kv_length != n:
+        return pattern
+    begins = torch.diff(position_ids, dim=-1) != 1
+    if not bool(begins.any()):
+        return pattern
+    numbers = torch.nn.functional.pad(torch.cumsum(begins, -1), (1, 0)).expand(pattern.batch_size, -1)
+    return replace(pattern, segments=(numbers, numbers))

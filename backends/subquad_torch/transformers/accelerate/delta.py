@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-import subquad
+from subquad.scans import causal_conv1d, delta_rule
 from subquad_torch.transformers.accelerate.mamba import rates
 from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Time, runs
 
@@ -56,8 +56,8 @@ class Qwen3NextMixer(Recurrent):
     def subquad_runs(self) -> str:
         zeros, channels = self.A_log.detach().new_zeros, 2 * self.key_dim + self.value_dim
         k, v = zeros((1, 1, self.head_k_dim)), zeros((1, 1, self.head_v_dim))
-        scan = subquad.delta_rule, (k, k, v, zeros((1, 1)), zeros((1, 1, 1)).float())
-        return runs((subquad.causal_conv1d, (zeros((1, 1, channels)), zeros((channels, self.conv_kernel_size)))), scan)
+        scan = delta_rule, (k, k, v, zeros((1, 1)), zeros((1, 1, 1)).float())
+        return runs((causal_conv1d, (zeros((1, 1, channels)), zeros((channels, self.conv_kernel_size)))), scan)
 
     def subquad_project(self, x: Tensor) -> Projected:
         """What the layer makes of its input."""
@@ -74,7 +74,7 @@ class Qwen3NextMixer(Recurrent):
         q, k = (a.repeat_interleave(shared, dim=1) if shared > 1 else a for a in (q, k))
         g = rates(self.A_log) * softplus(given.a.float() + self.dt_bias)
         mask, segments = (None if a is None else a[:, None] for a in time)
-        o, state = subquad.delta_rule(
+        o, state = delta_rule(
             q, k, v, given.b.sigmoid().mT, g.mT[..., None],
             initial_state=past.state, return_state=True, mask=mask, segments=segments,
         )  # fmt: skip

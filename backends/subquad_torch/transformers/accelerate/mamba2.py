@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import subquad
+from subquad.scans import causal_conv1d, ssd
 from subquad_torch.transformers.accelerate.mamba import rates
 from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Time, runs
 from subquad_torch.transformers.accelerate.swap import Swapped
@@ -48,8 +48,8 @@ class Mamba2Mixer(Recurrent):
         delta, maps = zeros((1, 1, self.num_heads)), zeros((1, 1, self.n_groups, self.ssm_state_size))
         x, A = zeros((1, 1, self.num_heads, self.head_dim)), zeros(self.num_heads).float()
         taps = zeros((self.conv_dim, self.conv_kernel_size))
-        scan = subquad.ssd, (x, delta, A, maps, maps)
-        return runs((subquad.causal_conv1d, (zeros((1, 1, self.conv_dim)), taps)), scan)
+        scan = ssd, (x, delta, A, maps, maps)
+        return runs((causal_conv1d, (zeros((1, 1, self.conv_dim)), taps)), scan)
 
     def subquad_project(self, x: Tensor) -> Tensor:
         """z, u, B, C and delta beside each other."""
@@ -66,7 +66,7 @@ class Mamba2Mixer(Recurrent):
         maps = self.n_groups * self.ssm_state_size
         u, B, C = u.split([self.intermediate_size, maps, maps], dim=-1)
         B, C = (a.unflatten(-1, (self.n_groups, self.ssm_state_size)) for a in (B, C))
-        y, state = subquad.ssd(
+        y, state = ssd(
             widened(u).unflatten(-1, (self.num_heads, self.head_dim)), delta, rates(self.A_log), B, C, self.D,
             delta_bias=self.dt_bias, delta_softplus=True, delta_limits=limits(self.time_step_limit),
             initial_state=past.state, return_state=True, mask=time.mask, segments=time.segments,

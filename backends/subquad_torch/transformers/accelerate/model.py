@@ -124,9 +124,10 @@ def family_of(module: Any) -> type[Swapped] | None:
     """What computes for a module; None if it is swapped, of no family, or of a class that has a forward of its own."""
     if isinstance(module, Swapped):
         return None
-    for cls in type(module).__mro__:
+    own: Any = type(module)
+    for cls in own.__mro__:
         if cls.__name__ in FAMILIES and cls.__module__.startswith("transformers."):
-            return FAMILIES[cls.__name__] if type(module).forward is cls.forward else None
+            return FAMILIES[cls.__name__] if own.forward is cls.forward else None
     return None
 
 

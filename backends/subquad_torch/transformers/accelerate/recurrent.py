@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-import subquad
+from subquad.explain import explain
+from subquad.scans import causal_conv1d
 from subquad_torch.transformers.accelerate.swap import Swapped
 
 PIECE = 1024  # steps of a long prompt that go through a layer together, so that its temporaries do not grow with n
@@ -102,7 +103,7 @@ class Recurrent(Swapped):
         before = past.conv
         if before is not None:  # the oldest of the inputs is seen by no step to come
             before = before[..., before.shape[-1] - taps.shape[-1] + 1 :].mT
-        y, last = subquad.causal_conv1d(
+        y, last = causal_conv1d(
             u, taps, bias, activation="silu",
             initial_state=before, return_state=True, mask=time.mask, segments=time.segments,
         )  # fmt: skip
@@ -166,5 +167,5 @@ def documents(kwargs: dict[str, Any], x: Tensor) -> Tensor | None:
 
 def runs(*calls: tuple[Any, Sequence[Any]]) -> str:
     """The kernels of calls, and which implementation of each would run: 'selective_scan (numba)'."""
-    choices = [choice for function, args in calls for choice in subquad.explain(function, *args).choices]
+    choices = [choice for function, args in calls for choice in explain(function, *args).choices]
     return ", ".join(f"{choice.kernel} ({choice.implementation})" for choice in choices)
