@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-import subquad
+from subquad.scans import causal_conv1d, delta_rule
 from subquad_torch.transformers.accelerate.mamba import rates
 from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Time, runs
 
 EPS = 1e-6  # in the length of a query or a key
 
 
-class Projected:
-    """What a layer makes of its input: q, k and v beside each other, the gate z, and the inputs of β and of the decay."""
+class Projected(NamedTuple):
+    """What a layer makes of its input: q, k and v beside each other, the gate, and the inputs of β and of the decay."""
 
-    def __init__(self, qkv: Tensor, z: Tensor, b: Tensor, a: Tensor) -> None:
-        self.qkv, self.z, self.b, self.a = qkv, z, b, a
+    qkv: Tensor
+    z: Tensor
+    b: Tensor
+    a: Tensor
 
 
 class Qwen3NextMixer(Recurrent):
@@ -54,8 +56,8 @@ class Qwen3NextMixer(Recurrent):
     def subquad_runs(self) -> str:
         zeros, channels = self.A_log.detach().new_zeros, 2 * self.key_dim + self.value_dim
         k, v = zeros((1, 1, self.head_k_dim)), zeros((1, 1, self.head_v_dim))
-        scan = subquad.delta_rule, (k, k, v, zeros((1, 1)), zeros((1, 1, 1)).float())
-        return runs((subquad.causal_conv1d, (zeros((1, 1, channels)), zeros((channels, self.conv_kernel_size)))), scan)
+        scan = delta_rule, (k, k, v, zeros((1, 1)), zeros((1, 1, 1)).float())
+        return runs((causal_conv1d, (zeros((1, 1, channels)), zeros((channels, self.conv_kernel_size)))), scan)
 
     def subquad_project(self, x: Tensor) -> Projected:
         """What the layer makes of its input."""
@@ -72,7 +74,7 @@ class Qwen3NextMixer(Recurrent):
         q, k = (a.repeat_interleave(shared, dim=1) if shared > 1 else a for a in (q, k))
         g = rates(self.A_log) * softplus(given.a.float() + self.dt_bias)
         mask, segments = (None if a is None else a[:, None] for a in time)
-        o, state = subquad.delta_rule(
+        o, state = delta_rule(
             q, k, v, given.b.sigmoid().mT, g.mT[..., None],
             initial_state=past.state, return_state=True, mask=mask, segments=segments,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from subquad_torch.transformers.accelerate.bigbird import BigBirdAttention, BigB
 from subquad_torch.transformers.accelerate.delta import Qwen3NextMixer, Qwen35Mixer
 from subquad_torch.transformers.accelerate.longformer import LongformerAttention
 from subquad_torch.transformers.accelerate.mamba import MambaMixer, NormedMixer
-from subquad_torch.transformers.accelerate.mamba2 import FalconH1Mixer, Mamba2Mixer
+from subquad_torch.transformers.accelerate.mamba2 import BambaModel, FalconH1Mixer, Mamba2Mixer
 from subquad_torch.transformers.accelerate.nystromformer import NystromformerAttention
 from subquad_torch.transformers.accelerate.reformer import ReformerAttention
 from subquad_torch.transformers.accelerate.swap import Swapped
@@ -17,6 +17,7 @@ FAMILIES: dict[str, type[Swapped]] = {
     "JambaMambaMixer": NormedMixer,
     "Mamba2Mixer": Mamba2Mixer,
     "BambaMixer": Mamba2Mixer,
+    "BambaModel": BambaModel,
     "Zamba2MambaMixer": Mamba2Mixer,
     "NemotronHMamba2Mixer": Mamba2Mixer,
     "GraniteMoeHybridMambaLayer": Mamba2Mixer,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-import subquad
+from subquad.blocks import mamba
+from subquad.scans import causal_conv1d, selective_scan
 from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Time, runs
 
 # the children whose parameters make a block, and what they have to be for it
@@ -50,11 +51,11 @@ class MambaMixer(Recurrent):
     def subquad_runs(self) -> str:
         like = self.A_log.detach()
         u, low = like.new_zeros((1, 1, like.shape[0])), like.new_zeros((1, 1, like.shape[1]))
-        scan = subquad.selective_scan, (u, u, like.float(), low, low)
-        return runs((subquad.causal_conv1d, (u, like.new_zeros((like.shape[0], self.conv_kernel_size)))), scan)
+        scan = selective_scan, (u, u, like.float(), low, low)
+        return runs((causal_conv1d, (u, like.new_zeros((like.shape[0], self.conv_kernel_size)))), scan)
 
     def subquad_parameters(self, x: Tensor) -> dict[str, Tensor] | None:
-        """The parameters for `subquad.mamba`; None where the projections have to be called, or that block is no gain."""
+        """The parameters for `subquad.mamba`; None where modules have to be called, or where the block is no gain."""
         if x.shape[1] > 1 or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
             return None
         children, params = vars(self)["_modules"], {}
@@ -80,7 +81,7 @@ class MambaMixer(Recurrent):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv = self.subquad_convolve(u, past, time)
         delta, B, C = self.subquad_maps(u)
-        y, state = subquad.selective_scan(
+        y, state = selective_scan(
             u, delta, rates(self.A_log), B, C, self.D, z=z, delta_bias=self.dt_proj.bias, delta_softplus=True,
             initial_state=past.state, return_state=True, mask=time.mask, segments=time.segments,
         )  # fmt: skip
@@ -108,7 +109,7 @@ def one_token(x: Tensor, params: dict[str, Tensor], past: Past) -> tuple[Tensor,
     conv, ssm = past
     assert conv is not None
     assert ssm is not None
-    out, state = subquad.mamba(x, params, state={"conv": conv[..., 1:].mT, "ssm": ssm}, return_state=True)
+    out, state = mamba(x, params, state={"conv": conv[..., 1:].mT, "ssm": ssm}, return_state=True)
     return out, Past(torch.nn.functional.pad(state["conv"].mT, (1, 0)), state["ssm"])
 
 

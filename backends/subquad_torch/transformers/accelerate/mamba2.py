@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import subquad
+from subquad.scans import causal_conv1d, ssd
 from subquad_torch.transformers.accelerate.mamba import rates
 from subquad_torch.transformers.accelerate.recurrent import Past, Recurrent, Time, runs
+from subquad_torch.transformers.accelerate.swap import Swapped
 
 
 class Mamba2Mixer(Recurrent):
@@ -47,8 +48,8 @@ class Mamba2Mixer(Recurrent):
         delta, maps = zeros((1, 1, self.num_heads)), zeros((1, 1, self.n_groups, self.ssm_state_size))
         x, A = zeros((1, 1, self.num_heads, self.head_dim)), zeros(self.num_heads).float()
         taps = zeros((self.conv_dim, self.conv_kernel_size))
-        scan = subquad.ssd, (x, delta, A, maps, maps)
-        return runs((subquad.causal_conv1d, (zeros((1, 1, self.conv_dim)), taps)), scan)
+        scan = ssd, (x, delta, A, maps, maps)
+        return runs((causal_conv1d, (zeros((1, 1, self.conv_dim)), taps)), scan)
 
     def subquad_project(self, x: Tensor) -> Tensor:
         """z, u, B, C and delta beside each other."""
@@ -65,7 +66,7 @@ class Mamba2Mixer(Recurrent):
         maps = self.n_groups * self.ssm_state_size
         u, B, C = u.split([self.intermediate_size, maps, maps], dim=-1)
         B, C = (a.unflatten(-1, (self.n_groups, self.ssm_state_size)) for a in (B, C))
-        y, state = subquad.ssd(
+        y, state = ssd(
             widened(u).unflatten(-1, (self.num_heads, self.head_dim)), delta, rates(self.A_log), B, C, self.D,
             delta_bias=self.dt_bias, delta_softplus=True, delta_limits=limits(self.time_step_limit),
             initial_state=past.state, return_state=True, mask=time.mask, segments=time.segments,
@@ -74,7 +75,7 @@ class Mamba2Mixer(Recurrent):
 
 
 class FalconH1Mixer(Mamba2Mixer):
-    """The Mamba-2 layer of Falcon-H1: multipliers on its input and on each part of it, and a norm that may be absent."""
+    """The Mamba-2 layer of Falcon-H1: multipliers of its input and of each part of it, a norm that may be absent."""
 
     ssm_in_multiplier: float
     mup_vector: Tensor
@@ -85,6 +86,26 @@ class FalconH1Mixer(Mamba2Mixer):
 
     def subquad_gate(self, y: Tensor, z: Tensor) -> Tensor:
         return self.norm(y, z) if self.mamba_rms_norm else y * torch.nn.functional.silu(z)
+
+
+class BambaModel(Swapped):
+    """The model around Bamba's layers: the positions of new tokens go on after those in the cache, and not from 0."""
+
+    @property
+    def subquad_runs(self) -> str:
+        return "the code of transformers, with positions that continue after a cache"
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, cache: Any = None,
+        inputs_embeds: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if position_ids is None and cache is not None and given is not None:
+            start = cache.get_seq_length()
+            position_ids = torch.arange(start, start + given.shape[1], device=given.device)[None]
+        return super().forward(
+            input_ids, attention_mask, position_ids, cache=cache, inputs_embeds=inputs_embeds, **kwargs
+        )
 
 
 def widened(x: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def accelerate(model: Model) -> Model:
 
     Notes
     -----
-    Beyond the original: several new tokens after a cache continue its state in every family, padded tokens on either side
-    have no influence on outputs of others or on the cache, and limits of the step size hold while decoding too.
+    Beyond the original: several new tokens after a cache continue its state in every family, padded tokens on either
+    side have no influence on outputs of others or on the cache, and limits of the step size hold while decoding too.
 
     Examples
     --------
@@ -120,13 +120,14 @@ def restore(model: Model) -> Model:
     return model
 
 
-def family_of(module: Module) -> type[Swapped] | None:
+def family_of(module: Any) -> type[Swapped] | None:
     """What computes for a module; None if it is swapped, of no family, or of a class that has a forward of its own."""
     if isinstance(module, Swapped):
         return None
-    for cls in type(module).__mro__:
+    own: Any = type(module)
+    for cls in own.__mro__:
         if cls.__name__ in FAMILIES and cls.__module__.startswith("transformers."):
-            return FAMILIES[cls.__name__] if type(module).forward is cls.forward else None
+            return FAMILIES[cls.__name__] if own.forward is cls.forward else None
     return None
 
 

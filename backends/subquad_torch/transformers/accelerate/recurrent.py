@@ -1,17 +1,18 @@
-"""What all swapped recurrent layers have in common: the cache, padding, packed documents, and long prompts in pieces."""
+"""What all swapped recurrent layers share: the cache, padding, packed documents, and long prompts in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-import subquad
+from subquad.explain import explain
+from subquad.scans import causal_conv1d
 from subquad_torch.transformers.accelerate.swap import Swapped
 
-PIECE = 2048  # steps of a long prompt that go through a layer together, so that its temporaries do not grow with n
+PIECE = 1024  # steps of a long prompt that go through a layer together, so that its temporaries do not grow with n
 
 
 class Past(NamedTuple):
@@ -47,7 +48,7 @@ class Time(NamedTuple):
 class Recurrent(Swapped):
     """A layer of a convolution and a recurrence over time, with one state of each in the model's cache."""
 
-    reads = ("conv1d",)
+    reads: ClassVar[tuple[str, ...]] = ("conv1d",)
 
     # attributes of the originals
     conv1d: Any
@@ -69,9 +70,7 @@ class Recurrent(Swapped):
         self, hidden_states: Tensor, cache: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """The output of the layer, (batch, n, d_model); `cache` is read and written."""
-        if cache is not None and cache.is_recording_past(
-            self.layer_idx
-        ):  # what may be rolled back is kept by the original
+        if cache is not None and cache.is_recording_past(self.layer_idx):  # to be rolled back: the original keeps more
             return super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
         time = Time(padding(attention_mask, hidden_states), documents(kwargs, hidden_states))
         past = Past(None, None) if cache is None else read(cache, self.layer_idx)
@@ -104,7 +103,7 @@ class Recurrent(Swapped):
         before = past.conv
         if before is not None:  # the oldest of the inputs is seen by no step to come
             before = before[..., before.shape[-1] - taps.shape[-1] + 1 :].mT
-        y, last = subquad.causal_conv1d(
+        y, last = causal_conv1d(
             u, taps, bias, activation="silu",
             initial_state=before, return_state=True, mask=time.mask, segments=time.segments,
         )  # fmt: skip
@@ -168,5 +167,5 @@ def documents(kwargs: dict[str, Any], x: Tensor) -> Tensor | None:
 
 def runs(*calls: tuple[Any, Sequence[Any]]) -> str:
     """The kernels of calls, and which implementation of each would run: 'selective_scan (numba)'."""
-    choices = [choice for function, args in calls for choice in subquad.explain(function, *args).choices]
+    choices = [choice for function, args in calls for choice in explain(function, *args).choices]
     return ", ".join(f"{choice.kernel} ({choice.implementation})" for choice in choices)

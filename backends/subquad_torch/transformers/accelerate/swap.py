@@ -2,7 +2,7 @@
 
 An object's class decides what its ``forward`` is. To swap a module is to give it a class of two parents: a class below
 `Swapped`, which computes, and the class that the module had. Its parameters, buffers, hooks and attributes stay as they
-are, so its state_dict does too, and ``isinstance`` finds the original class. Other modules of that class are not touched.
+are, so its state_dict does too, and ``isinstance`` finds the original class. Other modules of it are not touched.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ class Swapped:
         Names of children whose weights `forward` reads without calling them; offloading has to bring these along.
     original : type
         The class that the module had.
+    forward : callable
+        What computes; ``super().forward`` is the original's.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("cache",)
     reads: ClassVar[tuple[str, ...]] = ()
     original: ClassVar[type[Module]]
+    forward: Any
 
     @classmethod
     def why_not(cls, module: Any) -> str | None:
@@ -42,10 +45,6 @@ class Swapped:
     @property
     def subquad_runs(self) -> str:
         """What runs in place of the original's code, for people."""
-        raise NotImplementedError
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute what the original computes."""
         raise NotImplementedError
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -96,5 +95,5 @@ def _exchange(module: Module, to: type[Module]) -> None:
 
 def _blank(original: type[Module], mixin: type[Swapped]) -> Module:
     """A swapped module without attributes."""
-    made = swapped_class(original, mixin)
+    made: Any = swapped_class(original, mixin)
     return made.__new__(made)

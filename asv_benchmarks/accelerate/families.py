@@ -14,6 +14,7 @@ MAMBA2 = {
     "mamba_chunk_size": 8,
 }  # fmt: skip
 
+PURE = ("Mamba", "FalconMamba", "Mamba2")  # models without attention, whose decoding takes no mask
 CONFIGS: dict[str, dict[str, Any]] = {
     "Mamba": {**LAYERS, "state_size": 8, "use_bias": True},
     "FalconMamba": {**LAYERS, "state_size": 8},
@@ -27,9 +28,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "Bamba": {**LAYERS, **ATTENTION, **MAMBA2, "attn_layer_indices": [1]},
     "Zamba2": {
-        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "mamba_d_state": 8, "mamba_headdim": 16,
-        "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 8, "layers_block_type": ["mamba", "hybrid"],
-        "num_mem_blocks": 1,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "mamba_d_state": 8,
+        "mamba_headdim": 16, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 8, "num_mem_blocks": 1,
+        "layers_block_type": ["mamba", "hybrid"],
     },
     "NemotronH": {
         **ATTENTION, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 4, "mamba_head_dim": 16,
@@ -42,8 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "FalconH1": {**LAYERS, **ATTENTION, **MAMBA2, "mamba_d_ssm": 64, "mamba_rms_norm": True},
     "Qwen3Next": {
         **LAYERS, **ATTENTION, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 2,
-        "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "head_dim": 8,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "head_dim": 8,
     },
 }  # fmt: skip
 
