@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from subquad_torch.transformers.accelerate.swap import Swapped
 class AttentionCore(Swapped):
     """Attention of a model whose code does not ask transformers' registry for a function."""
 
-    needs = ("attention_mask", "output_attentions")
+    needs: ClassVar[tuple[str, ...]] = ("attention_mask", "output_attentions")
     training: bool
 
     def subquad_check(self, dropout: float, output_attentions: Any) -> None:
@@ -41,7 +41,7 @@ def joined(out: Tensor) -> Tensor:
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:
-    """True = keep, (batch, 1, n), of a mask (batch, 1, n or 1, n) that is the same for all queries, bool or additive."""
+    """True = keep, (batch, 1, n), of a mask (batch, 1, n or 1, n), bool or additive, with equal rows."""
     if mask is None:
         return None
     row = mask[:, :, 0]

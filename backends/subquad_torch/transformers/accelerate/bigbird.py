@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ class BigBirdAttention(AttentionCore):
         out = softmax(q kᵀ / √d, over the keys of the blocks of a row) v
 
     The random blocks are those that the original draws in training, from the seed of the layer. In evaluation the
-    original reads block 0 in place of each random block, and counts it again each time; it leaves the state of NumPy's
-    global generator changed, and lowers the logits of padding by 10000. Here training and evaluation have one plan, each
-    key counts once, the generator is as it was, and padding has no influence. Sequences of no more blocks than a row
-    may read are exact attention.
+    original reads block 0 in place of each random block, and counts it again each time; in training it leaves
+    NumPy's global generator changed; it lowers the logits of padding by 10000. Here training and evaluation have one
+    plan, each key counts once, the generator is as it was, and padding has no influence. Sequences of no more blocks
+    than a row may read are exact attention.
 
     References
     ----------
@@ -46,40 +46,50 @@ class BigBirdAttention(AttentionCore):
     def subquad_runs(self) -> str:
         return f"bigbird, block_size={self.block_size}, num_random_blocks={self.num_random_blocks}"
 
-    def forward(self, hidden_states: Tensor, band_mask: Any = None, from_mask: Any = None, to_mask: Any = None,
-                from_blocked_mask: Any = None, to_blocked_mask: Any = None, output_attentions: Any = None, **_: Any) -> Any:  # fmt: skip
+    def forward(
+        self,
+        hidden_states: Tensor,
+        band_mask: Any = None,
+        from_mask: Any = None,
+        to_mask: Any = None,
+        from_blocked_mask: Any = None,
+        to_blocked_mask: Any = None,
+        output_attentions: Any = None,
+        **_: Any,
+    ) -> Any:
         self.subquad_check(0.0, output_attentions)
         q, k, v = (heads(to(hidden_states), self.num_attention_heads) for to in (self.query, self.key, self.value))
         visible = None if to_mask is None else to_mask[:, :, 0] > 0
         n = hidden_states.shape[1]
         if n <= (5 + 2 * self.num_random_blocks) * self.block_size:
             return joined(subquad.attention(q, k, v, "exact", key_mask=visible)), None
-        plan = torch.from_numpy(self.subquad_plan_of(n)).to(q.device)
+        sizes = n, self.block_size, self.num_random_blocks, self.num_attention_heads, self.max_seqlen, self.seed
+        plan = torch.from_numpy(plan_of_training(self.original, *sizes)).to(q.device)
         method = subquad.BigBird(self.block_size, num_random_blocks=self.num_random_blocks, plan=plan)
         return joined(method(q, k, v, key_mask=visible)), None
 
-    def subquad_plan_of(self, n: int) -> np.ndarray[Any, Any]:
-        """The random blocks (heads, blocks, r) that the original draws in training, −1 for the global rows."""
-        drawer: Any = copy.copy(self)
-        drawer.training = True  # in evaluation it draws none
-        state, size, count = np.random.get_state(), self.block_size, self.num_random_blocks
-        np.random.seed(self.seed)
-        try:
-            if n in OLD_LENGTHS:
-                most = self.max_seqlen
-                rows = [
-                    drawer._bigbird_block_rand_mask(most, most, size, size, count, last_idx=1024)[: n // size - 2]
-                    for _ in range(self.num_attention_heads)
-                ]
-            else:
-                lengths, counts = drawer._get_rand_attn_plan(n, size, count)
-                rows = drawer._bigbird_block_rand_mask_with_head(
-                    from_seq_length=n, to_seq_length=n, from_block_size=size, to_block_size=size,
-                    num_heads=self.num_attention_heads, plan_from_length=lengths, plan_num_rand_blocks=counts,
-                )  # fmt: skip
-        finally:
-            np.random.set_state(state)
-        return np.pad(np.stack(rows).astype(np.int64), ((0, 0), (1, 1), (0, 0)), constant_values=-1)
+
+@lru_cache(maxsize=256)
+def plan_of_training(
+    original: Any, n: int, size: int, count: int, num_heads: int, longest: int, seed: int
+) -> np.ndarray[Any, Any]:
+    """The random blocks (heads, blocks, count) that the original draws in training, −1 for the global rows."""
+    drawer = original.__new__(original)
+    drawer.training = True  # in evaluation it draws none
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        if n in OLD_LENGTHS:
+            rows = [
+                drawer._bigbird_block_rand_mask(longest, longest, size, size, count, last_idx=1024)[: n // size - 2]
+                for _ in range(num_heads)
+            ]
+        else:
+            lengths, counts = drawer._get_rand_attn_plan(n, size, count)
+            rows = drawer._bigbird_block_rand_mask_with_head(n, n, size, size, num_heads, lengths, counts)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    return np.pad(np.stack(rows).astype(np.int64), ((0, 0), (1, 1), (0, 0)), constant_values=-1)
 
 
 class BigBirdWhole(Swapped):

@@ -16,8 +16,8 @@ class LongformerAttention(AttentionCore):
         out[i] = softmax(q[i] kᵀ / √d, over keys within the window and global ones) v
         out[g] = softmax(q_global[g] k_globalᵀ / √d) v_global    for global tokens g
 
-    Outputs of tokens that are no padding are those of the original. Attention of padded tokens is not 0 here, and read by
-    none.
+    Outputs of tokens that are no padding are those of the original. Attention of padded tokens is not 0 here, and read
+    by none.
 
     References
     ----------

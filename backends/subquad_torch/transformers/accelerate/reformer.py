@@ -16,11 +16,11 @@ class ReformerAttention(AttentionCore):
 
         q = query_key(x),    k = q / |q|,    out = lsh(q, k, v),    no token sees itself unless it sees no other
 
-    The original draws rotations anew at each call, from the global generator of PyTorch, which ``hash_seed`` sets; a pair
-    that meets in several rounds counts as often, and the first chunk sees the last one. Here rotations come from
-    ``hash_seed`` and the number of the layer, so that a call can be repeated, and a pair counts once. Up to the length of
-    a chunk either is exact attention. Steps of `generate` after the prompt run by the original; layers of the type
-    "local" are exact in the original, and are left to it.
+    The original draws rotations anew at each call, from the global generator of PyTorch, which ``hash_seed`` sets; a
+    pair that meets in several rounds counts as often, and the first chunk sees the last one. Here rotations come from
+    ``hash_seed`` and the number of the layer, so that a call can be repeated, and a pair counts once. Up to the length
+    of a chunk either is exact attention. Steps of `generate` after the prompt run by the original, as do the buckets
+    that these read; layers of the type "local" are exact in the original, and are left to it.
 
     References
     ----------
@@ -76,7 +76,8 @@ class ReformerAttention(AttentionCore):
         visible = None if attention_mask is None else attention_mask[:, None].bool()
         out = joined(method(q, q, v, key_mask=visible, scale=1.0, causal=self.is_decoder))
         made = None
-        if use_cache and n > self.chunk_length:  # the original's steps read its own buckets
+        # what the original's steps after the prompt read
+        if use_cache and self.is_decoder and past_buckets_states is not None and n > self.chunk_length:
             whole: Any = self
             if self.num_buckets is None:
                 whole._set_num_buckets(n)
