@@ -1,0 +1,1 @@
+"""Models of transformers as they are and accelerated: `python -m asv_benchmarks.accelerate`."""
