@@ -101,7 +101,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Gives a module of ours under the name that is imported: one object, so that classes are the same by either name."""
+    """Gives a module of ours under the name that is imported: one object, whose classes are equal by either name."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -142,7 +142,7 @@ def causal_conv1d_update_ref(
 
 
 def padding_of(seq_idx: Tensor) -> Tensor | None:
-    """The mask of steps whose number is not negative; None where all count, which is known unless the call is traced."""
+    """The mask of steps whose number is not negative; None where all count, which no traced call knows."""
     keep = seq_idx >= 0
     return None if not torch.compiler.is_compiling() and bool(keep.all()) else keep
 
@@ -189,7 +189,9 @@ def _update(
     check_integers("conv_state_indices", conv_state_indices)
     width, state_len = layout["width"], layout["state_len"]
     if state_len < width - 1:
-        msg = f"conv_state has {state_len} inputs, expected at least width − 1 = {width - 1} of weight {(*weight.shape,)}"
+        msg = (
+            f"conv_state has {state_len} inputs, expected at least width − 1 = {width - 1} of weight {(*weight.shape,)}"
+        )
         raise ValueError(msg)
     steps = x if x.ndim == 3 else x[..., None]
     keep = None if conv_state_indices is None else conv_state_indices >= 0

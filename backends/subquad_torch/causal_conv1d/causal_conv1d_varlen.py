@@ -53,7 +53,7 @@ def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: in
 
 
 def check_places(cu_seqlens: Tensor, total: int) -> list[int]:
-    """The places of a `cu_seqlens` as integers; TypeError or ValueError unless they run in order from 0 to at most `total`.
+    """The places of a `cu_seqlens` as integers; an error unless they run in order from 0 to at most `total`.
 
     They may end before `total`: what is behind the last sequence is padding.
     """

@@ -38,7 +38,7 @@ def causal_conv1d_bwd_function(
     return_dinitial_states: bool,
     silu_activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The gradients (dx, dweight, dbias, dinitial_states) for those of the outputs; `dx` is written to if it is given."""
+    """The gradients (dx, dweight, dbias, dinitial_states) for those of the outputs, the first also in a given `dx`."""
     given = [None if a is None else a.detach().requires_grad_() for a in (x, weight, bias, initial_states)]
     with torch.enable_grad():
         activation = "silu" if silu_activation else None

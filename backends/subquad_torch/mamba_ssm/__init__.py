@@ -1,4 +1,4 @@
-"""The functions and modules of the package ``mamba_ssm`` by its names, on any device: layouts around subquad's scans."""
+"""The functions and modules of the package ``mamba_ssm`` by its names, on any device, around subquad's scans."""
 
 from subquad_torch.mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 from subquad_torch.mamba_ssm.modules.mamba2 import Mamba2

@@ -124,9 +124,7 @@ class Mamba2(nn.Module):
         conv_dim = self.d_ssm + 2 * ngroups * d_state
         inputs = 2 * (self.d_inner - self.d_ssm) + self.d_ssm + conv_dim + self.nheads
         self.in_proj = nn.Linear(d_model, inputs, bias=bias, **made)
-        self.conv1d = nn.Conv1d(
-            conv_dim, conv_dim, d_conv, groups=conv_dim, padding=d_conv - 1, bias=conv_bias, **made
-        )
+        self.conv1d = nn.Conv1d(conv_dim, conv_dim, d_conv, groups=conv_dim, padding=d_conv - 1, bias=conv_bias, **made)
         if conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -conv_init, conv_init)
         self.dt_bias = parameter(biases_of_steps(self.nheads, dt_min, dt_max, dt_init_floor, **made))
@@ -181,7 +179,9 @@ class Mamba2(nn.Module):
             states = self._get_states_from_cache(inference_params, count)
             continued = inference_params.seqlen_offset > 0
             if continued and (seq_idx is not None or cu_seqlens is not None):
-                msg = "seq_idx or cu_seqlens is given where sequences go on, expected one sequence for each cached state"
+                msg = (
+                    "seq_idx or cu_seqlens is given where sequences go on, expected one sequence for each cached state"
+                )
                 raise ValueError(msg)
             out = self._run(x, states, seq_idx, cu_seqlens, continued=continued)
         return out if seqlen is None else out.flatten(0, 1)
@@ -215,13 +215,14 @@ class Mamba2(nn.Module):
         *, continued: bool,
     ) -> Tensor:  # fmt: skip
         """The output; states, if any, are read where sequences are continued, and written."""
-        before = states is not None and continued
+        history, before = None, None
+        if states is not None and continued:
+            history, before = states[0][..., 1:].mT, states[1]
         found = split_scan(
             self.in_proj(x), self.conv1d.weight[:, 0, :], self.conv1d.bias, self.dt_bias,
             -torch.exp(self.A_log.float()), self.D.view(self.nheads, -1) if self.D_has_hdim else self.D,
             chunk_size=self.chunk_size, headdim=self.headdim, ngroups=self.ngroups, dt_limit=self.dt_limit,
-            history=states[0][..., 1:].mT if before else None, initial_states=states[1] if before else None,
-            seq_idx=seq_idx, cu_seqlens=cu_seqlens,
+            history=history, initial_states=before, seq_idx=seq_idx, cu_seqlens=cu_seqlens,
             return_varlen_states=states is not None and cu_seqlens is not None,
             rmsnorm_weight=self.norm.weight if self.rmsnorm else None,
             rmsnorm_eps=self.norm.eps if self.rmsnorm else 1e-6, norm_before_gate=self.norm_before_gate,

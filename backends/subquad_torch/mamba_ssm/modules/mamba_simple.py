@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from subquad_torch.mamba_ssm.modules.block import Block
 from subquad_torch.mamba_ssm.modules.initial import biases_of_steps, keep_last, parameter, states_from_cache

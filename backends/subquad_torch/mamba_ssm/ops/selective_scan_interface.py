@@ -168,6 +168,17 @@ def mamba_inner_fn(
     if checkpoint_lvl not in (0, 1):
         msg = f"checkpoint_lvl is {checkpoint_lvl!r}, expected 0 or 1"
         raise ValueError(msg)
+    made = {
+        "B": {"B_proj_bias": B_proj_bias, "b_rms_weight": b_rms_weight},
+        "C": {"C_proj_bias": C_proj_bias, "c_rms_weight": c_rms_weight},
+    }
+    for name, x in (("B", B), ("C", C)):
+        for other, given in made[name].items():
+            if x is not None and given is not None:
+                msg = (
+                    f"{other} is given beside {name}, expected one of them: it is for a {name} that x_proj_weight makes"
+                )
+                raise ValueError(msg)
     norms = [
         None if w is None else lambda x, w=w: rms_norm_forward(x, w, None, b_c_dt_rms_eps)
         for w in (b_rms_weight, c_rms_weight, dt_rms_weight)

@@ -137,9 +137,7 @@ def split_scan(
     return Split(out, inputs, final, varlen)
 
 
-def _places(
-    layout: Layout, seq_idx: Tensor | None, cu_seqlens: Tensor | None, return_varlen_states: bool
-) -> list[int]:
+def _places(layout: Layout, seq_idx: Tensor | None, cu_seqlens: Tensor | None, return_varlen_states: bool) -> list[int]:
     """Where sequences begin and end, if their states are asked for; ValueError where nothing keeps them apart."""
     if cu_seqlens is None:
         if return_varlen_states:
@@ -148,7 +146,7 @@ def _places(
         return []
     places = check_places(cu_seqlens, layout["seqlen"])
     if layout["batch"] != 1:
-        msg = f"cu_seqlens is given for a batch of {layout['batch']}, expected a batch of 1: sequences one after another"
+        msg = f"cu_seqlens is given for a batch of {layout['batch']}, expected 1: sequences one after another"
         raise ValueError(msg)
     inner = sorted({start for start, end in pairwise(places) if 0 < start < end})
     numbers = None if seq_idx is None else seq_idx[0].tolist()

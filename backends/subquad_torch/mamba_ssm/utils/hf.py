@@ -26,7 +26,9 @@ def load_config_hf(model_name: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_state_dict_hf(model_name: str | Path, device: Any = None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def load_state_dict_hf(
+    model_name: str | Path, device: Any = None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """The weights of a local directory, by their names.
 
     Parameters

@@ -16,12 +16,12 @@ __all__ = [
 ]
 
 
-def sample(
-    logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.0, temperature: float = 1.0
-) -> Tensor:
+def sample(logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.0, temperature: float = 1.0) -> Tensor:
     """Draw a token from each row of logits, by PyTorch's generator.
 
-        p = softmax(logits / temperature), among the top_k greatest, then the least set of sum top_p, then p ≥ min_p max p
+        p = softmax(logits / temperature)
+
+    among the top_k greatest; of these the least set whose sum is top_p; of these p ≥ min_p max p.
 
     Parameters
     ----------

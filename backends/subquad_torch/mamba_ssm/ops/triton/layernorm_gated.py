@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from subquad_torch.layouts import Layout
-from subquad_torch.mamba_ssm.ops.triton.layer_norm import check, normalise
+from subquad_torch.mamba_ssm.ops.norms import check_norm, normalise
 
 __all__ = ["LayerNorm", "RMSNorm", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn"]
 
@@ -134,7 +134,7 @@ class LayerNorm(torch.nn.Module):
 
 
 class RMSNorm(LayerNorm):
-    """A gated norm by the mean square, as `rmsnorm_fn` computes it; parameters as those of `LayerNorm`, without a bias."""
+    """A gated norm by the mean square, as `rmsnorm_fn` computes it: a `LayerNorm` without mean and bias."""
 
     is_rms_norm = True
 
@@ -143,7 +143,7 @@ def _gated(
     x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None, eps: float, group_size: int | None,
     norm_before_gate: bool, rms: bool, wide: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
-    check(Layout(), x, weight, bias, z=z)
+    check_norm(Layout(), x, weight, bias, z=z)
     size = x.shape[-1] if group_size is None else group_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1 or x.shape[-1] % size:
         msg = f"group_size is {group_size!r}, expected a divisor of the {x.shape[-1]} channels of x"
