@@ -181,7 +181,8 @@ def test_mamba_inner_norms() -> None:
     low = x.mT @ x_proj.mT
     parts = [low[..., rank : rank + dstate], low[..., rank + dstate :], low[..., :rank] @ dt_proj.mT]
     B, C, dt = (
-        (p / (p.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w).mT for p, w in zip(parts, weights.values(), strict=True)
+        (p / (p.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w).mT
+        for p, w in zip(parts, weights.values(), strict=True)
     )
     maps = [m[:, None].expand(-1, dim, -1, -1) for m in (B, C)]
     right, _ = scan_loop(x, functional.softplus(dt), A, *maps, None, z)
@@ -194,7 +195,11 @@ def test_state_update_is_a_step_of_the_loop(function: Any, form: str) -> None:
     batch, heads, dim, dstate, groups = 3, 4, 5, 6, 2
     lead = () if form == "channels" else (heads,)
     state, x, z = randn(batch, *lead, dim, dstate), randn(batch, *lead, dim), randn(batch, *lead, dim, seed=1)
-    dt, A, bias = randn(batch, *lead, dim, seed=2), -torch.rand(*lead, dim, dstate, dtype=torch.float64), randn(*lead, dim)
+    dt, A, bias = (
+        randn(batch, *lead, dim, seed=2),
+        -torch.rand(*lead, dim, dstate, dtype=torch.float64),
+        randn(*lead, dim),
+    )
     if form == "tied":
         dt, bias = dt[..., :1].expand(-1, -1, dim), bias[:, :1].expand(-1, dim)
         A = A[:, :1, :1].expand(-1, dim, dstate)
@@ -420,10 +425,30 @@ def test_split_is_its_parts(norm_before_gate: bool, mlp: int) -> None:
     torch.testing.assert_close(final, states[-1], **EXACT)
     if not mlp:
         plain = ssd_combined.mamba_split_conv1d_scan_ref(
-            zxbcdt, taps, shift, bias, A, D, 16, rmsnorm_weight=weight, outproj_weight=last, outproj_bias=last_bias, **options
+            zxbcdt,
+            taps,
+            shift,
+            bias,
+            A,
+            D,
+            16,
+            rmsnorm_weight=weight,
+            outproj_weight=last,
+            outproj_bias=last_bias,
+            **options,
         )
         fused = mamba_split_conv1d_scan_combined(
-            zxbcdt, taps, shift, bias, A, D, 16, rmsnorm_weight=weight, outproj_weight=last, outproj_bias=last_bias, **options
+            zxbcdt,
+            taps,
+            shift,
+            bias,
+            A,
+            D,
+            16,
+            rmsnorm_weight=weight,
+            outproj_weight=last,
+            outproj_bias=last_bias,
+            **options,
         )
         torch.testing.assert_close(plain, fused, **EXACT)
         right = mamba_split_conv1d_scan_combined(zxbcdt, taps, shift, bias, A, D, 16, headdim=headdim, ngroups=groups)

@@ -1,7 +1,9 @@
 """``import mamba_ssm`` and ``import causal_conv1d`` on machines where these packages are not installed.
 
 `install` adds a finder behind all others on `sys.meta_path`: it is asked only for what no other finds, so that an
-installed original always comes first. The modules that it gives are those of `subquad_torch`, under a second name.
+installed original always comes first. The modules that it gives are those of `subquad_torch`, under a second name. A
+second finder, before all others, gives the modules inside of these: another would find their files in the folder of
+the package, and load them twice.
 """
 
 from __future__ import annotations
@@ -41,22 +43,24 @@ def install() -> tuple[str, ...]:
     >>> from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     >>> uninstall()
     """
-    if _FINDER in sys.meta_path:
-        return _FINDER.names
+    if _LAST in sys.meta_path:
+        return _LAST.names
     found = {name: _original(name) for name in STANDS_FOR}
-    _FINDER.names = tuple(name for name, origin in found.items() if origin is None)
+    names = tuple(name for name, origin in found.items() if origin is None)
     for name, origin in found.items():
         if origin is not None:
             LOGGER.warning("%s is installed (%s), and stays what `import %s` gives", name, origin, name)
-    if _FINDER.names:
+    if names:
         LOGGER.warning(
             "%s not installed: from now on `import` of %s gives subquad's functions of the same names, on any device; "
             "subquad_torch.mamba_ssm.uninstall() undoes it",
-            " and ".join(_FINDER.names) + (" is" if len(_FINDER.names) == 1 else " are"),
-            "it" if len(_FINDER.names) == 1 else "them",
+            " and ".join(names) + (" is" if len(names) == 1 else " are"),
+            "it" if len(names) == 1 else "them",
         )
-        sys.meta_path.append(_FINDER)
-    return _FINDER.names
+        _FIRST.names = _LAST.names = names
+        sys.meta_path.insert(0, _FIRST)
+        sys.meta_path.append(_LAST)
+    return names
 
 
 def uninstall() -> None:
@@ -66,11 +70,13 @@ def uninstall() -> None:
     --------
     install : What is undone.
     """
-    if _FINDER in sys.meta_path:
-        sys.meta_path.remove(_FINDER)
-    for name in [name for name in sys.modules if name.partition(".")[0] in _FINDER.names]:
+    for finder in (_FIRST, _LAST):
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+    for name in [name for name, module in sys.modules.items() if name.partition(".")[0] in _LAST.names
+                 and module.__name__.startswith("subquad_torch.")]:  # fmt: skip
         del sys.modules[name]
-    _FINDER.names = ()
+    _FIRST.names = _LAST.names = ()
 
 
 def _original(name: str) -> str | None:
@@ -82,16 +88,20 @@ def _original(name: str) -> str | None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of ours that stand for those of the names."""
+    """Finds the modules of ours that stand for those of the names: the packages, or what is inside of them."""
 
-    names: tuple[str, ...] = ()
+    def __init__(self, *, inside: bool) -> None:
+        self.inside = inside
+        self.names: tuple[str, ...] = ()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         top, dot, rest = fullname.partition(".")
-        if top not in self.names:
+        if top not in self.names or bool(dot) != self.inside:
             return None
+        if self.inside and sys.modules[top].__name__ != STANDS_FOR[top]:
+            return None  # an original came first: it was put on sys.path after install()
         ours = importlib.util.find_spec(f"{STANDS_FOR[top]}{dot}{rest}")
         if ours is None:
             return None
@@ -112,4 +122,4 @@ class _Loader(Loader):
         sys.modules[module.__spec__.name] = importlib.import_module(self.name)
 
 
-_FINDER = _Finder()
+_FIRST, _LAST = _Finder(inside=True), _Finder(inside=False)
