@@ -1,0 +1,1 @@
+"""Scans and norms as functions."""

@@ -1,0 +1,1 @@
+"""What the original writes in Triton; here it runs on any device."""
