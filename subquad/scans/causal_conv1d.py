@@ -22,7 +22,7 @@ from subquad.core.states import StateSpec
 from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
-from subquad.scans.timeline import Timeline, step_timeline, timeline
+from subquad.scans.timeline import Timeline, timeline
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -112,8 +112,7 @@ def causal_conv1d_step(
     """
     arrays = x, weight, bias, state
     form = form_of("causal_conv1d_step", arrays, lambda: _form(*arrays, time=0))
-    *batch, _ = form.shape_of(0)
-    time = step_timeline("x", x, tuple(batch), mask, xp=form.xp)
+    time = form.step_time("x", x, mask)
     y, state, _ = _convolve(form, time, arrays, activation, implementation)
     return y, state
 
@@ -269,10 +268,13 @@ def _convolve(
         msg = f"activation is {activation!r}, expected None, 'silu' or 'swish'"
         raise ValueError(msg)
     given: list[Any] = form.enter(arrays)
+    silu = activation is not None
+    if time.is_plain:
+        y, state = form.run(conv_kernel, (*given, None), implementation, silu=silu, reverse=time.reverse)
+        return form.leave(0, y), form.leave(1, state), None
     x, weight, bias, start = given
 
     def conv(x: Any, state: Any, resets: Array | None, *, reverse: bool) -> tuple[Array, Array]:
-        silu = activation is not None
         return conv_kernel(x, weight, bias, state, resets, silu=silu, reverse=reverse, implementation=implementation)
 
     def scan(rows: Any, state: Any, resets: Array | None) -> tuple[Array, Array]:
