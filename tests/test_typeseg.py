@@ -110,3 +110,12 @@ def test_a_flipped_direction_is_noticed(
     monkeypatch.setattr(program.subquad, "selective_scan", lambda *arrays, z, reverse=False: scan(*arrays, z=z))
     got = program.logits(program.weights(), texts["python"][None])[0]
     assert relative_error(got, ours[0]) > 100 * CLOSE
+
+
+def test_the_tutorial_shows_what_its_program_has_measured(program: ModuleType) -> None:
+    page, facts = program.FILE.with_suffix(".rst").read_text(), json.loads(program.FILE.read_text())
+    for n, ways in facts["times"].items():
+        cells = "".join(f"     - {1e3 * found['seconds']:.0f}\n" for found in ways.values())
+        assert f"   * - {n}\n{cells}" in page
+    assert facts["text"] == program.TEXT
+    assert all(line in page for line in program.TEXT.splitlines() if "return" not in line)

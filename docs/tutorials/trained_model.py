@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -131,7 +132,9 @@ def originals() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     from typeseg._numpy_backend import mamba_forward
     from typeseg._runtime import _weights
 
-    session, arrays = onnxruntime.InferenceSession(data("mamba_al.onnx")), _weights("mamba_al.npz")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    session, arrays = onnxruntime.InferenceSession(data("mamba_al.onnx"), options), _weights("mamba_al.npz")
     return {
         "its ONNX Runtime": lambda ids: session.run(None, {"ids": ids})[0],
         "its NumPy code": lambda ids: mamba_forward(arrays, ids),
