@@ -5,7 +5,7 @@ y[t] = act(bias + Σ_k weight[:, width − 1 − k] x[t − k])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -269,9 +269,11 @@ def _convolve(
         raise ValueError(msg)
     given: list[Any] = form.enter(arrays)
     silu = activation is not None
-    if time.is_plain:
+    if time.mask is None and time.resets is None:
         y, state = form.run(conv_kernel, (*given, None), implementation, silu=silu, reverse=time.reverse)
-        return form.leave(0, y), form.leave(1, state), None
+        states = None if time.positions is None else _inputs_before(form.xp, given, time)
+        found = None if states is None else [form.leave(1, x) for x in states]
+        return form.leave(0, y), form.leave(1, state), found
     x, weight, bias, start = given
 
     def conv(x: Any, state: Any, resets: Array | None, *, reverse: bool) -> tuple[Array, Array]:
@@ -289,6 +291,16 @@ def _convolve(
         y, state, states = time.run(scan, (time.filled(x, 0.0), time.mask), start)
     found = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, y), form.leave(1, state), found
+
+
+def _inputs_before(xp: ModuleType, given: Sequence[Any], time: Timeline) -> list[Array]:
+    """The last width − 1 inputs before each position, where every step counts: no convolution is needed for them."""
+    x, weight, _, start = given
+    (batch, _, d), history = x.shape, weight.shape[1] - 1
+    if start is None:
+        start = xp.zeros((batch, history, d), dtype=x.dtype, device=place_of(x))
+    inputs = xp.concat([start, xp.flip(x, axis=1) if time.reverse else x], axis=1)
+    return [inputs[:, p : p + history, :] for p in time.positions or ()]
 
 
 def pass_over(
