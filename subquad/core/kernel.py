@@ -196,7 +196,8 @@ class Kernel:
         name, run, _, xp = self._choose(tuple(arrays), implementation, keywords)
         for override in backend_of(xp).overrides:
             if (override.kernel, override.name) == (self.name, name) and override.bind is not None:
-                bound = override.bind(arrays, keywords)
+                known = {x: y for x, y in keywords.items() if x not in self.options or x in override.accepts.options}
+                bound = override.bind(arrays, known)
                 if bound is not None:
                     return bound
 
