@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subquad_numpy.codegen import pointer
-from subquad_numpy.codegen.compile import native
+from subquad_numpy.codegen.compile import fingerprint, native
 from subquad_numpy.runtime.addresses import DATA
 from subquad_numpy.runtime.arguments import FOREIGN
 from subquad_numpy.runtime.native_tasks import call
@@ -32,7 +33,6 @@ def direct() -> Callable[[bytes], int]:
     """
     kind, numbers_at = TYPE, NUMBERS_AT
 
-    @native("int64(CPointer(int64))")
     def run(words: Any) -> int:
         fields = words[FIELDS]
         record = np.empty(fields, np.int64)
@@ -48,8 +48,10 @@ def direct() -> Callable[[bytes], int]:
         record[0] = 0  # Numba frees an array after its last use
         return done
 
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(run.address)
-    function.code = run  # type: ignore[attr-defined] # keeps the code
+    run.__qualname__ = f"direct_{fingerprint(Path(__file__).parent)}"  # by which it is found on disk
+    code = native("int64(CPointer(int64))")(run)
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(code.address)
+    function.code = code  # type: ignore[attr-defined] # keeps it
     return function
 
 
