@@ -199,12 +199,16 @@ class Override:
         It returns the outputs that `Kernel.outputs` declares.
     accepts : Accepts
         The calls that the override takes.
+    bind : callable or None
+        ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays and the
+        keywords, or None. It need not look at either again, and raises no floating-point warning. Default: none.
     """
 
     kernel: str
     name: str
     run: Callable[..., Any]
     accepts: Accepts = Accepts()
+    bind: Callable[[Sequence[Any], Mapping[str, Any]], Callable[..., Any] | None] | None = None
 
 
 class Backend:

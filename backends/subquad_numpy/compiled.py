@@ -43,6 +43,7 @@ from subquad_numpy.outer_scan import calls as outer_scan
 from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.project import calls as project
 from subquad_numpy.project import launch as of_project
+from subquad_numpy.runtime.arguments import Forms
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -463,4 +464,5 @@ def as_override(compiled: Compiled) -> Override:
             outputs, _ = forward(arrays, static)
             return outputs if len(outputs) > 1 else outputs[0]
 
-    return Override(compiled.kernel, "numba", run, compiled.accepts)
+    bind = None if "key_mask" in compiled.accepts.options or not isinstance(forward, Forms) else forward.bound
+    return Override(compiled.kernel, "numba", run, compiled.accepts, bind)

@@ -23,6 +23,7 @@ from subquad.core.loading import backend_of, library_of
 # Choices remembered for each kernel. A program has a small number of signatures, but decoding may have one for each
 # length of its cache: a full table is cleared and filled anew.
 MAX_KEPT = 1024
+Computing = Callable[[Any], AbstractContextManager[Any]]  # `Backend.computing`
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,47 @@ class Kernel:
                 self.chosen.clear()
             self.chosen[key] = run
         return run(*arrays, **keywords)
+
+    def call_in(
+        self, form: Hashable, computing: Computing, arrays: Sequence[Array | None], implementation: str,
+        keywords: Mapping[str, Any],
+    ) -> Any:  # fmt: skip
+        """The outputs for arrays whose signature follows from `form` and the keywords, under which the choice is kept.
+
+        They are computed within ``computing(arrays[0])``; what an override has bound to such arrays needs no context.
+        """
+        key = (form, implementation, *keywords.items())
+        try:
+            run = self.chosen.get(key)
+        except TypeError:  # such as a list given as `implementation`: `_choose` raises for it
+            run = None
+        if run is not None and _listener.choices is None:
+            return run(*arrays, **keywords)
+        with computing(arrays[0]):
+            made = self(*arrays, implementation=implementation, **keywords)
+        if _listener.choices is None:
+            if len(self.chosen) >= MAX_KEPT:
+                self.chosen.clear()
+            self.chosen[key] = self._bound(computing, arrays, implementation, keywords)
+        return made
+
+    def _bound(
+        self, computing: Computing, arrays: Sequence[Array | None], implementation: str, keywords: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        """The function for calls of these arrays' signature, as an override binds it, or in the context."""
+        name, run, _, xp = self._choose(tuple(arrays), implementation, keywords)
+        for override in backend_of(xp).overrides:
+            if (override.kernel, override.name) == (self.name, name) and override.bind is not None:
+                known = {x: y for x, y in keywords.items() if x not in self.options or x in override.accepts.options}
+                bound = override.bind(arrays, known)
+                if bound is not None:
+                    return bound
+
+        def run_within(*arrays: Array | None, **keywords: Any) -> Any:
+            with computing(arrays[0]):
+                return run(*arrays, **keywords)
+
+        return run_within
 
     def forget(self) -> None:
         """Drop all remembered choices; to be called when overrides have changed."""

@@ -10,12 +10,13 @@ which gives the state before each of them; the second pass starts from these and
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
-from subquad.core.block_loop import fold_blocks
+from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -136,9 +137,19 @@ def skip_and_gate(xp: ModuleType, y: Array, u: Array, D: Array | None, z: Array 
     """(y + D u) silu(z); D or z may be None, which leaves out its factor or term."""
     if D is not None:
         y = y + D * u
-    if z is not None:
-        y = y * z * sigmoid(xp, z)
-    return y
+    return y if z is None else _gated(xp, y, z)
+
+
+def _gated(xp: ModuleType, y: Array, z: Array) -> Array:
+    """y silu(z) of arrays (batch, n, ...); on a library that fills in place, no temporary is as large as they are."""
+    if y.shape != z.shape or y.ndim < 3 or not backend_of(xp).fills_in_place:
+        return y * z * sigmoid(xp, z)
+    batch, n, *tail = y.shape
+    width = math.prod(tail)
+    rows = [xp.reshape(x, (batch, n, width)) for x in (y, z)]
+    size = rows_per_block(batch * width)
+    _, out = fold_blocks(lambda carry, y, z: (carry, y * z * sigmoid(xp, z)), None, rows, size, xp=xp)
+    return xp.reshape(out, y.shape)
 
 
 def read_out(xp: ModuleType, h: Array, C: Array, is_complex: bool) -> Array:

@@ -17,9 +17,10 @@ import numpy as np
 from subquad.backend import Array, Backend
 from subquad.core.checks import check_arrays, check_floating, check_given
 from subquad.core.dtypes import is_dtype
-from subquad.core.kernel import signature_of
+from subquad.core.kernel import Kernel, signature_of
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
+from subquad.scans.timeline import Timeline, step_timeline
 
 MAX_KEPT = 1024  # forms remembered; a full table is cleared
 FORMS: dict[Any, Form] = {}
@@ -54,12 +55,12 @@ class Target(NamedTuple):
         return x if self.shape is None or x.shape == self.shape else reshaped(xp, x, self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
     """The target of each array of a call, None for an array that is not given, and of each output.
 
     `moves` lists the targets that arrays have yet to be brought to, each with the number of its array: all of them,
-    until `settle` has seen arrays of the form.
+    until `settle` has seen arrays of the form. Of those, `shapes` lists the targets that change a shape alone.
     """
 
     xp: ModuleType
@@ -67,29 +68,64 @@ class Form:
     outputs: tuple[Target, ...]
     backend: Backend = field(init=False)
     moves: tuple[tuple[int, Target], ...] = field(init=False)
+    shapes: tuple[tuple[int, tuple[int, ...]], ...] = field(init=False, default=())
+    is_settled: bool = field(init=False, default=False)
+    has_methods: bool = field(init=False, default=False)  # whether arrays reshape themselves
+    one_step: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", backend_of(self.xp))
         moves = tuple((i, target) for i, target in enumerate(self.targets) if target is not None)
         object.__setattr__(self, "moves", moves)
+        object.__setattr__(self, "one_step", Timeline(self.xp, 1, reverse=False))
 
     def settle(self, arrays: Sequence[Array | None]) -> None:
         """Leave the moves that change something: `arrays` stand for all arrays that will come in this form."""
-        moves = tuple((i, to) for i, to in self.moves if (x := arrays[i]) is not None and not to.fits(x))
-        object.__setattr__(self, "moves", moves)
+        moves: list[tuple[int, Target]] = []
+        shapes: list[tuple[int, tuple[int, ...]]] = []
+        for i, to in self.moves:
+            x = arrays[i]
+            if x is None or to.fits(x):
+                continue
+            if x.dtype == to.dtype and to.wide is None and to.shape is not None and hasattr(x, "reshape"):
+                shapes.append((i, to.shape))
+            else:
+                moves.append((i, to))
+        object.__setattr__(self, "moves", tuple(moves))
+        object.__setattr__(self, "shapes", tuple(shapes))
+        object.__setattr__(self, "is_settled", True)
+        object.__setattr__(self, "has_methods", hasattr(arrays[0], "reshape"))
 
     def enter(self, arrays: Sequence[Array | None]) -> list[Array | None]:
         """The arrays in the dtypes and shapes that the kernel takes."""
-        given = list(arrays)
+        given: list[Any] = list(arrays)
+        for i, shape in self.shapes:
+            given[i] = given[i].reshape(shape)
         for i, target in self.moves:
             x = given[i]
             if x is not None:
                 given[i] = target.place(self.xp, x)
         return given
 
+    def run(self, kernel: Kernel, arrays: Sequence[Array | None], implementation: str, **keywords: Any) -> Any:
+        """The outputs of a kernel, computed in the context of the library.
+
+        What the arrays are must follow from the form and the keywords: then a remembered form decides the call.
+        """
+        if self.is_settled:
+            return kernel.call_in(self, self.backend.computing, arrays, implementation, keywords)
+        with self.backend.computing(arrays[0]):
+            return kernel(*arrays, implementation=implementation, **keywords)
+
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """The context in which the scan computes."""
         return self.backend.computing(like)
+
+    def step_time(self, name: str, like: Array, mask: Array | None, *, axes: int = 1) -> Timeline:
+        """The timeline of one step, whose mask has the batch axes of the output alone: all but the last `axes`."""
+        if mask is None:
+            return self.one_step
+        return step_timeline(name, like, self.shape_of(0)[:-axes], mask, xp=self.xp)
 
     def shape_of(self, index: int) -> tuple[int, ...]:
         """The shape of output number `index` as the caller gets it."""
@@ -99,7 +135,10 @@ class Form:
 
     def leave(self, index: int, x: Array) -> Array:
         """Output number `index` of the kernel in the dtype and shape that the caller gets."""
-        return self.outputs[index].place(self.xp, x)
+        to = self.outputs[index]
+        if self.has_methods and x.dtype == to.dtype and to.wide is None and to.shape is not None:
+            return x if x.shape == to.shape else x.reshape(to.shape)
+        return to.place(self.xp, x)
 
 
 def form_of(kind: str, arrays: Sequence[Array | None], find: Callable[[], Form]) -> Form:

@@ -5,7 +5,7 @@ y[t] = act(bias + Σ_k weight[:, width − 1 − k] x[t − k])
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, Literal, overload
@@ -22,7 +22,7 @@ from subquad.core.states import StateSpec
 from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
-from subquad.scans.timeline import Timeline, step_timeline, timeline
+from subquad.scans.timeline import Timeline, timeline
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -112,8 +112,7 @@ def causal_conv1d_step(
     """
     arrays = x, weight, bias, state
     form = form_of("causal_conv1d_step", arrays, lambda: _form(*arrays, time=0))
-    *batch, _ = form.shape_of(0)
-    time = step_timeline("x", x, tuple(batch), mask, xp=form.xp)
+    time = form.step_time("x", x, mask)
     y, state, _ = _convolve(form, time, arrays, activation, implementation)
     return y, state
 
@@ -269,10 +268,15 @@ def _convolve(
         msg = f"activation is {activation!r}, expected None, 'silu' or 'swish'"
         raise ValueError(msg)
     given: list[Any] = form.enter(arrays)
+    silu = activation is not None
+    if time.mask is None and time.resets is None:
+        y, state = form.run(conv_kernel, (*given, None), implementation, silu=silu, reverse=time.reverse)
+        states = None if time.positions is None else _inputs_before(form.xp, given, time)
+        found = None if states is None else [form.leave(1, x) for x in states]
+        return form.leave(0, y), form.leave(1, state), found
     x, weight, bias, start = given
 
     def conv(x: Any, state: Any, resets: Array | None, *, reverse: bool) -> tuple[Array, Array]:
-        silu = activation is not None
         return conv_kernel(x, weight, bias, state, resets, silu=silu, reverse=reverse, implementation=implementation)
 
     def scan(rows: Any, state: Any, resets: Array | None) -> tuple[Array, Array]:
@@ -287,6 +291,16 @@ def _convolve(
         y, state, states = time.run(scan, (time.filled(x, 0.0), time.mask), start)
     found = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, y), form.leave(1, state), found
+
+
+def _inputs_before(xp: ModuleType, given: Sequence[Any], time: Timeline) -> list[Array]:
+    """The last width − 1 inputs before each position, where every step counts: no convolution is needed for them."""
+    x, weight, _, start = given
+    (batch, _, d), history = x.shape, weight.shape[1] - 1
+    if start is None:
+        start = xp.zeros((batch, history, d), dtype=x.dtype, device=place_of(x))
+    inputs = xp.concat([start, xp.flip(x, axis=1) if time.reverse else x], axis=1)
+    return [inputs[:, p : p + history, :] for p in time.positions or ()]
 
 
 def pass_over(

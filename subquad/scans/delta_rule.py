@@ -20,7 +20,7 @@ from subquad.kernels.delta_scan import delta_scan
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, form_of
 from subquad.scans.rows import check_first, check_tails, row_target, state_target
-from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Rows, Timeline, every, timeline
 
 INPUTS = ("q", "k", "v", "beta", "g", "initial_state")
 STEP_INPUTS = (*INPUTS[:-1], "state")
@@ -151,7 +151,7 @@ def delta_rule_step(
     """
     arrays = q, k, v, beta, g, state
     form = form_of("delta_rule_step", arrays, lambda: _form(arrays, time=0))
-    time = step_timeline("q", q, form.shape_of(0)[:-1], mask, xp=form.xp)
+    time = form.step_time("q", q, mask)
     return _scan(form, arrays, scale, time, implementation)[:2]
 
 
@@ -337,6 +337,11 @@ def _scan(
     """(o, last state, states at positions) of a call, by its form."""
     factor = float(arrays[0].shape[-1] ** -0.5 if scale is None else check_number("scale", scale))
     *rows, state = form.enter(arrays)
+    if time.is_plain:
+        q, k, v, beta, g = rows
+        given = q, k, v, g, beta, None, None, state, None
+        o, state = form.run(delta_scan, given, implementation, scale=factor, reverse=time.reverse)
+        return form.leave(0, o), form.leave(1, state), None
     with form.computing(rows[0]):
         rows = [time.filled(x, 0.0) for x in rows]  # a padded step has no k, and a decay of 1
 

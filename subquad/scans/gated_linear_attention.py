@@ -21,7 +21,7 @@ from subquad.kernels.max_shift import divide_or_zero
 from subquad.kernels.outer_scan import outer_scan
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, form_of
-from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Rows, Timeline, every, timeline
 
 POSITIONAL = ("q", "k", "v", "g")
 INPUTS = (*POSITIONAL, "bonus", "initial_state")
@@ -150,7 +150,7 @@ def gated_linear_attention_step(
     arrays = q, k, v, g, bonus, state
     normalize = check_flag("normalize", normalize)
     form = form_of(_kind("step", normalize), arrays, lambda: _form(arrays, time=0, normalize=normalize))
-    time = step_timeline("q", q, form.shape_of(0)[:-1], mask, xp=form.xp)
+    time = form.step_time("q", q, mask)
     return _scan(form, arrays, scale, normalize, time, implementation)[:2]
 
 
@@ -358,6 +358,10 @@ def _scan(
     factor = arrays[0].shape[-1] ** -0.5 if scale is None else check_number("scale", scale)
     given: Any = form.enter(arrays)
     xp, (q, k, v, g, bonus, start) = form.xp, given
+    if time.is_plain and not normalize:
+        given = q, k, v, g, None, bonus, None, start, None
+        o, state = form.run(outer_scan, given, implementation, scale=factor, reverse=time.reverse)
+        return form.leave(0, o), form.leave(1, state), None
 
     def outer(rows: Rows, v: Array | None, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
         q, k, g = rows

@@ -20,7 +20,7 @@ from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.linear_scan import linear_scan as scan_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
-from subquad.scans.timeline import Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Timeline, every, timeline
 
 
 def draw(rng: np.random.Generator, n: int) -> Inputs:
@@ -104,7 +104,7 @@ def linear_scan_step(
     """
     arrays = a, b, state
     form = form_of("linear_scan_step", arrays, lambda: _form(*arrays, time=0))
-    time = step_timeline("a", a, form.shape_of(0)[:-1], mask, xp=form.xp)
+    time = form.step_time("a", a, mask)
     return _scan(form, arrays, time, implementation)[:2]
 
 
@@ -271,6 +271,9 @@ def _scan(
 ) -> tuple[Array, Array | None, list[Array] | None]:
     """(h, last state or None, states at positions) of a call, by its form: all states are rows of h."""
     a, b, start = form.enter(arrays)
+    if time.is_plain:
+        h = form.run(scan_kernel, (a, b, start, None), implementation, reverse=time.reverse)
+        return form.leave(0, h), form.leave(1, _state_at(time, h, start, time.n)) if with_state else None, None
     with form.computing(a):
         a, b = time.filled(a, 1.0), time.filled(b, 0.0)  # a padded step: h[t] = 1 h[t−1] + 0
         h = scan_kernel(a, b, start, time.resets, reverse=time.reverse, implementation=implementation)

@@ -20,7 +20,7 @@ from subquad.kernels.lti_scan import lti_scan as scan_kernel
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, flat_target, form_of
 from subquad.scans.discretize import METHODS, growth_and_input
-from subquad.scans.timeline import Timeline, step_timeline, timeline
+from subquad.scans.timeline import Timeline, timeline
 
 INPUTS = ("u", "A", "B", "C", "D", "delta", "initial_state")
 D_STATE = 32  # of example inputs: S4D's 64, as pairs of conjugates
@@ -153,8 +153,7 @@ def lti_scan_step(
     """
     arrays = u, A, B, C, D, delta, state
     form = form_of("lti_scan_step", arrays, lambda: _form(*arrays, time=0))
-    *batch, _ = form.shape_of(0)
-    time = step_timeline("u", u, tuple(batch), mask, xp=form.xp)
+    time = form.step_time("u", u, mask)
     y, state, _ = _scan(form, time, arrays, discretization, implementation)
     return y, state
 
@@ -329,6 +328,10 @@ def _scan(
 
     with form.computing(u):
         rate, B_bar = growth_and_input(xp, A, B, delta, discretization)
+        if time.is_plain:
+            given = u, rate, B_bar, C, D, start, None, None
+            y, state = form.run(scan_kernel, given, implementation, reverse=time.reverse)
+            return form.leave(0, y), form.leave(1, state), None
 
         def scan(rows: Any, state: Any, resets: Array | None) -> tuple[Array, Array]:
             u, mask = rows

@@ -22,7 +22,7 @@ from subquad.kernels.selective_scan import selective_scan as scan_kernel
 from subquad.kernels.selective_scan import step_sizes
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, check_inputs, check_limits, flat_target, form_of
-from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Rows, Timeline, every, timeline
 
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 STEP_INPUTS = (*INPUTS[:-1], "state")
@@ -164,7 +164,7 @@ def selective_scan_step(
     at_door = _made_at_door(limits, mask, delta_bias, softplus)
     kind = "selective_scan_step, delta at the door" if at_door else "selective_scan_step"
     form = form_of(kind, arrays, lambda: _form(arrays, time=0, at_door=at_door))
-    time = step_timeline("u", u, form.shape_of(0)[:-1], mask, xp=form.xp)
+    time = form.step_time("u", u, mask)
     return _scan(form, arrays, softplus, limits, at_door, time, implementation)[:2]
 
 
@@ -398,7 +398,12 @@ def _scan(
 ) -> tuple[Array, Array, list[Array] | None]:  # fmt: skip
     """(y, last state, states at positions) of a call, by its form."""
     xp = form.xp
-    u, delta, A, B, C, D, z, delta_bias, state = form.enter(arrays)
+    given = form.enter(arrays)
+    if time.is_plain and not at_door:
+        how = {"delta_softplus": softplus, "reverse": time.reverse}
+        y, last = form.run(scan_kernel, (*given, None), implementation, **how)
+        return form.leave(0, y), form.leave(1, last), None
+    u, delta, A, B, C, D, z, delta_bias, state = given
     with form.computing(u):
         if at_door:  # padded steps are filled before too: 0 times the slope at a NaN is NaN
             delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)

@@ -21,7 +21,7 @@ from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import skip_and_gate, step_sizes
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, check_limits, flat_target, form_of
-from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Rows, Timeline, every, timeline
 
 POSITIONAL = ("x", "delta", "A", "B", "C", "D")
 INPUTS = (*POSITIONAL, "z", "delta_bias", "initial_state")
@@ -168,7 +168,7 @@ def ssd_step(
     """
     arrays = x, delta, A, B, C, D, z, delta_bias, state
     form = form_of("ssd_step", arrays, lambda: _form(arrays, time=0))
-    time = step_timeline("x", x, form.shape_of(0)[:-2], mask, xp=form.xp)
+    time = form.step_time("x", x, mask, axes=2)
     return _scan(form, arrays, delta_softplus, delta_limits, time, implementation)[:2]
 
 
@@ -383,10 +383,11 @@ def _scan(
         x, delta, B, C, z = rows
         assert delta is not None
         g = (delta * A)[..., None]
-        y, state = outer_scan(
-            C, B, x, g, delta, None, D, start, resets,
-            scale=1.0, reverse=time.reverse, implementation=implementation,
-        )  # fmt: skip
+        given = C, B, x, g, delta, None, D, start, resets
+        if time.is_plain:
+            y, state = form.run(outer_scan, given, implementation, scale=1.0, reverse=time.reverse)
+        else:
+            y, state = outer_scan(*given, scale=1.0, reverse=time.reverse, implementation=implementation)
         return skip_and_gate(xp, y, x, None, z), state
 
     with form.computing(x):

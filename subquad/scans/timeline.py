@@ -83,6 +83,11 @@ class Timeline(NamedTuple):
     resets: Array | None = None
     positions: tuple[int, ...] | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all steps count, in one document, and no state on the way is asked for."""
+        return self.mask is None and self.resets is None and self.positions is None
+
     def filled(self, x: Any, value: float, *, axis: int = 1) -> Any:
         """`x` with `value` at padded steps, None for None; `axis` is that of time, negative for arrays not folded."""
         if self.mask is None or x is None:

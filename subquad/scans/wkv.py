@@ -23,7 +23,7 @@ from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.sigmoid import sigmoid
 from subquad.registry import Host, Inputs, register_scan
 from subquad.scans.call import Form, Target, form_of
-from subquad.scans.timeline import Rows, Timeline, every, step_timeline, timeline
+from subquad.scans.timeline import Rows, Timeline, every, timeline
 from subquad.scans.wkv4 import wkv4
 
 VERSIONS = (4, 5, 6, 7)
@@ -134,7 +134,7 @@ def wkv_step(
     version = _check_version(version)
     arrays = r, k, v, w, u, a, b, state
     form = form_of(f"wkv_step {version}", arrays, lambda: _form(arrays, version, time=0))
-    time = step_timeline("k", k, form.shape_of(0)[:-1], mask, xp=form.xp)
+    time = form.step_time("k", k, mask)
     o, state = _scan(form, arrays, time, version, implementation)[:2]
     return form.leave(0, o), form.leave(1, state)
 
@@ -287,6 +287,14 @@ def _scan(
     """(o, last state, states at positions) as the kernels give them, version 7's states turned back."""
     entered: list[Any] = form.enter(arrays)
     xp, (r, k, v, w, u, a, b, start) = form.xp, entered
+    if time.is_plain and version == 6:
+        given = r, k, v, w, None, u, None, start, None
+        return *form.run(outer_scan, given, implementation, scale=1.0, reverse=time.reverse), None
+    if time.is_plain and version == 7:
+        turned = None if start is None else xp.matrix_transpose(start)
+        given = r, k, v, w, None, a, b, turned, None
+        o, state = form.run(delta_scan, given, implementation, scale=1.0, reverse=time.reverse)
+        return o, xp.matrix_transpose(state), None
     how: dict[str, Any] = {"reverse": time.reverse, "implementation": implementation}
     r, k, v = (time.filled(x, 0.0) for x in (r, k, v))
 

@@ -13,7 +13,7 @@ from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 ROWS = 64  # steps of a task: their inputs stay in a second-level cache
-SMALL = 1 << 16  # elements of a call, about 50 µs: below that, waking a second thread costs more than it saves
+SMALL, SMALL_GRADIENT = 1 << 17, 1 << 16  # elements of a call, about 60 µs: below that, one thread suffices
 
 
 def _plan_conv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
@@ -70,7 +70,7 @@ def conv_backward(
         run = Run(backward_kernel(x.dtype.name), BACKWARD_RECORD, (), tasks, math.inf, sizes)
         given = [None if a is None else np.ascontiguousarray(a) for a in (bias, initial_state, resets)]
         everything = (np.ascontiguousarray(x), taps_of(np, weight), *given, grad_y, grad_state, grad_x, grad_initial)
-        run((*everything, *sums), 1 if x.size < SMALL else thread_count(threads))
+        run((*everything, *sums), 1 if x.size < SMALL_GRADIENT else thread_count(threads))
     by_weight = sums[0].sum(axis=0)[::-1].T.astype(x.dtype, order="C")
     by_bias = None if bias is None else sums[1].sum(axis=0).astype(x.dtype)
     return grad_x, by_weight, by_bias, None if initial_state is None else grad_initial, None

@@ -12,7 +12,9 @@ from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
-SMALL = 1 << 16  # elements of a call, about 30 µs: below that, waking a second thread costs more than it saves
+# Elements of a call, about 50 µs: below that, a second thread, which takes 10 µs to wake, is not worth its core. The
+# gradient reads and writes three times as much.
+SMALL, SMALL_GRADIENT = 1 << 18, 1 << 16
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
@@ -58,20 +60,20 @@ def scan_backward(
     if h.size:
         given = [None if x is None else np.ascontiguousarray(x, h.dtype) for x in (a, h, initial_state)]
         given += [None if resets is None else np.ascontiguousarray(resets), np.ascontiguousarray(grad_h, h.dtype)]
-        sizes, tasks, count = cut_work(h.shape, h.dtype, static["reverse"], threads)
+        sizes, tasks, count = cut_work(h.shape, h.dtype, static["reverse"], threads, small=SMALL_GRADIENT)
         kernel = linear_scan_gradient_kernel(h.dtype.name)
         Run(kernel, GRADIENT_RECORD, (), tasks, math.inf, sizes)((*given, *found), count)
     return found[0], found[1], None if initial_state is None else found[2], None
 
 
 def cut_work(
-    shape: tuple[int, ...], dtype: Any, reverse: bool, threads: int | None = None
+    shape: tuple[int, ...], dtype: Any, reverse: bool, threads: int | None = None, *, small: int = SMALL
 ) -> tuple[dict[str, int], int, int]:
     """(numbers of the argument record, tasks, threads) of a scan; a task is a block of channels of one item."""
     from subquad_numpy.codegen import lanes_of
 
     batch, n, d = shape
-    threads = 1 if batch * n * d < SMALL else thread_count(threads)
+    threads = 1 if batch * n * d < small else thread_count(threads)
     lanes = lanes_of(dtype)
     block = -(-d // (lanes * -(-threads // batch))) * lanes
     return {"n": n, "d": d, "block": block, "reverse": int(reverse)}, batch * -(-d // block), threads

@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
 from subquad.core.dtypes import cast
+from subquad_numpy.linear_scan.calls import SMALL, SMALL_GRADIENT, cut_work
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.launch import Launch, Run
 
@@ -22,7 +23,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     xp = array_namespace(b)
     operands = {"a": cast(xp, a, b.dtype), "b": b, "initial_state": cast(xp, initial_state, b.dtype), "resets": resets}
     results = {"h": Like(b.shape, b.dtype)}
-    return (run(_launch(linear_scan_kernel, SCAN_RECORD, b, static, results), operands)["h"],)
+    return (run(_launch(linear_scan_kernel, SCAN_RECORD, b, static, results, SMALL), operands)["h"],)
 
 
 def launch_backward(
@@ -46,7 +47,7 @@ def launch_backward(
     }
     results = {name: Like(h.shape, h.dtype) for name in ("grad_a", "grad_b")}
     results["grad_initial_state"] = Like((h.shape[0], h.shape[2]), h.dtype)
-    found = run(_launch(linear_scan_gradient_kernel, GRADIENT_RECORD, h, static, results), operands)
+    found = run(_launch(linear_scan_gradient_kernel, GRADIENT_RECORD, h, static, results, SMALL_GRADIENT), operands)
     by_state = None if initial_state is None else cast(xp, found["grad_initial_state"], initial_state.dtype)
     return cast(xp, found["grad_a"], a.dtype), found["grad_b"], by_state, None
 
@@ -57,9 +58,8 @@ def _launch(
     like: Array,
     static: Mapping[str, Any],
     results: dict[str, Like],
+    small: int,
 ) -> Launch:
-    from subquad_numpy.linear_scan.calls import cut_work
-
     dtype = np.dtype(like.dtype)
-    sizes, tasks, threads = cut_work(like.shape, dtype, static["reverse"])
+    sizes, tasks, threads = cut_work(like.shape, dtype, static["reverse"], small=small)
     return Launch(compile, (dtype.name,), record, results, sizes, tasks=tasks, threads=threads)

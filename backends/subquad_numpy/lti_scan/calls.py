@@ -13,7 +13,7 @@ from subquad_numpy.runtime.threads import thread_count
 from subquad_numpy.selective_scan.calls import cut_channels
 
 Array = np.ndarray[Any, Any]
-SMALL = 1 << 17  # state updates of a call, about 30 µs: below that, a second thread costs more than it saves
+SMALL, SMALL_GRADIENT = 1 << 18, 1 << 17  # state updates of a call, about 50 µs: below that, one thread suffices
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
@@ -73,7 +73,7 @@ def scan_backward(
 
         sizes, tasks = cut_gradient(arrays, static)
         run = Run(backward_kernel(*kind_of(arrays)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
-        is_small = u.size * rate.shape[1] < SMALL
+        is_small = u.size * rate.shape[1] < SMALL_GRADIENT
         run((*given, grad_y, grad_state, grad_u, grad_initial, *sums, sum_D), 1 if is_small else thread_count(threads))
     by_model = [x.sum(axis=0).astype(rate.dtype) for x in sums]
     by_D = None if D is None else sum_D.sum(axis=0).astype(D.dtype)

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.addresses import address_of
+from subquad_numpy.runtime.addresses import address_of, read_address
 from subquad_numpy.runtime.threads import run_tasks, thread_count
 
 Array = np.ndarray[Any, Any]
 Fields = dict[str, int | None]
 
+DONE, FOREIGN = 1, -1  # what a direct call returns: see `codegen.compile.DONE`, `runtime.direct.FOREIGN`
 SMALL = 1 << 21  # multiply-adds of a call, about 20 µs: below that, waking a second thread costs more than it saves
 MAX_FORMS = 512  # forms of calls that `Forms` remembers before it forgets all
 
@@ -56,11 +57,24 @@ class Run:
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
         self.head = self.records[0, : self.first].tobytes() if items == 1 else None
         self.pack = struct.Struct(f"{len(fields) - self.first}q").pack
+        self.direct: Any = None  # for one item on one thread: the compiled call
+        if items == 1 and address_of is read_address:
+            from subquad_numpy.runtime.direct import direct, head_of
+
+            self.direct = direct()
+            self.words = head_of(kernel, self.tasks, self.records[0, : self.first], len(fields))
 
     def __call__(self, arrays: Sequence[Array | None], threads: int | None) -> None:
         """Run all tasks on these arrays, given in the order of the address fields."""
         if self.tasks == 0:
             return
+        if self.direct is not None and (self.small or threads == 1):
+            done = self.direct(self.words + self.pack(*[0 if x is None else id(x) for x in arrays]))
+            if done == DONE:
+                return
+            if done != FOREIGN:
+                msg = "a compiled kernel found no memory for its scratch"
+                raise MemoryError(msg)
         addresses = [0 if x is None else address_of(x) for x in arrays]
         if self.head is None:
             records = self.records.copy()
@@ -97,6 +111,10 @@ class Forms:
         save: bool = False, threads: int | None = None,
     ) -> tuple[tuple[Array, ...], Any]:  # fmt: skip
         """The outputs, and what the backward pass needs beside the outputs."""
+        return self.planned(arrays, static, save)(arrays, new, threads)
+
+    def planned(self, arrays: Sequence[Array | None], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+        """The function (arrays, new, threads) → (outputs, saved) for calls of the form of these arrays."""
         form = (
             save,
             *static.items(),
@@ -108,7 +126,30 @@ class Forms:
             if len(self.kept) >= MAX_FORMS:
                 self.kept.clear()
             self.kept[form] = planned
-        return planned(arrays, new, threads)
+        return planned
+
+    def bound(self, arrays: Sequence[Array | None], static: Mapping[str, Any]) -> Callable[..., Any] | None:
+        """A function of arrays like these, for the outputs; None unless these are contiguous.
+
+        For contiguous arrays of one class and shape, and one dtype, it goes straight to the plan.
+        """
+        if not are_plain(arrays):
+            return None
+        planned, new, static = self.planned(arrays, static, save=False), np.empty, dict(static)
+
+        def run(*arrays: Array | None, **_static: Any) -> Any:
+            outputs, _ = planned(arrays, new, None) if are_plain(arrays) else self(arrays, static)
+            return outputs if len(outputs) > 1 else outputs[0]
+
+        return run
+
+
+def are_plain(arrays: Sequence[Array | None]) -> bool:
+    """Whether all arrays are contiguous, aligned and writeable: then shape and dtype say where their numbers are."""
+    for x in arrays:  # noqa: SIM110 - a generator would take three times as long
+        if x is not None and not x.flags.carray:
+            return False
+    return True
 
 
 Fix = Callable[[Array], Array] | None  # a copy that makes arrays of a form readable for kernels; None: none is needed

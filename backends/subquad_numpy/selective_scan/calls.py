@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 # Maximum channels of a block: its states and A take 64 kB at 16 states, an eighth of a second-level cache.
 BLOCK = 512
 SHORT_CHUNK = 1024  # minimum steps of a chunk of time: each chunk costs a pass over its matrices
-SMALL = 1 << 16  # state updates of a call, about 30 µs: below that, a second thread costs more than it saves
+SMALL = 1 << 17  # state updates of a call, about 50 µs: below that, a second thread costs more than it saves
 GRADIENT_BLOCK, TILE = 128, 32  # channels and steps of a tile: its states and decays take 512 kB at 16 states
 OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex where A is complex
 
