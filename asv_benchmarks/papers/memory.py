@@ -48,12 +48,12 @@ def _main(table: str, threads: str, *lengths: str) -> None:
     for row, n in ((row, n) for n in map(int, lengths) for row in paper.rows if n <= row.longest):
         sys.stderr.write(f"memory of {row.name} at n = {n}\n")
         call = row.make(n)
-        both = {"resident_bytes": _resident(call), "allocated_bytes": peak_extra_memory(call)}
+        both = {"resident_bytes": resident_bytes(call), "allocated_bytes": peak_extra_memory(call)}
         found.append({"name": row.name, "n": n, "extra_bytes": max(x or 0 for x in both.values()), **both})
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _resident(call: Any) -> int | None:
+def resident_bytes(call: Any) -> int | None:
     """Peak resident bytes of a warmed-up call beyond the memory before it and its output; None outside Linux."""
     if not STATUS.exists():
         return None
@@ -61,7 +61,8 @@ def _resident(call: Any) -> int | None:
     STATUS.with_name("clear_refs").write_text("5", encoding="ascii")  # resets the peak VmHWM
     before = _status("VmRSS")
     out = call()
-    return max(0, _status("VmHWM") - before - out.numel() * out.element_size())
+    size = 0 if out is None else out.numel() * out.element_size()
+    return max(0, _status("VmHWM") - before - size)
 
 
 def _status(field: str) -> int:
