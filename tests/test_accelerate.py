@@ -263,6 +263,22 @@ def test_a_class_with_a_forward_of_its_own_is_left_alone() -> None:
     assert isinstance(accelerate(model).backbone.layers[0].mixer, recurrent.Recurrent)
 
 
+def test_single_tokens_take_a_mask_of_the_whole_length() -> None:
+    """The original's convolution takes such a token once for each column of the mask."""
+    model, own, ids = fast_model(), tiny_model("Mamba"), errors.tokens(1, 8)
+
+    def last(model: Any) -> Any:
+        cache = model(ids[:, :5], use_cache=True).cache
+        for t in range(5, 8):
+            out = model(ids[:, t : t + 1], cache=cache, attention_mask=torch.ones(1, t + 1), use_cache=True).logits
+        return out[:, 0]
+
+    with torch.no_grad():
+        whole = model(ids).logits[:, 7]
+        assert errors.relative(last(model), whole) < LIMIT
+        assert errors.relative(last(own), whole) > 0.5
+
+
 def test_a_mask_of_another_shape_raises() -> None:
     model, ids = fast_model(), errors.tokens(2, 5)
     with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 3\), expected \(2, n\) with n at least the 5"):

@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 import subquad  # noqa: E402
 from subquad_torch.transformers import accelerate, explain, restore  # noqa: E402
+from subquad_torch.transformers.accelerate.bigbird import plan_of_training  # noqa: E402
 
 # wide weights make sharp attention, in which a key too many shows
 WIDE = {"initializer_range": 0.3, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -134,6 +135,20 @@ def test_bigbird_in_evaluation_is_what_it_was_in_training() -> None:
         assert_close(states(model, x, attention_mask=mask), trained, mask)
         assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
         model.train()
+
+
+def test_a_key_of_bigbird_counts_once_where_random_blocks_meet_the_window() -> None:
+    """The original's plan for 1024 tokens has such blocks, and it counts their keys twice."""
+    fields = WIDE | {"num_hidden_layers": 1, "block_size": 64, "num_random_blocks": 3, "max_position_embeddings": 4096}
+    model, x = made("BigBird", **fields, **CALM, sep_token_id=2), tokens(1024, 1)
+    core = model.encoder.layer[0].attention.self
+    plan = plan_of_training(type(core), 1024, 64, 3, 4, core.max_seqlen, core.seed)
+    near = np.arange(16)[:, None] + [-1, 0, 1]
+    met = {i for i in range(1, 15) for row in plan[:, i] if set(row) & {*near[i], 0, 15} or len(set(row)) < 3}
+    trained = states(model.train(), x)
+    out = states(accelerate(model), x)
+    assert {int(i) // 64 for i in ((out - trained)[0].abs().amax(-1) > 1e-4).nonzero()} == met
+    assert met
 
 
 def test_bigbird_stays_sparse_after_a_short_sequence() -> None:
