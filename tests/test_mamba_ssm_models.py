@@ -380,38 +380,74 @@ print(install())
     ]
 
 
-def test_an_original_stays(tmp_path: Path) -> None:
+def test_originals_stay_those_that_come_later_too(tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    (later / "mamba_ssm").mkdir(parents=True)
+    (later / "mamba_ssm" / "__init__.py").write_text("")
+    (later / "mamba_ssm" / "ops.py").write_text("origin = 'the later original'\n")
     (tmp_path / "causal_conv1d.py").write_text("causal_conv1d_fn = 'the original'\n")
     code = (
         INSTALL.format(folder=str(tmp_path), names=("mamba_ssm",))
-        + """
+        + f"""
+sys.path.insert(0, {str(later)!r})
 from causal_conv1d import causal_conv1d_fn
-import mamba_ssm
-print(causal_conv1d_fn, [record.getMessage().split(",")[0].split(" (")[0] for record in records])
+import mamba_ssm.ops
+print(causal_conv1d_fn, mamba_ssm.ops.origin)
+print([record.getMessage().split(",")[0].split(" (")[0] for record in records])
 uninstall()
-print("causal_conv1d" in sys.modules, "mamba_ssm" in sys.modules)
+print("causal_conv1d" in sys.modules, "mamba_ssm.ops" in sys.modules)
 """
     )
     assert python(code).splitlines() == [
         "True 2",
-        "the original ['causal_conv1d is installed', \"mamba_ssm is not installed: from now on `import` of it gives subquad's functions of the same names\"]",
-        "True False",
+        "the original the later original",
+        "['causal_conv1d is installed', \"mamba_ssm is not installed: from now on `import` of it gives subquad's functions of the same names\"]",
+        "True True",
     ]
 
 
-def test_an_original_that_comes_later_stays_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "mamba_ssm"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "ops.py").write_text("origin = 'the original'\n")
-    code = (
-        INSTALL.format(folder="nowhere", names=("mamba_ssm", "causal_conv1d"))
-        + f"""
-sys.path.insert(0, {str(tmp_path)!r})
-import mamba_ssm.ops
-print(mamba_ssm.ops.origin)
-uninstall()
-print("mamba_ssm.ops" in sys.modules)
+FAMILIES = """
+import sys, torch, transformers
+from transformers import *
+small = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, pad_token_id=0, eos_token_id=None)
+hybrid = small | dict(intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
+second = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=4)
+models = [
+    (MambaForCausalLM, MambaConfig(**small, state_size=8)),
+    (FalconMambaForCausalLM, FalconMambaConfig(**small, state_size=8)),
+    (Mamba2ForCausalLM, Mamba2Config(**small, state_size=8, head_dim=16, num_heads=4, n_groups=2, chunk_size=4)),
+    (BambaForCausalLM, BambaConfig(**hybrid, **second, attn_layer_indices=[1])),
+    (JambaForCausalLM, JambaConfig(**hybrid, num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8)),
+    (Zamba2ForCausalLM, Zamba2Config(**hybrid | {"num_key_value_heads": 4}, mamba_d_state=8, mamba_ngroups=1, n_mamba_heads=4,
+                                     layers_block_type=["mamba", "hybrid"])),
+    (FalconH1ForCausalLM, FalconH1Config(**hybrid, **second, mamba_d_ssm=64)),
+]
+outs = {}
+for kind, config in models:
+    torch.manual_seed(0)
+    model, tokens = kind(config).eval(), torch.randint(1, 50, (2, 9))
+    with torch.no_grad():
+        for x in model.parameters(): x.add_(0.02 * torch.randn_like(x))
+        logits, new = model(tokens, use_cache=False).logits, model.generate(tokens, max_new_tokens=5, do_sample=False)
+    model.train(kind is not FalconMambaForCausalLM)
+    model(tokens, labels=tokens, use_cache=False).loss.backward()
+    outs[kind.__name__] = logits, new, torch.cat([x.grad.flatten() for x in model.parameters() if x.grad is not None])
+torch.save(outs, path)
+print(sorted(name for name in sys.modules if name == "mamba_ssm"))
 """
-    )
-    assert python(code).splitlines() == ["True 1", "the original", "True"]
+
+
+@pytest.mark.slow
+def test_transformers_calls_them_and_computes_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    paths = [tmp_path / "own.pt", tmp_path / "ours.pt"]
+    own = f"path = {str(paths[0])!r}\n" + FAMILIES
+    ours = f"from subquad_torch.mamba_ssm import install; install()\npath = {str(paths[1])!r}\n" + FAMILIES
+    assert python(own).splitlines()[-1] == "[]"
+    assert python(ours).splitlines()[-1] == "['mamba_ssm']"
+    for name, (logits, tokens, gradients) in (found := torch.load(paths[0])).items():
+        other = torch.load(paths[1])[name]
+        torch.testing.assert_close(other[0], logits, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert torch.equal(other[1], tokens), name
+        torch.testing.assert_close(other[2], gradients, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    assert len(found) == 7
