@@ -303,17 +303,90 @@ def test_steps_elsewhere(eager: Library) -> None:
     assert relative_error(np.concatenate(outs, axis=-2), attend(q, k, v, causal=True)) < 1e-12
 
 
-def test_a_state_goes_on_with_its_options_alone() -> None:
+def test_a_state_goes_on_with_sizes_that_fit() -> None:
     q, k, v = drawn(batch=())
     _, state = subquad.Clustered(**SMALL).step(q, k, v)
-    for other in ({"cluster_size": 8}, {"chunk": 40}, {"sinks": 9}, {"chunk": 6}):
-        with pytest.raises(ValueError, match=r"a state goes on with the options"):
-            subquad.Clustered(**SMALL | other).step(q, k, v, state)
+    with pytest.raises(ValueError, match=r"a state goes on with the options"):
+        subquad.Clustered(**SMALL | {"cluster_size": 8}).step(q, k, v, state)
+    with pytest.raises(ValueError, match=r"state has \d+ keys in an open chunk, which does not fit Clustered"):
+        subquad.Clustered(**SMALL | {"chunk": 5}).step(q, k, v, state)
+    for call in ("step", "attend"):
+        method, rows = subquad.Clustered(**SMALL | {"cluster_size": 8}), (q, k, v) if call == "step" else (q,)
+        with pytest.raises(ValueError, match=r"state\['columns'\] ends in"):
+            getattr(method, call)(*rows, state)
     with pytest.raises(ValueError, match=r"state\['members'\] ends in \(148, 3\), expected \(148, 2\)"):
         subquad.Clustered(**SMALL).step(q, k, v[:, :2], state)
-    for name in ("summarize", "attend"):
-        with pytest.raises(NotImplementedError, match=f"Clustered has no {name}"):
-            getattr(subquad.Clustered(), name)(k, v if name == "summarize" else state)
+    with pytest.raises(ValueError, match=r"scale=0.5 would have no effect.*attend"):
+        subquad.Clustered().summarize(k, v, scale=0.5)
+
+
+EVERY = SMALL | {"opened": 1000}  # all clusters are opened: exact attention
+
+
+def cut(method: Any, q: Any, k: Any, v: Any, mask: Any, *ends: int) -> list[Any]:
+    """The states of the parts of the keys between these places; every second one by steps."""
+    states = []
+    for i, (a, b) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+        part = [x[..., a:b, :] for x in (q, k, v)]
+        some = None if mask is None else mask[..., a:b]
+        states.append(method.step(*part, key_mask=some)[1] if i % 2 else method.summarize(*part[1:], key_mask=some))
+    return states
+
+
+@pytest.mark.parametrize("heads", [(2, 1), (4, 2), (4, 4)], ids=str)
+def test_states_that_merge_hold_the_keys_of_both(heads: tuple[int, int]) -> None:
+    """With all clusters opened: exact attention to all keys, in any order of merging, and steps go on."""
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((2, heads[0], 150, D))
+    k, v = rng.standard_normal((2, 2, heads[1], 150, D))
+    mask = rng.random((2, 1, 150)) < 0.8
+    method = subquad.Clustered(**EVERY)
+    a, b, c = cut(method, q, k, v, mask, 37, 60, 120)
+    n = slice(120, 150)
+    new = [x[..., n, :] for x in (q, k, v)]
+    expected = subquad.attention(q, k[..., :120, :], v[..., :120, :], "exact", key_mask=mask[..., :120])
+    whole = subquad.attention(q, k, v, "exact", causal=True, key_mask=mask)[..., n, :]
+    for state in (method.merge(method.merge(a, b), c), method.merge(a, method.merge(b, c))):
+        assert relative_error(method.attend(q, state), expected) < 1e-12
+        out, after = method.step(*new, state, key_mask=mask[..., n])
+        assert relative_error(out, whole) < 1e-12
+        assert after["counts"].sum() + after["visible"].sum() == heads[1] * mask.sum()
+    for nothing in (None, method.summarize(k[..., :0, :], v[..., :0, :])):
+        for pair in ((nothing, a), (a, nothing)):
+            assert relative_error(method.attend(q, method.merge(*pair)), method.attend(q, a)) < 1e-12
+
+
+def test_a_state_that_knows_its_queries_has_the_clusters_of_a_call() -> None:
+    """Rows of a call whose places lie before all keys have no near keys, as rows of `attend` have none."""
+    q, k, v = drawn(n=400, n_kv=200)
+    mask = np.random.default_rng(0).random(200) < 0.8
+    method = subquad.Clustered(**SMALL | {"window": 0})
+    state = method.summarize(k, v, queries=q, key_mask=mask)
+    assert relative_error(method.attend(q, state)[..., :200, :], method(q, k, v, key_mask=mask)[..., :200, :]) < 1e-12
+    assert not np.array_equal(method.summarize(k, v, key_mask=mask)["means"], state["means"])
+
+
+def test_hidden_keys_of_a_state_change_nothing() -> None:
+    q, k, v = drawn(n=100)
+    mask = np.random.default_rng(0).random(100) < 0.7
+    method = subquad.Clustered(**SMALL)
+    other = [np.where(mask[:, None], x, np.nan) for x in (k, v)]
+    for make in (method.summarize, lambda k, v, key_mask: method.step(q, k, v, key_mask=key_mask)[1]):
+        one, two = (method.attend(q, method.merge(make(*x, key_mask=mask), None)) for x in ((k, v), other))
+        assert np.array_equal(one, two)
+    none = method.summarize(k, v, key_mask=np.zeros(100, bool))
+    assert np.all(method.attend(q, none) == 0)
+
+
+def test_states_elsewhere(eager: Library) -> None:
+    q, k, v = drawn(n=90, batch=(2,))
+
+    def streamed(q: Any, k: Any, v: Any) -> Any:
+        method = subquad.Clustered(**SMALL)
+        a, b, c = cut(method, q, k, v, None, 20, 50, 90)
+        return method.attend(q, method.merge(method.merge(a, b), c))
+
+    assert relative_error(eager.numpy(eager.call(streamed, q, k, v, dtype="float64")), streamed(q, k, v)) < 1e-12
 
 
 @pytest.mark.parametrize(

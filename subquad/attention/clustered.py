@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
-from subquad.attention.clustered_stream import CLUSTERED_STATE, step
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, summarize_clusters
-from subquad.attention.method import Method
+from subquad.attention.clustered_stream import CLUSTERED_STATE, attend, merge, step, summarize
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, seen_keys, summarize_clusters
+from subquad.attention.method import Merging, Method
 from subquad.attention.query_metric import (
     counted_rows,
     metrics_of_chunks,
@@ -96,8 +97,10 @@ class Clustered(Method):
     that no later token changes an earlier row. Which keys lie together and which clusters are opened is constant
     for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The state of
     `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a part
-    of a cluster for each token, is read sparsely, and does not merge with another one. Steps are the causal call,
-    however they are cut. Kernels: `balanced_tree`, `block_attention`, `clustered_attention`.
+    of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize` puts
+    all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open. States
+    merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
+    `block_attention`, `clustered_attention`.
 
     References
     ----------
@@ -142,7 +145,7 @@ class Clustered(Method):
         xp, n = call.xp, call.q.shape[-2]
         place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
         if 0 in (n, call.k.shape[-2]):
-            return self._read_keys(call, call.q, start, stop, None)
+            return self.read_keys(call, call.q, start, stop, None)
         blocks = near_blocks(call, *((self.chunk - 1, 0) if call.causal else (self.window, self.window)))
         own, far = with_own_keys(call), self._far(call)
         rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
@@ -204,8 +207,9 @@ class Clustered(Method):
         xp = call.xp
         if call.causal:
             near = self.own_chunk(call, q, place, blocks)
-            return near if far is None else self.past_chunks(own, far.clusters, q, place // self.chunk, near)
-        near = self._read_keys(call, q, place - self.window, place + self.window + 1, blocks)
+            seen = self.clusters_before(xp, place // self.chunk)
+            return near if far is None else self.read(own, far.clusters, q, seen, near)
+        near = self.read_keys(call, q, place - self.window, place + self.window + 1, blocks)
         assert far is not None
         stop = xp.zeros_like(place) + far.clusters.counts.shape[-1]
         return self.read(own, far.clusters, q, stop, near, (far.clusters.order, place, far.cluster_of))
@@ -218,6 +222,60 @@ class Clustered(Method):
         of_keys = 3 * slots * (d + d_v) + slots // self.cluster_size * (2 * d + d_v)
         of_rows = min(heads * n * (d_v + 1), 2 * PART) + heads * n
         return width * (keys * of_keys + of_rows) + SCRATCH
+
+    def summarize(
+        self,
+        k: Array,
+        v: Array,
+        /,
+        *,
+        queries: Array | None = None,
+        key_mask: Array | None = None,
+        scale: float | None = None,
+    ) -> State:
+        """Put a chunk of keys and values into clusters, which `attend` reads and `merge` and `step` continue.
+
+        Parameters
+        ----------
+        k, v : array, shape (..., n, d) and (..., n, d_v)
+            Keys and values of the chunk.
+        queries : array, shape (..., m, d), optional
+            Queries like those that will read the keys, a sample of them or those at the places of the keys: keys that
+            they tell apart then lie in clusters apart. Default: none, all directions count alike.
+        key_mask : array of bool, broadcastable to (..., n), optional
+            True = keep.
+        scale : None
+            A number raises ValueError: the state does not depend on the scale, `attend` takes it.
+
+        Returns
+        -------
+        dict of array
+            All keys and values in clusters, and what is told of a cluster that stays closed, at least float32.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.attention`.
+        """
+        if scale is not None:
+            msg = f"scale={scale!r} would have no effect: the state of Clustered is free of it; give it to attend"
+            raise ValueError(msg)
+        if queries is None:
+            call = enter(None, {"k": k, "v": v}, key_mask=key_mask)
+            call = call.with_rows(call.k[..., :0, :], call.k, {})
+        else:
+            call = enter(None, {"q": queries, "k": k, "v": v}, key_mask=key_mask)
+        with call.computing():
+            return call.leave_state(summarize(self, call))
+
+    def _summarize(self, call: AttentionCall) -> State:
+        return summarize(self, call)
+
+    def _merging(self) -> Merging:
+        return partial(merge, self)
+
+    def _attend(self, call: AttentionCall) -> Array:
+        return attend(self, call)
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
         return step(self, call)
@@ -235,14 +293,11 @@ class Clustered(Method):
     def own_chunk(self, call: AttentionCall, q: Array, place: Array, blocks: Array | None) -> tuple[Array, Array]:
         """(out, lse) of causal rows over the keys of their own chunk, which begins at a multiple of `chunk`."""
         start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
-        return self._read_keys(call, q, start, place + 1, blocks)
+        return self.read_keys(call, q, start, place + 1, blocks)
 
-    def past_chunks(
-        self, call: AttentionCall, found: KeyClusters, q: Array, before: Array, near: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        """(out, lse) of causal rows over `near` and the clusters of the chunks before, `before[i]` of them."""
-        stop = call.xp.where(before > 0, before * self.clusters_of_chunk + self.clusters_of_sinks, 0)
-        return self.read(call, found, q, stop, near)
+    def clusters_before(self, xp: ModuleType, chunks: Array) -> Array:
+        """How many clusters the first chunks of a sequence have, with those of the sinks."""
+        return xp.where(chunks > 0, chunks * self.clusters_of_chunk + self.clusters_of_sinks, 0)
 
     def read(
         self, call: AttentionCall, found: KeyClusters, q: Array, stop: Array, near: tuple[Array, Array],
@@ -258,7 +313,7 @@ class Clustered(Method):
             reach=0 if order is None else self.window, implementation=self.implementation,
         )  # fmt: skip
 
-    def _read_keys(
+    def read_keys(
         self, call: AttentionCall, q: Array, start: Array, stop: Array, blocks: Array | None
     ) -> tuple[Array, Array]:
         """(out, lse) over the keys within an interval."""
@@ -274,7 +329,7 @@ class Clustered(Method):
         """
         xp, chunk, chunks = call.xp, self.chunk, metric.shape[-3]
         k, v = (x[..., : chunks * chunk, :] for x in (call.k, call.v))
-        seen = _seen(call)[..., : chunks * chunk]
+        seen = seen_keys(call)[..., : chunks * chunk]
         sinks = self.sinks if begins else 0
         clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
         rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1]))
@@ -285,15 +340,26 @@ class Clustered(Method):
         order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
         return self._with_sinks(xp, k, v, seen, sinks, order, counts)
 
+    def close_keys(
+        self, xp: ModuleType, k: Array, v: Array, seen: Array, metric: Array | None, *, begins: bool
+    ) -> KeyClusters:
+        """The clusters of these keys in one metric; those of the sinks are before them, if they begin the sequence."""
+        size, n = self.cluster_size, k.shape[-2]
+        sinks = min(self.sinks, n) if begins else 0
+        clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
+        order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
+        return self._with_sinks(xp, k, v, seen, sinks, order, counts_of(xp, clustered, size))
+
     def _of_all(self, call: AttentionCall) -> Far:
         """The clusters of all keys, and the cluster of each key, −1 for none."""
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
-        seen, sinks = _seen(call), min(self.sinks, n)
-        clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
+        seen, sinks = seen_keys(call), min(self.sinks, n)
         metric = query_metric(xp, pooled(xp, second_moment(xp, call.q, counted_rows(call)), k))
-        order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
-        cluster_of = xp.astype(xp.argsort(order[..., :n], axis=-1), xp.int32) // size + -(-sinks // size)
-        found = self._with_sinks(xp, k, call.v, seen, sinks, order, counts_of(xp, clustered, size))
+        found = self.close_keys(xp, k, call.v, seen, metric, begins=True)
+        assert found.order is not None
+        first = -(-sinks // size)
+        cluster_of = xp.astype(xp.argsort(found.order[..., first * size :][..., :n], axis=-1), xp.int32) // size + first
+        clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
         return Far(found, xp.where(clustered, cluster_of, -1))
 
     def _with_sinks(
@@ -314,11 +380,3 @@ class Clustered(Method):
                 for x, y in ((first, order), (counts_of(xp, own, size), counts))
             )
         return summarize_clusters(xp, k, v, order, counts, size)
-
-
-def _seen(call: AttentionCall) -> Array:
-    """Whether each key is visible, (..., n_kv), of the batch of keys."""
-    xp, k = call.xp, call.k
-    if call.key_mask is None:
-        return xp.ones(k.shape[:-1], dtype=xp.bool, device=place_of(k))
-    return xp.broadcast_to(call.key_mask, k.shape[:-1])

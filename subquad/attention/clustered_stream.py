@@ -1,17 +1,25 @@
-"""Clustered attention token by token: a cache of all keys, of which rows read a few.
+"""Clustered attention with a state: a cache of all keys, of which rows read a few.
 
-A chunk of keys is clustered when it is full, and stays as it is. The state holds the clusters of the chunks that are
-full, and the keys and values of the open one; its size grows with the sequence.
+The state holds clusters of keys, and the keys and values of the chunk that is open; its size grows with the sequence.
+A step clusters a chunk when it is full, `summarize` all keys that it gets; what is in clusters stays as it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from subquad.attention.call import AttentionCall
-from subquad.attention.key_clusters import KeyClusters
-from subquad.attention.query_metric import is_renewed, pooled, query_metric, second_moment, with_own_keys
+from subquad.attention.key_clusters import KeyClusters, seen_keys
+from subquad.attention.query_metric import (
+    counted_rows,
+    is_renewed,
+    pooled,
+    query_metric,
+    second_moment,
+    with_own_keys,
+)
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import near_blocks
 from subquad.backend import Array
@@ -36,15 +44,58 @@ CLUSTERED_STATE = StateSpec(
         "moment": ("d", "d"),  # of all queries, of each head
         "metric": ("d", "d"),  # of the last chunk that is full
     },
-    None,
+    None,  # `merge` needs the options of the method
+    frozenset({"clusters", "clusters · d", "clusters · cluster_size", "open"}),
 )
+
+
+def summarize(method: Clustered, call: AttentionCall) -> State:
+    """The state of all keys of a call in clusters, in the metric of its queries."""
+    xp, own = call.xp, with_own_keys(call)
+    state = _empty(call, method.cluster_size)
+    moment = second_moment(xp, call.q, counted_rows(call))
+    metric = xp.broadcast_to(query_metric(xp, pooled(xp, moment, own.k)), state["metric"].shape)
+    state |= {"moment": xp.broadcast_to(moment, state["moment"].shape), "metric": metric}
+    if call.k.shape[-2] == 0:
+        return state
+    return state | _fields_of(xp, method.close_keys(xp, own.k, own.v, seen_keys(own), metric, begins=True))
+
+
+def merge(method: Clustered, xp: ModuleType, left: State, right: State) -> State:
+    """The state of both: the keys of `left` that are open go into clusters, those of `right` stay open."""
+    moment = left["moment"] + right["moment"]
+    closed = _clusters_of(xp, left)
+    if left["keys"].shape[-2]:
+        k, v, seen = left["keys"], left["values"], left["visible"][..., 0] != 0
+        metric = query_metric(xp, pooled(xp, left["moment"], k))
+        begins = left["means"].shape[-2] == 0
+        more = method.close_keys(xp, k, v, seen, metric, begins=begins)
+        closed = more if begins else _joined(xp, closed, more)
+    found = _joined(xp, closed, _clusters_of(xp, right))
+    still_open = {name: right[name] for name in ("keys", "values", "visible")}
+    metric = query_metric(xp, pooled(xp, moment, found.means))
+    return _fields_of(xp, found) | still_open | {"moment": moment, "metric": metric}
+
+
+def attend(method: Clustered, call: AttentionCall) -> Array:
+    """The output of queries that see all keys of `call.state`."""
+    xp, q, state = call.xp, call.q, call.state
+    assert state is not None
+    _check_sizes(method, q.shape[-1], state["values"].shape[-1], state)
+    held, found = state["keys"].shape[-2], _clusters_of(xp, state)
+    zero = xp.zeros(q.shape[-2:-1], dtype=xp.int32, device=place_of(q))
+    own = call.with_keys(state["keys"], state["values"], state["visible"][..., 0] != 0)
+    near = method.read_keys(own.restricted(NONE), q, zero, zero + held, None)
+    clusters = found.means.shape[-2]
+    return method.read(own, found, q, zero + clusters, near)[0] if clusters else near[0]
 
 
 def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
     """(output of new tokens, state after them); `call.state` is the state before them, or None."""
     xp, chunk, n = call.xp, method.chunk, call.k.shape[-2]
     state = dict(call.state or _empty(call, method.cluster_size))
-    closed, held = _sizes(method, call, state)
+    held, clusters = _check_sizes(method, call.k.shape[-1], call.v.shape[-1], state)
+    closed = max(clusters - method.clusters_of_sinks, 0) // method.clusters_of_chunk
     chunks = (held + n) // chunk  # that these tokens fill
     keep = xp.ones((n, 1), dtype=xp.bool, device=place_of(call.k))
     keep = keep if call.key_mask is None else call.key_mask[..., None]
@@ -64,9 +115,14 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
             metric = query_metric(xp, pooled(xp, moment, own.k)) if is_renewed(closed + c) else metric
             metrics.append(xp.broadcast_to(metric, (*own.k.shape[:-2], *metric.shape[-2:])))
     if chunks:
-        filled = method.close_chunks(own, xp.stack(metrics, axis=-3), begins=closed == 0)
-        found = filled if closed == 0 else _joined(xp, found, filled)
-    out = method.past_chunks(own, found, own.q, place // chunk + closed, near)[0] if closed + chunks else near[0]
+        filled = method.close_chunks(own, xp.stack(metrics, axis=-3), begins=clusters == 0)
+        found = filled if clusters == 0 else _joined(xp, found, filled)
+    seen = (
+        method.clusters_before(xp, place // chunk)
+        if clusters == 0
+        else clusters + place // chunk * method.clusters_of_chunk
+    )
+    out = method.read(own, found, own.q, seen, near)[0] if clusters + chunks else near[0]
     rest = {name: x[..., chunks * chunk :, :] for name, x in (new | {"keys": own.k}).items()}
     return out, _fields_of(xp, found) | rest | {"moment": moment, "metric": metric}
 
@@ -102,27 +158,21 @@ def _empty(call: AttentionCall, size: int) -> State:
     }
 
 
-def _sizes(method: Clustered, call: AttentionCall, state: State) -> tuple[int, int]:
-    """(how many chunks are full, how many keys the open one has); ValueError for a state of other options."""
+def _check_sizes(method: Clustered, d: int, d_v: int, state: Mapping[str, Array]) -> tuple[int, int]:
+    """(how many keys the open chunk has, how many clusters there are); ValueError for a state of other options."""
     held, clusters, size = state["keys"].shape[-2], state["means"].shape[-2], method.cluster_size
-    d, d_v = call.k.shape[-1], call.v.shape[-1]
     CLUSTERED_STATE.check_sizes(
         "state", state,
         **{"clusters · d": clusters * d, "clusters · cluster_size": clusters * size, "cluster_size": size,
            "clusters": clusters, "open": held, "d": d, "d_v": d_v},
     )  # fmt: skip
-    of_chunks = clusters - method.clusters_of_sinks if clusters else 0
-    closed, more = divmod(of_chunks, method.clusters_of_chunk)
-    if more or of_chunks < 0 or held >= method.chunk:
-        msg = (
-            f"state holds {clusters} clusters and {held} more keys, which does not fit {method}: "
-            f"a state goes on with the options that it began with"
-        )
+    if held >= method.chunk:
+        msg = f"state has {held} keys in an open chunk, which does not fit {method}: give the chunk that it began with"
         raise ValueError(msg)
-    return closed, held
+    return held, clusters
 
 
-def _clusters_of(xp: ModuleType, state: State) -> KeyClusters:
+def _clusters_of(xp: ModuleType, state: Mapping[str, Array]) -> KeyClusters:
     """The clusters that a state holds."""
     counts = xp.astype(state["counts"][..., 0], xp.int32)
     return KeyClusters(

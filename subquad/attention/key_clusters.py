@@ -6,6 +6,7 @@ import math
 from types import ModuleType
 from typing import NamedTuple
 
+from subquad.attention.call import AttentionCall
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import BLOCK_ELEMENTS, join_rows
@@ -87,6 +88,14 @@ def counts_of(xp: ModuleType, seen: Array, size: int) -> Array:
     total = xp.sum(xp.astype(seen, xp.int32), axis=-1, keepdims=True, dtype=xp.int32)
     first = xp.arange(clusters, dtype=xp.int32, device=place_of(seen)) * size
     return xp.clip(total - first, 0, size)
+
+
+def seen_keys(call: AttentionCall) -> Array:
+    """Whether each key is visible, (..., n_kv), of the batch of keys."""
+    xp, k = call.xp, call.k
+    if call.key_mask is None:
+        return xp.ones(k.shape[:-1], dtype=xp.bool, device=place_of(k))
+    return xp.broadcast_to(call.key_mask, k.shape[:-1])
 
 
 def _directions(d: int, seed: int) -> object:

@@ -8,7 +8,7 @@ through `AttentionCall.leave`. The author of a method implements `_evaluate`; or
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -25,6 +25,7 @@ from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 from subquad.kernels.visibility import alignment
 
+Merging = Callable[[ModuleType, State, State], State]
 LOGITS = "it has no matrix of logits to change; 'exact' takes it"
 UNABLE = {  # restriction → why a method cannot take it, if it cannot
     "segments": "it does not see documents apart",
@@ -188,7 +189,8 @@ class Method:
         check_floating(xp, **arrays)
         if left is None or right is None:
             return right if left is None else left
-        if spec.merge is None:
+        merging = self._merging()
+        if merging is None:
             msg = f"states of {type(self).__name__} do not merge; step goes on from one"
             raise NotImplementedError(msg)
         spec.check_sizes("left", left)
@@ -200,7 +202,7 @@ class Method:
         first = next(iter(spec.fields))
         broadcast_batch(left=left[first].shape[:-2], right=right[first].shape[:-2])
         with backend_of(xp).computing(left[first]):
-            merged = spec.merge(xp, left, right)
+            merged = merging(xp, left, right)
         return {name: heads.unfold(x) for name, x in merged.items()}
 
     def attend(self, q: Array, state: Mapping[str, Any], /, *, scale: float | None = None) -> Array:
@@ -341,9 +343,10 @@ class Method:
             raise NotImplementedError(msg)
         if names == ["segments"]:
             return call.leave(by_documents(call, self._evaluate))
-        merge = self._check_streams("visible").merge
-        assert merge is not None
-        return call.leave(by_frontiers(call, self._summarize, partial(merge, call.xp), self._attend))
+        self._check_streams("visible")
+        merging = self._merging()
+        assert merging is not None
+        return call.leave(by_frontiers(call, self._summarize, partial(merging, call.xp), self._attend))
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         """(output, log-sum-exp) of a call with `restrictions`, all of them in `reads`."""
@@ -361,6 +364,10 @@ class Method:
     def _summarize(self, call: AttentionCall) -> State:
         """The state of checked keys and values."""
         raise NotImplementedError
+
+    def _merging(self) -> Merging | None:
+        """What makes the state of two chunks of their checked states; None if states do not merge."""
+        return None if self.state is None else self.state.merge
 
     def _attend(self, call: AttentionCall) -> Array:
         """The output for checked queries that read `call.state`."""

@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Backend:
 
 def library_of(xp: ModuleType) -> str:
     """The name of the array library behind a namespace, e.g. "numpy"."""
-    return xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return xp.__name__.removeprefix("array_api_compat.").removeprefix(PREFIX).partition(".")[0]
 
 
 def backend_of(xp: ModuleType) -> Backend:

@@ -35,10 +35,13 @@ class StateSpec:
     merge : callable or None
         ``merge(xp, left, right)`` gives the state of two states that fit. None: states do not merge, and only a step
         continues from one.
+    grows : frozenset of str
+        Axes that become longer with the sequence, so that two states need not agree on them.
     """
 
     fields: Mapping[str, tuple[str | int, ...]]
     merge: Callable[[ModuleType, State, State], State] | None
+    grows: frozenset[str] = frozenset()
 
     def check(self, name: str, state: Any) -> dict[str, Array]:
         """The arrays of a state by the names that errors use, such as "state['shift']".
@@ -74,7 +77,7 @@ class StateSpec:
             axis: int(size)
             for key, axes in self.fields.items()
             for axis, size in zip(axes, state[key].shape[-len(axes) :], strict=True)
-            if isinstance(axis, str)
+            if isinstance(axis, str) and axis not in self.grows
         }
 
 

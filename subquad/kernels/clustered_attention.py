@@ -92,7 +92,7 @@ def clustered_attention(
         left = xp.broadcast_to(total[..., None, :], (*batch, q.shape[-2], clusters))
         if place is not None and cluster_of is not None:
             left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
-        seen = (names < stop) & (left > 0)
+        seen = (left > 0) & (names < stop)
         logits = xp.where(xp.matrix_transpose(finite_keys), logits, math.nan)
         weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
         found = _largest(xp, weight, names, stop, opened, always)
@@ -160,7 +160,7 @@ def _near_keys(xp: ModuleType, place: Array, reach: int, cluster_of: Array, name
         at = place + t
         exists = (at >= 0) & (at < n_kv)
         own = gather_rows(xp, cluster_of[..., None], xp.where(exists, at, 0)[..., 0])
-        count = count + xp.astype(exists & (own == names), count.dtype)
+        count = count + xp.astype((own == names) & exists, count.dtype)
     return xp.astype(count, dtype)
 
 

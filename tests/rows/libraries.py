@@ -230,6 +230,23 @@ class CuPy(Library):
         return x.get()
 
 
+class Mlx(Library):
+    """MLX on the CPU; its float64 has exponentials of float32, so that all is judged as float32."""
+
+    dtypes = ("float32", "bfloat16")
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        mx = pytest.importorskip("mlx.core")
+        return mx.array(x, dtype=getattr(mx, self.target(x, dtype).replace("bool", "bool_")))
+
+    def host(self, x: Any) -> np.ndarray:
+        mx = pytest.importorskip("mlx.core")
+        return np.asarray(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+
+    def device(self, x: Any) -> None:
+        return None
+
+
 LIBRARIES = [
     pytest.param(row, id=str(row), marks=[pytest.mark.gpu] if isinstance(row, CuPy) else [])
     for row in (NumPy(), NumPyReadOnly(), Strict(), StrictNoFloat64(), Torch(), TorchMeta(), Jax(), CuPy())
