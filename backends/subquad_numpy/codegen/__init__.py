@@ -24,11 +24,11 @@ from subquad_numpy.codegen.vector_ops import (
     total,
     where_negative,
 )
-from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, inline, intrinsic, kept, lanes_of, merged, types
+from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, inline, intrinsic, lanes_of, merged, types
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "at_least", "at_most", "bit_count", "cut",
-    "fma", "inline", "intrinsic", "kept", "lanes_of", "largest", "load", "lowest_bit", "merged", "pointer", "prefetch",
+    "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit", "merged", "pointer", "prefetch",
     "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "spread", "store", "total", "types",
     "where_negative", "zeros",
 ]  # fmt: skip

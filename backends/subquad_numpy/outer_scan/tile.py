@@ -18,7 +18,8 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, intrinsic, kept, types
+from subquad_numpy.codegen import FUSE, Vector, intrinsic, types
+from subquad_numpy.codegen.vector_type import kept
 
 PLAIN, NEAR, RESET = 0, 1, 2  # modes of a step: decay = factor; decay = 1 + factor; the state starts from 0
 

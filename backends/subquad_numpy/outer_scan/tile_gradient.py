@@ -12,7 +12,8 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import Vector, intrinsic, kept, types
+from subquad_numpy.codegen import Vector, intrinsic, types
+from subquad_numpy.codegen.vector_type import kept
 from subquad_numpy.outer_scan.tile import NEAR, RESET, Emitter
 
 
