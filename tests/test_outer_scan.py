@@ -130,3 +130,17 @@ def test_a_segment_knows_nothing_of_others(decay: str, bonus: bool, implementati
     for x, y in zip(*found, strict=True):
         assert torch.isfinite(x).all()
         assert torch.equal(x, y)
+
+
+def test_kernels_are_found_on_disk_by_other_processes() -> None:
+    """Numba finds a kernel by a pickle of its closure, which must not hold what is random: it compiles for seconds."""
+    pytest.importorskip("numba")
+    from numba.core.serialize import dumps
+
+    from subquad_numpy.outer_scan.tile import advance_tile
+    from subquad_numpy.outer_scan.tile_gradient import gradient_tile, states_tile
+
+    for factory, options in ((advance_tile, (4, 1, False)), (gradient_tile, (1, True)), (states_tile, (1, False))):
+        once, again = (dumps((factory.__wrapped__(*options),)) for _ in range(2))
+        assert once == again
+        assert once != dumps((factory.__wrapped__(2, *options[1:]),))

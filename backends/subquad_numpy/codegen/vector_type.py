@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numba
@@ -19,6 +20,17 @@ casts: Callable[..., Callable[[F], F]] = extending.lower_cast
 BYTES = 64  # of a vector: the widest register (AVX-512), and a cache line
 # A product and a sum may fuse into one rounding. Nothing else is relaxed: NaN and infinity keep their meaning.
 FUSE = ("contract",)
+
+
+def kept(made: Any, *options: object) -> Any:
+    """An intrinsic that a factory has made with these options, as other processes will find it on disk.
+
+    Numba looks a kernel up by its closure, in which an intrinsic stands with a random number unless it is given one:
+    every process would compile the kernel again.
+    """
+    with suppress(AttributeError):  # a Numba that numbers intrinsics in another way
+        made._set_uuid(f"{made.__module__}.{made.__qualname__} {options}")
+    return made
 
 
 class Vector(types.Type):  # type: ignore[misc]

@@ -19,6 +19,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils
 
 from subquad_numpy.codegen import FUSE, Vector, intrinsic, types
+from subquad_numpy.codegen.vector_type import kept
 
 PLAIN, NEAR, RESET = 0, 1, 2  # modes of a step: decay = factor; decay = 1 + factor; the state starts from 0
 
@@ -164,4 +165,4 @@ def advance_tile(
         number = types.intp
         return types.none(k, number, q, number, factor, keep, number, mode, u, out, number, number, state), codegen
 
-    return advance
+    return kept(advance, rows, vectors, by_channel, before, reads)

@@ -13,6 +13,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils
 
 from subquad_numpy.codegen import Vector, intrinsic, types
+from subquad_numpy.codegen.vector_type import kept
 from subquad_numpy.outer_scan.tile import NEAR, RESET, Emitter
 
 
@@ -162,7 +163,7 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
             k, number, factor, keep, number, mode, u, e, number, number, number, state, states, sums
         ), codegen
 
-    return compute
+    return kept(compute, vectors, by_channel)
 
 
 @cache
@@ -244,4 +245,4 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
             k, q, number, factor, keep, number, mode, u, e, grad_u, number, number, number, G, states, sums, sums_g
         ), codegen
 
-    return carry
+    return kept(carry, vectors, by_channel)
