@@ -198,6 +198,15 @@ def test_transformers_own_files(options: dict[str, Any], tmp_path: Path) -> None
         assert model.generate(TOKENS[0], max_new=6, stop=[]) == text[0].tolist()
 
 
+def test_what_ends_a_text_is_read(tmp_path: Path) -> None:
+    """From the config, and rather from what transformers keeps beside it for generation."""
+    folder = transformers_directory(tmp_path, CONFIGS["mamba"], flat_params(CONFIGS["mamba"]))
+    assert subquad.load_model(folder).config.eos == (7,)
+    for said, eos in (({"eos_token_id": [3, 4]}, (3, 4)), ({"eos_token_id": 0}, (0,)), ({}, (7,))):
+        (folder / "generation_config.json").write_text(json.dumps(said))
+        assert subquad.load_model(folder).config.eos == eos
+
+
 def test_base_models_without_prefix_and_heads(tmp_path: Path) -> None:
     config, flat = CONFIGS["mamba"], flat_params(CONFIGS["mamba"])
     tensors = {("embeddings.weight" if "embedding" in name else name): x for name, x in flat.items()}
@@ -315,7 +324,7 @@ def test_top_k_and_top_p_by_definition(rng: np.random.Generator) -> None:
     for k in (1, 3, 7, 30, 99):
         kept = np.flatnonzero(Sampler(0.7, top_k=k).probabilities(logits))
         assert set(kept) == set(order[:k])
-    for mass in (1e-9, 0.1, 0.5, 0.93, 1.0):
+    for mass in (1e-9, 0.1, 0.5, 0.93, 0.999, 1.0):
         got = Sampler(0.7, top_p=mass).probabilities(logits)
         fewest = next(m for m in range(1, 31) if p[order[:m]].sum() >= mass - 1e-12)
         assert set(np.flatnonzero(got)) == set(order[:fewest])
@@ -572,7 +581,6 @@ TRANSFORMERS, MAMBA_SSM = transformers_config(CONFIGS["mamba2"]), mamba_ssm_conf
         (TRANSFORMERS | {"time_step_limit": [0.5, 0.1]}, "expected 0 ≤ low < high"),
         (TRANSFORMERS | {"time_step_limit": [0.5, {"__float__": "NaN"}]}, "expected two numbers"),
         (TRANSFORMERS | {"layer_norm_epsilon": -1}, "layer_norm_epsilon must be positive"),
-        (TRANSFORMERS | {"eos_token_id": 99}, "the end-of-text token 99 is not among the 56"),
         (TRANSFORMERS | {"eos_token_id": "x"}, "eos_token_id is 'x', expected a token number"),
         (TRANSFORMERS | {"tie_word_embeddings": True, "num_hidden_layers": 1}, "has the tensor 'backbone.layers.1"),
         (MAMBA_SSM | {"attn_layer_idx": [1]}, "layers have no attention"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,27 +156,37 @@ class Fields:
             raise ValueError(msg)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The model that a config.json of transformers, mlx-lm or mamba-ssm describes."""
-    source = str(path)
-    if path.stat().st_size > MOST_BYTES:
-        msg = f"{source} has {path.stat().st_size} bytes, expected a config.json of at most {MOST_BYTES}"
+def read_json(path: Path, most: int = MOST_BYTES) -> Fields:
+    """The entries of a JSON file that holds an object; ValueError for any other."""
+    size = path.stat().st_size
+    if size > most:
+        msg = f"{path} has {size} bytes, expected at most {most}"
         raise ValueError(msg)
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        msg = f"{source} is no JSON: {error}"
+        msg = f"{path} is no JSON: {error}"
         raise ValueError(msg) from None
     if not isinstance(entries, dict):
-        msg = f"{source} holds a {type(entries).__name__}, expected a JSON object"
+        msg = f"{path} holds a {type(entries).__name__}, expected a JSON object"
         raise ValueError(msg)
-    if "model_type" in entries:
-        return checked(_of_transformers(Fields(entries, source), entries["model_type"]), source)
-    if "d_model" in entries:
-        return checked(_of_mamba_ssm(Fields(entries, source)), source)
-    msg = (
-        f"{source} has neither 'model_type', as of transformers, nor 'd_model', as of mamba-ssm: no model is described"
-    )
+    return Fields(entries, str(path))
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The model that a config.json of transformers, mlx-lm or mamba-ssm describes.
+
+    What ends a text comes from a generation_config.json beside it, where there is one that says it.
+    """
+    fields = read_json(path)
+    if "model_type" in fields.entries:
+        config = _of_transformers(fields, fields.entries["model_type"])
+        beside = path.parent / "generation_config.json"
+        eos = read_json(beside).tokens("eos_token_id") if beside.is_file() else ()
+        return checked(replace(config, eos=eos or config.eos), fields.source)
+    if "d_model" in fields.entries:
+        return checked(_of_mamba_ssm(fields), fields.source)
+    msg = f"{fields.source} has neither 'model_type', as of transformers, nor 'd_model', as of mamba-ssm"
     raise ValueError(msg)
 
 
@@ -188,10 +198,6 @@ def checked(config: ModelConfig, source: str) -> ModelConfig:
             f"{source}: {c.heads} heads, {c.groups} groups and {c.d_inner} inner channels do not fit: groups must "
             f"divide heads, and heads the channels"
         )
-        raise ValueError(msg)
-    beyond = [x for x in c.eos if x >= c.vocab_size]
-    if beyond:
-        msg = f"{source}: the end-of-text token {beyond[0]} is not among the {c.vocab_size} of the vocabulary"
         raise ValueError(msg)
     return config
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from subquad.models.config import ModelConfig, read_config
+from subquad.models.config import ModelConfig, read_config, read_json
 from subquad.models.source import Host, Rule, Stored, match, needed
 
 INDEX = "model.safetensors.index.json"
@@ -72,14 +71,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
 
 def _sharded(folder: Path) -> dict[str, Stored]:
     path = folder / INDEX
-    if path.stat().st_size > MOST_BYTES:
-        msg = f"{path} has {path.stat().st_size} bytes, expected at most {MOST_BYTES}"
-        raise ValueError(msg)
-    try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        msg = f"{path} is no index of safetensors, a JSON object with 'weight_map': {type(error).__name__}: {error}"
-        raise ValueError(msg) from None
+    places = read_json(path, MOST_BYTES).entries.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
         msg = f"{path}: weight_map is no object from names of tensors to names of files"
         raise ValueError(msg)

@@ -64,16 +64,29 @@ class Sampler:
         scaled = logits.astype(np.float64) / self.temperature
         p = np.exp(scaled - np.max(scaled))
         if self.top_k is not None and self.top_k < p.size:
-            p[_after(p, self.top_k)] = 0.0
+            _keep_largest(p, self.top_k)
         p /= np.sum(p)
         if self.top_p is not None:
-            order = np.argsort(-p, kind="stable")
-            before = np.cumsum(p[order]) - p[order]  # the mass of all that are likelier
-            p[order[before >= self.top_p]] = 0.0
+            _keep_mass(p, self.top_p)
             p /= np.sum(p)
         return p
 
 
-def _after(p: Host, k: int) -> Host:
-    """The places of all but the k largest; of equal ones, those of lower number are kept."""
-    return np.argsort(-p, kind="stable")[k:]
+def _keep_largest(p: Host, k: int) -> None:
+    """Set all but the k largest to 0, in place; of equal ones, those of lower number stay."""
+    least = np.partition(p, p.size - k)[p.size - k]
+    ties = np.flatnonzero(p == least)
+    p[p < least] = 0.0
+    p[ties[k - np.count_nonzero(p > least) :]] = 0.0
+
+
+def _keep_mass(p: Host, mass: float) -> None:
+    """Set all but the fewest of the largest whose sum is `mass` or more to 0, in place; p sums to 1."""
+    # all below (1 − mass) / size sum to less than 1 − mass, so that none of them is needed: few are left to sort
+    some = np.flatnonzero(p >= (1 - mass) / p.size)
+    order = some[np.argsort(-p[some], kind="stable")]
+    before = np.cumsum(p[order]) - p[order]  # the mass of all that are likelier
+    kept = order[before < mass]
+    values = p[kept]
+    p[:] = 0.0
+    p[kept] = values
