@@ -40,7 +40,7 @@ def main() -> None:
             if args.only not in model:
                 continue
             some = [1] if case in ALONE else batches
-            rows += [row | {"model": model} for row in measure(Path(name), threads, case, args.n, some)]
+            rows += [{"name": model} | row for row in measure(Path(name), threads, case, args.n, some)]
             console.print(table(rows, args.n))
     if args.only and args.out is None:
         return
@@ -56,7 +56,7 @@ def table(rows: list[dict[str, Any]], n: int) -> Table:
     for row in rows:
         step = row["step"]["median"]
         cells = (row["prompt"]["least"], 1e3 * step, row["batch"] / step, *(row[x] / 1e6 for x in ("prompt_bytes", "step_bytes")))
-        shown.add_row(row["model"], str(row["batch"]), *map(three_digits, cells))
+        shown.add_row(row["name"], str(row["batch"]), *map(three_digits, cells))
     return shown
 
 

@@ -18,7 +18,7 @@ from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
-MOST_ROWS = 16  # sequences; with more, products by the library are as fast
+MOST_ROWS = 32  # sequences; with more, the products of some libraries are faster
 SMALL = 1 << 18  # weights of a call: below that, waking a second thread costs more than it saves
 
 

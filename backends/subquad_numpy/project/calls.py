@@ -12,7 +12,7 @@ from subquad.kernels.project import weight_blocks
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 
 Array = np.ndarray[Any, Any]
-MOST_ROWS = 16  # with more, the library's own product reaches the speed of arithmetic, and W is read but once
+MOST_ROWS = 32  # with more, the products of some libraries are faster
 BLOCK = 32  # outputs of a task
 SMALL = 1 << 18  # weights of a call, about 20 µs: below that, waking a second thread costs more than it saves
 HALF = ("float16", "bfloat16", "uint16")
