@@ -55,7 +55,12 @@ def table(rows: list[dict[str, Any]], n: int) -> Table:
     shown = Table("model", "batch", "prompt, s", "ms a step", "tokens/s", "MB, prompt", "MB, steps", title=f"n = {n}")
     for row in rows:
         step = row["step"]["median"]
-        cells = (row["prompt"]["least"], 1e3 * step, row["batch"] / step, *(row[x] / 1e6 for x in ("prompt_bytes", "step_bytes")))
+        cells = (
+            row["prompt"]["least"],
+            1e3 * step,
+            row["batch"] / step,
+            *(row[x] / 1e6 for x in ("prompt_bytes", "step_bytes")),
+        )
         shown.add_row(row["name"], str(row["batch"]), *map(three_digits, cells))
     return shown
 

@@ -50,7 +50,9 @@ class Results(SphinxDirective):
 def views(content: Record) -> tuple[Callable[[Record], list[str]], Callable[[Record], Figure]]:
     """The functions that make the tables and the picture of a file, by what its rows are."""
     if "step" in content["rows"][0]:
-        return (lambda content: [table(*found) for found in throughput_picture.tables(content)]), throughput_picture.draw
+        return (
+            lambda content: [table(*found) for found in throughput_picture.tables(content)]
+        ), throughput_picture.draw
     if "model" in content["rows"][0]:
         return models, quality_picture.draw
     return (peers, draw_peers) if "peer" in content["rows"][0] else (paper, draw_paper)

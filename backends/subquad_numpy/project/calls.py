@@ -58,10 +58,10 @@ def project_backward(
     (by,) = grads
     if by is None:
         return None, None, None
-    grad_x = None
-    if need[0]:
-        blocks = weight_blocks(W)
-        grad_x = sum(by[:, start:stop] @ widened(W[start:stop], by.dtype) for start, stop in blocks)
+    grad_x = np.zeros(x.shape, by.dtype) if need[0] else None
+    if grad_x is not None:
+        for start, stop in weight_blocks(W):
+            grad_x += by[:, start:stop] @ widened(W[start:stop], by.dtype)
     grad_W = by.T @ widened(x, by.dtype) if need[1] else None
     return grad_x, grad_W, None if bias is None or not need[2] else by.sum(axis=0)
 
