@@ -131,7 +131,7 @@ class Compiled:
     constant : bool
         Whether no output has a gradient: all are numbers of rows.
     as_stored : callable or None
-        ``as_stored(place)`` tells of which arrays half precision is read as it is; any other is converted to float32 first.
+        ``as_stored(place)`` tells of which arrays half precision is read as it is; others are converted to float32.
     """
 
     kernel: str
@@ -278,7 +278,7 @@ def _few_to_step(call: Call) -> str | None:
     if rows > mamba_step.MOST_ROWS:
         return f"it is for at most {mamba_step.MOST_ROWS} sequences"
     shapes = [None if a is None else tuple(a.shape) for a in arrays]
-    count = len(mamba_step.INPUTS)
+    count = mamba_step.OF_BLOCK
     if 0 in x.shape or any(shapes[i : i + count] != shapes[:count] for i in range(count, len(shapes), count)):
         return "there is no sequence, or the blocks have different shapes"
     return _no_half(stored)

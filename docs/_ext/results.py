@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import quality_picture
+import throughput_picture
 from docutils import nodes
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -48,6 +49,10 @@ class Results(SphinxDirective):
 
 def views(content: Record) -> tuple[Callable[[Record], list[str]], Callable[[Record], Figure]]:
     """The functions that make the tables and the picture of a file, by what its rows are."""
+    if "step" in content["rows"][0]:
+        return (
+            lambda content: [table(*found) for found in throughput_picture.tables(content)]
+        ), throughput_picture.draw
     if "model" in content["rows"][0]:
         return models, quality_picture.draw
     return (peers, draw_peers) if "peer" in content["rows"][0] else (paper, draw_paper)

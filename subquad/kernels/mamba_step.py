@@ -50,8 +50,8 @@ def mamba_step(x: Array, /, *arrays: Array | None, eps: float) -> tuple[Array, .
 
         x ← x + block(norm ∘ x / √(mean(x²) + eps))        for each block; block(x) for one without a norm
 
-    `arrays` are those of the first `Block`, of the second and so on, of equal shapes, all of the dtype of x but the four
-    matrices of a block.
+    `arrays` are those of the first `Block`, of the second and so on, of equal shapes, all of the dtype of x but the
+    four matrices of a block.
     """
     xp = namespace_of(x)
     _, _ = x.shape  # one sequence after the other where a transform adds an axis

@@ -194,9 +194,9 @@ def block_program(backend: Backend, config: ModelConfig, implementation: str) ->
 
 @lru_cache(maxsize=64)
 def step_program(backend: Backend, eps: float) -> Callable[..., Any]:
-    """The function (x, layers, states) → (x, states) of one token through all layers, a program where libraries have it."""
+    """The function (x, layers, states) → (x, states) of one token, a program where libraries have it."""
 
-    def step(x: Array, layers: Params, states: State) -> tuple[Array, State]:
+    def step(x: Array, layers: tuple[Params, ...], states: State) -> tuple[Array, State]:
         return step_layers(x, layers, states, eps)
 
     return backend.as_program(step)

@@ -35,8 +35,8 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
 
         tile(x, step, W, inputs, row, last_row, output, last_output, y, width, bias, has_bias, turn)
 
-    Rows of x are `step` numbers apart, those of y `width`. Rows start at `row`, outputs at `output`. Those beyond the last
-    ones stand for the last ones, which are computed again: the tile at an edge has the shape of the others.
+    Rows of x are `step` numbers apart, those of y `width`. Rows start at `row`, outputs at `output`. Those beyond the
+    last ones stand for the last ones, which are computed again: the tile at an edge has the shape of the others.
 
     Meanwhile the rows of W of the next tile are prefetched, a part of them in each `turn` of the `passes` that the rows
     of x take: memory is then busy all the time, where the hardware's prefetching would wait for the next tile.
@@ -160,7 +160,9 @@ def _each(lanes: int) -> Any:
     return [HALF_BITS] * lanes if lanes > 1 else HALF_BITS
 
 
-_one, _single, _double, _fourfold = (_dot_tile(*shape, passes) for shape, passes in ((ONE, 1), (MANY, 1), (MANY, 2), (MANY, 4)))
+_one, _single, _double, _fourfold = (
+    _dot_tile(*shape, passes) for shape, passes in ((ONE, 1), (MANY, 1), (MANY, 2), (MANY, 4))
+)
 _OF_ONE, (_ROWS, _OF_MANY) = ONE[1], MANY
 
 

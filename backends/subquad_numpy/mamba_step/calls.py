@@ -11,14 +11,27 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.mamba_step.layout import (
-    A_LOG, CONV, DT_PROJ, INPUTS, IN_PROJ, MATRICES, OUT_PROJ, PHASES, SSM, TAPS, layers_of, record_of, scratch_of,
+    A_LOG,
+    CONV,
+    DT_PROJ,
+    IN_PROJ,
+    INPUTS,
+    MATRICES,
+    OUT_PROJ,
+    PHASES,
+    SSM,
+    TAPS,
+    layers_of,
+    record_of,
+    scratch_of,
 )  # fmt: skip
 from subquad_numpy.project.calls import stored_as
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
-MOST_ROWS = 16  # sequences; with more, products by the library are as fast
+MOST_ROWS = 32  # sequences; with more, the products of some libraries are faster
+OF_BLOCK = len(INPUTS)  # arrays of a block in a call
 SMALL = 1 << 18  # weights of a call: below that, waking a second thread costs more than it saves
 
 
@@ -28,7 +41,7 @@ def _plan_step(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     dtype, shape = x.dtype, (x.shape[0], layers[0][OUT_PROJ].shape[0])
     shapes = [layer[i].shape for layer in layers for i in (CONV, SSM)]
     fix = [None if a is None else fix_items(a, a.ndim) for a in arrays]
-    must_fix, sizes, count = any(f is not None for f in fix), sizes_of(arrays, static), len(INPUTS)
+    must_fix, sizes = any(f is not None for f in fix), sizes_of(arrays, static)
     is_small, numbers, counters = is_small_step(arrays), scratch_of(sizes), 2 * PHASES * len(layers)
     runs: dict[int, Run] = {}
 
@@ -44,7 +57,7 @@ def _plan_step(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         given = list(map(fixed, fix, arrays)) if must_fix else arrays
         all_arrays = [np.empty(numbers, dtype), np.zeros(counters, np.int64), given[0], out]
         for i in range(len(layers)):
-            all_arrays += given[1 + i * count : 1 + (i + 1) * count]
+            all_arrays += given[1 + i * OF_BLOCK : 1 + (i + 1) * OF_BLOCK]
             all_arrays += states[2 * i : 2 * i + 2]
         run(all_arrays, parts)
         return (out, *states), None
@@ -57,12 +70,12 @@ step = Forms(_plan_step)
 
 def is_matrix(place: int) -> bool:
     """Whether the array at a place of a call may be stored in half precision."""
-    return place > 0 and (place - 1) % len(INPUTS) in MATRICES
+    return place > 0 and (place - 1) % OF_BLOCK in MATRICES
 
 
 def is_small_step(arrays: Sequence[Any]) -> bool:
     """Whether one thread is faster."""
-    return sum(W.shape[0] * W.shape[1] for layer in layers_of(arrays) for W in (layer[IN_PROJ],)) < SMALL
+    return sum(layer[IN_PROJ].shape[0] * layer[IN_PROJ].shape[1] for layer in layers_of(arrays)) < SMALL
 
 
 def sizes_of(arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
     1   u, z = in_proj x,  u ← silu(conv(u))                        tasks are blocks of outputs
     2   delta, B, C = x_proj u                                      blocks of outputs
-    3   h ← exp(Δ A) h + Δ B u,  y = (C · h + D u) silu(z)          blocks of channels, Δ = softplus(dt_proj delta + bias)
+    3   Δ = softplus(dt_proj delta + bias),  h ← exp(Δ A) h + Δ B u,  y = (C · h + D u) silu(z)       of channels
     4   out = out_proj y                                            blocks of outputs
 
 Where a block has a norm, x is normed first, by each thread for itself, and added to the output. Every weight is read
@@ -20,8 +20,27 @@ from subquad_numpy.codegen import aligned, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.mamba_step.layout import (
-    A_LOG, BLOCK, CONV, D_SKIP, DT_BIAS, DT_PROJ, HEAD, IN_BIAS, IN_PROJ, NEW_CONV, NEW_SSM, NORM, OF_LAYER, OUT_BIAS,
-    OUT_PROJ, PHASES, SMALL_BLOCK, SSM, TAPS, TAPS_BIAS, X_PROJ,
+    A_LOG,
+    BLOCK,
+    CONV,
+    D_SKIP,
+    DT_BIAS,
+    DT_PROJ,
+    HEAD,
+    IN_BIAS,
+    IN_PROJ,
+    NEW_CONV,
+    NEW_SSM,
+    NORM,
+    OF_LAYER,
+    OUT_BIAS,
+    OUT_PROJ,
+    PHASES,
+    SMALL_BLOCK,
+    SSM,
+    TAPS,
+    TAPS_BIAS,
+    X_PROJ,
 )  # fmt: skip
 from subquad_numpy.mamba_step.recurrence import advance, convolve, normalise
 from subquad_numpy.mamba_step.turns import next_task, wait
@@ -32,8 +51,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
     """Compile `step(first, last, records)`, for numbers of a real `dtype` and matrices of the dtype `stored`."""
     lanes, kind, zero = element(dtype)
     weight, word = STORED[stored], np.int64(0)
-    matrices = (IN_PROJ, X_PROJ, DT_PROJ, OUT_PROJ)
-    of_head, (in_proj, x_proj, dt_proj, out_proj) = len(HEAD), matrices
+    of_head = len(HEAD)
 
     @compiled(f"mamba step {dtype} by {stored}", HEAD)
     def step(first: int, last: int, records: Any) -> int:
@@ -78,7 +96,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
                 stop = min(d_inner, start + BLOCK)
                 row = task // blocks * d_inner
                 multiply(
-                    source, d_model, batch, pointer(a[in_proj], weight), d_model, row + start, row + stop, both,
+                    source, d_model, batch, pointer(a[IN_PROJ], weight), d_model, row + start, row + stop, both,
                     2 * d_inner, pointer(a[IN_BIAS], zero), a[IN_BIAS] != 0,
                 )  # fmt: skip
                 if row == 0:
@@ -95,7 +113,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
                 start = task * SMALL_BLOCK
                 stop = min(low_width, start + SMALL_BLOCK)
                 multiply(
-                    u, d_inner, batch, pointer(a[x_proj], weight), d_inner, start, stop, low, low_width, nothing, False
+                    u, d_inner, batch, pointer(a[X_PROJ], weight), d_inner, start, stop, low, low_width, nothing, False
                 )
                 task = next_task(own, 1, 1)
             wait(own, 1, blocks_of_low, give_way)
@@ -105,7 +123,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
                 start = task * BLOCK
                 stop = min(d_inner, start + BLOCK)
                 multiply(
-                    low, low_width, batch, pointer(a[dt_proj], weight), rank, start, stop, delta, d_inner,
+                    low, low_width, batch, pointer(a[DT_PROJ], weight), rank, start, stop, delta, d_inner,
                     pointer(a[DT_BIAS], zero), True,
                 )  # fmt: skip
                 advance(
@@ -122,7 +140,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
                 stop = min(d_model, start + BLOCK)
                 # Δ is not needed any more: its place takes the output before the sum
                 multiply(
-                    u, d_inner, batch, pointer(a[out_proj], weight), d_inner, start, stop, delta, d_model,
+                    u, d_inner, batch, pointer(a[OUT_PROJ], weight), d_inner, start, stop, delta, d_model,
                     pointer(a[OUT_BIAS], zero), a[OUT_BIAS] != 0,
                 )  # fmt: skip
                 for item in range(batch):

@@ -12,7 +12,7 @@ from subquad.kernels.project import weight_blocks
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
 
 Array = np.ndarray[Any, Any]
-MOST_ROWS = 16  # with more, the library's own product reaches the speed of arithmetic, and W is read but once
+MOST_ROWS = 32  # with more, the products of some libraries are faster
 BLOCK = 32  # outputs of a task
 SMALL = 1 << 18  # weights of a call, about 20 µs: below that, waking a second thread costs more than it saves
 HALF = ("float16", "bfloat16", "uint16")
@@ -58,10 +58,10 @@ def project_backward(
     (by,) = grads
     if by is None:
         return None, None, None
-    grad_x = None
-    if need[0]:
-        blocks = weight_blocks(W)
-        grad_x = sum(by[:, start:stop] @ widened(W[start:stop], by.dtype) for start, stop in blocks)
+    grad_x = np.zeros(x.shape, by.dtype) if need[0] else None
+    if grad_x is not None:
+        for start, stop in weight_blocks(W):
+            grad_x += by[:, start:stop] @ widened(W[start:stop], by.dtype)
     grad_W = by.T @ widened(x, by.dtype) if need[1] else None
     return grad_x, grad_W, None if bias is None or not need[2] else by.sum(axis=0)
 

@@ -23,7 +23,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     x, W, bias = arrays
     xp = array_namespace(x)
     dtype = compute_dtype(xp, x)
-    x, bias = cast(xp, x, dtype), cast(xp, bias, dtype)
+    x, bias = xp.astype(x, dtype, copy=False), cast(xp, bias, dtype)
     threads = 1 if W.shape[0] * W.shape[1] < SMALL else thread_count()
     made = Launch(
         project_kernel, (np.dtype(dtype).name, stored_as(W)), RECORD, {"y": Like((x.shape[0], W.shape[0]), dtype)},
