@@ -284,7 +284,10 @@ def test_a_batch_is_its_prompts(model: LanguageModel, options: dict[str, Any]) -
     assert texts[0] == model.generate(prompts[0], max_new=8, **options)
     other = model.generate([[1, 2], *prompts[1:]], max_new=8, **options)
     assert texts[1:] == other[1:]
-    if not options:
+    if options:
+        one, two = model.generate([[1, 2]] * 2, max_new=8, **options)
+        assert one != two
+    else:
         assert texts == [model.generate(prompt, max_new=8) for prompt in prompts]
     steps = list(model.stream(prompts, max_new=8, **options))
     for k, prompt in enumerate(prompts):

@@ -84,9 +84,7 @@ class _Cursor:
         if inner != STRING:
             msg = f"{self.path}: {what} is an array of the type {inner}, expected numbers or strings"
             raise ValueError(msg)
-        if count * 8 > len(self.data) - self.at:  # each string has its length before it
-            self.take(count * 8, what)
-        return [self.text(what) for _ in range(count)]
+        return [self.text(what) for _ in range(count)]  # each takes bytes of the file, so that a false count ends there
 
 
 def read_header(path: Path) -> Header:
@@ -114,7 +112,7 @@ def _header(cursor: _Cursor) -> Header:
         raise ValueError(msg)
     tensors, pairs = cursor.number("<u8", "the counts"), cursor.number("<u8", "the counts")
     entries: dict[str, Any] = {}
-    for _ in range(pairs):  # each takes bytes of the file, so that a false count ends there
+    for _ in range(pairs):
         key = cursor.text("a key of the metadata")
         if key in entries:
             msg = f"{path} has the key {key!r} twice"
