@@ -138,10 +138,20 @@ def test_other_ways_to_generate_equal_eager(options: dict[str, int]) -> None:
     assert_equal(decoder("llama"), scores)
 
 
+# blocks and windows of fewer tokens than a prompt has
+NARROW: dict[str, dict[str, Any]] = {
+    "bigbird": {"block_size": 2, "num_random_blocks": 1},
+    "clustered": {"cluster_size": 2, "opened": 1, "chunk": 4, "sinks": 1, "window": 2},
+    "lsh": {"bucket_size": 2, "num_rounds": 1},
+    "window": {"left": 2},
+}
+
+
 @pytest.mark.parametrize("method", CAUSAL)
 def test_left_padding_changes_no_method(method: str) -> None:
     """A padded batch gives what each prompt gives alone, step by step."""
-    model = decoder("llama")
+    model = copy.deepcopy(decoder("llama"))
+    model.config.subquad = {method: NARROW.get(method, {})}
     model.set_attn_implementation(f"subquad-{method}")
     padded = generated(model, tokens(), padding("left"))[:1]
     alone = generated(model, tokens()[:1, 3:], torch.ones((1, N - 3), dtype=torch.int64))
@@ -210,8 +220,8 @@ def test_encoder_and_decoder_equal_eager() -> None:
     assert_equal(whisper, lambda m: m(sound, decoder_input_ids=tokens(), decoder_attention_mask=mask).logits, mask)
     assert_equal(whisper, lambda m: torch.stack(m.generate(
         sound, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True).logits))  # fmt: skip
+    whisper.config.subquad = {"window": {"left": 3}}
     with pytest.raises(NotImplementedError, match="11 queries of one sequence see 20 keys of another"):
-        whisper.config.subquad = {"window": {"left": 3}}
         outputs(whisper, "subquad-window", lambda m: m(sound, decoder_input_ids=tokens()))
     bert = transformers.BertLMHeadModel(
         small(transformers.BertConfig, vocab_size=64, is_decoder=True, add_cross_attention=True)
@@ -354,6 +364,38 @@ def test_a_mask_of_another_kind_of_layer_is_refused() -> None:
         run(layer, q[:, :, :2], q, q, None)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_masks_that_models_make_themselves(causal: bool) -> None:
+    """None with a window of the layer, and one row for all queries: bool, additive, or of two axes."""
+    layer, x = (
+        decoder("llama").model.layers[0].self_attn,
+        torch.randn(3, 2, 4, 9, 8, generator=torch.Generator().manual_seed(0)),
+    )
+    q, k, v = x
+    run = transformers.AttentionInterface()["subquad-exact"]
+    far = torch.arange(9)[:, None] - torch.arange(9)
+    seen = (far >= 0) & (far < 3) if causal else far.abs() < 3
+    want = subquad.attention(q, k, v, "exact", mask=seen)
+    got, _ = run(layer, q, k, v, None, is_causal=causal, sliding_window=3)
+    torch.testing.assert_close(got.transpose(1, 2), want)
+    keep = torch.arange(9) > torch.tensor([[2], [4]])
+    want = subquad.attention(q, k, v, "linear", key_mask=keep[:, None])
+    run = transformers.AttentionInterface()["subquad-linear"]
+    row = keep[:, None, None]
+    for mask in (
+        keep,
+        keep.int(),
+        row,
+        torch.where(row, 0.0, torch.finfo(torch.float32).min),
+        torch.where(row, 0.0, -torch.inf),
+    ):
+        torch.testing.assert_close(run(layer, q, k, v, mask, scaling=1.0)[0].transpose(1, 2), want)
+    with pytest.raises(NotImplementedError, match="additive mask"):
+        run(layer, q, k, v, torch.where(row, 0.5, -torch.inf))
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 1, 9, 8\), expected"):
+        run(layer, q, k, v, torch.ones(2, 1, 9, 8, dtype=torch.bool))
+
+
 # refusals
 
 
@@ -374,6 +416,8 @@ def test_what_a_method_cannot_do_raises() -> None:
         sinks(x)
     with pytest.raises(NotImplementedError, match=r"output_attentions=True.*'eager'"):
         outputs(decoder("llama"), "subquad-exact", lambda model: model(x, output_attentions=True))
+    with pytest.raises(NotImplementedError, match="Linear has no sliding window"):
+        outputs(decoder("mistral"), "subquad-linear", lambda model: model(x[:, :5]).logits)
     short = outputs(decoder("mistral"), "subquad-linear", lambda model: model(x[:, :4]).logits)
     assert short.shape == (2, 4, 64)  # a window that hides nothing is no reason
 

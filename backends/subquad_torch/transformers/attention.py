@@ -14,7 +14,6 @@ from subquad_torch.transformers.visible_keys import pattern_of_call
 
 # what changes the output, and no method has
 UNKNOWN = ("head_mask", "indices", "block_indices")
-PAGED = "the paged cache of continuous batching (generate_batch)"
 
 
 def attention_function(implementation: str) -> Callable[..., tuple[Tensor, None]]:
@@ -78,9 +77,6 @@ def _check(module: Any, dropout: float, others: dict[str, Any]) -> None:
         if others.get(name) is not None:
             msg = f"{name} is an argument that subquad's attention does not take; use attn_implementation='eager'"
             raise NotImplementedError(msg)
-    if type(others.get("cache")).__name__ == "PagedAttentionCache":
-        msg = f"{PAGED} is not supported; use attn_implementation='sdpa'"
-        raise NotImplementedError(msg)
 
 
 def _place(module: Any) -> str:

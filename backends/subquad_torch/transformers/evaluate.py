@@ -71,11 +71,15 @@ def _with_window(
         own = method.left if "left" in options or pattern.left is None else None
     visible = None
     if isinstance(pattern.q_offset, Tensor):
-        if pattern.q_length == 1 and pattern.segments is None:
+        counts = type(method).__name__ in COUNTED
+        if pattern.q_length == 1 and pattern.segments is None and not counts:
             pattern = pattern.one_query(own)
             return (EXACT if isinstance(method, Window) else method), pattern, None
         if not isinstance(method, Exact | Window) or pattern.segments is not None:
-            msg = "several tokens with a cache of fixed size in a compiled program; use a dynamic cache, or 'exact'"
+            msg = (
+                f"{type(method).__name__} with a cache of fixed size in a compiled program, whose places it cannot "
+                f"read; use a dynamic cache, or 'exact' or 'window'"
+            )
             raise NotImplementedError(msg)
         place = torch.arange(pattern.q_length, device=pattern.q_offset.device)
         visible = torch.clamp(place + pattern.shift + 1, min=0, max=pattern.kv_length)
@@ -109,8 +113,8 @@ def _visible_keys(method: Method, pattern: MaskPattern, visible: Tensor | None) 
     """The arguments of `subquad.attention` that say which keys a query sees."""
     arguments: dict[str, Any] = {}
     causal = pattern.causal and visible is None
-    if causal and pattern.q_length == 1:  # the last query sees all keys
-        causal = isinstance(method, Window) or pattern.segments is not None
+    if causal and pattern.q_length == 1 and method.causal is not True and pattern.segments is None:
+        causal = False  # the last query sees all keys
     if causal and method.causal is not True:
         msg = f"a causal layer: {method.causal}"
         raise NotImplementedError(msg)

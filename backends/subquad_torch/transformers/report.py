@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
+from subquad_torch.transformers.accelerate.model import family_of
 from subquad_torch.transformers.model_check import asks_registry, computes_attention
 from subquad_torch.transformers.options import PREFIX, choice
 
@@ -49,8 +50,8 @@ def explain(model: Module) -> ModelExplanation:
     Returns
     -------
     ModelExplanation
-        A tuple of rows (name, kind, runs) that prints as a table. Rows of attention that never asks transformers'
-        registry are there too, and say so.
+        A tuple of rows (name, kind, runs) that prints as a table. Attention that never asks transformers' registry, and
+        layers that `accelerate` would replace, are there too, and say so.
 
     See Also
     --------
@@ -81,6 +82,8 @@ def _runs(module: Any) -> str | None:
             return f"transformers: {implementation}"
         method, options = choice(module, implementation)
         return "subquad: " + ", ".join([method, *(f"{name}={value!r}" for name, value in options.items())])
+    if family_of(module) is not None and not any(map(family_of, list(module.modules())[1:])):
+        return "transformers: code of its own, which accelerate(model) replaces"
     if computes_attention(type(module)):
         return "transformers: code of its own, which never asks the registry"
     return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from subquad_torch.transformers.accelerate.bigbird import BigBirdAttention, BigBirdWhole
 from subquad_torch.transformers.accelerate.delta import Qwen3NextMixer, Qwen35Mixer
+from subquad_torch.transformers.accelerate.longformer import LongformerAttention
 from subquad_torch.transformers.accelerate.mamba import MambaMixer, NormedMixer
 from subquad_torch.transformers.accelerate.mamba2 import BambaModel, FalconH1Mixer, Mamba2Mixer
+from subquad_torch.transformers.accelerate.nystromformer import NystromformerAttention
+from subquad_torch.transformers.accelerate.reformer import ReformerAttention
 from subquad_torch.transformers.accelerate.swap import Swapped
 
 FAMILIES: dict[str, type[Swapped]] = {
@@ -21,4 +25,9 @@ FAMILIES: dict[str, type[Swapped]] = {
     "Qwen3NextGatedDeltaNet": Qwen3NextMixer,
     "Qwen3_5GatedDeltaNet": Qwen35Mixer,
     "Qwen3_5MoeGatedDeltaNet": Qwen35Mixer,
+    "NystromformerSelfAttention": NystromformerAttention,
+    "LongformerSelfAttention": LongformerAttention,
+    "BigBirdBlockSparseAttention": BigBirdAttention,
+    "BigBirdModel": BigBirdWhole,
+    "LSHSelfAttention": ReformerAttention,
 }

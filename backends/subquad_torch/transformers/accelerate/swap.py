@@ -22,6 +22,8 @@ class Swapped:
 
     Attributes
     ----------
+    needs : tuple of str
+        Arguments that the original's ``forward`` must have.
     reads : tuple of str
         Names of children whose weights `forward` reads without calling them; offloading has to bring these along.
     original : type
@@ -30,6 +32,7 @@ class Swapped:
         What computes; ``super().forward`` is the original's.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("cache",)
     reads: ClassVar[tuple[str, ...]] = ()
     original: ClassVar[type[Module]]
     forward: Any
@@ -68,8 +71,9 @@ def refuses(module: Module, mixin: type[Swapped]) -> str | None:
     """The reason why a module cannot be swapped, or None."""
     if "forward" in vars(module) and "_old_forward" not in vars(module):
         return "its forward has been replaced by another package, whose work a swap would undo"
-    if "cache" not in inspect.signature(type(module).forward).parameters:
-        return "its forward has no argument cache: transformers 5.24 or newer is needed"
+    missing = [name for name in mixin.needs if name not in inspect.signature(type(module).forward).parameters]
+    if missing:
+        return f"its forward has no argument {', '.join(missing)}: transformers 5.24 or newer is needed"
     return mixin.why_not(module)
 
 
