@@ -80,7 +80,6 @@ class Theirs:
         else:
             torch.manual_seed(0)
             self.model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**weights.LLAMA)).eval()
-        self.name = "cache" if kind == "mamba" else "past_key_values"
         self.cache: Any = None
 
     def prompt(self, tokens: Tokens) -> None:
@@ -98,9 +97,9 @@ class Theirs:
             yield tokens
 
     def _run(self, tokens: Any, cache: Any) -> tuple[Any, Any]:
-        given = {} if cache is None else {self.name: cache}
+        given = {} if cache is None else {"cache": cache}
         out = self.model(tokens, use_cache=True, logits_to_keep=1, **given)
-        return out.logits, getattr(out, self.name)
+        return out.logits, out.cache
 
 
 class LlamaCpp:

@@ -265,13 +265,10 @@ def _no_half(stored: str) -> str | None:
 def _few_to_step(call: Call) -> str | None:
     # the reason to take a step of blocks apart into their kernels, or None
     x, *arrays = call.arrays
-    given = {mamba_step.is_matrix(i): set[str]() for i in (0, 2)}
+    dtype, stored = dtype_name(x), dtype_name(call.arrays[mamba_step.FIRST_MATRIX])
     for i, a in enumerate(call.arrays):
-        if a is not None:
-            given[mamba_step.is_matrix(i)].add(dtype_name(a))
-    if len(given[True]) > 1 or len(given[False]) > 1:
-        return "it takes matrices of one dtype, and all else of one dtype"
-    (stored,), (dtype,) = given[True], given[False]
+        if a is not None and dtype_name(a) != (stored if mamba_step.is_matrix(i) else dtype):
+            return "it takes matrices of one dtype, and all else of one dtype"
     if dtype not in REAL or stored == "float64" != dtype:
         return "it computes in float32 or float64, and in no fewer digits than its matrices have"
     rows = x.shape[0] * backend_of(namespace_of(x)).items_behind(x)

@@ -31,7 +31,7 @@ from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 MOST_ROWS = 32  # sequences; with more, the products of some libraries are faster
-OF_BLOCK = len(INPUTS)  # arrays of a block in a call
+OF_BLOCK, FIRST_MATRIX = len(INPUTS), 1 + IN_PROJ  # arrays of a block in a call; the place of a matrix
 SMALL = 1 << 18  # weights of a call: below that, waking a second thread costs more than it saves
 
 
