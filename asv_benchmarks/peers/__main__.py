@@ -13,13 +13,15 @@ from rich.table import Table
 from asv_benchmarks import harness
 from subquad.cli.digits import three_digits
 
-MODULES = {"attention": "attention", "scan": "scans"}
+MODULES = {"attention": "attention", "scan": "scans", "recurrences": "recurrences"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.peers", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=MODULES, default="attention")
-    parser.add_argument("--n", type=int, help="sequence length (default 8192 for attention, 2048 for the scan)")
+    parser.add_argument(
+        "--n", type=int, help="sequence length (default 8192 for attention, 2048 for the scan, 4096 for recurrences)"
+    )
     parser.add_argument("--repeat", type=int, default=7, help="interleaved pairs (default 7)")
     parser.add_argument("--threads", type=int, help="of each library (default: the cores of this process)")
     parser.add_argument("--only", default="", metavar="TEXT", help="peers whose name contains it; writes no file")
