@@ -469,6 +469,11 @@ def test_text_in_and_out(talking: LanguageModel) -> None:
     assert (both[0], both[1][:2]) == (text, "ab")
 
 
+def test_text_that_is_none(talking: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"the text holds '\\ud800' at 1, which is no character"):
+        talking.generate("a\ud800")
+
+
 def test_strings_end_a_text(talking: LanguageModel) -> None:
     free = talking.generate("a", max_new=40, temperature=2.0, stop=[], seed=1)
     stop = free[5:8]  # which may begin and end within tokens
@@ -703,6 +708,12 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         subquad.load_model(tmp_path / "model.gguf" if package == "gguf" else tmp_path)
 
 
+def state_of(config: ModelConfig, batch: int) -> tuple[dict[str, Host], ...]:
+    """The state of a batch at its beginning."""
+    shapes = {"conv": (batch, config.d_conv - 1, config.d_inner), "ssm": (batch, config.d_inner, config.d_state)}
+    return tuple({name: np.zeros(shape, np.float32) for name, shape in shapes.items()} for _ in range(config.n_layers))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -715,6 +726,7 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         ({"top_p": 1.5, "temperature": 1}, ValueError, "top_p must be above 0 and at most 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"stop": 1.5}, TypeError, "stop is 1.5"),
+        ({"stop": b"x"}, TypeError, "stop is b'x'"),
         ({"stop": "x"}, ValueError, "the model has no tokenizer"),
         ({"stop": ""}, ValueError, "an empty string"),
         ({"tokens": "text"}, ValueError, "the model has no tokenizer"),
@@ -726,6 +738,7 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         ({"tokens": np.ones(3)}, TypeError, "dtype float64"),
         ({"tokens": [56]}, ValueError, "a prompt holds 56, expected numbers in 0 … 55"),
         ({"state": {}}, TypeError, "state is a dict"),
+        ({"state": state_of(CONFIGS["mamba"], 3)}, ValueError, r"state is of a batch of shape \(3,\), expected"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -736,9 +749,8 @@ def test_requests_that_cannot_be_met(
     tokens = options.pop("tokens", [1, 2])
     with pytest.raises(error, match=message):
         model.generate(tokens, **options)
-    if "state" not in options:
-        with pytest.raises(error, match=message):
-            model.stream(tokens, **options)  # at the call, not at the first token
+    with pytest.raises(error, match=message):
+        model.stream(tokens, **options)  # at the call, not at the first token
 
 
 @pytest.mark.parametrize(
@@ -762,6 +774,13 @@ def test_logits_that_cannot_be_computed(
         subquad.load_model(paths["mamba"]).logits(tokens, **options)
 
 
+def test_dtypes_by_the_classes_of_jax(paths: dict[str, Path]) -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    assert subquad.load_model(paths["mamba"], dtype=jnp.bfloat16).params["embedding.weight"].dtype.name == "bfloat16"
+    with pytest.raises(ValueError, match="expected one of float64"):
+        subquad.load_model(paths["mamba"], dtype=np.ones(1, np.float32))
+
+
 def test_dtypes_that_are_none(paths: dict[str, Path]) -> None:
     for dtype in ("int8", np.int32, "floating"):
         with pytest.raises(ValueError, match="expected one of float64, float32, float16, bfloat16"):
@@ -774,6 +793,22 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     path = transformers_directory(tmp_path, CONFIGS["mamba"], changed("norm_f.weight", np.full(16, np.nan, np.float32)))
     with pytest.raises(ValueError, match="the logits hold NaN"):
         subquad.load_model(path).generate([1])
+
+
+def test_logits_without_a_likeliest_token(rng: np.random.Generator) -> None:
+    for logits in ([1.0, np.inf, 0.0], [-np.inf, -np.inf], [0.0, np.nan, 1.0]):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(ValueError, match="the logits hold NaN or infinity"):
+                Sampler(temperature).choose(np.asarray(logits), rng)
+    for temperature in (0.0, 1e-9):
+        assert Sampler(temperature).choose(np.asarray([0.0, -np.inf, 1.0]), rng) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float, rng: np.random.Generator) -> None:
+    logits = rng.standard_normal(50).astype(np.float32)
+    for top_p in (None, 0.5):
+        assert Sampler(temperature, top_p=top_p).choose(logits, rng) == logits.argmax()
 
 
 # --- the command line ---
