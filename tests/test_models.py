@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -857,3 +858,33 @@ def test_wrong_requests_of_the_command(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+def test_output_that_cannot_be_written(
+    paths: dict[str, Path], talking: LanguageModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A reader that has enough, as `head`, a full disk, and a terminal without the characters."""
+    from subquad.cli import main
+
+    def run(out: Any, path: Path, *arguments: str) -> tuple[int, str]:
+        before, sys.stdout = sys.stdout, out
+        try:
+            return main(["generate", str(path), *arguments]), capfd.readouterr().err
+        finally:
+            sys.stdout = before
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        code, err = run(pipe, paths["mamba"], "--tokens", "3")
+    assert (code, err.count("\n")) == (141, 1), err
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            code, err = run(full, paths["mamba"], "--tokens", "3")
+        assert code == 1
+        assert "subquad generate: " in err
+    folder = transformers_directory(tmp_path / "model", talking.config, flat_params(talking.config))
+    byte_level(folder)
+    with (tmp_path / "out.txt").open("w", encoding="ascii") as narrow:
+        assert run(narrow, folder, "ab é", "--max-new", "3", "--stop", "zzz")[0] == 0
+    assert (tmp_path / "out.txt").read_text(encoding="ascii").startswith("ab ?")
