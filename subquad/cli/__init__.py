@@ -58,10 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character gets "?" in its place
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = _run(args)
-        if sys.stdout is not None:  # None where there is none to write to
-            sys.stdout.flush()
-        return code
+        return _run(args)
     except BrokenPipeError:
         _discard_output()
         return CLOSED
@@ -76,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
-        print(info.text())
+        print(info.text(), flush=True)  # so that a pipe that is closed shows here
         return 0
     return generate.run(args) if args.command == "generate" else compare.run(args)
 
