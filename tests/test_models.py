@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -242,6 +244,28 @@ def test_full_equals_chunks_equals_steps(model: LanguageModel) -> None:
         assert all(relative_error(one[name], other[name]) < ROUNDING for name in ("conv", "ssm"))
     assert relative_error(model.logits(TOKENS, num_last_tokens=3), whole[:, -3:]) < 1e-6
     assert relative_error(model.logits(TOKENS[0].tolist()), whole[0]) < 1e-6
+
+
+def test_a_state_whose_layers_are_of_two_batches(paths: dict[str, Path]) -> None:
+    model = subquad.load_model(paths["mamba"])
+    _, one = model.logits(TOKENS[0], return_state=True)
+    _, two = model.logits(TOKENS, return_state=True)
+    with pytest.raises(ValueError, match=r"state of layer 1 is of a batch of shape \(2,\)"):
+        model.logits([3], (one[0], two[1]))
+    assert relative_error(model.logits([[3], [3]], (one[0], two[1]))[0], model.logits([3], one)) < ROUNDING
+
+
+def test_models_are_copied_and_pickled(model: LanguageModel) -> None:
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(again.logits(TOKENS), model.logits(TOKENS))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "uint32"])
+def test_tokens_of_every_integer_dtype(paths: dict[str, Path], dtype: str, eager: Library) -> None:
+    tokens = np.asarray([3, 1, 4], dtype)
+    model = subquad.load_model(paths["mamba"], like=eager.array(np.zeros(1), "float32"))
+    expected = subquad.load_model(paths["mamba"]).logits(tokens)
+    assert relative_error(eager.numpy(model.logits(eager.array(tokens, "float32"))), expected) < ROUNDING
 
 
 def test_padding_and_documents(model: LanguageModel) -> None:

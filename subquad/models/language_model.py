@@ -57,6 +57,9 @@ class LanguageModel:
         table = params["embedding.weight"]
         self._xp, self._place = namespace_of(table), place_of(table)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # modules, such as an array namespace, can be neither pickled nor copied
+        return type(self), (self.params, self.config, self.tokenizer)
+
     def __repr__(self) -> str:
         c, table = self.config, self.params["embedding.weight"]
         held = f"{library_of(self._xp)}, {str(table.dtype).rpartition('.')[2]}"
