@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import os
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -243,6 +246,28 @@ def test_full_equals_chunks_equals_steps(model: LanguageModel) -> None:
     assert relative_error(model.logits(TOKENS[0].tolist()), whole[0]) < 1e-6
 
 
+def test_a_state_whose_layers_are_of_two_batches(paths: dict[str, Path]) -> None:
+    model = subquad.load_model(paths["mamba"])
+    _, one = model.logits(TOKENS[0], return_state=True)
+    _, two = model.logits(TOKENS, return_state=True)
+    with pytest.raises(ValueError, match=r"state of layer 1 is of a batch of shape \(2,\)"):
+        model.logits([3], (one[0], two[1]))
+    assert relative_error(model.logits([[3], [3]], (one[0], two[1]))[0], model.logits([3], one)) < ROUNDING
+
+
+def test_models_are_copied_and_pickled(model: LanguageModel) -> None:
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(again.logits(TOKENS), model.logits(TOKENS))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "uint32"])
+def test_tokens_of_every_integer_dtype(paths: dict[str, Path], dtype: str, eager: Library) -> None:
+    tokens = np.asarray([3, 1, 4], dtype)
+    model = subquad.load_model(paths["mamba"], like=eager.array(np.zeros(1), "float32"))
+    expected = subquad.load_model(paths["mamba"]).logits(tokens)
+    assert relative_error(eager.numpy(model.logits(eager.array(tokens, "float32"))), expected) < ROUNDING
+
+
 def test_padding_and_documents(model: LanguageModel) -> None:
     tokens, mask = TOKENS.copy(), np.ones(TOKENS.shape, np.bool_)
     mask[1, :5], tokens[1, :5] = False, 9
@@ -467,6 +492,11 @@ def test_text_in_and_out(talking: LanguageModel) -> None:
         assert prompt + "".join(talking.stream(prompt, **options, seed=seed)) == text
     both = talking.generate([prompt, "ab"], **options, seed=4)
     assert (both[0], both[1][:2]) == (text, "ab")
+
+
+def test_text_that_is_none(talking: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"the text holds '\\ud800' at 1, which is no character"):
+        talking.generate("a\ud800")
 
 
 def test_strings_end_a_text(talking: LanguageModel) -> None:
@@ -703,6 +733,12 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         subquad.load_model(tmp_path / "model.gguf" if package == "gguf" else tmp_path)
 
 
+def state_of(config: ModelConfig, batch: int) -> tuple[dict[str, Host], ...]:
+    """The state of a batch at its beginning."""
+    shapes = {"conv": (batch, config.d_conv - 1, config.d_inner), "ssm": (batch, config.d_inner, config.d_state)}
+    return tuple({name: np.zeros(shape, np.float32) for name, shape in shapes.items()} for _ in range(config.n_layers))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -715,6 +751,7 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         ({"top_p": 1.5, "temperature": 1}, ValueError, "top_p must be above 0 and at most 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
         ({"stop": 1.5}, TypeError, "stop is 1.5"),
+        ({"stop": b"x"}, TypeError, "stop is b'x'"),
         ({"stop": "x"}, ValueError, "the model has no tokenizer"),
         ({"stop": ""}, ValueError, "an empty string"),
         ({"tokens": "text"}, ValueError, "the model has no tokenizer"),
@@ -726,6 +763,7 @@ def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: p
         ({"tokens": np.ones(3)}, TypeError, "dtype float64"),
         ({"tokens": [56]}, ValueError, "a prompt holds 56, expected numbers in 0 … 55"),
         ({"state": {}}, TypeError, "state is a dict"),
+        ({"state": state_of(CONFIGS["mamba"], 3)}, ValueError, r"state is of a batch of shape \(3,\), expected"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -736,9 +774,8 @@ def test_requests_that_cannot_be_met(
     tokens = options.pop("tokens", [1, 2])
     with pytest.raises(error, match=message):
         model.generate(tokens, **options)
-    if "state" not in options:
-        with pytest.raises(error, match=message):
-            model.stream(tokens, **options)  # at the call, not at the first token
+    with pytest.raises(error, match=message):
+        model.stream(tokens, **options)  # at the call, not at the first token
 
 
 @pytest.mark.parametrize(
@@ -762,6 +799,13 @@ def test_logits_that_cannot_be_computed(
         subquad.load_model(paths["mamba"]).logits(tokens, **options)
 
 
+def test_dtypes_by_the_classes_of_jax(paths: dict[str, Path]) -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    assert subquad.load_model(paths["mamba"], dtype=jnp.bfloat16).params["embedding.weight"].dtype.name == "bfloat16"
+    with pytest.raises(ValueError, match="expected one of float64"):
+        subquad.load_model(paths["mamba"], dtype=np.ones(1, np.float32))
+
+
 def test_dtypes_that_are_none(paths: dict[str, Path]) -> None:
     for dtype in ("int8", np.int32, "floating"):
         with pytest.raises(ValueError, match="expected one of float64, float32, float16, bfloat16"):
@@ -774,6 +818,22 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     path = transformers_directory(tmp_path, CONFIGS["mamba"], changed("norm_f.weight", np.full(16, np.nan, np.float32)))
     with pytest.raises(ValueError, match="the logits hold NaN"):
         subquad.load_model(path).generate([1])
+
+
+def test_logits_without_a_likeliest_token(rng: np.random.Generator) -> None:
+    for logits in ([1.0, np.inf, 0.0], [-np.inf, -np.inf], [0.0, np.nan, 1.0]):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(ValueError, match="the logits hold NaN or infinity"):
+                Sampler(temperature).choose(np.asarray(logits), rng)
+    for temperature in (0.0, 1e-9):
+        assert Sampler(temperature).choose(np.asarray([0.0, -np.inf, 1.0]), rng) == 2
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float, rng: np.random.Generator) -> None:
+    logits = rng.standard_normal(50).astype(np.float32)
+    for top_p in (None, 0.5):
+        assert Sampler(temperature, top_p=top_p).choose(logits, rng) == logits.argmax()
 
 
 # --- the command line ---
@@ -822,3 +882,33 @@ def test_wrong_requests_of_the_command(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+def test_output_that_cannot_be_written(
+    paths: dict[str, Path], talking: LanguageModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A reader that has enough, as `head`, a full disk, and a terminal without the characters."""
+    from subquad.cli import main
+
+    def run(out: Any, path: Path, *arguments: str) -> tuple[int, str]:
+        before, sys.stdout = sys.stdout, out
+        try:
+            return main(["generate", str(path), *arguments]), capfd.readouterr().err
+        finally:
+            sys.stdout = before
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as pipe:
+        code, err = run(pipe, paths["mamba"], "--tokens", "3")
+    assert (code, err.count("\n")) == (141, 1), err
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            code, err = run(full, paths["mamba"], "--tokens", "3")
+        assert code == 1
+        assert "subquad generate: " in err
+    folder = transformers_directory(tmp_path / "model", talking.config, flat_params(talking.config))
+    byte_level(folder)
+    with (tmp_path / "out.txt").open("w", encoding="ascii") as narrow:
+        assert run(narrow, folder, "ab é", "--max-new", "3", "--stop", "zzz")[0] == 0
+    assert (tmp_path / "out.txt").read_text(encoding="ascii").startswith("ab ?")

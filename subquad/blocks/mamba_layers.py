@@ -67,6 +67,10 @@ def _form(x: Array, layers: Sequence[Mapping[str, Any]], states: Sequence[State]
         given = {name: layer["mixer"].get(name) for name in (*REQUIRED, *OPTIONAL)}
         form = checked_form(x, given, {f"state[{name!r}]": state[name] for name in ("conv", "ssm")})
         of_x, *of_params, of_conv, of_ssm = form.targets
+        if targets and of_x != targets[0]:
+            batch = tuple(state["conv"].shape[:-2])
+            msg = f"state of layer {len(forms)} is of a batch of shape {batch}, which x and the layers before are not"
+            raise ValueError(msg)
         by_name = dict(zip(given, of_params, strict=True))
         norm = layer["norm.weight"]
         if tuple(norm.shape) != (x.shape[-1],):

@@ -1,6 +1,9 @@
 """The command `subquad`: `subquad compare`, `subquad generate` and `subquad info`."""
 
 import argparse
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -8,7 +11,7 @@ from typing import NoReturn
 from subquad.cli import compare, generate, info
 from subquad.cli.errors import CommandError
 
-USAGE = 2
+FAILED, USAGE, CLOSED = 1, 2, 141  # the last one as shells have it for a program that a closed pipe has ended
 COMPARE = (
     "Run exact attention, its approximations and the scans on real queries, keys and values with every array "
     "library on this machine, and show error, time and memory side by side: as a table here, in compare.json, and "
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if everything succeeded, 1 if a measurement failed, 2 for a wrong request, 130 after Ctrl-C.
+        0 if everything succeeded, 1 if a measurement failed or the output cannot be written, 2 for a wrong request,
+        130 after Ctrl-C, 141 if a reader closed the pipe that the output goes to, as ``head`` does.
     """
     parser = _Parser(prog="subquad", description="Sub-quadratic sequence operators for every array library.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -51,11 +55,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands.add_parser("info", help="what this machine has", description=INFO)
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character gets "?" in its place
+        sys.stdout.reconfigure(errors="replace")
     try:
-        if args.command == "info":
-            print(info.text())
-            return 0
-        return generate.run(args) if args.command == "generate" else compare.run(args)
+        return _run(args)
+    except BrokenPipeError:
+        _discard_output()
+        return CLOSED
+    except OSError as error:  # commands report the files that they read; a full disk is left
+        _discard_output()
+        print(f"subquad {args.command}: {error}", file=sys.stderr)
+        return FAILED
     except CommandError as error:
         print(f"subquad {args.command}: {error}", file=sys.stderr)
         return USAGE
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "info":
+        print(info.text(), flush=True)  # so that a pipe that is closed shows here
+        return 0
+    return generate.run(args) if args.command == "generate" else compare.run(args)
+
+
+def _discard_output() -> None:
+    # what is left in the buffer would fail again when Python flushes it at its end
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.suppress(OSError):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

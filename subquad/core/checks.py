@@ -57,7 +57,7 @@ def _namespace(name: str, x: Array) -> ModuleType:
         except TypeError:
             xp = None
     if xp is None:
-        kind = "bool" if name.endswith("mask") else "int" if name == "segments" else "float"
+        kind = "bool" if name.endswith("mask") else "int" if name in ("segments", "tokens") else "float"
         msg = (
             f"{name} is a {type(x).__name__}, not an array; "
             f"convert it first, for example with numpy.asarray({name}, dtype={kind})"

@@ -97,7 +97,7 @@ def mamba_logits(
     ----------
     .. [1] A. Gu, T. Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, section 3.4.
     """
-    xp = check_tokens(tokens, params, config)
+    xp, tokens = check_tokens(tokens, params, config)
     backend, last = backend_of(xp), check_count("num_last_tokens", num_last_tokens, least=0)
     return_state = check_flag("return_state", return_state)
     layers = params["layers"]
@@ -120,8 +120,11 @@ def mamba_logits(
     return (logits, tuple(new)) if return_state else logits
 
 
-def check_tokens(tokens: Array, params: Params, config: ModelConfig) -> ModuleType:
-    """The array namespace of the parameters; errors unless the tokens are numbers of the vocabulary, beside them."""
+def check_tokens(tokens: Array, params: Params, config: ModelConfig) -> tuple[ModuleType, Array]:
+    """(array namespace of the parameters, tokens in a dtype that every library takes rows by).
+
+    Errors unless the tokens are numbers of the vocabulary, beside the parameters.
+    """
     table = params["embedding.weight"]
     xp = check_arrays(tokens=tokens, **{"params['embedding.weight']": table})
     if not is_dtype(xp, tokens.dtype, "integral"):
@@ -130,12 +133,14 @@ def check_tokens(tokens: Array, params: Params, config: ModelConfig) -> ModuleTy
     if tokens.ndim < 1:
         msg = "tokens has shape (), expected (..., n)"
         raise ValueError(msg)
+    if tokens.dtype not in (xp.int32, xp.int64):
+        tokens = xp.astype(tokens, xp.asarray(0).dtype)
     if tokens.shape[-1] and 0 not in tokens.shape and backend_of(xp).is_concrete(tokens):
         low, high = int(xp.min(tokens)), int(xp.max(tokens))
         if low < 0 or high >= config.vocab_size:
             msg = f"tokens holds {low if low < 0 else high}, expected numbers in 0 … {config.vocab_size - 1}"
             raise ValueError(msg)
-    return xp
+    return xp, tokens
 
 
 def check_state(state: State | None, layers: int) -> State | tuple[None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ class Stops:
 def stops_of(stop: Any, eos: tuple[int, ...], tokenizer: Any) -> Stops:
     """What an argument `stop` says: numbers in place of `eos`, strings beside them; TypeError for anything else."""
     given = [] if stop is None else [stop] if isinstance(stop, str | int | np.integer) else stop
-    if not isinstance(given, Sequence | set | frozenset) or not all(
+    if not isinstance(given, list | tuple | set | frozenset) or not all(  # bytes would be taken for token numbers
         isinstance(x, str | int | np.integer) and not isinstance(x, bool) for x in given
     ):
         msg = f"stop is {stop!r}, expected a token number, a string, or a list of these"

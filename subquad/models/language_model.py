@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_count, check_seed
 from subquad.core.loading import library_of
 from subquad.models.config import ModelConfig
-from subquad.models.forward import State, mamba_logits
+from subquad.models.forward import State, check_state, mamba_logits
 from subquad.models.generation import Row, Stops, decode, rows_of, stops_of
 from subquad.models.parameters import Params
 from subquad.models.sampling import Sampler
@@ -56,6 +56,9 @@ class LanguageModel:
         self.params, self.config, self.tokenizer = params, config, tokenizer
         table = params["embedding.weight"]
         self._xp, self._place = namespace_of(table), place_of(table)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # modules, such as an array namespace, can be neither pickled nor copied
+        return type(self), (self.params, self.config, self.tokenizer)
 
     def __repr__(self) -> str:
         c, table = self.config, self.params["embedding.weight"]
@@ -250,8 +253,18 @@ class LanguageModel:
                 if not 0 <= token < self.config.vocab_size:
                     msg = f"a prompt holds {token}, expected numbers in 0 … {self.config.vocab_size - 1}"
                     raise ValueError(msg)
+        self._check_batch(state, len(prompts))
         rows = rows_of(prompts, stops, check_seed(seed), self.tokenizer, text=text)
         return decode(self._last_logits, *padded(prompts), state, rows, sampler, max_new), rows
+
+    def _check_batch(self, state: Any, count: int) -> None:
+        """Raise ValueError unless a state is of one text or of as many texts as there are prompts."""
+        for layer in check_state(state, self.config.n_layers):
+            conv = layer.get("conv") if isinstance(layer, Mapping) else None  # the block reports what is none
+            batch = () if conv is None else tuple(conv.shape[:-2])
+            if batch not in ((), (1,), (count,)):
+                msg = f"state is of a batch of shape {batch}, expected that of one text, or of {count} as the prompts"
+                raise ValueError(msg)
 
     def _last_logits(self, tokens: Host, mask: Host | None, state: Any) -> tuple[Array, State]:
         """(logits of the last token of each row, of the tokens that exist; state)."""

@@ -49,8 +49,8 @@ class Sampler:
 
     def choose(self, logits: Host, rng: np.random.Generator) -> int:
         """A token by logits (vocab_size,); one random number is drawn, unless temperature is 0."""
-        if np.isnan(logits).any():
-            msg = "the logits hold NaN: the weights or the state are not finite"
+        if not np.isfinite(np.max(logits)):  # NaN, +∞, or −∞ alone: no token is the likeliest; one at −∞ never comes
+            msg = "the logits hold NaN or infinity: the weights or the state are not finite"
             raise ValueError(msg)
         if self.temperature == 0:
             return int(np.argmax(logits))
@@ -61,8 +61,10 @@ class Sampler:
 
     def probabilities(self, logits: Host) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The probability of each token, in float64, 0 for those that take no part."""
-        scaled = logits.astype(np.float64) / self.temperature
-        p = np.exp(scaled - np.max(scaled))
+        below = logits.astype(np.float64)
+        below -= np.max(below)
+        with np.errstate(over="ignore"):  # by a tiny temperature to −∞, whose exponential is 0
+            p = np.exp(below / self.temperature)
         if self.top_k is not None and self.top_k < p.size:
             _keep_largest(p, self.top_k)
         p /= np.sum(p)

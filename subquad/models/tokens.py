@@ -36,6 +36,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
             'tokenizer.json beside the weights, and the package tokenizers (pip install "subquad[models]")'
         )
         raise ValueError(msg)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a pair of UTF-16, or a byte that is no character
+        msg = f"the text holds {text[error.start]!r} at {error.start}, which is no character; decode it as what it is"
+        raise ValueError(msg) from None
     return [int(x) for x in tokenizer.encode(text).ids]
 
 
