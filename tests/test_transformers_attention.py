@@ -462,6 +462,23 @@ def test_models_that_never_ask_the_registry_are_refused(name: str) -> None:
             model(tokens(n=8), attention_mask=mask)
 
 
+OWN = {  # attention by torch.nn.Softmax, by one function of torch, by logsumexp, by Fourier transforms
+    "Vilt": WIDE | {"image_size": 8, "patch_size": 4},
+    "WavLM": WIDE | {"conv_dim": [8], "conv_stride": [5], "conv_kernel": [10], "num_conv_pos_embeddings": 4,
+                     "num_conv_pos_embedding_groups": 2},
+    "Reformer": {"vocab_size": 64, "attn_layers": ["lsh"], "hidden_size": 32, "axial_pos_embds_dim": [16, 16],
+                 "axial_pos_shape": [2, 2], "is_decoder": False},
+    "Autoformer": {"prediction_length": 4, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_attention_of_a_models_own_is_found_however_it_is_written(name: str) -> None:
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**OWN[name]))
+    with pytest.raises(ValueError, match=f"{name}Model cannot run 'subquad-exact': its attention .*Attention"):
+        model.set_attn_implementation("subquad-exact")
+
+
 # options, plans, explain
 
 

@@ -15,7 +15,9 @@ from transformers.utils import logging
 from subquad_torch.transformers.options import PREFIX
 
 ASKS = "ALL_ATTENTION_FUNCTIONS"
-PRODUCTS = re.compile(r"matmul|einsum|bmm|baddbmm| @ |scaled_dot_product_attention|multi_head_attention_forward")
+WHOLE = "scaled_dot_product_attention|multi_head_attention_forward"  # attention in one call
+PRODUCTS = re.compile(rf"matmul|einsum|bmm|baddbmm| @ |fft|natten|{WHOLE}")
+WEIGHTS = re.compile(rf"softmax|logsumexp|{WHOLE}", re.IGNORECASE)  # functions, modules and subclasses of Function
 logger = logging.get_logger(__name__)
 
 
@@ -31,7 +33,7 @@ def computes_attention(cls: type[Module]) -> bool:
     if "Attention" not in cls.__name__ or ASKS in _code(cls):
         return False
     code = _code(cls)
-    return ("softmax" in code or "scaled_dot_product_attention" in code) and PRODUCTS.search(code) is not None
+    return WEIGHTS.search(code) is not None and PRODUCTS.search(code) is not None
 
 
 def attention_modules(model: Module) -> Iterator[tuple[str, Module]]:
