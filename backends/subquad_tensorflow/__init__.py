@@ -1,0 +1,41 @@
+"""TensorFlow backend: the array namespace, and what eager and traced tensors need."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+
+from subquad.backend import Array, Backend, Conditions
+from subquad_tensorflow import array_api
+
+
+class TensorFlowBackend(Backend):
+    """TensorFlow: tensors that are computed at once, or recorded by ``tf.function``."""
+
+    library = "tensorflow"
+
+    def namespace(self, array: Array) -> ModuleType:
+        return array_api if isinstance(array, (tf.Tensor, tf.Variable)) else super().namespace(array)
+
+    def device_of(self, array: Array) -> str | None:
+        """The name of the device; None for a traced tensor that has none yet."""
+        return array.device or None
+
+    def place_of(self, array: Array) -> str | None:
+        return self.device_of(array) if tf.executing_eagerly() else None
+
+    def device_kind(self, array: Array) -> str:
+        kind = (array.device or "CPU").rpartition("device:")[2].partition(":")[0]
+        return {"GPU": "cuda"}.get(kind, kind.lower())
+
+    def is_concrete(self, *arrays: Array | None) -> bool:
+        """Whether values can be read: not inside of a ``tf.function``."""
+        return tf.executing_eagerly()
+
+    def constant(self, x: Any) -> Any:
+        return tf.stop_gradient(x)
+
+
+BACKEND = TensorFlowBackend()
