@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
-from subquad.backend import Array, Backend, Conditions
+from subquad.backend import Array, Backend
 from subquad_tensorflow import array_api
 
 
@@ -37,5 +39,15 @@ class TensorFlowBackend(Backend):
     def constant(self, x: Any) -> Any:
         return tf.stop_gradient(x)
 
+    def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+        """`change(*given)` where the condition holds, else `given`, by `tf.cond`."""
+        return tf.cond(condition, lambda: tuple(change(*given)), lambda: given)
+
+
+with suppress(ImportError):
+    # AutoGraph rewrites every function that a traced one calls; here none branches on a tensor, and each would cost time
+    from tensorflow.python.autograph.core import config
+
+    config.CONVERSION_RULES = (config.DoNotConvert("subquad"), *config.CONVERSION_RULES)
 
 BACKEND = TensorFlowBackend()

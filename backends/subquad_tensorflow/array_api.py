@@ -236,7 +236,7 @@ def searchsorted(x: tf.Tensor, values: tf.Tensor, *, side: str = "left") -> tf.T
 
 def argsort(x: tf.Tensor, *, axis: int = -1, descending: Any = False, stable: Any = True) -> tf.Tensor:
     """The numbers of the entries in sorted order, int32; NaN counts as the largest, as in NumPy."""
-    x = tf.cast(x, int32) if x.dtype == bool else tf.where(is_nan(x), inf, x) if x.dtype.is_floating else x
+    x = tf.cast(x, int32) if x.dtype == bool else where(is_nan(x), inf, x) if x.dtype.is_floating else x
     return tf.argsort(x, axis=axis, direction="DESCENDING" if descending else "ASCENDING", stable=True)
 
 

@@ -315,6 +315,10 @@ def _exact_block(
     reference = finite_shift(xp, before.shift)
     phi_q, level = _query_features(xp, phi.map_queries(xp, reference, *weights)(q), reference)
     value_q, log_q = phi.map_queries(xp, xp.zeros_like(reference[..., :1, :, :]), *weights)(q)
+    # broadcast by now: in pairs of rows this would be two axes more of one operation, which may not take as many
+    value_q, log_q, value, log = (
+        x if x is None else xp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (value_q, log_q, value, log)
+    )
     terms = xp.expand_dims(log_q, axis=-2) + xp.expand_dims(log, axis=-3)  # (..., runs, RUN, RUN, m)
     place = xp.arange(RUN, device=place_of(q))
     terms = xp.where((place[:, None] >= place)[..., None], terms, -math.inf)
