@@ -29,7 +29,6 @@ from tensorflow import (
     int16,
     int32,
     int64,
-    linalg,
     logical_and,
     logical_not,
     logical_or,
@@ -48,12 +47,14 @@ from tensorflow import (
     uint64,
     zeros_like,
 )
+from tensorflow.linalg import matrix_transpose
 from tensorflow.math import conj, expm1, imag, is_finite, is_inf, is_nan, log, log1p, real
+
+from subquad_tensorflow import linalg
 
 bool = tf.bool  # noqa: A001
 isfinite, isinf, isnan = is_finite, is_inf, is_nan
 inf, nan = math.inf, math.nan
-matrix_transpose = linalg.matrix_transpose
 
 KINDS = {
     "bool": (bool,),
