@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rows.libraries import Mlx
@@ -14,7 +14,7 @@ mx = pytest.importorskip("mlx.core")
 
 class TestMlx(OtherLibrary):
     library = Mlx()
-    transforms = {"compile": mx.compile, "vmap": mx.vmap}
+    transforms: ClassVar = {"compile": mx.compile, "vmap": mx.vmap}
 
     def value_and_grad(self, function: Callable[..., Any], args: list[Any]) -> tuple[Any, list[Any]]:
         value, slope = mx.value_and_grad(function, argnums=tuple(range(len(args))))(*args)

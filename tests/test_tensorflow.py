@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rows.libraries import TensorFlow
@@ -14,8 +14,10 @@ tf = pytest.importorskip("tensorflow")
 
 class TestTensorFlow(OtherLibrary):
     library = TensorFlow()
-    transforms = {"function": tf.function, "xla": lambda call: tf.function(call, jit_compile=True)}
-    slow_transforms = {"xla": ("bigbird", "clustered", "favor", "lsh", "nystrom")}  # XLA compiles them for seconds
+    transforms: ClassVar = {"function": tf.function, "xla": lambda call: tf.function(call, jit_compile=True)}
+    slow_transforms: ClassVar = {
+        "xla": ("bigbird", "clustered", "favor", "lsh", "nystrom")
+    }  # XLA compiles them for seconds
 
     def value_and_grad(self, function: Callable[..., Any], args: list[Any]) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:

@@ -52,6 +52,7 @@ from paddle import (
 
 from subquad_paddle import linalg
 
+TENSORS = (paddle.Tensor, paddle.pir.Value)  # computed at once; of a program that is being built
 inf, nan = math.inf, math.nan
 
 KINDS = {
@@ -133,7 +134,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, *, dtype: Any = None) ->
 @_made
 def asarray(x: Any, *, dtype: Any = None, copy: Any = None) -> Any:
     """An array of numbers, of nested lists, or of an array of NumPy."""
-    if isinstance(x, paddle.Tensor):
+    if isinstance(x, TENSORS):
         return x if dtype is None or x.dtype == dtype else x.astype(dtype)
     return paddle.to_tensor(x, dtype=dtype)
 
@@ -161,9 +162,9 @@ empty = zeros
 
 def _alike(*given: Any) -> list[Any]:
     # arrays in their common dtype; numbers of Python have none of their own
-    dtype = result_type(*(x for x in given if isinstance(x, paddle.Tensor)))
+    dtype = result_type(*(x for x in given if isinstance(x, TENSORS)))
     return [
-        paddle.full([], x, dtype) if not isinstance(x, paddle.Tensor) else x if x.dtype == dtype else x.astype(dtype)
+        paddle.full([], x, dtype) if not isinstance(x, TENSORS) else x if x.dtype == dtype else x.astype(dtype)
         for x in given
     ]
 
@@ -305,3 +306,85 @@ def _reduced(function: Any) -> Any:
 
 mean, all, any = map(_reduced, (paddle.mean, paddle.all, paddle.any))  # noqa: A001
 max, min = map(_wide, map(_reduced, (paddle.max, paddle.min)))  # noqa: A001
+
+
+__all__ = [
+    "abs",
+    "all",
+    "any",
+    "arange",
+    "argmax",
+    "argmin",
+    "argsort",
+    "asarray",
+    "astype",
+    "bfloat16",
+    "bool",
+    "broadcast_arrays",
+    "broadcast_to",
+    "clip",
+    "complex64",
+    "complex128",
+    "concat",
+    "conj",
+    "cos",
+    "cumulative_sum",
+    "empty",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "eye",
+    "finfo",
+    "flip",
+    "float16",
+    "float32",
+    "float64",
+    "full",
+    "full_like",
+    "imag",
+    "inf",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "isdtype",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "linalg",
+    "log",
+    "log1p",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "matmul",
+    "matrix_transpose",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "moveaxis",
+    "nan",
+    "ones",
+    "ones_like",
+    "permute_dims",
+    "prod",
+    "real",
+    "repeat",
+    "reshape",
+    "result_type",
+    "searchsorted",
+    "sin",
+    "sqrt",
+    "stack",
+    "sum",
+    "take",
+    "take_along_axis",
+    "tanh",
+    "uint8",
+    "where",
+    "zeros",
+    "zeros_like",
+]  # fmt: skip

@@ -45,7 +45,7 @@ class TensorFlowBackend(Backend):
 
 
 with suppress(ImportError):
-    # AutoGraph rewrites every function that a traced one calls; here none branches on a tensor, and each would cost time
+    # AutoGraph rewrites every function that a traced one calls; here none branches on a tensor, and each takes time
     from tensorflow.python.autograph.core import config
 
     config.CONVERSION_RULES = (config.DoNotConvert("subquad"), *config.CONVERSION_RULES)

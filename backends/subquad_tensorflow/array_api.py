@@ -171,7 +171,10 @@ def _alike(*given: Any) -> list[tf.Tensor]:
     # arrays in their common dtype; numbers of Python have none of their own
     arrays = [x for x in given if tf.is_tensor(x)]
     dtype = result_type(*arrays) if arrays else None
-    return [tf.convert_to_tensor(x, dtype) if not tf.is_tensor(x) else x if x.dtype == dtype else tf.cast(x, dtype) for x in given]
+    return [
+        tf.convert_to_tensor(x, dtype) if not tf.is_tensor(x) else x if x.dtype == dtype else tf.cast(x, dtype)
+        for x in given
+    ]
 
 
 def where(condition: tf.Tensor, x: Any, y: Any) -> tf.Tensor:
@@ -294,3 +297,88 @@ def clip(x: tf.Tensor, least: Any = None, most: Any = None) -> tf.Tensor:
 def logaddexp(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """log(exp(x) + exp(y)), without overflow."""
     return tf.experimental.numpy.logaddexp(x, y)
+
+
+__all__ = [
+    "abs",
+    "all",
+    "any",
+    "arange",
+    "argmax",
+    "argmin",
+    "argsort",
+    "asarray",
+    "astype",
+    "bfloat16",
+    "bool",
+    "broadcast_arrays",
+    "broadcast_to",
+    "clip",
+    "complex64",
+    "complex128",
+    "concat",
+    "conj",
+    "cos",
+    "cumulative_sum",
+    "empty",
+    "exp",
+    "expand_dims",
+    "expm1",
+    "eye",
+    "finfo",
+    "flip",
+    "float16",
+    "float32",
+    "float64",
+    "full",
+    "full_like",
+    "imag",
+    "inf",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "isdtype",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "linalg",
+    "log",
+    "log1p",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "matmul",
+    "matrix_transpose",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "moveaxis",
+    "nan",
+    "ones",
+    "ones_like",
+    "permute_dims",
+    "prod",
+    "real",
+    "repeat",
+    "reshape",
+    "result_type",
+    "searchsorted",
+    "sin",
+    "sqrt",
+    "stack",
+    "sum",
+    "take",
+    "take_along_axis",
+    "tanh",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "where",
+    "zeros",
+    "zeros_like",
+]  # fmt: skip

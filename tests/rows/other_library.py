@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+
+import subquad
 from rows.libraries import Library, relative_error, tolerance
 from rows.methods import CASES, METHODS, Case, D, Row, rows
 from rows.times import drawn
-
-import subquad
 from subquad.core.beside import namespace_of
 from subquad.registry import SCANS
 
@@ -51,6 +51,7 @@ class OtherLibrary:
 
     library: ClassVar[Library]
     transforms: ClassVar[dict[str, Callable[..., Any]]] = {}
+    transformed: ClassVar[str | None] = None  # the dtype to transform calls in, if not the first that the library has
     slow_transforms: ClassVar[dict[str, tuple[str, ...]]] = {}  # transform → methods that it takes long for
 
     def value_and_grad(self, function: Callable[..., Any], args: list[Any]) -> tuple[Any, list[Any]]:
@@ -92,6 +93,7 @@ class OtherLibrary:
         library, call, dtype = self.library, attend(name, causal), self.library.dtypes[0]
         half = library.arrays(qkv(), "bfloat16")
         assert self.error(call(*half), call(*library.rounded(qkv(), "bfloat16"))) <= tolerance("bfloat16")
+        dtype = self.transformed or dtype
         args, want = library.arrays(qkv(), dtype), call(*library.rounded(qkv(), dtype))
         for transform, change in self.transforms.items():
             if name not in self.slow_transforms.get(transform, ()):
@@ -105,7 +107,9 @@ class OtherLibrary:
         tensors = [torch.tensor(x, dtype=torch.float32, requires_grad=True) for x in given]
         (call(*tensors, torch.tensor(mask)) ** 2).sum().backward()
         keep = self.library.array(mask, "float32")
-        _, found = self.value_and_grad(lambda *args: half_square(call(*args, keep)), self.library.arrays(given, "float32"))
+        _, found = self.value_and_grad(
+            lambda *args: half_square(call(*args, keep)), self.library.arrays(given, "float32")
+        )
         for got, x in zip(found, tensors, strict=True):
             assert self.error(got, x.grad.double().numpy() / 2) <= 1e-5
 
