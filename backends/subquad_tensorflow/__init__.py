@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from subquad.backend import Array, Backend
 from subquad_tensorflow import array_api
+from subquad_tensorflow.lengths import OPEN
+from subquad_tensorflow.lengths import at_any_length as at_any_length
 
 
 class TensorFlowBackend(Backend):
@@ -20,6 +22,12 @@ class TensorFlowBackend(Backend):
 
     def namespace(self, array: Array) -> ModuleType:
         return array_api if isinstance(array, (tf.Tensor, tf.Variable)) else super().namespace(array)
+
+    def refuses(self, array: Array) -> str | None:
+        """That it is a variable, which lacks what arrays have, or that sizes of a traced tensor are open."""
+        if isinstance(array, tf.Variable):
+            return "a tf.Variable; pass the tensor in it, tf.convert_to_tensor(x), through which gradients reach the variable"
+        return None if array.shape.is_fully_defined() else OPEN.format(array.shape)
 
     def device_of(self, array: Array) -> str | None:
         """The name of the device; None for a traced tensor that has none yet."""
