@@ -26,7 +26,7 @@ class TensorFlowBackend(Backend):
     def refuses(self, array: Array) -> str | None:
         """That it is a variable, which lacks what arrays have, or that sizes of a traced tensor are open."""
         if isinstance(array, tf.Variable):
-            return "a tf.Variable; pass the tensor in it, tf.convert_to_tensor(x), through which gradients reach the variable"
+            return "a tf.Variable; pass the tensor in it, tf.convert_to_tensor(x), through which gradients reach it"
         return None if array.shape.is_fully_defined() else OPEN.format(array.shape)
 
     def device_of(self, array: Array) -> str | None:
