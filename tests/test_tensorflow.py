@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from rows.libraries import TensorFlow
+from rows.libraries import TensorFlow, tolerance
 from rows.other_library import OtherLibrary, half_square
 
 import subquad
@@ -62,3 +62,15 @@ class TestTensorFlow(OtherLibrary):
         x = self.library.array(np.zeros((2, 20, 8)), "float32")
         tf.function(lambda x: subquad.attention(x, x, x, "lsh", bucket_size=4))(x)
         assert not [record for record in caplog.records if "AutoGraph" in record.getMessage()]
+
+    @pytest.mark.parametrize("name", ["clustered", "favor", "lsh", "nystrom"])
+    def test_one_head(self, name: str) -> None:
+        """Batches (2, 1), whose float32 products with one matrix TensorFlow 2.21 gets wrong on CPUs with oneDNN."""
+        x = np.random.default_rng(0).standard_normal((2, 1, 70, 8))
+        args, rounded = self.library.arrays([x] * 3, "float32"), self.library.rounded([x] * 3, "float32")
+        assert self.error(subquad.attention(*args, name), subquad.attention(*rounded, name)) <= tolerance("float32")
+
+    def test_products_elsewhere_are_those_of_tensorflow(self) -> None:
+        x, y = tf.ones((3, 2, 4, 5)), tf.ones((5, 2))
+        program = tf.function(lambda: x @ y).get_concrete_function()
+        assert "BatchMatMulV2" in [node.type for node in program.graph.get_operations()]

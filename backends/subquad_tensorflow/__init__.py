@@ -13,6 +13,9 @@ from subquad.backend import Array, Backend
 from subquad_tensorflow import array_api
 from subquad_tensorflow.lengths import OPEN
 from subquad_tensorflow.lengths import at_any_length as at_any_length
+from subquad_tensorflow.products import Computing
+
+COMPUTING = Computing()
 
 
 class TensorFlowBackend(Backend):
@@ -46,6 +49,10 @@ class TensorFlowBackend(Backend):
 
     def constant(self, x: Any) -> Any:
         return tf.stop_gradient(x)
+
+    def computing(self, like: Array) -> Computing:
+        """The context in which products of matrices have equal batches; see `products`."""
+        return COMPUTING
 
     def where_any(self, condition: Any, change: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         """`change(*given)` where the condition holds, else `given`, by `tf.cond`."""

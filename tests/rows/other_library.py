@@ -104,14 +104,14 @@ class OtherLibrary:
         torch = pytest.importorskip("torch")
         *given, mask = qkv()
         call = attend(name, causal)
-        tensors = [torch.tensor(x, dtype=torch.float32, requires_grad=True) for x in given]
+        tensors = [torch.tensor(x, requires_grad=True) for x in self.library.rounded(given, "float32")]
         (call(*tensors, torch.tensor(mask)) ** 2).sum().backward()
         keep = self.library.array(mask, "float32")
         _, found = self.value_and_grad(
             lambda *args: half_square(call(*args, keep)), self.library.arrays(given, "float32")
         )
         for got, x in zip(found, tensors, strict=True):
-            assert self.error(got, x.grad.double().numpy() / 2) <= 1e-5
+            assert self.error(got, x.grad.numpy() / 2) <= 1e-5
 
     @pytest.mark.parametrize("name", ["clustered", "favor", "linear", "window"])
     def test_steps_are_the_causal_call(self, name: str) -> None:
