@@ -37,12 +37,14 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
     Equal projections keep the order of rows.
     """
     xp, n = namespace_of(x), x.shape[-2]
-    where, batch = place_of(x), x.shape[:-2]
+    where, outer = place_of(x), x.shape[:-2]
     count = -(-n // size)
-    if n == 0 or 0 in batch:
-        return xp.zeros((*batch, count * size), dtype=xp.int32, device=where)
+    if n == 0 or 0 in outer:
+        return xp.zeros((*outer, count * size), dtype=xp.int32, device=where)
     slots = size * 2 ** max(0, math.ceil(math.log2(count)))
-    seen = xp.ones((*batch, n), dtype=xp.bool, device=where) if key_mask is None else key_mask
+    batch = (math.prod(outer),)  # one axis for all sets of rows: some libraries slice few axes
+    x = xp.reshape(x, (*batch, *x.shape[-2:]))
+    seen = xp.ones((*batch, n), dtype=xp.bool, device=where) if key_mask is None else xp.reshape(key_mask, (*batch, n))
     x = xp.where(seen[..., None], x, 0.0)
     if slots > n:
         x = xp.concat([x, xp.zeros((*batch, slots - n, x.shape[-1]), dtype=x.dtype, device=where)], axis=-2)
@@ -51,12 +53,12 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
     width = slots
     rows = xp.concat([x, xp.astype(seen, x.dtype)[..., None]], axis=-1)
     while width > size:
-        sets = xp.reshape(gather_rows(xp, rows, order), (*batch, slots // width, width, rows.shape[-1]))
+        sets = xp.reshape(gather_rows(xp, rows, order), (batch[0] * slots // width, width, rows.shape[-1]))
         found = _split(xp, sets[..., :-1], sets[..., -1:], sketch)
-        order = xp.reshape(order, (*batch, slots // width, width))
+        order = xp.reshape(order, (batch[0] * slots // width, width))
         order = xp.reshape(xp.take_along_axis(order, found, axis=-1), (*batch, slots))
         width //= 2
-    order = order[..., : count * size]
+    order = xp.reshape(order[..., : count * size], (*outer, count * size))
     return xp.where(order < n, order, n - 1)
 
 

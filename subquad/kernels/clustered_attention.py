@@ -96,7 +96,7 @@ def clustered_attention(
         logits = xp.where(xp.matrix_transpose(finite_keys), logits, math.nan)
         weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
         found = _largest(xp, weight, names, stop, opened, always)
-        is_open = seen & False
+        is_open = seen & ~seen  # not zeros: under `vmap` a constant has no axis of items
         for r in range(found.shape[-1]):
             is_open = is_open | (found[..., r : r + 1] == names)
         rest = xp.where(is_open, -math.inf, weight)

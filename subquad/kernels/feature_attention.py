@@ -315,15 +315,19 @@ def _exact_block(
     reference = finite_shift(xp, before.shift)
     phi_q, level = _query_features(xp, phi.map_queries(xp, reference, *weights)(q), reference)
     value_q, log_q = phi.map_queries(xp, xp.zeros_like(reference[..., :1, :, :]), *weights)(q)
+    # broadcast by now: in pairs of rows this would be two axes more of one operation, which may not take as many
+    value_q, log_q, value, log = (
+        x if x is None else xp.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (value_q, log_q, value, log)
+    )
     terms = xp.expand_dims(log_q, axis=-2) + xp.expand_dims(log, axis=-3)  # (..., runs, RUN, RUN, m)
     place = xp.arange(RUN, device=place_of(q))
     terms = xp.where((place[:, None] >= place)[..., None], terms, -math.inf)
-    most = xp.max(terms, axis=(-2, -1), keepdims=True)
-    pairs = xp.exp(terms - finite_shift(xp, most))
+    most = finite_shift(xp, xp.max(terms, axis=(-2, -1), keepdims=True))
+    pairs = xp.exp(terms - most)
     for factor, axis in ((value_q, -2), (value, -3)):
         pairs = pairs if factor is None else pairs * xp.expand_dims(factor, axis=axis)
     pairs = xp.sum(pairs, axis=-1)
-    of_run = pairs @ v, xp.sum(pairs, axis=-1, keepdims=True), finite_shift(xp, most)[..., 0]
+    of_run = pairs @ v, xp.sum(pairs, axis=-1, keepdims=True), xp.reshape(most, most.shape[:-1])
     out = _merge_rows(xp, of_run, (phi_q @ before.numerator, phi_q @ before.denominator, level))
     out = xp.broadcast_to(out, (*batch, *out.shape[-3:]))
     return xp.reshape(out, (*batch, runs * RUN, out.shape[-1]))[..., :n, :]

@@ -191,7 +191,7 @@ def _within(xp: ModuleType, c: Chunks, lag: int) -> Array:
     if c.segment is None and (c.g is None or c.g.shape[-1] == 1):
         scores = c.q @ xp.matrix_transpose(c.k)
         if between is not None:
-            scores = scores * xp.exp(xp.where(seen, between[..., 0], -math.inf))
+            scores = scores * xp.exp(xp.where(seen, xp.reshape(between, between.shape[:-1]), -math.inf))
         return xp.where(seen, scores, 0.0) @ c.v
     seen = seen[..., None]
     q, k, v = (xp.where(seen, x, 0.0) for x in (c.q[..., :, None, :], c.k[..., None, :, :], c.v[..., None, :, :]))

@@ -97,7 +97,7 @@ def discretize(A: Array, B: Array, delta: Array, method: str) -> tuple[Array, Ar
 
 def growth_and_input(xp: ModuleType, A: Array, B: Array, delta: Array, method: str) -> tuple[Array, Array]:
     """(Ā − 1, B̄) of checked arrays of one dtype: of a slow decay, Ā − 1 has all the digits that Ā itself lacks."""
-    delta = delta[..., None]
+    delta = cast(xp, delta[..., None], A.dtype)  # which may be complex
     x = delta * A
     if method == "euler":
         return x, delta * B
@@ -120,7 +120,8 @@ def _expm1(xp: ModuleType, x: Array) -> Array:
     growth, half = xp.expm1(xp.real(x)), xp.imag(x) * 0.5
     sine = xp.sin(half)
     twice = (growth + 1) * (sine * 2)
-    return (growth - twice * sine) + (twice * xp.cos(half)) * 1j
+    real, imag = (xp.astype(y, x.dtype) for y in (growth - twice * sine, twice * xp.cos(half)))
+    return real + imag * 1j
 
 
 def _mean_of_exp(xp: ModuleType, x: Array, growth: Array) -> Array:

@@ -247,6 +247,38 @@ class Mlx(Library):
         return None
 
 
+class TensorFlow(Library):
+    """TensorFlow, eager."""
+
+    dtypes = ("float64", "float32", "bfloat16")
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        tf = pytest.importorskip("tensorflow")
+        return tf.cast(tf.convert_to_tensor(x), self.target(x, dtype))
+
+    def host(self, x: Any) -> np.ndarray:
+        return x.numpy()
+
+    def dtype_name(self, x: Any) -> str:
+        return x.dtype.name
+
+
+class Paddle(Library):
+    """Paddle, eager."""
+
+    dtypes = ("float64", "float32", "bfloat16")
+
+    def array(self, x: np.ndarray, dtype: str) -> Any:
+        paddle = pytest.importorskip("paddle")
+        return paddle.to_tensor(x.copy()).astype(self.target(x, dtype))
+
+    def host(self, x: Any) -> np.ndarray:
+        return (x.astype("float32") if self.dtype_name(x) == "bfloat16" else x).numpy()
+
+    def device(self, x: Any) -> Any:
+        return x.place
+
+
 LIBRARIES = [
     pytest.param(row, id=str(row), marks=[pytest.mark.gpu] if isinstance(row, CuPy) else [])
     for row in (NumPy(), NumPyReadOnly(), Strict(), StrictNoFloat64(), Torch(), TorchMeta(), Jax(), CuPy())
