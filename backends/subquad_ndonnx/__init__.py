@@ -12,8 +12,8 @@ from subquad.backend import Array, Backend, Conditions
 from subquad.core.block_loop import row_count
 from subquad_ndonnx import array_api
 from subquad_ndonnx.export import export
-from subquad_ndonnx.graph import Graph
-from subquad_ndonnx.loops import scan
+from subquad_ndonnx.graph import Graph, has_values
+from subquad_ndonnx.loops import leaves, scan
 from subquad_ndonnx.nodes import OVERRIDES
 from subquad_ndonnx.sizes import Open
 
@@ -66,6 +66,8 @@ class NdonnxBackend(Backend):
         n = row_count(arrays)
         if isinstance(n, int) and n <= size:
             return step(carry, *arrays)
+        if has_values(*leaves(carry), *arrays):
+            return super().fold_blocks(step, carry, arrays, size, exact=True)
         return scan(step, carry, arrays)
 
 

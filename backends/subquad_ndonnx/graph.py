@@ -52,9 +52,12 @@ def graph(x: Any, sizes: Sequence[Any] | None = None) -> Any:
     array = ndx.asarray(x) if isinstance(x, Var) else x
     if not isinstance(array, ndx.Array):
         return x
-    if sizes is None and all(isinstance(size, int) for size in array._tyarray.shape):
+    if all(isinstance(size, int) for size in array._tyarray.shape):
         return Graph._from_tyarray(array._tyarray)
-    own, known = array._tyarray.shape, trace().sizes
+    own = array._tyarray.shape
+    if sizes is not None and all(isinstance(size, int) for size in sizes):
+        return Graph._from_tyarray(ndx.asarray(unsafe_reshape(array.unwrap_spox(), tuple(sizes)))._tyarray)
+    known = trace().sizes
     names: list[int | str] = []
     for axis, (inferred, size) in enumerate(zip(own, sizes or [None] * len(own), strict=True)):
         if isinstance(inferred, int):
@@ -72,6 +75,11 @@ def graph(x: Any, sizes: Sequence[Any] | None = None) -> Any:
     if tuple(names) != own:
         array = ndx.asarray(unsafe_reshape(array.unwrap_spox(), tuple(names)))
     return Graph._from_tyarray(array._tyarray)
+
+
+def has_values(*arrays: Any) -> bool:
+    """Whether the values of all these arrays are known while the graph is recorded; None does not count."""
+    return all(x is None or x._tyarray.is_constant for x in arrays)
 
 
 def axis_length(x: ndx.Array, axis: int) -> Any:

@@ -12,7 +12,7 @@ from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_attention import feature_attend, feature_summarize
 from subquad.kernels.iterative_pinv import iterative_pinv
 from subquad_ndonnx import array_api as xp
-from subquad_ndonnx.graph import Graph, graph
+from subquad_ndonnx.graph import Graph, graph, has_values
 from subquad_ndonnx.loops import repeated, scan
 
 
@@ -84,6 +84,11 @@ def feature_step(
 
 
 summarize, attend = feature_summarize.generic, feature_attend.generic
+def has_values_only(call: Call) -> str | None:
+    """A reason to decline: ndonnx computes with values that are known as they come, but not through a Loop."""
+    return "the values of its arrays are known" if has_values(*call.arrays, call.key_mask) else None
+
+
 TRACED = frozenset({"tracing"})
 OVERRIDES = (
     Override(
@@ -92,6 +97,11 @@ OVERRIDES = (
         softmax_attention,
         Accepts(options=frozenset({"visible", "key_mask"}), under=TRACED, also=no_keys),
     ),
-    Override("iterative_pinv", "onnx", pinv_loop, Accepts(under=TRACED)),
-    Override("feature_step", "onnx", feature_step, Accepts(options=frozenset({"key_mask"}), under=TRACED)),
+    Override("iterative_pinv", "onnx", pinv_loop, Accepts(under=TRACED, also=has_values_only)),
+    Override(
+        "feature_step",
+        "onnx",
+        feature_step,
+        Accepts(options=frozenset({"key_mask"}), under=TRACED, also=has_values_only),
+    ),
 )
