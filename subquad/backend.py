@@ -459,6 +459,26 @@ class Backend:
         """
         return bool(condition)
 
+    def reshaped(self, xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
+        """Return an array in another shape, as scans take it.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x : array
+            The array.
+        shape : tuple of int
+            The shape, often that of `x` with axes of length 1 more.
+
+        Returns
+        -------
+        array
+            The array in this shape; by default, by its own method if there is one.
+        """
+        method = getattr(x, "reshape", None)
+        return xp.reshape(x, shape) if method is None else method(shape)
+
     def run_sizes(self, n: Any, longest: int, *, chunks: bool = False) -> tuple[Any, Any]:
         """Return how a recurrence of n ≥ 1 steps is cut into equal runs, which advance together.
 
