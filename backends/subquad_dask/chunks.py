@@ -34,7 +34,7 @@ class Rows:
         given = [(x, axis) for x, axis in zip(arrays, axes, strict=True) if x is not None]
         indices = [_index(x, axis) for x, axis in given]
         merged = [
-            x.rechunk({i: -1 for i in range(x.ndim + axis + 1, x.ndim)}) for x, axis in given
+            x.rechunk(dict.fromkeys(range(x.ndim + axis + 1, x.ndim), -1)) for x, axis in given
         ]  # channels in one chunk
         pairs = iter(_aligned(zip(merged, indices, strict=True)))
         self.pairs = [(None, None) if x is None else next(pairs) for x in arrays]
@@ -49,7 +49,7 @@ class Rows:
 def _index(x: Array, axis: int) -> tuple[Any, ...]:
     # axes after the sequence are an array's own
     last = x.ndim + axis
-    own = [f"own{id(x)}-{i}" for i in range(last + 1, x.ndim)]
+    own = [f"own-{x.name}-{i}" for i in range(last + 1, x.ndim)]
     return (*batch_axes(last), TIME, *own)
 
 
@@ -63,8 +63,8 @@ def whole(x: Array | None, tail: int) -> tuple[Array | None, Any]:
     if x is None:
         return None, None
     last = x.ndim - tail
-    own = [f"own{id(x)}-{i}" for i in range(last, x.ndim)]
-    return x.rechunk({i: -1 for i in range(last, x.ndim)}), (*batch_axes(last), *own)
+    own = [f"own-{x.name}-{i}" for i in range(last, x.ndim)]
+    return x.rechunk(dict.fromkeys(range(last, x.ndim), -1)), (*batch_axes(last), *own)
 
 
 def _aligned(pairs: Iterable[tuple[Array, Any]]) -> list[tuple[Array, Any]]:

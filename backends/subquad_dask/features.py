@@ -1,4 +1,4 @@
-"""Attention through features on chunks: each chunk of keys is summed up once, and each chunk of queries reads a state."""
+"""Attention through features on chunks: a chunk of keys is summed up once, a chunk of queries reads a state."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def feature_summarize(
     return _unpacked(after, phi.sizes(k.shape[-1], *weights)[1])
 
 
-def feature_attend(
-    q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Any
-) -> Array:
+def feature_attend(q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Any) -> Array:
     """The kernel `feature_attend`: a task for each chunk of queries."""
     batch = broadcast_batch(q=q.shape[:-2], state=denominator.shape[:-2], center=phi.batch(*weights))
     (pair,) = Rows([q], [-2]).pairs
@@ -41,7 +39,7 @@ def feature_step(
     rows = Rows([q, k, v, key_mask], [-2, -2, -2, -1])
     state = shift, numerator, denominator
     before, after = _states(rows.pairs[1:], k, v, state, weights, phi, key_mask)
-    m, width = phi.sizes(k.shape[-1], *weights)
+    width = phi.sizes(k.shape[-1], *weights)[1]
     batch = broadcast_batch(q=q.shape[:-2], state=before.shape[:-2])
     pairs = [*rows.pairs, of_each(before), *_weights(weights)]
     out = by_chunk(partial(_step, phi=phi, width=width), pairs, len(batch), v.shape[-1], q.dtype)

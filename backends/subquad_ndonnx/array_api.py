@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import ndonnx as ndx
 import numpy as np
 import spox.opset.ai.onnx.v21 as op
-from ndonnx import bool, float16, float32, float64, int8, int16, int32, int64, isdtype, uint8  # noqa: A004
+from ndonnx import float32, float64, int32, int64
 
-from subquad_ndonnx import linalg
-from subquad_ndonnx.graph import Graph, broadcast, graph, matmul, scalar
+from subquad_ndonnx.graph import broadcast, graph, scalar
 from subquad_ndonnx.sizes import Size, as_vector
 
 inf, nan = math.inf, math.nan
@@ -76,8 +75,6 @@ astype, searchsorted = _elementwise(ndx.astype), _lifted(ndx.searchsorted)
 repeat = _lifted(ndx.repeat)
 take_along_axis = _lifted(ndx.take_along_axis)
 cumulative_sum, argsort = map(_elementwise, (ndx.cumulative_sum, ndx.argsort))  # in the shape of their argument
-
-
 
 
 def _one_node(node: Any, function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Arrays of ndonnx whose shapes hold a `Size` where the graph leaves a length open, so that code can compute with it."""
+"""Arrays of ndonnx whose shapes hold a `Size`, to compute with, where the graph leaves a length open."""
 
 from __future__ import annotations
 
@@ -121,7 +121,20 @@ def _lifted(name: str) -> Any:
 
 
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
-for _name in (*BINARY, *(f"r{name}" for name in BINARY), "eq", "ne", "lt", "le", "gt", "ge", "abs", "invert", "neg", "pos"):
+for _name in (
+    *BINARY,
+    *(f"r{name}" for name in BINARY),
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "abs",
+    "invert",
+    "neg",
+    "pos",
+):
     setattr(Graph, f"__{_name}__", _lifted(f"__{_name}__"))
 
 

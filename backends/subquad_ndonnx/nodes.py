@@ -63,9 +63,10 @@ def pinv_loop(a: Any, /, *, iterations: int) -> Graph:
 
 
 def feature_step(
-    q: Any, k: Any, v: Any, shift: Any, numerator: Any, denominator: Any, /, *weights: Any, phi: Any, key_mask: Any = None
+    q: Any, k: Any, v: Any, shift: Any, numerator: Any, denominator: Any, /, *weights: Any, phi: Any,
+    key_mask: Any = None,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """The kernel `feature_step` as one Scan over the tokens: each enters the state, then reads it."""
+    """The kernel `feature_step` as one Loop over the tokens: each enters the state, then reads it."""
     q, k, v = map(graph, (q, k, v))
     mask = None if key_mask is None else graph(key_mask)[..., None]
     options = {"phi": phi}
@@ -84,6 +85,8 @@ def feature_step(
 
 
 summarize, attend = feature_summarize.generic, feature_attend.generic
+
+
 def has_values_only(call: Call) -> str | None:
     """A reason to decline: ndonnx computes with values that are known as they come, but not through a Loop."""
     return "the values of its arrays are known" if has_values(*call.arrays, call.key_mask) else None

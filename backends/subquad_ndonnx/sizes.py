@@ -124,9 +124,7 @@ class Size:
         return cls({(name,): 1}, {name: Length(vector, lambda _: 0, frozenset())})
 
     def __str__(self) -> str:
-        words = [
-            "*".join([*([str(c)] if c != 1 or not term else []), *term]) for term, c in sorted(self.terms.items())
-        ]
+        words = ["*".join([*([str(c)] if c != 1 or not term else []), *term]) for term, c in sorted(self.terms.items())]
         return " + ".join(words)
 
     __repr__ = __str__
