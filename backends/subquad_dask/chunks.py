@@ -42,7 +42,7 @@ class Rows:
     @property
     def chunks(self) -> tuple[int, ...]:
         """The lengths of the chunks of the sequence."""
-        x, index = next(pair for pair in self.pairs if pair[0] is not None)
+        x, index = next((x, index) for x, index in self.pairs if x is not None and index is not None)
         return x.chunks[index.index(TIME)]
 
 

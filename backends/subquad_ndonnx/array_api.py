@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import ndonnx as ndx
 import numpy as np
 import spox.opset.ai.onnx.v21 as op
-from ndonnx import float32, float64, int32, int64
 
+from subquad_ndonnx import linalg as linalg
 from subquad_ndonnx.graph import broadcast, graph, scalar
 from subquad_ndonnx.sizes import Size, as_vector
 
 inf, nan = math.inf, math.nan
+bool, float16, float32, float64 = ndx.bool, ndx.float16, ndx.float32, ndx.float64  # noqa: A001
+int8, int16, int32, int64, uint8 = ndx.int8, ndx.int16, ndx.int32, ndx.int64, ndx.uint8
+isdtype = ndx.isdtype
 
 
 class Complex(NamedTuple):
@@ -67,8 +70,8 @@ abs, exp, expm1, log, log1p, sqrt, sin, cos, tanh = map(  # noqa: A001
 isinf, isnan, logical_and, logical_or, logical_not = map(
     _elementwise, (ndx.isinf, ndx.isnan, ndx.logical_and, ndx.logical_or, ndx.logical_not)
 )
-all, any, mean, prod, argmax, argmin = map(  # noqa: A001
-    _reduction, (ndx.all, ndx.any, ndx.mean, ndx.prod, ndx.argmax, ndx.argmin)
+all, any, prod, argmax, argmin = map(  # noqa: A001
+    _reduction, (ndx.all, ndx.any, ndx.prod, ndx.argmax, ndx.argmin)
 )
 logaddexp = _elementwise(ndx.logaddexp)
 astype, searchsorted = _elementwise(ndx.astype), _lifted(ndx.searchsorted)
@@ -92,9 +95,8 @@ def _one_node(node: Any, function: Any) -> Any:
     return run
 
 
-sum, max, min = (  # noqa: A001
-    _one_node(op.reduce_sum, ndx.sum), _one_node(op.reduce_max, ndx.max), _one_node(op.reduce_min, ndx.min)
-)  # fmt: skip
+sum, mean = _one_node(op.reduce_sum, ndx.sum), _one_node(op.reduce_mean, ndx.mean)  # noqa: A001
+max, min = _one_node(op.reduce_max, ndx.max), _one_node(op.reduce_min, ndx.min)  # noqa: A001
 
 
 def where(condition: Any, one: Any, other: Any) -> Any:
@@ -301,6 +303,3 @@ conj = real
 def imag(x: Any) -> Any:
     """Zeros: ONNX has real numbers."""
     return zeros_like(x)
-
-
-__all__ = [name for name in dir() if not name.startswith("_")]

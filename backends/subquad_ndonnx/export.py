@@ -80,6 +80,9 @@ def export(
     with tracing() as trace:
         inputs = {name: _input(trace, name, shape, dtypes[name]) for name, shape in named.items()}
         outs = dict(_outputs(_call(function, inputs)))
+        if clash := inputs.keys() & outs.keys():
+            msg = f"an output is called {min(clash)!r}, as an argument is; give it another name"
+            raise ValueError(msg)
         least = {name: trace.least(name) for name in trace.inputs}
         least = {name: bound for name, bound in least.items() if bound > 1}
         for name, bound in least.items():

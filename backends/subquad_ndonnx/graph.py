@@ -70,8 +70,9 @@ def graph(x: Any, sizes: Sequence[Any] | None = None) -> Any:
         elif inferred in known:
             names.append(inferred)
         else:
-            names.append(f"?{next(_numbers)}")
-            known[names[-1]] = Size.found(names[-1], axis_length(array, axis))
+            name = f"?{next(_numbers)}"
+            names.append(name)
+            known[name] = Size.found(name, axis_length(array, axis))
     if tuple(names) != own:
         array = ndx.asarray(unsafe_reshape(array.unwrap_spox(), tuple(names)))
     return Graph._from_tyarray(array._tyarray)
@@ -165,17 +166,21 @@ def take_slices(x: Graph, key: tuple[Any, ...]) -> Graph:
             new.append(place)
             place += 1
             continue
-        size = x.shape[axis]
+        size: Any = x.shape[axis]
+        start: Any
+        stop: Any
         if isinstance(part, int):
             start, stop, step = part, part + 1 if part != -1 else 2**62, 1
             gone.append(axis)
+            is_cut = True
             sizes[axis] = 1
         else:
             start, stop, step = part.start, part.stop, 1 if part.step is None else part.step
-            if (start, stop, step) != (None, None, 1):
+            is_cut = (start, stop, step) != (None, None, 1)
+            if is_cut:
                 sizes[axis] = _length(size, start, stop, step)
             place += 1
-        if (start, stop, step) != (None, None, 1):
+        if is_cut:
             axes.append(axis)
             starts.append((0 if step > 0 else 2**62) if start is None else start)
             stops.append((2**62 if step > 0 else -(2**62)) if stop is None else stop)

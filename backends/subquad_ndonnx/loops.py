@@ -37,7 +37,8 @@ def rebuilt(tree: Any, arrays: Any) -> Any:
 
 def scan(step: Callable[..., Any], carry: Any, arrays: Sequence[Any]) -> tuple[Any, Any]:
     """Fold a step over the rows (axis −2) of arrays, one at a time: (last carry, outputs joined or None)."""
-    starts, after = leaves(carry), []
+    starts = leaves(carry)
+    after: list[Any] = []
     like = next(x for x in arrays if x is not None)
 
     def body(place: Var, going: Var, *variables: Var) -> list[Var]:  # the place is of shape (1,)

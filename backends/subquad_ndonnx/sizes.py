@@ -37,13 +37,13 @@ class Trace:
     def least(self, name: str) -> int:
         """The least length, at most `MAX_LEAST`, from which on every answer about the length `name` alone holds."""
         least = 1
-        for open_, answer in self.answers:
+        for open_, _ in self.answers:
             if open_.names != {name}:
                 continue
-            low, high = 0, MAX_LEAST  # the answer holds at `high`; conditions on lengths change once
+            low, high = 0, MAX_LEAST  # differences grow or shrink: from where the sign is that of long sequences
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (low, middle) if open_.at({name: middle}) == answer else (middle, high)
+                low, high = (low, middle) if open_.is_as_for_long({name: middle}) else (middle, high)
             least = max(least, high)
         return least
 
@@ -77,6 +77,7 @@ class Length(NamedTuple):
     vector: Callable[[], Var]
     at: Callable[[Mapping[str, int]], int]
     of: frozenset[str]  # the lengths of inputs that decide it; empty: none does
+    is_rest: bool = False  # whether it is what a division leaves, and does not grow with these
 
 
 class Open:
@@ -94,8 +95,15 @@ class Open:
         """Whether it holds for these lengths."""
         return bool(self.compare(self.difference.at(lengths), 0))
 
+    def is_as_for_long(self, lengths: Mapping[str, int]) -> bool:
+        """Whether the difference has the sign that it has for long sequences, or the condition the same answer at 0."""
+        far, here = (self.difference.at(x) for x in (dict.fromkeys(self.names, LONG), lengths))
+        return (here > 0) == (far > 0) if here else self.compare(here, 0) == self.compare(far, 0)
+
     def __bool__(self) -> bool:
-        if len(self.names) != 1 or not all(length.of for length in self.difference.lengths.values()):
+        grows = {c > 0 for term, c in self.difference.terms.items() if term}  # else it may come back to 0
+        known = all(length.of and not length.is_rest for length in self.difference.lengths.values())
+        if len(self.names) != 1 or len(grows) != 1 or not known:
             msg = (
                 f"the method decides by whether {self.difference} is above, below or equal to 0, and lengths that are "
                 f"unknown leave that open; give the lengths in shapes of subquad_ndonnx.export"
@@ -192,7 +200,8 @@ class Size:
         return Size({(): int(other)}, {})._divided(self)
 
     def __mod__(self, other: Any) -> Any:
-        return self._divided(other, rest=True)
+        left = self - (self // other) * other
+        return left if isinstance(left, int) else self._divided(other, rest=True)
 
     def _unknown(self, *_: Any) -> Any:
         msg = f"the method needs the number {self}, which is unknown; give lengths in shapes of subquad_ndonnx.export"
@@ -217,7 +226,7 @@ class Size:
 
         parts = [*self.lengths.values(), *divisor.lengths.values()]
         of = frozenset().union(*(part.of for part in parts)) if all(part.of for part in parts) else frozenset()
-        return trace().sizes.setdefault(name, Size({(name,): 1}, {name: Length(vector, at, of)}))
+        return trace().sizes.setdefault(name, Size({(name,): 1}, {name: Length(vector, at, of, rest)}))
 
     def _compare(self, other: Any, compare: Callable[[Any, int], bool]) -> Any:
         difference = self.__sub__(other)
@@ -229,6 +238,8 @@ class Size:
             signs = {c > 0 for term, c in difference.terms.items() if term}
             least = sum(difference.terms.values())  # at lengths of 1, the shortest
             far = LONG if signs == {True} else -LONG
+            if compare in (operator.eq, operator.ne) and _is_one_row(difference):
+                return compare(1, 0)  # a sequence of one row goes the way of all others
             if len(signs) == 1 and least * far >= 0 and compare(least, 0) == compare(far, 0):
                 return compare(far, 0)
         return Open(difference, compare)
@@ -250,6 +261,12 @@ class Size:
 
     def __ge__(self, other: Any) -> Any:
         return self._compare(other, operator.ge)
+
+
+def _is_one_row(difference: Size) -> bool:
+    # whether it is a length minus 1, or 1 minus a length
+    lengths = [c for term, c in difference.terms.items() if term]
+    return len(lengths) == 1 and abs(lengths[0]) == 1 and difference.terms.get((), 0) == -lengths[0]
 
 
 def _sum(a: Terms, b: Terms, sign: int) -> Counter[Any]:
