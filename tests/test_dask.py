@@ -106,9 +106,11 @@ def test_scans_in_chunks(name: str, options: dict[str, Any]) -> None:
 def test_a_reset_lets_no_nan_pass() -> None:
     a, b = np.random.default_rng(4).standard_normal((2, 2, 20, 3)) / 2
     a[0, 5] = np.nan
+    a[1, 9] = np.nan  # in the chunk of the reset, before it
     segments = np.repeat([0, 1], 10)
     out = subquad.linear_scan(chunked(a, (1, 3, 2)), chunked(b, (2, 7, 3)), segments=chunked(segments, 5)).compute()
     assert np.isnan(out[0, 5:10]).all()
+    assert np.isnan(out[1, 9]).all()
     assert np.allclose(out[:, 10:], subquad.linear_scan(a, b, segments=segments)[:, 10:], atol=1e-15)
 
 

@@ -63,8 +63,7 @@ def _states(parts: list[Any]) -> list[Any]:
     found = [h]
     for part in others:
         left, decay, cut = (part[..., i * width : (i + 1) * width] for i in range(3))
-        h = found[-1][..., :width]
-        h = xp.where(cut != 0, left, decay * xp.where(cut != 0, 0.0, h) + left)
+        h = xp.where(cut != 0, left, decay * found[-1][..., :width] + left)
         found.append(xp.concat([h, xp.zeros_like(part[..., width:])], axis=-1))
     return found
 
