@@ -109,6 +109,20 @@ def test_a_scan_as_a_file(name: str, reverse: bool, tmp_path: Any) -> None:
             assert relative_error(got, want) <= TOLERANCE
 
 
+def test_a_filter_as_a_file(tmp_path: Any) -> None:
+    path, rng = tmp_path / "m.onnx", np.random.default_rng(0)
+
+    def function(u: Any, A: Any, B: Any, delta: Any) -> Any:
+        return subquad.lti_scan(u, A, B, B, delta=delta)
+
+    subquad_ndonnx.export(function, {"u": (2, None, 4), "A": (4, 3), "B": (4, 3), "delta": (4,)}, path)
+    for n in LENGTHS:
+        given = {"u": (2, n, 4), "A": (4, 3), "B": (4, 3), "delta": (4,)}
+        given = {key: rng.standard_normal(shape).astype("float32") for key, shape in given.items()}
+        given |= {"A": -np.abs(given["A"]), "delta": np.abs(given["delta"]) / 4}
+        assert relative_error(run(path, given)[0], function(**given)) <= TOLERANCE
+
+
 def test_masks_two_lengths_and_float64(tmp_path: Any) -> None:
     """NaN in hidden keys, rows that see no key, and queries before the first key, in the file as in NumPy."""
 

@@ -11,6 +11,7 @@ import spox.opset.ai.onnx.v21 as op
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels.feature_attention import feature_attend, feature_summarize
 from subquad.kernels.iterative_pinv import iterative_pinv
+from subquad.kernels.lti_scan import lti_scan as lti_kernel
 from subquad_ndonnx import array_api as xp
 from subquad_ndonnx.graph import Graph, graph, has_values
 from subquad_ndonnx.loops import repeated, scan
@@ -84,6 +85,15 @@ def feature_step(
     return out, *state
 
 
+def lti_scan(
+    u: Any, rate: Any, B: Any, C: Any, D: Any, initial_state: Any, resets: Any, mask: Any, /, *, reverse: bool
+) -> tuple[Any, Any]:
+    """The kernel `lti_scan` as one Loop over the steps; with a mask, the generic form goes step by step."""
+    mask = xp.ones((1, u.shape[1]), dtype=xp.bool) if mask is None else mask
+    return step_by_step(u, rate, B, C, D, initial_state, resets, mask, reverse=reverse)
+
+
+step_by_step = lti_kernel.generic
 summarize, attend = feature_summarize.generic, feature_attend.generic
 
 
@@ -107,4 +117,5 @@ OVERRIDES = (
         feature_step,
         Accepts(options=frozenset({"key_mask"}), under=TRACED, also=has_values_only),
     ),
+    Override("lti_scan", "onnx", lti_scan, Accepts(under=TRACED, also=has_values_only)),
 )
