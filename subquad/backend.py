@@ -225,11 +225,14 @@ class Backend:
         The overrides, in the order in which they are asked.
     fills_in_place : bool
         Whether `fold_blocks` may write outputs block by block into one array.
+    loops_any_length : bool
+        Whether `fold_blocks` can record a loop over a number of rows that the program leaves open.
     """
 
     library: ClassVar[str] = ""
     overrides: ClassVar[tuple[Override, ...]] = ()
     fills_in_place: ClassVar[bool] = False
+    loops_any_length: ClassVar[bool] = False
 
     def namespace(self, array: Array) -> ModuleType:
         """Return the array namespace of an array; TypeError if it is none.
@@ -474,6 +477,48 @@ class Backend:
             The condition; False for one that holds for some sizes only. By default, sizes are known numbers.
         """
         return bool(condition)
+
+    def reshaped(self, xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
+        """Return an array in another shape, as scans take it.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x : array
+            The array.
+        shape : tuple of int
+            The shape, often that of `x` with axes of length 1 more.
+
+        Returns
+        -------
+        array
+            The array in this shape; by default, by its own method if there is one.
+        """
+        method = getattr(x, "reshape", None)
+        return xp.reshape(x, shape) if method is None else method(shape)
+
+    def run_sizes(self, n: Any, longest: int, *, chunks: bool = False) -> tuple[Any, Any]:
+        """Return how a recurrence of n ≥ 1 steps is cut into equal runs, which advance together.
+
+        Parameters
+        ----------
+        n : int, or symbolic size of the library
+            The number of steps.
+        longest : int
+            The most steps of a run.
+        chunks : bool, default False
+            Whether the work in a run grows as the square of its steps, so that `longest` must be kept. If not, a
+            library that has a loop of its own may take longer runs.
+
+        Returns
+        -------
+        columns, steps : int, or symbolic sizes of the library
+            The number of runs, and their length; together they cover n steps.
+        """
+        columns = -(-n // longest)
+        steps = -(-n // columns)
+        return -(-n // steps), steps
 
     def where_any(self, condition: Array, change: Callable[..., Any], given: tuple[Array, ...]) -> Any:
         """Return ``change(*given)`` if the condition is true, else `given`; for conditions that cannot be read.

@@ -11,6 +11,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from subquad.backend import Backend, Override
+from subquad.core.checks import WITH_UNITS
 from subquad_numpy.compiled import COMPILED, as_override
 from subquad_numpy.plain import attention
 
@@ -26,6 +27,16 @@ class NumpyBackend(Backend):
 
     def namespace(self, array: Any) -> ModuleType:
         return xp if isinstance(array, np.ndarray) else super().namespace(array)
+
+    def refuses(self, array: Any) -> str | None:
+        """A subclass, whose units or labels a result would silently lack; not one of a file mapped into memory."""
+        if array.__class__ in (np.ndarray, np.memmap):
+            return None
+        kind, package = type(array).__name__, type(array).__module__.partition(".")[0]
+        advice = "pass numpy.asarray(x)"
+        if hasattr(array, "unit") or hasattr(array, "units"):
+            advice = f"{WITH_UNITS}, such as x.value"
+        return f"a {kind} of {package}, a subclass of numpy.ndarray, and results would be bare arrays; {advice}"
 
     def is_concrete(self, *arrays: Any) -> bool:
         return True

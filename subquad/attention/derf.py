@@ -32,6 +32,7 @@ from subquad.attention.means import mean_row
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_given
+from subquad.core.decompositions import decomposition
 from subquad.core.loading import backend_of
 
 SHRINKAGE = 0.03  # share of the mean variance that is added to each: M is then precise in float32, B hardly wider
@@ -159,7 +160,7 @@ def _covariance(xp: ModuleType, x: Array, mean: Array, mask: Array | None) -> tu
 def _functions(xp: ModuleType, symmetric: Array, *functions: Callable[[Array], Array]) -> list[Array]:
     """Functions of a positive semidefinite matrix: of its eigenvalues, in the basis of its eigenvectors."""
     symmetric = (symmetric + xp.matrix_transpose(symmetric)) / 2
-    values, vectors = xp.linalg.eigh(symmetric)
+    values, vectors = decomposition(xp, "eigh", symmetric, 'take features="positive"')(symmetric)
     least = float(xp.finfo(values.dtype).eps)  # of rounding, which may leave them below 0
     values = xp.where(values > least, values, xp.full_like(values, least))
     return [(vectors * f(values)[..., None, :]) @ xp.matrix_transpose(vectors) for f in functions]

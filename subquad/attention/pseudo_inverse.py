@@ -13,10 +13,12 @@ from types import ModuleType
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_count, check_positive
+from subquad.core.decompositions import decomposition, pseudo_inverse
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.iterative_pinv import iterative_pinv
 
 PSEUDO_INVERSES = ("iterative", "exact", "ridge", "ridge-fit")
+INSTEAD = 'take pinv="iterative"'
 # option → the values of `pinv` that use it
 OPTION_OF = {"iterations": ("iterative",), "rcond": ("exact",), "ridge": ("ridge", "ridge-fit")}
 
@@ -38,9 +40,9 @@ def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[st
     a_t = xp.matrix_transpose(a)
     if pinv == "ridge":
         gram = a_t @ a + float(tuning["ridge"] or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=place_of(a))
-        return xp.linalg.solve(*_broadcast_pair(xp, gram, a_t @ x))
+        return decomposition(xp, "solve", a, INSTEAD)(*_broadcast_pair(xp, gram, a_t @ x))
     if pinv == "exact":
-        return xp.linalg.pinv(a, rtol=float(tuning["rcond"] or 1e-3)) @ x
+        return pseudo_inverse(xp, a, float(tuning["rcond"] or 1e-3), INSTEAD) @ x
     return iterative_pinv(a, iterations=int(tuning["iterations"] or 6)) @ x
 
 

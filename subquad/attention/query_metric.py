@@ -11,6 +11,7 @@ from types import ModuleType
 from subquad.attention.call import AttentionCall
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.decompositions import decomposition
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
@@ -29,7 +30,7 @@ def query_metric(xp: ModuleType, moment: Array) -> Array:
     trace = xp.sum(moment * identity, axis=(-2, -1), keepdims=True)
     usable = (trace > 0) & xp.all(xp.isfinite(moment), axis=(-2, -1), keepdims=True)
     moment = xp.where(usable, moment / xp.where(usable, trace, 1.0), identity / d)
-    values, vectors = xp.linalg.eigh(moment)
+    values, vectors = decomposition(xp, "eigh", moment, "take another method than clustered")(moment)
     least = SMALLEST * values[..., -1:]
     root = xp.where(values > least, values, least) ** POWER
     return (vectors * root[..., None, :]) @ xp.matrix_transpose(vectors)

@@ -14,9 +14,11 @@ import math
 from types import ModuleType
 
 from subquad.attention.kmeans import Clusters
+from subquad.attention.pseudo_inverse import INSTEAD
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.decompositions import decomposition
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.max_shift import divide_or_zero, rescale
@@ -86,7 +88,7 @@ def _solve(xp: ModuleType, F: Array, missing: Array, ridge: float | Array, *, re
     """
     F_t, eye = xp.matrix_transpose(F), xp.eye(F.shape[-1], dtype=F.dtype, device=place_of(F))
     strength = ridge * _mean_square(xp, F)
-    inverse = xp.linalg.inv(F_t @ F + strength * eye)
+    inverse = decomposition(xp, "inv", F, INSTEAD)(F_t @ F + strength * eye)
     delta = inverse @ (F_t @ missing)
     for _ in range(refine):
         delta = delta + inverse @ (F_t @ (missing - F @ delta) - strength * delta)
@@ -106,7 +108,7 @@ def _best(xp: ModuleType, F: Array, missing: Array) -> Array:
     kept_F, kept = xp.where(held, 0.0, F), xp.where(held, 0.0, missing)
     strengths = xp.asarray(LAMBDAS, dtype=F.dtype, device=place_of(F))
     # one decomposition FᵀF = U Λ Uᵀ serves all λ: Δ = U (Λ + λ g I)⁻¹ Uᵀ Fᵀ (O − F v̄)
-    squares, axes = xp.linalg.eigh(xp.matrix_transpose(kept_F) @ kept_F)
+    squares, axes = decomposition(xp, "eigh", F, INSTEAD)(xp.matrix_transpose(kept_F) @ kept_F)
     g = _mean_square(xp, kept_F)
     turned, along = F @ axes, xp.matrix_transpose(axes) @ (xp.matrix_transpose(kept_F) @ kept)
     errors = []

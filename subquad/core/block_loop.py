@@ -43,7 +43,8 @@ def fold_blocks(
     `exact`, `size` is advice: a backend whose compiler unrolls loops takes larger blocks.
     """
     backend = backend_of(xp)
-    if not backend.holds(row_count(arrays) > size):  # a loop over a number of blocks that varies cannot be recorded
+    if not (exact and backend.loops_any_length) and not backend.holds(row_count(arrays) > size):
+        # a loop over a number of blocks that varies cannot be recorded
         return step(carry, *arrays)
     return backend.fold_blocks(step, carry, arrays, size, exact=exact)
 

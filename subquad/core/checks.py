@@ -13,6 +13,7 @@ from subquad.core.beside import namespace_of
 from subquad.core.dtypes import is_dtype
 from subquad.core.loading import backend_of, library_of
 
+WITH_UNITS = "logits q·k have no unit, and the output has that of v; pass numbers in units that you choose"
 LARGEST = 2**63 - 1  # of a size, which libraries hold in 64 bits
 
 
@@ -49,6 +50,9 @@ def _namespace(name: str, x: Array) -> ModuleType:
             f"pass a plain array (numpy.asarray) and hidden keys as key_mask"
         )
         raise TypeError(msg)
+    if hasattr(x, "todense"):
+        msg = f"{name} is a {type(x).__name__}, a sparse array; make it dense: {name}.todense()"
+        raise TypeError(msg)
     if isinstance(x, bool | int | float | complex | str | list | tuple):
         xp = None  # asked before array_namespace, which skips Python scalars
     else:
@@ -58,10 +62,10 @@ def _namespace(name: str, x: Array) -> ModuleType:
             xp = None
     if xp is None:
         kind = "bool" if name.endswith("mask") else "int" if name in ("segments", "tokens") else "float"
-        msg = (
-            f"{name} is a {type(x).__name__}, not an array; "
-            f"convert it first, for example with numpy.asarray({name}, dtype={kind})"
-        )
+        advice = f"convert it first, for example with numpy.asarray({name}, dtype={kind})"
+        if hasattr(x, "units"):  # which numpy.asarray would drop
+            advice = f"{WITH_UNITS}: {name}.magnitude"
+        msg = f"{name} is a {type(x).__name__}, not an array; {advice}"
         raise TypeError(msg)
     reason = backend_of(xp).refuses(x)
     if reason is not None:

@@ -46,6 +46,20 @@ def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     return xp.float32 if is_half(xp, dtype) else dtype
 
 
+def scan_dtypes(xp: ModuleType, A: Array, *arrays: Array | None) -> tuple[Any, Any]:
+    """(dtype of the real arrays, dtype of the state) of a scan with the matrix A, which may be complex.
+
+    They are at least float32 and complex64, and as wide as the widest array.
+    """
+    common, is_complex = common_dtype(xp, A, *arrays), is_dtype(xp, A.dtype, "complex floating")
+    if xp.result_type(common, xp.float32) in (xp.float32, xp.complex64):
+        return xp.float32, xp.complex64 if is_complex else xp.float32
+    if common == xp.float64 or common == getattr(xp, "complex128", None):
+        return xp.float64, xp.complex128 if is_complex else xp.float64
+    real = xp.finfo(common).dtype  # long double
+    return real, xp.result_type(real, xp.complex64) if is_complex else real
+
+
 def cast(xp: ModuleType, x: Array | None, dtype: Any) -> Array | None:
     """`x` in `dtype`: the array given, not a copy, if it has that dtype; None for None."""
     return x if x is None or x.dtype == dtype else xp.astype(x, dtype)

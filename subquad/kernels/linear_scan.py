@@ -15,7 +15,8 @@ from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
-from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
+from subquad.core.loading import backend_of
+from subquad.kernels.parallel_prefix import cut_runs, join_runs
 
 # Steps of a run, so the loop over steps has 2 RUN iterations. Joining costs log₂(n / RUN) / RUN of a pass: shorter runs
 # spend more on joining, longer ones on the loop.
@@ -45,7 +46,7 @@ def linear_scan(a: Array, b: Array, initial_state: Array | None, resets: Array |
     anew = None if resets is None else resets[..., None]
     if reverse:
         a, b, anew = (None if x is None else xp.flip(x, axis=1) for x in (a, b, anew))
-    columns, steps = run_sizes(n, RUN)
+    columns, steps = backend_of(xp).run_sizes(n, RUN)
     # padding has a = b = 0; it stands after the last step, in the last run, so that no state passes through it
     runs = [None if x is None else cut_runs(xp, x, columns, steps) for x in (a, b, anew)]
 

@@ -21,7 +21,7 @@ from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.linear_scan import started
-from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
+from subquad.kernels.parallel_prefix import cut_runs, join_runs
 from subquad.kernels.selective_scan import read_out
 
 CHUNK = 64  # steps Q of a chunk: shorter ones join more states, longer ones multiply with larger K
@@ -190,7 +190,7 @@ def _runs(
     `span` holds rows of u, resets and mask, the latter two of width 1.
     """
     batch, n, d = span[0].shape
-    columns, steps = run_sizes(n, RUN)
+    columns, steps = backend_of(xp).run_sizes(n, RUN)
     runs = [cut_runs(xp, x, columns, steps) for x in span]  # what is padded is masked
     is_complex = xp.isdtype(rate.dtype, "complex floating")
 

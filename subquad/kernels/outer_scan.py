@@ -25,7 +25,7 @@ from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
-from subquad.kernels.parallel_prefix import cut_runs, run_sizes
+from subquad.kernels.parallel_prefix import cut_runs
 
 CHUNK = 64  # steps of a chunk by products of matrices: its pairs cost as much as reading the state of 64 channels
 PAIRED = 16  # steps of a chunk whose pairs are formed channel by channel
@@ -150,7 +150,7 @@ def _span(
     """(state after a span, output of the span (batch, n, heads · d_v))."""
     batch, _, groups, shared, d, d_v = sizes
     n = span[0].shape[1]
-    columns, steps = run_sizes(n, chunk)
+    columns, steps = backend_of(xp).run_sizes(n, chunk, chunks=True)
     # a padded step has k = v = g = 0: the state passes through it unchanged
     runs = [None if x is None else cut_runs(xp, x, columns, steps) for x in span]
 
@@ -242,7 +242,7 @@ def _carry(xp: ModuleType, state: Array, decay: Array | None, left: Array, cut: 
     """(the state before each chunk (batch, chunks, ·), the state after the last), one chunk after the other."""
     batch, columns = left.shape[:2]
     shape = tuple(state.shape)
-    if columns == 1:  # no loop
+    if backend_of(xp).holds(columns == 1):  # no loop
         return xp.expand_dims(state, axis=1), xp.reshape(
             _after(xp, xp.reshape(state, left.shape), decay, left, cut), shape
         )

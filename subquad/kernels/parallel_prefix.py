@@ -10,13 +10,6 @@ from subquad.core.beside import place_of
 from subquad.core.states import compounded, decayed
 
 
-def run_sizes(n: int, longest: int) -> tuple[int, int]:
-    """(columns, steps): the number of runs that cover n steps, and their equal length, at most `longest`; n ≥ 1."""
-    columns = -(-n // longest)
-    steps = -(-n // columns)
-    return -(-n // steps), steps
-
-
 def cut_runs(xp: ModuleType, x: Array, columns: int, steps: int) -> Array:
     """Cut (batch, n, ·) into runs (batch, columns, steps, ·), padded with zeros after the last step."""
     ragged = columns * steps - x.shape[1]

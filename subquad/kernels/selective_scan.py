@@ -20,7 +20,7 @@ from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.dtypes import cast, is_half
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
-from subquad.kernels.parallel_prefix import cut_runs, join_runs, run_sizes
+from subquad.kernels.parallel_prefix import cut_runs, join_runs
 from subquad.kernels.sigmoid import sigmoid
 
 RUN = 32  # steps of a run: each span loops over them twice
@@ -183,7 +183,7 @@ def _maps_of_step(xp: ModuleType, maps: Array, rows: Array | None, d: int) -> Ar
 def _span(xp: ModuleType, state: Array, A: Array, B: Array, C: Array, span: tuple[Any, ...]) -> tuple[Array, Array]:
     """(state after a span, output of the span), where `span` holds rows of u, delta, B, C and resets."""
     batch, n, d = span[0].shape
-    columns, steps = run_sizes(n, RUN)
+    columns, steps = backend_of(xp).run_sizes(n, RUN)
     # a padded step has Δ = 0: the state passes through it unchanged
     runs = [None if x is None else cut_runs(xp, x, columns, steps) for x in span]
     is_complex = xp.isdtype(A.dtype, "complex floating")

@@ -27,9 +27,8 @@ FORMS: dict[Any, Form] = {}
 
 
 def reshaped(xp: ModuleType, x: Any, shape: tuple[int, ...]) -> Array:
-    """`x` in another shape, by its own method if there is one: the function costs a microsecond more."""
-    method = getattr(x, "reshape", None)
-    return xp.reshape(x, shape) if method is None else method(shape)
+    """`x` in another shape; of NumPy by its own method, as the way through the backend costs a microsecond more."""
+    return x.reshape(shape) if x.__class__ is np.ndarray else backend_of(xp).reshaped(xp, x, shape)
 
 
 class Target(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_arrays, check_choice, check_flag, check_floating, check_given
-from subquad.core.dtypes import common_dtype, is_dtype
+from subquad.core.dtypes import is_dtype, scan_dtypes
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.lti_scan import lti_scan as scan_kernel
@@ -73,7 +73,7 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     xp, n = namespace_of(u), u.shape[-2]
     given = {name: options.get(name) for name in ("segments", "mask")}
     time = timeline("u", u, tuple(u.shape[:-2]), n, **given, reverse=bool(options.get("reverse")), fold=False)
-    real, state = _dtypes(xp, *(arrays.get(name) for name in INPUTS))
+    real, state = scan_dtypes(xp, A, *map(arrays.get, INPUTS))
     A, B, rule = xp.astype(A, state), xp.astype(B, state), options.get("discretization", "zoh")
     growth, _ = growth_and_input(xp, A, B, xp.astype(arrays["delta"], real), rule)
     count: Any = n if time.mask is None else xp.sum(xp.astype(time.mask, xp.int64), axis=-1)[..., None, None]
@@ -379,7 +379,7 @@ def _form(
     batches = {"u": u.shape[: -1 - time]}
     batches |= {} if state is None else {name_of_state: state.shape[:-2]}
     batch = broadcast_batch(**batches)
-    real, of_state = _dtypes(xp, u, A, B, C, D, delta, state)
+    real, of_state = scan_dtypes(xp, A, u, B, C, D, delta, state)
     rows = flat_target(u, real, batch, tuple(u.shape[-1 - time :]))
     assert rows is not None
     assert rows.shape is not None
@@ -388,14 +388,3 @@ def _form(
     targets = (rows, *shared, flat_target(state, of_state, batch, tuple(A.shape)))
     out = Target(u.dtype, None, (*batch, *u.shape[-1 - time :]))
     return Form(xp, targets, (out, Target(of_state, None, (*batch, *A.shape))))
-
-
-def _dtypes(xp: Any, *arrays: Array | None) -> tuple[Any, Any]:
-    """(dtype of the real arrays, dtype of the state): at least float32, and complex64 for complex A (`arrays[1]`)."""
-    A = arrays[1]
-    assert A is not None
-    wide = xp.result_type(common_dtype(xp, *arrays), xp.float32) not in (xp.float32, xp.complex64)
-    real = xp.float64 if wide else xp.float32
-    if not is_dtype(xp, A.dtype, "complex floating"):
-        return real, real
-    return real, xp.complex128 if wide else xp.complex64

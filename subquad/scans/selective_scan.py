@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_flag
-from subquad.core.dtypes import cast, common_dtype, is_dtype, is_half
+from subquad.core.dtypes import cast, is_dtype, is_half, scan_dtypes
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
@@ -76,7 +75,7 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     """exp(A Σ_t Δ[t]), (..., d, d_state): the factor by which a chunk multiplies the state before it."""
     u, delta, A, bias = arrays["u"], arrays["delta"], arrays["A"], arrays.get("delta_bias")
     xp = namespace_of(delta)
-    real, state = _dtypes(xp, [arrays.get(name) for name in INPUTS])
+    real, state = scan_dtypes(xp, A, *map(arrays.get, INPUTS))
     softplus, limits = bool(options.get("delta_softplus")), options.get("delta_limits")
     batch = broadcast_batch(u=u.shape[:-2], delta=delta.shape[:-2])
     given = {name: options.get(name) for name in ("segments", "mask")}
@@ -433,7 +432,7 @@ def _form(given: tuple[Any, ...], *, time: int, at_door: bool) -> Form:
     xp, batch, forms, (d, d_state) = shapes.xp, shapes.batch, shapes.forms, (shapes.d, shapes.d_state)
     u, delta, _, B, C, _, z, _, state = given
     n = u.shape[-2] if time else 1
-    real, of_state = _dtypes(xp, given)
+    real, of_state = scan_dtypes(xp, given[2], *given)
     # dtype of u, delta and z: one half precision of all three stays, for the kernels that read and write it
     stored = real
     halves = is_half(xp, u.dtype) and all(x is None or x.dtype == u.dtype for x in (delta, z))
@@ -472,14 +471,3 @@ def _product(sizes: tuple[int, ...]) -> int:
     for size in sizes:
         count *= size
     return count
-
-
-def _dtypes(xp: ModuleType, arrays: Sequence[Array]) -> tuple[Any, Any]:
-    """(dtype of the real arrays, dtype of the state): at least float32, and complex64 for complex A (`arrays[2]`)."""
-    common = common_dtype(xp, *arrays)
-    is_complex = is_dtype(xp, arrays[2].dtype, "complex floating")
-    wide = xp.result_type(common, xp.float32) not in (xp.float32, xp.complex64)
-    real = xp.float64 if wide else xp.float32
-    if not is_complex:
-        return real, real
-    return real, xp.complex128 if wide else xp.complex64
