@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import paddle
 
-import subquad
-import subquad_paddle
 from subquad.backend import Array, Backend
 from subquad_paddle import array_api
 
@@ -45,6 +44,6 @@ class PaddleBackend(Backend):
 
 
 # functions of subquad are recorded as they are: none has a branch that `to_static` would have to rewrite
-paddle.jit.ignore_module([subquad, subquad_paddle])
+paddle.jit.ignore_module([sys.modules[name] for name in ("subquad", __name__)])
 
 BACKEND = PaddleBackend()
