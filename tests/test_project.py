@@ -124,6 +124,21 @@ def test_gradients_by_half_weights(library: Library) -> None:
 CONFIG = ModelConfig("mamba", d_model=16, n_layers=3, vocab_size=20, d_inner=32, d_state=5, d_conv=4, dt_rank=2)
 
 
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_compiled_block_with_half_weights_is_one_graph(name: str, n: int) -> None:
+    torch = pytest.importorskip("torch")
+    params = subquad.init_mamba(16, seed=1, like=torch.ones(1))
+    params = {key: w.to(getattr(torch, name)) if key.endswith("proj.weight") else w for key, w in params.items()}
+    x = torch.from_numpy(normal(2, n, 16))
+
+    def call(x: Any) -> Any:
+        return subquad.mamba(x, params)
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x), call(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("library", [NumPy(), Torch(), Jax()], ids=str)
 def test_a_step_through_layers_is_block_after_block(library: Library) -> None:
     with library.context("float64"):

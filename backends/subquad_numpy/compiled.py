@@ -256,9 +256,9 @@ def _few_to_project(call: Call) -> str | None:
 def _no_half(stored: str) -> str | None:
     # the reason to decline weights of float16, or None
     if stored == "float16":
-        from subquad_numpy.codegen.dots import widens_half
+        from subquad_numpy.codegen.dots import WIDENS_HALF
 
-        return None if widens_half() else "this machine has no instruction that converts float16"
+        return None if WIDENS_HALF else "this machine has no instruction that converts float16"
     return None
 
 

@@ -62,7 +62,7 @@ def _form(x: Array, layers: Sequence[Mapping[str, Any]], states: Sequence[State]
     """The form of a call, after the checks of each block."""
     targets: list[Target | None] = []
     outputs: list[Target] = []
-    forms = []
+    forms: list[Form] = []
     for layer, state in zip(layers, states, strict=True):
         given = {name: layer["mixer"].get(name) for name in (*REQUIRED, *OPTIONAL)}
         form = checked_form(x, given, {f"state[{name!r}]": state[name] for name in ("conv", "ssm")})

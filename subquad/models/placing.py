@@ -73,8 +73,8 @@ def name_of(dtype: Any) -> str:
         name = dtype
     elif isinstance(dtype, type) and issubclass(dtype, np.generic):
         name = np.dtype(dtype).name
-    elif isinstance(dtype, type) and isinstance(getattr(dtype, "dtype", None), np.dtype):  # jax.numpy.bfloat16
-        name = dtype.dtype.name
+    elif isinstance(dtype, type):  # jax.numpy.bfloat16 is a class that has a dtype
+        name = str(getattr(dtype, "dtype", dtype))
     else:
         name = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
     if name not in NAMES:

@@ -23,11 +23,14 @@ def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
 ONE, MANY = _shapes()
 
 
-def widens_half() -> bool:
+def _widens_half() -> bool:
     """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
     features = binding.get_host_cpu_features()
     is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
     return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
+
+
+WIDENS_HALF = _widens_half()  # asked once, and by no compiler that traces a call: it cannot ask the machine
 
 
 def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
