@@ -177,6 +177,18 @@ def test_packed_documents_are_each_alone(name: str) -> None:
             assert errors.relative(mixer(x), alone) > 1e-2
 
 
+def test_which_models_hand_documents_to_their_layers(family: str, fast: Any) -> None:
+    """Four models of transformers drop ``seq_idx`` before their layers, as the page on accelerate says."""
+    given: list[Any] = []
+    hook = mixer_of(fast).register_forward_pre_hook(
+        lambda _, args, kw: given.append(kw.get("seq_idx")), with_kwargs=True
+    )
+    with torch.no_grad():
+        fast(errors.tokens(1, 6), seq_idx=torch.tensor([[0, 0, 0, 1, 1, 1]]), use_cache=False)
+    hook.remove()
+    assert (given[0] is None) == (family in ("Mamba", "Mamba2", "FalconMamba", "Jamba"))
+
+
 @pytest.mark.parametrize("name", ["Mamba", "Jamba", "Mamba2", "Qwen3Next"])
 def test_bfloat16_and_autocast_are_no_further_off_than_the_original(name: str) -> None:
     ids = errors.tokens(2, 16)

@@ -114,6 +114,13 @@ def test_packed_documents_equal_each_alone(name: str, method: str) -> None:
         assert error > 1 if name == "gpt_oss" else error < 5e-5
 
 
+@pytest.mark.parametrize(("name", "cached"), [("llama", True), ("gpt_oss", True), ("gpt_oss", False)])
+def test_position_ids_that_jump_ahead_are_one_document(name: str, cached: bool) -> None:
+    """As in transformers, wherever the ids do not reach its masks: with a cache, and in GPT-OSS."""
+    positions = torch.cat([torch.arange(5), 2 * torch.arange(10, 16)])[None].expand(2, -1)
+    assert_equal(decoder(name), lambda model: model(tokens(), position_ids=positions, use_cache=cached).logits)
+
+
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss"])
 def test_generate_equals_eager(name: str, cache: str | None) -> None:
@@ -416,6 +423,12 @@ def test_what_a_method_cannot_do_raises() -> None:
         sinks(x)
     with pytest.raises(NotImplementedError, match=r"output_attentions=True.*'eager'"):
         outputs(decoder("llama"), "subquad-exact", lambda model: model(x, output_attentions=True))
+    gpt2 = transformers.GPT2Model(transformers.GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(NotImplementedError, match=r"output_attentions=True.*'eager'"):
+        outputs(gpt2, "subquad-exact", lambda model: model(x, output_attentions=True))
+    q, function = torch.zeros(2, 4, N, 8), transformers.AttentionInterface()["subquad-exact"]
+    with pytest.raises(NotImplementedError, match=r"sinks of shape \(2, 4, 11, 1\), which are not one logit"):
+        function(torch.nn.Identity(), q, q, q, None, sinks=q[..., :1])
     with pytest.raises(NotImplementedError, match="Linear has no sliding window"):
         outputs(decoder("mistral"), "subquad-linear", lambda model: model(x[:, :5]).logits)
     short = outputs(decoder("mistral"), "subquad-linear", lambda model: model(x[:, :4]).logits)
@@ -462,13 +475,14 @@ def test_models_that_never_ask_the_registry_are_refused(name: str) -> None:
             model(tokens(n=8), attention_mask=mask)
 
 
-OWN = {  # attention by torch.nn.Softmax, by one function of torch, by logsumexp, by Fourier transforms
+OWN = {  # attention by torch.nn.Softmax, by one function of torch, by logsumexp, by Fourier transforms, by a function
     "Vilt": WIDE | {"image_size": 8, "patch_size": 4},
     "WavLM": WIDE | {"conv_dim": [8], "conv_stride": [5], "conv_kernel": [10], "num_conv_pos_embeddings": 4,
                      "num_conv_pos_embedding_groups": 2},
     "Reformer": {"vocab_size": 64, "attn_layers": ["lsh"], "hidden_size": 32, "axial_pos_embds_dim": [16, 16],
                  "axial_pos_shape": [2, 2], "is_decoder": False},
     "Autoformer": {"prediction_length": 4, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
+    "Mra": WIDE | {"vocab_size": 64},
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import output_capturing
 
 from subquad_torch.transformers.evaluate import evaluate
 from subquad_torch.transformers.options import choice, make
@@ -67,7 +68,7 @@ def _check(module: Any, dropout: float, others: dict[str, Any]) -> None:
             f"the config's attention dropout ('attention_dropout', 'attention_probs_dropout_prob', …) to 0"
         )
         raise NotImplementedError(msg)
-    if others.get("output_attentions"):
+    if others.get("output_attentions") or _weights_are_collected():
         msg = (
             "output_attentions=True: the weights are never a matrix; use attn_implementation='eager', or "
             "subquad.attention_weights on the queries and keys of a layer"
@@ -77,6 +78,12 @@ def _check(module: Any, dropout: float, others: dict[str, Any]) -> None:
         if others.get(name) is not None:
             msg = f"{name} is an argument that subquad's attention does not take; use attn_implementation='eager'"
             raise NotImplementedError(msg)
+
+
+def _weights_are_collected() -> bool:
+    """Whether the model collects weights by hooks: GPT-2, OPT, … do not tell their attention functions about it."""
+    collected = output_capturing._active_collector.get()
+    return collected is not None and any(key.endswith("attentions") for key in collected)
 
 
 def _place(module: Any) -> str:

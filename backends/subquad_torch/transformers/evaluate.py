@@ -144,6 +144,9 @@ def _padding_as_documents(key_mask: Tensor, n: int) -> tuple[Tensor, Tensor] | N
 
 def _with_sinks(method: Method, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, arguments: dict[str, Any]) -> Tensor:
     """The output with one more logit for each head in the denominator."""
+    if sinks.ndim != 1:
+        msg = f"sinks of shape {tuple(sinks.shape)}, which are not one logit for each head; use 'eager' for this model"
+        raise NotImplementedError(msg)
     if "sinks" in method.restrictions:
         return method(q, k, v, sinks=sinks, **arguments)
     if "return_lse" not in method.restrictions:

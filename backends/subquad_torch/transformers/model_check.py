@@ -15,7 +15,7 @@ from transformers.utils import logging
 from subquad_torch.transformers.options import PREFIX
 
 ASKS = "ALL_ATTENTION_FUNCTIONS"
-WHOLE = "scaled_dot_product_attention|multi_head_attention_forward"  # attention in one call
+WHOLE = r"scaled_dot_product_attention|multi_head_attention_forward|(?<![.\w])(?<!def )\w+_attention\("  # in one call
 PRODUCTS = re.compile(rf"matmul|einsum|bmm|baddbmm| @ |fft|natten|{WHOLE}")
 WEIGHTS = re.compile(rf"softmax|logsumexp|{WHOLE}", re.IGNORECASE)  # functions, modules and subclasses of Function
 logger = logging.get_logger(__name__)

@@ -101,8 +101,8 @@ def _numbers(ends: Tensor, n: int) -> Tensor:
 def _with_positions(pattern: MaskPattern, position_ids: Any) -> MaskPattern:
     """The pattern with the documents of packed position ids, which begin again at each, if it says nothing else.
 
-    Some models (GPT-OSS) do not hand position ids to their masks. A program that is traced cannot ask whether ids are
-    packed.
+    Some models (GPT-OSS) do not hand position ids to their masks. Ids that jump ahead are one document with gaps, as
+    ids that stretch the context are. A program that is traced cannot ask whether ids are packed.
     """
     n, says = pattern.q_length, (pattern.segments, pattern.key_mask, pattern.pairs, pattern.bias)
     if not isinstance(position_ids, Tensor) or position_ids.ndim != 2 or position_ids.shape[-1] != n:
@@ -111,7 +111,7 @@ def _with_positions(pattern: MaskPattern, position_ids: Any) -> MaskPattern:
         return pattern
     if not pattern.causal or pattern.kv_length != n:
         return pattern
-    begins = torch.diff(position_ids, dim=-1) != 1
+    begins = torch.diff(position_ids, dim=-1) <= 0
     if not bool(begins.any()):
         return pattern
     numbers = torch.nn.functional.pad(torch.cumsum(begins, -1), (1, 0)).expand(pattern.batch_size, -1)
