@@ -65,7 +65,7 @@ class TestTensorFlow(OtherLibrary):
 
     @pytest.mark.parametrize("name", ["clustered", "favor", "lsh", "nystrom"])
     def test_one_head(self, name: str) -> None:
-        """Batches (2, 1), whose float32 products with one matrix TensorFlow 2.21 gets wrong on CPUs with oneDNN."""
+        """Batches that broadcast, within calls of subquad."""
         x = np.random.default_rng(0).standard_normal((2, 1, 70, 8))
         args, rounded = self.library.arrays([x] * 3, "float32"), self.library.rounded([x] * 3, "float32")
         assert self.error(subquad.attention(*args, name), subquad.attention(*rounded, name)) <= tolerance("float32")
