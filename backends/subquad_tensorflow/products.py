@@ -1,7 +1,7 @@
 """Products of matrices whose batches differ, as subquad computes them.
 
-TensorFlow 2.21 with oneDNN, its default on x86, is not right in some products of float32 whose batches broadcast. Within
-calls of subquad, the operator @ therefore makes batches equal first; elsewhere it is TensorFlow's own.
+TensorFlow 2.21 with oneDNN, its default on x86, is not right in some products of float32 whose batches broadcast.
+Within calls of subquad, the operator @ therefore makes batches equal first; elsewhere it is TensorFlow's own.
 """
 
 from __future__ import annotations
