@@ -108,7 +108,7 @@ def test_equals_its_definition(library: Library, name: str) -> None:
             above, count = expected["share_above"], expected["rows"].astype(int)
             expected[field] = upper_bounds(np.rint(np.nan_to_num(above) * count).astype(int), count)
         np.testing.assert_allclose(
-            library.numpy(got), expected[field], rtol=3e3 * tolerance(dtype) if field == "spread" else 200 * tolerance(dtype),
+            library.numpy(got), expected[field], rtol=200 * tolerance(dtype),
             atol=0, err_msg=field)  # fmt: skip
 
 
