@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from mlx.core import (
@@ -70,20 +70,11 @@ from mlx.core import (
     where,
 )
 
+from subquad.core.dtypes import FloatInfo
 from subquad_mlx import linalg
 
 bool = bool_  # noqa: A001
 cpu = mx.Device(mx.cpu)
-
-
-class FloatInfo(NamedTuple):
-    """What `finfo` tells of a dtype."""
-
-    bits: int
-    eps: float
-    max: float
-    min: float
-    smallest_normal: float
 
 
 SMALLEST = {float16: 2.0**-14, mx.bfloat16: 2.0**-126, float32: 2.0**-126, complex64: 2.0**-126, float64: 2.0**-1022}

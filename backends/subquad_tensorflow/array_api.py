@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -50,6 +50,7 @@ from tensorflow import (
 from tensorflow.linalg import matrix_transpose
 from tensorflow.math import conj, expm1, imag, is_finite, is_inf, is_nan, log, log1p, real
 
+from subquad.core.dtypes import FloatInfo
 from subquad_tensorflow import linalg
 
 bool = tf.bool  # noqa: A001
@@ -65,16 +66,6 @@ KINDS = {
 }
 KINDS["integral"] = KINDS["signed integer"] + KINDS["unsigned integer"]
 KINDS["numeric"] = KINDS["integral"] + KINDS["real floating"] + KINDS["complex floating"]
-
-
-class FloatInfo(NamedTuple):
-    """What `finfo` tells of a dtype."""
-
-    bits: int
-    eps: float
-    max: float
-    min: float
-    smallest_normal: float
 
 
 def finfo(dtype: tf.DType) -> FloatInfo:

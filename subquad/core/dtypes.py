@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad.backend import Array
+
+
+class FloatInfo(NamedTuple):
+    """What `finfo` of the Array API standard tells of a dtype, for namespaces of libraries that tell less."""
+
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
 
 
 def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
