@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from subquad_numpy.codegen import machine
+from subquad_numpy.codegen.notice import patience
 from subquad_numpy.codegen.source import has_source
 from subquad_numpy.codegen.translate import translated
 from subquad_numpy.codegen.values import Record
@@ -63,7 +64,8 @@ def address_of(function: Callable[..., Any], name: str, kinds: Sequence[Any]) ->
     closed = [repr(x) for x in cells if isinstance(x, (bool, int, float, str, tuple, np.generic, np.dtype))]
 
     def make() -> bytes:
-        return machine.object_of(translated(function, symbol, kinds))
+        with patience():
+            return machine.object_of(translated(function, symbol, kinds))
 
     start = time.perf_counter()
     if not has_source(function):  # a package of .pyc alone: Numba reads these

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from subquad_numpy.codegen.expressions import NOTHING, OPERATIONS, Expressions
@@ -51,7 +52,8 @@ class Scope(Expressions):
         *before, last = self.source.tree.body
         self.suite(before)
         if isinstance(last, ast.Return) and not self.returns and not self.builder.block.is_terminated:
-            return NOTHING if last.value is None else self.expression(last.value)
+            with self._told(last):
+                return NOTHING if last.value is None else self.expression(last.value)
         if not self.builder.block.is_terminated:
             self.suite([last])
         if not self.returns:
@@ -67,17 +69,23 @@ class Scope(Expressions):
         self.returns.append((self.builder.block, value))
         self.builder.branch(self.exit)
 
+    @contextmanager
+    def _told(self, statement: ast.stmt) -> Iterator[None]:
+        """Add the statement to what is told of an error in it."""
+        try:
+            yield
+        except Exception as error:
+            line = ast.unparse(statement).splitlines()[0]
+            error.add_note(f"in {self.source.tree.name}, line {statement.lineno}: {line}")
+            raise
+
     def suite(self, statements: Sequence[ast.stmt]) -> None:
         """Translate statements up to the first that leaves the suite."""
         for statement in statements:
             if self.builder.block.is_terminated:
                 return
-            try:
+            with self._told(statement):
                 getattr(self, f"do_{type(statement).__name__}")(statement)
-            except Exception as error:
-                place = f"{self.source.tree.name}, line {statement.lineno}: {ast.unparse(statement).splitlines()[0]}"
-                error.add_note(f"in {place}")
-                raise
 
     # variables
 

@@ -1,7 +1,7 @@
 """Translation of a kernel, a Python function, to LLVM's language.
 
-Kernels are written in a small part of Python with the meaning that Numba gives it: integers, floats, pointers, vectors
-and tuples; loops over ranges; conditions; calls of intrinsics, and of functions marked by `inline`, `merged` or `apart`.
+Kernels are written in a small part of Python with the meaning that Numba gives it: integers, floats, pointers, vectors,
+tuples; loops over ranges; conditions; calls of intrinsics, and of functions marked by `inline`, `merged` or `apart`.
 What a kernel closes over is constant. A condition on constants is decided here, and only the branch that it takes is
 translated. Each call of an inline function is translated anew, since constants differ; this takes a tenth of a second
 for a large kernel.
