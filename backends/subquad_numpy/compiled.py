@@ -447,19 +447,19 @@ COMPILED: dict[str, Compiled] = {
 
 def as_override(compiled: Compiled) -> Override:
     """The override "numba" by which NumPy runs a compiled kernel."""
-    forward = compiled.forward
+    forward, masked = compiled.forward, "key_mask" in compiled.accepts.options
 
-    if "key_mask" in compiled.accepts.options:
+    def run(*arrays: Array | None, **static: Any) -> Any:
+        if masked:
+            arrays = (*arrays, static.pop("key_mask", None))
+        outputs, _ = forward(arrays, static)
+        return outputs if len(outputs) > 1 else outputs[0]
 
-        def run(*arrays: Array | None, key_mask: Array | None = None, **static: Any) -> Any:
-            outputs, _ = forward((*arrays, key_mask), static)
-            return outputs if len(outputs) > 1 else outputs[0]
+    def bind(arrays: Arrays, static: Static) -> Callable[..., Any] | None:
+        if not isinstance(forward, Forms):
+            return None
+        static = dict(static)
+        given = (*arrays, static.pop("key_mask", None)) if masked else arrays
+        return forward.bound(given, static, masked=masked)
 
-    else:
-
-        def run(*arrays: Array | None, **static: Any) -> Any:
-            outputs, _ = forward(arrays, static)
-            return outputs if len(outputs) > 1 else outputs[0]
-
-    bind = None if "key_mask" in compiled.accepts.options or not isinstance(forward, Forms) else forward.bound
     return Override(compiled.kernel, "numba", run, compiled.accepts, bind)

@@ -184,7 +184,7 @@ class Clustered(Method):
         array, shape (..., len(opened), r, d_v)
             The outputs, in the compute dtype.
         """
-        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
         place, _, _ = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
         q, place = call.xp.take(call.q, rows, axis=-2), call.xp.take(place, rows, axis=-1)
         own, far = with_own_keys(call), self._far(call)

@@ -577,7 +577,7 @@ def watched(backend: Backend, override: Override) -> Iterator[list[Any]]:
         calls.append(keywords)
         return override.run(*arrays, **keywords)
 
-    with overrides_replaced(backend, override.kernel, dataclasses.replace(override, run=run)):
+    with overrides_replaced(backend, override.kernel, dataclasses.replace(override, run=run, bind=None)):
         yield calls
 
 

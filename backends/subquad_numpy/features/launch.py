@@ -150,11 +150,11 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
 
 def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The output of the kernel `softmax_attention` for a small number of keys or of queries, without causality."""
-    from subquad_numpy.features.calls import SMALL_KEYS
+    from subquad_numpy.features.calls import is_by_keys
 
     q, k, v, key_mask = arrays
     xp, scale, n, n_kv = array_namespace(q), static["scale"], q.shape[-2], k.shape[-2]
-    if n_kv <= SMALL_KEYS < n:
+    if is_by_keys(n, n_kv):
         start = None
         if key_mask is not None:  # 0 · NaN is NaN
             k, v = (xp.where(key_mask[..., None], x, 0.0) for x in (k, v))

@@ -69,6 +69,7 @@ class Rows:
         W, center = operand.W, operand.center
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
+        self.is_straight = self.fix_x is self.fix_W is self.fix_center is None
         self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
 
     def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:

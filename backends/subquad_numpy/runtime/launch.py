@@ -80,11 +80,9 @@ class Run(Protocol):
         ...
 
 
-SMALL = 1 << 21  # multiply-adds of a launch, about 20 µs: below that, a second thread costs more than it saves
-
-
 def threads_for(products: int) -> int:
     """The number of threads for a launch of so many multiply-adds."""
+    from subquad_numpy.runtime.arguments import SMALL
     from subquad_numpy.runtime.threads import thread_count
 
     return 1 if products < SMALL else thread_count()
