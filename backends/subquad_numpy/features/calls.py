@@ -16,7 +16,7 @@ import numpy as np
 
 from subquad.kernels.feature_attention import feature_step
 from subquad.kernels.max_shift import finite_shift
-from subquad_numpy.features.operand import Operand, Rows, keys_of, operand_from, queries_of
+from subquad_numpy.features.operand import Operand, Rows, hide, keys_of, operand_from, queries_of
 from subquad_numpy.plain import attention
 from subquad_numpy.runtime.arguments import (
     Forms,
@@ -42,8 +42,6 @@ SMALL_KEYS, QUERIES = 512, 256  # maximum keys whose values stay in cache; maxim
 class Trace(NamedTuple):
     """What the gradient of `step` reads of the forward pass, beside inputs and outputs."""
 
-    numerator: Array  # (..., m, d_v), of the state before
-    denominator: Array  # (..., m, 1)
     level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees no key
     shifts: Array  # (..., blocks, m), the shift before each block
 
@@ -187,9 +185,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             for x, other in zip(after, state, strict=True):
                 x[...] = np.where(is_right, x, other)
         if level is not None and shifts is not None and not np.isnan(level).any():
-            if shift is None:
-                numerator, denominator = np.zeros(matrix, dtype), np.zeros(column, dtype)
-            trace = Trace(numerator, denominator, level, shifts)
+            trace = Trace(level, shifts)
         return outputs, trace
 
     is_straight = fix_v is fix_mask is None and not must_fix and rows_k.is_straight and rows_q.is_straight
@@ -204,13 +200,13 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], _mask_batch(key_mask))
     shape = *batch, n, d_v
     if is_by_keys(n, n_kv):  # a small number of keys: they are the directions of the queries
-        shown_k, shown_v, start = hide(k, v, key_mask)
+        shown_k, shown_v, start = hide(np, k, v, key_mask)
         operand = Operand(shown_k.swapaxes(-1, -2), scale)
         read = _Reading(batch, q, operand, start, shown_v, None, is_shift=False)
 
         def of_all_queries(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             q, k, v, key_mask = arrays
-            k, v, start = hide(k, v, key_mask)
+            k, v, start = hide(np, k, v, key_mask)
             out = new(shape, dtype)
             read(q, k.swapaxes(-1, -2), None, start, v, None, out, threads)
             if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
@@ -353,11 +349,3 @@ def _mask_batch(key_mask: Array | None) -> tuple[int, ...]:
 def _center_batch(weights: Sequence[Array]) -> tuple[int, ...]:
     """The common batch shape of both centers; () where there are none."""
     return np.broadcast_shapes(*(x.shape[:-2] for x in weights[2:]))
-
-
-def hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Array | None]:
-    """(keys, values, start): hidden keys and values are 0, since 0 · NaN is NaN, and `start` is added to the logits."""
-    if key_mask is None:
-        return k, v, None
-    keep = key_mask[..., None]
-    return np.where(keep, k, 0), np.where(keep, v, 0), np.where(key_mask, 0, -math.inf).astype(k.dtype)[..., None]

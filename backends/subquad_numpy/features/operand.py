@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,3 +108,12 @@ def operand_from(
         return lambda weights: (None, None)
     place = 0 if make is keys_of else 1
     return lambda weights: (weights[place], None)
+
+
+def hide(xp: ModuleType, k: Any, v: Any, key_mask: Any) -> tuple[Any, Any, Any]:
+    """(keys, values, start): hidden keys and values are 0, since 0 · NaN is NaN, and `start` is added to the logits."""
+    if key_mask is None:
+        return k, v, None
+    keep = key_mask[..., None]
+    start = xp.where(keep, xp.zeros((), dtype=k.dtype), -math.inf)
+    return xp.where(keep, k, 0.0), xp.where(keep, v, 0.0), start

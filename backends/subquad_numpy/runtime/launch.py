@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -77,6 +77,22 @@ class Run(Protocol):
 
         A library may also return `given` and repeat the whole call, with the change, where the condition held.
         """
+        ...
+
+
+class GradientRun(Run, Protocol):
+    """How a library runs the launches of a gradient.
+
+    Attributes
+    ----------
+    need : sequence of bool
+        Which arrays of the kernel want a gradient.
+    """
+
+    need: Sequence[bool]
+
+    def unless(self, condition: Array, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or the gradients of the generic form if the condition holds; None where `compute` gives None."""
         ...
 
 
