@@ -119,6 +119,12 @@ def _find(function: Any) -> Callable[..., Any]:
         return function
     if isinstance(getattr(function, "__self__", None), Method) and function.__name__ in CALLS:
         return function
+    if hasattr(function, "shape") and hasattr(function, "dtype"):
+        msg = (
+            f"explain takes the function of the call first, got an array of shape {tuple(function.shape)}, "
+            f'{function.dtype}; write explain(subquad.attention, q, k, v, "exact")'
+        )
+        raise ValueError(msg)
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
     msg = f"explain knows these functions and calls of methods, got {function!r}; {nearest(name, known)}"
     raise ValueError(msg)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from asv_benchmarks import harness
+from asv_benchmarks import harness, plain
 
 
 class Import:
@@ -73,3 +73,23 @@ class Step(harness.PerOperator):
     def time_step(self, _backend: str, _operator: str) -> None:
         """Run one step, which gives the output and the new state."""
         self.prepared.run()
+
+
+class BesidePlain:
+    """Small calls beside the same formulas in plain calls of the library."""
+
+    param_names = ("backend", "call")
+    params = (["numpy", "torch"], ["exact", "favor", "linear", "nystrom", *plain.STEPS])
+
+    def setup(self, backend: str, call: str) -> None:
+        """Make the arrays of both sides."""
+        harness.target(backend)  # which says n/a where the library cannot be used
+        if backend != "numpy" and call in plain.STEPS:
+            raise NotImplementedError
+        self.pair = plain.pairs(backend)[call]
+
+    def track_ratio(self, _backend: str, _call: str) -> float:
+        """Time of our call over that of the formula."""
+        return plain.ratio(self.pair)
+
+    track_ratio.unit = "times the formula"  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from subquad.backend import Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count, take_rows
-from subquad_jax import adapt, branches, dot_product_attention, shard_types
+from subquad_jax import adapt, branches, dot_product_attention, programs, shard_types
 from subquad_jax.batch_axes import in_forward_mode, items_behind
 from subquad_jax.reversible import reversible as reversible
 from subquad_jax.reversible import reversible_sequence as reversible_sequence
@@ -45,7 +45,7 @@ class JaxBackend(Backend):
 
     def computing(self, like: Any) -> AbstractContextManager[Any]:
         """A context of the highest precision of products, which JAX may otherwise take in bfloat16 or TF32."""
-        return adapt.PRECISE()
+        return programs.PRECISE()
 
     def conditions(self, arrays: Sequence[Any]) -> Conditions:
         """The conditions of a call: whether it is traced, and differentiated in forward mode."""

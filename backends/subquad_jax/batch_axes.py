@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 Arrays = tuple[Array | None, ...]
@@ -61,6 +62,34 @@ def with_batch_axes(function: Function, generic: Function, own_axes: Callable[[i
 
         found = jax.lax.map(item, tuple(x for x, mine in zip(arrays, batched, strict=True) if mine))
         return found, tuple(True for _ in found)
+
+    return mapped
+
+
+def gradient_with_batch_axes(function: Callable[..., Any], has_key_mask: bool) -> Callable[..., Any]:
+    """A gradient with a rule for `vmap`; its arguments (arrays, outputs, grads) have batch axes that broadcast.
+
+    Each item of the batch wants a gradient of its own, so that an array that all items share is repeated.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def mapped(arrays: Arrays, outputs: Arrays, grads: Arrays) -> Arrays:
+        return function(arrays, outputs, grads)
+
+    @mapped.def_vmap
+    def rule(size: int, batched: Any, *given: Arrays) -> tuple[Arrays, Any]:
+        def repeated(x: Array, mine: bool) -> Array:
+            return x if mine else jnp.broadcast_to(x, (size, *x.shape))
+
+        own = jax.tree.map(repeated, given, tuple(batched))
+        counts = [len(part) for part in own]
+        flat, axes = [x for part in own for x in part], [2] * sum(counts)
+        if has_key_mask:
+            axes[counts[0] - 1] = 1
+        folded = iter(_aligned(tuple(flat), [True] * len(flat), axes))
+        found = mapped(*(tuple(next(folded) for _ in range(count)) for count in counts))
+        grads = tuple(None if by is None else by.reshape(x.shape) for by, x in zip(found, own[0], strict=True))
+        return grads, jax.tree.map(lambda _: True, grads)
 
     return mapped
 

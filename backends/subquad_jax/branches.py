@@ -24,9 +24,14 @@ def where_any(condition: Any, change: Callable[..., Any], given: tuple[Any, ...]
     def kept(*given: Any) -> tuple[Any, ...]:
         return given
 
-    branches = [changed, kept]
+    return either(condition, changed, kept, given)
+
+
+def either(condition: Any, one: Callable[..., Any], other: Callable[..., Any], given: tuple[Any, ...] = ()) -> Any:
+    """`one(*given)` if the condition holds, else `other(*given)`; under `vmap`, one choice for all items."""
+    branches = [one, other]
     if shard_types.inside():  # where both branches must have one type
-        axes = shard_types.axes_of(jax.eval_shape(changed, *given)) | shard_types.axes_of(given)
+        axes = frozenset[Any]().union(*(shard_types.axes_of(jax.eval_shape(f, *given)) for f in branches))
         branches = [lambda *x, f=f: shard_types.vary(f(*x), axes) for f in branches]
     return jax.lax.cond(_anywhere(condition), *branches, *given)
 

@@ -25,7 +25,8 @@ from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.delta_scan import calls as delta_scan
 from subquad_numpy.delta_scan import launch as of_delta_scan
 from subquad_numpy.features import calls as features
-from subquad_numpy.features import gradients
+from subquad_numpy.features import gradient_launches as launches
+from subquad_numpy.features import gradient_runs as gradients
 from subquad_numpy.features import launch as of_features
 from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
@@ -120,12 +121,18 @@ class Compiled:
     launch : callable or None
         ``launch(arrays, static, run)`` returns the outputs, for a library that runs compiled code from its own
         programs. The library provides ``run(launch, operands)``: see `runtime.launch`. All else is plain Array API.
+        If the kernel `saves`, ``launch(…, save=True)`` returns more outputs, which `launch_backward` reads.
     launch_backward : callable or None
-        ``launch_backward(arrays, static, outputs, grads, run)`` returns a gradient for each array.
+        ``launch_backward(arrays, static, outputs, grads, run)`` returns a gradient for each array, or None alone, as
+        `backward`. `run` is a `GradientRun`. `grads` has None for an output of a kernel that `broadcasts` that nobody
+        differentiates, else zeros.
     unaided : frozenset of int
         Outputs without gradient, because the kernel is free to choose their value: the shift of a state.
     saves : bool
         Whether `backward` needs what a forward pass with `save` leaves beside its outputs.
+    broadcasts : bool
+        Whether all arrays and outputs have two axes of their own, a key mask one, and batch axes that broadcast. Then a
+        batch of calls is one call with one more batch axis.
     unread : frozenset of int
         What `launch_backward` does not read: places in (*arrays, *outputs).
     constant : bool
@@ -142,6 +149,7 @@ class Compiled:
     launch_backward: Callable[..., tuple[Any, ...]] | None = None
     unaided: frozenset[int] = frozenset()
     saves: bool = False
+    broadcasts: bool = False
     unread: frozenset[int] = frozenset()
     constant: bool = False
     as_stored: Callable[[int], bool] | None = None
@@ -292,6 +300,8 @@ COMPILED: dict[str, Compiled] = {
             features.summarize,
             gradients.summarize_backward,
             of_features.launch_summarize,
+            launches.launch_summarize_backward,
+            broadcasts=True,
             unaided=frozenset({0}),
         ),
         Compiled(
@@ -300,6 +310,8 @@ COMPILED: dict[str, Compiled] = {
             features.attend,
             gradients.attend_backward,
             of_features.launch_attend,
+            launches.launch_attend_backward,
+            broadcasts=True,
         ),
         Compiled(
             "feature_step",
@@ -307,6 +319,8 @@ COMPILED: dict[str, Compiled] = {
             features.step,
             gradients.step_backward,
             of_features.launch_step,
+            launches.launch_step_backward,
+            broadcasts=True,
             unaided=frozenset({1}),
             saves=True,
         ),
@@ -316,6 +330,8 @@ COMPILED: dict[str, Compiled] = {
             features.softmax,
             gradients.softmax_backward,
             of_features.launch_softmax,
+            launches.launch_softmax_backward,
+            broadcasts=True,
             saves=True,
         ),
         Compiled(
@@ -359,7 +375,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "clustered_attention",
-            Accepts(dtypes=REAL, options=frozenset({"always", "reach"}), needs=_NUMBA, also=_some_cluster),
+            Accepts(dtypes=REAL, options=frozenset({"always", "reach", "group", "expanded"}), needs=_NUMBA, also=_some_cluster),
             clustered.clustered_attention,
             launch=of_clustered.launch,
         ),
@@ -447,19 +463,19 @@ COMPILED: dict[str, Compiled] = {
 
 def as_override(compiled: Compiled) -> Override:
     """The override "numba" by which NumPy runs a compiled kernel."""
-    forward = compiled.forward
+    forward, masked = compiled.forward, "key_mask" in compiled.accepts.options
 
-    if "key_mask" in compiled.accepts.options:
+    def run(*arrays: Array | None, **static: Any) -> Any:
+        if masked:
+            arrays = (*arrays, static.pop("key_mask", None))
+        outputs, _ = forward(arrays, static)
+        return outputs if len(outputs) > 1 else outputs[0]
 
-        def run(*arrays: Array | None, key_mask: Array | None = None, **static: Any) -> Any:
-            outputs, _ = forward((*arrays, key_mask), static)
-            return outputs if len(outputs) > 1 else outputs[0]
+    def bind(arrays: Arrays, static: Static) -> Callable[..., Any] | None:
+        if not isinstance(forward, Forms):
+            return None
+        static = dict(static)
+        given = (*arrays, static.pop("key_mask", None)) if masked else arrays
+        return forward.bound(given, static, masked=masked)
 
-    else:
-
-        def run(*arrays: Array | None, **static: Any) -> Any:
-            outputs, _ = forward(arrays, static)
-            return outputs if len(outputs) > 1 else outputs[0]
-
-    bind = None if "key_mask" in compiled.accepts.options or not isinstance(forward, Forms) else forward.bound
     return Override(compiled.kernel, "numba", run, compiled.accepts, bind)

@@ -30,7 +30,9 @@ from subquad import kernels
 from subquad.backend import Accepts, Call, Like, Override
 from subquad.core.kernel import Kernel
 from subquad_numpy.compiled import Compiled
-from subquad_torch.conditions import is_batch, is_recorded, is_watched, needs_generic, not_plain
+from subquad_numpy.runtime import addresses
+from subquad_numpy.runtime.arguments import Forms
+from subquad_torch.conditions import PLAIN, is_batch, is_recorded, is_watched, needs_generic, not_plain
 from subquad_torch.openmp import threads
 
 Arrays = Sequence[Tensor | None]
@@ -80,6 +82,8 @@ class Native:
     constant: bool = False
 
 
+addresses.KNOWN |= dict.fromkeys(PLAIN, Tensor.data_ptr)
+
 _natives: dict[tuple[str, bool], Native] = {}  # by the name of the kernel, and whether the tensors are on CUDA
 
 
@@ -108,7 +112,8 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
         compiled.constant,
     )
     accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=_first_of(compiled.accepts.also, also))
-    return override(native, "numba", accepts, widened=True, as_stored=compiled.as_stored)
+    made = override(native, "numba", accepts, widened=True, as_stored=compiled.as_stored)
+    return replace(made, bind=partial(_bind, compiled, made.run))
 
 
 def override(
@@ -446,6 +451,43 @@ def _forward_on_host(
     given = [memory_of(x) for x in arrays]
     outputs, left = compiled.forward(given, static, new=new, save=save, threads=threads())
     return tuple([made[id(x)][1] if id(x) in made else _tensor(x, given) for x in outputs]), left
+
+
+def _bind(
+    compiled: Compiled, general: Callable[..., Any], arrays: Arrays, keywords: Static
+) -> Callable[..., Any] | None:
+    """`Override.bind` of a compiled kernel: what reads contiguous tensors of this form by their addresses, or None."""
+    forward, static, masked = compiled.forward, dict(keywords), "key_mask" in compiled.accepts.options
+    given = (*arrays, static.pop("key_mask", None)) if masked else arrays
+    like = given[0]
+    if not isinstance(forward, Forms) or like is None or like.device.type != "cpu" or not _are_plain(given):
+        return None
+    planned = forward.planned([memory_of(x) for x in given], static, save=False)
+    if not getattr(planned, "is_straight", False):
+        return None
+
+    def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
+        given = (*arrays, key_mask) if masked else arrays
+        if _are_plain(given):
+            new_empty = arrays[0].new_empty
+            found = planned(given, lambda shape, dtype: new_empty(shape, dtype=DTYPES[dtype]), threads())
+            if found is not None:
+                outputs = found[0]
+                return outputs if len(outputs) > 1 else outputs[0]
+        if masked:
+            keywords["key_mask"] = key_mask
+        return general(*arrays, **keywords)
+
+    return run
+
+
+def _are_plain(arrays: Arrays) -> bool:
+    """Whether tensors are contiguous, memory holds their numbers, and autograd does not record them."""
+    records = torch.is_grad_enabled()
+    for x in arrays:
+        if x is not None and (not x.is_contiguous() or x.is_neg() or x.is_conj() or (records and x.requires_grad)):
+            return False
+    return True
 
 
 def _backward_on_host(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from subquad.backend import Accepts, Call, Override
 from subquad.kernels import softmax_attention
 from subquad.kernels.visibility import CAUSAL, Visibility
 from subquad_torch.adapt import differentiate_generic
-from subquad_torch.conditions import holds, is_eager, needs_generic, transforms
+from subquad_torch.conditions import holds, is_eager, is_recorded, needs_generic, transforms
 
 # Maximum entries of a mask over queries × keys, which is an array: with more, the blocked form is better.
 MASK_ENTRIES = 2**24
@@ -102,6 +103,25 @@ def attend(
     return out if poison is None else torch.where(poison, torch.nan, out)
 
 
+def _bind(arrays: Sequence[Any], keywords: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """`Override.bind`: for calls whose tensors the fused attention takes as they are, whatever their values."""
+    (q, k, v), scale = arrays, keywords["scale"]
+    on_cpu, n_kv = q.device.type == "cpu", k.shape[-2]
+    if (keywords.get("visible"), keywords.get("key_mask")) != (None, None) or scale <= 0 or is_recorded(arrays):
+        return None
+    if q.ndim != 4 or not q.shape[:2] == k.shape[:2] == v.shape[:2] or q.shape[-1] != v.shape[-1]:
+        return None
+    if on_cpu and n_kv < VECTOR:
+        return None
+
+    def run(q: Tensor, k: Tensor, v: Tensor, **keywords: Any) -> Tensor:
+        if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():
+            return scaled_dot_product_attention(q, k, v, scale=scale)
+        return attend(q, k, v, **keywords)
+
+    return run
+
+
 def _padded(x: Tensor, width: int) -> Tensor:
     """x with zeros up to `width` columns, and rows whose numbers lie side by side."""
     if x.shape[-1] < width:
@@ -170,4 +190,5 @@ OVERRIDE = Override(
         under=frozenset({"tracing", "transformed", "recorded", "watched"}),
         also=declines,
     ),
+    _bind,
 )

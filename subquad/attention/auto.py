@@ -159,7 +159,7 @@ class Auto(Method):
             As `subquad.attention`; ValueError also for arrays whose values cannot be read, or if no method keeps within
             `max_bytes` or `max_time`.
         """
-        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
         with call.computing():
             chosen = self._choose(call).chosen
         heads = call.arrangement.heads

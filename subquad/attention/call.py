@@ -6,17 +6,19 @@ Arrangements are found once for each signature and remembered.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
-from subquad.backend import Array, Backend
+from subquad.backend import PLAIN, Array, Backend
+from subquad.core.beside import namespace_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
 from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
-from subquad.core.kernel import signature_of
+from subquad.core.kernel import Kernel, signature_of
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch, check_mask_axes
 from subquad.core.states import State, StateSpec
@@ -26,9 +28,9 @@ ArrayOptions = Mapping[str, Array]
 KEPT: dict[Any, Arrangement] = {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrangement:
-    """All that follows from the shapes and dtypes of a call."""
+    """All that follows from the method, and from the shapes and dtypes of a call."""
 
     xp: ModuleType
     backend: Backend
@@ -37,6 +39,8 @@ class Arrangement:
     out_dtype: Any
     out_shape: tuple[int, ...] | None  # with grouped heads folded; None if it is not known
     as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
+    owner: Callable[[], Any] = lambda: None  # a weak reference to the method, if the arrangement is remembered
+    made: dict[str, Any] = field(default_factory=dict)  # of `AttentionCall.made_of`; empty once the method is gone
 
 
 class AttentionCall:
@@ -54,7 +58,8 @@ class AttentionCall:
     k: Array
     v: Array
     restrictions: Any  # `attention.restrictions.Restrictions`
-    __slots__ = ("arrangement", "causal", "k", "key_mask", "options", "q", "restrictions", "state", "v")
+    is_whole: bool  # the arrays are those of the caller, so that what is remembered of the arrangement holds for them
+    __slots__ = ("arrangement", "causal", "is_whole", "k", "key_mask", "options", "q", "restrictions", "state", "v")
 
     def __init__(
         self,
@@ -67,7 +72,45 @@ class AttentionCall:
     ) -> None:
         self.arrangement, self.key_mask, self.state = arrangement, key_mask, state
         self.q, self.k, self.v = rows.get("q"), rows.get("k"), rows.get("v")
-        self.causal, self.options, self.restrictions = causal, options, None
+        self.causal, self.options, self.restrictions, self.is_whole = causal, options, None, False
+
+    def run(
+        self, method: Any, kernel: Kernel, *arrays: Array | None, implementation: str = "auto", **keywords: Any
+    ) -> Any:
+        """The outputs of a kernel that `method` calls once, for arrays whose shapes and dtypes follow from the call.
+
+        In a remembered call of this method, the implementation is remembered with it.
+        """
+        if self.is_whole and self.arrangement.owner() is method:
+            return kernel.call_in(self.arrangement, None, arrays, implementation, keywords)
+        return kernel(*arrays, implementation=implementation, **keywords)
+
+    def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
+        """What `make()` makes of the numbers of an option that is an array; with None, of the call's signature alone.
+
+        In a remembered call of `method` it is made again only if the option is not what it was, number by number.
+        """
+        if not self.is_whole or self.arrangement.owner() is not method:
+            return make()
+        kept = self.arrangement.made
+        found = kept.get(name)
+        if option is None:
+            if found is None:
+                found = kept[name] = None, make()
+            return found[1]
+        xp = namespace_of(option)
+        backend = backend_of(xp)
+        if found is not None:
+            before = found[0]
+            # an array may have been changed in place
+            self.is_whole = option.shape == before.shape and option.dtype == before.dtype
+        if backend.conditions([option]) != PLAIN or not backend.is_concrete(option):
+            self.is_whole = False  # other implementations may be chosen
+        if not self.is_whole:
+            return make()
+        if found is None or not bool(xp.all(option == found[0])):
+            found = kept[name] = xp.asarray(option, copy=True), make()
+        return found[1]
 
     def restricted(self, restrictions: Any) -> AttentionCall:
         """The call with these restrictions."""
@@ -180,19 +223,22 @@ def enter(
     causal: bool = False,
     scale: float | None = None,
     array_options: Callable[[ModuleType, Array], ArrayOptions] | None = None,
+    owner: Any = None,
 ) -> AttentionCall:
     """Check the arguments of a call and return them arranged, as an `AttentionCall`.
 
     `rows` has those of "q", "k" and "v" that this kind of call takes. `array_options(xp, like)` returns the method's
     options that are arrays (..., rows, d), checked; None if the method has none, and only then can the arrangement be
-    remembered.
+    remembered, for the method `owner`.
     """
     key = None
     if array_options is None:
-        key = _key(spec, rows, key_mask, state, causal, scale)
+        key = _key(owner, spec, rows, key_mask, state, causal, scale)
         arrangement = None if key is None else KEPT.get(key)
-        if arrangement is not None and arrangement.as_given:
-            return AttentionCall(arrangement, rows, key_mask, state, causal, {})
+        if arrangement is not None and arrangement.as_given and arrangement.owner() is owner:
+            call = AttentionCall(arrangement, rows, key_mask, state, causal, {})
+            call.is_whole = True
+            return call
     held = {} if state is None or spec is None else spec.check("state", state)
     xp = check_rows({"key_mask": key_mask, **held}, **rows)
     check_floating(xp, **held)
@@ -223,11 +269,13 @@ def enter(
         values = call.v if state is None or call.v is not None else state.get("numerator")
         if call.q is not None and values is not None:
             arrangement = replace(arrangement, out_shape=(*batch, call.q.shape[-2], values.shape[-1]))
-        KEPT[key] = arrangement
+        made = arrangement.made
+        KEPT[key] = replace(arrangement, owner=weakref.ref(owner, lambda _: made.clear()))
     return call
 
 
 def _key(
+    owner: Any,
     spec: StateSpec | None,
     rows: Mapping[str, Any],
     key_mask: Array | None,
@@ -236,16 +284,16 @@ def _key(
     scale: Any,
 ) -> Any:
     """The key under which an arrangement is remembered; None if it must be found anew at every call."""
-    if (causal is not True and causal is not False) or (scale is not None and scale.__class__ is not float):
+    if owner is None or causal.__class__ is not bool or (scale is not None and scale.__class__ is not float):
         return None
     arrays = (*rows.values(), key_mask)
     if state is None:
         signature, names = signature_of(arrays), None
     elif state.__class__ is dict:
-        signature, names = signature_of((*arrays, *state.values())), (id(spec), *state)
+        signature, names = signature_of((*arrays, *state.values())), (*state,)
     else:
         return None
-    return None if signature is None else (signature, *rows, causal, scale, names)
+    return None if signature is None else (signature, id(owner), id(spec), *rows, causal, scale, names)
 
 
 def _find_heads(

@@ -3,7 +3,7 @@
     out = softmax over [ s q·k of near keys and of keys of opened clusters;  w of the other clusters ] · [ v;  v̄ ]
 
 Clusters are made by content, so that a row finds the keys that matter to it wherever they lie. O(n² / cluster_size)
-time with a small constant, O(n) memory.
+time with a small constant, O(n) memory. In long sequences, far clusters are read in groups, by one centroid for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
 from subquad.attention.clustered_stream import CLUSTERED_STATE, attend, merge, step, summarize
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, seen_keys, summarize_clusters
+from subquad.attention.key_clusters import (
+    KeyClusters,
+    counts_of,
+    find_order,
+    seen_keys,
+    summarize_clusters,
+    with_groups,
+)
 from subquad.attention.method import Merging, Method
 from subquad.attention.query_metric import (
     counted_rows,
@@ -41,6 +48,7 @@ from subquad.registry import register
 
 SCRATCH = 2**24  # bytes of the scratch of compiled kernels, at most
 ROWS = 256  # rows of a part are a multiple of this number, which is one of blocks and of tasks of compiled kernels
+GROUPS = 4  # groups of clusters of a chunk: two splits of its tree
 PART = 2**20  # numbers of the output over near keys that are held at once
 
 
@@ -74,6 +82,9 @@ class Clustered(Method):
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
+    expanded : int, default 64
+        Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one centroid
+        each. A group is a quarter of the clusters of a chunk, also in calls that are not causal.
     seed : int, default 0
         Seed of the random directions by which the row farthest from the mean of a set is found.
     implementation : str, default "auto"
@@ -127,11 +138,13 @@ class Clustered(Method):
     chunk: int = 256
     sinks: int = 4
     window: int = 8
+    expanded: int = 64
     seed: int = 0
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("sinks", 0), ("window", 0)):
+        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("sinks", 0), ("window", 0),
+                            ("expanded", 0)):
             check_count(name, getattr(self, name), least=least)
         check_seed(self.seed)
         if self.sinks > self.chunk:
@@ -184,7 +197,7 @@ class Clustered(Method):
         array, shape (..., len(opened), r, d_v)
             The outputs, in the compute dtype.
         """
-        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
         place, _, _ = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
         q, place = call.xp.take(call.q, rows, axis=-2), call.xp.take(place, rows, axis=-1)
         own, far = with_own_keys(call), self._far(call)
@@ -295,6 +308,15 @@ class Clustered(Method):
         start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
         return self.read_keys(call, q, start, place + 1, blocks)
 
+    @property
+    def group(self) -> int:
+        """How many clusters a group has."""
+        return max(self.clusters_of_chunk // GROUPS, 1)
+
+    def grouped(self, xp: ModuleType, found: KeyClusters) -> KeyClusters:
+        """The clusters with the summaries of their groups."""
+        return with_groups(xp, found, self.group, self.clusters_of_sinks)
+
     def clusters_before(self, xp: ModuleType, chunks: Array) -> Array:
         """How many clusters the first chunks of a sequence have, with those of the sinks."""
         return xp.where(chunks > 0, chunks * self.clusters_of_chunk + self.clusters_of_sinks, 0)
@@ -307,10 +329,15 @@ class Clustered(Method):
         order, place, cluster_of = of_rows
         clusters = found.counts.shape[-1]
         always = min(self.clusters_of_sinks, clusters)
+        # where a row expands all groups, or a group is a cluster, there are none
+        has_groups = self.group > 1 and max(clusters - always, 0) // self.group > self.expanded
+        groups = self.grouped(call.xp, found).groups if has_groups else None
         return clustered_attention(
-            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts, stop, place,
-            cluster_of, *near, scale=call.scale, opened=min(self.opened, clusters - always), always=always,
-            reach=0 if order is None else self.window, implementation=self.implementation,
+            q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts,
+            *(groups or (None, None, None)), stop, place, cluster_of, *near, scale=call.scale,
+            opened=min(self.opened, clusters - always), always=always, reach=0 if order is None else self.window,
+            group=self.group if groups else 1, expanded=self.expanded if groups else 0,
+            implementation=self.implementation,
         )  # fmt: skip
 
     def read_keys(

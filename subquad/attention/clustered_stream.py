@@ -38,6 +38,9 @@ CLUSTERED_STATE = StateSpec(
         "spread": ("clusters", "d"),
         "mean_values": ("clusters", "d_v"),
         "counts": ("clusters", 1),
+        "group_means": ("groups", "d"),
+        "group_spread": ("groups", "d"),
+        "group_values": ("groups", "d_v"),
         "keys": ("open", "d"),  # of the chunk that is not full
         "values": ("open", "d_v"),
         "visible": ("open", 1),
@@ -45,7 +48,7 @@ CLUSTERED_STATE = StateSpec(
         "metric": ("d", "d"),  # of the last chunk that is full
     },
     None,  # `merge` needs the options of the method
-    frozenset({"clusters", "clusters · d", "clusters · cluster_size", "open"}),
+    frozenset({"clusters", "clusters · d", "clusters · cluster_size", "groups", "open"}),
 )
 
 
@@ -58,7 +61,8 @@ def summarize(method: Clustered, call: AttentionCall) -> State:
     state |= {"moment": xp.broadcast_to(moment, state["moment"].shape), "metric": metric}
     if call.k.shape[-2] == 0:
         return state
-    return state | _fields_of(xp, method.close_keys(xp, own.k, own.v, seen_keys(own), metric, begins=True))
+    found = method.close_keys(xp, own.k, own.v, seen_keys(own), metric, begins=True)
+    return state | _fields_of(xp, method.grouped(xp, found))
 
 
 def merge(method: Clustered, xp: ModuleType, left: State, right: State) -> State:
@@ -74,7 +78,7 @@ def merge(method: Clustered, xp: ModuleType, left: State, right: State) -> State
     found = _joined(xp, closed, _clusters_of(xp, right))
     still_open = {name: right[name] for name in ("keys", "values", "visible")}
     metric = query_metric(xp, pooled(xp, moment, found.means))
-    return _fields_of(xp, found) | still_open | {"moment": moment, "metric": metric}
+    return _fields_of(xp, method.grouped(xp, found)) | still_open | {"moment": moment, "metric": metric}
 
 
 def attend(method: Clustered, call: AttentionCall) -> Array:
@@ -116,7 +120,7 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
             metrics.append(xp.broadcast_to(metric, (*own.k.shape[:-2], *metric.shape[-2:])))
     if chunks:
         filled = method.close_chunks(own, xp.stack(metrics, axis=-3), begins=clusters == 0)
-        found = filled if clusters == 0 else _joined(xp, found, filled)
+        found = method.grouped(xp, filled if clusters == 0 else _joined(xp, found, filled))
     seen = (
         method.clusters_before(xp, place // chunk)
         if clusters == 0
@@ -150,6 +154,9 @@ def _empty(call: AttentionCall, size: int) -> State:
         "spread": zeros(*batch, 0, d),
         "mean_values": zeros(*of_values, 0, d_v),
         "counts": zeros(*batch, 0, 1),
+        "group_means": zeros(*batch, 0, d),
+        "group_spread": zeros(*batch, 0, d),
+        "group_values": zeros(*of_values, 0, d_v),
         "keys": zeros(*batch, 0, d),
         "values": zeros(*of_values, 0, d_v),
         "visible": zeros(*batch, 0, 1),
@@ -161,8 +168,9 @@ def _empty(call: AttentionCall, size: int) -> State:
 def _check_sizes(method: Clustered, d: int, d_v: int, state: Mapping[str, Array]) -> tuple[int, int]:
     """(how many keys the open chunk has, how many clusters there are); ValueError for a state of other options."""
     held, clusters, size = state["keys"].shape[-2], state["means"].shape[-2], method.cluster_size
+    grouped = max(clusters - method.clusters_of_sinks, 0) // method.group if method.group > 1 else 0
     CLUSTERED_STATE.check_sizes(
-        "state", state,
+        "state", state, groups=grouped,
         **{"clusters · d": clusters * d, "clusters · cluster_size": clusters * size, "cluster_size": size,
            "clusters": clusters, "open": held, "d": d, "d_v": d_v},
     )  # fmt: skip
@@ -176,11 +184,19 @@ def _clusters_of(xp: ModuleType, state: Mapping[str, Array]) -> KeyClusters:
     """The clusters that a state holds."""
     counts = xp.astype(state["counts"][..., 0], xp.int32)
     return KeyClusters(
-        state["columns"], state["members"], None, counts, state["means"], state["spread"], state["mean_values"]
-    )
+        state["columns"], state["members"], None, counts, state["means"], state["spread"], state["mean_values"],
+        (state["group_means"], state["group_spread"], state["group_values"]),
+    )  # fmt: skip
 
 
 def _fields_of(xp: ModuleType, found: KeyClusters) -> State:
+    """The fields of a state that hold clusters, with their groups."""
+    assert found.groups is not None
+    names = ("group_means", "group_spread", "group_values")
+    return _members_of(xp, found) | dict(zip(names, found.groups, strict=True))
+
+
+def _members_of(xp: ModuleType, found: KeyClusters) -> State:
     """The fields of a state that hold clusters."""
     counts = xp.astype(found.counts, found.means.dtype)[..., None]
     return {"columns": found.k, "members": found.v, "means": found.means, "spread": found.spread,
@@ -188,6 +204,13 @@ def _fields_of(xp: ModuleType, found: KeyClusters) -> State:
 
 
 def _joined(xp: ModuleType, one: KeyClusters, other: KeyClusters) -> KeyClusters:
-    """The clusters of both."""
-    first, second = (_fields_of(xp, x) for x in (one, other))
-    return _clusters_of(xp, {name: join_rows(xp, first[name], second[name]) for name in first})
+    """The clusters of both, with the groups of the first."""
+    first, second = _members_of(xp, one), _members_of(xp, other)
+    both = {name: join_rows(xp, first[name], second[name]) for name in first}
+    groups = one.groups
+    if groups is not None:
+        of = (both["means"], both["means"], both["mean_values"])
+        groups = tuple(xp.broadcast_to(x, (*y.shape[:-2], *x.shape[-2:])) for x, y in zip(groups, of, strict=True))
+    counts = xp.astype(both.pop("counts")[..., 0], xp.int32)
+    k, v, means, spread, mean_values = both.values()
+    return KeyClusters(k, v, None, counts, means, spread, mean_values, groups)

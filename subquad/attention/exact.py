@@ -57,15 +57,11 @@ class Exact(Method):
 
     def _evaluate(self, call: AttentionCall) -> Array:
         is_last = call.arrangement.backend.holds(call.q.shape[-2] == 1)  # one query stands at the end and sees all keys
-        return softmax_attention(
-            call.q,
-            call.k,
-            call.v,
-            scale=call.scale,
-            visible=CAUSAL if call.causal and not is_last else None,
-            key_mask=call.key_mask,
+        return call.run(
+            self, softmax_attention, call.q, call.k, call.v, scale=call.scale,
+            visible=CAUSAL if call.causal and not is_last else None, key_mask=call.key_mask,
             implementation=self.implementation,
-        )
+        )  # fmt: skip
 
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         heads, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.k.shape[-2:], call.v.shape[-1]

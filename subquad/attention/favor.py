@@ -247,11 +247,14 @@ class Favor(FeatureMethod):
         center = self._center(call)
         scale, like = call.scale, call.like
         twice = self.features == "hyperbolic"
-        if self.omega is None:
-            W_k, W_q = self._drawn(call.xp, like, scale, twice=twice)
-        else:
-            omega = self._given_omega(call.xp, like)
-            W_k, W_q = _weights(call.xp, call.xp.matrix_transpose(omega), scale, twice)
+        drawn = self.omega is None
+
+        def directions_of_call() -> tuple[Array, Array]:
+            if drawn:
+                return self._drawn(call.xp, like, scale, twice=twice)
+            return _weights(call.xp, call.xp.matrix_transpose(self._given_omega(call.xp, like)), scale, twice)
+
+        W_k, W_q = call.made_of(self, "directions", self.omega, directions_of_call)
         return self._feature_map(scale), (W_k, W_q, *center)
 
     def _drawn(self, xp: ModuleType, like: Array, scale: float, *, twice: bool = False) -> tuple[Array, Array]:

@@ -39,35 +39,40 @@ class FeatureMethod(Method):
         phi, weights = self._map(call)
         q, k, v, key_mask = call.q, call.k, call.v, call.key_mask
         if not call.causal:
-            state = feature_summarize(k, v, *NO_KEYS, *weights, phi=phi, key_mask=key_mask)
-            return feature_attend(q, *state, *weights, phi=phi)
+            state = call.run(self, feature_summarize, k, v, *NO_KEYS, *weights, phi=phi, key_mask=key_mask)
+            return call.run(self, feature_attend, q, *state, *weights, phi=phi)
         ahead, early = alignment(q.shape[-2], k.shape[-2])
         state = NO_KEYS
         if ahead:  # keys before the place of the first query: every row sees them
-            head = None if key_mask is None else key_mask[..., :ahead]
-            state = feature_summarize(k[..., :ahead, :], v[..., :ahead, :], *NO_KEYS, *weights, phi=phi, key_mask=head)
+            mask = None if key_mask is None else key_mask[..., :ahead]
+            head = k[..., :ahead, :], v[..., :ahead, :]
+            state = call.run(self, feature_summarize, *head, *NO_KEYS, *weights, phi=phi, key_mask=mask)
             k, v = k[..., ahead:, :], v[..., ahead:, :]
             key_mask = None if key_mask is None else key_mask[..., ahead:]
         if early:  # queries before the place of the first key see nothing: their output is 0
             q = q[..., early:, :]
-        out, *_ = feature_step(q, k, v, *state, *weights, phi=phi, key_mask=key_mask)
+        out, *_ = call.run(self, feature_step, q, k, v, *state, *weights, phi=phi, key_mask=key_mask)
         return before_first_key(call.xp, out, early)
 
     def _summarize(self, call: AttentionCall) -> State:
         call = self._prepare(call)
         phi, weights = self._map(call)
-        return _named(feature_summarize(call.k, call.v, *NO_KEYS, *weights, phi=phi, key_mask=call.key_mask))
+        return _named(
+            call.run(self, feature_summarize, call.k, call.v, *NO_KEYS, *weights, phi=phi, key_mask=call.key_mask)
+        )
 
     def _attend(self, call: AttentionCall) -> Array:
         call = self._prepare(call)
         phi, weights = self._map(call)
-        return feature_attend(call.q, *self._state(call, phi, weights), *weights, phi=phi)
+        return call.run(self, feature_attend, call.q, *self._state(call, phi, weights), *weights, phi=phi)
 
     def _step(self, call: AttentionCall) -> tuple[Array, State]:
         call = self._prepare(call)
         phi, weights = self._map(call)
         state = NO_KEYS if call.state is None else self._state(call, phi, weights)
-        out, *after = feature_step(call.q, call.k, call.v, *state, *weights, phi=phi, key_mask=call.key_mask)
+        out, *after = call.run(
+            self, feature_step, call.q, call.k, call.v, *state, *weights, phi=phi, key_mask=call.key_mask
+        )
         return out, _named(after)
 
     def _state(self, call: AttentionCall, phi: FeatureMap, weights: tuple[Array, ...]) -> tuple[Array, ...]:

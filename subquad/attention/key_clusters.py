@@ -28,6 +28,34 @@ class KeyClusters(NamedTuple):
     means: Array  # (..., C, d)
     spread: Array  # (..., C, d): variance of each channel
     mean_values: Array  # (..., C, d_v)
+    groups: tuple[Array, Array, Array] | None = None  # means, spread and mean values of groups of clusters
+
+
+def with_groups(xp: ModuleType, found: KeyClusters, group: int, first: int) -> KeyClusters:
+    """The clusters, and the summaries of all groups of `group` of them, one after the other, from `first` on.
+
+    Groups that there are already stay as they are. There are none of one cluster.
+    """
+    have = 0 if found.groups is None else found.groups[0].shape[-2]
+    count = max(found.means.shape[-2] - first, 0) // group if group > 1 else 0
+    if found.groups is not None and have == count:
+        return found
+    own = slice(first + have * group, first + count * group)
+
+    def split(x: Array) -> Array:
+        return xp.reshape(x, (*x.shape[:-2], count - have, group, x.shape[-1]))
+
+    keys = xp.astype(found.counts[..., own, None], found.means.dtype)
+    share = split(keys)
+    total = xp.sum(share, axis=-2, keepdims=True)
+    share = share / xp.where(total > 0, total, 1.0)
+    means, spread, values = (split(x[..., own, :]) for x in (found.means, found.spread, found.mean_values))
+    middle = xp.sum(share * means, axis=-2, keepdims=True)
+    spread = xp.sum(share * (spread + (means - middle) ** 2), axis=-2)
+    more = middle[..., 0, :], spread, xp.sum(share * values, axis=-2)
+    if found.groups is not None:
+        more = tuple(xp.concat([x, y], axis=-2) for x, y in zip(found.groups, more, strict=True))
+    return found._replace(groups=more)
 
 
 def find_order(

@@ -113,6 +113,7 @@ class Method:
             causal=causal,
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays() else None,
+            owner=self,
         )
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
@@ -156,6 +157,7 @@ class Method:
             key_mask=key_mask,
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
+            owner=self,
         )
         with call.computing():
             return call.leave_state(self._summarize(call))
@@ -236,6 +238,7 @@ class Method:
             state=_given(state),
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
+            owner=self,
         )
         with call.computing():
             return call.leave(self._attend(call))
@@ -290,6 +293,7 @@ class Method:
             causal=True,
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
+            owner=self,
         )
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from subquad.backend import Array, Backend, Call, Like, Override
+from subquad.backend import NO_CONTEXT, Array, Backend, Call, Like, Override
 from subquad.core import loading
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.loading import backend_of, library_of
@@ -43,6 +43,16 @@ class Choice:
     kernel: str
     implementation: str
     declined: tuple[tuple[str, str], ...] = ()
+
+
+class _Chosen(NamedTuple):
+    """The implementation of a call: its name and function, its override if it is one, and who declined."""
+
+    name: str
+    run: Callable[..., Any]
+    override: Override | None
+    declined: list[tuple[str, list[str]]]  # (override, reasons)
+    xp: ModuleType  # namespace of the arrays
 
 
 class _Listener(threading.local):
@@ -126,7 +136,7 @@ class Kernel:
         free to choose, held constant at its value in `outputs`. Backends differentiate `pinned` in place of `generic`
         if an override chose the shift.
     chosen : dict
-        The functions chosen for calls so far, by signature and keywords.
+        The functions chosen for calls so far, by signature or form, and keywords.
     """
 
     def __init__(
@@ -148,62 +158,61 @@ class Kernel:
 
     def __call__(self, *arrays: Array | None, implementation: str = "auto", **keywords: Any) -> Any:
         """The outputs of the implementation that is chosen for this call."""
-        key = None
         signature = signature_of((*arrays, keywords.get("key_mask")))
-        if signature is not None:
-            key = self._key(signature, implementation, keywords)
-            run = self.chosen.get(key)
-            if run is not None and _listener.choices is None:
-                return run(*arrays, **keywords)
-        name, run, declined, xp = self._choose(arrays, implementation, keywords)
-        if _listener.choices is not None:
-            reasons = tuple((other, "; ".join(why)) for other, why in declined)
-            _listener.choices.append(Choice(self.name, name, reasons))
-            return self._zeros(xp, arrays, keywords)
-        if key is not None:
-            if len(self.chosen) >= MAX_KEPT:
-                self.chosen.clear()
-            self.chosen[key] = run
-        return run(*arrays, **keywords)
+        if signature is None and _listener.choices is None:
+            return self._choose(arrays, implementation, keywords).run(*arrays, **keywords)
+        return self.call_in(signature, None, arrays, implementation, keywords)
 
     def call_in(
-        self, form: Hashable, computing: Computing, arrays: Sequence[Array | None], implementation: str,
+        self, form: Hashable, computing: Computing | None, arrays: Sequence[Array | None], implementation: str,
         keywords: Mapping[str, Any],
     ) -> Any:  # fmt: skip
         """The outputs for arrays whose signature follows from `form` and the keywords, under which the choice is kept.
 
-        They are computed within ``computing(arrays[0])``; what an override has bound to such arrays needs no context.
+        They are computed within ``computing(arrays[0])``, if that is given; what an override has bound to such arrays
+        needs no context.
         """
-        key = (form, implementation, *keywords.items())
+        if "key_mask" in keywords:  # an array: the form tells of it
+            key: Any = (form, implementation, *[item for item in keywords.items() if item[0] != "key_mask"])
+        else:
+            key = (form, implementation, *keywords.items())
         try:
             run = self.chosen.get(key)
         except TypeError:  # such as a list given as `implementation`: `_choose` raises for it
-            run = None
+            run, form = None, None
         if run is not None and _listener.choices is None:
             return run(*arrays, **keywords)
-        with computing(arrays[0]):
-            made = self(*arrays, implementation=implementation, **keywords)
-        if _listener.choices is None:
+        within = NO_CONTEXT if computing is None else computing(arrays[0])
+        with within:
+            chosen = self._choose(arrays, implementation, keywords)
+            if _listener.choices is not None:
+                reasons = tuple((other, "; ".join(why)) for other, why in chosen.declined)
+                _listener.choices.append(Choice(self.name, chosen.name, reasons))
+                return self._zeros(chosen.xp, arrays, keywords)
+            made = chosen.run(*arrays, **keywords)
+        if form is not None:
+            bound = self._bound(chosen, computing, arrays, keywords)
             if len(self.chosen) >= MAX_KEPT:
                 self.chosen.clear()
-            self.chosen[key] = self._bound(computing, arrays, implementation, keywords)
+            self.chosen[key] = bound
         return made
 
     def _bound(
-        self, computing: Computing, arrays: Sequence[Array | None], implementation: str, keywords: Mapping[str, Any]
+        self, chosen: _Chosen, computing: Computing | None, arrays: Sequence[Array | None], keywords: Mapping[str, Any]
     ) -> Callable[..., Any]:
-        """The function for calls of these arrays' signature, as an override binds it, or in the context."""
-        name, run, _, xp = self._choose(tuple(arrays), implementation, keywords)
-        for override in backend_of(xp).overrides:
-            if (override.kernel, override.name) == (self.name, name) and override.bind is not None:
-                known = {x: y for x, y in keywords.items() if x not in self.options or x in override.accepts.options}
-                bound = override.bind(arrays, known)
-                if bound is not None:
-                    return bound
+        """The function for calls of these arrays' signature: as the override binds it, or as it is, in the context."""
+        override = chosen.override
+        if override is not None and override.bind is not None:
+            known = {x: y for x, y in keywords.items() if x not in self.options or x in override.accepts.options}
+            bound = override.bind(arrays, known)
+            if bound is not None:
+                return bound
+        if computing is None:
+            return chosen.run
 
         def run_within(*arrays: Array | None, **keywords: Any) -> Any:
             with computing(arrays[0]):
-                return run(*arrays, **keywords)
+                return chosen.run(*arrays, **keywords)
 
         return run_within
 
@@ -211,21 +220,8 @@ class Kernel:
         """Drop all remembered choices; to be called when overrides have changed."""
         self.chosen.clear()
 
-    def _key(self, signature: Any, implementation: str, keywords: Mapping[str, Any]) -> Any:
-        """The key under which a choice is remembered; None if a keyword cannot be hashed."""
-        if "key_mask" in keywords:  # the signature of the arrays includes the mask
-            keywords = {**keywords, "key_mask": None}
-        key = (implementation, signature, *keywords.items())
-        try:
-            hash(key)
-        except TypeError:  # such as a list given as `implementation`: `_choose` raises for it
-            return None
-        return key
-
-    def _choose(
-        self, arrays: tuple[Array | None, ...], implementation: str, keywords: Mapping[str, Any]
-    ) -> tuple[str, Callable[..., Any], list[tuple[str, list[str]]], ModuleType]:
-        """(name of the implementation, its function, [(override that declined, reasons)], namespace of the arrays)."""
+    def _choose(self, arrays: Sequence[Array | None], implementation: str, keywords: Mapping[str, Any]) -> _Chosen:
+        """The implementation of a call."""
         xp = namespace_of(arrays[0])
         backend = backend_of(xp)
         overrides = [override for override in backend.overrides if override.kernel == self.name]
@@ -242,10 +238,10 @@ class Kernel:
                 continue
             if call is None:
                 conditions = backend.conditions([x for x in (*arrays, key_mask) if x is not None])
-                call = Call(self.name, arrays, key_mask, static, conditions)
+                call = Call(self.name, tuple(arrays), key_mask, static, conditions)
             reasons = override.accepts.why_not(call, backend, self.options)
             if not reasons:
-                return override.name, self._runner(override), declined, xp
+                return _Chosen(override.name, self._runner(override), override, declined, xp)
             declined.append((override.name, reasons))
             if implementation == override.name:
                 msg = (
@@ -253,7 +249,7 @@ class Kernel:
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
-        return "generic", self.generic, declined, xp
+        return _Chosen("generic", self.generic, None, declined, xp)
 
     def _runner(self, override: Override) -> Callable[..., Any]:
         """The function of an override, wrapped to drop the optional keywords that the override does not list."""
@@ -266,7 +262,7 @@ class Kernel:
 
         return run
 
-    def _zeros(self, xp: ModuleType, arrays: tuple[Array | None, ...], keywords: Mapping[str, Any]) -> Any:
+    def _zeros(self, xp: ModuleType, arrays: Sequence[Array | None], keywords: Mapping[str, Any]) -> Any:
         """Zeros of the declared shapes and dtypes, on the device of the first array: one array, or a tuple."""
         where = place_of(arrays[0])
         made = tuple(xp.zeros(x.shape, dtype=x.dtype, device=where) for x in self.outputs(*arrays, **keywords))

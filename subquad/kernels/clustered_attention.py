@@ -7,13 +7,16 @@ j runs over the keys of the clusters that row i opens, those of the largest w, a
 means and variances of the n keys of a cluster. The second term is half of what the mean of e^{x} over a cluster asks
 for if its keys are Gaussian: less, because the v̄ of a cluster fits its heavy keys less. All weights are positive, so
 outputs are convex combinations of values.
+
+Clusters may come in groups, each with means and variances of all its keys. A row then weighs the groups as if they were
+clusters, expands those of the largest w into their clusters, and reads each other group as one centroid.
 """
 
 from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
@@ -29,11 +32,13 @@ SPREAD = 0.25  # weight of s² Σ q² σ² in w
 
 def outputs(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
-    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
-    *, scale: float, opened: int, always: int = 0, reach: int = 0,
+    group_means: Array | None, group_spread: Array | None, group_values: Array | None, stop: Array,
+    place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `clustered_attention`."""
     matrices = {"q": q, "k": k, "v": v, "means": means, "spread": spread, "mean_values": mean_values,
+                "group_means": group_means, "group_spread": group_spread, "group_values": group_values,
                 "before_out": before_out}  # fmt: skip
     of_rows = {"counts": counts, "stop": stop, "order": order, "place": place, "cluster_of": cluster_of,
                "before_lse": before_lse}  # fmt: skip
@@ -41,11 +46,12 @@ def outputs(
     return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
 
 
-@kernel(outputs=outputs, options={"always": 0, "reach": 0})
+@kernel(outputs=outputs, options={"always": 0, "reach": 0, "group": 1, "expanded": 0})
 def clustered_attention(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
-    stop: Array, place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
-    *, scale: float, opened: int, always: int = 0, reach: int = 0,
+    group_means: Array | None, group_spread: Array | None, group_values: Array | None, stop: Array,
+    place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) to opened clusters and to the centroids of others, and its log-sum-exp (..., n).
 
@@ -56,19 +62,23 @@ def clustered_attention(
                                                       int32: the first ones
         stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first
                                                       `always` of them, and the `opened` others of the largest w
+        group_means, group_spread, group_values   (..., G, d) twice, (..., G, d_v)   mean, variance and mean value of
+                                                      the keys of `group` clusters, one group after the other, from
+                                                      cluster `always` on. A row expands the `expanded` groups of the
+                                                      largest w of those whose clusters it sees all
         order                    (..., C · size)      the place of each key in the sequence
         place                    (..., n)             row i sees the keys at most `reach` places from place[i]
                                                       elsewhere: here they count in no sum
         cluster_of               (..., n_kv)          the cluster of the key at each place, −1 for none
         before_out, before_lse   (..., n, d_v), (..., n)   output and log-sum-exp over other keys, which are joined
 
-    order, place and cluster_of are None together, and so are before_out and before_lse.
+    order, place and cluster_of are None together, and so are those of groups, and before_out and before_lse.
     """
     xp, where = namespace_of(q), place_of(q)
     n, d, d_v, clusters = q.shape[-2], q.shape[-1], v.shape[-1], means.shape[-2]
     out, lse = outputs(
-        q, k, v, order, means, spread, mean_values, counts, stop, place, cluster_of, before_out, before_lse,
-        scale=scale, opened=opened, always=always,
+        q, k, v, order, means, spread, mean_values, counts, group_means, group_spread, group_values, stop, place,
+        cluster_of, before_out, before_lse, scale=scale, opened=opened, always=always,
     )  # fmt: skip
     batch, size = out.shape[:-2], k.shape[-1]
     if clusters == 0 or n == 0 or 0 in batch:
@@ -79,27 +89,39 @@ def clustered_attention(
     names = xp.arange(clusters, dtype=xp.int32, device=where)
     within = xp.arange(size, dtype=xp.int32, device=where)
     total = xp.astype(counts, q.dtype)
-    # what is not finite must reach the rows that see it and no others, gradients too: 0 · NaN is NaN
-    finite = xp.all(xp.isfinite(mean_values), axis=-1, keepdims=True)
-    finite_keys = xp.all(xp.isfinite(means) & xp.isfinite(spread), axis=-1, keepdims=True)
-    means, spread = (xp.where(finite_keys, x, 0.0) for x in (means, spread))
+    closed = _centroids(xp, means, spread, mean_values)
+    groups, closed_groups = 0, None
+    if group_means is not None and group_spread is not None and group_values is not None:
+        groups = group_means.shape[-2]
+        closed_groups = _centroids(xp, group_means, group_spread, group_values)
+    lasts = (names[:groups] + 1) * group + (always - 1)  # the last cluster of each group
+    has_group = (names >= always) & (names < always + groups * group)
+    group_of = xp.where(has_group, (names - always) // group, 0)
+    values, finite = closed.values, closed.finite
+    if closed_groups is not None:
+        values = xp.concat([values, closed_groups.values], axis=-2)
+        finite = xp.concat([finite, closed_groups.finite], axis=-1)
     columns = xp.reshape(k, (*k.shape[:-2], clusters, d * size))
-    fine_values = xp.where(finite, mean_values, 0.0)
 
     def attend(_: None, q: Array, stop: Array, place: Any) -> tuple[None, Array]:
         q = q * scale
-        logits = q @ xp.matrix_transpose(means) + SPREAD * ((q * q) @ xp.matrix_transpose(spread))
         left = xp.broadcast_to(total[..., None, :], (*batch, q.shape[-2], clusters))
         if place is not None and cluster_of is not None:
             left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
-        seen = (left > 0) & (names < stop)
-        logits = xp.where(xp.matrix_transpose(finite_keys), logits, math.nan)
-        weight = xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
+        visible, rest_of_groups = names < stop, None
+        if closed_groups is not None:
+            members = left[..., always : always + groups * group]
+            members = xp.sum(xp.reshape(members, (*members.shape[:-1], groups, group)), axis=-1)
+            rest_of_groups = closed_groups.weights(xp, q, members, lasts < stop)
+            expands = _largest(xp, rest_of_groups, names[:groups], stop, expanded, 0)
+            is_expanded = _is_among(expands, names[:groups], rest_of_groups > math.inf)
+            rest_of_groups = xp.where(is_expanded, -math.inf, rest_of_groups)
+            shut = (lasts < stop) & ~is_expanded
+            visible = visible & ~(xp.take(shut, group_of, axis=-1) & has_group)
+        weight = closed.weights(xp, q, left, visible)
         found = _largest(xp, weight, names, stop, opened, always)
-        is_open = seen & ~seen  # not zeros: under `vmap` a constant has no axis of items
-        for r in range(found.shape[-1]):
-            is_open = is_open | (found[..., r : r + 1] == names)
-        rest = xp.where(is_open, -math.inf, weight)
+        rest = xp.where(_is_among(found, names, weight > math.inf), -math.inf, weight)
+        rest = rest if rest_of_groups is None else xp.concat([rest, rest_of_groups], axis=-1)
 
         index = xp.reshape(xp.where(found < 0, 0, found)[..., None] * size + within, (*found.shape[:-1], -1))
         members_k = gather_rows(xp, columns, xp.where(found < 0, 0, found), axes=2)
@@ -120,15 +142,15 @@ def clustered_attention(
         of_members, of_rest = both[..., : exact.shape[-1]], both[..., exact.shape[-1] :]
         fine = xp.all(xp.isfinite(members_v), axis=-1)
         poison = xp.any(member & ~fine, axis=-1, keepdims=True)
-        poison = poison | xp.any((rest > -math.inf) & ~xp.matrix_transpose(finite), axis=-1, keepdims=True)
+        poison = poison | xp.any((rest > -math.inf) & ~finite, axis=-1, keepdims=True)
         numerator = (of_members[..., None, :] @ xp.where(fine[..., None], members_v, 0.0))[..., 0, :]
-        numerator = xp.where(poison, math.nan, numerator + of_rest @ fine_values)
+        numerator = xp.where(poison, math.nan, numerator + of_rest @ values)
         none = denominator == 0
         lse = xp.where(none, -math.inf, shift + xp.log(xp.where(none, 1.0, denominator)))
         return None, xp.concat([divide_or_zero(xp, numerator, denominator), lse], axis=-1)
 
     heads = max(1, math.prod(batch)) * backend_of(xp).items_behind(q, k, v)
-    width = heads * (2 * clusters + (always + opened) * size * (d + d_v + 2))
+    width = heads * (2 * (clusters + groups) + (always + opened) * size * (d + d_v + 2))
     _, joined = fold_blocks(
         attend,
         None,
@@ -141,6 +163,39 @@ def clustered_attention(
     if before_out is not None and before_lse is not None:
         return join(xp, (before_out, before_lse), found)
     return found
+
+
+class Centroids(NamedTuple):
+    """What stands for closed clusters; what is not finite is 0 here, and told of."""
+
+    means: Array  # (..., C, d)
+    spread: Array
+    values: Array  # (..., C, d_v)
+    finite_keys: Array  # (..., 1, C)
+    finite: Array  # (..., 1, C): of the values
+
+    def weights(self, xp: ModuleType, q: Array, left: Array, visible: Array) -> Array:
+        """The weights w (..., n, C) of clusters that have keys left and are visible, −∞ of others."""
+        logits = q @ xp.matrix_transpose(self.means) + SPREAD * ((q * q) @ xp.matrix_transpose(self.spread))
+        logits = xp.where(self.finite_keys, logits, math.nan)
+        seen = (left > 0) & visible
+        return xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
+
+
+def _centroids(xp: ModuleType, means: Array, spread: Array, values: Array) -> Centroids:
+    # what is not finite must reach the rows that see it and no others, gradients too: 0 · NaN is NaN
+    finite = xp.all(xp.isfinite(values), axis=-1, keepdims=True)
+    finite_keys = xp.all(xp.isfinite(means) & xp.isfinite(spread), axis=-1, keepdims=True)
+    means, spread = (xp.where(finite_keys, x, 0.0) for x in (means, spread))
+    values = xp.where(finite, values, 0.0)
+    return Centroids(means, spread, values, xp.matrix_transpose(finite_keys), xp.matrix_transpose(finite))
+
+
+def _is_among(found: Array, names: Array, none: Array) -> Array:
+    """Which clusters (..., n, C) are among those found; `none` is False: under `vmap` a constant has no axis of items."""
+    for r in range(found.shape[-1]):
+        none = none | (found[..., r : r + 1] == names)
+    return none
 
 
 def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:

@@ -181,6 +181,7 @@ def clustered_attention(
     cluster_of = np.take_along_axis(cluster_of, np.argsort(order, axis=-1), axis=-1)
     near = [order, np.arange(n) + kv[-1] - n, cluster_of] if "near" in name else [None] * 3
     near = [None if x is None else x.astype(np.int32) for x in near]
+    groups, options = (count - 1) // 3, {"always": 1, "reach": 2, "group": 3, "expanded": 2}
 
     def draw() -> Arrays:
         rows, k, v, *before = normal((*q, D), (*kv, D), (*kv, d_v), (*q, d_v), q)
@@ -189,10 +190,12 @@ def clustered_attention(
         means, mean_values = ((x * share).sum(axis=-2) for x in of_clusters)
         spread = ((of_clusters[0] - means[..., None, :]) ** 2 * share).sum(axis=-2)
         columns = np.swapaxes(of_clusters[0], -1, -2).reshape(*kv[:-1], count * D, size)
-        return (rows, columns, v, near[0], means, spread, mean_values, counts.astype(np.int32), stop.astype(np.int32),
-                *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
+        of_groups = [x[..., 1 : 1 + 3 * groups, :].reshape(*kv[:-1], groups, 3, -1).mean(axis=-2)
+                     for x in (means, spread, mean_values)] if "groups" in name else [None] * 3  # fmt: skip
+        return (rows, columns, v, near[0], means, spread, mean_values, counts.astype(np.int32), *of_groups,
+                stop.astype(np.int32), *near[1:], *(before if "before" in name else (None, None)))  # fmt: skip
 
-    return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, {"always": 1, "reach": 2})
+    return Example("clustered_attention", name, draw, {"scale": 0.3, "opened": opened}, options)
 
 
 def centroid_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, size: int = 8, d_v: int = D_V) -> Example:
@@ -462,6 +465,9 @@ for example in [
     clustered_attention("near, before", (2, 2, 64), (2, 2, 64), opened=3),
     clustered_attention("near", (70,), (40,), opened=0),
     clustered_attention("prefix of many", (2, 300), (2, 1600), size=16, opened=8, d_v=D),
+    clustered_attention("groups", (2, 40), (2, 200), size=4),
+    clustered_attention("groups, prefix, before", (2, 70), (2, 608), opened=3),
+    clustered_attention("groups, near", (2, 64), (2, 208), size=4),
     clustered_attention("all opened", (2, 1), (2, 24), opened=5),
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
     *(features("feature_attend", phi, ((2, 63),), (2,)) for phi in PHI),
@@ -577,7 +583,7 @@ def watched(backend: Backend, override: Override) -> Iterator[list[Any]]:
         calls.append(keywords)
         return override.run(*arrays, **keywords)
 
-    with overrides_replaced(backend, override.kernel, dataclasses.replace(override, run=run)):
+    with overrides_replaced(backend, override.kernel, dataclasses.replace(override, run=run, bind=None)):
         yield calls
 
 

@@ -15,8 +15,8 @@ from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
 
 Array = np.ndarray[Any, Any]
 NAMES = (
-    "q", "k", "v", "order", "means", "spread", "mean_values", "counts", "stop", "place", "cluster_of", "before_out",
-    "before_lse",
+    "q", "k", "v", "order", "means", "spread", "mean_values", "counts", "group_means", "group_spread",
+    "group_values", "stop", "place", "cluster_of", "before_out", "before_lse",
 )  # fmt: skip
 INTEGERS = frozenset({"order", "counts", "stop", "place", "cluster_of"})
 
@@ -38,12 +38,15 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
         given["k"].shape[-1],
     )
     always, tasks = static.get("always", 0), -(-n // ROWS)
-    own = given["cluster_of"]
+    own, of_groups = given["cluster_of"], given["group_means"]
+    groups, group, expanded = 0 if of_groups is None else of_groups.shape[-2], static.get("group", 1), static.get("expanded", 0)
     sizes = {
         "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "clusters": clusters, "size": size,
-        "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "tasks": tasks,
+        "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "groups": groups,
+        "group": group, "expanded": expanded, "tasks": tasks,
     }  # fmt: skip
-    keys = (always + static["opened"]) * size * (d + d_v) + clusters * (2 * d + d_v)
+    weighed = groups + min(clusters, expanded * group) if groups else clusters
+    keys = (always + static["opened"]) * size * (d + d_v) + weighed * (2 * d + d_v)
     return sizes, tasks, float(n * keys)
 
 

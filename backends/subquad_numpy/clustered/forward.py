@@ -19,8 +19,9 @@ from subquad_numpy.clustered.members import (
     multiply_one,
     weigh_members,
 )
+from subquad_numpy.clustered.runs import append_run, list_clusters
 from subquad_numpy.clustered.selection import choose, collect, find_bound, room_for, search
-from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, pack_queries, weigh
+from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
 from subquad_numpy.codegen import (
     at_least,
     cut,
@@ -51,29 +52,33 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
     @compiled(f"clustered attention {dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, last)[0]
-        d, d_v, n, clusters, size = f.d, f.d_v, f.n, f.clusters, f.size
+        d, d_v, n, clusters, size, groups = f.d, f.d_v, f.n, f.clusters, f.size, f.groups
+        widest, entries = max(f.opened, f.expanded), f.clusters + f.groups
         high_v, wide_v, wide_s = padded(d_v, TILE_ROWS), padded(d_v, lanes), padded(size, lanes)
         every = f.always + f.opened
         sizes = (
-            *(d * panel, d * panel, padded(clusters, whole_keys) * panel, f.opened * panel),
-            *(clusters, panel, panel, whole_keys * max(padded(d, TILE_ROWS), high_v), high_v * panel),
+            *(d * panel, d * panel, (padded(entries, TILE_ROWS) + TILE_ROWS) * panel, widest * panel, groups * panel),
+            *(entries, panel, panel, whole_keys * max(padded(d, TILE_ROWS), high_v), high_v * panel),
             *(ROWS * wide_v, ROWS, ROWS, wide_s, TOGETHER * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
-            panel * room_for(f.opened, lanes),
+            panel * room_for(widest, lanes),
             *(whole_keys, panel),
         )
         buffer = np.empty(room(sizes), kind)
         (
-            packed, squares, x, bounds, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
+            packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
             values, fine, poison,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
-            np.zeros(clusters, np.int32),
+            np.zeros(entries, np.int32),
             np.empty(clusters + 1, np.int32),
-            np.empty(every + 1, np.int32),
+            np.empty(widest + f.always + 1, np.int32),
         )
         opened, of_row = np.empty(ROWS * every, np.int32), np.empty(ROWS * every, np.int32)
         opens, collected = np.empty(ROWS, np.int32), np.empty(panel, np.int32)
-        numbers_of = np.empty(panel * room_for(f.opened, lanes), np.int32)
+        numbers_of = np.empty(panel * room_for(widest, lanes), np.int32)
+        keys_of, at_of, ids = np.empty(entries, np.int32), np.full(entries, -1, np.int32), np.empty(entries, np.int32)
+        needed = np.empty(groups, np.int32)
+        firsts, runs_of = np.empty(entries // TILE + groups + 4, np.int32), np.empty(entries // TILE + groups + 4, np.int32)
         clear(nothing, panel)
         for s in range(wide_s):
             here[s] = s
@@ -86,10 +91,15 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
             counts, stop = pointer(f.counts, word), pointer(f.stop, word)
             order, place = pointer(f.order, word), pointer(f.place, word)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
-            mean_values, scale = pointer(f.mean_values, zero), numbers[0]
+            scale = numbers[0]
             for c in range(clusters):
-                logs[c] = math.log(counts[c]) if counts[c] > 0 else -INFINITY
-                starts[c] = 0
+                keys_of[c], starts[c] = counts[c], 0
+            for g in range(groups):
+                keys_of[clusters + g] = 0
+                for c in range(f.always + g * f.group, f.always + (g + 1) * f.group):
+                    keys_of[clusters + g] += counts[c]
+            for c in range(entries):
+                logs[c] = math.log(keys_of[c]) if keys_of[c] > 0 else -INFINITY
             starts[clusters] = 0
             for base in range(0, count, panel):
                 many_rows = min(panel, count - base)
@@ -99,34 +109,72 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     stops[c] = limit
                     most, least = max(most, limit), min(least, limit) if c < many_rows else least
                 pack_queries(q, row + base, many_rows, d, panel, scale, packed, squares)
-                weigh(
-                    f, row + base, many_rows, most, panel, lanes, zero, word, packed, squares, logs, stops, left,
-                    nothing, own, x,
-                )  # fmt: skip
-                if f.opened > 0:
-                    find_bound(f.always, most, f.opened, panel, lanes, x, bounds)
-                    collect(f.always, most, f.opened, panel, lanes, x, bounds, collected, values, numbers_of)
-                for c in range(many_rows):
-                    r = base + c
-                    limit = int(stops[c])
-                    many = min(f.always, limit)
-                    for t in range(many):
-                        names[t] = t
-                    if f.opened > 0 and collected[c] <= room_for(f.opened, lanes):
-                        many += choose(c, collected[c], f.opened, lanes, values, numbers_of, names, many)
-                    elif f.opened > 0:
-                        many += search(c, f.always, limit, f.opened, panel, x, values, names, many)
-                    for i in range(many):
-                        opened[r * every + i] = names[i]
-                        starts[names[i] + 1] += 1
-                        x[names[i] * panel + c] = -INFINITY
-                    opens[r] = many
+                # groups first, then clusters, of which the rows of the panel weigh some
+                whole = max(0, min(groups, (most - f.always) // f.group))
+                runs = append_run(firsts, runs_of, 0, 0, whole)
+                behind, length = runs, 0
+                for level in range(2 if whole > 0 else 1):
+                    is_group, begin, at = level == 0 and whole > 0, length, 0 if level == 0 and whole > 0 else behind
+                    if not is_group:
+                        runs += list_clusters(
+                            f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:]
+                        )
+                    for r in range(at, runs):
+                        weigh(
+                            f, is_group, firsts[r], runs_of[r], whole, panel, lanes, zero, packed, squares, logs, stops,
+                            shut, nothing, own, shifted(x, length * panel),
+                        )  # fmt: skip
+                        for t in range(runs_of[r]):
+                            ids[length + t] = firsts[r] + t
+                            at_of[firsts[r] + t + (clusters if is_group else 0)] = length + t
+                        length += runs_of[r]
+                    if f.place != 0:
+                        leave_near(f, is_group, row + base, many_rows, panel, word, keys_of, at_of, left, x)
+                    for t in range(begin, length):
+                        at_of[ids[t] + (clusters if is_group else 0)] = -1
+                    kept = 0 if is_group else min(f.always, most)
+                    wanted = f.expanded if is_group else f.opened
+                    mine = shifted(x, begin * panel)
+                    if wanted > 0:
+                        find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
+                        collect(
+                            kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of
+                        )
+                    if is_group:
+                        for g in range(whole):
+                            needed[g] = 0
+                            for column in range(0, panel, lanes):
+                                store(shut, g * panel + column, zeros(x) - 1.0)
+                    for c in range(many_rows):
+                        limit, many = int(stops[c]), 0
+                        if not is_group:
+                            many = min(f.always, limit)
+                            for t in range(many):
+                                names[t] = t
+                        if wanted > 0 and collected[c] <= room_for(wanted, lanes):
+                            many += choose(c, collected[c], wanted, lanes, values, numbers_of, names, many)
+                        elif wanted > 0:
+                            many += search(c, kept, length - begin, wanted, panel, mine, values, names, many)
+                        if is_group:
+                            sees = max(0, (limit - f.always) // f.group)
+                            for g in range(sees, whole):
+                                shut[g * panel + c] = 0
+                                needed[g] = 1 if g == sees else needed[g]
+                        for i in range(many):
+                            mine[names[i] * panel + c] = -INFINITY
+                            if is_group:
+                                shut[names[i] * panel + c], needed[names[i]] = 0, 1
+                            else:
+                                opened[(base + c) * every + i] = ids[begin + names[i]]
+                                starts[ids[begin + names[i]] + 1] += 1
+                        if not is_group:
+                            opens[base + c] = many
                 for column in range(0, panel, lanes):
                     best = LEAST(zeros(x))
-                    for t in range(most):
+                    for t in range(length):
                         best = at_least(best, load(x, t * panel + column))
                     along = zeros(x)
-                    for t in range(most):
+                    for t in range(length):
                         weight = exp_negative(load(x, t * panel + column) - best)
                         store(x, t * panel + column, weight)
                         along = along + weight
@@ -134,10 +182,13 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     store(shifted(seen, base), column, along)
                     store(poison, column, zeros(x))
                 clear(sums, high_v * panel)
-                for j in range(0, most, TILE):
-                    many = min(TILE, most - j)
-                    b = whole_tile(mean_values, d_v, nothing, False, j, many, d_v, clusters, True, own)
-                    if j + many > least and not is_finite(b, 0, many, d_v, lanes):
+                done = 0
+                for i in range(runs):
+                    is_group, j, many = i < behind, firsts[i], runs_of[i]
+                    mean_values = pointer(f.group_values if is_group else f.mean_values, zero)
+                    rows = groups if is_group else clusters
+                    b = whole_tile(mean_values, d_v, nothing, False, j, many, d_v, rows, True, own)
+                    if last_cluster(f, is_group, j + many - 1) >= least and not is_finite(b, 0, many, d_v, lanes):
                         # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
                             fine[t] = 1 if is_finite(b, t, 1, d_v, lanes) else 0
@@ -145,13 +196,14 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 own[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                             if fine[t] == 0:
                                 for c in range(panel):
-                                    if stops[c] > j + t:
+                                    if stops[c] > last_cluster(f, is_group, j + t):
                                         poison[c] = math.nan
                         b = rows_at(own, high_v)
                     multiply(
-                        turned(b), high_v, Panels(shifted(x, j * panel), many), many, panel, lanes,
+                        turned(b), high_v, Panels(shifted(x, done * panel), many), many, panel, lanes,
                         rows_at(sums, panel), rows_at(sums, panel),
                     )  # fmt: skip
+                    done += many
                 for c in range(many_rows):
                     for p in range(d_v):
                         acc[(base + c) * wide_v + p] = sums[p * panel + c] + poison[c]

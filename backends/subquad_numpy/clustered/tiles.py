@@ -20,11 +20,15 @@ ROWS = 256  # rows of a task
 TILE = 64  # clusters of a tile: their means stay in the first cache
 
 # Sizes: rows, keys, numbers of a row and of a value, clusters, keys of a cluster, clusters that are opened by weight
-# and always, places around a row whose keys count elsewhere, tasks of an item.
-SIZES: Fields = dict.fromkeys(("n", "n_kv", "d", "d_v", "clusters", "size", "opened", "always", "reach", "tasks"))
+# and always, places around a row whose keys count elsewhere, groups, clusters of a group, groups that are expanded,
+# tasks of an item.
+SIZES: Fields = dict.fromkeys(
+    ("n", "n_kv", "d", "d_v", "clusters", "size", "opened", "always", "reach", "groups", "group", "expanded", "tasks")
+)
 ARRAYS: Fields = {
-    "numbers": 1, "q": 2, "k": 2, "v": 2, "order": 1, "means": 2, "spread": 2, "mean_values": 2, "counts": 1, "stop": 1,
-    "place": 1, "cluster_of": 1, "before_out": 2, "before_lse": 1,
+    "numbers": 1, "q": 2, "k": 2, "v": 2, "order": 1, "means": 2, "spread": 2, "mean_values": 2, "counts": 1,
+    "group_means": 2, "group_spread": 2, "group_values": 2, "stop": 1, "place": 1, "cluster_of": 1, "before_out": 2,
+    "before_lse": 1,
 }  # fmt: skip
 """Addresses; 0 where an array is not given. `numbers` holds the scale."""
 
@@ -41,44 +45,69 @@ def pack_queries(q: Any, first: int, count: int, d: int, panel: int, scale: Any,
 
 @inline
 def weigh(
-    f: Any, row: int, count: int, most: int, panel: int, lanes: int, zero: Any, word: Any, packed: Any, squares: Any,
-    logs: Any, stops: Any, left: Any, nothing: Any, own: Any, x: Any,
+    f: Any, is_group: bool, first: int, many: int, whole: int, panel: int, lanes: int, zero: Any, packed: Any,
+    squares: Any, logs: Any, stops: Any, shut: Any, nothing: Any, own: Any, x: Any,
 ) -> None:  # fmt: skip
-    """The weights w of the clusters 0 … most − 1 for a panel of rows, (clusters, panel); −∞ where a row sees none.
+    """The weights w of `many` clusters, or groups, for a panel of rows, (many, panel); −∞ where a row sees none.
 
-    `logs` has the logarithm of the number of keys of each cluster, `stops` the number of clusters that each row sees.
+    `logs` has the logarithm of the number of keys of each cluster and then of each group, `stops` the number of clusters
+    that each row sees, and `shut` −1 for the rows that see one of the first `whole` groups and do not expand it.
     """
-    means, spread = pointer(f.means, zero), pointer(f.spread, zero)
-    d, clusters = f.d, f.clusters
-    for j in range(0, most, TILE):
-        many = min(TILE, most - j)
-        rows, target = padded(many, TILE_ROWS), rows_at(shifted(x, j * panel), panel)
-        a = whole_tile(means, d, nothing, False, j, many, d, clusters, False, own)
-        multiply(a, rows, Panels(packed, d), d, panel, lanes, rows_at(nothing, 0), target)
-        a = whole_tile(spread, d, nothing, False, j, many, d, clusters, False, own)
-        multiply(a, rows, Panels(squares, d), d, panel, lanes, target, target)
+    means = pointer(f.group_means if is_group else f.means, zero)
+    spread = pointer(f.group_spread if is_group else f.spread, zero)
+    d, count, before = f.d, f.groups if is_group else f.clusters, f.clusters if is_group else 0
+    rows, target = padded(many, TILE_ROWS), rows_at(x, panel)
+    a = whole_tile(means, d, nothing, False, first, many, d, count, False, own)
+    multiply(a, rows, Panels(packed, d), d, panel, lanes, rows_at(nothing, 0), target)
+    a = whole_tile(spread, d, nothing, False, first, many, d, count, False, own)
+    multiply(a, rows, Panels(squares, d), d, panel, lanes, target, target)
+    for t in range(many):
+        at = last_cluster(f, is_group, first + t)
+        mine = (at - f.always) // f.group
+        hides = not is_group and at >= f.always and mine < whole
         for column in range(0, panel, lanes):
-            limit = load(stops, column) - 0.5
-            for t in range(many):
-                cell = (j + t) * panel + column
-                value = load(x, cell) + logs[j + t]
-                store(x, cell, where_negative(limit - float(j + t), zeros(x) - INFINITY, value))
-    if f.place != 0:
-        leave_near(f, row, count, panel, word, left, x)
+            hidden = zeros(x) - INFINITY
+            value = load(x, t * panel + column) + logs[before + first + t]
+            value = where_negative(load(stops, column) - (at + 0.5), hidden, value)
+            if hides:
+                value = where_negative(load(shut, mine * panel + column), hidden, value)
+            store(x, t * panel + column, value)
 
 
 @inline
-def leave_near(f: Any, row: int, count: int, panel: int, word: Any, left: Any, x: Any) -> None:
-    """Take the keys near each row out of the numbers of keys of their clusters; `left` is 0 for each cluster."""
-    place, cluster_of, counts = pointer(f.place, word), pointer(f.cluster_of, word), pointer(f.counts, word)
+def last_cluster(f: Any, is_group: bool, i: int) -> int:
+    """The number of a cluster, or that of the last cluster of a group."""
+    return f.always + (i + 1) * f.group - 1 if is_group else i
+
+
+@inline
+def leave_near(
+    f: Any, is_group: bool, row: int, count: int, panel: int, word: Any, keys_of: Any, at_of: Any, left: Any, x: Any
+) -> None:
+    """Take the keys near each row out of the numbers of keys of their clusters, or groups; `left` is 0 for each.
+
+    `at_of` has the row of x for each cluster and then for each group, −1 for one that has none.
+    """
+    place, cluster_of = pointer(f.place, word), pointer(f.cluster_of, word)
     for c in range(count):
         low, high = max(place[row + c] - f.reach, 0), min(place[row + c] + f.reach + 1, f.n_kv)
         for j in range(low, high):
-            if cluster_of[j] >= 0:
-                left[cluster_of[j]] += 1
+            own = entry_of(f, is_group, cluster_of[j])
+            if own >= 0:
+                left[own] += 1
         for j in range(low, high):
-            own = cluster_of[j]
+            own = entry_of(f, is_group, cluster_of[j])
             if own >= 0 and left[own] > 0:
-                rest, cell = counts[own] - left[own], own * panel + c
-                x[cell] = x[cell] + math.log(rest / counts[own]) if rest > 0 else -INFINITY
+                rest, cell = keys_of[own] - left[own], at_of[own] * panel + c
+                if cell >= 0:
+                    x[cell] = x[cell] + math.log(rest / keys_of[own]) if rest > 0 else -INFINITY
                 left[own] = 0
+
+
+@inline
+def entry_of(f: Any, is_group: bool, cluster: int) -> int:
+    """The number of a cluster, or of its group behind those of all clusters; −1 for none."""
+    if not is_group or cluster < f.always:
+        return -1 if is_group else cluster
+    own = (cluster - f.always) // f.group
+    return f.clusters + own if own < f.groups else -1

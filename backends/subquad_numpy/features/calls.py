@@ -16,7 +16,7 @@ import numpy as np
 
 from subquad.kernels.feature_attention import feature_step
 from subquad.kernels.max_shift import finite_shift
-from subquad_numpy.features.operand import Operand, Rows, keys_of, operand_from, queries_of
+from subquad_numpy.features.operand import Operand, Rows, hide, keys_of, operand_from, queries_of
 from subquad_numpy.plain import attention
 from subquad_numpy.runtime.arguments import (
     Forms,
@@ -25,23 +25,23 @@ from subquad_numpy.runtime.arguments import (
     fix_rows,
     fixed,
     row_step,
+    straight,
 )
 
 Array = np.ndarray[Any, Any]
 Arrays = Sequence[Any]  # arrays, or None where there is none
 New = Callable[[tuple[int, ...], Any], Array]
-Planned = Callable[[Arrays, New, Any], tuple[tuple[Array, ...], Any]]  # (arrays, new, threads) → (outputs, saved)
+Planned = Callable[[Arrays, New, Any], tuple[tuple[Array, ...], Any] | None]  # see `runtime.arguments.Forms`
 
 SUMMARY_CHUNK, MAX_CHUNKS = 4096, 16  # minimum keys of a task of `summarize`; maximum chunks, whose sums take memory
 READING_CHUNK = 1024  # queries of a task of `attend`
+TILE = 8  # queries that fill a tile
 SMALL_KEYS, QUERIES = 512, 256  # maximum keys whose values stay in cache; maximum features of a task of `summarize`
 
 
 class Trace(NamedTuple):
     """What the gradient of `step` reads of the forward pass, beside inputs and outputs."""
 
-    numerator: Array  # (..., m, d_v), of the state before
-    denominator: Array  # (..., m, 1)
     level: Array  # (..., n), log Σ_j w[i, j], ∞ where the row sees no key
     shifts: Array  # (..., blocks, m), the shift before each block
 
@@ -69,7 +69,7 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
         return sums(k, v, key_mask, *operand(weights), new, threads), None
 
     if old_shift is None:
-        return summarize
+        return straight(summarize) if sums.is_straight and len(weights) <= 2 else summarize
     whole = np.broadcast_shapes(batch, old_shift.shape[:-2])
     column, matrix, dtype = (*whole, *sums.column[-2:]), (*whole, *sums.matrix[-2:]), k.dtype
 
@@ -102,7 +102,7 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
         read(q, *operand(weights), shift, numerator, denominator, out, threads)
         return (out,), None
 
-    return attend
+    return straight(attend) if read.is_straight and len(weights) <= 2 else attend
 
 
 def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
@@ -141,6 +141,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     likes |= {"new_k_sum": likes["new_shift"]}
     if save:
         likes |= {"level": np.empty((*batch, n), dtype), "shifts": np.empty((*batch, blocks, m), dtype)}
+    if n == 1 and not save:
+        from subquad_numpy.features.token import token_kernel as step_kernel
     advance = Run(
         step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
         {
@@ -152,7 +154,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
         },
     )  # fmt: skip
 
-    def step(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], Trace | None]:
+    def step(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], Trace | None] | None:
         q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
         if fix_v is not None:
             v = fix_v(v)
@@ -173,6 +175,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             threads,
         )  # fmt: skip
         if (undone != n).any() or no_queries:
+            if not isinstance(out, np.ndarray):
+                return None
             with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
                 whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
             mine = np.arange(n)[:, None] < undone[..., None, None]
@@ -181,12 +185,11 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             for x, other in zip(after, state, strict=True):
                 x[...] = np.where(is_right, x, other)
         if level is not None and shifts is not None and not np.isnan(level).any():
-            if shift is None:
-                numerator, denominator = np.zeros(matrix, dtype), np.zeros(column, dtype)
-            trace = Trace(numerator, denominator, level, shifts)
+            trace = Trace(level, shifts)
         return outputs, trace
 
-    return step
+    is_straight = fix_v is fix_mask is None and not must_fix and rows_k.is_straight and rows_q.is_straight
+    return straight(step) if is_straight and len(weights) <= 2 and not save else step
 
 
 def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
@@ -196,21 +199,21 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], _mask_batch(key_mask))
     shape = *batch, n, d_v
-    if n_kv <= SMALL_KEYS < n:  # a small number of keys: they are the directions of the queries
-        shown_k, shown_v, start = hide(k, v, key_mask)
+    if is_by_keys(n, n_kv):  # a small number of keys: they are the directions of the queries
+        shown_k, shown_v, start = hide(np, k, v, key_mask)
         operand = Operand(shown_k.swapaxes(-1, -2), scale)
         read = _Reading(batch, q, operand, start, shown_v, None, is_shift=False)
 
         def of_all_queries(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             q, k, v, key_mask = arrays
-            k, v, start = hide(k, v, key_mask)
+            k, v, start = hide(np, k, v, key_mask)
             out = new(shape, dtype)
             read(q, k.swapaxes(-1, -2), None, start, v, None, out, threads)
             if key_mask is not None and not (seen := key_mask.any(axis=-1)).all():
                 out[np.broadcast_to(~seen, batch)] = 0  # even where the query is NaN
             return (out,), None
 
-        return of_all_queries
+        return straight(of_all_queries) if read.is_straight and key_mask is None else of_all_queries
     if n == 1 and n_kv > SMALL_KEYS and not save:  # one query would fill one lane of each vector
 
         def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
@@ -233,10 +236,15 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
     return of_all_keys
 
 
+def is_by_keys(n: int, n_kv: int) -> bool:
+    """Whether keys are the directions of queries, rather than queries those of keys: the keys stay in cache.
+
+    Rows come in tiles, so that one query or a few of them would leave most of a tile empty.
+    """
+    return n_kv <= SMALL_KEYS and n >= TILE
+
+
 summarize, attend, step, softmax = map(Forms, (_plan_summarize, _plan_attend, _plan_step, _plan_softmax))
-
-
-# Runs of one kernel -------------------------------------------------------------------------------------------------
 
 
 # Runs of one kernel -------------------------------------------------------------------------------------------------
@@ -256,6 +264,7 @@ class _Sums:
         # beside that of the keys, as long as m is.
         self.chunks = chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
         self.column, self.matrix = (*batch, m, 1), (*batch, m, d_v)
+        self.is_straight = self.rows.is_straight and self.fix_v is self.fix_mask is None and chunks == 1
         v, column = fixed(self.fix_v, v), np.empty(self.column, k.dtype)
         self.run = Run(
             summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
@@ -306,6 +315,7 @@ class _Reading:
         m, chunks = side.width(d), max(1, -(-n // READING_CHUNK))
         self.rows, self.fix_kv = Rows(q, side), fix_rows(kv)
         self.fix_start, self.fix_k_sum = (None if x is None else fix_items(x, 2) for x in (start, k_sum))
+        self.is_straight = self.rows.is_straight and self.fix_kv is self.fix_start is self.fix_k_sum is None
         kv = fixed(self.fix_kv, kv)
         self.run = Run(
             attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
@@ -339,11 +349,3 @@ def _mask_batch(key_mask: Array | None) -> tuple[int, ...]:
 def _center_batch(weights: Sequence[Array]) -> tuple[int, ...]:
     """The common batch shape of both centers; () where there are none."""
     return np.broadcast_shapes(*(x.shape[:-2] for x in weights[2:]))
-
-
-def hide(k: Array, v: Array, key_mask: Array | None) -> tuple[Array, Array, Array | None]:
-    """(keys, values, start): hidden keys and values are 0, since 0 · NaN is NaN, and `start` is added to the logits."""
-    if key_mask is None:
-        return k, v, None
-    keep = key_mask[..., None]
-    return np.where(keep, k, 0), np.where(keep, v, 0), np.where(key_mask, 0, -math.inf).astype(k.dtype)[..., None]

@@ -1,153 +1,23 @@
-"""Gradients of attention through features, and of softmax attention, on NumPy arrays by compiled kernels.
+"""Gradients of attention through features, and of softmax attention, put together from runs of compiled kernels.
 
-Each function is the backward pass of the forward pass in `calls` that has its name.
+Each function is the backward pass of the forward pass in `calls` that has its name. What is between the runs is plain
+Array API, and a `Passes` runs the kernels: NumPy's is in `gradient_runs`, that of other programs in
+`gradient_launches`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from subquad.backend import Array
 from subquad.kernels.max_shift import finite_shift
-from subquad_numpy.features.calls import MAX_CHUNKS, Array, Arrays, RowSums, Trace, hide
-from subquad_numpy.features.operand import Operand, Rows, keys_of, queries_of
-from subquad_numpy.runtime.arguments import row_step, run, with_whole_items, with_whole_rows
+from subquad_numpy.features.operand import hide
+from subquad_numpy.runtime.launch import to_shape
 
-GRADIENT_CHUNK = 2048  # minimum rows of a task
-
-
-def summarize_backward(
-    arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool],
-    *, threads: int | None = None,
-) -> tuple[Array | None, ...]:  # fmt: skip
-    """The gradients of `summarize`; the new shift counts as a constant."""
-    k, v, shift, numerator, denominator, *weights, key_mask = arrays
-    keys = keys_of(static["phi"], weights)
-    finite = finite_shift(np, outputs[0])
-    by_numerator, by_denominator = (
-        np.zeros_like(x) if by is None else by for by, x in zip(grads[1:], outputs[1:], strict=True)
-    )
-    by_W = any(need[5:7]) or len(weights) > 2
-    found = _by_keys(k, v, keys, key_mask, finite, by_numerator, by_denominator, by_W=by_W, threads=threads)
-    by: list[Array | None] = [found.k, found.v, None, None, None]
-    if shift is not None:
-        fade = np.exp(shift - finite)
-        by[3] = sum_to(by_numerator * fade, numerator.shape)
-        by[4] = sum_to(by_denominator * fade, denominator.shape)
-        by[2] = _by_shift(numerator, denominator, by[3], by[4]) if need[2] else None
-    if weights:
-        by += [None] * len(weights)
-        if found.W is not None and need[5]:
-            by[5] = sum_to(found.W, (*weights[0].shape[:-2], *found.W.shape[-2:])).swapaxes(-1, -2)
-    if len(weights) > 2 and found.W is not None:
-        q_mean, k_mean = weights[2:]
-        by[7] = sum_to(found.W.sum(axis=-2, keepdims=True) * static["phi"].scale, q_mean.shape)
-        by[8] = -sum_to(found.k.sum(axis=-2, keepdims=True), k_mean.shape)
-    return (*by, None)
-
-
-def attend_backward(
-    arrays: Arrays, static: Mapping[str, Any], saved: None, outputs: Arrays, grads: Arrays, need: Sequence[bool],
-    *, threads: int | None = None,
-) -> tuple[Array | None, ...]:  # fmt: skip
-    """The gradients of `attend`."""
-    q, shift, numerator, denominator, *weights = arrays
-    queries = queries_of(static["phi"], weights)
-    found = _by_queries(
-        q, queries, finite_shift(np, shift), numerator, denominator, outputs[0], grads[0],
-        by_W=len(weights) > 1 and need[5], threads=threads,
-    )  # fmt: skip
-    by_numerator = sum_to(found.kv, numerator.shape)
-    by_denominator = sum_to(found.k_sum, denominator.shape)
-    by: list[Array | None] = [found.q, None, by_numerator, by_denominator, *[None] * len(weights)]
-    if need[1]:
-        by[1] = _by_shift(numerator, denominator, by_numerator, by_denominator)
-    if found.W is not None:
-        by[5] = sum_to(found.W, (*weights[1].shape[:-2], *found.W.shape[-2:])).swapaxes(-1, -2)
-    if len(weights) > 2:
-        by[6] = -sum_to(found.q.sum(axis=-2, keepdims=True), weights[2].shape)
-    return tuple(by)
-
-
-def step_backward(
-    arrays: Arrays, static: Mapping[str, Any], saved: Trace | None, outputs: Arrays, grads: Arrays,
-    need: Sequence[bool], *, threads: int | None = None,
-) -> tuple[Array | None, ...] | None:  # fmt: skip
-    """The gradients of `step`.
-
-    None where weights need a gradient, there are centers, the state after has a gradient, or nothing was saved.
-    """
-    q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
-    grad, *by_after = grads
-    if saved is None or grad is None or len(weights) > 2 or any(need[6:8]) or any(x is not None for x in by_after):
-        return None
-    from subquad_numpy.features.step_gradient import STEP_GRADIENT_RECORD, step_gradient_kernel
-
-    phi = static["phi"]
-    keys, queries = keys_of(phi, weights), queries_of(phi, weights)
-    batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], v.shape[-1]
-    m = keys.width(d)
-    mask = None if key_mask is None else with_whole_items(key_mask, 1)
-    v_rows, out, grad = map(with_whole_rows, (v, outputs[0], grad))
-    by_q, by_k, by_v = (np.empty((*batch, n, width), q.dtype) for width in (d, d, d_v))
-    by_kv, by_sum = np.empty((*batch, m, d_v), q.dtype), np.empty((*batch, m, 1), q.dtype)
-    run(
-        step_gradient_kernel(q.dtype, keys.phi), STEP_GRADIENT_RECORD, batch, 1, 9 * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=1, chunk=n,
-        **Rows(k, keys).fields(k, keys), v=v_rows, v_row=row_step(v_rows), mask=mask,
-        **Rows(q, queries).fields(q, queries, "q_"), kv=saved.numerator, k_sum=saved.denominator,
-        level=saved.level, shifts=saved.shifts,
-        out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
-        grad_q=by_q, grad_k=by_k, grad_v=by_v, grad_kv=by_kv, grad_sum=by_sum,
-    )  # fmt: skip
-    by: list[Array | None] = [by_q, by_k, by_v]
-    if shift is None:
-        by += [None, None, None]
-    else:
-        by_numerator, by_denominator = sum_to(by_kv, numerator.shape), sum_to(by_sum, denominator.shape)
-        by_shift = _by_shift(numerator, denominator, by_numerator, by_denominator) if need[3] else None
-        by += [by_shift, by_numerator, by_denominator]
-    return (*by, *[None] * len(weights), None)
-
-
-def softmax_backward(
-    arrays: Arrays, static: Mapping[str, Any], saved: RowSums | None, outputs: Arrays, grads: Arrays,
-    need: Sequence[bool], *, threads: int | None = None,
-) -> tuple[Array | None, ...]:  # fmt: skip
-    """The gradients of `softmax`."""
-    q, k, v, key_mask = arrays
-    (out,), (grad,), scale = outputs, grads, static["scale"]
-    if saved is None:  # a small number of keys: they are the directions of the queries
-        keys, values, start = hide(k, v, key_mask)
-        operand = Operand(keys.swapaxes(-1, -2), scale)
-        found = _by_queries(q, operand, start, values, None, out, grad, by_W=True, threads=threads)
-        assert found.W is not None
-        by_q, by_k, by_v = found.q, scale * found.W, found.kv
-        if key_mask is not None:
-            if not (seen := key_mask.any(axis=-1)).all():
-                by_q[np.broadcast_to(~seen, grad.shape[:-2])] = 0
-            keep = key_mask[..., None]  # 0 · NaN is NaN: a query that is NaN must not reach a hidden key
-            by_k, by_v = np.where(keep, by_k, 0), np.where(keep, by_v, 0)
-    else:
-        by_kv = grad / saved.total
-        operand, by_sum = Operand(q.swapaxes(-1, -2), scale), -(by_kv * out).sum(axis=-1, keepdims=True)
-        of_keys = _by_keys(k, v, operand, key_mask, saved.shift, by_kv, by_sum, by_W=True, threads=threads)
-        assert of_keys.W is not None
-        by_q, by_k, by_v = scale * of_keys.W, of_keys.k, of_keys.v
-    return by_q, by_k, by_v, None
-
-
-def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
-    """x summed over the axes that broadcasting from `shape` added or lengthened."""
-    x = x.sum(axis=tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
-    once = tuple(axis for axis, size in enumerate(shape) if size == 1 != x.shape[axis])
-    return x.sum(axis=once, keepdims=True) if once else x
-
-
-# Runs of one kernel -------------------------------------------------------------------------------------------------
+Arrays = Sequence[Any]  # arrays, or None where there is none
+Gradients = tuple[Array | None, ...]
 
 
 class ByQueries(NamedTuple):
@@ -167,61 +37,157 @@ class ByKeys(NamedTuple):
     W: Array | None
 
 
-def _by_queries(
-    q: Array, side: Operand, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
-    by_W: bool, threads: int | None,
-) -> ByQueries:  # fmt: skip
-    """The gradients of what `_Reading` computes."""
-    from subquad_numpy.features.attend_gradient import ATTEND_GRADIENT_RECORD, attend_gradient_kernel
+class ByStep(NamedTuple):
+    """Gradients of a step by queries, keys and values, and by the numerator and denominator of the state before."""
 
-    batch, (n, d), d_v = grad.shape[:-2], q.shape[-2:], kv.shape[-1]
-    m, (chunks, chunk) = side.width(d), _chunks(n)
-    kv, out, grad = map(with_whole_rows, (kv, out, grad))
-    start, k_sum = (None if x is None else with_whole_items(x, 2) for x in (start, k_sum))
-    grad_q = np.empty((*batch, n, d), q.dtype)
-    widths = (d_v, 1, d) if by_W else (d_v, 1)
-    grads = [np.empty((chunks, *batch, m, width), q.dtype) for width in widths]
-    run(
-        attend_gradient_kernel(q.dtype, side.phi), ATTEND_GRADIENT_RECORD, batch, chunks, 3 * n * d * m, threads,
-        n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(q, side).fields(q, side), start=start, kv=kv, kv_row=row_step(kv), k_sum=k_sum,
-        out=out, out_row=row_step(out), grad=grad, grad_row=row_step(grad),
-        grad_q=grad_q, grad_kv=grads[0][0], grad_sum=grads[1][0], grad_W=grads[2][0] if by_W else None,
+    q: Array
+    k: Array
+    v: Array
+    kv: Array
+    k_sum: Array
+
+
+class Passes(Protocol):
+    """How a library runs the kernels. An operand is what one side, queries or keys, is multiplied by."""
+
+    xp: ModuleType
+
+    def keys(self, phi: Any, weights: Arrays) -> Any:
+        """The operand of the keys of a feature map."""
+        ...
+
+    def queries(self, phi: Any, weights: Arrays) -> Any:
+        """The operand of the queries of a feature map."""
+        ...
+
+    def directions(self, rows: Array, scale: float) -> Any:
+        """The operand whose directions are scale · rows, (m, d)."""
+        ...
+
+    def by_queries(
+        self, q: Array, side: Any, start: Array | None, kv: Array, k_sum: Array | None, out: Array, grad: Array, *,
+        by_W: bool,
+    ) -> ByQueries:  # fmt: skip
+        """The gradients of queries that read sums; `start` is added to the exponents, and a k_sum of None is 1."""
+        ...
+
+    def by_keys(
+        self, k: Array, v: Array, side: Any, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
+        by_W: bool,
+    ) -> ByKeys:  # fmt: skip
+        """The gradients of sums over keys; the shift must be finite, and have the batch shape of the call."""
+        ...
+
+    def by_step(self, arrays: Arrays, phi: Any, outputs: Arrays, grads: Arrays, saved: Arrays) -> ByStep:
+        """The gradients of a causal step; `saved` is (level, shifts), and `grads` those by all its outputs."""
+        ...
+
+
+def by_summarize(
+    passes: Passes, arrays: Arrays, static: Mapping[str, Any], outputs: Arrays, grads: Arrays, need: Sequence[bool]
+) -> Gradients:
+    """The gradients of `summarize`; the new shift counts as a constant."""
+    k, v, shift, numerator, denominator, *weights, key_mask = arrays
+    xp, keys = passes.xp, passes.keys(static["phi"], weights)
+    finite = finite_shift(xp, outputs[0])
+    by_numerator, by_denominator = (
+        xp.zeros_like(x) if by is None else by for by, x in zip(grads[1:], outputs[1:], strict=True)
+    )
+    by_W = need[5] or len(weights) > 2
+    found = passes.by_keys(k, v, keys, key_mask, finite, by_numerator, by_denominator, by_W=by_W)
+    by: list[Array | None] = [found.k, found.v, None, None, None]
+    if shift is not None:
+        fade = xp.exp(shift - finite)
+        by[3] = to_shape(xp, by_numerator * fade, numerator.shape)
+        by[4] = to_shape(xp, by_denominator * fade, denominator.shape)
+        by[2] = _by_shift(xp, numerator, denominator, by[3], by[4]) if need[2] else None
+    by += [None] * len(weights)
+    if weights and found.W is not None and need[5]:
+        by[5] = _by_directions(xp, found.W, weights[0])
+    if len(weights) > 2 and found.W is not None:
+        q_mean, k_mean = weights[2:]
+        by[7] = to_shape(xp, xp.sum(found.W, axis=-2, keepdims=True) * static["phi"].scale, q_mean.shape)
+        by[8] = -to_shape(xp, xp.sum(found.k, axis=-2, keepdims=True), k_mean.shape)
+    return (*by, None)
+
+
+def by_attend(
+    passes: Passes, arrays: Arrays, static: Mapping[str, Any], outputs: Arrays, grads: Arrays, need: Sequence[bool]
+) -> Gradients:
+    """The gradients of `attend`."""
+    q, shift, numerator, denominator, *weights = arrays
+    xp, queries = passes.xp, passes.queries(static["phi"], weights)
+    found = passes.by_queries(
+        q, queries, finite_shift(xp, shift), numerator, denominator, outputs[0], grads[0],
+        by_W=len(weights) > 1 and need[5],
     )  # fmt: skip
-    sums = [x[0] if chunks == 1 else x.sum(axis=0) for x in grads]
-    return ByQueries(grad_q, sums[0], sums[1], sums[2] if by_W else None)
+    by_numerator = to_shape(xp, found.kv, numerator.shape)
+    by_denominator = to_shape(xp, found.k_sum, denominator.shape)
+    by: list[Array | None] = [found.q, None, by_numerator, by_denominator, *[None] * len(weights)]
+    if need[1]:
+        by[1] = _by_shift(xp, numerator, denominator, by_numerator, by_denominator)
+    if found.W is not None:
+        by[5] = _by_directions(xp, found.W, weights[1])
+    if len(weights) > 2:
+        by[6] = -to_shape(xp, xp.sum(found.q, axis=-2, keepdims=True), weights[2].shape)
+    return tuple(by)
 
 
-def _by_keys(
-    k: Array, v: Array, side: Operand, mask: Array | None, shift: Array, grad_kv: Array, grad_sum: Array, *,
-    by_W: bool, threads: int | None,
-) -> ByKeys:  # fmt: skip
-    """The gradients of what `_Sums` computes; the shift must be finite, and have the batch shape of the call."""
-    from subquad_numpy.features.summarize_gradient import SUMMARIZE_GRADIENT_RECORD, summarize_gradient_kernel
+def by_step(
+    passes: Passes, arrays: Arrays, static: Mapping[str, Any], outputs: Arrays, grads: Arrays, need: Sequence[bool],
+    saved: Arrays,
+) -> Gradients | None:  # fmt: skip
+    """The gradients of `step`, the shift of the state after counting as a constant.
 
-    batch, (n, d), d_v = shift.shape[:-2], k.shape[-2:], v.shape[-1]
-    m, (chunks, chunk) = side.width(d), _chunks(n)
-    v, mask = with_whole_rows(v), None if mask is None else with_whole_items(mask, 1)
-    shift, grad_kv, grad_sum = (with_whole_items(x, 2) for x in (shift, grad_kv, grad_sum))
-    new = np.empty if mask is None else np.zeros
-    grad_k, grad_v = new((*batch, n, d), k.dtype), new((*batch, n, d_v), k.dtype)
-    grad_W = np.empty((chunks, *batch, m, d), k.dtype) if by_W else None
-    run(
-        summarize_gradient_kernel(k.dtype, side.phi), SUMMARIZE_GRADIENT_RECORD, batch, chunks, 3 * n * d * m,
-        threads, n=n, d=d, m=m, d_v=d_v, chunks=chunks, chunk=chunk, chunk_step=math.prod(batch) * m,
-        **Rows(k, side).fields(k, side), v=v, v_row=row_step(v), mask=mask,
-        shift=shift, grad_kv=grad_kv, grad_sum=grad_sum,
-        grad_k=grad_k, grad_v=grad_v, grad_W=None if grad_W is None else grad_W[0],
-    )  # fmt: skip
-    return ByKeys(grad_k, grad_v, None if grad_W is None else grad_W.sum(axis=0))
-
-
-def _chunks(n: int) -> tuple[int, int]:
-    """(chunks, rows of a chunk) of the gradient for n rows."""
-    chunks = max(1, min(MAX_CHUNKS, n // GRADIENT_CHUNK))
-    return chunks, -(-n // chunks)
+    None where weights need a gradient, or there are centers; or where the state after has a gradient, and heads of
+    queries share it.
+    """
+    _, _, _, shift, numerator, denominator, *weights, _ = arrays
+    xp, (out, _, *after), (grad, _, *by_after) = passes.xp, outputs, grads
+    if len(weights) > 2 or any(need[6 : 6 + len(weights)]):
+        return None
+    if any(by is not None for by in by_after):
+        if after[0].shape[:-2] != out.shape[:-2]:
+            return None
+        by_after = [xp.zeros_like(x) if by is None else by for x, by in zip(after, by_after, strict=True)]
+    grad = xp.zeros_like(out) if grad is None else grad
+    found = passes.by_step(arrays, static["phi"], outputs, (grad, None, *by_after), saved)
+    by: list[Array | None] = [found.q, found.k, found.v, None, None, None]
+    if shift is not None:
+        by[4] = to_shape(xp, found.kv, numerator.shape)
+        by[5] = to_shape(xp, found.k_sum, denominator.shape)
+        by[3] = _by_shift(xp, numerator, denominator, by[4], by[5]) if need[3] else None
+    return (*by, *[None] * len(weights), None)
 
 
-def _by_shift(numerator: Array, denominator: Array, by_numerator: Array, by_denominator: Array) -> Array:
+def by_softmax(
+    passes: Passes, arrays: Arrays, static: Mapping[str, Any], outputs: Arrays, grads: Arrays, saved: Arrays
+) -> Gradients:
+    """The gradients of `softmax`; `saved` is (shift, total) of each query, or () for a small number of keys."""
+    q, k, v, key_mask = arrays
+    (out,), (grad,), scale, xp = outputs, grads, static["scale"], passes.xp
+    if not saved:  # the keys are the directions of the queries
+        keys, values, start = hide(xp, k, v, key_mask)
+        queries = passes.by_queries(q, passes.directions(keys, scale), start, values, None, out, grad, by_W=True)
+        by_q, by_k, by_v = queries.q, scale * queries.W, queries.kv
+        if key_mask is not None:
+            by_q = xp.where(xp.any(key_mask, axis=-1)[..., None, None], by_q, 0.0)
+            keep = key_mask[..., None]  # 0 · NaN is NaN: a query that is NaN must not reach a hidden key
+            by_k, by_v = xp.where(keep, by_k, 0.0), xp.where(keep, by_v, 0.0)
+    else:
+        shift, total = saved
+        by_kv = grad / total
+        by_sum = -xp.sum(by_kv * out, axis=-1, keepdims=True)
+        of_keys = passes.by_keys(k, v, passes.directions(q, scale), key_mask, shift, by_kv, by_sum, by_W=True)
+        by_q, by_k, by_v = scale * of_keys.W, of_keys.k, of_keys.v
+    return by_q, by_k, by_v, None
+
+
+def _by_directions(xp: ModuleType, by_W: Array, weights: Array) -> Array:
+    """The gradient by weights (…, d, m), from one by the directions, (…, m, d)."""
+    return xp.matrix_transpose(to_shape(xp, by_W, (*weights.shape[:-2], *by_W.shape[-2:])))
+
+
+def _by_shift(xp: ModuleType, numerator: Array, denominator: Array, by_numerator: Any, by_denominator: Any) -> Array:
     """The gradient by the shift of a state that is read: its sums are over exp(shift)."""
-    return (numerator * by_numerator).sum(axis=-1, keepdims=True) + denominator * by_denominator
+    return xp.sum(numerator * by_numerator, axis=-1, keepdims=True) + denominator * by_denominator

@@ -15,6 +15,7 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels import feature_step
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad.kernels.max_shift import finite_shift
+from subquad_numpy.features.operand import hide
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
 State = tuple[Array, Array, Array]  # shift (..., m, 1), numerator (..., m, d_v), denominator (..., m, 1)
@@ -87,9 +88,12 @@ def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) ->
     return (_read(q, queries, shift, numerator, denominator, run, is_shift=True),)
 
 
-def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The outputs of the kernel `feature_step`; rows beyond the range of compiled code are left to the generic form."""
-    from subquad_numpy.features.step import STEP_RECORD, step_kernel
+def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, save: bool = False) -> tuple[Array, ...]:
+    """The outputs of the kernel `feature_step`; rows beyond the range of compiled code are left to the generic form.
+
+    What is saved is `calls.Trace`, as (…, n, 1) and (…, blocks, m). Items with such a row have levels of NaN.
+    """
+    from subquad_numpy.features.step import STEP_RECORD, block_rows, step_kernel
 
     q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
     xp = array_namespace(q)
@@ -106,6 +110,8 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
     batch = broadcast_batch(q=q.shape[:-2], keys=kept)
     alone = kept == batch  # else heads of queries share their keys, and another launch computes the state
     state = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
+    if save:
+        state |= {"level": (n,), "shifts": (-(-n // block_rows(np.dtype(q.dtype))), m)}
     of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
     made = Launch(
         step_kernel,
@@ -132,8 +138,9 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
     before = {"shift": shift, "kv": numerator, "k_sum": denominator}
     found = run(made, {**keys.operands(xp, k), **of_queries, "v": v, "mask": key_mask, **before})
     undone = found["undone"][..., 0][..., None, None]
+    trace = (xp.where(undone == n, found["level"][..., None], math.nan), found["shifts"]) if save else ()
     if alone:
-        after = tuple(found[name] for name in state)
+        after = tuple(found[name] for name in ("new_shift", "new_kv", "new_k_sum"))
     else:
         after = _with_keys(k, v, keys, key_mask, (shift, numerator, denominator), run)
 
@@ -145,26 +152,29 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
             sums = [xp.where(undone == n, x, other) for x, other in zip(after, sums, strict=True)]
         return xp.where(done, out, whole), *sums
 
-    return run.where_any(xp.any(undone != n), complete, (found["out"], *after))
+    return (*run.where_any(xp.any(undone != n), complete, (found["out"], *after)), *trace)
 
 
-def launch_softmax(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The output of the kernel `softmax_attention` for a small number of keys or of queries, without causality."""
-    from subquad_numpy.features.calls import SMALL_KEYS
+def launch_softmax(
+    arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, save: bool = False
+) -> tuple[Array, ...]:
+    """The output of the kernel `softmax_attention` for a small number of keys or of queries, without causality.
+
+    What is saved is `calls.RowSums`, or nothing for a small number of keys.
+    """
+    from subquad_numpy.features.calls import is_by_keys
 
     q, k, v, key_mask = arrays
     xp, scale, n, n_kv = array_namespace(q), static["scale"], q.shape[-2], k.shape[-2]
-    if n_kv <= SMALL_KEYS < n:
-        start = None
-        if key_mask is not None:  # 0 · NaN is NaN
-            k, v = (xp.where(key_mask[..., None], x, 0.0) for x in (k, v))
-            start = xp.where(key_mask, xp.zeros((), dtype=q.dtype), -math.inf)[..., None]
+    if is_by_keys(n, n_kv):
+        k, v, start = hide(xp, k, v, key_mask)
         out = _read(q, Side(k, scale, turned=True), start, v, None, run)
         if key_mask is not None:  # a row without a visible key is 0, even if its query is NaN
             out = xp.where(xp.any(key_mask, axis=-1)[..., None, None], out, 0.0)
         return (out,)
-    _, numerator, denominator = _sums(k, v, Side(q, scale, turned=True), key_mask, run)
-    return (numerator / xp.where(denominator == 0, 1.0, denominator),)  # a row without a visible key is 0
+    shift, numerator, denominator = _sums(k, v, Side(q, scale, turned=True), key_mask, run)
+    total = xp.where(denominator == 0, 1.0, denominator)  # a row without a visible key is 0
+    return numerator / total, *((finite_shift(xp, shift), total) if save else ())
 
 
 def _with_keys(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,6 +71,7 @@ class Rows:
         W, center = operand.W, operand.center
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
+        self.is_straight = self.fix_x is self.fix_W is self.fix_center is None
         self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
 
     def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:
@@ -105,3 +108,12 @@ def operand_from(
         return lambda weights: (None, None)
     place = 0 if make is keys_of else 1
     return lambda weights: (weights[place], None)
+
+
+def hide(xp: ModuleType, k: Any, v: Any, key_mask: Any) -> tuple[Any, Any, Any]:
+    """(keys, values, start): hidden keys and values are 0, since 0 · NaN is NaN, and `start` is added to the logits."""
+    if key_mask is None:
+        return k, v, None
+    keep = key_mask[..., None]
+    start = xp.where(keep, xp.zeros((), dtype=k.dtype), -math.inf)
+    return xp.where(keep, k, 0.0), xp.where(keep, v, 0.0), start

@@ -6,8 +6,9 @@
 
 L is the log of a row's sum of weights, g is the gradient by out; linear attention is as in `phi`. The first walk goes
 forward and carries the sums over earlier keys, S = Σ_j exp(x[j] − σ) [v[j], 1]ᵀ. The second walk goes back and carries
-the sums over later queries, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ. Here σ is the maximum of x up to the
-block, so that no exponent is above 0, as p ≤ 1. Pairs within a block are formed as in `step`, relative to its ρ.
+the sums over later queries, R = Σ_i exp(y[i] − L[i] + σ) [g[i], −g[i] · out[i]]ᵀ, which begin with the gradients by the
+sums of the state after. Here σ is the maximum of x up to the block, so that no exponent is above 0, as p ≤ 1. Pairs
+within a block are formed as in `step`, relative to its ρ.
 """
 
 from functools import cache
@@ -45,8 +46,10 @@ STEP_GRADIENT_RECORD = fields(
     HEAD,
     OF_KEYS,
     {f"q_{name}": axes for name, axes in SIDE.items()},
-    # the state before, and what `step` left for the gradient: see `STEP_RECORD`; then the gradient by out
+    # the state before, or address 0, and what `step` left for the gradient: see `STEP_RECORD`; then the gradient by out
     {"kv": 2, "k_sum": 2, "level": 1, "shifts": 2, "out_row": None, "out": 2, "grad_row": None, "grad": 2},
+    # the shift of the state after, and the gradients by its sums, or address 0 for both
+    {"new_shift": 2, "grad_new_kv": 2, "grad_new_sum": 2},
     # contiguous; grad_kv and grad_sum are by the state before
     {"grad_q": 2, "grad_k": 2, "grad_v": 2, "grad_kv": 2, "grad_sum": 2},
 )
@@ -108,17 +111,14 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             q_row, k_row, v_row, out_row, g_row = f.q_x_row, f.x_row, f.v_row, f.out_row, f.grad_row
             mask, has_mask = pointer(f.mask, np.uint8(0)), f.mask != 0
             grad_q, grad_k, grad_v = pointer(f.grad_q, zero), pointer(f.grad_k, zero), pointer(f.grad_v, zero)
-            shifts, levels, kv = pointer(f.shifts, zero), pointer(f.level, zero), pointer(f.kv, zero)
+            shifts, levels = pointer(f.shifts, zero), pointer(f.level, zero)
             q_factor, k_factor = pointer(f.q_numbers, zero)[0], pointer(f.numbers, zero)[0]
             half_scale = pointer(f.numbers, zero)[1]
             if phi != ELU:
                 U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
                 load_directions(directions_of(f, zero), d, m, k_factor, turned_k)
                 load_directions(U, d, m, q_factor, turned_q)
-            copy(pointer(f.k_sum, zero), m, sums)
-            for i in range(m):
-                copy(shifted(kv, i * d_v), d_v, shifted(state, i * across))
-                state[i * across + d_v] = sums[i]
+            ends, has_after = pointer(f.new_shift, zero), f.grad_new_kv != 0
 
             # steps 0 … blocks − 1 are the first walk, the others the second, with the blocks in reverse order
             for step in range(2 * blocks):
@@ -127,14 +127,20 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 row, is_last = at * block, at == blocks - 1
                 count = min(block, n - row)
                 whole = padded(count, TILE_ROWS)
-                if step == blocks:
+                if step == 0 or step == blocks:
                     clear(state, stride * across)
                     clear(sums, stride)
+                    given, given_sum = (f.grad_new_kv, f.grad_new_sum) if back else (f.kv, f.k_sum)
+                    if given != 0:
+                        copy(pointer(given_sum, zero), m, sums)
+                        for i in range(m):
+                            copy(shifted(pointer(given, zero), i * d_v), d_v, shifted(state, i * across))
+                            state[i * across + d_v] = sums[i]
                 for i in range(m):
                     shift[i] = shifts[at * m + i]
-                    after[i] = lowest  # −σ; not needed in the last block, since nothing follows
-                    if not is_last:
-                        sigma = shifts[(at + 1) * m + i]
+                    after[i] = lowest  # −σ; not needed in the last block if nothing follows
+                    if not is_last or has_after:
+                        sigma = ends[i] if is_last else shifts[(at + 1) * m + i]
                         after[i] = -sigma if sigma != lowest else 0
                 here = shifted(mask, row)
                 rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, space)

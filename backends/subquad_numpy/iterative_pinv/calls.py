@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed, straight
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +29,7 @@ def _plan_pinv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             run((fixed(fix, arrays[0]), z), threads)
         return (z,), None
 
-    return invert
+    return straight(invert) if fix is None else invert
 
 
 iterative_pinv = Forms(_plan_pinv)

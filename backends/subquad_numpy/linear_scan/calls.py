@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed, straight
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         run((*map(fixed, fix, arrays), h) if must_fix else (*arrays, h), count)
         return (h,), None
 
-    return scan
+    return straight(scan) if is_small and not must_fix else scan
 
 
 scan = Forms(_plan_scan)

@@ -22,7 +22,9 @@ Array = np.ndarray[Any, Any]
 Fields = dict[str, int | None]
 
 DONE, FOREIGN = 1, -1  # what a direct call returns: see `codegen.compile.DONE`, `runtime.direct.FOREIGN`
-SMALL = 1 << 21  # multiply-adds of a call, about 20 µs: below that, waking a second thread costs more than it saves
+# Multiply-adds of a call, with the exponentials beside them some 300 µs of one core: below that, waking a second thread
+# costs more than it saves, and waiting for it far more where other processes keep the cores busy.
+SMALL = 3 << 20
 MAX_FORMS = 512  # forms of calls that `Forms` remembers before it forgets all
 
 
@@ -55,33 +57,32 @@ class Run:
             elif items > 1 and x is not None and x.ndim > axes:
                 self.records[:, place] = offsets(x, batch, axes)
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
-        self.head = self.records[0, : self.first].tobytes() if items == 1 else None
         self.pack = struct.Struct(f"{len(fields) - self.first}q").pack
-        self.direct: Any = None  # for one item on one thread: the compiled call
-        if items == 1 and address_of is read_address:
+        self.direct: Any = None  # the compiled call on one thread
+        if self.tasks and address_of is read_address:
             from subquad_numpy.runtime.direct import direct, head_of
 
             self.direct = direct()
-            self.words = head_of(kernel, self.tasks, self.records[0, : self.first], len(fields))
+            self.of_objects, self.of_addresses = (
+                head_of(kernel, self.tasks, self.records, self.first, objects=objects) for objects in (True, False)
+            )
 
-    def __call__(self, arrays: Sequence[Array | None], threads: int | None) -> None:
-        """Run all tasks on these arrays, given in the order of the address fields."""
+    def __call__(self, arrays: Sequence[Any], threads: int | None) -> None:
+        """Run all tasks on these arrays, given in the order of the address fields: NumPy's, or of `addresses.KNOWN`."""
         if self.tasks == 0:
             return
-        if self.direct is not None and (self.small or threads == 1):
-            done = self.direct(self.words + self.pack(*[0 if x is None else id(x) for x in arrays]))
-            if done == DONE:
-                return
-            if done != FOREIGN:
+        is_alone = self.small or threads == 1
+        if is_alone and self.direct is not None:
+            done = self.direct(self.of_objects + self.pack(*[0 if x is None else id(x) for x in arrays]))
+            if done == FOREIGN:
+                done = self.direct(self.of_addresses + self.pack(*[0 if x is None else address_of(x) for x in arrays]))
+            if done != DONE:
                 msg = "a compiled kernel found no memory for its scratch"
                 raise MemoryError(msg)
-        addresses = [0 if x is None else address_of(x) for x in arrays]
-        if self.head is None:
-            records = self.records.copy()
-            records[:, self.first :] += addresses
-        else:
-            records = np.frombuffer(self.head + self.pack(*addresses), np.int64)
-        if self.small:
+            return
+        records = self.records.copy()
+        records[:, self.first :] += [0 if x is None else address_of(x) for x in arrays]
+        if is_alone:
             self.kernel(0, self.tasks, address_of(records))
         else:
             run_tasks(self.kernel, self.tasks, records, thread_count(threads), arrays)
@@ -99,7 +100,9 @@ def run(
 class Forms:
     """A forward pass that is planned once for each form of a call: shapes, strides, dtypes, and all static keywords.
 
-    `plan(arrays, static, save)` returns a function (arrays, new, threads) → (outputs, saved) for calls of that form.
+    `plan(arrays, static, save)` returns a function (arrays, new, threads) → (outputs, saved) for calls of that form. A
+    function that is `straight` takes arrays of any library in memory of the host, as `new` makes them; it returns None
+    for those whose numbers it cannot compute with.
     """
 
     def __init__(self, plan: Callable[..., Callable[..., Any]]) -> None:
@@ -128,10 +131,13 @@ class Forms:
             self.kept[form] = planned
         return planned
 
-    def bound(self, arrays: Sequence[Array | None], static: Mapping[str, Any]) -> Callable[..., Any] | None:
+    def bound(
+        self, arrays: Sequence[Array | None], static: Mapping[str, Any], *, masked: bool
+    ) -> Callable[..., Any] | None:
         """A function of arrays like these, for the outputs; None unless these are contiguous.
 
-        For contiguous arrays of one class and shape, and one dtype, it goes straight to the plan.
+        For contiguous arrays of one class and shape, and one dtype, it goes straight to the plan. If `masked`, the last
+        of the arrays is the keyword `key_mask`.
         """
         if not are_plain(arrays):
             return None
@@ -141,7 +147,15 @@ class Forms:
             outputs, _ = planned(arrays, new, None) if are_plain(arrays) else self(arrays, static)
             return outputs if len(outputs) > 1 else outputs[0]
 
-        return run
+        if not masked:
+            return run
+        return lambda *arrays, key_mask=None, **_static: run(*arrays, key_mask)
+
+
+def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
+    """Say of a planned function that it does nothing with arrays but pass them on to runs of kernels."""
+    planned.is_straight = True  # type: ignore[attr-defined]
+    return planned
 
 
 def are_plain(arrays: Sequence[Array | None]) -> bool:

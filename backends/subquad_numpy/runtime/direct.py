@@ -1,4 +1,4 @@
-"""A call of a kernel on the caller's thread, in one step from Python: addresses are read in compiled code.
+"""A call of a kernel on the caller's thread, in one step from Python: argument records are made in compiled code.
 
 A step of decoding is some microseconds long. To ask each array for its address takes as much time again.
 """
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.codegen import pointer, types
-from subquad_numpy.codegen.compile import address_of
-from subquad_numpy.runtime.addresses import DATA
+from subquad_numpy.codegen.compile import compiled_address
+from subquad_numpy.runtime.addresses import DATA, address_of
 from subquad_numpy.runtime.arguments import FOREIGN
 from subquad_numpy.runtime.native_tasks import call
 
-# Places in the words of a call, int64: the address of the kernel; its tasks; the fields of its record; how many of
-# these are numbers; the address of NumPy's class of arrays; then the fields: numbers, then array objects, or 0.
-KERNEL, TASKS, FIELDS, NUMBERS, ARRAY, HEAD = range(6)
+# Places in the words of a call, int64: the address of the kernel; its tasks; the records, to which addresses are to be
+# added: how many, their fields, how many of these are numbers, and where they are; the address of NumPy's class of
+# arrays, or 0; then, for each field that is no number, an array object, or 0. Without the class, addresses.
+KERNEL, TASKS, RECORDS, FIELDS, NUMBERS, MEMORY, ARRAY, HEAD = range(8)
 TYPE, NUMBERS_AT = DATA // 8 - 1, DATA // 8  # of an object, in words: its class; of an array: where its numbers are
 
 
@@ -33,24 +34,30 @@ def direct() -> Callable[[bytes], int]:
     kind, numbers_at = TYPE, NUMBERS_AT
 
     def run(words: Any) -> int:
-        fields = words[FIELDS]
-        record = np.empty(fields, np.int64)
-        for i in range(fields):
-            word = words[HEAD + i]
-            if i >= words[NUMBERS] and word != 0:
+        fields, numbers, array = words[FIELDS], words[NUMBERS], words[ARRAY]
+        size = words[RECORDS] * fields
+        given = pointer(words[MEMORY], np.int64(0))
+        records = np.empty(size, np.int64)
+        for i in range(size):
+            records[i] = given[i]
+        for i in range(numbers, fields):
+            word = words[HEAD + i - numbers]
+            if array != 0 and word != 0:
                 found = pointer(word, np.int64(0))
-                if found[kind] != words[ARRAY]:
+                if found[kind] != array:
                     return FOREIGN
                 word = found[numbers_at]
-            record[i] = word
-        done = call(words[KERNEL], 0, words[TASKS], record.ctypes.data)
-        record[0] = 0  # see `codegen.pointers.aligned`
+            for place in range(i, size, fields):
+                records[place] += word
+        done = call(words[KERNEL], 0, words[TASKS], records.ctypes.data)
+        records[0] = 0  # see `codegen.pointers.aligned`
         return done
 
-    address = address_of(run, "direct", [types.CPointer(types.int64)])
+    address = compiled_address(run, "direct", [types.CPointer(types.int64)])
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(address)
 
 
-def head_of(kernel: Any, tasks: int, numbers: np.ndarray, fields: int) -> bytes:
-    """The words of a call but for its objects."""
-    return np.array([kernel.address, tasks, fields, len(numbers), id(np.ndarray), *numbers], np.int64).tobytes()
+def head_of(kernel: Any, tasks: int, records: np.ndarray, numbers: int, *, objects: bool) -> bytes:
+    """The words of a call but for its objects, or its addresses; `records` must outlive them."""
+    array = id(np.ndarray) if objects else 0
+    return np.array([kernel.address, tasks, *records.shape, numbers, address_of(records), array], np.int64).tobytes()

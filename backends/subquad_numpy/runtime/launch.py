@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -80,11 +80,25 @@ class Run(Protocol):
         ...
 
 
-SMALL = 1 << 21  # multiply-adds of a launch, about 20 µs: below that, a second thread costs more than it saves
+class GradientRun(Run, Protocol):
+    """How a library runs the launches of a gradient.
+
+    Attributes
+    ----------
+    need : sequence of bool
+        Which arrays of the kernel want a gradient.
+    """
+
+    need: Sequence[bool]
+
+    def unless(self, condition: Array, compute: Callable[[], Any]) -> Any:
+        """`compute()`, or the gradients of the generic form if the condition holds; None where `compute` gives None."""
+        ...
 
 
 def threads_for(products: int) -> int:
     """The number of threads for a launch of so many multiply-adds."""
+    from subquad_numpy.runtime.arguments import SMALL
     from subquad_numpy.runtime.threads import thread_count
 
     return 1 if products < SMALL else thread_count()

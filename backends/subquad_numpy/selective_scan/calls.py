@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.selective_scan import Gradients, Inputs, widened
-from subquad_numpy.runtime.arguments import Forms, Run
+from subquad_numpy.runtime.arguments import Forms, Run, straight
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +56,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             run((*p, state, y, None), count)
         return (y, state), None
 
-    return scan
+    return straight(scan) if is_small and is_plain else scan
 
 
 scan = Forms(_plan_scan)

@@ -1,0 +1,186 @@
+"""One row after a state, in attention through features: a token of decoding, in one pass over the state.
+
+    S ← exp(shift − shift') S + φ_k vᵀ,    out = φ_qᵀ S / φ_qᵀ s
+
+in the letters of `blocks`. The new shift is the maximum of the old one and of the key's exponents, so the sum of a
+feature is at least the largest of its terms, and nothing that counts can underflow: other than blocks of rows in
+`step`, one row needs no further care.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from subquad_numpy.codegen import at_least, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen.compile import DONE, compiled, element
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.matmul import Matrix, rows_at
+from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.features.blocks import State, query_features, widths_of
+from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
+from subquad_numpy.features.step import STEP_RECORD
+
+BESIDE = 4  # vectors of a row of the numerator that are read side by side
+
+
+@inline
+def _centred(source: Any, center: Any, has_center: bool, d: int, lanes: int, row: Any) -> Any:
+    """Write a row less its center into `row`; returns 0 in all lanes if its numbers are finite, else NaN in some."""
+    load_padded_row(source, 0, d, lanes, row)
+    odd = zeros(row)
+    for p in range(0, d, lanes):
+        odd = odd + (load(row, p) - load(row, p))
+    if has_center:
+        for p in range(d):
+            row[p] -= center[p]
+    return odd
+
+
+@inline
+def _exponents(row: Any, W: Any, d: int, m: int, factor: Any, lanes: int, phi: int, y: Any, edge: Any) -> None:
+    """Write y = factor row W, or factor · row where there is no W."""
+    if phi == ELU:
+        for i in range(0, m, lanes):
+            store(y, i, load(row, i) * factor)
+    elif W.row == 1:  # the directions lie side by side
+        for i in range(m):
+            along = zeros(row)
+            for p in range(0, d, lanes):
+                along = along + load(row, p) * load_part(W.data, i * W.column + p, d - p, lanes, edge)
+            y[i] = total(along) * factor
+    else:
+        clear(y, m)
+        for p in range(d):
+            for i in range(m):
+                y[i] += row[p] * W.data[p * W.row + i * W.column]
+        for i in range(m):
+            y[i] *= factor
+
+
+@cache
+def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
+    """Compile the step of one row, with the records of `step`; a task is one item."""
+    lanes, kind, zero = element(dtype)
+    phi = MAPS[phi_name].number
+    lowest = dtype.type(-np.inf)
+    side = BESIDE * lanes
+
+    @compiled(f"token {dtype} {phi_name}", STEP_RECORD)
+    def token(first: int, last: int, frames: Any) -> int:
+        f = carray(frames, last)[0]
+        d, m, d_v = f.d, f.m, f.d_v
+        width, _, _, d_in, d_out = widths_of(m, d, d_v, lanes)
+        sizes = (lanes, width, width, width, width, width, width, lanes, lanes, d_in, d_in, d_out, d_out)
+        buffer = np.empty(room(sizes), kind)
+        edge, x, y, shift, start, fade, k_sum, seen, level, q_row, k_row, value, result = cut(buffer, sizes)
+        for item in range(first, last):
+            f = carray(frames, last)[item]
+            numbers, q_numbers = pointer(f.numbers, zero), pointer(f.q_numbers, zero)
+            kv, new_kv = pointer(f.kv, zero), pointer(f.new_kv, zero)
+            shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
+            has_state, keeps = f.shift != 0, f.keeps != 0
+            is_shown = f.mask == 0 or pointer(f.mask, np.uint8(0))[0] != 0
+            for i in range(width):
+                shift[i] = shifts[i] if has_state and i < m else lowest
+                k_sum[i] = sums[i] if has_state and i < m else 0
+                x[i] = lowest
+                y[i] = lowest
+
+            U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
+            _centred(pointer(f.q_x, zero), pointer(f.q_center, zero), f.q_center != 0, d, lanes, q_row)
+            _exponents(q_row, U, d, m, q_numbers[0], lanes, phi, y, edge)
+            undone = pointer(f.undone, np.int64(0))
+            undone[0] = 1
+            if is_shown:
+                W = Matrix(pointer(f.W, zero), f.W_row, f.W_column)
+                odd = _centred(pointer(f.x, zero), pointer(f.center, zero), f.center != 0, d, lanes, k_row)
+                load_padded_row(pointer(f.v, zero), 0, d_v, lanes, value)
+                for j in range(0, d_v, lanes):
+                    odd = odd + (load(value, j) - load(value, j))
+                if total(odd) != 0:  # the generic form says how far a number that is not finite reaches
+                    undone[0] = 0
+                    continue
+                _exponents(k_row, W, d, m, numbers[0], lanes, phi, x, edge)
+                if phi != ELU and numbers[1] != 0:
+                    square = zeros(k_row)
+                    for p in range(0, d, lanes):
+                        square = square + load(k_row, p) * load(k_row, p)
+                    less = numbers[1] * total(square)
+                    for i in range(m):
+                        x[i] -= less
+                for i in range(0, width, lanes):
+                    part, old = load(x, i), load(shift, i)
+                    new = at_least(log_of(part, phi), old)
+                    finite = at_least(new, LEAST(new))
+                    gone = exp_negative(old - finite)
+                    e = times_value(exp_negative(log_of(part, phi) - finite), part, phi)
+                    store(fade, i, gone)
+                    store(k_sum, i, load(k_sum, i) * gone + e)
+                    store(x, i, e)
+                    store(shift, i, new)
+            else:
+                clear(x, width)
+                clear(value, d_out)
+                for i in range(width):
+                    fade[i] = 1
+            for i in range(m, width):  # features that fill up the last vector count for nothing
+                k_sum[i] = 0
+                shift[i] = lowest
+
+            for i in range(width):
+                start[i] = shift[i] if shift[i] != lowest or i >= m else 0
+                if phi != ELU:
+                    y[i] += start[i]
+            query_features(rows_at(y, width), 1, State(start, k_sum), width, lanes, phi, seen, level)
+            divisor = zeros(edge) + (seen[0] if seen[0] != 0 else zero + 1)  # a row that sees no key is 0
+
+            if keeps:
+                copy(shift, m, pointer(f.new_shift, zero))
+                copy(k_sum, m, pointer(f.new_k_sum, zero))
+            whole = d_v // side * side
+            for j in range(0, whole, side):
+                v_0, v_1, v_2, v_3 = (load(value, j), load(value, j + lanes), load(value, j + 2 * lanes),
+                                      load(value, j + 3 * lanes))  # fmt: skip
+                sum_0, sum_1, sum_2, sum_3 = zeros(edge), zeros(edge), zeros(edge), zeros(edge)
+                for i in range(m):
+                    e, gone, weight = spread(x, i), spread(fade, i), spread(y, i)
+                    a_0, a_1, a_2, a_3 = e * v_0, e * v_1, e * v_2, e * v_3
+                    if has_state:
+                        row = shifted(kv, i * d_v + j)
+                        a_0 = a_0 + load(row, 0) * gone
+                        a_1 = a_1 + load(row, lanes) * gone
+                        a_2 = a_2 + load(row, 2 * lanes) * gone
+                        a_3 = a_3 + load(row, 3 * lanes) * gone
+                    if keeps:
+                        row = shifted(new_kv, i * d_v + j)
+                        store(row, 0, a_0)
+                        store(row, lanes, a_1)
+                        store(row, 2 * lanes, a_2)
+                        store(row, 3 * lanes, a_3)
+                    sum_0 = sum_0 + weight * a_0
+                    sum_1 = sum_1 + weight * a_1
+                    sum_2 = sum_2 + weight * a_2
+                    sum_3 = sum_3 + weight * a_3
+                store(result, j, sum_0)
+                store(result, j + lanes, sum_1)
+                store(result, j + 2 * lanes, sum_2)
+                store(result, j + 3 * lanes, sum_3)
+            for j in range(whole, d_v, lanes):
+                along, part = zeros(edge), load(value, j)
+                for i in range(m):
+                    a = spread(x, i) * part
+                    if has_state:
+                        a = a + load_part(kv, i * d_v + j, d_v - j, lanes, edge) * spread(fade, i)
+                    if keeps:
+                        store_part(new_kv, i * d_v + j, a, d_v - j, lanes, edge)
+                    along = along + spread(y, i) * a
+                store(result, j, along)
+            out = pointer(f.out, zero)
+            for j in range(0, d_v, lanes):
+                store_part(out, j, load(result, j) / divisor, d_v - j, lanes, edge)
+        buffer[0] = 0  # see `cut`
+        return DONE
+
+    return token
