@@ -28,6 +28,7 @@ from subquad_numpy.codegen.values import (
     machine_type,
     parts_of,
     rebuilt,
+    run_time,
     truth,
     type_of,
     unified,
@@ -365,6 +366,8 @@ class Expressions:
         return Value(kind, made)
 
     def _linked(self, function: Any, args: list[Any], merges: bool) -> Any:
+        if not merges:  # one function for all numbers
+            args = [run_time(self.builder, arg) for arg in args]
         made, form = self.body.translation.function(function, args, merges)
         result = self.builder.call(made, [leaf.ir for arg in args for leaf in leaves(arg)])
         kinds = [leaf.type for leaf in leaves(form)]
