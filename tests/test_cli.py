@@ -350,7 +350,18 @@ def test_warmup_compiles_what_operators_need(
 ) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     names = ["linear_scan", "linear", "linear_scan"]
-    request = [sys.executable, "-m", "subquad", "warmup", "--method", *names, "--dtype", "float64", "--backends", "numpy"]
+    request = [
+        sys.executable,
+        "-m",
+        "subquad",
+        "warmup",
+        "--method",
+        *names,
+        "--dtype",
+        "float64",
+        "--backends",
+        "numpy",
+    ]
     done = subprocess.run(request, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "3 calls are compiled" in done.stdout  # linear attention, causal too, and the scan once
     kept = {path.name.partition(".")[0] for path in tmp_path.rglob("*.o")}

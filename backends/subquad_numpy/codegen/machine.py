@@ -30,7 +30,7 @@ def target() -> tuple[Any, str]:
     triple, cpu = binding.get_process_triple(), binding.get_host_cpu_name()
     features = binding.get_host_cpu_features().flatten()
     machine = binding.Target.from_triple(triple).create_target_machine(
-        cpu=cpu, features=features, opt=int(os.environ.get("SQ_OPT", "3")), codemodel="jitdefault"
+        cpu=cpu, features=features, opt=3, codemodel="jitdefault"
     )
     return machine, f"{triple} {cpu} {features} {llvmlite.__version__}"
 
@@ -50,9 +50,10 @@ def object_of(module: Any) -> bytes:
         machine, _ = target()
         module.triple, module.data_layout = binding.get_process_triple(), str(machine.target_data)
         parsed = binding.parse_assembly(str(module))
-        options = binding.create_pipeline_tuning_options(speed_level=int(os.environ.get("SQ_OPT", "3")))
-        options.loop_vectorization, options.slp_vectorization = os.environ.get("SQ_LV", "0") == "1", False
-        options.loop_unrolling = os.environ.get("SQ_UN", "0") == "1"
+        # What should be a vector is one in the source already: to unroll loops doubles the code and the time to compile
+        # it, and makes no kernel faster.
+        options = binding.create_pipeline_tuning_options(speed_level=3)
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
         builder = binding.create_pass_builder(machine, options)
         builder.getModulePassManager().run(parsed, builder)
         return bytes(machine.emit_object(parsed))
