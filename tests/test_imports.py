@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -23,6 +24,39 @@ print([name for name in {FRAMEWORKS!r} + ("matplotlib", "rich") if name in sys.m
       [name for name in sys.modules if name.startswith("subquad_")])
 """
     assert python(code) == "[] 1 []"
+
+
+def test_import_loads_next_to_nothing() -> None:
+    """What `import subquad` adds to NumPy is a number of modules that does not depend on the machine's load."""
+    code = """
+import sys, numpy
+before = set(sys.modules)
+import subquad
+print(sorted(set(sys.modules) - before))
+"""
+    assert python(code) == "['subquad']"
+
+
+def test_every_public_name_has_a_home_and_stays_what_it_is() -> None:
+    """Type checkers read the imports, users the table; a module of a function's name does not take its place."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    code = """
+import pickle, numpy, subquad.attention.favor, subquad.explain, subquad
+import subquad.attention as attention
+assert attention is subquad.attention and callable(attention) and callable(subquad.explain)
+assert set(subquad.__all__) <= set(dir(subquad))
+assert pickle.loads(pickle.dumps(subquad.attention)) is subquad.attention
+assert callable(subquad.kernels.nearest)
+for name in (*subquad.__all__, "nothing"):
+    print(name, subquad.__getattr__(name) is getattr(subquad, name))
+"""
+    with pytest.raises(AssertionError, match="has no attribute 'nothing'"):
+        python(code)
+    for name in subquad.__all__:
+        assert getattr(importlib.import_module(typed[name]), name) is getattr(subquad, name)
 
 
 def test_numpy_arrays_load_no_other_framework() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from rows.libraries import relative_error  # noqa: E402
 import subquad  # noqa: E402
 from subquad.kernels.selective_scan import Inputs  # noqa: E402
 from subquad_numpy.codegen import compile as codegen_compile  # noqa: E402
+from subquad_numpy.codegen import machine, types  # noqa: E402
 
 Arrays = dict[str, Any]
 torch.set_num_threads(1)  # the loops of the definition are too small for more
@@ -276,17 +279,30 @@ def test_gradient_of_an_empty_batch_by_what_it_shares() -> None:
     assert np.array_equal(found.C, np.zeros_like(given["C"]))
 
 
-def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = codegen_compile.numba.cfunc
+def double(x: int) -> int:
+    return 2 * x
 
-    def cfunc(signature: Any, *, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            msg = "cannot cache function: no locator available"
-            raise RuntimeError(msg)
-        return real(signature, **options)
 
-    monkeypatch.setattr(codegen_compile.numba, "cfunc", cfunc)
-    assert codegen_compile.native("int64(int64)")(lambda x: 2 * x).ctypes(21) == 42
+def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))  # no folder
+    address = codegen_compile.address_of(double, "double", [types.int64])
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(21) == 42
+
+
+def test_code_that_was_kept_is_read_and_damaged_code_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    made = []
+
+    def keep() -> bytes:
+        return machine.kept(tmp_path, "name", "0" * 16, "options", lambda: made.append(1) or b"code")
+
+    assert (keep(), keep(), len(made)) == (b"code", b"code", 1)
+    (file,) = tmp_path.rglob("*.o")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert (keep(), keep(), len(made)) == (b"code", b"code", 2)
 
 
 def test_threads_may_call_at_once() -> None:

@@ -1,4 +1,4 @@
-"""The command `subquad`: `subquad compare`, `subquad generate` and `subquad info`."""
+"""The command `subquad`: `subquad compare`, `subquad generate`, `subquad warmup` and `subquad info`."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from subquad.cli import compare, generate, info
+from subquad.cli import compare, generate, info, warmup
 from subquad.cli.errors import CommandError
 
 FAILED, USAGE, CLOSED = 1, 2, 141  # the last one as shells have it for a program that a closed pipe has ended
@@ -20,6 +20,10 @@ COMPARE = (
 GENERATE = (
     "Continue a prompt by a Mamba or Mamba-2 model with published weights, on any array library, and say how many "
     "tokens a second it makes."
+)
+WARMUP = (
+    "Call operators once, so that their compiled code is kept on disk: while the image of a container is built, or "
+    "before the first request. NUMBA_CACHE_DIR names the folder."
 )
 INFO = "List the array libraries, devices and kernels on this machine, and say why others are absent."
 
@@ -53,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     generate.add_arguments(
         commands.add_parser("generate", help="text by a model with published weights", description=GENERATE)
     )
+    warmup.add_arguments(
+        commands.add_parser("warmup", help="compile what operators need, and keep it on disk", description=WARMUP)
+    )
     commands.add_parser("info", help="what this machine has", description=INFO)
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character gets "?" in its place
@@ -75,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
         print(info.text(), flush=True)  # so that a pipe that is closed shows here
         return 0
-    return generate.run(args) if args.command == "generate" else compare.run(args)
+    return {"compare": compare, "generate": generate, "warmup": warmup}[args.command].run(args)
 
 
 def _discard_output() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 import subquad
+import subquad.attention
+import subquad.scans  # these fill the registry
 from subquad import registry
 from subquad.cli import definitions
 from subquad.cli.errors import CommandError, unknown

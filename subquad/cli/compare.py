@@ -10,7 +10,7 @@ import numpy as np
 from subquad.cli import report
 from subquad.cli.cases import Attention, Case, find_case, parse, shown
 from subquad.cli.definitions import mean_of_values, relative_error
-from subquad.cli.errors import CommandError
+from subquad.cli.errors import CommandError, missing_for
 from subquad.cli.inputs import Inputs, read_npz, read_sample
 from subquad.cli.libraries import Target, targets
 from subquad.cli.measure import Measurement, measure
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from subquad.cli import plot, table
     except ModuleNotFoundError as error:
-        library = (error.name or "a library").partition(".")[0]
-        msg = f'compare needs {library}, which is not installed: pip install "subquad[cli]"'
-        raise CommandError(msg) from error
+        raise CommandError(missing_for("compare", error)) from error
     for name, least in (("repeat", 1), ("seed", 0)):
         if getattr(args, name) < least:
             msg = f"--{name} is {getattr(args, name)}; expected {least} or more"

@@ -23,17 +23,19 @@ ROUNDING = 1e-4  # an error below this is rounding in float32, which differs bet
 class Prepared:
     """A function and its arguments on a library's device, compiled where the library compiles.
 
-    With `gradient`, the gradients of half the squared norm of its output by all arguments are computed as well.
+    Floating arrays become ones of `dtype`, if it is given. With `gradient`, the gradients of half the squared norm of
+    the output by all arguments are computed as well.
     """
 
     def __init__(
-        self, target: Target, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *, gradient: bool = False
-    ) -> None:
+        self, target: Target, function: Callable[..., Any], arrays: tuple[np.ndarray, ...], *, gradient: bool = False,
+        dtype: str | None = None,
+    ) -> None:  # fmt: skip
         self.bench = target.bench
         if gradient and not hasattr(self.bench, "gradient"):
             msg = f"{target.label} has no gradients"
             raise NotImplementedError(msg)
-        self.args = tuple(self.bench.asarray(x, device=target.device) for x in arrays)
+        self.args = tuple(self.bench.asarray(x, _dtype_of(x, dtype), target.device) for x in arrays)
         self.call = self.bench.compile(self.bench.gradient(function) if gradient else function)
         self.bench.synchronize(*self.args)
 
@@ -46,6 +48,13 @@ class Prepared:
     def extra_memory(self) -> int | None:
         """Peak memory of a call beyond inputs and output, in bytes; None if the library cannot tell."""
         return self.bench.peak_extra_memory(self.call, *self.args)
+
+
+def _dtype_of(x: np.ndarray, dtype: str | None) -> str | None:
+    # the dtype to copy an array in; None keeps its own
+    if dtype == "float64" and x.dtype.kind == "c":
+        return "complex128"
+    return dtype if x.dtype.kind == "f" else None
 
 
 @dataclasses.dataclass(frozen=True)

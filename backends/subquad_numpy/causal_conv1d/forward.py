@@ -66,7 +66,7 @@ def forward_kernel(dtype: str) -> Any:
         buffer = np.zeros(d + 2 * lanes, kind)
         edge = aligned(buffer)
         zeros = shifted(edge, lanes)
-        blank = buffer.ctypes.data + buffer.size * size - d * size
+        blank = buffer.ctypes.data + 2 * lanes * size  # the address of d zeros
         bias = zeros
         if f.bias != 0:
             bias = pointer(f.bias, zero)

@@ -1,10 +1,11 @@
 """Compilation of the kernels: one specialisation at a time, on first use, kept on disk."""
 
+from __future__ import annotations
+
 import ctypes
 import re
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
 
-from subquad_numpy.codegen.vector_type import lanes_of
+from subquad_numpy.codegen import machine
+from subquad_numpy.codegen.notice import patience
+from subquad_numpy.codegen.source import has_source
+from subquad_numpy.codegen.translate import translated
+from subquad_numpy.codegen.values import Record
+from subquad_numpy.codegen.vector_type import lanes_of, types
 
-DONE = 1  # what a kernel returns; a compiled function that raises, since no memory is left for scratch, returns 0
+DONE = 1  # what a kernel returns; one that finds no memory for its scratch returns 0
 compile_seconds: dict[str, float] = {}
 """Seconds until each kernel was callable in this process, compiled or read from the disk, by name."""
 CODEGEN = Path(__file__).parent
@@ -24,33 +29,22 @@ CODEGEN = Path(__file__).parent
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder inlines: `codegen`, and what in the folder is written in it.
+    """Hash of the sources that a kernel of this folder is made of: `codegen`, and what in the folder is written in it.
 
-    Numba finds a kernel on disk by the kernel's own file, and would not notice a change in the code that is inlined.
+    It is empty where there are no sources to read, as in a zip file; then nothing is kept on disk.
     """
     sources = [path.read_bytes() for path in sorted(CODEGEN.glob("*.py"))]
     own = (path.read_bytes() for path in sorted(folder.glob("*.py")))
-    sources += [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
-    return sha256(b"".join(sources)).hexdigest()[:16]
-
-
-def _forget_others(folder: Path, name: str, stamp: str) -> None:
-    """Remove kernels of this name that were compiled from other sources from the folder's cache."""
-    own = re.compile(rf".*\.{name}_([0-9a-f]{{16}})-.*\.nb[ic]")
-    for path in (folder / "__pycache__").glob(f"*.{name}_*"):
-        found = own.fullmatch(path.name)
-        if found and found[1] != stamp:
-            with suppress(OSError):
-                path.unlink()
+    found = [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
+    return sha256(b"".join(sources + found)).hexdigest()[:16] if sources and found else ""
 
 
 class Kernel:
     """A compiled kernel as a C function, which threads of other libraries can call by its address."""
 
-    def __init__(self, native: Any) -> None:
-        self.address: int = native.address
-        self._native = native  # keeps the code
-        self._call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(native.address)
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(address)
 
     def __call__(self, first: int, last: int, records: int) -> None:
         """Run tasks first to last − 1, without the interpreter lock; `records` is the address of the records."""
@@ -59,8 +53,48 @@ class Kernel:
             raise MemoryError(msg)
 
 
+def address_of(function: Callable[..., Any], name: str, kinds: Sequence[Any]) -> int:
+    """The address of a function of arguments of these types, compiled or read from the disk.
+
+    What the function closes over, but for functions, is part of what it is found by, beside its name and its sources.
+    """
+    folder, base = Path(function.__code__.co_filename).parent, re.sub(r"\W+", "_", name)
+    symbol, stamp = f"subquad_{base}", fingerprint(folder)
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    closed = [repr(x) for x in cells if isinstance(x, (bool, int, float, str, tuple, np.generic, np.dtype))]
+
+    def make() -> bytes:
+        with patience():
+            return machine.object_of(translated(function, symbol, kinds))
+
+    start = time.perf_counter()
+    if not has_source(function):  # a package of .pyc alone: Numba reads these
+        found = _by_numba(function, kinds)
+    elif stamp:
+        found = machine.loaded(machine.kept(folder, base, stamp, f"{kinds} {closed}", make), symbol)
+    else:
+        found = machine.loaded(make(), symbol)
+    compile_seconds[name] = time.perf_counter() - start
+    return found
+
+
+_alive: list[Any] = []
+
+
+def _by_numba(function: Callable[..., Any], kinds: Sequence[Any]) -> int:
+    """`address_of` from the bytecode alone, by Numba, in whose language kernels are written."""
+
+    def known(kind: Any) -> Any:
+        fields = getattr(getattr(kind, "dtype", None), "fields", None)
+        return types.CPointer(numba.from_dtype(np.dtype([(x, np.int64) for x in fields]))) if fields else kind
+
+    made = numba.cfunc(types.int64(*map(known, kinds)), error_model="numpy")(function)
+    _alive.append(made)
+    return int(made.address)
+
+
 def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that compiles a C function, and keeps the code on disk where a folder can be written."""
+    """A decorator that lets Numba compile a C function, and keeps the code on disk where a folder can be written."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -83,19 +117,5 @@ def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, 
     The kernel is a function (first, last, records) that runs tasks first to last − 1 and returns `DONE`. An argument
     record consists of `fields` of int64, numbers and addresses; the kernel decides how many records it reads.
     """
-    record = numba.from_dtype(np.dtype([(field, np.int64) for field in fields]))
-    signature = types.int64(types.int64, types.int64, types.CPointer(record))
-
-    def decorate(function: Callable[[int, int, Any], int]) -> Kernel:
-        start = time.perf_counter()
-        # Each kernel gets its own file on disk, by its own name. In a shared file, two processes that compile different
-        # kernels at once could leave the code of one under the name of the other.
-        folder, base = Path(function.__code__.co_filename).parent, re.sub(r"\W+", "_", name)
-        function.__qualname__ = f"{base}_{fingerprint(folder)}"
-        code = native(signature)(function)
-        compile_seconds[name] = time.perf_counter() - start
-        if not code.cache_hits:
-            _forget_others(folder, base, fingerprint(folder))
-        return Kernel(code)
-
-    return decorate
+    kinds = (types.int64, types.int64, types.CPointer(Record(tuple(fields))))
+    return lambda function: Kernel(address_of(function, name, kinds))

@@ -50,7 +50,7 @@ from subquad_numpy.mamba_step.turns import next_task, wait
 def step_kernel(dtype: str, stored: str) -> Any:
     """Compile `step(first, last, records)`, for numbers of a real `dtype` and matrices of the dtype `stored`."""
     lanes, kind, zero = element(dtype)
-    weight, word = STORED[stored], np.int64(0)
+    weight, word, double = STORED[stored], np.int64(0), np.float64(0)
     of_head = len(HEAD)
 
     @compiled(f"mamba step {dtype} by {stored}", HEAD)
@@ -64,7 +64,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
         low_width = rank + 2 * d_state
         bits = np.empty(1, np.int64)
         bits[0] = f.eps
-        eps = bits.view(np.float64)[0]
+        eps = pointer(bits.ctypes.data, double)[0]
         buffer = np.empty((width + 1) * BLOCK + batch * d_model + 4 * lanes, kind)
         edge = aligned(buffer)
         taps = shifted(edge, lanes)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import pointer
-from subquad_numpy.codegen.compile import fingerprint, native
+from subquad_numpy.codegen import pointer, types
+from subquad_numpy.codegen.compile import address_of as compiled_address
 from subquad_numpy.runtime.addresses import DATA, address_of
 from subquad_numpy.runtime.arguments import FOREIGN
 from subquad_numpy.runtime.native_tasks import call
@@ -51,14 +50,11 @@ def direct() -> Callable[[bytes], int]:
             for place in range(i, size, fields):
                 records[place] += word
         done = call(words[KERNEL], 0, words[TASKS], records.ctypes.data)
-        records[0] = 0  # Numba frees an array after its last use
+        records[0] = 0  # see `codegen.pointers.aligned`
         return done
 
-    run.__qualname__ = f"direct_{fingerprint(Path(__file__).parent)}"  # by which it is found on disk
-    code = native("int64(CPointer(int64))")(run)
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(code.address)
-    function.code = code  # type: ignore[attr-defined] # keeps it
-    return function
+    address = compiled_address(run, "direct", [types.CPointer(types.int64)])
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(address)
 
 
 def head_of(kernel: Any, tasks: int, records: np.ndarray, numbers: int, *, objects: bool) -> bytes:

@@ -9,12 +9,12 @@ import ctypes
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 
-from subquad_numpy.codegen.compile import DONE, native
-from subquad_numpy.codegen.vector_type import intrinsic, types
+from subquad_numpy.codegen.compile import DONE
+from subquad_numpy.codegen.compile import address_of as compiled_address
+from subquad_numpy.codegen.vector_type import inline, intrinsic, types
 from subquad_numpy.runtime.addresses import address_of
 
 # Places in `words`, which all threads of a call share, int64:
@@ -27,6 +27,7 @@ KERNEL, TASKS, SHARES, RECORDS, NEXT, FINISHED, FAILED, ARRIVED, TEAM, CALLER, C
 SELF, YIELD, GET_CORE, GET_CORES, SET_CORES = range(SYSTEM, SIZE)  # addresses of functions of the operating system
 SHARES_OF_THREAD = 8  # shares per thread: a thread slowed by other work takes fewer of them
 MOST_CORES = 8192  # bits of a set of cores, as the operating system takes it
+CORE_WORDS = MOST_CORES >> 6
 MOST_YIELDS = 1000  # yields before giving up on threads that OpenMP did not start, about 0.3 ms
 
 
@@ -53,17 +54,20 @@ def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> A
     return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@inline
 def _leave_core(words: Any) -> None:
     """Move this thread to another core, then allow it all of its cores again."""
-    own = np.zeros(MOST_CORES >> 6, np.int64)  # a set of cores: one bit for each
-    if words[CORE] >= MOST_CORES or call(words[GET_CORES], 0, MOST_CORES >> 3, own.ctypes.data) & 0x80000000:
-        return
-    others = own.copy()
-    others[words[CORE] >> 6] &= ~(np.int64(1) << (words[CORE] & 63))
-    if others.any():
-        call(words[SET_CORES], 0, MOST_CORES >> 3, others.ctypes.data)
-        call(words[SET_CORES], 0, MOST_CORES >> 3, own.ctypes.data)
+    own, others = np.zeros(CORE_WORDS, np.int64), np.zeros(CORE_WORDS, np.int64)  # sets of cores: one bit for each
+    size = 8 * CORE_WORDS
+    if words[CORE] < MOST_CORES and call(words[GET_CORES], 0, size, own.ctypes.data) & 0x80000000 == 0:
+        there_are_others = False
+        for i in range(CORE_WORDS):
+            mine = 1 << (words[CORE] & 63) if words[CORE] >> 6 == i else 0
+            others[i] = own[i] & ~mine
+            there_are_others = there_are_others or others[i] != 0
+        if there_are_others:
+            call(words[SET_CORES], 0, size, others.ctypes.data)
+            call(words[SET_CORES], 0, size, own.ctypes.data)
 
 
 class Worker:
@@ -72,10 +76,9 @@ class Worker:
     `take_shares` returns whether this thread did the last share.
     """
 
-    def __init__(self, native: Any) -> None:
-        self.address: int = native.address
-        self.take_shares = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(native.address)
-        self._native = native  # keeps the code
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.take_shares = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(address)
 
 
 @cache
@@ -86,7 +89,6 @@ def worker() -> Worker:
     the caller's core would hold up the whole team, so the caller yields to it and it moves to another core.
     """
 
-    @native("int64(CPointer(int64))")
     def work(words: Any) -> int:
         fetch_add(words, ARRIVED, 1)
         is_caller = words[TEAM] > 0 and call(words[SELF], 0, 0, 0) == words[CALLER]
@@ -112,7 +114,7 @@ def worker() -> Worker:
                 call(words[YIELD], 0, 0, 0)
         return did_last
 
-    return Worker(work)
+    return Worker(compiled_address(work, "work", [types.CPointer(types.int64)]))
 
 
 def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.ndarray:
