@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
@@ -342,6 +343,27 @@ def test_missing_table_library_says_what_to_install(
         monkeypatch.delattr(subquad.cli, module, raising=False)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert 'rich, which is not installed: pip install "subquad[cli]"' in refused(capsys, "compare", *FAST)
+
+
+def test_warmup_compiles_what_operators_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    names = ["linear_scan", "linear", "linear_scan"]
+    request = [sys.executable, "-m", "subquad", "warmup", "--method", *names, "--dtype", "float64", "--backends", "numpy"]
+    done = subprocess.run(request, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert "3 calls are compiled" in done.stdout  # linear attention, causal too, and the scan once
+    kept = {path.name.partition(".")[0] for path in tmp_path.rglob("*.o")}
+    expected = {"linear_scan_float64", "summarize_float64_elu", "attend_float64_elu", "step_float64_elu"}
+    assert expected <= kept or not has_numba()
+
+
+def test_warmup_of_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no method is called 'favour'" in refused(capsys, "warmup", "--method", "favour", "--backends", "numpy")
+
+
+def has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def test_info_lists_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:

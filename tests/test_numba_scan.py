@@ -286,7 +286,7 @@ def double(x: int) -> int:
 def test_nowhere_to_keep_compiled_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))  # no folder
-    address = codegen_compile.address_of(double, "double", [types.int64])
+    address = codegen_compile.compiled_address(double, "double", [types.int64])
     assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(21) == 42
 
 

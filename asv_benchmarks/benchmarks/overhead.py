@@ -10,8 +10,12 @@ class Import:
     """Time of imports in a fresh interpreter."""
 
     def timeraw_subquad(self) -> str:
-        """Import subquad, which imports NumPy."""
-        return "import subquad"
+        """Import NumPy and subquad, which loads its parts when they are first used."""
+        return "import numpy, subquad"
+
+    def timeraw_first_use(self) -> str:
+        """Import subquad and what its calls of attention need, before an array is there."""
+        return "import subquad; subquad.attention"
 
     def timeraw_numpy(self) -> str:
         """Import NumPy alone, for comparison."""

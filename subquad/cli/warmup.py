@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand to its parser."""
     add = parser.add_argument
     default = ", ".join(dict.fromkeys(name for name, _ in shown()))
-    add("--method", nargs="+", metavar="NAME", help=f"methods and scans, such as favor linear_scan. Default: {default}")
+    add("--method", "--methods", nargs="+", metavar="NAME", help=f"methods and scans, such as favor linear_scan. Default: {default}")
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
         help=f"dtypes of the arrays, among {', '.join(DTYPES)}. Default: float32")  # fmt: skip
     where = "comma-separated array libraries, as `subquad info` lists them. Default: all that are usable"

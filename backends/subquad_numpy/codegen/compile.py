@@ -53,7 +53,7 @@ class Kernel:
             raise MemoryError(msg)
 
 
-def address_of(function: Callable[..., Any], name: str, kinds: Sequence[Any]) -> int:
+def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[Any]) -> int:
     """The address of a function of arguments of these types, compiled or read from the disk.
 
     What the function closes over, but for functions, is part of what it is found by, beside its name and its sources.
@@ -82,7 +82,7 @@ _alive: list[Any] = []
 
 
 def _by_numba(function: Callable[..., Any], kinds: Sequence[Any]) -> int:
-    """`address_of` from the bytecode alone, by Numba, in whose language kernels are written."""
+    """`compiled_address` from the bytecode alone, by Numba, in whose language kernels are written."""
 
     def known(kind: Any) -> Any:
         fields = getattr(getattr(kind, "dtype", None), "fields", None)
@@ -118,4 +118,4 @@ def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, 
     record consists of `fields` of int64, numbers and addresses; the kernel decides how many records it reads.
     """
     kinds = (types.int64, types.int64, types.CPointer(Record(tuple(fields))))
-    return lambda function: Kernel(address_of(function, name, kinds))
+    return lambda function: Kernel(compiled_address(function, name, kinds))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numba import carray, from_dtype
+from numba.core import cgutils
 
 from subquad_numpy.codegen.arithmetic import absolute_of, call_llvm, compare, extreme, negative, operate
 from subquad_numpy.codegen.source import source_of
@@ -27,6 +28,7 @@ from subquad_numpy.codegen.values import (
     machine_type,
     parts_of,
     rebuilt,
+    run_time,
     truth,
     type_of,
     unified,
@@ -255,6 +257,9 @@ class Expressions:
 
     def of_Subscript(self, node: ast.Subscript) -> Any:
         owner = self.expression(node.value)
+        if isinstance(node.slice, ast.Slice) and isinstance(owner, Value):  # memory from there on
+            start = Constant(0) if node.slice.lower is None else self.expression(node.slice.lower)
+            return Value(owner.type, self._place(owner, start))
         if isinstance(node.slice, ast.Slice):
             bounds = [None if x is None else self.expression(x).value for x in (node.slice.lower, node.slice.upper)]
             return Together(tuple, parts_of(owner)[slice(*bounds)])
@@ -298,10 +303,15 @@ class Expressions:
             return self._intrinsic(callee, args)
         if callee is carray:
             return args[0]
-        if callee in (np.empty, np.zeros):
-            element = args[1].value
+        if callee in (np.empty, np.zeros, np.full):
+            element = args[-1].value
             element = element if isinstance(element, types.Type) else from_dtype(np.dtype(element))
-            return self.body.array(args[0], element, callee is np.zeros)
+            made = self.body.array(args[0], element, callee is np.zeros)
+            if callee is np.full:
+                number = cast(self.builder, args[1], element)
+                with cgutils.for_range(self.builder, cast(self.builder, args[0], types.int64)) as loop:
+                    self.builder.store(number, self.builder.gep(made.ir, [loop.index]))
+            return made
         if isinstance(callee, type) and issubclass(callee, tuple) and hasattr(callee, "_fields"):
             return Together(callee, (*args, *(named[name] for name in callee._fields[len(args) :])))
         if callee is len:
@@ -356,6 +366,8 @@ class Expressions:
         return Value(kind, made)
 
     def _linked(self, function: Any, args: list[Any], merges: bool) -> Any:
+        if not merges:  # one function for all numbers
+            args = [run_time(self.builder, arg) for arg in args]
         made, form = self.body.translation.function(function, args, merges)
         result = self.builder.call(made, [leaf.ir for arg in args for leaf in leaves(arg)])
         kinds = [leaf.type for leaf in leaves(form)]

@@ -51,8 +51,8 @@ def object_of(module: Any) -> bytes:
         module.triple, module.data_layout = binding.get_process_triple(), str(machine.target_data)
         parsed = binding.parse_assembly(str(module))
         options = binding.create_pipeline_tuning_options(speed_level=int(os.environ.get("SQ_OPT", "3")))
-        options.loop_vectorization, options.slp_vectorization = os.environ.get("SQ_LV", "1") == "1", False
-        options.loop_unrolling = os.environ.get("SQ_UN", "1") == "1"
+        options.loop_vectorization, options.slp_vectorization = os.environ.get("SQ_LV", "0") == "1", False
+        options.loop_unrolling = os.environ.get("SQ_UN", "0") == "1"
         builder = binding.create_pass_builder(machine, options)
         builder.getModulePassManager().run(parsed, builder)
         return bytes(machine.emit_object(parsed))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, inline, intrinsic, shifted, store, types
+from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, shifted, store, types
 
 
 def _tile_shape() -> tuple[int, int]:
@@ -149,7 +149,7 @@ def into_panels(panels: Any, row: int, column: int, width: int, value: Any, lane
     store(panels.data, place_in(panels, row, column, width, lanes), value)
 
 
-@inline
+@apart
 def multiply(a: Any, rows: int, b: Any, depth: int, width: int, lanes: int, start: Any, c: Any) -> None:
     """C = C₀ + A B, over the first `depth` rows of B, for `width` columns, a multiple of the lanes.
 

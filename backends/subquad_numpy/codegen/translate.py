@@ -52,8 +52,7 @@ class Translation:
             made = ir.Function(self.module, ir.FunctionType(ir.VoidType(), list(map(machine_type, kinds))), name)
             made.linkage = "internal"
             made.attributes.add("nounwind")
-            if merges:
-                made.attributes.add("alwaysinline")
+            made.attributes.add("alwaysinline" if merges else "noinline")
             body = Body(self, made)
             given = iter(map(Value, kinds, made.args))
             result = body.run(callee, [rebuilt(arg, given) for arg in args])

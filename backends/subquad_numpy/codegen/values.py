@@ -145,6 +145,13 @@ def materialised(builder: Any, value: Any) -> Value:
     return Value(kind, ir.Constant(machine_type(kind), number))
 
 
+def run_time(builder: Any, value: Any) -> Any:
+    """A value whose numbers are values of the machine, whether they are known or not."""
+    if isinstance(value, Together):
+        return Together(value.kind, tuple(run_time(builder, part) for part in value.parts))
+    return materialised(builder, value) if is_number(value) else value
+
+
 def parts_of(value: Any) -> tuple[Any, ...]:
     """The parts of a tuple."""
     if isinstance(value, Together):

@@ -65,6 +65,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
         bits = np.empty(1, np.int64)
         bits[0] = f.eps
         eps = pointer(bits.ctypes.data, double)[0]
+        bits[0] = 0  # see `aligned`
         buffer = np.empty((width + 1) * BLOCK + batch * d_model + 4 * lanes, kind)
         edge = aligned(buffer)
         taps = shifted(edge, lanes)

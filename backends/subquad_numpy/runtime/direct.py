@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.codegen import pointer, types
-from subquad_numpy.codegen.compile import address_of as compiled_address
+from subquad_numpy.codegen.compile import compiled_address
 from subquad_numpy.runtime.addresses import DATA, address_of
 from subquad_numpy.runtime.arguments import FOREIGN
 from subquad_numpy.runtime.native_tasks import call

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from subquad_numpy.codegen.compile import DONE
-from subquad_numpy.codegen.compile import address_of as compiled_address
+from subquad_numpy.codegen.compile import DONE, compiled_address
 from subquad_numpy.codegen.vector_type import inline, intrinsic, types
 from subquad_numpy.runtime.addresses import address_of
 
