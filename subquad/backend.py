@@ -200,8 +200,9 @@ class Override:
     accepts : Accepts
         The calls that the override takes.
     bind : callable or None
-        ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays and the
-        keywords, or None. It need not look at either again, and raises no floating-point warning. Default: none.
+        ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays, a
+        `key_mask` among the keywords, and the other keywords, or None. It need not look at these again, but at what the
+        backend's `signature` does not tell, such as layouts; it raises no floating-point warning. Default: none.
     """
 
     kernel: str

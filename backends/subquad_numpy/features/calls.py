@@ -93,12 +93,12 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     operand = operand_from(queries_of, static["phi"], weights)
     queries = queries_of(static["phi"], weights)
     batch = np.broadcast_shapes(q.shape[:-2], queries.batch, _center_batch(weights), numerator.shape[:-2])
-    shape = *batch, q.shape[-2], numerator.shape[-1]
+    shape, dtype = (*batch, q.shape[-2], numerator.shape[-1]), q.dtype
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
 
     def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
         q, shift, numerator, denominator, *weights = arrays
-        out = new(shape, q.dtype)
+        out = new(shape, dtype)
         read(q, *operand(weights), shift, numerator, denominator, out, threads)
         return (out,), None
 
