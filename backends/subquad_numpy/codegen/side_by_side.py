@@ -6,30 +6,31 @@ its window holds, and LLVM puts one chain behind the other. Here they advance to
 time: eight registers hide the four cycles of an operation.
 """
 
+from functools import cache
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils
 
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
 
 
-def _register_bytes(context: Any) -> tuple[int, str]:
+@cache
+def _registers() -> tuple[int, str]:
     # (bytes of a vector register of this machine, its letter in assembly); (0, "") where we do not know it
-    codegen = context.codegen()
-    if codegen._llvm_module.triple.split("-")[0] != "x86_64":
+    if not binding.get_process_triple().startswith("x86_64"):
         return 0, ""
-    features = codegen._tm_features
-    return (64, "v") if "+avx512f" in features else (32, "x") if "+avx," in features + "," else (16, "x")
+    has = binding.get_host_cpu_features().get
+    return (64, "v") if has("avx512f") else (32, "x") if has("avx") else (16, "x")
 
 
-def side_by_side(context: Any, builder: Any, values: list[Any]) -> list[Any]:
+def side_by_side(builder: Any, values: list[Any]) -> list[Any]:
     """The same vectors, each of which now depends on all of them: LLVM keeps what is before and after apart.
 
     The point that they pass together is empty assembly, and costs nothing.
     """
-    size, letter = _register_bytes(context)
+    size, letter = _registers()
     wide = values[0].type
     lanes = size * 8 // (32 if wide.element == ir.FloatType() else 64) if size else wide.count
     if size == 0 or lanes > wide.count:
@@ -99,7 +100,7 @@ class _Lines:
         values = [terms.pop()] * len(xs)
         while terms:
             values = self.sums(self.products(values, xs), [terms.pop()] * len(xs))
-            values = side_by_side(self.context, self.builder, values)
+            values = side_by_side(self.builder, values)
         return self.products(xs, values)
 
     def powers(self, shifted: list[Any]) -> list[Any]:
@@ -115,7 +116,8 @@ class _Lines:
 
 @intrinsic
 def scaled_exp2(typingctx: Any, xs: Any) -> Any:
-    """(powers, rests) of a tuple of vectors x, which represent 2^x in a recurrence: 2^x h = k + rest k, k = power h.
+    """The powers, then the rests, of a tuple of vectors x. They represent 2^x in a recurrence: with k = power h,
+    2^x h = k + rest k.
 
     `power` is a power of two, and 1 for |x| < 1/2; `rest` = 2^x / power − 1 has all its digits: a slow decay would lose
     them in a number next to 1, and make one and the same error at every step. 2^x is within 2 units in the last place;
@@ -130,10 +132,9 @@ def scaled_exp2(typingctx: Any, xs: Any) -> Any:
         rounding = [lines.rounding()] * len(x)
         shifted = lines.sums(x, rounding)
         rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
-        made = [context.make_tuple(builder, xs, found) for found in (lines.powers(shifted), rests)]
-        return context.make_tuple(builder, sig.return_type, made)
+        return context.make_tuple(builder, sig.return_type, [*lines.powers(shifted), *rests])
 
-    return types.UniTuple(xs, 2)(xs), codegen
+    return types.UniTuple(xs.dtype, 2 * xs.count)(xs), codegen
 
 
 @intrinsic

@@ -205,11 +205,11 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                                 b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
                                 c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
                                 scale, rest = scaled_exp2((step * load(Ar, j),))
-                                a, a_i = scaled_rotation(rest[0], step, load(Ai, j), load(Ai_rest, j))
-                                h, h_i = load(before, j) * scale[0], load(before, matrix + j) * scale[0]
+                                a, a_i = scaled_rotation(rest, step, load(Ai, j), load(Ai_rest, j))
+                                h, h_i = load(before, j) * scale, load(before, matrix + j) * scale
                                 next_h = h + ((a * h - a_i * h_i) + drive * b)
                                 next_h_i = h_i + ((a * h_i + a_i * h) + drive * b_i)
-                                store(powers_now, j, scale[0])
+                                store(powers_now, j, scale)
                                 store(rests_now, j, a)
                                 store(rests_now, matrix + j, a_i)
                                 store(after, j, next_h)

@@ -153,9 +153,9 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                             c = load(Cr, i) if constant_C else spread(C, row_of_C + 2 * s)
                             b_i = load(Bi, i) if constant_B else spread(B, row_of_B + 2 * s + 1)
                             c_i = load(Ci, i) if constant_C else spread(C, row_of_C + 2 * s + 1)
-                            powers, rests = scaled_exp2((step * load(Ar, i),))
-                            a, a_i = scaled_rotation(rests[0], step, load(Ai, i), load(Ai_rest, i))
-                            h, h_i = load(hr, i) * powers[0], load(hi, i) * powers[0]
+                            power, rest = scaled_exp2((step * load(Ar, i),))
+                            a, a_i = scaled_rotation(rest, step, load(Ai, i), load(Ai_rest, i))
+                            h, h_i = load(hr, i) * power, load(hi, i) * power
                             h, h_i = h + ((a * h - a_i * h_i) + drive * b), h_i + ((a * h_i + a_i * h) + drive * b_i)
                             store(hr, i, h)
                             store(hi, i, h_i)

@@ -98,15 +98,16 @@ def start_powers(
         to = at + lanes
         if even[at] != 0 or even[to] != 0:
             x, y = load(steps, at), load(steps, to)
-            p, r = scaled_exp2((x * load(bases, at), y * load(bases, to), x * load(gaps, at), y * load(gaps, to)))
-            near, near_to = p[0] - 1.0, p[1] - 1.0
-            ratio, ratio_to = p[2] * r[2] + p[2], p[3] * r[3] + p[3]
-            store(factors, at, replace_where_zero(near, p[0] * r[0] + p[0], r[0]))
-            store(factors, to, replace_where_zero(near_to, p[1] * r[1] + p[1], r[1]))
-            store(ratios, at, ratio)
-            store(ratios, to, ratio_to)
-            store(mores, at, masked(p[2] * r[2] + (p[2] - 1.0), bits_where_zero(near)))
-            store(mores, to, masked(p[3] * r[3] + (p[3] - 1.0), bits_where_zero(near_to)))
+            p, p_to, q, q_to, r, r_to, t, t_to = scaled_exp2(
+                (x * load(bases, at), y * load(bases, to), x * load(gaps, at), y * load(gaps, to))
+            )
+            near, near_to = p - 1.0, p_to - 1.0
+            store(factors, at, replace_where_zero(near, p * r + p, r))
+            store(factors, to, replace_where_zero(near_to, p_to * r_to + p_to, r_to))
+            store(ratios, at, q * t + q)
+            store(ratios, to, q_to * t_to + q_to)
+            store(mores, at, masked(q * t + (q - 1.0), bits_where_zero(near)))
+            store(mores, to, masked(q_to * t_to + (q_to - 1.0), bits_where_zero(near_to)))
             store(kepts, at, bits_where_zero(near))
             store(kepts, to, bits_where_zero(near_to))
 
@@ -142,22 +143,24 @@ def advance(
     for s in range(0, d_state, 4):  # four states side by side; beyond the last one, it comes again
         s1, s2, s3 = min(s + 1, last), min(s + 2, last), min(s + 3, last)
         i, i1, i2, i3 = top + s * lanes, top + s1 * lanes, top + s2 * lanes, top + s3 * lanes
-        p, r = scaled_exp2((step * load(Ar, i), step * load(Ar, i1), step * load(Ar, i2), step * load(Ar, i3)))
+        p, p1, p2, p3, r, r1, r2, r3 = scaled_exp2(
+            (step * load(Ar, i), step * load(Ar, i1), step * load(Ar, i2), step * load(Ar, i3))
+        )
         if keeps_decays:
-            store(powers, i, p[0])
-            store(powers, i1, p[1])
-            store(powers, i2, p[2])
-            store(powers, i3, p[3])
-            store(rests, i, r[0])
-            store(rests, i1, r[1])
-            store(rests, i2, r[2])
-            store(rests, i3, r[3])
-        h, h1 = load(before, i) * p[0], load(before, i1) * p[1]
-        h2, h3 = load(before, i2) * p[2], load(before, i3) * p[3]
-        h = h + (r[0] * h + drive * (load(Br, i) if constant_B else spread(B, row_of_B + s)))
-        h1 = h1 + (r[1] * h1 + drive * (load(Br, i1) if constant_B else spread(B, row_of_B + s1)))
-        h2 = h2 + (r[2] * h2 + drive * (load(Br, i2) if constant_B else spread(B, row_of_B + s2)))
-        h3 = h3 + (r[3] * h3 + drive * (load(Br, i3) if constant_B else spread(B, row_of_B + s3)))
+            store(powers, i, p)
+            store(powers, i1, p1)
+            store(powers, i2, p2)
+            store(powers, i3, p3)
+            store(rests, i, r)
+            store(rests, i1, r1)
+            store(rests, i2, r2)
+            store(rests, i3, r3)
+        h, h1 = load(before, i) * p, load(before, i1) * p1
+        h2, h3 = load(before, i2) * p2, load(before, i3) * p3
+        h = h + (r * h + drive * (load(Br, i) if constant_B else spread(B, row_of_B + s)))
+        h1 = h1 + (r1 * h1 + drive * (load(Br, i1) if constant_B else spread(B, row_of_B + s1)))
+        h2 = h2 + (r2 * h2 + drive * (load(Br, i2) if constant_B else spread(B, row_of_B + s2)))
+        h3 = h3 + (r3 * h3 + drive * (load(Br, i3) if constant_B else spread(B, row_of_B + s3)))
         store(after, i, h)
         store(after, i1, h1)
         store(after, i2, h2)
