@@ -16,6 +16,9 @@ from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
 
 
+MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
+
+
 @cache
 def _registers() -> tuple[int, str]:
     # (bytes of a vector register of this machine, its letter in assembly); (0, "") where we do not know it
@@ -33,7 +36,7 @@ def side_by_side(builder: Any, values: list[Any]) -> list[Any]:
     size, letter = _registers()
     wide = values[0].type
     lanes = size * 8 // (32 if wide.element == ir.FloatType() else 64) if size else wide.count
-    if size == 0 or lanes > wide.count:
+    if size == 0 or lanes > wide.count or len(values) * wide.count > MOST_REGISTERS * lanes:
         return values
     word, whole = ir.IntType(32), ir.Constant(wide, ir.Undefined)
     register, parts = ir.VectorType(wide.element, lanes), range(0, wide.count, lanes)
