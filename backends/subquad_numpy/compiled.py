@@ -375,7 +375,12 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "clustered_attention",
-            Accepts(dtypes=REAL, options=frozenset({"always", "reach", "group", "expanded"}), needs=_NUMBA, also=_some_cluster),
+            Accepts(
+                dtypes=REAL,
+                options=frozenset({"always", "reach", "group", "expanded"}),
+                needs=_NUMBA,
+                also=_some_cluster,
+            ),
             clustered.clustered_attention,
             launch=of_clustered.launch,
         ),

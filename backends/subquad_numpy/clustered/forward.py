@@ -65,8 +65,8 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         )
         buffer = np.empty(room(sizes), kind)
         (
-            packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
-            values, fine, poison,
+            packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k,
+            own_v, values, fine, poison,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
             np.zeros(entries, np.int32),
@@ -78,7 +78,10 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         numbers_of = np.empty(panel * room_for(widest, lanes), np.int32)
         keys_of, at_of, ids = np.empty(entries, np.int32), np.full(entries, -1, np.int32), np.empty(entries, np.int32)
         needed = np.empty(groups, np.int32)
-        firsts, runs_of = np.empty(entries // TILE + groups + 4, np.int32), np.empty(entries // TILE + groups + 4, np.int32)
+        firsts, runs_of = (
+            np.empty(entries // TILE + groups + 4, np.int32),
+            np.empty(entries // TILE + groups + 4, np.int32),
+        )
         clear(nothing, panel)
         for s in range(wide_s):
             here[s] = s
@@ -116,9 +119,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 for level in range(2 if whole > 0 else 1):
                     is_group, begin, at = level == 0 and whole > 0, length, 0 if level == 0 and whole > 0 else behind
                     if not is_group:
-                        runs += list_clusters(
-                            f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:]
-                        )
+                        runs += list_clusters(f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:])
                     for r in range(at, runs):
                         weigh(
                             f, is_group, firsts[r], runs_of[r], whole, panel, lanes, zero, packed, squares, logs, stops,
@@ -137,9 +138,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     mine = shifted(x, begin * panel)
                     if wanted > 0:
                         find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
-                        collect(
-                            kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of
-                        )
+                        collect(kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of)
                     if is_group:
                         for g in range(whole):
                             needed[g] = 0

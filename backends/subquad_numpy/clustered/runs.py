@@ -1,7 +1,7 @@
 """Which clusters a panel of rows weighs one by one: runs of clusters that lie side by side.
 
-Without groups these are all clusters that a row sees. With them, they are those of groups that a row of the panel expands,
-or does not see whole, and clusters without a group.
+Without groups these are all clusters that a row sees. With them, they are those of groups that a row of the panel
+expands, or does not see whole, and clusters without a group.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import inline, load, pointer, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 
@@ -50,8 +50,8 @@ def weigh(
 ) -> None:  # fmt: skip
     """The weights w of `many` clusters, or groups, for a panel of rows, (many, panel); −∞ where a row sees none.
 
-    `logs` has the logarithm of the number of keys of each cluster and then of each group, `stops` the number of clusters
-    that each row sees, and `shut` −1 for the rows that see one of the first `whole` groups and do not expand it.
+    `logs` has the logarithm of the number of keys of each cluster and then of each group, `stops` the number of
+    clusters that each row sees, and `shut` −1 for rows that see one of the first `whole` groups and do not expand it.
     """
     means = pointer(f.group_means if is_group else f.means, zero)
     spread = pointer(f.group_spread if is_group else f.spread, zero)
