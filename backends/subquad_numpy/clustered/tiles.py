@@ -86,7 +86,7 @@ def leave_near(
 ) -> None:
     """Take the keys near each row out of the numbers of keys of their clusters, or groups; `left` is 0 for each.
 
-    `at_of` has the row of x for each cluster and then for each group, −1 for one that has none.
+    `at_of` has one more than the row of x for each cluster and then for each group, 0 for one that has none.
     """
     place, cluster_of = pointer(f.place, word), pointer(f.cluster_of, word)
     for c in range(count):
@@ -98,7 +98,7 @@ def leave_near(
         for j in range(low, high):
             own = entry_of(f, is_group, cluster_of[j])
             if own >= 0 and left[own] > 0:
-                rest, cell = keys_of[own] - left[own], at_of[own] * panel + c
+                rest, cell = keys_of[own] - left[own], (at_of[own] - 1) * panel + c
                 if cell >= 0:
                     x[cell] = x[cell] + math.log(rest / keys_of[own]) if rest > 0 else -INFINITY
                 left[own] = 0
