@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
+
+import dask.array as da
 
 from subquad.backend import Array, Backend
 from subquad.chunks import overrides
 from subquad.chunks.blocks import with_new_axes
+from subquad_dask import array_api
 from subquad_dask.blocks import DaskBlocks
 
 BLOCKS = DaskBlocks()
@@ -18,6 +22,9 @@ class DaskBackend(Backend):
 
     library = "dask"
     overrides = overrides(BLOCKS)
+
+    def namespace(self, array: Array) -> ModuleType:
+        return array_api if isinstance(array, da.Array) else super().namespace(array)
 
     def is_concrete(self, *arrays: Array | None) -> bool:
         """False: to read a value is to compute the graph."""
