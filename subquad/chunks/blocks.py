@@ -153,7 +153,7 @@ def before_each(
     """
     columns, dtype = summaries.shape[-1], summaries.dtype
     places = [i for i, pair in enumerate(starts) if pair[0] is not None]
-    pairs = blocks.aligned([whole(blocks, summaries, 2), *(starts[i] for i in places)])  # type: ignore[misc,list-item]
+    pairs = blocks.aligned([whole(blocks, summaries, 2), *(starts[i] for i in places)])  # type: ignore[list-item]
     count = summaries.shape[-2] // rows
 
     def states(found: Sequence[Any], last: bool) -> Any:
