@@ -295,6 +295,30 @@ class Backend:
         """
         return None
 
+    def whole_call(
+        self, name: str, function: Callable[..., Any], arrays: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Return the result of a call on an array that `refuses` refuses, if this backend has a form of the whole call.
+
+        Parameters
+        ----------
+        name : str
+            "attention", "linear_scan" or "selective_scan".
+        function : callable
+            The method object, or the function of the scan.
+        arrays : mapping
+            The arrays of the call by name, in the order of positions.
+        options : mapping
+            The keywords of the call, arrays included.
+
+        Returns
+        -------
+        object
+            What ``function(*arrays.values(), **options)`` should return; NotImplemented, the default: the array is
+            refused.
+        """
+        return NotImplemented
+
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
         """Return a key of everything in these arrays that decides how a call runs: types, shapes, dtypes, devices.
 
