@@ -461,7 +461,11 @@ COMPILED: dict[str, Compiled] = {
             "iterative_pinv",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_small_matrices),
             iterative_pinv.iterative_pinv,
-            launch=of_pinv.launch,
+            iterative_pinv.pinv_backward,
+            of_pinv.launch,
+            of_pinv.launch_backward,
+            broadcasts=True,
+            unread=frozenset({1}),
         ),
     )
 }

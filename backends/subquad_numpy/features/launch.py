@@ -110,7 +110,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, s
     )
     batch = broadcast_batch(q=q.shape[:-2], keys=kept)
     alone = kept == batch  # else heads of queries share their keys, and another launch computes the state
-    state = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
+    state: dict[str, tuple[int, ...]] = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
     if save:
         state |= {"level": (n,), "shifts": (-(-n // block_rows(np.dtype(q.dtype))), m)}
     of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
