@@ -1,15 +1,17 @@
 """`python -m asv_benchmarks.floor`: time as a multiple of the time of the matrix products and exponentials alone.
 
 For each head, FAVOR+ and Nyström attention take two products and one exponential of n × m numbers on the side of the
-queries, and two and one on the side of the keys. The floor is the time that the array library itself needs for these,
-block by block in cache, in the same run.
+queries, and two and one on the side of the keys. Exact attention takes two and one of n × n numbers, and half of these
+where it is causal. The floor is the time that the array library itself needs for these, block by block in cache, in the
+same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -18,22 +20,39 @@ from asv_benchmarks import harness
 from subquad.cli.cases import HEADS, D, find_case
 
 ROWS = 1024  # rows of a block, whose products fit the cache
-SIZES = {"favor": {"num_features": 256}, "nystrom": {"num_landmarks": 64}}
-PRODUCTS, EXPONENTIALS = 4, 2  # of n × m numbers for each head, queries and keys together
+KEYS = 512  # keys of a block of exact attention
+
+
+class Work(NamedTuple):
+    """A method's options, and what a head takes for n rows: matrices of n × width numbers."""
+
+    options: Mapping[str, Any]
+    width: int
+    exponentials: Callable[[int], float]  # of n; each matrix of exponentials comes with two products
+    causal: bool = False
+
+
+WORK = {
+    "favor": Work({"num_features": 256}, 256, lambda n: 2),
+    "nystrom": Work({"num_landmarks": 64}, 64, lambda n: 2),
+    "exact": Work({}, KEYS, lambda n: n / KEYS),
+    "exact causal": Work({}, KEYS, lambda n: n / KEYS / 2, causal=True),
+}
 
 
 def calls(backend: str, method: str, n: int) -> dict[str, harness.Run]:
     """Functions to be timed: "ours", the method; "products"; and "exponentials"."""
-    (m,) = SIZES[method].values()
-    found = {"ours": harness.prepare(backend, find_case(method, SIZES[method]).random(n)).run}
+    work = WORK[method]
+    case = find_case(method.partition(" ")[0], work.options, causal=work.causal)
+    found, m = {"ours": harness.prepare(backend, case.random(n)).run}, work.width
     target, rng = harness.target(backend), np.random.default_rng(0)
     x, w, y = (rng.standard_normal(shape, dtype=np.float32) for shape in ((ROWS, D), (D, m), (ROWS, m)))
     for name, function, arrays in (
         ("products", _multiply, (x, w, y)),
         ("exponentials", _exponentiate, (np.zeros_like(y), y)),
     ):
-        count = HEADS * n // ROWS * (PRODUCTS if name == "products" else EXPONENTIALS)
-        found[name] = _often(harness.Prepared(target, function, arrays), count)
+        count = HEADS * n / ROWS * work.exponentials(n) * (2 if name == "products" else 1)
+        found[name] = _often(harness.Prepared(target, function, arrays), round(count))
     return found
 
 
@@ -78,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     title = f"({HEADS}, {args.n}, {D}) float32, medians of {args.repeat}"
     table = Table("operator", "products / ms", "exponentials / ms", "ours / ms", "multiple", title=title)
-    for method, backend in ((method, backend) for method in SIZES for backend in harness.backends()):
+    for method, backend in ((method, backend) for method in WORK for backend in harness.backends()):
         try:
             times = harness.interleave(calls(backend, method, args.n), args.repeat)
         except NotImplementedError:

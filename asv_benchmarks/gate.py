@@ -27,6 +27,12 @@ from subquad.cli.cases import is_quadratic
 
 SAMPLE_SECONDS, CASE_SECONDS = 5e-3, 1.2  # seconds of one sample (calls in a row); of a case, both trees together
 LEAST, MOST = 7, 150  # min and max number of pairs of samples
+SHORT = (
+    "exact",
+    "favor",
+    "linear",
+    "nystrom",
+)  # methods that are measured on 64 rows too, where a call is all overhead
 INJECTED = 2  # factor by which half of the trials slow the working tree down
 
 
@@ -55,14 +61,17 @@ def cases() -> dict[str, Question]:
     found: dict[str, Question] = {}
     for name in harness.operators():
         case = harness.case(name)
-        problem = case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096)
-        found[name] = problem.function.__name__, dict(problem.arrays), problem.positional, dict(problem.options)
+        found[name] = _question(case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096))
+    found |= {f"{name} short": _question(harness.case(name).random(64)) for name in SHORT}
     for name in harness.stepping():
-        step = harness.one_step(name)
-        found[f"{name} step"] = step.function.__name__, dict(step.arrays), step.positional, dict(step.options)
+        found[f"{name} step"] = _question(harness.one_step(name))
         if name in harness.registry.METHODS:  # each tree makes the state itself, since its fields may differ
             found[f"{name} step"] = name, dict(harness.case(name).random(1).arrays), 0, None
     return found
+
+
+def _question(problem: harness.Problem) -> Question:
+    return problem.function.__name__, dict(problem.arrays), problem.positional, dict(problem.options)
 
 
 def measure(case: str, question: Question, trees: Mapping[str, Any], injected: int, look: int) -> Finding:

@@ -31,6 +31,7 @@ extensions = [
     "docstrings",
     "mathml",
     "command_help",
+    "library_table",
     "method_table",
     "restriction_table",
     "results",

@@ -200,8 +200,9 @@ class Override:
     accepts : Accepts
         The calls that the override takes.
     bind : callable or None
-        ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays and the
-        keywords, or None. It need not look at either again, and raises no floating-point warning. Default: none.
+        ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays, a
+        `key_mask` among the keywords, and the other keywords, or None. It need not look at these again, but at what the
+        backend's `signature` does not tell, such as layouts; it raises no floating-point warning. Default: none.
     """
 
     kernel: str
@@ -293,6 +294,30 @@ class Backend:
             What it is and what to pass in its place, as the end of the sentence "q is …".
         """
         return None
+
+    def whole_call(
+        self, name: str, function: Callable[..., Any], arrays: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Any:
+        """Return the result of a call on an array that `refuses` refuses, if this backend has a form of the whole call.
+
+        Parameters
+        ----------
+        name : str
+            "attention", "linear_scan" or "selective_scan".
+        function : callable
+            The method object, or the function of the scan.
+        arrays : mapping
+            The arrays of the call by name, in the order of positions.
+        options : mapping
+            The keywords of the call, arrays included.
+
+        Returns
+        -------
+        object
+            What ``function(*arrays.values(), **options)`` should return; NotImplemented, the default: the array is
+            refused.
+        """
+        return NotImplemented
 
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
         """Return a key of everything in these arrays that decides how a call runs: types, shapes, dtypes, devices.

@@ -96,9 +96,9 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     --------
     >>> import numpy as np, subquad
     >>> q = np.zeros((4, 2))
-    >>> print(subquad.explain(subquad.attention, q, q, q, "exact", causal=True))
-    softmax_attention on numpy: in-place
-      numba declined: it has no causal form
+    >>> print(subquad.explain(subquad.attention, q, q, q, "exact", mask=np.eye(4, dtype=bool)))
+    block_attention on numpy: generic
+      numba declined: it takes no mask or bias of queries × keys
     """
     call = _find(function)
     with listening() as (choices, notes):

@@ -134,13 +134,14 @@ def scan_forward(
 def scan_backward(
     u: Array, delta: Array, A: Array, B: Array, C: Array, D: Array | None, z: Array | None,
     delta_bias: Array | None, initial_state: Array | None, delta_softplus: bool, reverse: bool, grad_y: Array,
-    grad_state: Array | None = None, resets: Array | None = None, **options: Any,
+    grad_state: Array | None = None, resets: Array | None = None, saves: bool = False, **options: Any,
 ) -> Gradients:  # fmt: skip
-    """Gradients of the selective scan; its outputs are not needed."""
+    """Gradients of the selective scan, from the states that the forward pass saves if asked; outputs are not needed."""
     arrays = u, delta, A, B, C, D, z, delta_bias, initial_state, resets
     static, need = {"delta_softplus": delta_softplus, "reverse": reverse}, [x is not None for x in arrays]
-    grads = grad_y, grad_state
-    return Gradients(*COMPILED["selective_scan"].backward(arrays, static, None, (), grads, need, **options))
+    grads, scan = (grad_y, grad_state), COMPILED["selective_scan"]
+    saved = scan.forward(arrays, static, save=True, **options)[1] if saves else None
+    return Gradients(*scan.backward(arrays, static, saved, (), grads, need, **options))
 
 
 def linear_scan_forward(

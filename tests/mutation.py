@@ -66,7 +66,7 @@ PACKAGES = {  # package → (files, tests in the order in which they run)
     "subquad/blocks": ("subquad/blocks/*.py", "test_mamba"),
     "subquad_numpy": (
         (
-            "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradients.py "
+            "backends/subquad_numpy/*/calls.py backends/subquad_numpy/features/gradient*s.py "
             "backends/subquad_numpy/plain/attention.py backends/subquad_numpy/block_attention/hashed.py"
         ),
         (

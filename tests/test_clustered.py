@@ -15,9 +15,11 @@ from rows.libraries import Library, relative_error
 from rows.methods import CASES, Case, D
 
 import subquad
+from subquad.kernels.clustered_attention import clustered_attention
 
 N = 150
 SMALL = {"cluster_size": 4, "opened": 2, "chunk": 16, "sinks": 3, "window": 2}
+GROUPED = SMALL | {"cluster_size": 2, "chunk": 32, "expanded": 3}  # groups of four clusters
 both_forms = pytest.mark.parametrize("causal", [False, True])
 
 
@@ -51,13 +53,13 @@ def test_clusters_of_one_key_are_exact(causal: bool) -> None:
 
 
 @both_forms
-@pytest.mark.parametrize("opened", [0, 2])
-def test_every_key_counts_once(opened: int, causal: bool) -> None:
-    """Where all keys are equal, exp(lse) is their number times one exponential: near, opened, or in a centroid."""
+@pytest.mark.parametrize("options", [SMALL | {"opened": 0}, SMALL, GROUPED], ids=("closed", "opened", "grouped"))
+def test_every_key_counts_once(options: dict[str, Any], causal: bool) -> None:
+    """Where all keys are equal, exp(lse) is their number times one exponential: near, opened, in a centroid or group."""
     q, k, _ = drawn(batch=())
     mask = np.random.default_rng(0).random(N) < 0.7
     given = q, k[:1] + np.zeros_like(k), np.eye(N)
-    weights, lse = attend(*given, causal=causal, key_mask=mask, opened=opened, return_lse=True)
+    weights, lse = attend(*given, causal=causal, key_mask=mask, return_lse=True, **options)
     want = subquad.attention(*given, "exact", causal=causal, key_mask=mask, return_lse=True)
     seen = np.isfinite(want[1])
     assert relative_error(lse[seen], want[1][seen]) < 1e-12
@@ -68,11 +70,12 @@ def test_every_key_counts_once(opened: int, causal: bool) -> None:
 
 
 @both_forms
-def test_outputs_are_convex_combinations(causal: bool) -> None:
+@pytest.mark.parametrize("options", [SMALL, GROUPED], ids=("clusters", "groups"))
+def test_outputs_are_convex_combinations(options: dict[str, Any], causal: bool) -> None:
     """Also where logits are large, of either sign, and far apart."""
     q, k, v = drawn()
     for factor in (1, 30, -1e3):
-        out = attend(factor * q, k, v, causal=causal)
+        out = attend(factor * q, k, v, causal=causal, **options)
         low, high = v.min(axis=-2, keepdims=True), v.max(axis=-2, keepdims=True)
         room = 1e-12 * np.abs(v).max()
         assert np.all((out >= low - room) & (out <= high + room))
@@ -91,6 +94,59 @@ def test_lse_is_that_of_all_weights(causal: bool) -> None:
         joined = sum(y * np.exp(z - level)[..., None] for y, z in parts)
         near_exact = np.linalg.norm(joined - out) / np.linalg.norm(out)
         assert near_exact < 2 * max(np.linalg.norm(attend(q, k, v) - out) / np.linalg.norm(out), 1e-3)
+
+
+@both_forms
+def test_groups_are_read_as_centroids_or_expanded(causal: bool) -> None:
+    """With all of them expanded there are none; the fewer are, the larger is the error, but it is not that of no keys."""
+    q, k, v = sample()
+    exact = subquad.attention(q, k, v, "exact", causal=causal)
+
+    def error(**options: Any) -> float:
+        out = subquad.attention(q, k, v, "clustered", cluster_size=4, chunk=64, opened=8, causal=causal, **options)
+        return float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+
+    errors = [error(expanded=expanded) for expanded in (0, 8, 24, 10**6)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+    assert errors[2] < 1.5 * errors[3]
+    assert errors[0] < 0.5
+
+
+def test_kernel_follows_its_definition() -> None:
+    """Row by row: groups of the largest weight are expanded, clusters of the largest weight are opened."""
+    rng = np.random.default_rng(0)
+    n, clusters, size, group, opened, expanded, scale = 9, 14, 3, 4, 2, 1, 0.7
+    k, v = rng.standard_normal((2, clusters, size, D))
+    q, stop = rng.standard_normal((n, D)), rng.integers(0, clusters + 1, n)
+    means, spread, values = k.mean(axis=1), k.var(axis=1), v.mean(axis=1)
+    members = [x[1:13].reshape(3, group * size, D) for x in (k, v)]  # cluster 0 is always opened, 13 has no group
+    of_groups = members[0].mean(axis=1), members[0].var(axis=1), members[1].mean(axis=1)
+    columns = np.swapaxes(k, 1, 2).reshape(clusters * D, size)
+    counts = np.full(clusters, size, dtype=np.int32)
+    out, lse = clustered_attention(
+        q, columns, v.reshape(-1, D), None, means, spread, values, counts, *of_groups, stop.astype(np.int32), *[None] * 4,
+        scale=scale, opened=opened, always=1, group=group, expanded=expanded,
+    )  # fmt: skip
+
+    def weight(x: np.ndarray, mean: np.ndarray, variance: np.ndarray, count: int) -> float:
+        return float(x @ mean + (x * x) @ variance / 4 + np.log(count))
+
+    for i in range(n):
+        x, seen = q[i] * scale, int(stop[i])
+        whole = [g for g in range(3) if 1 + (g + 1) * group <= seen]
+        ranked = sorted(whole, key=lambda g: -weight(x, *(y[g] for y in of_groups[:2]), group * size))
+        closed_groups = ranked[expanded:]
+        shown = [c for c in range(seen) if not (1 <= c < 13 and (c - 1) // group in closed_groups)]
+        of = {c: weight(x, means[c], spread[c], size) for c in shown}
+        far = sorted((c for c in shown if c > 0), key=lambda c: -of[c])
+        read = [c for c in shown if c == 0 or c in far[:opened]]
+        terms = [(float(x @ k[c, j]), v[c, j]) for c in read for j in range(size)]
+        terms += [(of[c], values[c]) for c in shown if c not in read]
+        terms += [(weight(x, *(y[g] for y in of_groups[:2]), group * size), of_groups[2][g]) for g in closed_groups]
+        total = sum(np.exp(w) for w, _ in terms)
+        expected = sum((np.exp(w) * y for w, y in terms), np.zeros(D)) / (total or 1)
+        assert np.allclose(out[i], expected, rtol=0, atol=1e-13)
+        assert np.isclose(lse[i], np.log(total) if terms else -np.inf)
 
 
 @both_forms
@@ -124,16 +180,17 @@ def test_clusters_follow_content_and_not_places() -> None:
     assert relative_error(one, other) < 1e-12
 
 
-def test_later_queries_and_tokens_move_no_bit() -> None:
+@pytest.mark.parametrize("options", [SMALL, GROUPED], ids=("clusters", "groups"))
+def test_later_queries_and_tokens_move_no_bit(options: dict[str, Any]) -> None:
     """The metric of a chunk knows the queries up to its end."""
     q, k, v = drawn()
-    out = attend(q, k, v, causal=True)
+    out = attend(q, k, v, causal=True, **options)
     for cut in (16, 33, 100):
         changed = [np.concatenate([x[..., :cut, :], y], axis=-2) for x in (q, k, v)
                    for y in (np.full((*x.shape[:-2], N - cut, x.shape[-1]), np.nan),)]  # fmt: skip
         with np.errstate(all="ignore"):
-            got = attend(*changed, causal=True, implementation="generic")
-        want = attend(q, k, v, causal=True, implementation="generic")
+            got = attend(*changed, causal=True, **options, implementation="generic")
+        want = attend(q, k, v, causal=True, **options, implementation="generic")
         assert np.array_equal(got[..., :cut, :], want[..., :cut, :])
         assert np.all(np.isnan(got[..., cut:, :]))
     assert relative_error(out, want) < 1e-12
@@ -250,7 +307,8 @@ def test_gradients_of_earlier_rows_do_not_meet_later_numbers_that_are_not_finite
 
 
 STATE = {
-    "columns", "members", "means", "spread", "mean_values", "counts", "keys", "values", "visible", "moment", "metric",
+    "columns", "members", "means", "spread", "mean_values", "counts", "group_means", "group_spread", "group_values",
+    "keys", "values", "visible", "moment", "metric",
 }  # fmt: skip
 
 
@@ -272,7 +330,16 @@ def test_a_state_holds_full_chunks_in_clusters_and_the_open_one_as_it_is() -> No
     assert sizes[-1] <= 8 * 2 * (40 * (D + 3 + 1) + 9 * (2 * D + 3 + 1) + 4 * (D + 3) + 2 * D * D)
 
 
-@pytest.mark.parametrize("options", [SMALL, SMALL | {"sinks": 0}, SMALL | {"cluster_size": 5, "opened": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SMALL,
+        SMALL | {"sinks": 0},
+        SMALL | {"cluster_size": 5, "opened": 0},
+        GROUPED,
+        GROUPED | {"cluster_size": 3, "sinks": 7},
+    ],
+)  # groups that reach into a second chunk
 def test_long_streams_are_the_causal_method(options: dict[str, Any]) -> None:
     """Over chunks that keep the metric of an earlier one: 5, 7, 9, 10, 11 …"""
     q, k, v = drawn(n=330)
@@ -397,6 +464,7 @@ def test_states_elsewhere(eager: Library) -> None:
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"sinks": -1}, "sinks must be at least 0, got -1"),
         ({"window": -1}, "window must be at least 0, got -1"),
+        ({"expanded": -1}, "expanded must be at least 0, got -1"),
         ({"sinks": 5, "chunk": 4}, "sinks=5 are more keys than a chunk has, 4; pass a larger chunk or fewer sinks"),
         ({"implementation": "fast"}, "fast"),
     ],
@@ -407,7 +475,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         subquad.attention(q, k, v, "clustered", **options)
 
 
-@pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "sinks", "window", "seed"])
+@pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "sinks", "window", "expanded", "seed"])
 @pytest.mark.parametrize("value", [2.5, "8", None, True])
 def test_options_of_another_type(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=name):

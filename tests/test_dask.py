@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import relative_error
+from rows.other_library import OPTIONS
 from rows.times import drawn
 
 import subquad
@@ -71,6 +72,18 @@ def test_chunks_of_any_sizes(name: str, causal: bool) -> None:
         )  # fmt: skip
         want = subquad.attention(q, k[:, :, :n_kv], v[:, :, :n_kv], name, causal=causal, key_mask=mask[..., :n_kv])
         assert relative_error(out.compute(), want) <= 3e-15
+
+
+@pytest.mark.parametrize("name", ["bigbird", "exact", "linformer", "lsh", "nystrom", "window"])
+def test_other_methods_read_nothing_while_building(name: str) -> None:
+    from dask.callbacks import Callback
+
+    q = np.random.default_rng(6).standard_normal((2, 37, 8))
+    lazy, options, read = chunked(q, (1, 10, 8)), OPTIONS.get(name, {}), []
+    with Callback(pretask=lambda *_: read.append(1)):
+        out = subquad.attention(lazy, lazy, lazy, name, **options)
+    assert not read
+    assert relative_error(out.compute(), subquad.attention(q, q, q, name, **options)) <= 3e-15
 
 
 def test_states_go_on() -> None:

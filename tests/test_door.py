@@ -59,13 +59,6 @@ def test_what_is_more_than_numbers_is_refused(given: Any, message: str) -> None:
         subquad.selective_scan(x, x, given, x, x)
 
 
-@pytest.mark.parametrize("package", ["astropy.units", "unyt"])
-def test_quantities_are_refused(package: str) -> None:
-    units = pytest.importorskip(package)
-    with pytest.raises(TypeError, match=r"q is a \w+ of (astropy|unyt), a subclass"):
-        subquad.attention(x * units.m, x, x, "exact")
-
-
 def test_mapped_files_are_arrays(tmp_path: Any) -> None:
     mapped = np.memmap(tmp_path / "x", x.dtype, "w+", shape=x.shape)
     mapped[:] = x

@@ -85,6 +85,7 @@ def test_a_backend_does_not_import_numba(package: str) -> None:
 ROOMS = [
     {"backend", "core", "random"},
     {"kernels"},
+    {"chunks"},
     {"registry"},
     {"attention", "scans"},
     {"blocks"},
@@ -171,6 +172,7 @@ def test_backends_know_their_own_library_and_the_lower_rooms() -> None:
                     "backend",
                     "core",
                     "kernels",
+                    "chunks",
                     *(["blocks"] if path.name == "mamba_blocks.py" else []),  # modules of blocks
                     *(["scans"] if path.relative_to(ROOT / "backends").parts[:2] in PUBLISHED else []),
                 }

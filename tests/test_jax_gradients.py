@@ -92,7 +92,8 @@ def test_vmap_runs_a_kernel_once(name: str) -> None:
     loss, of = losses(name)
     each = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2)), (0, None, 0)))
     same(each(q, k[0], v), map(np.stack, zip(*(of_torch(of, q[i], k[0], v[i]) for i in range(2)), strict=True)))
-    assert "while" not in each.lower(q, k[0], v).as_text().split("case")[0]
+    if name != "causal":  # whose program has the generic form for rows beyond the range of the kernel
+        assert "while" not in each.lower(q, k[0], v).as_text()
     whole = jax.grad(lambda q, k, v: jax.vmap(loss, (0, None, 0))(q, k, v).sum(), (0, 1, 2))
     same(whole(q, k[0], v), of_torch(lambda q, k, v: of(q[0], k, v[0]) + of(q[1], k, v[1]), q, k[0], v))
 
@@ -141,15 +142,20 @@ def test_gradient_through_states(method: str, heads: int) -> None:
     q, k, v, late = draw((2, 90, 4), (heads, 90, 4), (heads, 90, 3), (2, 30, 4))
     made = subquad.Favor(num_features=6) if method == "favor" else subquad.Linear()
 
-    def loss(xp: Any) -> Any:
-        def of(q: Any, k: Any, v: Any, late: Any) -> Any:
+    def in_chunks(sin: Any) -> Any:
+        def loss(q: Any, k: Any, v: Any, late: Any) -> Any:
             out, state = made.step(q[:, :40], k[:, :40], v[:, :40])
             more, state = made.step(q[:, 40:], k[:, 40:], v[:, 40:], state)
-            return xp.sin(out).sum() + xp.sin(more).sum() + xp.cos(made.attend(late, state)).sum()
+            return sin(out).sum() + sin(more).sum() + sin(made.attend(late, state)).sum()
 
-        return of
+        return loss
 
-    same(jax.jit(jax.grad(loss(jax.numpy), (0, 1, 2, 3)))(q, k, v, late), of_torch(loss(torch), q, k, v, late))
+    def whole(q: Any, k: Any, v: Any, late: Any) -> Any:
+        return sum(torch.sin(x).sum() for x in (made(q, k, v, causal=True), made(late, k, v)))
+
+    expected = of_torch(whole, q, k, v, late)
+    same(jax.jit(jax.grad(in_chunks(jax.numpy.sin), (0, 1, 2, 3)))(q, k, v, late), expected)
+    same(of_torch(in_chunks(torch.sin), q, k, v, late), expected)
 
 
 def test_gradient_of_rows_beyond_the_range_of_the_kernel_is_generic() -> None:

@@ -33,6 +33,7 @@ TOLERANCE = {"float32": 1e-6, "complex64": 4e-6, "float64": 1e-14, "complex128":
 KINDS: dict[str, Any] = {
     "plain": {"options": ""},
     "all options": {},
+    "even rates": {"is_even": True},
     "groups": {"groups": 3},
     "a group per channel": {"groups": 0},
     "constant B": {"constant": "B", "options": "D"},
@@ -44,7 +45,9 @@ KINDS: dict[str, Any] = {
     "complex, constant B and C": {"is_complex": True, "constant": "BC", "options": "zbir"},
 }
 # compiling takes most of the time, and float64 differs in coefficients alone: three kinds do
-CASES = [("float32", kind) for kind in KINDS] + [("float64", kind) for kind in ("all options", "groups", "complex")]
+CASES = [("float32", kind) for kind in KINDS] + [
+    ("float64", kind) for kind in ("all options", "even rates", "groups", "complex")
+]
 SIZES = [(2, 63, 64, 16), (1, 257, 300, 3), (3, 2, 3, 5), (1, 1, 1, 1), (2, 33, 12, 4)]
 
 
@@ -59,9 +62,10 @@ def draw(
     constant: str = "",
     shared: bool = False,
     is_complex: bool = False,
+    is_even: bool = False,
     options: str = "Dzbi",
 ) -> Arrays:
-    """Inputs of a scan; steps from 0.01 to 3, rates from -0.3 to -5."""
+    """Inputs of a scan; steps from 0.01 to 3, rates from -0.3 to -5, at equal distances in channels 16 to 47 if asked."""
     rng = np.random.default_rng(5)
     groups = groups if groups and d % groups == 0 else d if groups == 0 else 1
     kind = np.result_type(dtype, np.complex64) if is_complex else np.dtype(dtype)
@@ -76,11 +80,14 @@ def draw(
     def mapping(name: str) -> Any:
         return either(d, d_state) if name in constant else either(1 if shared else batch, n, groups, d_state)
 
+    rates = -np.exp(rng.uniform(-1, 1.6, (d, d_state)))
+    if is_even:  # for slow decays, for fast ones, and for one that is not
+        rates[16:48] = np.linspace(rng.uniform(-1, 0, 32), rng.uniform(-20, -1, 32), d_state, axis=1)[: max(0, d - 16)]
     turning = 5j * rng.standard_normal((d, d_state)) if is_complex else 0
     return {
         "u": real(batch, n, d),
         "delta": (real(batch, n, d) - 2).astype(dtype),
-        "A": (-np.exp(rng.uniform(-1, 1.6, (d, d_state))) + turning).astype(kind),
+        "A": (rates + turning).astype(kind),
         "B": mapping("B"),
         "C": mapping("C"),
         "D": real(d) if "D" in options else None,
@@ -123,6 +130,9 @@ def test_scan_and_gradient_are_those_of_the_definition(
     loss_by = [torch.tensor(grad_y, dtype=y.dtype), torch.tensor(grad_h, dtype=h.dtype)]
     expected = torch.autograd.grad([y, h], [t[name] for name in names], loss_by)
     got = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h)
+    more = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h, saves=True)
+    for value, other in zip(got, more, strict=True):  # from saved states
+        np.testing.assert_array_equal(value, other)
     for name, gradient in zip(names, expected, strict=True):
         value = getattr(got, name)
         assert value.dtype == given[name].dtype
@@ -193,7 +203,22 @@ def test_step_agrees_with_another_implementation(name: str) -> None:
     assert error(state, stored["state_out"].reshape(state.shape)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["all options", "groups", "complex", "constant B and C"])
+def test_powers_of_two_exponentials_are_exact_to_rounding() -> None:
+    """Where rates are even, the decays of all states follow from two exponentials; beside the same rates, moved apart."""
+    given = draw(1, 500, 32, 16, options="")
+    given["A"] = np.tile(-np.arange(1.0, 17, dtype=np.float32), (32, 1))
+    errors = []
+    for scale in (1, 1 + 1e-5 * np.random.default_rng(0).uniform(size=given["A"].shape)):
+        for size in (1e-3, 0.05, 0.7, 8):
+            now = given | {"A": (given["A"] * scale).astype(np.float32), "delta": np.full_like(given["delta"], size)}
+            _, y, h = by_definition(now, False, False)
+            got, state = scan_forward(**now)
+            errors.append(max(error(got, y), error(state, h)))
+    for even, uneven in zip(errors[:4], errors[4:], strict=True):
+        assert even < max(1.5 * uneven, 2e-7)
+
+
+@pytest.mark.parametrize("kind", ["all options", "even rates", "groups", "complex", "constant B and C"])
 def test_scan_is_its_steps_and_its_parts_to_the_bit(kind: str) -> None:
     given = draw(2, 21, 36, 4, **KINDS[kind])
     y, last = scan_forward(**given, delta_softplus=True)
@@ -454,13 +479,23 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     numba = pytest.importorskip("numba")
-    from subquad_numpy.codegen import add_where_zero, inline, load, store
+    from subquad_numpy.codegen import absolute, add_where_zero, inline, load, store
+    from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
     def exp2(x: Any) -> Any:
         factor, whole = split_exp2(x)
         return add_where_zero(whole, factor, ONE(x))
+
+    @inline
+    def scaled(x: Any) -> Any:
+        _, power, _, rest = scaled_exp2((x, x))
+        return power + power * rest
+
+    @inline
+    def negative(x: Any) -> Any:
+        return exp_negative((-absolute(x), -absolute(x)))[1]
 
     def over(function: Any) -> Any:
         @numba.njit
@@ -475,6 +510,8 @@ def test_polynomials_keep_their_promise() -> None:
         largest = -np.finfo(dtype).minexp
         for function, exact, low, high, bound in (
             (exp2, np.exp2, -largest, largest, 2),
+            (scaled, np.exp2, -largest, largest, 2),
+            (negative, lambda x: np.exp(-np.abs(x)), -largest * 0.69, largest * 0.69, 2),
             (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
             (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),
         ):

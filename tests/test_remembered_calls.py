@@ -164,6 +164,7 @@ def test_a_number_that_is_not_finite_reaches_what_it_does_in_the_generic_form(pl
         np.testing.assert_allclose(x, expected[1][name], rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_tensors_of_one_signature_take_turns() -> None:
     torch = pytest.importorskip("torch")
     q, k, v = (torch.tensor(x) for x in rows())

@@ -6,14 +6,14 @@ N, ROUNDS = 4096, 7
 
 
 class Floor(harness.PerOperator):
-    """Forward pass, not causal, of the methods whose floor is known."""
+    """Forward pass of the methods whose floor is known."""
 
     timeout = 120.0
 
     @property
     def params(self) -> tuple[list[str], ...]:
-        """The libraries, and the methods in `asv_benchmarks.floor.SIZES`."""
-        return harness.backends(), list(floor.SIZES)
+        """The libraries, and the methods in `asv_benchmarks.floor.WORK`."""
+        return harness.backends(), list(floor.WORK)
 
     def setup(self, backend: str, method: str) -> None:
         """Prepare the method, and blocks of its products and exponentials."""

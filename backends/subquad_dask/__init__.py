@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any
 
-from subquad.backend import Accepts, Array, Backend, Call, Override
-from subquad_dask.chunks import with_new_axes
-from subquad_dask.features import feature_attend, feature_step, feature_summarize
-from subquad_dask.scans import linear_scan, selective_scan
+import dask.array as da
 
-REAL = ("float32", "float64")
-ALL = (*REAL, "complex64", "complex128")
+from subquad.backend import Array, Backend
+from subquad.chunks import overrides
+from subquad.chunks.blocks import with_new_axes
+from subquad_dask import array_api
+from subquad_dask.blocks import DaskBlocks
 
-
-def is_empty(call: Call) -> str | None:
-    """A reason to decline: an array without entries has no chunks to compute."""
-    return "an array has no entries" if any(x is not None and 0 in x.shape for x in call.arrays) else None
-
-
-def accepts(*options: str, dtypes: tuple[str, ...] = REAL, one_dtype: bool = True) -> Accepts:
-    """The calls that are computed chunk by chunk: those with entries, of dtypes that are not widened."""
-    return Accepts(dtypes=dtypes, one_dtype=one_dtype, devices=(), options=frozenset(options), also=is_empty)
+BLOCKS = DaskBlocks()
 
 
 class DaskBackend(Backend):
     """Dask: lazy arrays in chunks."""
 
     library = "dask"
-    overrides = (
-        Override("feature_summarize", "chunks", feature_summarize, accepts("key_mask")),
-        Override("feature_attend", "chunks", feature_attend, accepts()),
-        Override("feature_step", "chunks", feature_step, accepts("key_mask")),
-        Override("selective_scan", "chunks", selective_scan, accepts(dtypes=ALL, one_dtype=False)),
-        Override("linear_scan", "chunks", linear_scan, accepts(dtypes=ALL)),
-    )
+    overrides = overrides(BLOCKS)
+
+    def namespace(self, array: Array) -> ModuleType:
+        return array_api if isinstance(array, da.Array) else super().namespace(array)
 
     def is_concrete(self, *arrays: Array | None) -> bool:
         """False: to read a value is to compute the graph."""
@@ -42,7 +32,7 @@ class DaskBackend(Backend):
 
     def reshaped(self, xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
         """New axes of length 1 join the task that makes the chunk; a reshape is one of its own."""
-        longer = with_new_axes(x, shape)
+        longer = with_new_axes(BLOCKS, x, shape)
         return super().reshaped(xp, x, shape) if longer is None else longer
 
     def refuses(self, array: Array) -> str | None:

@@ -10,10 +10,10 @@ from jax import Array
 
 from subquad.backend import Accepts, Call, Override, why_missing
 from subquad_jax.batch_axes import items_behind
-from subquad_numpy.compiled import few_rows
 
 # Maximum logits, which JAX's attention holds all at once: with more, the blocked form is better.
 LOGITS = 2**24
+FEW_ROWS = 256  # queries and keys up to which JAX's is the faster one, a call into compiled code being the larger part
 
 
 def declines(call: Call) -> str | None:
@@ -27,8 +27,9 @@ def declines(call: Call) -> str | None:
         return "an axis is empty"
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
-    if jax.default_backend() == "cpu" and few_rows(call) is None and why_missing("numba") is None:
-        return "the compiled kernel is faster for few rows"
+    rows = max(q.shape[-2], k.shape[-2])
+    if jax.default_backend() == "cpu" and rows > FEW_ROWS and why_missing("numba") is None:
+        return "the compiled kernel is faster for many rows"
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
     logits = math.prod(batch) * q.shape[-2] * k.shape[-2] * max(map(items_behind, call.arrays))
     if logits > LOGITS:

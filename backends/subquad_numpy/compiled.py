@@ -161,12 +161,6 @@ def _fused_features(call: Call) -> str | None:
     return None if known else "the features are neither exponentials nor elu(x) + 1"
 
 
-def _some_key(call: Call) -> str | None:
-    # the reason to decline a call without keys, or None
-    _, k, *_ = call.arrays
-    return "there is no key" if k is not None and k.shape[-2] == 0 else None
-
-
 KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
 LONG = 2**15  # keys from which on any small number of queries counts as few: the library's own products lose digits
 
@@ -196,6 +190,14 @@ def _small_matrices(call: Call) -> str | None:
 
 
 MOST_PLACES = 2**24  # places of keys are compared as numbers of the dtype of the logits: float32 has all integers below
+
+
+def _some_key(call: Call) -> str | None:
+    # the reason to decline a call without keys, or with too many to count, or None
+    n, n_kv = (x.shape[-2] for x in call.arrays[:2])
+    if n_kv == 0:
+        return "there is no key"
+    return f"it counts up to {MOST_PLACES} keys" if min(n, n_kv) > 1 and max(n, n_kv) > MOST_PLACES else None
 
 
 def _intervals(call: Call) -> str | None:
@@ -326,7 +328,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "softmax_attention",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_key),
+            Accepts(dtypes=REAL, options=_MASK | {"visible"}, needs=_NUMBA, also=_some_key),
             features.softmax,
             gradients.softmax_backward,
             of_features.launch_softmax,
@@ -375,7 +377,12 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "clustered_attention",
-            Accepts(dtypes=REAL, options=frozenset({"always", "reach", "group", "expanded"}), needs=_NUMBA, also=_some_cluster),
+            Accepts(
+                dtypes=REAL,
+                options=frozenset({"always", "reach", "group", "expanded"}),
+                needs=_NUMBA,
+                also=_some_cluster,
+            ),
             clustered.clustered_attention,
             launch=of_clustered.launch,
         ),
@@ -454,7 +461,11 @@ COMPILED: dict[str, Compiled] = {
             "iterative_pinv",
             Accepts(dtypes=REAL, needs=_NUMBA, also=_small_matrices),
             iterative_pinv.iterative_pinv,
-            launch=of_pinv.launch,
+            iterative_pinv.pinv_backward,
+            of_pinv.launch,
+            of_pinv.launch_backward,
+            broadcasts=True,
+            unread=frozenset({1}),
         ),
     )
 }

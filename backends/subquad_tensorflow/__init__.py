@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from subquad.backend import Array, Backend
-from subquad_tensorflow import array_api
+from subquad_tensorflow import array_api, open_lengths
 from subquad_tensorflow.lengths import OPEN
 from subquad_tensorflow.lengths import at_any_length as at_any_length
 from subquad_tensorflow.products import Computing
@@ -31,6 +31,13 @@ class TensorFlowBackend(Backend):
         if isinstance(array, tf.Variable):
             return "a tf.Variable; pass the tensor in it, tf.convert_to_tensor(x), through which gradients reach it"
         return None if array.shape.is_fully_defined() else OPEN.format(array.shape)
+
+    def whole_call(self, name: str, function: Any, arrays: Any, options: Any) -> Any:
+        """A call in which a length is open, by loops over blocks; of variables there is none."""
+        given = (*arrays.values(), *options.values())
+        if any(isinstance(x, tf.Variable) for x in given):
+            return NotImplemented
+        return open_lengths.whole_call(name, function, arrays, options)
 
     def device_of(self, array: Array) -> str | None:
         """The name of the device; None for a traced tensor that has none yet."""

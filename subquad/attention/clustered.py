@@ -61,7 +61,7 @@ class Far(NamedTuple):
 
 @register(
     "clustered",
-    cost="n (chunk + opened cluster_size + n / cluster_size) (d + d_v)",
+    cost="n (chunk + opened cluster_size + expanded chunk / (4 cluster_size) + 4 n / chunk) (d + d_v)",
     size="opened",
     defaults=({"opened": 4}, {"opened": 16}),
 )
@@ -83,8 +83,8 @@ class Clustered(Method):
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
     expanded : int, default 64
-        Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one centroid
-        each. A group is a quarter of the clusters of a chunk, also in calls that are not causal.
+        Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one
+        centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal.
     seed : int, default 0
         Seed of the random directions by which the row farthest from the mean of a set is found.
     implementation : str, default "auto"
@@ -143,9 +143,8 @@ class Clustered(Method):
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("cluster_size", 1), ("opened", 0), ("chunk", 1), ("sinks", 0), ("window", 0),
-                            ("expanded", 0)):
-            check_count(name, getattr(self, name), least=least)
+        for name in ("cluster_size", "opened", "chunk", "sinks", "window", "expanded"):
+            check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk") else 0)
         check_seed(self.seed)
         if self.sinks > self.chunk:
             msg = f"sinks={self.sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"

@@ -172,6 +172,10 @@ class Favor(FeatureMethod):
                 msg = f"kernel_epsilon belongs to generalised kernels; {self.features} features need none"
                 raise ValueError(msg)
 
+    @property
+    def of_logits(self) -> bool:
+        return self.features in SOFTMAX_FEATURES
+
     def draw_omega(self, d: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Draw ω for d channels by the options of this method.
 

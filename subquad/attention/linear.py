@@ -57,6 +57,10 @@ class Linear(FeatureMethod):
             msg = f'feature_map must be "elu" or a function of an array, got {self.feature_map!r}'
             raise ValueError(msg)
 
+    @property
+    def of_logits(self) -> bool:
+        return False
+
     def default_scale(self, scale: float | None) -> float | None:
         return 1.0 if scale is None else scale
 

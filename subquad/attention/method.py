@@ -19,7 +19,7 @@ from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
-from subquad.core.checks import check_arrays, check_flag, check_floating
+from subquad.core.checks import check_arrays, check_flag, check_floating, whole_call
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
@@ -56,6 +56,11 @@ class Method:
     state: ClassVar[StateSpec | None] = None
     restrictions: ClassVar[frozenset[str]] = frozenset({"segments"})
     reads: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether the weights are those of logits q·k: q and k may then have units that cancel."""
+        return True
 
     def __call__(
         self,
@@ -106,15 +111,22 @@ class Method:
         NotImplementedError
             If `causal` is True and the method has no causal form, or a restriction is given that it cannot take.
         """
-        call = enter(
-            None,
-            {"q": q, "k": k, "v": v},
-            key_mask=key_mask,
-            causal=causal,
-            scale=self.default_scale(scale),
-            array_options=self._array_options if self._holds_arrays() else None,
-            owner=self,
-        )
+        try:
+            call = enter(
+                None,
+                {"q": q, "k": k, "v": v},
+                key_mask=key_mask,
+                causal=causal,
+                scale=self.default_scale(scale),
+                array_options=self._array_options if self._holds_arrays() else None,
+                owner=self,
+            )
+        except TypeError as error:
+            options = {
+                "causal": causal, "key_mask": key_mask, "scale": scale, "segments": segments, "visible": visible,
+                "return_lse": return_lse, "mask": mask, "bias": bias, "softcap": softcap, "sinks": sinks,
+            }  # fmt: skip
+            return whole_call(error, "attention", self, {"q": q, "k": k, "v": v}, options)
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
         is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from subquad.backend import Array
+from subquad.backend import Array, Backend
 from subquad.core.beside import namespace_of
 from subquad.core.dtypes import is_dtype
 from subquad.core.loading import backend_of, library_of
 
 WITH_UNITS = "logits q·k have no unit, and the output has that of v; pass numbers in units that you choose"
 LARGEST = 2**63 - 1  # of a size, which libraries hold in 64 bits
+
+
+def whole_call(
+    error: TypeError, name: str, function: Callable[..., Any], arrays: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """The result of a call by the backend that refused one of its arrays; the error is raised if it has no form."""
+    backend: Backend | None = getattr(error, "refused_by", None)
+    found = NotImplemented if backend is None else backend.whole_call(name, function, arrays, options)
+    if found is NotImplemented:
+        raise error
+    return found
 
 
 def check_arrays(**arrays: Array | None) -> ModuleType:
@@ -70,7 +82,9 @@ def _namespace(name: str, x: Array) -> ModuleType:
     reason = backend_of(xp).refuses(x)
     if reason is not None:
         msg = f"{name} is {reason}"
-        raise TypeError(msg)
+        error = TypeError(msg)
+        error.refused_by = backend_of(xp)  # type: ignore[attr-defined]  # a class of its own would be lost in tracers
+        raise error
     return xp
 
 

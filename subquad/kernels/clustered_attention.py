@@ -192,7 +192,7 @@ def _centroids(xp: ModuleType, means: Array, spread: Array, values: Array) -> Ce
 
 
 def _is_among(found: Array, names: Array, none: Array) -> Array:
-    """Which clusters (..., n, C) are among those found; `none` is False: under `vmap` a constant has no axis of items."""
+    """Which clusters (..., n, C) are among those found. `none` is False, with an axis of items under `vmap`."""
     for r in range(found.shape[-1]):
         none = none | (found[..., r : r + 1] == names)
     return none

@@ -13,7 +13,7 @@ import numpy as np
 
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
-from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
+from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, whole_call
 from subquad.core.dtypes import common_dtype, compute_dtype, is_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
@@ -255,7 +255,14 @@ def linear_scan(
     (array([1., 2., 3., 1.]), array([2., 1.]))
     """
     arrays = a, b, initial_state
-    form = form_of("linear_scan", arrays, lambda: _form(*arrays, time=1))
+    try:
+        form = form_of("linear_scan", arrays, lambda: _form(*arrays, time=1))
+    except TypeError as error:
+        options = {
+            "initial_state": initial_state, "return_state": return_state, "reverse": reverse, "segments": segments,
+            "mask": mask, "states_at": states_at, "implementation": implementation,
+        }  # fmt: skip
+        return whole_call(error, "linear_scan", linear_scan, {"a": a, "b": b}, options)
     reverse, return_state = check_flag("reverse", reverse), check_flag("return_state", return_state)
     *batch, n, _ = form.shape_of(0)
     time = timeline(

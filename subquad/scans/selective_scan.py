@@ -13,7 +13,7 @@ import numpy as np
 
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
-from subquad.core.checks import check_flag
+from subquad.core.checks import check_flag, whole_call
 from subquad.core.dtypes import cast, is_dtype, is_half, scan_dtypes
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
@@ -374,7 +374,16 @@ def selective_scan(
     return_state, limits = check_flag("return_state", return_state), check_limits(delta_limits)
     at_door = _made_at_door(limits, mask, delta_bias, softplus)
     kind = "selective_scan, delta at the door" if at_door else "selective_scan"
-    form = form_of(kind, arrays, lambda: _form(arrays, time=1, at_door=at_door))
+    try:
+        form = form_of(kind, arrays, lambda: _form(arrays, time=1, at_door=at_door))
+    except TypeError as error:
+        options = {
+            "z": z, "delta_bias": delta_bias, "delta_softplus": softplus, "delta_limits": limits,
+            "initial_state": initial_state, "return_state": return_state, "reverse": reverse, "segments": segments,
+            "mask": mask, "states_at": states_at, "implementation": implementation,
+        }  # fmt: skip
+        by_position = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D}
+        return whole_call(error, "selective_scan", selective_scan, by_position, options)
     *batch, n, _ = form.shape_of(0)
     time = timeline(
         "u", u, tuple(batch), n, xp=form.xp, segments=segments, mask=mask, states_at=states_at, reverse=reverse

@@ -113,6 +113,25 @@ class OtherLibrary:
         for got, x in zip(found, tensors, strict=True):
             assert self.error(got, x.grad.numpy() / 2) <= 1e-5
 
+    @pytest.mark.parametrize("name", SCANS)
+    def test_gradients_of_scans_are_those_of_torch(self, name: str) -> None:
+        torch = pytest.importorskip("torch")
+        row, (arrays, options) = SCANS[name], drawn(name, 40)
+        real = [key for key, x in arrays.items() if x is not None and x.dtype.kind == "f"]
+        rounded = self.library.rounded(arrays, "float32")
+        tensors = {key: x if x is None else torch.tensor(x) for key, x in rounded.items()}
+        for key in real:
+            tensors[key].requires_grad_()
+        half_square(row.call(tensors, options)).backward()
+        given = self.library.arrays(arrays, "float32")
+
+        def loss(*values: Any) -> Any:
+            return half_square(row.call({**given, **dict(zip(real, values, strict=True))}, options))
+
+        _, found = self.value_and_grad(loss, [given[key] for key in real])
+        for key, got in zip(real, found, strict=True):
+            assert self.error(got, tensors[key].grad.numpy()) <= 1e-5, key
+
     @pytest.mark.parametrize("name", ["clustered", "favor", "linear", "window"])
     def test_steps_are_the_causal_call(self, name: str) -> None:
         *given, _ = qkv()

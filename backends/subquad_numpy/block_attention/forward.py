@@ -20,6 +20,7 @@ from subquad_numpy.block_attention.tiles import (
     load_limits,
     pack_rows,
     task_rows,
+    visible_keys,
     whole_tile,
 )
 from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, store, where_negative, zeros
@@ -48,10 +49,12 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         high_v = padded(d_v, TILE_ROWS)
         sizes = (
             *(width, width, width, f.rounds * width, d * width, keys * panel, high_v * width, high_v * panel),
-            *(width, width, width, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
+            *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
         )
         buffer = np.empty(room(sizes), kind)
-        before, stop, avoid, met, q, x, total, part, top, seen, poison, nothing, fine, own_k, own_v = cut(buffer, sizes)
+        cuts = cut(buffer, sizes)
+        before, stop, avoid, met, q, x, total, part = cuts[:8]
+        top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:]
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
@@ -71,9 +74,9 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 store(top, i, LEAST(zeros(top)))
                 store(seen, i, zeros(seen))
                 store(poison, i, zeros(poison))
-            every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0 and f.mask == 0
+            every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0
             for entry in range(max(listed, 1)):
-                begin, end = (low // KEYS * KEYS, high) if f.place == 0 else (0, n_kv)
+                begin, end = (low // ROWS * ROWS, high) if f.place == 0 else (0, n_kv)
                 if listed > 0:
                     number = blocks[block * listed + entry]
                     begin, end = number * size, min((number + 1) * size, n_kv)
@@ -83,7 +86,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     many = min(KEYS, end - j)
                     if f.place == 0 and f.order_k == 0 and (j >= high or j + many <= low):
                         continue
-                    is_whole = every and j >= inner_low and j + many <= inner_high
+                    shown = visible_keys(f, j, many, byte)
+                    if shown == 0:
+                        continue
+                    is_whole = every and shown == many and j >= inner_low and j + many <= inner_high
                     a = whole_tile(k, f.k_row, order_k, f.order_k != 0, j, many, d, n_kv, False, own_k)
                     b = whole_tile(v, f.v_row, order_k, f.order_k != 0, j, many, d_v, n_kv, True, own_v)
                     is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
@@ -120,15 +126,16 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 along = along + e
                             store(top, i, new)
                             store(seen, i, along)
-                            for p in range(high_v):
-                                cell = base * high_v + p * panel + column
-                                store(total, cell, load(total, cell) * fade)
+                            store(faded, column, fade)
                         multiply(
                             turned(b), high_v, Panels(x, many), many, panel, lanes, rows_at(nothing, 0),
                             rows_at(part, panel),
                         )  # fmt: skip
-                        for p in range(0, high_v * panel, lanes):
-                            store(total, base * high_v + p, load(total, base * high_v + p) + load(part, p))
+                        for column in range(0, panel, lanes):
+                            fade = load(faded, column)
+                            for p in range(column, high_v * panel, panel):
+                                sums = shifted(total, base * high_v)
+                                store(sums, p, load(sums, p) * fade + load(part, p))
             for c in range(count):
                 found, mine = seen[c], at(order_q, f.order_q != 0, row + c)
                 level = top[c] + math.log(found) if found != 0 else -INFINITY

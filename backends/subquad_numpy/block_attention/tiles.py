@@ -12,7 +12,7 @@ from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, stor
 from subquad_numpy.codegen.matmul import TILE_ROWS, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 
-ROWS, KEYS = 64, 64  # rows and keys of a tile at most: its logits take 16 kB of float32
+ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel of rows take 8 kB of float32
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
@@ -112,6 +112,17 @@ def whole_tile(
         for p in range(stride):
             scratch[t * stride + p] = x[source + p] if t < count and p < width else 0
     return rows_at(scratch, stride)
+
+
+@inline
+def visible_keys(f: Any, first: int, count: int, byte: Any) -> int:
+    """How many of the keys first … first + count − 1 the mask shows; keys in an order are not looked at."""
+    shown = count
+    if f.mask != 0 and f.order_k == 0:
+        mask = pointer(f.mask, byte)
+        for t in range(first, first + count):
+            shown -= 1 if mask[t] == 0 else 0
+    return shown
 
 
 @inline

@@ -39,7 +39,11 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     )
     always, tasks = static.get("always", 0), -(-n // ROWS)
     own, of_groups = given["cluster_of"], given["group_means"]
-    groups, group, expanded = 0 if of_groups is None else of_groups.shape[-2], static.get("group", 1), static.get("expanded", 0)
+    groups, group, expanded = (
+        0 if of_groups is None else of_groups.shape[-2],
+        static.get("group", 1),
+        static.get("expanded", 0),
+    )
     sizes = {
         "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "clusters": clusters, "size": size,
         "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "groups": groups,

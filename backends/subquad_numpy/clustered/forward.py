@@ -65,8 +65,8 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         )
         buffer = np.empty(room(sizes), kind)
         (
-            packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k, own_v,
-            values, fine, poison,
+            packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k,
+            own_v, values, fine, poison,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
             np.zeros(entries, np.int32),
@@ -76,9 +76,12 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         opened, of_row = np.empty(ROWS * every, np.int32), np.empty(ROWS * every, np.int32)
         opens, collected = np.empty(ROWS, np.int32), np.empty(panel, np.int32)
         numbers_of = np.empty(panel * room_for(widest, lanes), np.int32)
-        keys_of, at_of, ids = np.empty(entries, np.int32), np.full(entries, -1, np.int32), np.empty(entries, np.int32)
+        keys_of, at_of, ids = np.empty(entries, np.int32), np.zeros(entries, np.int32), np.empty(entries, np.int32)
         needed = np.empty(groups, np.int32)
-        firsts, runs_of = np.empty(entries // TILE + groups + 4, np.int32), np.empty(entries // TILE + groups + 4, np.int32)
+        firsts, runs_of = (
+            np.empty(entries // TILE + groups + 4, np.int32),
+            np.empty(entries // TILE + groups + 4, np.int32),
+        )
         clear(nothing, panel)
         for s in range(wide_s):
             here[s] = s
@@ -111,14 +114,12 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 pack_queries(q, row + base, many_rows, d, panel, scale, packed, squares)
                 # groups first, then clusters, of which the rows of the panel weigh some
                 whole = max(0, min(groups, (most - f.always) // f.group))
-                runs = append_run(firsts, runs_of, 0, 0, whole)
+                runs = append_run(firsts, runs_of, 0, 0, 0, whole)
                 behind, length = runs, 0
                 for level in range(2 if whole > 0 else 1):
                     is_group, begin, at = level == 0 and whole > 0, length, 0 if level == 0 and whole > 0 else behind
                     if not is_group:
-                        runs += list_clusters(
-                            f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:]
-                        )
+                        runs = list_clusters(f.always, whole, f.group, most, needed, firsts, runs_of, behind)
                     for r in range(at, runs):
                         weigh(
                             f, is_group, firsts[r], runs_of[r], whole, panel, lanes, zero, packed, squares, logs, stops,
@@ -126,20 +127,18 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         )  # fmt: skip
                         for t in range(runs_of[r]):
                             ids[length + t] = firsts[r] + t
-                            at_of[firsts[r] + t + (clusters if is_group else 0)] = length + t
+                            at_of[firsts[r] + t + (clusters if is_group else 0)] = length + t + 1
                         length += runs_of[r]
                     if f.place != 0:
                         leave_near(f, is_group, row + base, many_rows, panel, word, keys_of, at_of, left, x)
                     for t in range(begin, length):
-                        at_of[ids[t] + (clusters if is_group else 0)] = -1
+                        at_of[ids[t] + (clusters if is_group else 0)] = 0
                     kept = 0 if is_group else min(f.always, most)
                     wanted = f.expanded if is_group else f.opened
                     mine = shifted(x, begin * panel)
                     if wanted > 0:
                         find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
-                        collect(
-                            kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of
-                        )
+                        collect(kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of)
                     if is_group:
                         for g in range(whole):
                             needed[g] = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import inline, load, pointer, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 
@@ -50,8 +50,8 @@ def weigh(
 ) -> None:  # fmt: skip
     """The weights w of `many` clusters, or groups, for a panel of rows, (many, panel); −∞ where a row sees none.
 
-    `logs` has the logarithm of the number of keys of each cluster and then of each group, `stops` the number of clusters
-    that each row sees, and `shut` −1 for the rows that see one of the first `whole` groups and do not expand it.
+    `logs` has the logarithm of the number of keys of each cluster and then of each group, `stops` the number of
+    clusters that each row sees, and `shut` −1 for rows that see one of the first `whole` groups and do not expand it.
     """
     means = pointer(f.group_means if is_group else f.means, zero)
     spread = pointer(f.group_spread if is_group else f.spread, zero)
@@ -86,7 +86,7 @@ def leave_near(
 ) -> None:
     """Take the keys near each row out of the numbers of keys of their clusters, or groups; `left` is 0 for each.
 
-    `at_of` has the row of x for each cluster and then for each group, −1 for one that has none.
+    `at_of` has one more than the row of x for each cluster and then for each group, 0 for one that has none.
     """
     place, cluster_of = pointer(f.place, word), pointer(f.cluster_of, word)
     for c in range(count):
@@ -98,7 +98,7 @@ def leave_near(
         for j in range(low, high):
             own = entry_of(f, is_group, cluster_of[j])
             if own >= 0 and left[own] > 0:
-                rest, cell = keys_of[own] - left[own], at_of[own] * panel + c
+                rest, cell = keys_of[own] - left[own], (at_of[own] - 1) * panel + c
                 if cell >= 0:
                     x[cell] = x[cell] + math.log(rest / keys_of[own]) if rest > 0 else -INFINITY
                 left[own] = 0

@@ -14,9 +14,11 @@ from subquad_numpy.codegen.vector_ops import (
     at_least,
     at_most,
     bit_count,
+    bits_where_zero,
     fma,
     largest,
     lowest_bit,
+    masked,
     replace_where_zero,
     rint,
     scale_by_power,
@@ -28,7 +30,7 @@ from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, apart, inline
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "apart", "at_least", "at_most", "bit_count",
-    "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit", "merged", "pointer", "prefetch",
-    "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "spread", "store", "total", "types",
-    "where_negative", "zeros",
+    "bits_where_zero", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit", "masked",
+    "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs",
+    "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -14,7 +14,6 @@ from subquad_numpy.codegen import (
     FUSE,
     Vector,
     absolute,
-    add_where_zero,
     at_least,
     at_most,
     fma,
@@ -30,7 +29,7 @@ from subquad_numpy.codegen import (
 Coefficients = tuple[float, ...]
 
 
-def _register_constant(context: Any, builder: Any, vector: Vector, value: float) -> Any:
+def register_constant(context: Any, builder: Any, vector: Vector, value: float) -> Any:
     """A constant vector, hidden from LLVM as the output of empty assembly, so that it stays in a register.
 
     LLVM would load a known constant from memory at each use inside the loop over states: half of all loads.
@@ -50,7 +49,7 @@ def polynomial(single: Coefficients, double: Coefficients) -> Callable[[Any], An
         coefficients = single if x.element == types.float32 else double
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            terms = [_register_constant(context, builder, x, c) for c in coefficients]
+            terms = [register_constant(context, builder, x, c) for c in coefficients]
             value = terms.pop()
             while terms:
                 value = builder.fadd(builder.fmul(value, args[0], flags=FUSE), terms.pop(), flags=FUSE)
@@ -75,14 +74,15 @@ LEAST = polynomial((-3.4028234663852886e38,), (-1.7976931348623157e308,))  # sta
 LOG2_E = 1.4426950408889634
 
 # (2^x - 1) / x for |x| <= 1/2
-_EXP2 = polynomial(
+EXP2 = (
     (0.693147188, 0.2402265076, 0.05550357114, 0.009618082557, 0.001339086336, 0.0001545316295),
     (
         0.69314718055994531, 0.24022650695910098, 0.055504108664821594, 0.0096181291076068885,
         0.0013333558146416935, 0.0001540353044173605, 1.5252733829836118e-5, 1.321544258792169e-6,
-        1.0178062445845774e-7, 7.0725859492692237e-9, 4.4549605981865184e-10,
+        1.0178062445845774e-7, 7.0725859692492237e-9, 4.4549605981865184e-10,
     ),
 )  # fmt: skip
+_EXP2 = polynomial(*EXP2)
 
 # (2 atanh(s) / s - 2) / s² for s² <= 1/9, in s²
 _ATANH = polynomial(
@@ -149,7 +149,12 @@ def softplus(x: Any) -> Any:
 
     With s = e / (2 + e), log1p(e) = 2 atanh(s) = 2 s + s³ P(s²). As 2 s = e - e s, a small e keeps all its digits.
     """
-    e = exp_negative(-absolute(x))
+    return softplus_from(x, exp_negative(-absolute(x)))
+
+
+@inline
+def softplus_from(x: Any, e: Any) -> Any:
+    """`softplus` of x, for e = exp(-|x|)."""
     s = e / (e + 2.0)
     square = s * s
     return at_least(x, ZERO(x)) + (e + s * (square * _ATANH(square) - e))
@@ -158,23 +163,26 @@ def softplus(x: Any) -> Any:
 @inline
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), with a small relative error also where the value is small."""
-    e = exp_negative(-absolute(x))
+    return sigmoid_from(x, exp_negative(-absolute(x)))
+
+
+@inline
+def sigmoid_from(x: Any, e: Any) -> Any:
+    """`sigmoid` of x, for e = exp(-|x|)."""
     return where_negative(x, e, ONE(x)) / (e + 1.0)
 
 
 @inline
-def split_rotation(factor: Any, whole: Any, time: Any, rate: Any, rate_rest: Any) -> Any:
-    """(real, imaginary) part of 2^x exp(i angle), for 2^x = (factor, whole) of `split_exp2`; real less 1 if whole == 0.
+def scaled_rotation(rest: Any, time: Any, rate: Any, rate_rest: Any) -> Any:
+    """(real less 1, imaginary) part of (1 + rest) exp(i angle), for the `rest` of `scaled_exp2`.
 
     The angle is 2π time (rate + rate_rest). Whole turns are subtracted first, without rounding. Half of the remaining
     angle is within a quarter turn, and sin 2a = 2 sin a cos a, cos 2a = 1 - 2 sin² a.
     """
     turns = time * rate
-    rest = fma(time, rate, -turns) + time * rate_rest
-    x = (turns - rint(turns)) + rest
+    x = (turns - rint(turns)) + (fma(time, rate, -turns) + time * rate_rest)
     square = x * x
     sine = x * _SIN_PI(square)
     cosine = square * _COS_PI(square) + 1.0
     drop = sine * sine * -2.0
-    real = add_where_zero(whole, factor + factor * drop, drop)
-    return real, add_where_zero(whole, factor, ONE(x)) * (sine * cosine * 2.0)
+    return rest + (rest * drop + drop), (rest * cosine + cosine) * (sine * 2.0)

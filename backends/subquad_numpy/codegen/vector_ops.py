@@ -148,6 +148,30 @@ def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
 
 
 @intrinsic
+def bits_where_zero(typingctx: Any, x: Vector) -> Any:
+    """All bits set where x == 0, else none: what `masked` takes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(x.element.bitwidth), x.lanes)
+        zero = builder.fcmp_ordered("==", args[0], ir.Constant(args[0].type, None))
+        return builder.bitcast(builder.sext(zero, wide), args[0].type)
+
+    return x(x), codegen
+
+
+@intrinsic
+def masked(typingctx: Any, x: Vector, mask: Vector) -> Any:
+    """The bits of x that are set in `mask`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(x.element.bitwidth), x.lanes)
+        bits = builder.and_(*[builder.bitcast(arg, wide) for arg in args])
+        return builder.bitcast(bits, args[0].type)
+
+    return x(x, x), codegen
+
+
+@intrinsic
 def total(typingctx: Any, x: Vector) -> Any:
     """The sum of the lanes, added pairwise."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from subquad.kernels.feature_attention import feature_step
 from subquad.kernels.max_shift import finite_shift
+from subquad_numpy.block_attention import whole
 from subquad_numpy.features.operand import Operand, Rows, hide, keys_of, operand_from, queries_of
 from subquad_numpy.plain import attention
 from subquad_numpy.runtime.arguments import (
@@ -93,12 +94,12 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     operand = operand_from(queries_of, static["phi"], weights)
     queries = queries_of(static["phi"], weights)
     batch = np.broadcast_shapes(q.shape[:-2], queries.batch, _center_batch(weights), numerator.shape[:-2])
-    shape = *batch, q.shape[-2], numerator.shape[-1]
+    shape, dtype = (*batch, q.shape[-2], numerator.shape[-1]), q.dtype
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
 
     def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
         q, shift, numerator, denominator, *weights = arrays
-        out = new(shape, q.dtype)
+        out = new(shape, dtype)
         read(q, *operand(weights), shift, numerator, denominator, out, threads)
         return (out,), None
 
@@ -193,12 +194,14 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
 
 
 def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`softmax_attention`, where every query sees all keys that the mask shows."""
+    """`softmax_attention`; for a gradient, where one side is small, by features, whose gradient is the faster one."""
     q, k, v, key_mask = arrays
     scale, dtype = static["scale"], q.dtype
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], _mask_batch(key_mask))
     shape = *batch, n, d_v
+    if is_by_tiles(n, n_kv, static, save):
+        return whole.plan(arrays, static, save)
     if is_by_keys(n, n_kv):  # a small number of keys: they are the directions of the queries
         shown_k, shown_v, start = hide(np, k, v, key_mask)
         operand = Operand(shown_k.swapaxes(-1, -2), scale)
@@ -234,6 +237,15 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
         return (out,), RowSums(finite_shift(np, shift), total) if save else None
 
     return of_all_keys
+
+
+def is_by_tiles(n: int, n_kv: int, static: Mapping[str, Any], save: bool) -> bool:
+    """Whether softmax attention goes by the tiles of block attention, and not by features, whose gradient is faster.
+
+    Small calls go by features too. One query would fill one lane of each vector of a tile.
+    """
+    is_small = n == 1 or max(n, n_kv) <= SMALL_KEYS or (save and min(n, n_kv) <= SMALL_KEYS)
+    return static.get("visible") is not None or not is_small
 
 
 def is_by_keys(n: int, n_kv: int) -> bool:

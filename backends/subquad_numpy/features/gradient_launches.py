@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
+from subquad_numpy.block_attention import whole
 from subquad_numpy.features import gradients
 from subquad_numpy.features.gradients import Arrays, ByKeys, ByQueries, ByStep, Gradients
 from subquad_numpy.features.launch import Side, sides_of
@@ -48,6 +49,8 @@ def launch_softmax_backward(
     arrays: Arrays, static: Mapping[str, Any], outputs: Arrays, grads: Arrays, run: GradientRun
 ) -> Gradients:
     """The gradients of the kernel `softmax_attention`."""
+    if len(outputs) == 2:  # the log-sum-exp was saved
+        return whole.launch_backward(arrays, static, outputs, grads, run)
     return gradients.by_softmax(Launches(arrays[0], run), arrays, static, outputs[:1], grads, outputs[1:])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import array_api_compat.numpy as xp
 import numpy as np
 
+from subquad_numpy.block_attention import whole
 from subquad_numpy.features import gradients
 from subquad_numpy.features.calls import MAX_CHUNKS, Array, Arrays, RowSums, Trace
 from subquad_numpy.features.gradients import ByKeys, ByQueries, ByStep
@@ -45,10 +46,12 @@ def step_backward(
 
 
 def softmax_backward(
-    arrays: Arrays, static: Mapping[str, Any], saved: RowSums | None, outputs: Arrays, grads: Arrays,
+    arrays: Arrays, static: Mapping[str, Any], saved: RowSums | Array | None, outputs: Arrays, grads: Arrays,
     need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """The gradients of `softmax`."""
+    if isinstance(saved, np.ndarray):  # the log-sum-exp, of attention by tiles
+        return whole.backward(arrays, static, saved, outputs[0], grads[0], need, threads=threads)
     return gradients.by_softmax(OnHost(threads), arrays, static, outputs, grads, saved or ())
 
 

@@ -15,6 +15,7 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels import feature_step
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad.kernels.max_shift import finite_shift
+from subquad_numpy.block_attention.whole import launch_whole
 from subquad_numpy.features.operand import hide
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
@@ -109,7 +110,7 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, s
     )
     batch = broadcast_batch(q=q.shape[:-2], keys=kept)
     alone = kept == batch  # else heads of queries share their keys, and another launch computes the state
-    state = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
+    state: dict[str, tuple[int, ...]] = {"new_shift": (m, 1), "new_kv": (m, d_v), "new_k_sum": (m, 1)} if alone else {}
     if save:
         state |= {"level": (n,), "shifts": (-(-n // block_rows(np.dtype(q.dtype))), m)}
     of_queries = {f"q_{name}": x for name, x in queries.operands(xp, q).items()}
@@ -158,14 +159,16 @@ def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, s
 def launch_softmax(
     arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, save: bool = False
 ) -> tuple[Array, ...]:
-    """The output of the kernel `softmax_attention` for a small number of keys or of queries, without causality.
+    """The output of the kernel `softmax_attention`.
 
-    What is saved is `calls.RowSums`, or nothing for a small number of keys.
+    What is saved is `calls.RowSums`, or nothing for a small number of keys, or the log-sum-exp if it goes by tiles.
     """
-    from subquad_numpy.features.calls import is_by_keys
+    from subquad_numpy.features.calls import is_by_keys, is_by_tiles
 
     q, k, v, key_mask = arrays
     xp, scale, n, n_kv = array_namespace(q), static["scale"], q.shape[-2], k.shape[-2]
+    if is_by_tiles(n, n_kv, static, save):
+        return launch_whole(arrays, static, run, save=save)
     if is_by_keys(n, n_kv):
         k, v, start = hide(xp, k, v, key_mask)
         out = _read(q, Side(k, scale, turned=True), start, v, None, run)

@@ -15,7 +15,7 @@ from numba import carray
 
 from subquad_numpy.codegen import at_least, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, turn
 from subquad_numpy.codegen.matmul import Matrix, rows_at
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.blocks import State, query_features, widths_of
@@ -39,24 +39,45 @@ def _centred(source: Any, center: Any, has_center: bool, d: int, lanes: int, row
 
 
 @inline
-def _exponents(row: Any, W: Any, d: int, m: int, factor: Any, lanes: int, phi: int, y: Any, edge: Any) -> None:
-    """Write y = factor row W, or factor · row where there is no W."""
-    if phi == ELU:
-        for i in range(0, m, lanes):
-            store(y, i, load(row, i) * factor)
-    elif W.row == 1:  # the directions lie side by side
-        for i in range(m):
-            along = zeros(row)
-            for p in range(0, d, lanes):
-                along = along + load(row, p) * load_part(W.data, i * W.column + p, d - p, lanes, edge)
-            y[i] = total(along) * factor
-    else:
-        clear(y, m)
+def _load_directions(W: Any, d: int, m: int, width: int, factor: Any, lanes: int, target: Any) -> None:
+    """Write factor W as (d, width), with zeros from column m on."""
+    whole, tiles = m // lanes * lanes, d // lanes * lanes
+    if W.row != 1:  # columns that lie side by side are turned in tiles
+        tiles = 0
+    for i in range(0, whole, lanes):
+        for p in range(0, tiles, lanes):
+            source, place = shifted(W.data, i * W.column + p), shifted(target, p * width + i)
+            turn(source, source, W.column, place, place, width)
+    for p in range(d):
+        begin = whole if p < tiles else 0
+        for i in range(begin, width):
+            target[p * width + i] = W.data[p * W.row + i * W.column] if i < m else 0
+    for i in range(0, d * width, lanes):
+        store(target, i, load(target, i) * factor)
+
+
+@inline
+def _exponents(row: Any, W: Any, d: int, width: int, lanes: int, y: Any) -> None:
+    """Write y = row W, for W of (d, width)."""
+    side = BESIDE * lanes
+    whole = width // side * side
+    for i in range(0, whole, side):
+        sum_0, sum_1, sum_2, sum_3 = zeros(row), zeros(row), zeros(row), zeros(row)
         for p in range(d):
-            for i in range(m):
-                y[i] += row[p] * W.data[p * W.row + i * W.column]
-        for i in range(m):
-            y[i] *= factor
+            x, part = spread(row, p), shifted(W, p * width + i)
+            sum_0 = sum_0 + x * load(part, 0)
+            sum_1 = sum_1 + x * load(part, lanes)
+            sum_2 = sum_2 + x * load(part, 2 * lanes)
+            sum_3 = sum_3 + x * load(part, 3 * lanes)
+        store(y, i, sum_0)
+        store(y, i + lanes, sum_1)
+        store(y, i + 2 * lanes, sum_2)
+        store(y, i + 3 * lanes, sum_3)
+    for i in range(whole, width, lanes):
+        along = zeros(row)
+        for p in range(d):
+            along = along + spread(row, p) * load(W, p * width + i)
+        store(y, i, along)
 
 
 @cache
@@ -72,9 +93,17 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         f = carray(frames, last)[0]
         d, m, d_v = f.d, f.m, f.d_v
         width, _, _, d_in, d_out = widths_of(m, d, d_v, lanes)
-        sizes = (lanes, width, width, width, width, width, width, lanes, lanes, d_in, d_in, d_out, d_out)
+        is_shared = f.q_W == f.W and f.q_W_row == f.W_row and f.q_W_column == f.W_column
+        copies = 1 if is_shared else 2  # queries may have directions of their own
+        packed = 0 if phi == ELU else d * width
+        sizes = (
+            *(lanes, width, width, width, width, width, width, lanes, lanes, d_in, d_in, d_out, d_out),
+            copies * packed,
+        )
         buffer = np.empty(room(sizes), kind)
-        edge, x, y, shift, start, fade, k_sum, seen, level, q_row, k_row, value, result = cut(buffer, sizes)
+        edge, x, y, shift, start, fade, k_sum, seen, level, q_row, k_row, value, result, directions = cut(buffer, sizes)
+        q_directions = shifted(directions, (copies - 1) * packed)
+        packed_W = packed_q_W = -1  # which directions lie in scratch: often those of the item before
         for item in range(first, last):
             f = carray(frames, last)[item]
             numbers, q_numbers = pointer(f.numbers, zero), pointer(f.q_numbers, zero)
@@ -85,16 +114,23 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             for i in range(width):
                 shift[i] = shifts[i] if has_state and i < m else lowest
                 k_sum[i] = sums[i] if has_state and i < m else 0
-                x[i] = lowest
-                y[i] = lowest
 
-            U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
+            if phi != ELU and (packed_W != f.W or packed_q_W != f.q_W):
+                packed_W, packed_q_W = f.W, f.q_W
+                W = Matrix(pointer(f.W, zero), f.W_row, f.W_column)
+                _load_directions(W, d, m, width, numbers[0], lanes, directions)
+                if copies == 2:
+                    U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
+                    _load_directions(U, d, m, width, q_numbers[0], lanes, q_directions)
             _centred(pointer(f.q_x, zero), pointer(f.q_center, zero), f.q_center != 0, d, lanes, q_row)
-            _exponents(q_row, U, d, m, q_numbers[0], lanes, phi, y, edge)
+            if phi == ELU:
+                for i in range(0, width, lanes):
+                    store(y, i, load(q_row, i) * q_numbers[0])
+            else:
+                _exponents(q_row, q_directions, d, width, lanes, y)
             undone = pointer(f.undone, np.int64(0))
             undone[0] = 1
             if is_shown:
-                W = Matrix(pointer(f.W, zero), f.W_row, f.W_column)
                 odd = _centred(pointer(f.x, zero), pointer(f.center, zero), f.center != 0, d, lanes, k_row)
                 load_padded_row(pointer(f.v, zero), 0, d_v, lanes, value)
                 for j in range(0, d_v, lanes):
@@ -102,7 +138,11 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if total(odd) != 0:  # the generic form says how far a number that is not finite reaches
                     undone[0] = 0
                     continue
-                _exponents(k_row, W, d, m, numbers[0], lanes, phi, x, edge)
+                if phi == ELU:
+                    for i in range(0, width, lanes):
+                        store(x, i, load(k_row, i) * numbers[0])
+                else:
+                    _exponents(k_row, directions, d, width, lanes, x)
                 if phi != ELU and numbers[1] != 0:
                     square = zeros(k_row)
                     for p in range(0, d, lanes):

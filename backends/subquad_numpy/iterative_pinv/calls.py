@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed, straight
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed, run, straight, with_whole_items
 
 Array = np.ndarray[Any, Any]
 
@@ -33,3 +33,21 @@ def _plan_pinv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
 
 
 iterative_pinv = Forms(_plan_pinv)
+
+
+def pinv_backward(
+    arrays: Sequence[Any], static: Mapping[str, Any], saved: None, outputs: Sequence[Any], grads: Sequence[Any],
+    need: Sequence[bool], *, threads: int | None = None,
+) -> tuple[Array]:  # fmt: skip
+    """The gradient of `iterative_pinv`."""
+    (a,), (grad,), iterations = arrays, grads, static["iterations"]
+    by, m = np.empty(a.shape, a.dtype), a.shape[-1]
+    if a.size:
+        from subquad_numpy.iterative_pinv.gradient import GRADIENT_RECORD, pinv_gradient_kernel
+
+        a, grad = (with_whole_items(x, x.ndim) for x in (a, grad))
+        run(
+            pinv_gradient_kernel(a.dtype), GRADIENT_RECORD, (), a.size // m**2, 15 * iterations * a.size * m, threads,
+            m=m, iterations=iterations, a=a, grad_z=grad, grad_a=by,
+        )  # fmt: skip
+    return (by,)

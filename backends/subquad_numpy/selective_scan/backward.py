@@ -17,22 +17,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import (
-    add_where_zero,
-    aligned,
-    load,
-    pointer,
-    prefetch,
-    rint,
-    shifted,
-    spread,
-    store,
-    total,
-    zeros,
-)
+from subquad_numpy.codegen import aligned, load, pointer, prefetch, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
-from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.codegen.side_by_side import scaled_exp2
+from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
 from subquad_numpy.selective_scan.layout import (
@@ -43,9 +32,11 @@ from subquad_numpy.selective_scan.layout import (
     load_rates,
     locate,
     options_of,
+    place_of_states,
     resets_of,
     sizes_of,
 )
+from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_step, start_powers
 
 # Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
 #     OF_ROWS      the shapes of u, delta, z, initial_state
@@ -54,8 +45,11 @@ from subquad_numpy.selective_scan.layout import (
 OF_OUTPUTS, OF_ROWS = ("grad_y", "grad_state"), ("grad_u", "grad_delta", "grad_z", "grad_initial_state")
 OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")
 OF_MAPS = ("grad_B", "grad_C")
-BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS), 0))
-"""The argument record of a gradient kernel; `chunk` is the length of a tile."""
+BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS, "checkpoints"), 0))
+"""The argument record of a gradient kernel; `checkpoints` are those of the forward pass, or address 0."""
+
+
+LN_2 = 1 / LOG2_E
 
 
 @cache
@@ -69,7 +63,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
-        batch, n, d, groups, d_state, block, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        batch, n, d, groups, d_state, block, _, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
         resets, has_resets = resets_of(f)
@@ -84,15 +78,20 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         grad_B, grad_C = pointer(f.grad_B, zero), pointer(f.grad_C, zero)
         grad_B64, grad_C64 = pointer(f.grad_B, zero64), pointer(f.grad_C, zero64)
 
+        saved, has_saved = pointer(f.checkpoints, zero), f.checkpoints != 0
+
         tiles = -(-n // tile)
+        swept = 0 if has_saved else tiles - 1  # tiles whose states a first sweep finds
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
 
-        # Sizes in scratch: a real matrix of the block, a real or complex one, one vector for each state.
-        matrix = block * d_state
+        # Sizes in scratch: a row of the block, in whole pairs of vectors; a real matrix, a real or complex one; one
+        # vector for each state.
+        rows = -(-block // (2 * lanes)) * 2 * lanes
+        matrix = rows * d_state
         planes = parts * matrix
         row_sums = d_state * lanes
         buffer = np.empty(
-            (9 + parts * (5 + 2 * tile + tiles)) * matrix + 4 * row_sums + (4 + 2 * tile) * block + 2 * lanes,
+            (9 + tile) * matrix + (6 + 2 * tile + swept) * planes + 4 * row_sums + (12 + 5 * tile) * rows + 2 * lanes,
             kind,
         )
         edge = aligned(buffer)
@@ -102,24 +101,36 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         tile_A = shifted(Gi, matrix)  # sums over the tile
         tile_B = shifted(tile_A, planes)
         tile_C = shifted(tile_B, planes)
-        checkpoints = shifted(tile_C, planes)  # the state before each tile
-        states = shifted(checkpoints, tiles * planes)  # the state before the tile, and after each of its steps
-        decays = shifted(states, (tile + 1) * planes)  # exp(x) of each step of the tile, less 1 if near 1
-        nothing = shifted(decays, tile * planes)  # the state before a step with a reset
+        checkpoints = shifted(tile_C, planes)  # the state before each tile, or before the first one
+        states = shifted(checkpoints, (swept + 1) * planes)  # the state before the tile, and after each of its steps
+        powers = shifted(states, (tile + 1) * planes)  # the decays of each step of the tile: see `scaled_exp2`
+        rests = shifted(powers, tile * matrix)
+        nothing = shifted(rests, tile * planes)  # the state before a step with a reset
         row_B = shifted(nothing, planes)  # sums over the channels of one step
         row_C = shifted(row_B, 2 * row_sums)
         skip = shifted(row_C, 2 * row_sums)
-        bias = shifted(skip, block)
-        tile_D = shifted(bias, block)
-        tile_bias = shifted(tile_D, block)
-        steps = shifted(tile_bias, block)  # Δ of each step of the tile
-        outs = shifted(steps, tile * block)  # y before its gate
-        sums = np.empty(6 * matrix + 2 * block + 8, np.float64)  # sums over all tiles
+        bias = shifted(skip, rows)
+        tile_D = shifted(bias, rows)
+        tile_bias = shifted(tile_D, rows)
+        bases = shifted(tile_bias, rows)
+        gaps = shifted(bases, rows)
+        even = shifted(gaps, rows)
+        inputs = shifted(even, rows)
+        factors = shifted(inputs, rows)
+        ratios = shifted(factors, rows)
+        mores = shifted(ratios, rows)
+        kepts = shifted(mores, rows)
+        steps = shifted(kepts, rows)  # Δ of each step of the tile
+        gates = shifted(steps, tile * rows)  # silu(z), and its slope
+        gate_slopes = shifted(gates, tile * rows)
+        slopes = shifted(gate_slopes, tile * rows)  # of the softplus
+        outs = shifted(slopes, tile * rows)  # y before its gate
+        sums = np.empty(6 * matrix + 2 * rows + 8, np.float64)  # sums over all tiles
         sum_A = aligned(sums)
         sum_B = shifted(sum_A, 2 * matrix)
         sum_C = shifted(sum_B, 2 * matrix)
         sum_D = shifted(sum_C, 2 * matrix)
-        sum_bias = shifted(sum_D, block)
+        sum_bias = shifted(sum_D, rows)
         clear(nothing, planes)
 
         for task in range(first, last):
@@ -129,10 +140,12 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             row_of_state = (item * d + c0) * d_state * parts
 
             clear(checkpoints, planes)
-            clear(skip, 4 * block)
+            clear(skip, 7 * rows)
             clear(tile_A, 3 * planes)
-            clear(sum_A, 6 * matrix + 2 * block)
-            load_rates(A, row_of_A, width, d_state, lanes, 1.0, is_complex, Ar, Ai, Ai_rest)
+            clear(sum_A, 6 * matrix + 2 * rows)
+            load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
+            if not is_complex:
+                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even)
             load_matrix(grad_state, row_of_state, width, d_state, lanes, is_complex, Gr, Gi)
             if constant_B:
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
@@ -146,13 +159,18 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             if has_bias:
                 load_padded_row(delta_bias, c0, width, lanes, bias)
 
-            # The first tiles − 1 sweeps go forward and only fill the checkpoints; the others go back over all tiles,
-            # compute the states of a tile again, and then walk the tile from its end.
-            for sweep in range(2 * tiles - 1):
-                k = min(sweep, 2 * tiles - 2 - sweep)
+            # If no states are saved, the first sweeps go forward and only fill the checkpoints. The others go back over
+            # all tiles, compute the states of a tile again, and then walk the tile from its end.
+            for sweep in range(swept + tiles):
+                k = sweep if sweep < swept else swept + tiles - 1 - sweep
                 start = k * tile
                 length = min(n - start, tile)
-                copy(shifted(checkpoints, k * planes), planes, states)
+                if has_saved:
+                    place, plane = place_of_states(f, item, k, group, c0, lanes, parts)
+                    for p in range(parts):
+                        copy(shifted(saved, place + p * plane), vectors * d_state * lanes, shifted(states, p * matrix))
+                else:
+                    copy(shifted(checkpoints, k * planes), planes, states)
                 for i in range(length):
                     time = n - 1 - (start + i) if reverse else start + i
                     row = (item * n + time) * d + c0
@@ -161,48 +179,51 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     anew = has_resets and resets[item * n + time] != 0
                     before = nothing if anew else shifted(states, i * planes)
                     after = shifted(states, (i + 1) * planes)
-                    decay_now = shifted(decays, i * planes)
+                    powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)
+                    steps_now = shifted(steps, i * rows)
+                    for v in range(vectors):
+                        prefetch(delta, row + v * lanes + ahead)
+                        prefetch(u, row + v * lanes + ahead)
+                        prefetch(z, row + v * lanes + ahead)
+                    read_step(
+                        delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now, inputs,
+                        shifted(gates, i * rows), shifted(slopes, i * rows), shifted(gate_slopes, i * rows),
+                    )  # fmt: skip
+                    if not is_complex:
+                        start_powers(steps_now, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
                     for v in range(vectors):
                         at = v * lanes
-                        count = width - at
-                        prefetch(delta, row + at + ahead)
-                        prefetch(u, row + at + ahead)
-                        step = load_part(delta, row + at, count, lanes, edge) + load(bias, at)
-                        if delta_softplus:
-                            step = softplus(step)
-                        store(steps, i * block + at, step)
-                        x = load_part(u, row + at, count, lanes, edge)
+                        step, x = load(steps_now, at), load(inputs, at)
                         drive = step * x
-                        log_step = step * LOG2_E
                         out = x * load(skip, at)
                         if is_complex:
                             out = out * 0.5
-                        for s in range(d_state):
-                            j = at * d_state + s * lanes
-                            b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
-                            c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
-                            factor, whole = split_exp2(log_step * load(Ar, j))
-                            h = load(before, j)
-                            if is_complex:
-                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + s * parts + 1)
-                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + s * parts + 1)
-                                a, a_i = split_rotation(factor, whole, step, load(Ai, j), load(Ai_rest, j))
-                                h_i = load(before, matrix + j)
-                                next_h = add_where_zero(whole, (a * h - a_i * h_i) + drive * b, h)
-                                next_h_i = add_where_zero(whole, (a * h_i + a_i * h) + drive * b_i, h_i)
-                                store(decay_now, j, a)
-                                store(decay_now, matrix + j, a_i)
+                            for s in range(d_state):
+                                j = at * d_state + s * lanes
+                                b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
+                                c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
+                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
+                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
+                                scale, rest = scaled_exp2((step * load(Ar, j),))
+                                a, a_i = scaled_rotation(rest, step, load(Ai, j), load(Ai_rest, j))
+                                h, h_i = load(before, j) * scale, load(before, matrix + j) * scale
+                                next_h = h + ((a * h - a_i * h_i) + drive * b)
+                                next_h_i = h_i + ((a * h_i + a_i * h) + drive * b_i)
+                                store(powers_now, j, scale)
+                                store(rests_now, j, a)
+                                store(rests_now, matrix + j, a_i)
+                                store(after, j, next_h)
                                 store(after, matrix + j, next_h_i)
                                 out = out + next_h * c - next_h_i * c_i
-                            else:
-                                next_h = add_where_zero(whole, factor * h + drive * b, h)
-                                store(decay_now, j, factor)
-                                out = out + next_h * c
-                            store(after, j, next_h)
-                        if is_complex:
                             out = out * 2.0
-                        store(outs, i * block + at, out)
-                if sweep < tiles - 1:
+                        else:
+                            out = advance(
+                                before, after, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C,
+                                row_of_C, Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, True,
+                                powers_now, rests_now,
+                            )  # fmt: skip
+                        store(outs, i * rows + at, out)
+                if sweep < swept:
                     copy(shifted(states, length * planes), planes, shifted(checkpoints, (k + 1) * planes))
                     continue
 
@@ -214,47 +235,44 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     anew = has_resets and resets[item * n + time] != 0
                     before = nothing if anew else shifted(states, i * planes)
                     after = shifted(states, (i + 1) * planes)
-                    decay_now = shifted(decays, i * planes)
+                    powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)
                     clear(row_B, 4 * row_sums)
                     for v in range(vectors):
                         at = v * lanes
                         count = width - at
                         prefetch(grad_y, row + at - ahead)
-                        prefetch(z, row + at - ahead)
-                        step = load(steps, i * block + at)
+                        step = load(steps, i * rows + at)
                         x = load_part(u, row + at, count, lanes, edge)
                         g = load_part(grad_y, row + at, count, lanes, edge)
                         if has_z:
-                            gate = load_part(z, row + at, count, lanes, edge)
-                            open_part = sigmoid(gate)
-                            slope = open_part * (gate * sigmoid(-gate) + 1.0)
-                            store_part(grad_z, row + at, g * load(outs, i * block + at) * slope, count, lanes, edge)
-                            g = g * (gate * open_part)
+                            slope = load(gate_slopes, i * rows + at)
+                            store_part(grad_z, row + at, g * load(outs, i * rows + at) * slope, count, lanes, edge)
+                            g = g * load(gates, i * rows + at)
                         store(tile_D, at, load(tile_D, at) + g * x)
-                        log_step = step * LOG2_E
                         drive = step * x
                         g2 = g + g
                         along_A, along_B = zeros(edge), zeros(edge)
                         for s in range(d_state):
                             j = at * d_state + s * lanes
                             lane = s * lanes
-                            whole = rint(log_step * load(Ar, j))  # tells whether the decay was stored less 1
+                            power = load(powers_now, j)
                             b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
                             c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
                             if is_complex:
                                 b_i = load(Bi, j) if constant_B else spread(B, row_of_B + s * parts + 1)
                                 c_i = load(Ci, j) if constant_C else spread(C, row_of_C + s * parts + 1)
                                 G, G_i = load(Gr, j) + g2 * c, load(Gi, j) - g2 * c_i
-                                a, a_i = load(decay_now, j), load(decay_now, matrix + j)
+                                a, a_i = load(rests_now, j), load(rests_now, matrix + j)
                                 h, h_i = load(before, j), load(before, matrix + j)
-                                w = add_where_zero(whole, a * G + a_i * G_i, G)
-                                w_i = add_where_zero(whole, a * G_i - a_i * G, G_i)
+                                kept, kept_i = G * power, G_i * power
+                                w = kept + (a * kept + a_i * kept_i)
+                                w_i = kept_i + (a * kept_i - a_i * kept)
                                 X, X_i = h * w + h_i * w_i, h * w_i - h_i * w
                                 store(Gr, j, w)
                                 store(Gi, j, w_i)
                                 store(tile_A, j, load(tile_A, j) + step * X)
                                 store(tile_A, matrix + j, load(tile_A, matrix + j) + step * X_i)
-                                along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi)
+                                along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi * LOG2_E)
                                 along_B = along_B + b * G + b_i * G_i
                                 to_B, to_B_i = drive * G, drive * G_i
                                 to_C, to_C_i = g2 * load(after, j), -(g2 * load(after, matrix + j))
@@ -268,7 +286,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                                     store(row_C, row_sums + lane, load(row_C, row_sums + lane) + to_C_i)
                             else:
                                 G = load(Gr, j) + g * c
-                                w = add_where_zero(whole, load(decay_now, j) * G, G)
+                                kept = G * power
+                                w = load(rests_now, j) * kept + kept
                                 X = w * load(before, j)
                                 store(Gr, j, w)
                                 store(tile_A, j, load(tile_A, j) + step * X)
@@ -284,10 +303,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             else:
                                 store(row_C, lane, load(row_C, lane) + to_C)
                         store_part(grad_u, row + at, g * load(skip, at) + step * along_B, count, lanes, edge)
-                        to_delta = along_A + x * along_B
+                        to_delta = along_A * LN_2 + x * along_B
                         if delta_softplus:
-                            raw = load_part(delta, row + at, count, lanes, edge) + load(bias, at)
-                            to_delta = to_delta * sigmoid(raw)
+                            to_delta = to_delta * load(slopes, i * rows + at)
                         store_part(grad_delta, row + at, to_delta, count, lanes, edge)
                         store(tile_bias, at, load(tile_bias, at) + to_delta)
                     if anew:  # no step before sees what comes after
@@ -307,11 +325,11 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     sum_A[i] += tile_A[i]
                     sum_B[i] += tile_B[i]
                     sum_C[i] += tile_C[i]
-                for i in range(block):
+                for i in range(rows):
                     sum_D[i] += tile_D[i]
                     sum_bias[i] += tile_bias[i]
                 clear(tile_A, 3 * planes)
-                clear(tile_D, 2 * block)
+                clear(tile_D, 2 * rows)
 
             for p in range(parts):
                 row_of_p = row_of_state + p

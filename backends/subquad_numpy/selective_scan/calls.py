@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 BLOCK = 512
 SHORT_CHUNK = 1024  # minimum steps of a chunk of time: each chunk costs a pass over its matrices
 SMALL = 1 << 17  # state updates of a call, about 50 µs: below that, a second thread costs more than it saves
-GRADIENT_BLOCK, TILE = 128, 32  # channels and steps of a tile: its states and decays take 512 kB at 16 states
+GRADIENT_BLOCK, TILE = 128, 16  # channels and steps of a tile: its states and decays take 384 kB at 16 states
 OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex where A is complex
 
 
@@ -33,8 +33,11 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     is_small = p.u.size * d_state < SMALL
     runs: dict[int, tuple[Run, int]] = {}  # by the number of threads: (run, steps of a chunk)
     groups, kernel = _groups(p), forward_kernel(*_kind(p))
+    shape_of_saved = states_of_tiles(shape[0], n, groups, shape[2] // groups, d_state, lanes_of(dtype))
 
-    def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
+    def scan(
+        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
+    ) -> tuple[tuple[Array, Array], Array | None]:
         p = arrays if is_plain else _as_kernels_take(arrays)
         y, state = new(shape, dtype), new(shape_of_state, dtype_of_state)
         if n == 0 or d_state == 0 or y.size == 0:
@@ -50,11 +53,12 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             run = Run(kernel, FORWARD_RECORD, (), tasks * max(1, -(-n // chunk)), math.inf, sizes)
             planned = runs[count] = run, chunk
         run, chunk = planned
+        saved = np.empty(shape_of_saved, dtype_of_state) if save else None
         if chunk < n:
-            _scan_chunks(Inputs(*p), run, chunk, y, state, count, reverse=static["reverse"])
+            _scan_chunks(Inputs(*p), run, chunk, y, state, saved, count, reverse=static["reverse"])
         else:
-            run((*p, state, y, None), count)
-        return (y, state), None
+            run((*p, state, y, None, saved), count)
+        return (y, state), saved
 
     return straight(scan) if is_small and is_plain else scan
 
@@ -63,12 +67,13 @@ scan = Forms(_plan_scan)
 
 
 def scan_backward(
-    arrays: Sequence[Array | None], static: Mapping[str, Any], saved: None, outputs: Sequence[Array],
+    arrays: Sequence[Array | None], static: Mapping[str, Any], saved: Array | None, outputs: Sequence[Array],
     grads: Sequence[Array | None], need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
     """The gradients of `scan`: ∂/∂Re + i ∂/∂Im of the real loss.
 
-    States are computed again from checkpoints every `TILE` steps; memory beyond the results is about the size of `u`.
+    States are computed again from those that the forward pass has saved every `TILE` steps, which take about the memory
+    of `u`, or that a first sweep finds if it has saved none.
     Sums over batch and time are in float64. The number of threads does not change the result.
     """
     from subquad_numpy.codegen import lanes_of
@@ -94,9 +99,9 @@ def scan_backward(
                           for by, x in zip(grads, (p.u, results["grad_initial_state"]), strict=True))  # fmt: skip
     if n and p.u.size:
         written = (results.get(name) for name in (*OF_ROWS, *OVER_TIME, *OF_MAPS))
-        sizes = _sizes(p, static, block, min(TILE, n))
+        sizes = _sizes(p, static, block, n)
         run = Run(backward_kernel(*_kind(p)), BACKWARD_RECORD, (), batch * groups * blocks, math.inf, sizes)
-        run((*p, grad_y, grad_state, *written), threads)
+        run((*p, grad_y, grad_state, *written, saved), threads)
     else:
         results["grad_initial_state"] = grad_state.copy()
 
@@ -140,6 +145,11 @@ def cut_gradient(batch: int, groups: int, width: int, lanes: int) -> tuple[int, 
     return block, -(-width // block)
 
 
+def states_of_tiles(batch: int, n: int, groups: int, width: int, d_state: int, lanes: int) -> tuple[int, ...]:
+    """The shape of the states that a forward pass saves: see `layout.place_of_states`."""
+    return batch, -(-n // TILE), groups * -(-width // lanes), d_state, lanes
+
+
 def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
     """The inputs as kernels take them.
 
@@ -173,7 +183,9 @@ def _without_states(p: Inputs, y: Array, state: Array) -> None:
     state[...] = 0 if p.initial_state is None else p.initial_state
 
 
-def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, threads: int, *, reverse: bool) -> None:
+def _scan_chunks(
+    p: Inputs, run: Run, chunk: int, y: Array, state: Array, saved: Array | None, threads: int, *, reverse: bool
+) -> None:
     """Write the output and last state into `y` and `state`, in two passes over chunks of time that run in parallel.
 
     The first pass finds the state that each chunk reaches from zero, and the sum of its Δ. A chunk that begins with
@@ -184,7 +196,7 @@ def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, thread
     chunks = -(-n // chunk)
     states = np.empty((batch, chunks, *p.A.shape), p.A.dtype)
     sums = np.empty((batch, chunks, d), p.u.dtype)
-    run((*p._replace(initial_state=None), states, None, sums), threads)
+    run((*p._replace(initial_state=None), states, None, sums, None), threads)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
     cut = [np.zeros((batch, 1, 1), bool)] * chunks  # of which items a chunk begins a document
     if p.resets is not None:
@@ -197,7 +209,7 @@ def _scan_chunks(p: Inputs, run: Run, chunk: int, y: Array, state: Array, thread
             states[:, k] = h
             h = np.where((h == 0) | cut[k], 0, decays[:, k] * h) + left
     states[:, -1] = h
-    run((*p._replace(initial_state=states), states, y, None), threads)
+    run((*p._replace(initial_state=states), states, y, None, saved), threads)
     state[...] = states[:, -1]
 
 
@@ -218,4 +230,9 @@ def _sizes(p: Inputs, static: Mapping[str, Any], block: int, chunk: int) -> dict
         own = len(x.shape) == 4 and x.shape[0] > 1
         parts = 2 if np.dtype(x.dtype).kind == "c" else 1
         sizes[name] = x.shape[1] * x.shape[2] * x.shape[3] * parts if own else 0
-    return {**sizes, "chunk": chunk, **{name: int(static[name]) for name in ("delta_softplus", "reverse")}}
+    return {
+        **sizes,
+        "chunk": chunk,
+        "tile": TILE,
+        **{name: int(static[name]) for name in ("delta_softplus", "reverse")},
+    }

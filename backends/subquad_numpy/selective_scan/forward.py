@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import add_where_zero, aligned, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy.codegen import aligned, load, pointer, prefetch, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_joined, store_part, store_turned
-from subquad_numpy.codegen.vector_math import LOG2_E, sigmoid, softplus, split_exp2, split_rotation
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row, store_joined, store_part, store_turned
+from subquad_numpy.codegen.side_by_side import scaled_exp2
+from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
     HEAD,
@@ -27,16 +28,19 @@ from subquad_numpy.selective_scan.layout import (
     load_rates,
     locate,
     options_of,
+    place_of_states,
     resets_of,
     sizes_of,
 )
+from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_step, start_powers
 
 # Results of a scan:
 #     state        (batch, chunks, d, d_state), the state after each chunk; initial_state has this shape too, and may
 #                  be the same memory
 #     y            (batch, n, d), or address 0: then only states are computed
 #     delta_sum    (batch, chunks, d), the sums of Δ over each chunk, or address 0
-FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0})
+#     checkpoints  the states before each `tile` steps, for the gradient, or address 0: see `place_of_states`
+FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0, "checkpoints": 0})
 
 # How many steps ahead rows are prefetched: they lie a page or more apart, out of reach of the hardware's prefetching.
 ROWS_AHEAD = 4
@@ -55,26 +59,39 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     @compiled(name, FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
-        _, n, d, groups, d_state, block, chunk, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        _, n, d, groups, d_state, block, chunk, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
         resets, has_resets = resets_of(f)
         state, y, delta_sum = pointer(f.state, zero), pointer(f.y, zero), pointer(f.delta_sum, zero)
-        has_y, has_sum = f.y != 0, f.delta_sum != 0
+        checkpoints = pointer(f.checkpoints, zero)
+        has_y, has_sum, saves = f.y != 0, f.delta_sum != 0, f.checkpoints != 0
 
         chunks = -(-n // chunk)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
 
-        matrix = block * d_state
-        buffer = np.empty(9 * matrix + 4 * block + 2 * lanes, kind)
+        pairs = -(-block // (2 * lanes))
+        rows = pairs * 2 * lanes  # of a row in scratch: vectors of channels go by pairs
+        matrix = rows * d_state
+        buffer = np.empty(9 * matrix + 14 * rows + 2 * lanes, kind)
         edge = aligned(buffer)
         # hr, hi: the state, real and imaginary part; skip: D; time_sum, time_rest: the sum of Δ and its rounding error
         hr = shifted(edge, lanes)
         hi = shifted(hr, matrix)
         Ar, Ai, Ai_rest, Br, Bi, Cr, Ci, skip = lay_out(shifted(hi, matrix), matrix)
-        bias = shifted(skip, block)
-        time_sum = shifted(bias, block)
-        time_rest = shifted(time_sum, block)
+        bias = shifted(skip, rows)
+        time_sum = shifted(bias, rows)
+        time_rest = shifted(time_sum, rows)
+        bases = shifted(time_rest, rows)
+        gaps = shifted(bases, rows)
+        even = shifted(gaps, rows)
+        steps = shifted(even, rows)  # Δ, u, the gate and what `first_power` gives, of one step
+        inputs = shifted(steps, rows)
+        gates = shifted(inputs, rows)
+        factors = shifted(gates, rows)
+        ratios = shifted(factors, rows)
+        mores = shifted(ratios, rows)
+        kepts = shifted(mores, rows)
 
         for task in range(first, last):
             item, group, _, c0, width = locate(task // chunks, d, groups, block)
@@ -83,8 +100,11 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             row_of_state = ((item * chunks + task % chunks) * d + c0) * d_state * parts
 
             clear(hr, 2 * matrix)
-            clear(skip, 4 * block)
+            clear(skip, 7 * rows)
             load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
+            vectors = -(-width // lanes)
+            if not is_complex:
+                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even)
             if constant_B:
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
             if constant_C:
@@ -98,49 +118,57 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
 
             for t in range(start, min(n, start + chunk)):
                 time = n - 1 - t if reverse else t
+                if saves and t % tile == 0:
+                    place, plane = place_of_states(f, item, t // tile, group, c0, lanes, parts)
+                    for p in range(parts):
+                        there = shifted(checkpoints, place + p * plane)
+                        copy(shifted(hr, p * matrix), vectors * d_state * lanes, there)
                 if has_resets and resets[item * n + time] != 0:
                     clear(hr, 2 * matrix)
                 row = (item * n + time) * d + c0
                 row_of_B = item * B_step + (time * groups + group) * d_state * parts
                 row_of_C = item * C_step + (time * groups + group) * d_state * parts
-                for v in range(-(-width // lanes)):
+                for v in range(vectors):
                     at = v * lanes
-                    count = width - at
                     prefetch(delta, row + at + ahead)
                     prefetch(u, row + at + ahead)
                     prefetch(z, row + at + ahead)
-                    step = load_part(delta, row + at, count, lanes, edge) + load(bias, at)
-                    if delta_softplus:
-                        step = softplus(step)
-                    x = load_part(u, row + at, count, lanes, edge)
+                read_step(
+                    delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, False, steps, inputs,
+                    gates, gates, gates,
+                )  # fmt: skip
+                if not is_complex:
+                    start_powers(steps, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
+                for v in range(vectors):
+                    at = v * lanes
+                    count = width - at
+                    step, x = load(steps, at), load(inputs, at)
                     drive = step * x
                     out = x * load(skip, at)
-                    if is_complex:  # the sum is doubled below, for 2 Re(C · h), and D u must not be
-                        out = out * 0.5
-                    for s in range(d_state):
-                        i = at * d_state + s * lanes
-                        b = load(Br, i) if constant_B else spread(B, row_of_B + s * parts)
-                        c = load(Cr, i) if constant_C else spread(C, row_of_C + s * parts)
-                        factor, whole = split_exp2(step * load(Ar, i))
-                        if is_complex:
-                            b_i = load(Bi, i) if constant_B else spread(B, row_of_B + s * parts + 1)
-                            c_i = load(Ci, i) if constant_C else spread(C, row_of_C + s * parts + 1)
-                            a, a_i = split_rotation(factor, whole, step, load(Ai, i), load(Ai_rest, i))
-                            h, h_i = load(hr, i), load(hi, i)
-                            next_h = add_where_zero(whole, (a * h - a_i * h_i) + drive * b, h)
-                            next_h_i = add_where_zero(whole, (a * h_i + a_i * h) + drive * b_i, h_i)
-                            store(hi, i, next_h_i)
-                            out = out + next_h * c - next_h_i * c_i
-                        else:
-                            h = load(hr, i)
-                            next_h = add_where_zero(whole, factor * h + drive * b, h)
-                            out = out + next_h * c
-                        store(hr, i, next_h)
+                    if is_complex:
+                        out = out * 0.5  # the sum is doubled below, for 2 Re(C · h), and D u must not be
+                        for s in range(d_state):
+                            i = at * d_state + s * lanes
+                            b = load(Br, i) if constant_B else spread(B, row_of_B + 2 * s)
+                            c = load(Cr, i) if constant_C else spread(C, row_of_C + 2 * s)
+                            b_i = load(Bi, i) if constant_B else spread(B, row_of_B + 2 * s + 1)
+                            c_i = load(Ci, i) if constant_C else spread(C, row_of_C + 2 * s + 1)
+                            power, rest = scaled_exp2((step * load(Ar, i),))
+                            a, a_i = scaled_rotation(rest, step, load(Ai, i), load(Ai_rest, i))
+                            h, h_i = load(hr, i) * power, load(hi, i) * power
+                            h, h_i = h + ((a * h - a_i * h_i) + drive * b), h_i + ((a * h_i + a_i * h) + drive * b_i)
+                            store(hr, i, h)
+                            store(hi, i, h_i)
+                            out = out + h * c - h_i * c_i
+                    else:
+                        out = advance(
+                            hr, hr, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C, row_of_C,
+                            Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, hr,
+                        )  # fmt: skip
                     if is_complex:
                         out = out * 2.0
                     if has_z:
-                        gate = load_part(z, row + at, count, lanes, edge)
-                        out = out * (gate * sigmoid(gate))
+                        out = out * load(gates, at)
                     if has_y:
                         store_part(y, row + at, out, count, lanes, edge)
                     if has_sum:  # Kahan's compensated sum, since a chunk may be long

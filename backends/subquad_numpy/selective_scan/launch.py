@@ -20,7 +20,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     """The outputs of the kernel `selective_scan`, by one launch."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
-    from subquad_numpy.selective_scan.calls import SMALL, cut_channels
+    from subquad_numpy.selective_scan.calls import SMALL, TILE, cut_channels
     from subquad_numpy.selective_scan.forward import FORWARD_RECORD, forward_kernel
 
     xp, stored = array_namespace(arrays[0]), Inputs(*arrays).u.dtype
@@ -34,7 +34,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
         _kind(p),
         FORWARD_RECORD,
         results,
-        _sizes(p, static) | {"block": block, "chunk": n},
+        _sizes(p, static) | {"block": block, "chunk": n, "tile": TILE},
         tasks=tasks,
         threads=threads,
     )
@@ -76,7 +76,7 @@ def launch_backward(
         _kind(p),
         BACKWARD_RECORD,
         results,
-        _sizes(p, static) | {"block": block, "chunk": min(TILE, n)},
+        _sizes(p, static) | {"block": block, "chunk": n, "tile": TILE},
         tasks=batch * groups * blocks,
         threads=thread_count(),
         zeros=frozenset(results),

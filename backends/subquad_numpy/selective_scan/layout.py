@@ -11,9 +11,13 @@ from subquad_numpy.runtime.arguments import Fields
 
 # Numbers of an argument record that need a word:
 #     block             maximum channels of a task, a multiple of the lanes
-#     chunk             maximum steps of a task (of a tile, in the gradient)
+#     chunk             maximum steps of a task of the forward pass
+#     tile              steps between two saved states
 #     B_step, C_step    stride between batch items in real numbers (a complex number is two); 0 if items share B or C
-SIZES = ("batch", "n", "d", "groups", "d_state", "block", "chunk", "B_step", "C_step", "delta_softplus", "reverse")
+SIZES = (
+    *("batch", "n", "d", "groups", "d_state", "block", "chunk", "tile"),
+    *("B_step", "C_step", "delta_softplus", "reverse"),
+)
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "resets")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 """The fields that both kernels read: see `runtime.arguments` for record types."""
@@ -23,7 +27,7 @@ HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 def sizes_of(f: Any) -> Any:
     """The numbers of `HEAD`."""
     return (
-        *(f.batch, f.n, f.d, f.groups, f.d_state, f.block, f.chunk),
+        *(f.batch, f.n, f.d, f.groups, f.d_state, f.block, f.chunk, f.tile),
         *(f.B_step, f.C_step, f.delta_softplus, f.reverse),
     )
 
@@ -91,6 +95,20 @@ def load_rates(
         load_transposed(A, row, 2, width, d_state, lanes, scale, Ar)
         load_transposed(A, row + 1, 2, width, d_state, lanes, 0.5 / pi, Ai)
         load_transposed_rest(A, row + 1, 2, width, d_state, lanes, 0.5 / pi, Ai, rest)
+
+
+@inline
+def place_of_states(f: Any, item: int, tile: int, group: int, c0: int, lanes: int, parts: int) -> tuple[int, int]:
+    """(where the states of a block before a tile begin in `checkpoints`, numbers from the real to the imaginary parts).
+
+    A tile of an item holds all real parts, then all imaginary parts, as (vectors of channels, d_state, lanes).
+    """
+    width = f.d // f.groups
+    vectors = -(-width // lanes)
+    plane = f.groups * vectors * f.d_state * lanes
+    tiles = -(-f.n // f.tile)
+    first = group * vectors + (c0 - group * width) // lanes
+    return (item * tiles + tile) * parts * plane + first * f.d_state * lanes, plane
 
 
 @inline

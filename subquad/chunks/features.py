@@ -7,66 +7,80 @@ from functools import partial
 from typing import Any
 
 from subquad.backend import Array
+from subquad.chunks.blocks import Blocks, Pair, Rows, before_each, by_chunk, of_each, whole
 from subquad.core.beside import namespace_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import merge_by_shift
 from subquad.kernels import feature_attention as kernels
-from subquad_dask.chunks import Rows, before_each, by_chunk, of_each, whole
 
 
 def feature_summarize(
-    k: Array, v: Array, shift: Any, numerator: Any, denominator: Any, /, *weights: Array, phi: Any, key_mask: Any = None
-) -> tuple[Array, Array, Array]:
+    blocks: Blocks, k: Array, v: Array, shift: Any, numerator: Any, denominator: Any, /, *weights: Array, phi: Any,
+    key_mask: Any = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """The kernel `feature_summarize`: a task for each chunk of keys, and one that merges their states."""
-    rows = Rows([k, v, key_mask], [-2, -2, -1])
-    _, after = _states(rows.pairs, k, v, (shift, numerator, denominator), weights, phi, key_mask)
+    rows = Rows(blocks, [k, v, key_mask], [-2, -2, -1])
+    _, after = _states(blocks, rows.pairs, k, v, (shift, numerator, denominator), weights, phi, key_mask)
     return _unpacked(after, phi.sizes(k.shape[-1], *weights)[1])
 
 
-def feature_attend(q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Any) -> Array:
+def feature_attend(
+    blocks: Blocks, q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: Any
+) -> Array:
     """The kernel `feature_attend`: a task for each chunk of queries."""
     batch = broadcast_batch(q=q.shape[:-2], state=denominator.shape[:-2], center=phi.batch(*weights))
-    (pair,) = Rows([q], [-2]).pairs
-    given = [pair, *(whole(x, 2) for x in (shift, numerator, denominator)), *_weights(weights)]
-    return by_chunk(partial(_attend, phi=phi), given, len(batch), numerator.shape[-1], q.dtype)
+    (pair,) = Rows(blocks, [q], [-2]).pairs
+    given = [pair, *_whole(blocks, (shift, numerator, denominator, *weights))]
+    return by_chunk(blocks, partial(_attend, phi=phi), given, len(batch), numerator.shape[-1], q.dtype)
 
 
 def feature_step(
-    q: Array, k: Array, v: Array, shift: Any, numerator: Any, denominator: Any, /, *weights: Array, phi: Any,
-    key_mask: Any = None,
+    blocks: Blocks, q: Array, k: Array, v: Array, shift: Any, numerator: Any, denominator: Any, /, *weights: Array,
+    phi: Any, key_mask: Any = None,
 ) -> tuple[Array, ...]:  # fmt: skip
     """The kernel `feature_step`: a task sums up each chunk, one more finds its output after the state before it."""
-    rows = Rows([q, k, v, key_mask], [-2, -2, -2, -1])
+    rows = Rows(blocks, [q, k, v, key_mask], [-2, -2, -2, -1])
     state = shift, numerator, denominator
-    before, after = _states(rows.pairs[1:], k, v, state, weights, phi, key_mask)
+    before, after = _states(blocks, rows.pairs[1:], k, v, state, weights, phi, key_mask)
     width = phi.sizes(k.shape[-1], *weights)[1]
     batch = broadcast_batch(q=q.shape[:-2], state=before.shape[:-2])
-    pairs = [*rows.pairs, of_each(before), *_weights(weights)]
-    out = by_chunk(partial(_step, phi=phi, width=width), pairs, len(batch), v.shape[-1], q.dtype)
+    pairs = [*rows.pairs, of_each(before), *_whole(blocks, weights)]
+    out = by_chunk(blocks, partial(_step, phi=phi, width=width), pairs, len(batch), v.shape[-1], q.dtype)
     return out, *_unpacked(after, width)
 
 
 def _states(
-    pairs: Any, k: Array, v: Array, state: tuple[Any, ...], weights: tuple[Any, ...], phi: Any, key_mask: Any
-) -> tuple[Array, Array]:
+    blocks: Blocks, pairs: Any, k: Array, v: Array, state: tuple[Any, ...], weights: tuple[Any, ...], phi: Any,
+    key_mask: Any,
+) -> tuple[Array, Array]:  # fmt: skip
     """(the states before each chunk, the state after the last), packed as (..., m, shift + numerator + denominator)."""
-    xp = namespace_of(k)
     m, _ = phi.sizes(k.shape[-1], *weights)
-    batch = kernels.keys_batch(phi, weights, k, v, key_mask, state[2])
-    columns = v.shape[-1] + 2
-    if state[2] is None:
-        none_yet = xp.zeros((*batch, m, columns - 1), dtype=k.dtype)
-        start = xp.concat([xp.full((*batch, m, 1), -math.inf, dtype=k.dtype), none_yet], axis=-1)
-    else:
-        start = xp.concat([xp.broadcast_to(x, (*batch, m, x.shape[-1])) for x in state], axis=-1)
+    batch = len(kernels.keys_batch(phi, weights, k, v, key_mask, state[2]))
     summaries = by_chunk(
-        partial(_summarize, phi=phi), [*pairs, *_weights(weights)], len(batch), columns, k.dtype, rows=m
+        blocks,
+        partial(_summarize, phi=phi),
+        [*pairs, *_whole(blocks, weights)],
+        batch,
+        v.shape[-1] + 2,
+        k.dtype,
+        rows=m,
     )
-    return before_each(_merged, summaries, start, reverse=False)
+    starts = _whole(blocks, state)
+    return before_each(blocks, _merged, _first, summaries, starts, rows=m, batch=batch, reverse=False)
 
 
-def _weights(weights: tuple[Any, ...]) -> list[Any]:
-    return [whole(x, 2) for x in weights]
+def _whole(blocks: Blocks, arrays: tuple[Any, ...]) -> list[Pair]:
+    return [whole(blocks, x, 2) for x in arrays]
+
+
+def _first(summary: Any, shift: Any, numerator: Any, denominator: Any) -> Any:
+    """The state before the first chunk, packed; without one, that of no keys."""
+    xp = namespace_of(summary)
+    if denominator is None:
+        sums = xp.zeros_like(summary[..., 1:])
+        return xp.concat([xp.full_like(summary[..., :1], -math.inf), sums], axis=-1)
+    return xp.concat([xp.broadcast_to(x, (*summary.shape[:-1], x.shape[-1])) for x in (shift, numerator, denominator)],
+                     axis=-1)  # fmt: skip
 
 
 def _summarize(k: Any, v: Any, mask: Any, *weights: Any, phi: Any) -> Any:

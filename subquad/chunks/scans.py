@@ -9,51 +9,53 @@ from functools import partial
 from typing import Any
 
 from subquad.backend import Array
+from subquad.chunks.blocks import Blocks, Rows, before_each, by_chunk, of_each, whole
 from subquad.core.beside import namespace_of
 from subquad.kernels.linear_scan import linear_scan as linear_kernel
 from subquad.kernels.selective_scan import selective_scan as selective_kernel
 from subquad.kernels.selective_scan import step_sizes
-from subquad_dask.chunks import Rows, before_each, by_chunk, of_each, whole
 
 
 def selective_scan(
-    u: Array, delta: Array, A: Array, B: Array, C: Array, D: Any, z: Any, delta_bias: Any, initial_state: Any,
-    resets: Any, /, *, delta_softplus: bool, reverse: bool,
+    blocks: Blocks, u: Array, delta: Array, A: Array, B: Array, C: Array, D: Any, z: Any, delta_bias: Any,
+    initial_state: Any, resets: Any, /, *, delta_softplus: bool, reverse: bool,
 ) -> tuple[Array, Array]:  # fmt: skip
     """The kernel `selective_scan`: two tasks for each chunk, and one that finds the states between them."""
     # a map (batch, n, d_state) has got an axis of groups, which its blocks can get as well
     maps = [None if x.ndim == 2 else getattr(x, "before_new_axes", x) for x in (B, C)]
     axes = [-2 if x is None or x.ndim == 3 else -3 for x in maps]
-    rows = Rows([u, delta, *maps, z, resets], [-2, -2, *axes, -2, -1])
+    rows = Rows(blocks, [u, delta, *maps, z, resets], [-2, -2, *axes, -2, -1])
     at_u, at_delta, at_B, at_C, at_z, at_resets = rows.pairs
-    at_B, at_C = (whole(x, 2) if x.ndim == 2 else at for at, x in ((at_B, B), (at_C, C)))
-    at_A, at_D, at_bias = whole(A, 2), whole(D, 1), whole(delta_bias, 1)
+    at_B, at_C = (whole(blocks, x, 2) if x.ndim == 2 else at for at, x in ((at_B, B), (at_C, C)))
+    at_A, at_D, at_bias = whole(blocks, A, 2), whole(blocks, D, 1), whole(blocks, delta_bias, 1)
     static = {"delta_softplus": delta_softplus, "reverse": reverse}
-    (d, d_state), batch = A.shape, u.shape[0]
+    d, d_state = A.shape
     pairs = [at_u, at_delta, at_A, at_B, at_C, at_bias, at_resets]
-    summaries = by_chunk(partial(_effect, **static), pairs, 1, 3 * d_state, A.dtype, rows=d)
-    start = _start(summaries, initial_state, (batch, d, d_state))
-    before, after = before_each(_states, summaries, start, reverse=reverse)
+    summaries = by_chunk(blocks, partial(_effect, **static), pairs, 1, 3 * d_state, A.dtype, rows=d)
+    starts = [whole(blocks, initial_state, 2)]
+    before, after = before_each(blocks, _states, _first, summaries, starts, rows=d, batch=1, reverse=reverse)
     pairs = [at_u, at_delta, at_A, at_B, at_C, at_D, at_z, at_bias, of_each(before), at_resets]
-    return by_chunk(partial(_emit, **static), pairs, 1, d, u.dtype), after[..., :d_state]
+    return by_chunk(blocks, partial(_emit, **static), pairs, 1, d, u.dtype), after[..., :d_state]
 
 
-def linear_scan(a: Array, b: Array, initial_state: Any, resets: Any, /, *, reverse: bool) -> Array:
+def linear_scan(blocks: Blocks, a: Array, b: Array, initial_state: Any, resets: Any, /, *, reverse: bool) -> Array:
     """The kernel `linear_scan`: two tasks for each chunk, and one that finds the states between them."""
-    at_a, at_b, at_resets = Rows([a, b, resets], [-2, -2, -1]).pairs
-    batch, _, d = a.shape
-    summaries = by_chunk(partial(_linear_effect, reverse=reverse), [at_a, at_b, at_resets], 1, 3 * d, a.dtype, rows=1)
-    start = _start(summaries, None if initial_state is None else initial_state[:, None, :], (batch, 1, d))
-    before, _ = before_each(_states, summaries, start, reverse=reverse)
-    pairs = [at_a, at_b, of_each(before), at_resets]
-    return by_chunk(partial(_linear_emit, reverse=reverse), pairs, 1, d, a.dtype)
+    at_a, at_b, at_resets = Rows(blocks, [a, b, resets], [-2, -2, -1]).pairs
+    d = a.shape[-1]
+    effect, emit = (partial(function, reverse=reverse) for function in (_linear_effect, _linear_emit))
+    summaries = by_chunk(blocks, effect, [at_a, at_b, at_resets], 1, 3 * d, a.dtype, rows=1)
+    starts = [whole(blocks, initial_state, 1)]
+    before, _ = before_each(blocks, _states, _first, summaries, starts, rows=1, batch=1, reverse=reverse)
+    return by_chunk(blocks, emit, [at_a, at_b, of_each(before), at_resets], 1, d, a.dtype)
 
 
-def _start(like: Array, state: Any, shape: tuple[int, ...]) -> Array:
-    """The first state as a summary."""
-    xp = namespace_of(like)
-    state = xp.zeros(shape, dtype=like.dtype) if state is None else state
-    return xp.concat([state, xp.zeros((*shape[:-1], 2 * shape[-1]), dtype=like.dtype)], axis=-1)
+def _first(summary: Any, state: Any) -> Any:
+    """The first state as a summary: that of a linear scan has no axis of rows."""
+    xp = namespace_of(summary)
+    if state is None:
+        return xp.zeros_like(summary)
+    state = state[:, None, :] if state.ndim < summary.ndim else state
+    return xp.concat([state, xp.zeros_like(summary[..., state.shape[-1] :])], axis=-1)
 
 
 def _states(parts: list[Any]) -> list[Any]:
