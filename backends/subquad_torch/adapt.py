@@ -456,11 +456,14 @@ def _forward_on_host(
 def _bind(
     compiled: Compiled, general: Callable[..., Any], arrays: Arrays, keywords: Static
 ) -> Callable[..., Any] | None:
-    """`Override.bind` of a compiled kernel: what reads contiguous tensors of this form by their addresses, or None."""
+    """`Override.bind` of a compiled kernel: what reads tensors of these layouts by their addresses, or None."""
     forward, static, masked = compiled.forward, dict(keywords), "key_mask" in compiled.accepts.options
     given = (*arrays, static.pop("key_mask", None)) if masked else arrays
     like = given[0]
-    if not isinstance(forward, Forms) or like is None or like.device.type != "cpu" or not _are_plain(given):
+    if not isinstance(forward, Forms) or like is None or like.device.type != "cpu":
+        return None
+    layouts = [None if x is None or x.is_contiguous() else x.stride() for x in given]
+    if not _have_layouts(given, layouts):
         return None
     planned = forward.planned([memory_of(x) for x in given], static, save=False)
     if not getattr(planned, "is_straight", False):
@@ -468,7 +471,7 @@ def _bind(
 
     def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
         given = (*arrays, key_mask) if masked else arrays
-        if _are_plain(given):
+        if _have_layouts(given, layouts):
             new_empty = arrays[0].new_empty
             found = planned(given, lambda shape, dtype: new_empty(shape, dtype=DTYPES[dtype]), threads())
             if found is not None:
@@ -481,12 +484,15 @@ def _bind(
     return run
 
 
-def _are_plain(arrays: Arrays) -> bool:
-    """Whether tensors are contiguous, memory holds their numbers, and autograd does not record them."""
+def _have_layouts(arrays: Arrays, layouts: Sequence[tuple[int, ...] | None]) -> bool:
+    """Whether tensors are contiguous (None) or of these strides, memory holds their numbers, and none is recorded."""
     records = torch.is_grad_enabled()
-    for x in arrays:
-        if x is not None and (not x.is_contiguous() or x.is_neg() or x.is_conj() or (records and x.requires_grad)):
-            return False
+    for x, strides in zip(arrays, layouts, strict=True):
+        if x is not None:
+            if not (x.is_contiguous() if strides is None else x.stride() == strides):
+                return False
+            if x.is_neg() or x.is_conj() or (records and x.requires_grad):
+                return False
     return True
 
 

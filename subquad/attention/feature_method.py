@@ -81,7 +81,7 @@ class FeatureMethod(Method):
         assert state is not None
         m, width = phi.sizes(call.q.shape[-1], *weights)
         sizes = {"m": m, "width": width} | ({} if call.v is None else {"d_v": call.v.shape[-1]})
-        self.state.check_sizes("state", state, **sizes)
+        call.made_of(self, "sizes of the state", None, lambda: self.state.check_sizes("state", state, **sizes))
         return state["shift"], state["numerator"], state["denominator"]
 
 

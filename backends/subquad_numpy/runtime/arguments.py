@@ -134,17 +134,18 @@ class Forms:
     def bound(
         self, arrays: Sequence[Array | None], static: Mapping[str, Any], *, masked: bool
     ) -> Callable[..., Any] | None:
-        """A function of arrays like these, for the outputs; None unless these are contiguous.
+        """A function of arrays like these, for the outputs; None unless memory holds their numbers as they are.
 
-        For contiguous arrays of one class and shape, and one dtype, it goes straight to the plan. If `masked`, the last
-        of the arrays is the keyword `key_mask`.
+        For arrays of one class, shape and dtype, it goes straight to the plan if strides are those of these arrays. If
+        `masked`, the last of the arrays is the keyword `key_mask`.
         """
-        if not are_plain(arrays):
+        if not all(x is None or x.flags.behaved for x in arrays):
             return None
         planned, new, static = self.planned(arrays, static, save=False), np.empty, dict(static)
+        layouts = [None if x is None or x.flags.carray else x.strides for x in arrays]
 
         def run(*arrays: Array | None, **_static: Any) -> Any:
-            outputs, _ = planned(arrays, new, None) if are_plain(arrays) else self(arrays, static)
+            outputs, _ = planned(arrays, new, None) if have_layouts(arrays, layouts) else self(arrays, static)
             return outputs if len(outputs) > 1 else outputs[0]
 
         if not masked:
@@ -158,11 +159,13 @@ def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
     return planned
 
 
-def are_plain(arrays: Sequence[Array | None]) -> bool:
-    """Whether all arrays are contiguous, aligned and writeable: then shape and dtype say where their numbers are."""
-    for x in arrays:  # noqa: SIM110 - a generator would take three times as long
-        if x is not None and not x.flags.carray:
-            return False
+def have_layouts(arrays: Sequence[Array | None], layouts: Sequence[tuple[int, ...] | None]) -> bool:
+    """Whether all arrays are aligned, writeable, and contiguous (None) or of these strides."""
+    for x, strides in zip(arrays, layouts, strict=True):
+        if x is not None:
+            flags = x.flags
+            if not (flags.carray if strides is None else flags.behaved and x.strides == strides):
+                return False
     return True
 
 
