@@ -131,8 +131,8 @@ def test_scan_and_gradient_are_those_of_the_definition(
     expected = torch.autograd.grad([y, h], [t[name] for name in names], loss_by)
     got = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h)
     more = scan_backward(**given, delta_softplus=True, reverse=reverse, grad_y=grad_y, grad_state=grad_h, saves=True)
-    for value, other in zip(got, more, strict=True):  # from saved states
-        np.testing.assert_array_equal(value, other)
+    for name in names:  # from saved states, which may differ by the roundings that a compiler fuses
+        assert error(getattr(more, name), getattr(got, name)) < tolerance, name
     for name, gradient in zip(names, expected, strict=True):
         value = getattr(got, name)
         assert value.dtype == given[name].dtype

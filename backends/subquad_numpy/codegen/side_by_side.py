@@ -15,7 +15,6 @@ from numba.core import cgutils
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
 
-
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
 

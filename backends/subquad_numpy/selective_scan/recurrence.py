@@ -140,36 +140,21 @@ def advance(
             factor = factor * ratio + more
         return out
     last = d_state - 1
-    for s in range(0, d_state, 4):  # four states side by side; beyond the last one, it comes again
-        s1, s2, s3 = min(s + 1, last), min(s + 2, last), min(s + 3, last)
-        i, i1, i2, i3 = top + s * lanes, top + s1 * lanes, top + s2 * lanes, top + s3 * lanes
-        p, p1, p2, p3, r, r1, r2, r3 = scaled_exp2(
-            (step * load(Ar, i), step * load(Ar, i1), step * load(Ar, i2), step * load(Ar, i3))
-        )
+    for s in range(0, d_state, 2):
+        s1 = min(s + 1, last)
+        i, i1 = top + s * lanes, top + s1 * lanes
+        p, p1, r, r1 = scaled_exp2((step * load(Ar, i), step * load(Ar, i1)))
         if keeps_decays:
             store(powers, i, p)
             store(powers, i1, p1)
-            store(powers, i2, p2)
-            store(powers, i3, p3)
             store(rests, i, r)
             store(rests, i1, r1)
-            store(rests, i2, r2)
-            store(rests, i3, r3)
         h, h1 = load(before, i) * p, load(before, i1) * p1
-        h2, h3 = load(before, i2) * p2, load(before, i3) * p3
         h = h + (r * h + drive * (load(Br, i) if constant_B else spread(B, row_of_B + s)))
         h1 = h1 + (r1 * h1 + drive * (load(Br, i1) if constant_B else spread(B, row_of_B + s1)))
-        h2 = h2 + (r2 * h2 + drive * (load(Br, i2) if constant_B else spread(B, row_of_B + s2)))
-        h3 = h3 + (r3 * h3 + drive * (load(Br, i3) if constant_B else spread(B, row_of_B + s3)))
         store(after, i, h)
         store(after, i1, h1)
-        store(after, i2, h2)
-        store(after, i3, h3)
         out = out + h * (load(Cr, i) if constant_C else spread(C, row_of_C + s))
         if s1 > s:
             out = out + h1 * (load(Cr, i1) if constant_C else spread(C, row_of_C + s1))
-        if s2 > s1:
-            out = out + h2 * (load(Cr, i2) if constant_C else spread(C, row_of_C + s2))
-        if s3 > s2:
-            out = out + h3 * (load(Cr, i3) if constant_C else spread(C, row_of_C + s3))
     return out
