@@ -427,6 +427,8 @@ for example in [
     softmax_attention("few queries", (2, 40), (1, 600)),
     softmax_attention("more queries", (2, 70), (2, 33), d_v=D),
     softmax_attention("many keys", (2, 100), (2, 2100), d_v=D),
+    softmax_attention("chunks of keys", (2, 3), (1, 8300)),
+    softmax_attention("tiles", (2, 1, 600), (2, 700)),
     block_attention("intervals", (2, 3, 40), (2, 1, 40)),
     block_attention("intervals of items", (2, 3, 40), (2, 3, 33), d_v=D),
     block_attention("many keys", (2, 100), (2, 2100)),

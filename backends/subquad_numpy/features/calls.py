@@ -242,9 +242,9 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
 def is_by_tiles(n: int, n_kv: int, static: Mapping[str, Any], save: bool) -> bool:
     """Whether softmax attention goes by the tiles of block attention, and not by features, whose gradient is faster.
 
-    Small calls go by features too. One query would fill one lane of each vector of a tile.
+    A small number of keys goes by features too, and small calls. One query would fill one lane of a vector.
     """
-    is_small = n == 1 or max(n, n_kv) <= SMALL_KEYS or (save and min(n, n_kv) <= SMALL_KEYS)
+    is_small = n == 1 or is_by_keys(n, n_kv) or max(n, n_kv) <= SMALL_KEYS or (save and n <= SMALL_KEYS)
     return static.get("visible") is not None or not is_small
 
 
