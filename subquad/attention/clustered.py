@@ -82,7 +82,7 @@ class Clustered(Method):
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
-    expanded : int, default 64
+    expanded : int, default 32
         Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one
         centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal.
     seed : int, default 0
@@ -138,7 +138,7 @@ class Clustered(Method):
     chunk: int = 256
     sinks: int = 4
     window: int = 8
-    expanded: int = 64
+    expanded: int = 32
     seed: int = 0
     implementation: str = "auto"
 

@@ -210,7 +210,8 @@ def _joined(xp: ModuleType, one: KeyClusters, other: KeyClusters) -> KeyClusters
     groups = one.groups
     if groups is not None:
         of = (both["means"], both["means"], both["mean_values"])
-        groups = tuple(xp.broadcast_to(x, (*y.shape[:-2], *x.shape[-2:])) for x, y in zip(groups, of, strict=True))
+        a, b, c = (xp.broadcast_to(x, (*y.shape[:-2], *x.shape[-2:])) for x, y in zip(groups, of, strict=True))
+        groups = a, b, c
     counts = xp.astype(both.pop("counts")[..., 0], xp.int32)
     k, v, means, spread, mean_values = both.values()
     return KeyClusters(k, v, None, counts, means, spread, mean_values, groups)

@@ -54,7 +54,8 @@ def with_groups(xp: ModuleType, found: KeyClusters, group: int, first: int) -> K
     spread = xp.sum(share * (spread + (means - middle) ** 2), axis=-2)
     more = middle[..., 0, :], spread, xp.sum(share * values, axis=-2)
     if found.groups is not None:
-        more = tuple(xp.concat([x, y], axis=-2) for x, y in zip(found.groups, more, strict=True))
+        one, two, three = (xp.concat([x, y], axis=-2) for x, y in zip(found.groups, more, strict=True))
+        more = one, two, three
     return found._replace(groups=more)
 
 
