@@ -17,6 +17,8 @@ import compiled_calls
 from compiled_calls import elu, exponential, gradients, softmax_gradients
 
 import subquad
+from subquad.kernels import iterative_pinv
+from subquad_numpy.compiled import COMPILED
 from subquad_numpy.runtime.launch import to_shape
 
 torch = pytest.importorskip("torch")
@@ -126,6 +128,17 @@ def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: 
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
     got = softmax_gradients(q, k, v, grad, scale=-0.3, key_mask=seen)
     check(got, autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
+
+
+@pytest.mark.parametrize(("shape", "iterations"), [((2, 33, 33), 2), ((3, 20, 20), 6), ((5, 5), 0), ((1, 1, 1), 3)])
+def test_gradient_of_the_pseudo_inverse(shape: tuple[int, ...], iterations: int) -> None:
+    compiled, static = COMPILED["iterative_pinv"], {"iterations": iterations}
+    a, grad = draw("float64", shape, shape)
+    if shape[0] == 3:
+        a[1] = 0
+        a[2, 4] = 0
+    (got,) = compiled.backward((a,), static, None, (None,), (grad,), (True,))
+    check([got], autograd(lambda a: iterative_pinv.generic(a, **static), [a], grad), "float64")
 
 
 def test_threads_do_not_change_a_bit() -> None:

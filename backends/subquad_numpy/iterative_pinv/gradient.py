@@ -144,8 +144,8 @@ def pinv_gradient_kernel(dtype: np.dtype[Any]) -> Any:
 
             along, count_1, count_inf = zero, zero, zero
             for i in range(m):
-                count_1 += columns[i] == norm_1
-                count_inf += rows[i] == norm_inf
+                count_1 += one if columns[i] == norm_1 else zero
+                count_inf += one if rows[i] == norm_inf else zero
                 for j in range(m):
                     along += by_z[i * width + j] * all_z[i * width + j]
             by_norms = -along / norms
@@ -156,8 +156,11 @@ def pinv_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                         by_size += by_norms * norm_inf / count_1
                     if rows[i] == norm_inf:
                         by_size += by_norms * norm_1 / count_inf
-                    by_start = by_z[j * width + i] / norms + by_size * np.sign(a[i * width + j])
-                    grad_a[i * m + j] = by_a[i * width + j] + by_start
+                    if a[i * width + j] < 0:
+                        by_size = -by_size
+                    elif a[i * width + j] == 0:
+                        by_size = zero
+                    grad_a[i * m + j] = by_a[i * width + j] + by_z[j * width + i] / norms + by_size
         buffer[0] = 0  # see `cut`
         return DONE
 
