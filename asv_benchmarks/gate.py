@@ -57,6 +57,9 @@ def cases() -> dict[str, Question]:
         case = harness.case(name)
         problem = case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096)
         found[name] = problem.function.__name__, dict(problem.arrays), problem.positional, dict(problem.options)
+        if name in harness.registry.SCANS:  # read as it is stored
+            half = {key: x.astype("float16") for key, x in problem.arrays.items()}
+            found[f"{name} float16"] = problem.function.__name__, half, problem.positional, dict(problem.options)
     for name in harness.stepping():
         step = harness.one_step(name)
         found[f"{name} step"] = step.function.__name__, dict(step.arrays), step.positional, dict(step.options)

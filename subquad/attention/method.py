@@ -114,6 +114,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays() else None,
             owner=self,
+            as_stored=self._reads_half(),
         )
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
@@ -158,6 +159,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         with call.computing():
             return call.leave_state(self._summarize(call))
@@ -239,6 +241,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         with call.computing():
             return call.leave(self._attend(call))
@@ -294,6 +297,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
@@ -330,6 +334,13 @@ class Method:
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         """The most memory that `_evaluate` takes beyond inputs and output, in bytes; None if it is not known."""
         return None
+
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        """Whether q, k and v may come in half precision, to `_evaluate` or to the parts of calls with a state.
+
+        The output may then have it too.
+        """
+        return False
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""

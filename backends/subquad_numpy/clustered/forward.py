@@ -37,6 +37,7 @@ from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 FORWARD_RECORD = fields(SIZES, ARRAYS, {"out": 2, "lse": 1})
 
@@ -78,7 +79,10 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         numbers_of = np.empty(panel * room_for(widest, lanes), np.int32)
         keys_of, at_of, ids = np.empty(entries, np.int32), np.full(entries, -1, np.int32), np.empty(entries, np.int32)
         needed = np.empty(groups, np.int32)
-        firsts, runs_of = np.empty(entries // TILE + groups + 4, np.int32), np.empty(entries // TILE + groups + 4, np.int32)
+        firsts, runs_of = (
+            np.empty(entries // TILE + groups + 4, np.int32),
+            np.empty(entries // TILE + groups + 4, np.int32),
+        )
         clear(nothing, panel)
         for s in range(wide_s):
             here[s] = s
@@ -116,9 +120,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 for level in range(2 if whole > 0 else 1):
                     is_group, begin, at = level == 0 and whole > 0, length, 0 if level == 0 and whole > 0 else behind
                     if not is_group:
-                        runs += list_clusters(
-                            f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:]
-                        )
+                        runs += list_clusters(f.always, whole, f.group, most, needed, firsts[behind:], runs_of[behind:])
                     for r in range(at, runs):
                         weigh(
                             f, is_group, firsts[r], runs_of[r], whole, panel, lanes, zero, packed, squares, logs, stops,
@@ -137,9 +139,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     mine = shifted(x, begin * panel)
                     if wanted > 0:
                         find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
-                        collect(
-                            kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of
-                        )
+                        collect(kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of)
                     if is_group:
                         for g in range(whole):
                             needed[g] = 0
@@ -187,7 +187,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     is_group, j, many = i < behind, firsts[i], runs_of[i]
                     mean_values = pointer(f.group_values if is_group else f.mean_values, zero)
                     rows = groups if is_group else clusters
-                    b = whole_tile(mean_values, d_v, nothing, False, j, many, d_v, rows, True, own)
+                    b = whole_tile(mean_values, AS_COMPUTED, d_v, nothing, False, j, many, d_v, rows, True, lanes, own)
                     if last_cluster(f, is_group, j + many - 1) >= least and not is_finite(b, 0, many, d_v, lanes):
                         # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
