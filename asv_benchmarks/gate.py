@@ -8,6 +8,7 @@ the factor, or fails in the working tree alone. A case that the base cannot run 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 import statistics
@@ -61,7 +62,11 @@ def cases() -> dict[str, Question]:
     found: dict[str, Question] = {}
     for name in harness.operators():
         case = harness.case(name)
-        found[name] = _question(case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096))
+        problem = case.random(1024 if is_quadratic(case) or name.endswith("causal") else 4096)
+        found[name] = _question(problem)
+        if name in harness.registry.SCANS:  # read as it is stored
+            half = {key: x.astype("float16") for key, x in problem.arrays.items()}
+            found[f"{name} float16"] = _question(dataclasses.replace(problem, arrays=half))
     found |= {f"{name} short": _question(harness.case(name).random(64)) for name in SHORT}
     for name in harness.stepping():
         found[f"{name} step"] = _question(harness.one_step(name))

@@ -141,10 +141,13 @@ def target(backend: str) -> Target:
     return found
 
 
-def prepare(backend: str, problem: Problem, *, gradient: bool = False) -> Prepared:
-    """A call that has run once, so that compiling and filling caches is not measured."""
-    problem = settled(target(backend), problem)
-    prepared = Prepared(target(backend), problem.bind(), tuple(problem.arrays.values()), gradient=gradient)
+def prepare(backend: str, problem: Problem, *, gradient: bool = False, dtype: str | None = None) -> Prepared:
+    """A call that has run once, so that compiling and filling caches is not measured; `dtype`: of the arrays."""
+    problem, where = settled(target(backend), problem), target(backend)
+    prepared = Prepared(where, problem.bind(), tuple(problem.arrays.values()), gradient=gradient)
+    if dtype is not None:
+        arrays = problem.arrays.values()
+        prepared.args = tuple(prepared.bench.asarray(x, dtype=dtype, device=where.device) for x in arrays)
     prepared.run()
     return prepared
 

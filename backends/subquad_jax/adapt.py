@@ -23,7 +23,7 @@ from subquad_jax import conditions
 from subquad_jax.batch_axes import Arrays, Function
 from subquad_jax.gradients import with_gradient
 from subquad_jax.programs import MOST_KEPT, InProgram, Static, generic, has_key_mask, mapped, program
-from subquad_numpy.compiled import Compiled
+from subquad_numpy.compiled import HALF, Compiled
 
 
 def as_override(compiled: Compiled) -> Override:
@@ -36,7 +36,12 @@ def as_override(compiled: Compiled) -> Override:
 
     # a compiled gradient is one of reverse mode; `jax.custom_vjp` has no forward mode
     under = frozenset(UNLESS_UNDER) - (frozenset() if compiled.launch_backward is None else {"tangents"})
-    accepts = replace(compiled.accepts, under=under, also=declines)
+    dtypes = (
+        compiled.accepts.dtypes
+        if compiled.launches_half
+        else tuple(x for x in compiled.accepts.dtypes if x not in HALF)
+    )
+    accepts = replace(compiled.accepts, dtypes=dtypes, under=under, also=declines)
     return Override(compiled.kernel, "numba", partial(run, compiled), accepts)
 
 

@@ -45,6 +45,7 @@ from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.project import calls as project
 from subquad_numpy.project import launch as of_project
 from subquad_numpy.runtime.arguments import Forms
+from subquad_numpy.runtime.stored import in_float32
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -58,6 +59,7 @@ Static = Mapping[str, Any]
 MAX_COLUMNS = 256
 REAL = ("float32", "float64")
 COMPLEX = (*REAL, "complex64", "complex128")
+HALF = ("float16", "bfloat16")
 
 
 class Forward(Protocol):
@@ -137,6 +139,8 @@ class Compiled:
         What `launch_backward` does not read: places in (*arrays, *outputs).
     constant : bool
         Whether no output has a gradient: all are numbers of rows.
+    launches_half : bool
+        Whether `launch` and `launch_backward` take half precision too, where `accepts` names it.
     as_stored : callable or None
         ``as_stored(place)`` tells of which arrays half precision is read as it is; others are converted to float32.
     """
@@ -152,13 +156,14 @@ class Compiled:
     broadcasts: bool = False
     unread: frozenset[int] = frozenset()
     constant: bool = False
+    launches_half: bool = True
     as_stored: Callable[[int], bool] | None = None
 
 
 def _fused_features(call: Call) -> str | None:
     """The reason why the compiled features cannot take the feature map of a call, or None."""
     known = isinstance(call.static["phi"], Exponential | Elu)
-    return None if known else "the features are neither exponentials nor elu(x) + 1"
+    return _stored(call) if known else "the features are neither exponentials nor elu(x) + 1"
 
 
 KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
@@ -197,7 +202,9 @@ def _some_key(call: Call) -> str | None:
     n, n_kv = (x.shape[-2] for x in call.arrays[:2])
     if n_kv == 0:
         return "there is no key"
-    return f"it counts up to {MOST_PLACES} keys" if min(n, n_kv) > 1 and max(n, n_kv) > MOST_PLACES else None
+    if min(n, n_kv) > 1 and max(n, n_kv) > MOST_PLACES:
+        return f"it counts up to {MOST_PLACES} keys"
+    return _stored(call)
 
 
 def _intervals(call: Call) -> str | None:
@@ -211,7 +218,9 @@ def _intervals(call: Call) -> str | None:
             return "no block is listed"
     if 0 in (q.shape[-2], k.shape[-2]):
         return "there is no query or no key"
-    return f"it counts up to {MOST_PLACES} keys" if max(q.shape[-2], k.shape[-2]) > MOST_PLACES else None
+    if max(q.shape[-2], k.shape[-2]) > MOST_PLACES:
+        return f"it counts up to {MOST_PLACES} keys"
+    return _stored(call)
 
 
 def _some_row(call: Call) -> str | None:
@@ -234,19 +243,23 @@ def _some_cluster(call: Call) -> str | None:
 def _some_number(call: Call) -> str | None:
     # the reason to decline calls without steps, or without states; None if there is none
     q, _, v, *_ = call.arrays
-    return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else None
+    return "there is no step, or states have no numbers" if 0 in (*q.shape, v.shape[-1]) else _stored(call)
 
 
 def _some_step(call: Call) -> str | None:
     # the reason to decline a scan without steps or states, or None
     q, _, v = call.arrays[:3]
-    return "there is no step, or no state" if 0 in (*v.shape, q.shape[-1]) else None
+    return "there is no step, or no state" if 0 in (*v.shape, q.shape[-1]) else _stored(call)
 
 
-def _one_precision(call: Call) -> str | None:
-    # the reason to decline arrays of two precisions, or None; the names of all dtypes are known
-    sizes = {"float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
-    found = {sizes.get(dtype_name(x)) for x in call.arrays if x is not None} - {None}
+def _stored(call: Call) -> str | None:
+    # the reason to decline float16, or arrays of two precisions, or None; half precision is stored float32
+    names = {dtype_name(x) for x in call.arrays if x is not None}
+    for name in names & {"float16"}:
+        if (reason := _no_half(name)) is not None:
+            return reason
+    widths = {"float16": 4, "bfloat16": 4, "float32": 4, "complex64": 4, "float64": 8, "complex128": 8}
+    found = {widths.get(name) for name in names} - {None}
     return "it computes in one precision" if len(found) > 1 else None
 
 
@@ -266,7 +279,7 @@ def _few_to_project(call: Call) -> str | None:
 def _no_half(stored: str) -> str | None:
     # the reason to decline weights of float16, or None
     if stored == "float16":
-        from subquad_numpy.codegen.dots import WIDENS_HALF
+        from subquad_numpy.codegen.stored import WIDENS_HALF
 
         return None if WIDENS_HALF else "this machine has no instruction that converts float16"
     return None
@@ -291,6 +304,10 @@ def _few_to_step(call: Call) -> str | None:
     return _no_half(stored)
 
 
+def _every(place: int) -> bool:
+    return True
+
+
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
@@ -298,51 +315,60 @@ COMPILED: dict[str, Compiled] = {
     for record in (
         Compiled(
             "feature_summarize",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.summarize,
-            gradients.summarize_backward,
+            in_float32(gradients.summarize_backward),
             of_features.launch_summarize,
             launches.launch_summarize_backward,
             broadcasts=True,
+            as_stored=_every,
+            launches_half=False,
             unaided=frozenset({0}),
         ),
         Compiled(
             "feature_attend",
-            Accepts(dtypes=REAL, needs=_NUMBA, also=_fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=_fused_features),
             features.attend,
-            gradients.attend_backward,
+            in_float32(gradients.attend_backward),
             of_features.launch_attend,
             launches.launch_attend_backward,
             broadcasts=True,
+            as_stored=_every,
+            launches_half=False,
         ),
         Compiled(
             "feature_step",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=_fused_features),
             features.step,
-            gradients.step_backward,
+            in_float32(gradients.step_backward),
             of_features.launch_step,
             launches.launch_step_backward,
             broadcasts=True,
+            as_stored=_every,
+            launches_half=False,
             unaided=frozenset({1}),
             saves=True,
         ),
         Compiled(
             "softmax_attention",
-            Accepts(dtypes=REAL, options=_MASK | {"visible"}, needs=_NUMBA, also=_some_key),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK | {"visible"}, needs=_NUMBA, also=_some_key),
             features.softmax,
-            gradients.softmax_backward,
+            in_float32(gradients.softmax_backward),
             of_features.launch_softmax,
             launches.launch_softmax_backward,
             broadcasts=True,
+            as_stored=_every,
+            launches_half=False,
             saves=True,
         ),
         Compiled(
             "block_attention",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=_intervals),
             block_attention.block_attention,
             block_attention.block_attention_backward,
             of_block_attention.launch,
             of_block_attention.launch_backward,
+            as_stored=_every,
         ),
         Compiled(
             "hashed_attention",
@@ -397,30 +423,33 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "linear_scan",
-            Accepts(dtypes=COMPLEX, needs=_NUMBA),
+            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=_NUMBA, also=_stored),
             linear_scan.scan,
             linear_scan.scan_backward,
             of_linear_scan.launch,
             of_linear_scan.launch_backward,
             unread=frozenset({1}),
+            as_stored=_every,
         ),
         Compiled(
             "delta_scan",
-            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_number),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=_some_number),
             delta_scan.scan,
             delta_scan.scan_backward,
             of_delta_scan.launch,
             of_delta_scan.launch_backward,
             unread=frozenset({9, 10}),
+            as_stored=_every,
         ),
         Compiled(
             "outer_scan",
-            Accepts(dtypes=REAL, needs=_NUMBA, also=_some_step),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=_some_step),
             outer_scan.scan,
             outer_scan.scan_backward,
             of_outer_scan.launch,
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
+            as_stored=_every,
         ),
         Compiled(
             "project",
@@ -441,21 +470,23 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "causal_conv1d",
-            Accepts(dtypes=REAL, needs=_NUMBA),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=_stored),
             causal_conv1d.conv,
             causal_conv1d.conv_backward,
             of_causal_conv1d.launch,
             of_causal_conv1d.launch_backward,
             unread=frozenset({5, 6}),
+            as_stored=_every,
         ),
         Compiled(
             "lti_scan",
-            Accepts(dtypes=COMPLEX, one_dtype=False, needs=_NUMBA, also=_one_precision),
+            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=_NUMBA, also=_stored),
             lti_scan.scan,
             lti_scan.scan_backward,
             of_lti_scan.launch,
             of_lti_scan.launch_backward,
             unread=frozenset({8, 9}),
+            as_stored=_every,
         ),
         Compiled(
             "iterative_pinv",

@@ -42,8 +42,10 @@ Reason = Callable[[Call], str | None]
 SYMBOLS = (torch.SymInt, torch.SymFloat)
 NUMBERS = (int, float, *SYMBOLS)
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-MADE = ("float32", "float64", "complex64", "complex128", "int32", "bool")
+HALVES = frozenset(HALF.values())
+MADE = ("float16", "float32", "float64", "complex64", "complex128", "int32", "bool")
 DTYPES = {np.dtype(name): getattr(torch, name) for name in MADE}  # of outputs
+DTYPES[np.dtype("uint16")] = torch.bfloat16  # see `memory_of`
 
 
 @dataclass(frozen=True)
@@ -444,7 +446,7 @@ def _forward_on_host(
     def new(shape: tuple[int, ...], dtype: Any) -> Any:
         """An output in memory of PyTorch, which PyTorch's profilers then count."""
         tensor = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
-        memory = tensor.numpy()
+        memory = memory_of(tensor)
         made[id(memory)] = memory, tensor
         return memory
 
@@ -465,6 +467,8 @@ def _bind(
     layouts = [None if x is None or x.is_contiguous() else x.stride() for x in given]
     if not _have_layouts(given, layouts):
         return None
+    if any(x is not None and x.dtype in HALVES and not _is_read(compiled, i) for i, x in enumerate(given)):
+        return None
     planned = forward.planned([memory_of(x) for x in given], static, save=False)
     if not getattr(planned, "is_straight", False):
         return None
@@ -482,6 +486,11 @@ def _bind(
         return general(*arrays, **keywords)
 
     return run
+
+
+def _is_read(compiled: Compiled, place: int) -> bool:
+    """Whether a kernel reads half precision at this place as it is stored."""
+    return compiled.as_stored is not None and compiled.as_stored(place)
 
 
 def _have_layouts(arrays: Arrays, layouts: Sequence[tuple[int, ...] | None]) -> bool:
@@ -540,4 +549,6 @@ def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
     """A tensor on an array that a kernel returned; a copy if the array shares memory with one that was given."""
     if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
         memory = memory.copy()
+    if memory.dtype == np.uint16:
+        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(memory)

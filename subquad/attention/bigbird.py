@@ -131,6 +131,9 @@ class BigBird(Method):
                 msg = f"seed={self.seed} would have no effect: plan says which blocks are read"
                 raise ValueError(msg)
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return not streaming and self.rest is None  # outputs that are joined must not be rounded before
+
     def _evaluate(self, call: AttentionCall) -> Array:
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 

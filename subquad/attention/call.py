@@ -15,9 +15,9 @@ from typing import Any
 
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
 from subquad.backend import PLAIN, Array, Backend
-from subquad.core.beside import namespace_of
+from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
-from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype
+from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype, stored_dtype
 from subquad.core.kernel import Kernel, signature_of
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch, check_mask_axes
@@ -36,6 +36,7 @@ class Arrangement:
     backend: Backend
     scale: float
     heads: Heads
+    compute: Any  # the dtype to compute in
     out_dtype: Any
     out_shape: tuple[int, ...] | None  # with grouped heads folded; None if it is not known
     as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
@@ -44,7 +45,7 @@ class Arrangement:
 
 
 class AttentionCall:
-    """The checked arguments of a call, in the compute dtype, with grouped heads folded.
+    """The checked arguments of a call, in the compute dtype or as they are stored, with grouped heads folded.
 
         array          without groups     with g query heads for each of h_kv key heads
         q              (..., n, d)        (..., h_kv, g, n, d)
@@ -131,8 +132,16 @@ class AttentionCall:
 
     @property
     def like(self) -> Array:
-        """An array that has the width d, the dtype and the device of queries and keys."""
-        return self.k if self.q is None else self.q
+        """An array that has the width d and the device of queries and keys, and the compute dtype."""
+        return _of_dtype(self.xp, self.k if self.q is None else self.q, self.arrangement.compute)
+
+    def widened(self) -> AttentionCall:
+        """The call with q, k and v in the compute dtype."""
+        dtype = self.arrangement.compute
+        rows = {name: cast(self.xp, getattr(self, name), dtype) for name in ("q", "k", "v")}
+        call = AttentionCall(self.arrangement, rows, self.key_mask, self.state, self.causal, self.options)
+        call.restrictions = self.restrictions
+        return call
 
     def part(
         self, *, queries: slice | None = None, keys: slice | None = None, state: State | None = None
@@ -177,7 +186,7 @@ class AttentionCall:
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which the call computes."""
-        return self.arrangement.backend.computing(self.like)
+        return self.arrangement.backend.computing(self.k if self.q is None else self.q)
 
     def batch(self, **others: tuple[int, ...]) -> tuple[int, ...]:
         """The common batch shape of the call's arrays and of `others`, all folded; ValueError names misfits."""
@@ -224,8 +233,11 @@ def enter(
     scale: float | None = None,
     array_options: Callable[[ModuleType, Array], ArrayOptions] | None = None,
     owner: Any = None,
+    as_stored: bool = False,
 ) -> AttentionCall:
     """Check the arguments of a call and return them arranged, as an `AttentionCall`.
+
+    With `as_stored`, q, k and v that have the same half precision stay as they are.
 
     `rows` has those of "q", "k" and "v" that this kind of call takes. `array_options(xp, like)` returns the method's
     options that are arrays (..., rows, d), checked; None if the method has none, and only then can the arrangement be
@@ -233,7 +245,7 @@ def enter(
     """
     key = None
     if array_options is None:
-        key = _key(owner, spec, rows, key_mask, state, causal, scale)
+        key = _key(owner, spec, rows, key_mask, state, causal, scale, as_stored)
         arrangement = None if key is None else KEPT.get(key)
         if arrangement is not None and arrangement.as_given and arrangement.owner() is owner:
             call = AttentionCall(arrangement, rows, key_mask, state, causal, {})
@@ -248,12 +260,18 @@ def enter(
     mask = check_keys(rows.get("q"), rows["k"], rows["v"], key_mask, xp) if "k" in rows else None
     out_dtype = common_dtype(xp, *rows.values())
     compute = compute_dtype(xp, *rows.values(), *held.values())
-    untouched = mask is key_mask and all(x.dtype == compute for x in (*rows.values(), *held.values()))
-    rows = {name: cast(xp, x, compute) for name, x in rows.items()}
+    is_one = as_stored and all(x.dtype == like.dtype for x in rows.values())
+    of_rows = stored_dtype(xp, like, compute) if is_one else compute
+    untouched = mask is key_mask and all(x.dtype == of_rows for x in rows.values())
+    untouched = untouched and all(x.dtype == compute for x in held.values())
+    rows = {name: cast(xp, x, of_rows) for name, x in rows.items()}
     state = None if state is None else {name: cast(xp, x, compute) for name, x in state.items()}
-    options = {} if array_options is None else array_options(xp, next(iter(rows.values())))
+    options: ArrayOptions = {}
+    if array_options is not None:
+        options = array_options(xp, _of_dtype(xp, next(iter(rows.values())), compute))
     heads = _find_heads(xp, rows, mask, state, options)
-    arrangement = Arrangement(xp, backend_of(xp), factor, heads, out_dtype, None, untouched and heads.groups == 1)
+    as_given = untouched and heads.groups == 1
+    arrangement = Arrangement(xp, backend_of(xp), factor, heads, compute, out_dtype, None, as_given)
     call = AttentionCall(
         arrangement,
         {name: heads.fold(x) for name, x in rows.items()},
@@ -274,6 +292,11 @@ def enter(
     return call
 
 
+def _of_dtype(xp: ModuleType, rows: Array, dtype: Any) -> Array:
+    """The rows, or one row of zeros in their place if they have another dtype."""
+    return rows if rows.dtype == dtype else xp.zeros((1, rows.shape[-1]), dtype=dtype, device=place_of(rows))
+
+
 def _key(
     owner: Any,
     spec: StateSpec | None,
@@ -282,6 +305,7 @@ def _key(
     state: Mapping[str, Array] | None,
     causal: Any,
     scale: Any,
+    as_stored: bool,
 ) -> Any:
     """The key under which an arrangement is remembered; None if it must be found anew at every call."""
     if owner is None or causal.__class__ is not bool or (scale is not None and scale.__class__ is not float):
@@ -293,7 +317,7 @@ def _key(
         signature, names = signature_of((*arrays, *state.values())), (*state,)
     else:
         return None
-    return None if signature is None else (signature, id(owner), id(spec), *rows, causal, scale, names)
+    return None if signature is None else (signature, id(owner), id(spec), *rows, causal, scale, names, as_stored)
 
 
 def _find_heads(

@@ -232,6 +232,9 @@ class Favor(FeatureMethod):
             q_mean, k_mean = map(unfold, replace(self, center=True)._center(call))
             return replace(self, center=(q_mean[..., 0, :], k_mean[..., 0, :]))
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return self.features in ("positive", "hyperbolic") and self.center is not True
+
     def _prepare(self, call: AttentionCall) -> AttentionCall:
         if self.features != "derf":
             return call

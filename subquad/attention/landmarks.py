@@ -17,15 +17,20 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.dtypes import cast, compute_dtype
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.random import generator
 
+HALF_ELEMENTS = 2**17  # numbers of half precision that are widened at once
 OFFSET_BITS = 12  # random offsets within a stratum are integers of 12 bits: exact on every library, no int32 overflow
 
 
 def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple[Array, Array | None]:
-    """(means of m consecutive segments (..., m, d), which segments hold a row (..., m) or None: all do)."""
+    """(means of m consecutive segments (..., m, d), which segments hold a row (..., m) or None: all do).
+
+    Means of half precision are of float32.
+    """
     if mask is None:
         length, longer, holds = x.shape[-2] // m, x.shape[-2] % m, backend_of(xp).holds
         if holds(longer == 0):
@@ -48,15 +53,15 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
     names = xp.arange(m, dtype=segment.dtype, device=place_of(x))
 
     def add(total: Array, rows: Array, keep: Array, segment: Array) -> tuple[Array, None]:
-        members = xp.astype(segment == names, rows.dtype)
-        return total + xp.matrix_transpose(members) @ xp.where(keep, rows, 0.0), None
+        members = xp.astype(segment == names, dtype)
+        return total + xp.matrix_transpose(members) @ xp.where(keep, cast(xp, rows, dtype), 0.0), None
 
-    batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
-    total = xp.zeros((*batch, m, x.shape[-1]), dtype=x.dtype, device=place_of(x))
+    batch, dtype = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1]), compute_dtype(xp, x)
+    total = xp.zeros((*batch, m, x.shape[-1]), dtype=dtype, device=place_of(x))
     size = rows_per_block(math.prod(batch) * m * backend_of(xp).items_behind(x, mask))
     total, _ = fold_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
     rows = xp.where(names < longer, length + 1, length)
-    return total / xp.astype(xp.where(rows == 0, 1, rows), x.dtype)[..., None], rows > 0
+    return total / xp.astype(xp.where(rows == 0, 1, rows), dtype)[..., None], rows > 0
 
 
 def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int) -> tuple[Array, Array | None]:
@@ -100,7 +105,14 @@ def _ranks(xp: ModuleType, mask: Array) -> tuple[Array, Array]:
 
 def _mean_of_equal(xp: ModuleType, x: Array, segments: int) -> Array:
     shape = (*x.shape[:-2], segments, x.shape[-2] // max(segments, 1), x.shape[-1])
-    return xp.mean(xp.reshape(x, shape), axis=-2) if segments else x
+    if not segments:
+        return cast(xp, x, compute_dtype(xp, x))
+    x, dtype, backend = xp.reshape(x, shape), compute_dtype(xp, x), backend_of(xp)
+    few = max(1, HALF_ELEMENTS // max(1, math.prod(x.shape) // segments))  # segments that are widened at once
+    if x.dtype == dtype or segments <= few or not backend.fills_in_place or backend.conditions([x]).recorded:
+        return xp.mean(cast(xp, x, dtype), axis=-2)
+    parts = (x[..., i : i + few, :, :] for i in range(0, segments, few))
+    return xp.concat([xp.mean(xp.astype(part, dtype), axis=-2) for part in parts], axis=-2)
 
 
 def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) -> Array:
@@ -110,6 +122,7 @@ def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) ->
     count = xp.where(segment < longer, length + 1, length)
     offset = xp.arange(length + 1, device=place_of(x))
     index = xp.where(offset < count[:, None], first[:, None] + offset, 0)
+    x = cast(xp, x, compute_dtype(xp, x))
     rows = xp.reshape(xp.take(x, xp.reshape(index, (-1,)), axis=-2), (*x.shape[:-2], m, length + 1, x.shape[-1]))
     rows = xp.where((offset < count[:, None])[..., None], rows, 0.0)
     return xp.sum(rows, axis=-2) / xp.astype(count, x.dtype)[:, None]

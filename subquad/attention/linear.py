@@ -64,6 +64,9 @@ class Linear(FeatureMethod):
     def default_scale(self, scale: float | None) -> float | None:
         return 1.0 if scale is None else scale
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return not callable(self.feature_map)
+
     def _map(self, call: AttentionCall) -> Mapped:
         root = abs(call.scale) ** 0.5
         of_queries = -root if call.scale < 0 else root

@@ -185,6 +185,9 @@ class Linformer(Method):
             keys, values = _project(call)
         return call.leave_state({"keys": keys, "values": values})
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return not streaming and isinstance(self.projection, str) and self.projection == "mean"
+
     def _evaluate(self, call: AttentionCall) -> Array:
         xp, k, v, key_mask, m = call.xp, call.k, call.v, call.key_mask, self._m()
         valid = None
@@ -200,7 +203,8 @@ class Linformer(Method):
         elif self.projection == "random":
             k, v = _project_random(call, m, self.seed or 0)
         elif k.shape[-2] <= m:  # each key is a segment of its own
-            valid = key_mask
+            call, valid = call.widened(), key_mask
+            k, v = call.k, call.v
         else:
             k, valid = segment_means(xp, k, key_mask, m)
             v, _ = segment_means(xp, v, key_mask, m)

@@ -120,6 +120,7 @@ class Method:
                 scale=self.default_scale(scale),
                 array_options=self._array_options if self._holds_arrays() else None,
                 owner=self,
+                as_stored=self._reads_half(),
             )
         except TypeError as error:
             options = {
@@ -170,6 +171,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         with call.computing():
             return call.leave_state(self._summarize(call))
@@ -251,6 +253,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         with call.computing():
             return call.leave(self._attend(call))
@@ -306,6 +309,7 @@ class Method:
             scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None,
             owner=self,
+            as_stored=self._reads_half(streaming=True),
         )
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
@@ -342,6 +346,13 @@ class Method:
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         """The most memory that `_evaluate` takes beyond inputs and output, in bytes; None if it is not known."""
         return None
+
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        """Whether q, k and v may come in half precision, to `_evaluate` or to the parts of calls with a state.
+
+        The output may then have it too.
+        """
+        return False
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""

@@ -215,11 +215,16 @@ class Nystrom(Method):
         pair = heads.unfold(q_land), heads.unfold(k_land)
         return replace(self, landmarks=pair, num_landmarks=None, seed=None, kmeans_iterations=None, query_mask=None)
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        is_plain = self.conv_weights is None and self.pinv != "ridge-fit"
+        return is_plain and (streaming or self._chosen_by() in ("segment-means", "arrays"))
+
     def _evaluate(self, call: AttentionCall) -> Array:
         query_mask = self._query_mask(call)
         xp, k, v, key_mask, scale = call.xp, call.k, call.v, call.key_mask, call.scale
         if not call.options and min(call.q.shape[-2], k.shape[-2]) <= self._m():
-            out = softmax_attention(call.q, k, v, scale=scale, key_mask=key_mask)
+            call = call.widened()
+            out = softmax_attention(call.q, call.k, call.v, scale=scale, key_mask=key_mask)
             if query_mask is not None:  # exact attention needs no landmarks: the mask only adds batch axes
                 out = xp.broadcast_to(out, (*call.batch(query_mask=query_mask.shape[:-1]), *out.shape[-2:]))
             return add_convolution(call, out, self.conv_weights)

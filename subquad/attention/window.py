@@ -144,6 +144,10 @@ class Window(Method):
                 msg = "global_qkv would have no effect without global_mask, which says where they are used"
                 raise ValueError(msg)
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        # outputs that are joined must not be rounded before
+        return not streaming and self.rest is None and self.global_mask is None
+
     def _evaluate(self, call: AttentionCall) -> Array:
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 

@@ -56,6 +56,11 @@ def compute_dtype(xp: ModuleType, *arrays: Array | None) -> Any:
     return xp.float32 if is_half(xp, dtype) else dtype
 
 
+def stored_dtype(xp: ModuleType, x: Array | None, compute: Any) -> Any:
+    """The dtype in which a kernel that reads half precision gets an array: its own if that is half, else `compute`."""
+    return x.dtype if x is not None and compute == xp.float32 and is_half(xp, x.dtype) else compute
+
+
 def scan_dtypes(xp: ModuleType, A: Array, *arrays: Array | None) -> tuple[Any, Any]:
     """(dtype of the real arrays, dtype of the state) of a scan with the matrix A, which may be complex.
 

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 from subquad.backend import NO_CONTEXT, Array, Backend, Call, Like, Override
 from subquad.core import loading
 from subquad.core.beside import namespace_of, place_of
+from subquad.core.dtypes import cast, is_half
 from subquad.core.loading import backend_of, library_of
 
 # Choices remembered for each kernel. A program has a small number of signatures, but decoding may have one for each
 # length of its cache: a full table is cleared and filled anew.
 MAX_KEPT = 1024
+HALF = frozenset({"float16", "bfloat16"})
 Computing = Callable[[Any], AbstractContextManager[Any]]  # `Backend.computing`
 
 
@@ -135,6 +137,9 @@ class Kernel:
         ``pinned(arrays, outputs, **keywords)``: the generic form with the shift of a state, which an implementation is
         free to choose, held constant at its value in `outputs`. Backends differentiate `pinned` in place of `generic`
         if an override chose the shift.
+    reads_half : bool
+        Whether arrays may come in half precision: an override may read them as they are. The generic form, `gradient`
+        and all other overrides get them in float32, and what they return is rounded to what `outputs` declares.
     chosen : dict
         The functions chosen for calls so far, by signature or form, and keywords.
     """
@@ -146,10 +151,15 @@ class Kernel:
         options: Mapping[str, Any],
         gradient: Callable[..., Any] | None = None,
         pinned: Callable[..., Any] | None = None,
+        *,
+        reads_half: bool = False,
     ) -> None:
         functools.update_wrapper(self, generic)
         self.name, self.generic, self.outputs, self.options = generic.__name__, generic, outputs, dict(options)
-        self.gradient, self.pinned = gradient, pinned
+        self.gradient, self.pinned, self.reads_half = gradient, pinned, reads_half
+        if reads_half:
+            self.generic = functools.wraps(generic)(functools.partial(self._in_float32, generic))
+            self.gradient = None if gradient is None else functools.partial(self._gradient_in_float32, gradient)
         self.chosen: dict[Any, Callable[..., Any]] = {}
         loading.KERNELS[self.name] = self.options
 
@@ -220,6 +230,30 @@ class Kernel:
         """Drop all remembered choices; to be called when overrides have changed."""
         self.chosen.clear()
 
+    def _in_float32(self, run: Callable[..., Any], *arrays: Array | None, **keywords: Any) -> Any:
+        """What `run` returns for arrays of half precision in float32, rounded to the dtypes of the outputs."""
+        xp = namespace_of(arrays[0])
+        wide = _widened(xp, arrays)
+        found = run(*wide, **keywords)
+        if all(x is y for x, y in zip(wide, arrays, strict=True)):
+            return found
+        if not isinstance(found, tuple):
+            return cast(xp, found, self.outputs(*arrays, **keywords)[0].dtype)
+        declared = self.outputs(*arrays, **keywords)
+        return tuple(cast(xp, x, like.dtype) for x, like in zip(found, declared, strict=True))
+
+    def _gradient_in_float32(
+        self, gradient: Callable[..., Any], arrays: Sequence[Array | None], outputs: Sequence[Array],
+        grads: Sequence[Array | None], **static: Any,
+    ) -> tuple[Array | None, ...]:  # fmt: skip
+        """The gradients of arrays of half precision, computed in float32."""
+        xp = namespace_of(next(x for x in arrays if x is not None))
+        found = gradient(*(_widened(xp, some) for some in (arrays, outputs, grads)), **static)
+        return tuple(
+            by if x is None or by is None or not is_half(xp, x.dtype) else cast(xp, by, x.dtype)
+            for by, x in zip(found, arrays, strict=True)
+        )
+
     def _choose(self, arrays: Sequence[Array | None], implementation: str, keywords: Mapping[str, Any]) -> _Chosen:
         """The implementation of a call."""
         xp = namespace_of(arrays[0])
@@ -233,8 +267,11 @@ class Kernel:
         static = {name: value for name, value in {**self.options, **keywords}.items() if name != "key_mask"}
         declined: list[tuple[str, list[str]]] = []
         call = None
+        is_half_call = self.reads_half and any(x is not None and is_half(xp, x.dtype) for x in arrays)
         for override in overrides:
             if implementation not in ("auto", override.name):
+                continue
+            if is_half_call and not HALF.intersection(override.accepts.dtypes):
                 continue
             if call is None:
                 conditions = backend.conditions([x for x in (*arrays, key_mask) if x is not None])
@@ -243,12 +280,17 @@ class Kernel:
             if not reasons:
                 return _Chosen(override.name, self._runner(override), override, declined, xp)
             declined.append((override.name, reasons))
-            if implementation == override.name:
+            if implementation == override.name and not is_half_call:
                 msg = (
                     f"implementation {implementation!r} cannot take this call: {'; '.join(reasons)}. "
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
+        if is_half_call:
+            chosen = self._choose(_widened(xp, arrays), implementation, keywords)
+            if chosen.override is None:
+                return chosen
+            return chosen._replace(run=functools.partial(self._in_float32, chosen.run), override=None)
         return _Chosen("generic", self.generic, None, declined, xp)
 
     def _runner(self, override: Override) -> Callable[..., Any]:
@@ -275,6 +317,12 @@ def kernel(
     options: Mapping[str, Any] | None = None,
     gradient: Callable[..., Any] | None = None,
     pinned: Callable[..., Any] | None = None,
+    reads_half: bool = False,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a replaceable operation: a decorator of its generic form. The arguments are attributes of `Kernel`."""
-    return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned)
+    return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned, reads_half=reads_half)
+
+
+def _widened(xp: ModuleType, arrays: Sequence[Array | None]) -> tuple[Array | None, ...]:
+    """The arrays, those of half precision in float32."""
+    return tuple(x if x is None or not is_half(xp, x.dtype) else xp.astype(x, xp.float32) for x in arrays)

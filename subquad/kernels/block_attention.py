@@ -17,6 +17,7 @@ from typing import Any
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import BLOCK_ELEMENTS, fold_blocks, rows_per_block, take_rows
+from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.gather import gather_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -42,10 +43,14 @@ def outputs(
     """Shape and dtype of the outputs of `block_attention`."""
     matrices = {"q": q, "k": k, "v": v, "blocks": blocks, "met_q": met_q, "met_k": met_k, "pairs": pairs, "bias": bias}
     batch = batch_of(matrices, {"start": start, "stop": stop, "place": place, "avoid": avoid}, key_mask)
-    return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
+    xp, n = namespace_of(q), q.shape[-2]
+    return (
+        Like((*batch, n, v.shape[-1]), common_dtype(xp, q, k, v)),
+        Like((*batch, n), compute_dtype(xp, q, k, v)),
+    )
 
 
-@kernel(outputs=outputs, options={"softcap": None, "key_mask": None})
+@kernel(outputs=outputs, options={"softcap": None, "key_mask": None}, reads_half=True)
 def block_attention(
     q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None, place: Array | None,
     avoid: Array | None, met_q: Array | None, met_k: Array | None, pairs: Array | None,
@@ -53,7 +58,8 @@ def block_attention(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) over the keys that each row sees, and its log-sum-exp (..., n).
 
-    A row that sees no key gives 0 and −∞. All arrays but these are None where they do not restrict anything:
+    A row that sees no key gives 0 and −∞. q, k and v may have half precision in place of float32; the output has it if
+    all have the same. All arrays but these are None where they do not restrict anything:
 
         start, stop    (..., n)              row i sees keys at the places start[i] … stop[i] − 1
         blocks         (..., q_blocks, r)    the blocks of `size` keys that each block of `size` rows reads, each once;

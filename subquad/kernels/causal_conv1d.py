@@ -9,6 +9,7 @@ from types import ModuleType
 
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
+from subquad.core.dtypes import compute_dtype
 from subquad.core.kernel import kernel
 from subquad.kernels.sigmoid import sigmoid
 
@@ -26,10 +27,11 @@ def outputs(
 ) -> tuple[Like, ...]:
     """Shapes and dtypes of the outputs of `causal_conv1d`: y and the last inputs."""
     batch, _, d = x.shape
-    return Like(tuple(x.shape), x.dtype), Like((batch, weight.shape[1] - 1, d), x.dtype)
+    compute = compute_dtype(namespace_of(x), x)
+    return Like(tuple(x.shape), x.dtype), Like((batch, weight.shape[1] - 1, d), compute)
 
 
-@kernel(outputs=outputs)
+@kernel(outputs=outputs, reads_half=True)
 def causal_conv1d(
     x: Array,
     weight: Array,
@@ -49,7 +51,8 @@ def causal_conv1d(
         resets          (batch, n), bool: a step where it is True, and those after it, see no input before that step
 
     The state holds the last width − 1 inputs, 0 in place of those before the last reset. With `reverse`, time runs from
-    the end, and the rows of both states are in the order in which time passes them.
+    the end, and the rows of both states are in the order in which time passes them. x may have half precision in place
+    of float32, and y then has it too.
     """
     xp = namespace_of(x)
     batch, n, d = x.shape

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
+from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.kernel import kernel
 
 CHUNK = 64  # steps of a chunk, for which the products of pairs of steps cost about as much as those with the state
@@ -31,12 +32,13 @@ CHANNEL_CHUNK = 16  # with a decay for each channel, where each pair of steps ha
 
 def outputs(*arrays: Array, scale: float, reverse: bool) -> tuple[Like, ...]:
     """Shapes and dtypes of the outputs of `delta_scan`: o and the last state."""
-    q, _, v, *_ = arrays
-    batch, _, heads, d = q.shape
-    return Like(tuple(v.shape), v.dtype), Like((batch, heads, d, v.shape[-1]), v.dtype)
+    q, k, v, *_ = arrays
+    (batch, _, heads, d), xp = q.shape, namespace_of(q)
+    state = Like((batch, heads, d, v.shape[-1]), compute_dtype(xp, q, k, v))
+    return Like(tuple(v.shape), common_dtype(xp, q, k, v)), state
 
 
-@kernel(outputs=outputs)
+@kernel(outputs=outputs, reads_half=True)
 def delta_scan(
     q: Array,
     k: Array,
@@ -61,7 +63,8 @@ def delta_scan(
         initial_state   (batch, heads, d, d_v) or None
         resets          (batch, n), bool, or None: the state starts from 0 before a step where it is True
 
-    With `reverse`, time runs from the end. A number that is not finite makes the outputs NaN that depend on it, and
+    Arrays over time may have half precision in place of float32; o has it if q, k and v have the same. With `reverse`,
+    time runs from the end. A number that is not finite makes the outputs NaN that depend on it, and
     changes no other. Finite numbers whose products overflow may reach all of their chunk here, past a reset too.
     """
     xp, n = namespace_of(q), q.shape[1]

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
+from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
@@ -63,7 +64,8 @@ def summarize_outputs(
     state, weights = rest[:3], rest[3:]
     m, width = phi.sizes(k.shape[-1], *weights)
     batch = keys_batch(phi, weights, k, v, key_mask, state[2])
-    return tuple(Like((*batch, *tail), k.dtype) for tail in ((width, 1), (m, v.shape[-1]), (m, 1)))
+    dtype = compute_dtype(namespace_of(k), k, v)
+    return tuple(Like((*batch, *tail), dtype) for tail in ((width, 1), (m, v.shape[-1]), (m, 1)))
 
 
 def attend_outputs(q: Array, shift: Array, numerator: Array, *rest: Array, phi: FeatureMap) -> tuple[Like, ...]:
@@ -78,7 +80,7 @@ def step_outputs(
     """Shapes and dtypes of the outputs of `feature_step`."""
     state = summarize_outputs(k, v, *rest, phi=phi, key_mask=key_mask)
     batch = broadcast_batch(q=q.shape[:-2], state=state[2].shape[:-2])
-    return (Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), *state)
+    return (Like((*batch, q.shape[-2], v.shape[-1]), common_dtype(namespace_of(q), q, k, v)), *state)
 
 
 def keys_batch(
@@ -119,7 +121,7 @@ def step_pinned(
     return out, *summarize_pinned(arrays[1:], outputs[1:], phi=phi, key_mask=key_mask)
 
 
-@kernel(outputs=summarize_outputs, options={"key_mask": None}, pinned=summarize_pinned)
+@kernel(outputs=summarize_outputs, options={"key_mask": None}, pinned=summarize_pinned, reads_half=True)
 def feature_summarize(
     k: Array,
     v: Array,
@@ -134,7 +136,7 @@ def feature_summarize(
     """The state (shift, numerator, denominator) after adding keys k (..., n, d) and values v (..., n, d_v).
 
     The state before is three arrays or three times None. `weights` are the arrays of the map `phi`; `key_mask`
-    (..., n), True = keep, hides keys.
+    (..., n), True = keep, hides keys. k and v may have half precision in place of float32, a state has not.
     """
     xp = namespace_of(k)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)
@@ -152,11 +154,14 @@ def feature_summarize(
     return sums.outside(xp)
 
 
-@kernel(outputs=attend_outputs)
+@kernel(outputs=attend_outputs, reads_half=True)
 def feature_attend(
     q: Array, shift: Array, numerator: Array, denominator: Array, /, *weights: Array, phi: FeatureMap
 ) -> Array:
-    """The output (..., n, d_v) of queries q (..., n, d) that read a state; 0 where the denominator is 0."""
+    """The output (..., n, d_v) of queries q (..., n, d) that read a state; 0 where the denominator is 0.
+
+    q may have half precision in place of float32, and the output then has it too.
+    """
     xp = namespace_of(q)
     shift = xp.matrix_transpose(shift)
     queries = phi.map_queries(xp, finite_shift(xp, shift), *weights)
@@ -173,7 +178,7 @@ def feature_attend(
     return out
 
 
-@kernel(outputs=step_outputs, options={"key_mask": None}, pinned=step_pinned)
+@kernel(outputs=step_outputs, options={"key_mask": None}, pinned=step_pinned, reads_half=True)
 def feature_step(
     q: Array,
     k: Array,
@@ -188,7 +193,8 @@ def feature_step(
 ) -> tuple[Array, Array, Array, Array]:
     """(out, shift, numerator, denominator): causal output of n new rows after a state, and the state after them.
 
-    Row i reads the state before and the keys 0 … i of this call, so q and k have the same number of rows.
+    Row i reads the state before and the keys 0 … i of this call, so q and k have the same number of rows. q, k and v
+    may have half precision in place of float32; the output has it if they have the same, a state has not.
     """
     xp = namespace_of(q)
     sums = _begin(xp, phi, weights, k, v, key_mask, shift, numerator, denominator)

@@ -14,6 +14,7 @@ from types import ModuleType
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
+from subquad.core.dtypes import compute_dtype
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.parallel_prefix import cut_runs, join_runs
@@ -27,13 +28,18 @@ def outputs(
     a: Array, b: Array, initial_state: Array | None, resets: Array | None, /, *, reverse: bool
 ) -> tuple[Like, ...]:
     """Shape and dtype of the output of `linear_scan`."""
-    return (Like(tuple(b.shape), b.dtype),)
+    return (Like(tuple(b.shape), compute_dtype(namespace_of(b), b) if a.dtype != b.dtype else b.dtype),)
 
 
-@kernel(outputs=outputs, gradient=lambda arrays, outputs, grads, **static: _gradient(arrays, outputs, grads, **static))
+@kernel(
+    outputs=outputs,
+    gradient=lambda arrays, outputs, grads, **static: _gradient(arrays, outputs, grads, **static),
+    reads_half=True,
+)
 def linear_scan(a: Array, b: Array, initial_state: Array | None, resets: Array | None, /, *, reverse: bool) -> Array:
     """h (batch, n, d) of a and b (batch, n, d) and initial_state (batch, d) or None; one dtype, real or complex.
 
+    Each of a and b may have half precision in place of float32; h has it if both have the same.
     With `reverse`, time runs from the end: h[t] = a[t] h[t+1] + b[t]. Where `resets`, bool (batch, n) or None, is True,
     0 stands in place of the state before the step, by selection: no value, NaN included, passes it.
     """

@@ -34,7 +34,7 @@ def outputs(u: Array, rate: Array, *arrays: Array | None, reverse: bool) -> tupl
     return Like(tuple(u.shape), u.dtype), Like((u.shape[0], *rate.shape), rate.dtype)
 
 
-@kernel(outputs=outputs)
+@kernel(outputs=outputs, reads_half=True)
 def lti_scan(
     u: Array,
     rate: Array,
@@ -58,7 +58,7 @@ def lti_scan(
         mask            (batch or 1, n), bool: a step where it is False leaves the state as it is and gives 0
 
     The mask is the kernel's, unlike that of other scans, since a fixed model has no step that does nothing. With
-    `reverse`, time runs from the end.
+    `reverse`, time runs from the end. u may have half precision in place of float32, and y then has it too.
     """
     xp = namespace_of(u)
     batch, n, d = u.shape

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import fold_blocks
+from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.parallel_prefix import cut_runs
@@ -60,12 +61,13 @@ class Sizes(NamedTuple):
 
 def outputs(*arrays: Array, scale: float, reverse: bool) -> tuple[Like, ...]:
     """Shapes and dtypes of the outputs of `outer_scan`: o and the last state."""
-    q, _, v, *_ = arrays
-    batch, n, heads, d_v = v.shape
-    return Like((batch, n, heads, d_v), v.dtype), Like((batch, heads, q.shape[-1], d_v), v.dtype)
+    q, k, v, *_ = arrays
+    (batch, n, heads, d_v), xp = v.shape, namespace_of(v)
+    state = Like((batch, heads, q.shape[-1], d_v), compute_dtype(xp, q, k, v))
+    return Like((batch, n, heads, d_v), common_dtype(xp, q, k, v)), state
 
 
-@kernel(outputs=outputs)
+@kernel(outputs=outputs, reads_half=True)
 def outer_scan(
     q: Array,
     k: Array,
@@ -92,7 +94,8 @@ def outer_scan(
         initial_state   (batch, heads, d, d_v); None: 0
         resets          (batch, n), bool: the state is 0 before a step where it is True; None: nowhere
 
-    o is (batch, n, heads, d_v) and the state (batch, heads, d, d_v). With `reverse`, time runs from the end.
+    o is (batch, n, heads, d_v) and the state (batch, heads, d, d_v). q, k, v, g and weight may have half precision in
+    place of float32; o has it if q, k and v have the same. With `reverse`, time runs from the end.
     """
     xp = namespace_of(q)
     sizes = _sizes(q, v)

@@ -41,14 +41,15 @@ def outputs(
     return (Like((*batch_shape(q, k, v, key_mask), q.shape[-2], v.shape[-1]), q.dtype),)
 
 
-@kernel(outputs=outputs, options={"visible": None, "key_mask": None})
+@kernel(outputs=outputs, options={"visible": None, "key_mask": None}, reads_half=True)
 def softmax_attention(
     q: Array, k: Array, v: Array, /, *, scale: float, visible: Visibility | None = None, key_mask: Array | None = None
 ) -> Array:
     """Softmax attention (..., n, d_v) of checked arrays of one floating dtype, Σ_j exp(s q·k) v / Σ_j exp(s q·k).
 
     `visible` says which keys each row sees; None means all keys. `key_mask` (..., n_kv), True = keep, hides keys from
-    all rows. A row that sees no key gives 0.
+    all rows. A row that sees no key gives 0. Each array may have half precision in place of float32; the output has it
+    if q has it.
     """
     xp = namespace_of(q)
     n, n_kv = q.shape[-2], k.shape[-2]

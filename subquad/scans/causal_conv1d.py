@@ -15,7 +15,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
-from subquad.core.dtypes import compute_dtype
+from subquad.core.dtypes import compute_dtype, stored_dtype
 from subquad.core.gather import gather, gather_rows
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec
@@ -364,7 +364,7 @@ def _form(x: Array, weight: Array, bias: Array | None, state: Array | None, *, t
         batches[name] = given.shape[:-2]
     batch = broadcast_batch(**batches)
     compute = compute_dtype(xp, x, weight, bias, state)
-    rows = flat_target(x, compute, batch, tuple(x.shape[-1 - time :]))
+    rows = flat_target(x, stored_dtype(xp, x, compute), batch, tuple(x.shape[-1 - time :]))
     if rows is not None and not time and rows.shape is not None:
         rows = rows._replace(shape=(rows.shape[0], 1, d))
     targets = (rows, Target(compute), Target(compute), flat_target(state, compute, batch, tail))

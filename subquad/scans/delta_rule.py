@@ -13,7 +13,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
-from subquad.core.dtypes import common_dtype, compute_dtype
+from subquad.core.dtypes import common_dtype, compute_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_transition
 from subquad.kernels.delta_scan import delta_scan
@@ -378,7 +378,10 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     batch = broadcast_batch(**check_tails(arrays, tails, WHY | {name: "channels of k × channels of v"}))
     compute = compute_dtype(xp, *given)
     targets = (
-        *(row_target(x, compute, batch, tail, time) for x, tail in zip(given[:5], tails.values(), strict=False)),
+        *(
+            row_target(x, stored_dtype(xp, x, compute), batch, tail, time)
+            for x, tail in zip(given[:5], tails.values(), strict=False)
+        ),
         state_target(state, compute, batch, (d, d_v)),
     )
     out = Target(common_dtype(xp, q, k, v), None, (*batch, *steps, d_v))

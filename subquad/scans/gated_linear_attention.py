@@ -14,7 +14,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
-from subquad.core.dtypes import cast, common_dtype, compute_dtype
+from subquad.core.dtypes import cast, common_dtype, compute_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.max_shift import divide_or_zero
@@ -405,7 +405,9 @@ def _form(given: tuple[Any, ...], *, time: int, normalize: bool) -> Form:
         tail = tails[name]
         own = tuple(x.shape[: x.ndim - len(tail)])
         rows = (n, 1, x.shape[-1]) if name in POSITIONAL else (1, *tail)
-        return Target(compute, None if own == batch else (*batch, *tail), (count, *rows))
+        # a quotient is rounded once, so its numerator must not be
+        dtype = stored_dtype(xp, x, compute) if name in POSITIONAL and not normalize else compute
+        return Target(dtype, None if own == batch else (*batch, *tail), (count, *rows))
 
     d, d_v = given[0].shape[-1], given[2].shape[-1]
     dtype, steps = common_dtype(xp, *given[:3]), (n,) * time

@@ -14,7 +14,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, whole_call
-from subquad.core.dtypes import common_dtype, compute_dtype, is_dtype
+from subquad.core.dtypes import common_dtype, compute_dtype, is_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.linear_scan import linear_scan as scan_kernel
@@ -256,7 +256,9 @@ def linear_scan(
     """
     arrays = a, b, initial_state
     try:
-        form = form_of("linear_scan", arrays, lambda: _form(*arrays, time=1))
+        rounds = return_state is False and states_at is None  # a state is a row of h that is not rounded
+        kind = "linear_scan" if rounds else "linear_scan with states"
+        form = form_of(kind, arrays, lambda: _form(*arrays, time=1, rounds=rounds))
     except TypeError as error:
         options = {
             "initial_state": initial_state, "return_state": return_state, "reverse": reverse, "segments": segments,
@@ -300,8 +302,11 @@ def _state_at(time: Timeline, h: Array, start: Array | None, position: int) -> A
     return xp.concat([h[:, row : row + 1, :]], axis=1)
 
 
-def _form(a: Array, b: Array, initial_state: Array | None, *, time: int) -> Form:
-    """The form of a scan (`time` 1) or of one step (`time` 0), after checks of its arrays."""
+def _form(a: Array, b: Array, initial_state: Array | None, *, time: int, rounds: bool = False) -> Form:
+    """The form of a scan (`time` 1) or of one step (`time` 0), after checks of its arrays.
+
+    With `rounds`, the kernel reads half precision and rounds its output.
+    """
     check_given(a=a, b=b)
     state = {"initial_state" if time else "state": initial_state}
     xp = check_arrays(a=a, b=b, **state)
@@ -312,7 +317,8 @@ def _form(a: Array, b: Array, initial_state: Array | None, *, time: int) -> Form
     batches |= {name: x.shape[:-1] for name, x in state.items() if x is not None}
     batch = broadcast_batch(**batches)
     compute = compute_dtype(xp, a, b, initial_state)
-    rows = [flat_target(x, compute, batch, tail) for x in (a, b)]
+    dtypes = [stored_dtype(xp, x, compute) if rounds else compute for x in (a, b)]
+    rows = [flat_target(x, dtype, batch, tail) for x, dtype in zip((a, b), dtypes, strict=True)]
     if not time:
         rows = [None if x is None or x.shape is None else x._replace(shape=(x.shape[0], 1, d)) for x in rows]
     out = Target(_dtype_out(xp, a, b, compute), None, (*batch, *tail))

@@ -13,7 +13,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_arrays, check_choice, check_flag, check_floating, check_given
-from subquad.core.dtypes import is_dtype, scan_dtypes
+from subquad.core.dtypes import is_dtype, scan_dtypes, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.lti_scan import lti_scan as scan_kernel
@@ -380,7 +380,7 @@ def _form(
     batches |= {} if state is None else {name_of_state: state.shape[:-2]}
     batch = broadcast_batch(**batches)
     real, of_state = scan_dtypes(xp, A, u, B, C, D, delta, state)
-    rows = flat_target(u, real, batch, tuple(u.shape[-1 - time :]))
+    rows = flat_target(u, stored_dtype(xp, u, real), batch, tuple(u.shape[-1 - time :]))
     assert rows is not None
     assert rows.shape is not None
     rows = rows if time else rows._replace(shape=(rows.shape[0], 1, d))

@@ -14,7 +14,7 @@ import numpy as np
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
-from subquad.core.dtypes import cast, compute_dtype
+from subquad.core.dtypes import cast, compute_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
 from subquad.kernels.outer_scan import outer_scan
@@ -415,7 +415,8 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     n, (heads, p), d_state = x.shape[-3] if time else 1, x.shape[-2:], B.shape[-1]
 
     def target(name: str, x: Array | None) -> Target | None:
-        found = flat_target(x, compute, batch, tails[name])
+        is_read = name in ("B", "C") or (name == "x" and arrays["z"] is None)  # y is gated before it is rounded
+        found = flat_target(x, stored_dtype(xp, x, compute) if is_read else compute, batch, tails[name])
         if found is None or name in ("initial_state", "state"):
             return found
         tail = tails[name][time:]

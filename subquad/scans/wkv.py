@@ -15,7 +15,7 @@ import numpy as np
 
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
-from subquad.core.dtypes import common_dtype, compute_dtype
+from subquad.core.dtypes import common_dtype, compute_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec
 from subquad.kernels.delta_scan import delta_scan
@@ -357,7 +357,8 @@ def _form(given: Sequence[Array | None], version: int, *, time: int) -> Form:
             return Target(compute, wide, (d,))
         if is_state or name == "u":
             return Target(compute, wide, (count, *heads, *tail))
-        return Target(compute, wide, (count, 1 if (version, name) == (5, "w") else n, *heads, tail[-1]))
+        dtype = compute if version == 4 else stored_dtype(xp, x, compute)
+        return Target(dtype, wide, (count, 1 if (version, name) == (5, "w") else n, *heads, tail[-1]))
 
     outputs = (
         Target(common_dtype(xp, *given[:3]), None, (*batch, *(n,) * time, d_v)),

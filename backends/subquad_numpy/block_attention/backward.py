@@ -35,6 +35,7 @@ from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, wher
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, place_in, rows_at, turned
+from subquad_numpy.codegen.stored import row_of, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
 
@@ -66,12 +67,15 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             *(d * width, d_v * width, wide * width, wide_v * width, keys * panel, keys * panel),
             *(high * width, high * panel, keys * wide, keys * wide_v),
             *(keys * padded(d, TILE_ROWS), keys * padded(d, TILE_ROWS), keys * padded(d_v, TILE_ROWS)),
+            *(max(d, d_v), d_v),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
         before, stop, avoid, met, level, drop, nothing = cuts[:7]
         q, grad, q_rows, grad_rows, x, slope = cuts[7:13]
-        by_q, part, by_k, by_v, own_k, own_turned, own_v = cuts[13:]
+        by_q, part, by_k, by_v, own_k, own_turned, own_v, wide_row, wide_out = cuts[13:]
+        q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
+        v_as, out_as, by_as = stored_as(f.stored, 2), stored_as(f.stored, 3), stored_as(f.stored, 4)
         limits = Limits(before, stop, avoid, met)
         clear(nothing, max(wide, wide_v, panel))
         for task in range(first, last):
@@ -95,8 +99,12 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     continue
                 used = padded(count, panel)
                 low, upper, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
-                pack_rows(rows, f.q_row, order_q, has_q, row, count, d, used, panel, numbers[0], q)
-                pack_rows(grad_out, d_v, order_q, has_q, row, count, d_v, used, panel, 1, grad)
+                pack_rows(
+                    rows, q_as, f.q_row, order_q, has_q, row, count, d, used, panel, numbers[0], q, lanes, wide_row
+                )  # fmt: skip
+                pack_rows(
+                    grad_out, by_as, d_v, order_q, has_q, row, count, d_v, used, panel, 1, grad, lanes, wide_row
+                )  # fmt: skip
                 for base in range(0, used, panel):
                     clear(shifted(q_rows, base * wide), panel * wide)
                     clear(shifted(grad_rows, base * wide_v), panel * wide_v)
@@ -104,21 +112,25 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     for c in range(here):
                         mine = at(order_q, has_q, row + base + c)
                         own = Panels(shifted(q_rows, base * wide), panel)
-                        fine = is_finite(rows_at(rows, f.q_row), mine, 1, d, lanes)
+                        query = row_of(rows, q_as, mine * f.q_row, d, lanes, wide_row)
+                        fine = is_finite(rows_at(query, 0), 0, 1, d, lanes)
                         for p in range(d):
-                            value = rows[mine * f.q_row + p] * numbers[0] if fine else numbers[0] * 0
+                            value = query[p] * numbers[0] if fine else numbers[0] * 0
                             own.data[place_in(own, c, p, wide, lanes)] = value
                         own = Panels(shifted(grad_rows, base * wide_v), panel)
+                        by_out = row_of(grad_out, by_as, mine * d_v, d_v, lanes, wide_row)
                         for p in range(d_v):
-                            own.data[place_in(own, c, p, wide_v, lanes)] = grad_out[mine * d_v + p]
+                            own.data[place_in(own, c, p, wide_v, lanes)] = by_out[p]
                 for c in range(used):
                     level[c], drop[c] = INFINITY, 0
                     mine = at(order_q, has_q, row + c) if c < count else 0
                     if c < count and lse[mine] != -INFINITY:
                         level[c] = lse[mine]
                         along = numbers[0] * 0
+                        by_out = row_of(grad_out, by_as, mine * d_v, d_v, lanes, wide_row)
+                        own_out = row_of(out, out_as, mine * d_v, d_v, lanes, wide_out)
                         for p in range(d_v):
-                            along += grad_out[mine * d_v + p] * out[mine * d_v + p]
+                            along += by_out[p] * own_out[p]
                         drop[c] = along - (grad_lse[mine] if f.grad_lse != 0 else 0)
                 clear(by_q, high * used)
                 for entry in range(max(listed, 1)):
@@ -134,15 +146,17 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             continue
                         is_whole = every and j >= inner_low and j + many <= inner_high
                         whole = padded(many, TILE_ROWS)
-                        a = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, False, own_k)
-                        a_turned = whole_tile(k, f.k_row, order_k, has_k, j, many, d, n_kv, True, own_turned)
+                        a = whole_tile(k, k_as, f.k_row, order_k, has_k, j, many, d, n_kv, False, lanes, own_k)
+                        a_turned = whole_tile(
+                            k, k_as, f.k_row, order_k, has_k, j, many, d, n_kv, True, lanes, own_turned
+                        )  # fmt: skip
                         if not is_whole and not is_finite(a_turned, 0, many, d, lanes):
                             for t in range(many):
                                 reads = d if is_finite(a_turned, t, 1, d, lanes) else 0
                                 for p in range(high):
                                     own_turned[t * high + p] = a_turned.data[t * a_turned.row + p] if p < reads else 0
                             a_turned = rows_at(own_turned, high)
-                        b = whole_tile(v, f.v_row, order_k, has_k, j, many, d_v, n_kv, False, own_v)
+                        b = whole_tile(v, v_as, f.v_row, order_k, has_k, j, many, d_v, n_kv, False, lanes, own_v)
                         clear(by_k, keys * wide)
                         clear(by_v, keys * wide_v)
                         for base in range(0, used, panel):

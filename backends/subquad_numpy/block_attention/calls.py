@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step, run
+from subquad_numpy.runtime.stored import common, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -27,8 +28,10 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     values, batch, tasks, products = record(arrays, static)
     q, v = values["q"], values["v"]
-    shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), q.dtype, values["numbers"]
-    example = {"out": np.empty(shape, dtype), "lse": np.empty(shape[:-1], dtype)}
+    shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3]), values["numbers"]
+    out_dtype = common(*arrays[:3])
+    example = {"out": np.empty(shape, out_dtype), "lse": np.empty(shape[:-1], dtype)}
+    values["stored"] = stored_word((*arrays[:3], example["out"]))
     planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     places = [NAMES.index(name) for name in given if name in NAMES]
@@ -39,7 +42,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     def block_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, Array], None]:
-        out, lse = new(shape, dtype), new(shape[:-1], dtype)
+        out, lse = new(shape, out_dtype), new(shape[:-1], dtype)
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
         planned((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
@@ -67,7 +70,7 @@ def gradients(
 
     values, batch, tiles, _ = rounds[0]
     (out, lse), (grad_out, grad_lse) = outputs, grads
-    (n, d), (n_kv, d_v), dtype, items = values["q"].shape[-2:], values["v"].shape[-2:], out.dtype, math.prod(batch)
+    (n, d), (n_kv, d_v), dtype, items = values["q"].shape[-2:], values["v"].shape[-2:], lse.dtype, math.prod(batch)
     count = thread_count(threads)
     parts = parts_of(items, tiles, count)
     by_q, by_k, by_v = (
@@ -76,11 +79,13 @@ def gradients(
     if 0 not in (*batch, n, n_kv, d_v):
         shared = {
             "out": np.ascontiguousarray(out), "lse": np.ascontiguousarray(lse),
-            "grad_out": np.zeros(out.shape, dtype) if grad_out is None else np.ascontiguousarray(grad_out, dtype),
+            "grad_out": np.zeros(out.shape, dtype) if grad_out is None else np.ascontiguousarray(grad_out),
             "grad_lse": None if grad_lse is None else np.ascontiguousarray(grad_lse, dtype),
             "grad_q": by_q, "grad_k": by_k[0], "grad_v": by_v[0],
             "parts": parts, "k_step": items * n_kv * d, "v_step": items * n_kv * d_v,
         }  # fmt: skip
+        arrays = (*(values[name] for name in ("q", "k", "v")), out, shared["grad_out"])
+        shared["stored"] = stored_word(arrays)
         kernel = block_attention_gradient_kernel(dtype)
         for values, _, _, products in rounds:
             run(kernel, BACKWARD_RECORD, batch, parts, 3 * products, threads, **values, **shared)
@@ -129,6 +134,6 @@ def record(arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str
     given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(fix_of(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
-    values["numbers"] = np.array([static["scale"]], values["q"].dtype)
+    values["numbers"] = np.array([static["scale"]], widest(*arrays[:3]))
     batch = np.broadcast_shapes(*(x.shape[: x.ndim - _axes(name)] for name, x in given.items()))
     return values, batch, tasks, products

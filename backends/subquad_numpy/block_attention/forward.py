@@ -27,8 +27,10 @@ from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, s
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
+from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 FORWARD_RECORD = fields(SIZES, ARRAYS, {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1})
 
@@ -49,12 +51,14 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         high_v = padded(d_v, TILE_ROWS)
         sizes = (
             *(width, width, width, f.rounds * width, d * width, keys * panel, high_v * width, high_v * panel),
-            *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
+            *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v, max(d, d_v)),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
         before, stop, avoid, met, q, x, total, part = cuts[:8]
-        top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:]
+        top, seen, poison, nothing, faded, fine, own_k, own_v, wide = cuts[8:]
+        q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
+        v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
@@ -68,7 +72,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
             used = padded(count, panel)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
-            pack_rows(pointer(f.q, zero), f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q)
+            pack_rows(
+                pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q,
+                lanes, wide,
+            )  # fmt: skip
             clear(total, high_v * used)
             for i in range(0, used, lanes):
                 store(top, i, LEAST(zeros(top)))
@@ -90,8 +97,9 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     if shown == 0:
                         continue
                     is_whole = every and shown == many and j >= inner_low and j + many <= inner_high
-                    a = whole_tile(k, f.k_row, order_k, f.order_k != 0, j, many, d, n_kv, False, own_k)
-                    b = whole_tile(v, f.v_row, order_k, f.order_k != 0, j, many, d_v, n_kv, True, own_v)
+                    has_order = f.order_k != 0
+                    a = whole_tile(k, k_as, f.k_row, order_k, has_order, j, many, d, n_kv, False, lanes, own_k)
+                    b = whole_tile(v, v_as, f.v_row, order_k, has_order, j, many, d_v, n_kv, True, lanes, own_v)
                     is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
                     if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
@@ -148,11 +156,14 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     new = math.exp(level - both) if found != 0 else old * 0
                     share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
                 place = c // panel * panel * high_v + c % panel
+                own = wide if out_as != AS_COMPUTED else shifted(out, mine * d_v)
                 for p in range(d_v):
                     value = total[place + p * panel] * factor if found != 0 else found
                     if joins:
                         value += before_out[mine * d_v + p] * share
-                    out[mine * d_v + p] = value + poison[c]
+                    own[p] = value + poison[c]
+                if out_as != AS_COMPUTED:
+                    round_row(out, out_as, mine * d_v, d_v, lanes, wide)
                 lse[mine] = level
         buffer[0] = 0  # see `cut`
         return DONE

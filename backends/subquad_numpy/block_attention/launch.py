@@ -17,6 +17,7 @@ from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
 from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
 from subquad_numpy.block_attention.calls import INTEGERS, NAMES, NO_ORDERS, cut_work, parts_of
 from subquad_numpy.runtime.launch import Launch, Run, threads_for, to_shape
+from subquad_numpy.runtime.stored import stored_word, widest
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
@@ -26,9 +27,10 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     q = arrays[0]
     out, lse = outputs_of(*arrays[:-1], key_mask=arrays[-1], **static)
     sizes, tasks, products = cut_work(arrays, static)
+    sizes["stored"] = stored_word((*arrays[:3], out))
     batch = tuple(lse.shape[:-1])
     made = Launch(
-        block_attention_kernel, (np.dtype(q.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch, tasks,
+        block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch, tasks,
         threads_for(int(math.prod(batch) * products)),
     )  # fmt: skip
     found = run(made, _operands(array_namespace(q), arrays, static))
@@ -44,7 +46,8 @@ def launch_backward(
 
     (q, k, v), (out, lse), xp = arrays[:3], outputs, array_namespace(arrays[0])
     sizes, tiles, products = cut_work(arrays, static)
-    batch, dtype = tuple(lse.shape[:-1]), q.dtype
+    sizes["stored"] = stored_word((q, k, v, out, grads[0]))
+    batch, dtype = tuple(lse.shape[:-1]), lse.dtype
     items = math.prod(batch)
     threads = threads_for(int(3 * items * products))
     parts = parts_of(items, tiles, threads)
@@ -61,16 +64,16 @@ def launch_backward(
         zeros=frozenset(results),
     )  # fmt: skip
     given = {"out": out, "lse": lse, "grad_out": grads[0], "grad_lse": grads[1]}
-    of_outputs = {name: cast(xp, x, dtype) for name, x in given.items()}
-    found = run(made, {**_operands(xp, arrays, static), **orders, **of_outputs})
+    found = run(made, {**_operands(xp, arrays, static), **orders, **given})
     by = found["grad_q"], xp.sum(found["grad_k"], axis=0), xp.sum(found["grad_v"], axis=0)
-    summed = [to_shape(xp, grad, tuple(x.shape)) for grad, x in zip(by, (q, k, v), strict=True)]
+    pairs = zip(by, (q, k, v), strict=True)
+    summed = [cast(xp, to_shape(xp, grad, tuple(x.shape)), x.dtype) for grad, x in pairs]
     return *summed, *[None] * (len(arrays) - 3)
 
 
 def _operands(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, Array | None]:
     given = dict(zip(NAMES, arrays, strict=True))
-    numbers = xp.asarray(np.array([static["scale"]]), dtype=given["q"].dtype)
+    numbers = xp.asarray(np.array([static["scale"]], widest(*arrays[:3])))
     return {
         "numbers": numbers,
         **{name: given[name] for name in ("q", "k", "v", "mask")},

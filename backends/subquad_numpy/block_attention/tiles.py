@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, total, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, padded, rows_at
+from subquad_numpy.codegen.stored import row_of, widen_rows
 from subquad_numpy.runtime.arguments import Fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel of rows take 8 kB of float32
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
-# columns of `met` that count; tiles of rows of an item. Strides in elements from row to row.
+# columns of `met` that count; tiles of rows of an item. Strides in elements from row to row. `stored`: how q, k, v and
+# the output are stored, and to the gradient the one by the output.
 SIZES: Fields = dict.fromkeys(
-    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tiles", "q_row", "k_row", "v_row", "met_row")
+    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tiles", "q_row", "k_row", "v_row", "met_row", "stored")
 )
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
@@ -81,36 +84,44 @@ def load_limits(f: Any, first: int, count: int, width: int, word: Any, limits: A
 
 @inline
 def pack_rows(
-    x: Any, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int, panel: int, scale: Any,
-    packed: Any,
+    x: Any, stored: int, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int,
+    panel: int, scale: Any, packed: Any, lanes: int, scratch: Any,
 ) -> None:  # fmt: skip
-    """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0."""
+    """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0.
+
+    `scratch` has room for a row.
+    """
     for c in range(width):
         place = c // panel * panel * d + c % panel
-        source = at(order, has_order, first + c) * row if c < count else 0
+        source = x
+        if c < count:
+            source = row_of(x, stored, at(order, has_order, first + c) * row, d, lanes, scratch)
         for p in range(d):
-            packed[place + p * panel] = x[source + p] * scale if c < count else 0
+            packed[place + p * panel] = source[p] * scale if c < count else 0
 
 
 @inline
 def whole_tile(
-    x: Any, row: int, order: Any, has_order: bool, first: int, count: int, width: int, n: int, across: bool,
-    scratch: Any,
+    x: Any, stored: int, row: int, order: Any, has_order: bool, first: int, count: int, width: int, n: int,
+    across: bool, lanes: int, scratch: Any,
 ) -> Any:  # fmt: skip
     """Rows first … first + count − 1 as the left factor of a product, which reads whole tiles of rows.
 
     `across`: the product runs over the rows, and reads numbers of a row up to a whole tile. The rows are copied into
-    `scratch`, with zeros, where the product would read beyond the end of the array, and where they have an order.
+    `scratch`, with zeros, where the product would read beyond the end of the array, where they have an order, and where
+    they have half precision.
     """
     beyond = padded(width, TILE_ROWS) - width  # numbers that a product across the rows reads behind a row
     fits = (n - first - count) * row >= beyond if across else first + padded(count, TILE_ROWS) <= n
-    if fits and not has_order:
+    if fits and not has_order and stored == AS_COMPUTED:
         return rows_at(shifted(x, first * row), row)
     stride = padded(width, TILE_ROWS)
     for t in range(padded(count, TILE_ROWS)):
-        source = at(order, has_order, first + t) * row if t < count else 0
-        for p in range(stride):
-            scratch[t * stride + p] = x[source + p] if t < count and p < width else 0
+        if t < count:
+            source = at(order, has_order, first + t) * row
+            widen_rows(x, stored, source, 0, 1, width, lanes, shifted(scratch, t * stride), 0)
+        for p in range(width if t < count else 0, stride):
+            scratch[t * stride + p] = 0
     return rows_at(scratch, stride)
 
 

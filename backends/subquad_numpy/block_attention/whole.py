@@ -20,6 +20,7 @@ from subquad.kernels.visibility import plain_sight
 from subquad_numpy.block_attention import calls
 from subquad_numpy.block_attention import launch as launches
 from subquad_numpy.runtime.launch import Run
+from subquad_numpy.runtime.stored import rounded, widened
 
 Array = np.ndarray[Any, Any]
 NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
@@ -41,7 +42,8 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callab
         if chunks > 1:
             parts, levels = out, lse
             out = new(parts.shape[1:], parts.dtype)
-            out[...], lse = joined(np, parts, levels)
+            whole, lse = joined(np, widened(parts), levels)
+            out[...] = rounded(whole, parts.dtype)
         return (out,), lse if save else None
 
     return softmax_attention

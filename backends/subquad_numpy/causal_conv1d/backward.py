@@ -16,6 +16,7 @@ from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_b
 from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import sigmoid
 from subquad_numpy.runtime.arguments import fields
 
@@ -38,6 +39,7 @@ def backward_kernel(dtype: str) -> Any:
         f = carray(records, 1)[0]
         n, d, width, block, reverse, silu = sizes_of(f)
         history = width - 1
+        x_as, y_as, by_x_as = stored_as(f.stored, 0), stored_as(f.stored, 1), stored_as(f.stored, 2)
         x, weight, bias = pointer(f.x, zero), pointer(f.weight, zero), pointer(f.bias, zero)
         initial_state, resets = pointer(f.initial_state, zero), pointer(f.resets, byte)
         has_state, has_resets = f.initial_state != 0, f.resets != 0
@@ -73,13 +75,13 @@ def backward_kernel(dtype: str) -> Any:
                     row = (item * n + place(t, n, reverse)) * d + c0
                     seen = seen_before(resets, has_resets, item * n, t, n, history, reverse)
                     for at in range(0, count, lanes):
-                        slope = load_part(grad_y, row + at, count - at, lanes, edge)
+                        slope = load_stored_part(grad_y, y_as, row + at, count - at, lanes, edge)
                         if silu:
                             value = load(offsets, at)
                             for k in range(seen + 1):
                                 if t >= k:
                                     source = (item * n + place(t - k, n, reverse)) * d + c0
-                                    term = load_part(x, source + at, count - at, lanes, edge)
+                                    term = load_stored_part(x, x_as, source + at, count - at, lanes, edge)
                                     value = load(taps, k * block + at) * term + value
                                 elif has_state:
                                     source = (item * history + history + t - k) * d + c0
@@ -92,7 +94,7 @@ def backward_kernel(dtype: str) -> Any:
                         for k in range(seen + 1):
                             if t >= k:
                                 source = (item * n + place(t - k, n, reverse)) * d + c0
-                                term = load_part(x, source + at, count - at, lanes, edge)
+                                term = load_stored_part(x, x_as, source + at, count - at, lanes, edge)
                                 store(sums, k * block + at, load(sums, k * block + at) + slope * term)
                             elif has_state:
                                 source = (item * history + history + t - k) * d + c0
@@ -113,7 +115,7 @@ def backward_kernel(dtype: str) -> Any:
                             total = load(taps, k * block + at) * load(slopes, (i + k) * block + at) + total
                         if t >= 0:
                             out = (item * n + place(t, n, reverse)) * d + c0 + at
-                            store_part(grad_x, out, total, count - at, lanes, edge)
+                            store_stored_part(grad_x, by_x_as, out, total, count - at, lanes, edge)
                         else:
                             out = (item * history + history + t) * d + c0 + at
                             store_part(grad_initial_state, out, total, count - at, lanes, edge)

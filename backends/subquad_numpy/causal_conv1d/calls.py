@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.stored import computed, stored_word
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -19,15 +20,15 @@ SMALL, SMALL_GRADIENT = 1 << 17, 1 << 16  # elements of a call, about 60 µs: be
 def _plan_conv(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`causal_conv1d`: y and the last inputs."""
     x, weight = arrays[:2]
-    dtype, shape = x.dtype, x.shape
+    dtype, shape = computed(x.dtype), x.shape
     of_state = (shape[0], weight.shape[1] - 1, shape[2])
     fix = [None if a is None else fix_items(a, a.ndim) for a in arrays]
     must_fix = any(f is not None for f in fix)
-    is_small, sizes = x.size < SMALL, sizes_of(x, weight, static) | {"block": ROWS}
+    is_small, sizes = x.size < SMALL, sizes_of(x, weight, static) | {"block": ROWS, "stored": stored_word((x, x))}
     runs: list[Run] = []
 
     def conv(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
-        y, state = new(shape, dtype), new(of_state, dtype)
+        y, state = new(shape, x.dtype), new(of_state, dtype)
         if not y.size:
             state[...] = 0 if arrays[3] is None else arrays[3]
             return (y, state), None
@@ -54,10 +55,10 @@ def conv_backward(
     x, weight, bias, initial_state, resets = arrays
     assert x is not None
     assert weight is not None
-    (batch, _, d), width = x.shape, weight.shape[1]
+    (batch, _, d), width, dtype = x.shape, weight.shape[1], computed(x.dtype)
     of_state = (batch, width - 1, d)
     grad_y, grad_state = (
-        np.zeros(shape, x.dtype) if by is None else np.ascontiguousarray(by, x.dtype)
+        np.zeros(shape, dtype) if by is None else np.ascontiguousarray(by)
         for by, shape in zip(grads, (x.shape, of_state), strict=True)
     )
     grad_x, grad_initial = np.empty_like(x, order="C"), grad_state.copy()
@@ -66,13 +67,13 @@ def conv_backward(
         from subquad_numpy.causal_conv1d.backward import BACKWARD_RECORD, backward_kernel
 
         block, tasks = cut_gradient(x)
-        sizes = sizes_of(x, weight, static) | {"block": block}
-        run = Run(backward_kernel(x.dtype.name), BACKWARD_RECORD, (), tasks, math.inf, sizes)
+        sizes = sizes_of(x, weight, static) | {"block": block, "stored": stored_word((x, grad_y, grad_x))}
+        run = Run(backward_kernel(dtype.name), BACKWARD_RECORD, (), tasks, math.inf, sizes)
         given = [None if a is None else np.ascontiguousarray(a) for a in (bias, initial_state, resets)]
         everything = (np.ascontiguousarray(x), taps_of(np, weight), *given, grad_y, grad_state, grad_x, grad_initial)
         run((*everything, *sums), 1 if x.size < SMALL_GRADIENT else thread_count(threads))
-    by_weight = sums[0].sum(axis=0)[::-1].T.astype(x.dtype, order="C")
-    by_bias = None if bias is None else sums[1].sum(axis=0).astype(x.dtype)
+    by_weight = sums[0].sum(axis=0)[::-1].T.astype(dtype, order="C")
+    by_bias = None if bias is None else sums[1].sum(axis=0).astype(dtype)
     return grad_x, by_weight, by_bias, None if initial_state is None else grad_initial, None
 
 
@@ -93,5 +94,5 @@ def cut_gradient(x: Any) -> tuple[int, int]:
     from subquad_numpy.selective_scan.calls import cut_gradient as cut_channels
 
     batch, _, d = x.shape
-    block, blocks = cut_channels(batch, 1, d, lanes_of(np.dtype(x.dtype)))
+    block, blocks = cut_channels(batch, 1, d, lanes_of(computed(x.dtype)))
     return block, batch * blocks

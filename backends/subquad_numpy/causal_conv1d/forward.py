@@ -13,11 +13,20 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_before, sizes_of
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
+from subquad_numpy.codegen import aligned, inline, load, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import load_part, store_part
+from subquad_numpy.codegen.copies import load_part
+from subquad_numpy.codegen.stored import (
+    load_stored,
+    load_stored_part,
+    number_at,
+    store_stored,
+    store_stored_part,
+    stored_as,
+)
 from subquad_numpy.codegen.vector_math import sigmoid
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 FORWARD_RECORD = fields(HEAD, {"y": 0, "state": 0})
 ROWS = 4  # steps whose sums are in registers at once: a tap is loaded once for all of them
@@ -29,24 +38,29 @@ def _activated(value: Any, silu: int) -> Any:
 
 
 @inline
-def _sum_of_one(rows: Any, own: int, width: int, weight: Any, bias: Any, d: int, at: int, zero: Any) -> Any:
-    """The sum of the step whose inputs have their addresses in `rows` from `own` on, for the channels at `at`."""
+def _sum_of_one(rows: Any, kinds: Any, own: int, width: int, weight: Any, bias: Any, d: int, at: int, zero: Any) -> Any:
+    """The sum of the step whose inputs have their addresses in `rows` from `own` on, for the channels at `at`.
+
+    `kinds` says how each input is stored.
+    """
     value = load(bias, at)
     for k in range(width):
-        value = load(weight, k * d + at) * load(pointer(rows[own + k], zero), at) + value
+        value = load(weight, k * d + at) * load_stored(pointer(rows[own + k], zero), kinds[own + k], at) + value
     return value
 
 
 @inline
 def _part_of_one(
-    rows: Any, own: int, width: int, weight: Any, bias: Any, d: int, at: int, lanes: int, edge: Any, zero: Any
-) -> Any:
+    rows: Any, kinds: Any, own: int, width: int, weight: Any, bias: Any, d: int, at: int, lanes: int, edge: Any,
+    zero: Any,
+) -> Any:  # fmt: skip
     """`_sum_of_one` for the last channels of a row, fewer than a vector."""
     count = d - at
     value = load_part(bias, at, count, lanes, edge)
     for k in range(width):
         tap = load_part(weight, k * d + at, count, lanes, edge)
-        value = tap * load_part(pointer(rows[own + k], zero), at, count, lanes, edge) + value
+        term = load_stored_part(pointer(rows[own + k], zero), kinds[own + k], at, count, lanes, edge)
+        value = tap * term + value
     return value
 
 
@@ -63,6 +77,8 @@ def forward_kernel(dtype: str) -> Any:
         given, resets = pointer(f.weight, zero), pointer(f.resets, byte)
         y, state = pointer(f.y, zero), pointer(f.state, zero)
         has_resets, history = f.resets != 0, width - 1
+        x_as, y_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
+        size_of_x = size if x_as == AS_COMPUTED else 2
         buffer = np.zeros(d + 2 * lanes, kind)
         edge = aligned(buffer)
         zeros = shifted(edge, lanes)
@@ -83,6 +99,7 @@ def forward_kernel(dtype: str) -> Any:
                 for k in range(width):
                     weight[k * d + c] = given[c * width + history - k]
         rows = np.empty(ROWS * width, np.int64)  # addresses of the inputs of `ROWS` steps
+        kinds = np.empty(ROWS * width, np.int64)  # how each of them is stored
         whole = d // lanes * lanes
         chunks = -(-n // block)
         for task in range(first, last):
@@ -93,13 +110,15 @@ def forward_kernel(dtype: str) -> Any:
                 for i in range(count):
                     seen = seen_before(resets, has_resets, item * n, t + i, n, history, reverse)
                     for k in range(width):
-                        source = blank
+                        source, kind_of_row = blank, AS_COMPUTED
                         if k <= seen:
                             if t + i >= k:
-                                source = f.x + (item * n + place(t + i - k, n, reverse)) * d * size
+                                source = f.x + (item * n + place(t + i - k, n, reverse)) * d * size_of_x
+                                kind_of_row = x_as
                             elif f.initial_state != 0:
                                 source = f.initial_state + (item * history + history + t + i - k) * d * size
                         rows[i * width + k] = source
+                        kinds[i * width + k] = kind_of_row
                 out = (item * n + place(t, n, reverse)) * d
                 step = -d if reverse else d
                 if count == ROWS:
@@ -108,35 +127,37 @@ def forward_kernel(dtype: str) -> Any:
                         s1, s2, s3 = s0, s0, s0
                         for k in range(width):
                             tap = load(weight, k * d + at)
-                            s0 = tap * load(pointer(rows[k], zero), at) + s0
-                            s1 = tap * load(pointer(rows[width + k], zero), at) + s1
-                            s2 = tap * load(pointer(rows[2 * width + k], zero), at) + s2
-                            s3 = tap * load(pointer(rows[3 * width + k], zero), at) + s3
-                        store(y, out + at, _activated(s0, silu))
-                        store(y, out + step + at, _activated(s1, silu))
-                        store(y, out + 2 * step + at, _activated(s2, silu))
-                        store(y, out + 3 * step + at, _activated(s3, silu))
+                            s0 = tap * load_stored(pointer(rows[k], zero), kinds[k], at) + s0
+                            s1 = tap * load_stored(pointer(rows[width + k], zero), kinds[width + k], at) + s1
+                            s2 = tap * load_stored(pointer(rows[2 * width + k], zero), kinds[2 * width + k], at) + s2
+                            s3 = tap * load_stored(pointer(rows[3 * width + k], zero), kinds[3 * width + k], at) + s3
+                        store_stored(y, y_as, out + at, _activated(s0, silu))
+                        store_stored(y, y_as, out + step + at, _activated(s1, silu))
+                        store_stored(y, y_as, out + 2 * step + at, _activated(s2, silu))
+                        store_stored(y, y_as, out + 3 * step + at, _activated(s3, silu))
                 else:
                     for i in range(count):
                         for at in range(0, whole, lanes):
-                            value = _sum_of_one(rows, i * width, width, weight, bias, d, at, zero)
-                            store(y, out + i * step + at, _activated(value, silu))
+                            value = _sum_of_one(rows, kinds, i * width, width, weight, bias, d, at, zero)
+                            store_stored(y, y_as, out + i * step + at, _activated(value, silu))
                 if whole < d:
                     for i in range(count):
-                        value = _part_of_one(rows, i * width, width, weight, bias, d, whole, lanes, edge, zero)
-                        store_part(y, out + i * step + whole, _activated(value, silu), d - whole, lanes, edge)
+                        value = _part_of_one(rows, kinds, i * width, width, weight, bias, d, whole, lanes, edge, zero)
+                        value = _activated(value, silu)
+                        store_stored_part(y, y_as, out + i * step + whole, value, d - whole, lanes, edge)
             if stop == n:
                 for i in range(history):
                     t = n - history + i
                     seen = seeing_after(resets, has_resets, item * n, t, n, history, reverse) >= history - i
-                    source = blank
+                    source, kind_of_row = blank, AS_COMPUTED
                     if seen and t >= 0:
-                        source = f.x + (item * n + place(t, n, reverse)) * d * size
+                        source = f.x + (item * n + place(t, n, reverse)) * d * size_of_x
+                        kind_of_row = x_as
                     elif seen and f.initial_state != 0:
                         source = f.initial_state + (item * history + n + i) * d * size
                     row = pointer(source, zero)
                     for c in range(d):
-                        state[(item * history + i) * d + c] = row[c]
+                        state[(item * history + i) * d + c] = number_at(row, kind_of_row, c)
         buffer[0] = 0  # see `aligned`
         taps[0] = 0
         return DONE

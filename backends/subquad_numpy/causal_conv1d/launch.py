@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
 from subquad_numpy.causal_conv1d.calls import ROWS, SMALL, cut_gradient, sizes_of, taps_of
 from subquad_numpy.runtime.launch import Launch, Rows, Run
+from subquad_numpy.runtime.stored import computed, stored_word
 
 NAMES = ("x", "weight", "bias", "initial_state", "resets")
 
@@ -23,10 +23,12 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     if 0 in x.shape:
         return x, _no_step(arrays)
     (batch, n, d), width = x.shape, weight.shape[1]
-    results = {"y": Like(x.shape, x.dtype), "state": Like((batch, width - 1, d), x.dtype)}
+    dtype = computed(x.dtype)
+    results = {"y": Like(x.shape, x.dtype), "state": Like((batch, width - 1, d), dtype)}
     made = Launch(
-        forward_kernel, (np.dtype(x.dtype).name,), FORWARD_RECORD, results,
-        sizes_of(x, weight, static) | {"block": ROWS}, tasks=batch * -(-n // ROWS), threads=_threads(x),
+        forward_kernel, (dtype.name,), FORWARD_RECORD, results,
+        sizes_of(x, weight, static) | {"block": ROWS, "stored": stored_word((x, x))},
+        tasks=batch * -(-n // ROWS), threads=_threads(x),
     )  # fmt: skip
     found = run(made, dict(zip(NAMES, arrays, strict=True)))
     return found["y"], found["state"]
@@ -44,14 +46,15 @@ def launch_backward(
         by_state = None if initial_state is None else grads[1]
         return x, xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias), by_state, None
     block, tasks = cut_gradient(x)
-    of_state = (batch, width - 1, d)
+    of_state, dtype = (batch, width - 1, d), computed(x.dtype)
     results = {
-        "grad_x": Like(x.shape, x.dtype), "grad_initial_state": Like(of_state, x.dtype),
-        "grad_weight": Like((width, d), x.dtype), "grad_bias": Like((d,), x.dtype),
+        "grad_x": Like(x.shape, x.dtype), "grad_initial_state": Like(of_state, dtype),
+        "grad_weight": Like((width, d), dtype), "grad_bias": Like((d,), dtype),
     }  # fmt: skip
     made = Launch(
-        backward_kernel, (np.dtype(x.dtype).name,), BACKWARD_RECORD, results,
-        sizes_of(x, weight, static) | {"block": block}, tasks=tasks, threads=_threads(x),
+        backward_kernel, (dtype.name,), BACKWARD_RECORD, results,
+        sizes_of(x, weight, static) | {"block": block, "stored": stored_word((x, grads[0], x))},
+        tasks=tasks, threads=_threads(x),
         summed={name: Rows(batch, wide=True) for name in ("grad_weight", "grad_bias")},
     )  # fmt: skip
     operands = dict(zip(NAMES, arrays, strict=True)) | {"weight": taps_of(xp, weight)}
@@ -69,7 +72,7 @@ def _no_step(arrays: Sequence[Any]) -> Array:
     """The last state of a call without steps, or without anything."""
     x, weight, _, initial_state, _ = arrays
     shape = (x.shape[0], weight.shape[1] - 1, x.shape[2])
-    return array_namespace(x).zeros(shape, dtype=x.dtype) if initial_state is None else initial_state
+    return array_namespace(x).zeros(shape, dtype=weight.dtype) if initial_state is None else initial_state
 
 
 def _threads(x: Any) -> int:

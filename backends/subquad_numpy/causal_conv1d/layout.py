@@ -5,7 +5,8 @@ from typing import Any
 from subquad_numpy.codegen import inline
 from subquad_numpy.runtime.arguments import Fields
 
-SIZES = ("n", "d", "width", "block", "reverse", "silu")
+# stored: how x is stored, and y; to the gradient, x, ∂y and ∂x
+SIZES = ("n", "d", "width", "block", "reverse", "silu", "stored")
 # `weight` is (d, width), to the gradient (width, d) with row k for the input k steps before; bias, initial_state and
 # resets may have the address 0
 INPUTS = ("x", "weight", "bias", "initial_state", "resets")
@@ -14,7 +15,7 @@ HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 
 @inline
 def sizes_of(f: Any) -> Any:
-    """The numbers of `HEAD`."""
+    """The sizes of arrays and blocks, and the options."""
     return f.n, f.d, f.width, f.block, f.reverse, f.silu
 
 

@@ -37,6 +37,7 @@ from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 FORWARD_RECORD = fields(SIZES, ARRAYS, {"out": 2, "lse": 1})
 
@@ -186,7 +187,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     is_group, j, many = i < behind, firsts[i], runs_of[i]
                     mean_values = pointer(f.group_values if is_group else f.mean_values, zero)
                     rows = groups if is_group else clusters
-                    b = whole_tile(mean_values, d_v, nothing, False, j, many, d_v, rows, True, own)
+                    b = whole_tile(mean_values, AS_COMPUTED, d_v, nothing, False, j, many, d_v, rows, True, lanes, own)
                     if last_cluster(f, is_group, j + many - 1) >= least and not is_finite(b, 0, many, d_v, lanes):
                         # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):

@@ -15,6 +15,7 @@ from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
 from subquad_numpy.codegen import inline, load, pointer, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS = 256  # rows of a task
 TILE = 64  # clusters of a tile: their means stay in the first cache
@@ -57,9 +58,9 @@ def weigh(
     spread = pointer(f.group_spread if is_group else f.spread, zero)
     d, count, before = f.d, f.groups if is_group else f.clusters, f.clusters if is_group else 0
     rows, target = padded(many, TILE_ROWS), rows_at(x, panel)
-    a = whole_tile(means, d, nothing, False, first, many, d, count, False, own)
+    a = whole_tile(means, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
     multiply(a, rows, Panels(packed, d), d, panel, lanes, rows_at(nothing, 0), target)
-    a = whole_tile(spread, d, nothing, False, first, many, d, count, False, own)
+    a = whole_tile(spread, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
     multiply(a, rows, Panels(squares, d), d, panel, lanes, target, target)
     for t in range(many):
         at = last_cluster(f, is_group, first + t)

@@ -8,10 +8,12 @@ from llvmlite import binding, ir
 from numba.core import cgutils
 
 from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, types
+from subquad_numpy.codegen.stored import widened
+from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16
 
-HALF_BITS = 16
 STORED = {"float16": np.int16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}
 """A number of the type that stands for a dtype of weights in pointers: the type alone tells a tile how to widen."""
+HALVES = {types.int16: FLOAT16, types.uint16: BFLOAT16}
 
 
 def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
@@ -21,16 +23,6 @@ def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 ONE, MANY = _shapes()
-
-
-def _widens_half() -> bool:
-    """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
-    features = binding.get_host_cpu_features()
-    is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
-    return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
-
-
-WIDENS_HALF = _widens_half()  # asked once, and by no compiler that traces a call: it cannot ask the machine
 
 
 def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
@@ -146,21 +138,10 @@ def _add_product(builder: Any, total: Any, x: Any, y: Any) -> None:
 
 
 def _widened(builder: Any, value: Any, stored: Any, target: Any, lanes: int) -> Any:
-    """Weights as numbers of the type `target`, exactly: of 16 bits, a bfloat16 is the upper half of a float32."""
-
-    def like(kind: Any) -> Any:
-        return ir.VectorType(kind, lanes) if lanes > 1 else kind
-
-    if stored == types.uint16:
-        bits = builder.shl(builder.zext(value, like(ir.IntType(32))), ir.Constant(like(ir.IntType(32)), _each(lanes)))
-        value = builder.bitcast(bits, like(ir.FloatType()))
-    elif stored == types.int16:
-        value = builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(ir.FloatType()))
+    """Weights as numbers of the type `target`, exactly."""
+    kind = HALVES.get(stored)
+    value = value if kind is None else widened(builder, value, kind, lanes)
     return value if value.type == target else builder.fpext(value, target)
-
-
-def _each(lanes: int) -> Any:
-    return [HALF_BITS] * lanes if lanes > 1 else HALF_BITS
 
 
 _one, _single, _double, _fourfold = (

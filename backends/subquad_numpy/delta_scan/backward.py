@@ -22,7 +22,14 @@ from numba import carray
 
 from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_part, store_part
+from subquad_numpy.codegen.copies import clear, copy
+from subquad_numpy.codegen.stored import (
+    load_stored_part,
+    number_at,
+    put_number,
+    row_of,
+    store_stored_part,
+)
 from subquad_numpy.delta_scan.decays import (
     CHANNELS,
     CHANNELS_NEAR,
@@ -34,9 +41,10 @@ from subquad_numpy.delta_scan.decays import (
     load_gates,
 )
 from subquad_numpy.delta_scan.forward import GATES, load_tile, store_tile
-from subquad_numpy.delta_scan.layout import HEAD, arrays_of, task_of
+from subquad_numpy.delta_scan.layout import HEAD, Kinds, arrays_of, kinds_of, task_of
 from subquad_numpy.delta_scan.walk import walk
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import STORED_BITS
 
 OF_INPUTS = ("q", "k", "v", "g", "beta", "a", "b", "initial_state")  # each gradient is optional
 BACKWARD_RECORD = fields(
@@ -45,6 +53,7 @@ BACKWARD_RECORD = fields(
     dict.fromkeys(("grad_o", "grad_state", *(f"grad_{name}" for name in OF_INPUTS)), 0),
 )
 """`tile` is the steps of a tile, `segment` the tiles of a segment. Without `grad_o` or `grad_state` it is 0."""
+OUTPUT_BITS = STORED_BITS * len(Kinds._fields)  # of `stored`: how the gradients are stored comes behind them
 CUT = -1  # the mode of a step before which the state is set to 0: nothing of it goes back
 
 
@@ -77,7 +86,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
         block, size, wide = d * width, -(-d // lanes) * lanes, pairs * width
         whole = pairs * block
         buffer = np.empty(
-            (segments + in_segment + steps + 1) * whole + (steps + 6) * wide + 14 * size + 2 * lanes, kind
+            (segments + in_segment + steps + 1) * whole + (steps + 6) * wide + 19 * size + 2 * lanes, kind
         )
         edge = aligned(buffer)
         of_segments = shifted(edge, lanes)  # the state before each segment
@@ -94,6 +103,10 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
         sums = shifted(by_o, wide)  # ∂q of the step before; then S ∂u, Σ S ∘ (…), G x or G v, and G u
         nothing = shifted(sums, 5 * size)  # zeros, the rows of a step that does not exist
         gates = shifted(nothing, size)
+        rows_wide = shifted(gates, 8 * size)  # rows of half precision, widened
+        k_wide, q_wide = shifted(rows_wide, size), shifted(rows_wide, 2 * size)
+        k_before_wide, b_before_wide = shifted(rows_wide, 3 * size), shifted(rows_wide, 4 * size)
+        kinds, by_kinds = kinds_of(f.stored), kinds_of(f.stored >> OUTPUT_BITS)
 
         for number in range(first, last):
             item, head = number // heads, number % heads
@@ -126,9 +139,9 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                         after, end = shifted(before, whole), begin + in_segment * steps
                     for p in range(pairs):
                         walk(
-                            which, general, False, x, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
+                            which, general, False, x, kinds, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
                             shifted(before, p * block), shifted(after, p * block), whole if in_tile else 0, x.v, zero,
-                            shifted(found, p * width), wide if in_tile else 0, gates, edge,
+                            shifted(found, p * width), wide if in_tile else 0, gates, rows_wide, edge,
                         )  # fmt: skip
                     if not in_tile:
                         continue
@@ -141,20 +154,26 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                         to_beta = zeros(edge)
                         k = nothing
                         if t < n:
-                            k = shifted(x.a, row * d) if general else shifted(x.k, row * d)
-                            if not general:
-                                strength = spread(x.beta, row)
+                            if general:
+                                k = row_of(x.a, kinds.a, row * d, d, lanes, k_wide)
+                            else:
+                                k = row_of(x.k, kinds.k, row * d, d, lanes, k_wide)
+                                strength = strength + number_at(x.beta, kinds.beta, row)
                             if which == 1:
-                                factor, w, mode = load_gate(x.g, row)
+                                factor, w, mode = load_gate(x.g, kinds.g, row)
                             elif which == 2:
-                                mode = load_gates(x.g, row * d, x.k, row * d, d, lanes, gates, edge)
+                                key = k
+                                if general:
+                                    key = row_of(x.k, kinds.k, row * d, d, lanes, q_wide)
+                                mode = load_gates(x.g, kinds.g, row * d, key, d, lanes, gates, edge)
                             if has_resets and x.resets[task.mark + t * task.mark_forth] != 0:
                                 mode = CUT
                         for j in range(0, wide, lanes):
                             count = d_v - j
                             store(by_o, j, zeros(edge))
                             if has_o and t > 0:
-                                store(by_o, j, load_part(grad_o, earlier * d_v + j, count, lanes, edge) * scale)
+                                out = load_stored_part(grad_o, kinds.o, earlier * d_v + j, count, lanes, edge)
+                                store(by_o, j, out * scale)
                             store(by_u, j, zeros(edge))
                             store(of_k, j, zeros(edge))
                             if t < n:
@@ -163,7 +182,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                                 if general:
                                     store(by_u, j, by_x)
                                     store(of_b, j, value)
-                                    store(of_k, j, load_part(x.v, row * d_v + j, count, lanes, edge))
+                                    store(of_k, j, load_stored_part(x.v, kinds.v, row * d_v + j, count, lanes, edge))
                                     by_v = load(to_v, j)
                                 else:
                                     to_beta = by_x * value + to_beta
@@ -171,13 +190,16 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                                     store(by_u, j, -by_v)
                                     store(of_k, j, strength * value)
                                 if wants_v and count > 0:
-                                    store_part(grad_v, row * d_v + j, by_v, count, lanes, edge)
+                                    store_stored_part(grad_v, by_kinds.v, row * d_v + j, by_v, count, lanes, edge)
                             store(to_x, j, zeros(edge))
                             store(to_v, j, zeros(edge))
                         q_before, k_before, b_before = nothing, nothing, nothing
                         if t > 0:
-                            q_before, k_before = shifted(x.q, earlier * d), shifted(x.k, earlier * d)
-                            b_before = shifted(x.b, earlier * d) if general else k_before
+                            q_before = row_of(x.q, kinds.q, earlier * d, d, lanes, q_wide)
+                            k_before = row_of(x.k, kinds.k, earlier * d, d, lanes, k_before_wide)
+                            b_before = k_before
+                            if general:
+                                b_before = row_of(x.b, kinds.b, earlier * d, d, lanes, b_before_wide)
                         rows = k, q_before, k_before, b_before
                         columns = by_u, of_k, of_b, by_o, to_x, to_v
                         if mode == NONE:
@@ -202,12 +224,13 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                             )
 
                         if t < n and wants_beta:
-                            grad_beta[row] = total(to_beta)
+                            put_number(grad_beta, by_kinds.beta, row, total(to_beta))
                         over_gates = zeros(edge)
                         for i in range(0, d, lanes):
                             count = d - i
                             if t > 0 and wants_q:
-                                store_part(grad_q, earlier * d + i, load(sums, i), count, lanes, edge)
+                                by_q = load(sums, i)
+                                store_stored_part(grad_q, by_kinds.q, earlier * d + i, by_q, count, lanes, edge)
                             if t == n:
                                 continue
                             by_a, by_w, by_k = load(sums, size + i), load(sums, 2 * size + i), load(sums, 3 * size + i)
@@ -215,18 +238,19 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                                 w = load(gates, 3 * size + i)
                             if general:
                                 if wants_a:
-                                    store_part(grad_a, row * d + i, by_a, count, lanes, edge)
+                                    store_stored_part(grad_a, by_kinds.a, row * d + i, by_a, count, lanes, edge)
                                 if wants_b:
-                                    store_part(grad_b, row * d + i, load(sums, 4 * size + i), count, lanes, edge)
+                                    by_b = load(sums, 4 * size + i)
+                                    store_stored_part(grad_b, by_kinds.b, row * d + i, by_b, count, lanes, edge)
                             else:
                                 by_k = by_k + (by_a if which == 0 else w * by_a)
                             if wants_k:
-                                store_part(grad_k, row * d + i, by_k, count, lanes, edge)
+                                store_stored_part(grad_k, by_kinds.k, row * d + i, by_k, count, lanes, edge)
                             if which == 2 and wants_g:
-                                store_part(grad_g, row * d + i, w * by_w, count, lanes, edge)
+                                store_stored_part(grad_g, by_kinds.g, row * d + i, w * by_w, count, lanes, edge)
                             over_gates = over_gates + by_w
                         if which == 1 and wants_g and t < n:
-                            grad_g[row] = total(w * over_gates)
+                            put_number(grad_g, by_kinds.g, row, total(w * over_gates))
 
             if f.grad_initial_state != 0:
                 for p in range(pairs):

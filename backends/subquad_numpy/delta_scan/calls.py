@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.stored import common, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -20,7 +21,7 @@ CHECKPOINTS = 32 << 20  # bytes of checkpoints of all threads up to which one le
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`delta_scan`: outputs and last states."""
     q, _, v, *_ = arrays
-    shape, dtype, (batch, _, heads, d) = v.shape, v.dtype, q.shape
+    shape, dtype, out_dtype, (batch, _, heads, d) = v.shape, dtype_of(arrays), common(*arrays[:3]), q.shape
     shape_of_state = (batch, heads, d, shape[-1])
     fix = [None if x is None else fix_items(x, x.ndim) for x in arrays[:8]]
     numbers = np.asarray([static["scale"]], dtype)
@@ -29,12 +30,13 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     made: list[Run] = []  # at the first call, which loads Numba
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
-        o, state = new(shape, dtype), new(shape_of_state, dtype)
+        o, state = new(shape, out_dtype), new(shape_of_state, dtype)
         if not made:
             from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
 
             tasks, kernel = tasks_of(q.shape, shape[-1], dtype), forward_kernel(*kind_of(arrays))
-            made.append(Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes))
+            stored = {"stored": stored_word((*arrays[:7], o))}
+            made.append(Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes | stored))
         given = [*map(fixed_or_none, fix, arrays[:8]), as_bytes(arrays[8])]
         made[0]((numbers, *given, o, state), 1 if is_small else thread_count(threads))
         return (o, state), None
@@ -57,9 +59,14 @@ def as_bytes(resets: Array | None) -> Array | None:
 
 def kind_of(arrays: Sequence[Any]) -> tuple[str, str, bool]:
     """What the kernels are specialised for: the dtype, whose decays g holds, and whether the form is general."""
-    q, _, _, g, beta, *_ = arrays
+    _, _, _, g, beta, *_ = arrays
     gate = "none" if g is None else "head" if g.shape[-1] == 1 else "channel"
-    return np.dtype(q.dtype).name, gate, beta is None
+    return dtype_of(arrays).name, gate, beta is None
+
+
+def dtype_of(arrays: Sequence[Any]) -> np.dtype[Any]:
+    """The dtype that the kernels compute in."""
+    return widest(*arrays[:8])
 
 
 def sizes_of(q: tuple[int, ...], v: tuple[int, ...], static: Mapping[str, Any]) -> dict[str, int]:
@@ -86,16 +93,17 @@ def scan_backward(
     q, _, v, *_ = arrays
     assert q is not None
     assert v is not None
+    dtype = dtype_of(arrays)
     given = [None if x is None else np.ascontiguousarray(x) for x in arrays[:8]]
-    by = [None if x is None else np.ascontiguousarray(x, q.dtype) for x in grads]
-    found = [None if x is None or not wanted else np.empty(x.shape, q.dtype)
+    by = [None if x is None else np.ascontiguousarray(x) for x in grads]
+    found = [None if x is None or not wanted else np.empty(x.shape, x.dtype)
              for x, wanted in zip(arrays[:8], need, strict=False)]  # fmt: skip
     count = thread_count(threads)
-    sizes = sizes_of(q.shape, v.shape, static) | cut_time(q.shape, v.shape[-1], q.dtype, count)
+    sizes = sizes_of(q.shape, v.shape, static) | cut_time(q.shape, v.shape[-1], dtype, count)
+    sizes["stored"] = stored_word((*arrays[:7], by[0], *found[:7]))
     tasks = q.shape[0] * q.shape[2]
     run = Run(backward_kernel(*kind_of(arrays)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
-    numbers = np.asarray([static["scale"]], q.dtype)
-    run((numbers, *given, as_bytes(arrays[8]), *by, *found), count)
+    run((np.asarray([static["scale"]], dtype), *given, as_bytes(arrays[8]), *by, *found), count)
     return (*found, None)
 
 

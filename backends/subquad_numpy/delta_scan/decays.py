@@ -11,11 +11,11 @@ from subquad_numpy.codegen import (
     merged,
     replace_where_zero,
     shifted,
-    spread,
     store,
     zeros,
 )
 from subquad_numpy.codegen.copies import load_part
+from subquad_numpy.codegen.stored import load_stored_part, number_at
 from subquad_numpy.codegen.vector_math import LOG2_E, ONE, ZERO, split_exp2
 
 # How a row s of the state decays: by nothing; by one number near 1, f s + s with f = w − 1; by one number, f s; by a
@@ -47,9 +47,9 @@ def split_decay(x: Any) -> Any:
 
 
 @merged
-def load_gate(g: Any, index: int) -> Any:
+def load_gate(g: Any, stored: int, index: int) -> Any:
     """(factor, w, mode) of one decay for all channels; the first two are in every lane."""
-    factor, keep, distance = split_decay(spread(g, index) * LOG2_E)
+    factor, keep, distance = split_decay((zeros(g) + number_at(g, stored, index)) * LOG2_E)
     w = factor + keep
     mode = HEAD_FAR
     if largest(distance) < 1.5:
@@ -59,17 +59,17 @@ def load_gate(g: Any, index: int) -> Any:
 
 
 @merged
-def load_gates(g: Any, index: int, k: Any, row: int, d: int, lanes: int, gates: Any, edge: Any) -> int:
-    """Write the factors of d channels, their `keep`, w ∘ k and w to `gates`, each padded; their mode."""
+def load_gates(g: Any, stored: int, index: int, k: Any, d: int, lanes: int, gates: Any, edge: Any) -> int:
+    """Write the factors of d channels, their `keep`, w ∘ k and w to `gates`, each padded; their mode. k is a row."""
     size = -(-d // lanes) * lanes
     keeps, decayed_k, decays = shifted(gates, size), shifted(gates, 2 * size), shifted(gates, 3 * size)
     farthest = zeros(edge)
     for i in range(0, d, lanes):
-        factor, keep, distance = split_decay(load_part(g, index + i, d - i, lanes, edge) * LOG2_E)
+        factor, keep, distance = split_decay(load_stored_part(g, stored, index + i, d - i, lanes, edge) * LOG2_E)
         w = factor + keep
         store(gates, i, factor)
         store(keeps, i, keep)
-        store(decayed_k, i, w * load_part(k, row + i, d - i, lanes, edge))
+        store(decayed_k, i, w * load_part(k, i, d - i, lanes, edge))
         store(decays, i, w)
         farthest = at_least(farthest, distance)
     if largest(farthest) < 1.5:

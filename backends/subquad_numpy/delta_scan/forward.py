@@ -9,7 +9,7 @@ from numba import carray
 from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part, store_part
-from subquad_numpy.delta_scan.layout import HEAD, arrays_of, task_of
+from subquad_numpy.delta_scan.layout import HEAD, arrays_of, kinds_of, task_of
 from subquad_numpy.delta_scan.walk import walk
 from subquad_numpy.runtime.arguments import fields
 
@@ -34,10 +34,11 @@ def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
 
         tiles = -(-d_v // width)
         size = -(-d // lanes) * lanes
-        buffer = np.empty(d * width + 8 * size + 2 * lanes, kind)
+        buffer = np.empty(d * width + 13 * size + 2 * lanes, kind)
         edge = aligned(buffer)
         S = shifted(edge, lanes)
         gates = shifted(S, d * width)
+        wide = shifted(gates, 8 * size)
 
         for number in range(first, last):
             place, c0 = number // tiles, number % tiles * width
@@ -45,8 +46,8 @@ def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
             load_tile(initial_state, has_state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
             task = task_of(item, head, n, heads, reverse)
             walk(
-                which, general, True, x, has_resets, task, 0, n, n, d, d_v, c0, lanes, S, S, 0, o, numbers[0], S,
-                0, gates, edge,
+                which, general, True, x, kinds_of(f.stored), has_resets, task, 0, n, n, d, d_v, c0, lanes, S, S, 0, o,
+                numbers[0], S, 0, gates, wide, edge,
             )  # fmt: skip
             store_tile(state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
         buffer[0] = 0  # see `aligned`

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad_numpy.codegen import inline, pointer
+from subquad_numpy.codegen.stored import stored_as
 from subquad_numpy.runtime.arguments import Fields
 
-SIZES = ("n", "heads", "d", "d_v", "reverse")
+SIZES = ("n", "heads", "d", "d_v", "reverse", "stored")
 INPUTS = ("q", "k", "v", "g", "beta", "a", "b", "initial_state", "resets")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(("numbers", *INPUTS), 0)
-"""The fields that both kernels read; `numbers` holds the scale."""
+"""The fields that both kernels read; `numbers` holds the scale. `stored` tells how inputs and output are stored, in the
+order of `Kinds`; behind them, to the gradient, how the gradients by the inputs are."""
 
 
 class Arrays(NamedTuple):
@@ -24,6 +26,19 @@ class Arrays(NamedTuple):
     a: Any
     b: Any
     resets: Any
+
+
+class Kinds(NamedTuple):
+    """How the arrays over time are stored; `o` is the output, or the gradient by it."""
+
+    q: int
+    k: int
+    v: int
+    g: int
+    beta: int
+    a: int
+    b: int
+    o: int
 
 
 class Task(NamedTuple):
@@ -44,6 +59,15 @@ def arrays_of(f: Any, zero: Any) -> Any:
     return Arrays(
         pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero), pointer(f.beta, zero),
         pointer(f.a, zero), pointer(f.b, zero), pointer(f.resets, np.uint8(0)),
+    )  # fmt: skip
+
+
+@inline
+def kinds_of(word: int) -> Any:
+    """How arrays are stored that are listed in a word in the order of `Kinds`."""
+    return Kinds(
+        stored_as(word, 0), stored_as(word, 1), stored_as(word, 2), stored_as(word, 3),
+        stored_as(word, 4), stored_as(word, 5), stored_as(word, 6), stored_as(word, 7),
     )  # fmt: skip
 
 

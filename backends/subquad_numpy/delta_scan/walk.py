@@ -10,8 +10,15 @@ product with the key of the next step, which that step begins with.
 
 from typing import Any
 
-from subquad_numpy.codegen import load, merged, prefetch, shifted, spread, store, zeros
-from subquad_numpy.codegen.copies import clear, load_part, store_part
+from subquad_numpy.codegen import load, merged, shifted, spread, store, zeros
+from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.stored import (
+    load_stored_part,
+    number_at,
+    prefetch_stored,
+    row_of,
+    store_stored_part,
+)
 from subquad_numpy.delta_scan.decays import (
     CHANNELS,
     CHANNELS_NEAR,
@@ -28,25 +35,29 @@ STEPS_AHEAD = 2  # the rows that are prefetched are so many steps of time ahead
 
 @merged
 def walk(
-    gate: int, general: bool, reads: bool, x: Any, has_resets: bool, task: Any, first: int, last: int,
+    gate: int, general: bool, reads: bool, x: Any, kinds: Any, has_resets: bool, task: Any, first: int, last: int,
     n: int, d: int, d_v: int, c0: int, lanes: int, before: Any, tile: Any, stride: int, o: Any, scale: Any, found: Any,
-    found_step: int, gates: Any, edge: Any,
+    found_step: int, gates: Any, wide: Any, edge: Any,
 ) -> None:  # fmt: skip
     """Walk a tile through steps first … last − 1: from the state `before` to `tile`, and on in place.
 
     With `stride`, the state after each step is kept, so many numbers behind the one before. `gate` is 0, 1 or 2 for no
     decay, one of the head, one of each channel. With `reads`, outputs are written to `o`; without, v − u of each step
     (u in the general form) is written to `found`, whose steps are `found_step` apart. `gates` is scratch of 8 d
-    numbers, padded.
+    numbers, padded, and `wide` of 5 d, for rows that are widened.
     """
     width, size = 2 * lanes, -(-d // lanes) * lanes
     count = d_v - c0
     gates_next = shifted(gates, 4 * size)
+    wide_next, wide_q, wide_a, wide_b = (
+        shifted(wide, size), shifted(wide, 2 * size), shifted(wide, 3 * size), shifted(wide, 4 * size)
+    )  # fmt: skip
     row = task.row + first * task.forth
     mode = NONE
+    key = row_of(x.k, kinds.k, row * d, d, lanes, wide)
     if gate == 2:
-        mode = load_gates(x.g, row * d, x.k, row * d, d, lanes, gates, edge)
-    now = shifted(x.a, row * d) if general else shifted(x.k, row * d)
+        mode = load_gates(x.g, kinds.g, row * d, key, d, lanes, gates, edge)
+    now = row_of(x.a, kinds.a, row * d, d, lanes, wide_a) if general else key
     if gate == 2 and not general:
         now = shifted(gates, 2 * size)
     u0, u1 = zeros(edge), zeros(edge)
@@ -61,23 +72,24 @@ def walk(
             u0, u1 = zeros(edge), zeros(edge)
         following = row + task.forth if t < n - 1 else row
         ahead = row + STEPS_AHEAD * task.forth
-        prefetch(x.v, ahead * d_v + c0)
+        prefetch_stored(x.v, kinds.v, ahead * d_v + c0)
         for i in range(0, d, lanes):
-            prefetch(x.k, ahead * d + i)
+            prefetch_stored(x.k, kinds.k, ahead * d + i)
             if reads:
-                prefetch(x.q, ahead * d + i)
+                prefetch_stored(x.q, kinds.q, ahead * d + i)
         mode_next = NONE
+        next_key = row_of(x.k, kinds.k, following * d, d, lanes, wide_next)
         if gate == 2:
-            mode_next = load_gates(x.g, following * d, x.k, following * d, d, lanes, gates_next, edge)
-        after = shifted(x.a, following * d) if general else shifted(x.k, following * d)
+            mode_next = load_gates(x.g, kinds.g, following * d, next_key, d, lanes, gates_next, edge)
+        after = row_of(x.a, kinds.a, following * d, d, lanes, wide_a) if general else next_key
         if gate == 2 and not general:
             after = shifted(gates_next, 2 * size)
 
-        x0 = load_part(x.v, row * d_v + c0, count, lanes, edge)
-        x1 = load_part(x.v, row * d_v + c0 + lanes, count - lanes, lanes, edge)
+        x0 = load_stored_part(x.v, kinds.v, row * d_v + c0, count, lanes, edge)
+        x1 = load_stored_part(x.v, kinds.v, row * d_v + c0 + lanes, count - lanes, lanes, edge)
         factor = zeros(edge)
         if gate == 1:
-            factor, w, mode = load_gate(x.g, row)
+            factor, w, mode = load_gate(x.g, kinds.g, row)
             if not general:
                 u0, u1 = w * u0, w * u1
         if not general:
@@ -87,9 +99,11 @@ def walk(
             store(found, place, u0 if general else x0)
             store(found, place + lanes, u1 if general else x1)
         if not general:
-            strength = spread(x.beta, row)
+            strength = number_at(x.beta, kinds.beta, row)
             x0, x1 = strength * x0, strength * x1
-        rows = shifted(x.q, row * d), shifted(x.k, row * d), shifted(x.b, row * d), after
+        query = row_of(x.q, kinds.q, row * d, d, lanes, wide_q) if reads else key
+        other = row_of(x.b, kinds.b, row * d, d, lanes, wide_b) if general else key
+        rows = query, key, other, after
         given = u0, u1, x0, x1
         o0, o1 = zeros(edge), zeros(edge)
         if gate == 0:
@@ -103,10 +117,11 @@ def walk(
         else:
             o0, o1, u0, u1 = _pass(CHANNELS, general, reads, before, tile, d, lanes, factor, gates, rows, given)
         if reads:
-            store_part(o, row * d_v + c0, o0 * scale, count, lanes, edge)
+            store_stored_part(o, kinds.o, row * d_v + c0, o0 * scale, count, lanes, edge)
             if count > lanes:
-                store_part(o, row * d_v + c0 + lanes, o1 * scale, count - lanes, lanes, edge)
+                store_stored_part(o, kinds.o, row * d_v + c0 + lanes, o1 * scale, count - lanes, lanes, edge)
         gates, gates_next, mode = gates_next, gates, mode_next
+        key, wide, wide_next = next_key, wide_next, wide
         before, tile = tile, shifted(tile, stride)
         row = following
 

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import cut, load, pointer, room, shifted, spread
+from subquad_numpy.codegen import cut, load, pointer, room, spread
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, store_part
+from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.stored import store_stored_part, stored_as
 from subquad_numpy.features.blocks import (
     HEAD,
     OF_QUERIES,
+    OUTPUT,
+    QUERIES,
     Scratch,
     Side,
     State,
@@ -48,6 +51,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     def attend(first: int, last: int, records: Any) -> int:
         f = carray(records, last)[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
+        q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
         width, _, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         sizes = (
             *(lanes, ROWS, ROWS, width, width, d_out, d_in, d * width, width * d_out),
@@ -80,9 +84,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 count = min(ROWS, stop - row)
                 whole = padded(count, TILE_ROWS)
                 phi_q, product = rows_at(y, stride), rows_at(result, d_out)
-                query_exponents(
-                    rows_at(shifted(q, row * q_row), q_row), count, queries, start, phi_q, scratch, lanes, phi
-                )
+                query_exponents(rows_at(q, q_row), q_as, row, count, queries, start, phi_q, scratch, lanes, phi)
                 query_features(phi_q, count, state, width, lanes, phi, seen, level)
                 multiply(phi_q, whole, numerator, m, d_out, lanes, rows_at(nothing, 0), product)
                 for r in range(count):
@@ -91,7 +93,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     divisor = spread(seen, r)
                     for j in range(0, d_v, lanes):
                         value = load(result, r * d_out + j) / divisor
-                        store_part(out, (row + r) * d_v + j, value, d_v - j, lanes, edge)
+                        store_stored_part(out, out_as, (row + r) * d_v + j, value, d_v - j, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -36,6 +36,7 @@ from subquad_numpy.features.blocks import (
 )
 from subquad_numpy.features.phi import ELU, MAPS, slope_of
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS = 8 * TILE_ROWS  # rows of a block
 
@@ -111,9 +112,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             for row in range(task % chunks * chunk, stop, ROWS):
                 count = min(ROWS, stop - row)
                 whole = padded(count, TILE_ROWS)
-                query_exponents(
-                    rows_at(shifted(q, row * q_row), q_row), count, queries, start, phi_q, scratch, lanes, phi
-                )
+                query_exponents(rows_at(q, q_row), AS_COMPUTED, row, count, queries, start, phi_q, scratch, lanes, phi)
                 query_features(phi_q, count, state, width, lanes, phi, seen, level)
                 for r in range(count):
                     if has_W:

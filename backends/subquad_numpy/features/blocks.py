@@ -13,8 +13,9 @@ leave the cache of a core.
 from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import at_least, inline, largest, load, pointer, store, total, zeros
-from subquad_numpy.codegen.copies import load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import load_padded_row, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.stored import load_stored_part
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.phi import ELU, log_after, times_value
 from subquad_numpy.runtime.arguments import Fields
@@ -27,9 +28,11 @@ SIDE: Fields = dict.fromkeys(("x_row", "W_row", "W_column"))
 SIDE |= {"x": 2, "W": 2, "center": 1, "numbers": 1}
 
 # Sizes: rows of an item, numbers of a row, features, numbers of a value; an item has `chunks` chunks of `chunk` rows.
-HEAD: Fields = dict.fromkeys(("n", "d", "m", "d_v", "chunks", "chunk")) | SIDE
+# `stored` says how rows are stored that may have half precision, at the places of `KEYS` …
+HEAD: Fields = dict.fromkeys(("n", "d", "m", "d_v", "chunks", "chunk", "stored")) | SIDE
 """The fields that every kernel reads of an item: see `runtime.arguments` for record types."""
 
+KEYS, VALUES, QUERIES, OUTPUT = range(4)  # places in `stored`
 OF_KEYS: Fields = {"v_row": None, "v": 2, "mask": 1}  # the mask has one byte for each key
 # Address 0 means: start is 0, k_sum is 1. If `is_shift`, start is the shift of a state, where −∞ (no key) counts as 0.
 OF_QUERIES: Fields = {"kv_row": None, "is_shift": None, "start": 2, "kv": 2, "k_sum": 2}
@@ -115,14 +118,17 @@ def pack_keys(W: Any, d: int, m: int, factor: Any, lanes: int, packed: Any) -> N
 
 
 @inline
-def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: Any, lanes: int, phi: int) -> None:
+def key_exponents(
+    k: Any, stored: int, places: Any, count: int, keys: Any, x: Any, scratch: Any, lanes: int, phi: int
+) -> None:
     """Write x of the keys at `places`. With W, the keys less their center are left in `scratch.rows`."""
     d, rows, numbers = keys.d, scratch.rows, keys.numbers
     depth = d + 1
     for r in range(count):
         square = zeros(rows)
         for p in range(0, d, lanes):
-            part = load_part(k.data, places[r] * k.row + p, d - p, lanes, scratch.edge) - load(keys.center, p)
+            part = load_stored_part(k.data, stored, places[r] * k.row + p, d - p, lanes, scratch.edge)
+            part = part - load(keys.center, p)
             if phi == ELU:
                 store(x.data, r * x.row + p, part * numbers[0])
             else:
@@ -138,12 +144,18 @@ def key_exponents(k: Any, places: Any, count: int, keys: Any, x: Any, scratch: A
 
 
 @inline
-def query_exponents(q: Any, count: int, queries: Any, start: Any, y: Any, scratch: Any, lanes: int, phi: int) -> None:
-    """Write y of queries. With W, y includes `start`, and the queries less their center are left in `scratch.rows`."""
+def query_exponents(
+    q: Any, stored: int, row: int, count: int, queries: Any, start: Any, y: Any, scratch: Any, lanes: int, phi: int
+) -> None:
+    """Write y of the queries from `row` on. With W, y includes `start`.
+
+    The queries less their center are then left in `scratch.rows`.
+    """
     d, rows = queries.d, scratch.rows
     for r in range(count):
         for p in range(0, d, lanes):
-            part = load_part(q.data, r * q.row + p, d - p, lanes, scratch.edge) - load(queries.center, p)
+            part = load_stored_part(q.data, stored, (row + r) * q.row + p, d - p, lanes, scratch.edge)
+            part = part - load(queries.center, p)
             if phi == ELU:
                 store(y.data, r * y.row + p, part * queries.numbers[0])
             else:

@@ -28,6 +28,7 @@ from subquad_numpy.runtime.arguments import (
     row_step,
     straight,
 )
+from subquad_numpy.runtime.stored import common, computed, rounded, stored_word, widened, widest
 
 Array = np.ndarray[Any, Any]
 Arrays = Sequence[Any]  # arrays, or None where there is none
@@ -72,7 +73,7 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
     if old_shift is None:
         return straight(summarize) if sums.is_straight and len(weights) <= 2 else summarize
     whole = np.broadcast_shapes(batch, old_shift.shape[:-2])
-    column, matrix, dtype = (*whole, *sums.column[-2:]), (*whole, *sums.matrix[-2:]), k.dtype
+    column, matrix, dtype = (*whole, *sums.column[-2:]), (*whole, *sums.matrix[-2:]), sums.dtype
 
     def merge(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
         shift, numerator, denominator = arrays[2:5]
@@ -118,7 +119,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     state, weights, phi = state[:3], state[3:], static["phi"]
     keys, queries = keys_of(phi, weights), queries_of(phi, weights)
     of_keys, of_queries = operand_from(keys_of, phi, weights), operand_from(queries_of, phi, weights)
-    (n, d), d_v, dtype = q.shape[-2:], v.shape[-1], q.dtype
+    (n, d), d_v, dtype, out_dtype = q.shape[-2:], v.shape[-1], widest(q, k, v), common(q, k, v)
     m = keys.width(d)
     state_batch = () if state[0] is None else state[0].shape[:-2]
     kept = np.broadcast_shapes(
@@ -137,7 +138,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
     must_fix = any(fix is not None for fix in fix_state)
     shape, column, matrix, blocks = (*batch, n, d_v), (*kept, m, 1), (*kept, m, d_v), -(-n // block_rows(dtype))
     like_v, like_state = fixed(fix_v, v), [fixed(fix, x) for fix, x in zip(fix_state, state, strict=True)]
-    likes = {"out": np.empty(shape, dtype), "undone": np.empty(batch, np.int64)}
+    likes = {"out": np.empty(shape, out_dtype), "undone": np.empty(batch, np.int64)}
     likes |= {"new_shift": np.empty(column, dtype), "new_kv": np.empty(matrix, dtype)}
     likes |= {"new_k_sum": likes["new_shift"]}
     if save:
@@ -152,6 +153,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             "mask": None if key_mask is None else fixed(fix_mask, key_mask),
             **dict(zip(("shift", "kv", "k_sum"), like_state, strict=True)),
             "n": n, "d": d, "m": m, "d_v": d_v, "chunks": 1, "chunk": n, "keeps": writes.reshape(-1),
+            "stored": stored_word((k, v, q, likes["out"])),
         },
     )  # fmt: skip
 
@@ -163,7 +165,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             key_mask = fix_mask(key_mask)
         if must_fix:
             shift, numerator, denominator = map(fixed, fix_state, (shift, numerator, denominator))
-        outputs = out, *after = new(shape, dtype), new(column, dtype), new(matrix, dtype), new(column, dtype)
+        outputs = out, *after = new(shape, out_dtype), new(column, dtype), new(matrix, dtype), new(column, dtype)
         undone = np.empty(batch, np.int64)
         level = shifts = trace = None
         if save:
@@ -179,9 +181,10 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             if not isinstance(out, np.ndarray):
                 return None
             with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
-                whole, *state = feature_step.generic(*arrays[:-1], phi=phi, key_mask=arrays[-1])
+                wide = [None if x is None else widened(x) for x in arrays[:-1]]
+                whole, *state = feature_step.generic(*wide, phi=phi, key_mask=arrays[-1])
             mine = np.arange(n)[:, None] < undone[..., None, None]
-            out[...] = np.where(mine, out, whole)
+            out[...] = np.where(mine, out, rounded(whole, out_dtype))
             is_right = False if no_queries else (undone[first].reshape(kept) == n)[..., None, None]
             for x, other in zip(after, state, strict=True):
                 x[...] = np.where(is_right, x, other)
@@ -202,13 +205,16 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
     shape = *batch, n, d_v
     if is_by_tiles(n, n_kv, static, save):
         return whole.plan(arrays, static, save)
+    are_wide = widened(k) is k and widened(v) is v
     if is_by_keys(n, n_kv):  # a small number of keys: they are the directions of the queries
-        shown_k, shown_v, start = hide(np, k, v, key_mask)
+        shown_k, shown_v, start = hide(np, widened(k), widened(v), key_mask)
         operand = Operand(shown_k.swapaxes(-1, -2), scale)
         read = _Reading(batch, q, operand, start, shown_v, None, is_shift=False)
 
         def of_all_queries(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             q, k, v, key_mask = arrays
+            if not are_wide:
+                k, v = widened(k), widened(v)
             k, v, start = hide(np, k, v, key_mask)
             out = new(shape, dtype)
             read(q, k.swapaxes(-1, -2), None, start, v, None, out, threads)
@@ -216,24 +222,29 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
                 out[np.broadcast_to(~seen, batch)] = 0  # even where the query is NaN
             return (out,), None
 
-        return straight(of_all_queries) if read.is_straight and key_mask is None else of_all_queries
+        return straight(of_all_queries) if read.is_straight and key_mask is None and are_wide else of_all_queries
     if n == 1 and n_kv > SMALL_KEYS and not save:  # one query would fill one lane of each vector
 
         def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             *rows, key_mask = arrays
             out = new(shape, dtype)
-            out[...] = attention.softmax_attention(*rows, scale=scale, key_mask=key_mask)
+            found = attention.softmax_attention(*map(widened, rows), scale=scale, key_mask=key_mask)
+            out[...] = rounded(found, dtype)
             return (out,), None
 
         return of_one_query
-    sums = _Sums(batch, k, v, Operand(q.swapaxes(-1, -2), scale), key_mask)
+    sums = _Sums(batch, k, v, Operand(widened(q).swapaxes(-1, -2), scale), key_mask)
+    is_wide = dtype == sums.dtype
 
     def of_all_keys(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], RowSums | None]:
         q, k, v, key_mask = arrays
         out = new(shape, dtype)
-        shift, _, total = sums(k, v, key_mask, q.swapaxes(-1, -2), None, np.empty, threads, out)
+        found = out if is_wide else np.empty(shape, sums.dtype)
+        shift, _, total = sums(k, v, key_mask, widened(q).swapaxes(-1, -2), None, np.empty, threads, found)
         total[total == 0] = 1  # a row without a visible key is 0
-        out /= total
+        found /= total
+        if not is_wide:
+            out[...] = rounded(found, dtype)
         return (out,), RowSums(finite_shift(np, shift), total) if save else None
 
     return of_all_keys
@@ -268,7 +279,7 @@ class _Sums:
     def __init__(self, batch: tuple[int, ...], k: Array, v: Array, side: Operand, mask: Array | None) -> None:
         from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
 
-        (n, d), d_v, self.dtype = k.shape[-2:], v.shape[-1], k.dtype
+        (n, d), d_v, self.dtype = k.shape[-2:], v.shape[-1], widest(k, v)
         m, most = side.width(d), side.width(d) if side.W is None else QUERIES
         self.rows, self.fix_v = Rows(k, side), fix_rows(v)
         self.fix_mask = None if mask is None else fix_items(mask, 1)
@@ -277,14 +288,15 @@ class _Sums:
         self.chunks = chunks = max(1, min(MAX_CHUNKS, n // SUMMARY_CHUNK)) if m <= SMALL_KEYS else 1
         self.column, self.matrix = (*batch, m, 1), (*batch, m, d_v)
         self.is_straight = self.rows.is_straight and self.fix_v is self.fix_mask is None and chunks == 1
-        v, column = fixed(self.fix_v, v), np.empty(self.column, k.dtype)
+        v, column = fixed(self.fix_v, v), np.empty(self.column, self.dtype)
         self.run = Run(
-            summarize_kernel(k.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
+            summarize_kernel(self.dtype, side.phi), SUMMARIZE_RECORD, batch, -(-m // most) * chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": -(-n // chunks), "most": most,
                 "chunk_step": math.prod(batch) * m, **self.rows.fields(k, side), "v": v, "v_row": row_step(v),
                 "mask": None if mask is None else fixed(self.fix_mask, mask),
-                "shift": column, "kv": np.empty(self.matrix, k.dtype), "k_sum": column,
+                "shift": column, "kv": np.empty(self.matrix, self.dtype), "k_sum": column,
+                "stored": stored_word((k, v)),
             },
         )  # fmt: skip
 
@@ -330,13 +342,13 @@ class _Reading:
         self.is_straight = self.rows.is_straight and self.fix_kv is self.fix_start is self.fix_k_sum is None
         kv = fixed(self.fix_kv, kv)
         self.run = Run(
-            attend_kernel(q.dtype, side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
+            attend_kernel(computed(q.dtype), side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK,
                 **self.rows.fields(q, side),
                 "start": None if start is None else fixed(self.fix_start, start), "is_shift": int(is_shift),
                 "kv": kv, "kv_row": row_step(kv), "k_sum": None if k_sum is None else fixed(self.fix_k_sum, k_sum),
-                "out": np.empty((*batch, n, d_v), q.dtype),
+                "out": np.empty((*batch, n, d_v), q.dtype), "stored": stored_word((None, None, q, q)),
             },
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.runtime.arguments import fix_elements, fix_items, fix_rows, row_step
+from subquad_numpy.runtime.stored import computed
 
 Array = np.ndarray[Any, Any]
 Weights = Sequence[Any]  # of a feature map: (W_k, W_q), (W_k, W_q, q̄, k̄), or none
@@ -72,7 +73,7 @@ class Rows:
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
         self.is_straight = self.fix_x is self.fix_W is self.fix_center is None
-        self.numbers = np.array([operand.factor, operand.half_scale], x.dtype)
+        self.numbers = np.array([operand.factor, operand.half_scale], computed(x.dtype))
 
     def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:
         """The fields of the record for the arrays that the form was taken from."""

@@ -40,7 +40,7 @@ from subquad_numpy.codegen import (
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row
 from subquad_numpy.codegen.matmul import (
     PANEL_VECTORS,
     TILE_ROWS,
@@ -53,11 +53,16 @@ from subquad_numpy.codegen.matmul import (
     place_in,
     rows_at,
 )
+from subquad_numpy.codegen.stored import load_stored_part, put_number, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
+    KEYS,
     OF_KEYS,
+    OUTPUT,
+    QUERIES,
     SIDE,
+    VALUES,
     Scratch,
     Side,
     State,
@@ -119,6 +124,8 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     def step(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
+        k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
+        q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
         depth = d + 1  # the last number of a key is −h|k|²
         width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         widest = max(stride, d_out, block)
@@ -193,7 +200,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         continue
                     square, odd = zeros(rows), zeros(rows)
                     for p in range(0, d, lanes):
-                        y = load_part(k, (row + r) * k_row + p, d - p, lanes, edge)
+                        y = load_stored_part(k, k_as, (row + r) * k_row + p, d - p, lanes, edge)
                         odd = odd + (y - y)  # 0 for finite numbers, else NaN
                         y = y - load(k_center, p)
                         square = square + y * y
@@ -201,7 +208,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         for lane in range(min(lanes, d - p)):
                             keys[(p + lane) * block + r] = spare[lane]
                     for j in range(0, d_v, lanes):
-                        y = load_part(v, (row + r) * v_row + j, d_v - j, lanes, edge)
+                        y = load_stored_part(v, v_as, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
                         into_panels(value_panels, r, j, d_out, y, lanes)
                     # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
@@ -219,8 +226,8 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 empty = choose_reference(shift, x, m, stride, space, reference, opposite)
                 if f.shifts != 0:
                     copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
-                rows_of_q = rows_at(shifted(q, row * q_row), q_row)
-                query_exponents(rows_of_q, count, queries, reference, phi_rows, scratch, lanes, phi)
+                rows_of_q = rows_at(q, q_row)
+                query_exponents(rows_of_q, q_as, row, count, queries, reference, phi_rows, scratch, lanes, phi)
                 query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest)
 
                 largest_exponents(x, opposite, m, top, space)
@@ -264,7 +271,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     faded_row, inverse = spread(rows, r), spread(seen, r)
                     for j in range(0, d_v, lanes):
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
-                        store_part(out, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
+                        store_stored_part(out, out_as, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
                 row += count
                 if poisoned or lost or (row == n and f.keeps == 0):
                     break
@@ -303,7 +310,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     for j in range(d_v):
                         new_kv[i * d_v + j] = kv[place_in(numerator, i, j, d_out, lanes)]
             for i in range(row * d_v, n * d_v):
-                out[i] = nothing_known
+                put_number(out, out_as, i, nothing_known)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -15,12 +15,15 @@ from numba import carray
 
 from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_part
+from subquad_numpy.codegen.copies import clear, copy
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, rows_at, turned
+from subquad_numpy.codegen.stored import load_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
+    KEYS,
     OF_KEYS,
+    VALUES,
     Scratch,
     Side,
     key_exponents,
@@ -52,6 +55,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     def summarize(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         n, d, all_m, d_v, chunks, chunk = sizes_of(f)
+        k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
         most, parts = f.most, -(-all_m // f.most)
         depth = d + 1  # the last number of a key is −h|k|²
         widest, _, stride, d_in, d_out = widths_of(min(all_m, most), d, d_v, lanes)
@@ -93,10 +97,10 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
                 if count == 0:
                     break
-                key_exponents(rows_at(k, k_row), places, count, keys, phi_k, scratch, lanes, phi)
+                key_exponents(rows_at(k, k_row), k_as, places, count, keys, phi_k, scratch, lanes, phi)
                 for r in range(count):
                     for j in range(0, d_v, lanes):
-                        value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
+                        value = load_stored_part(v, v_as, places[r] * v_row + j, d_v - j, lanes, edge)
                         into_panels(panels, r, j, d_out, value, lanes)
                 # the new shift is the maximum of the old one and of the block's exponents, for each feature
                 copy(shift, width, new)

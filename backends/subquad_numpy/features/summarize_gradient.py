@@ -35,6 +35,7 @@ from subquad_numpy.features.blocks import (
 )
 from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS = 8 * TILE_ROWS  # rows of a block: half of those of `summarize`, for two matrices (rows, m)
 SUMMARIZE_GRADIENT_RECORD = fields(
@@ -110,7 +111,7 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
                 if count == 0:
                     break
-                key_exponents(rows_at(k, k_row), places, count, keys, phi_k, scratch, lanes, phi)
+                key_exponents(rows_at(k, k_row), AS_COMPUTED, places, count, keys, phi_k, scratch, lanes, phi)
                 for r in range(count):
                     for p in range(0, 0 if phi == ELU else d, lanes):
                         x = load_part(rows, r * depth + p, d - p, lanes, edge)

@@ -15,10 +15,11 @@ from numba import carray
 
 from subquad_numpy.codegen import at_least, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, turn
+from subquad_numpy.codegen.copies import clear, copy, load_part, store_part, turn
 from subquad_numpy.codegen.matmul import Matrix, rows_at
+from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
-from subquad_numpy.features.blocks import State, query_features, widths_of
+from subquad_numpy.features.blocks import KEYS, OUTPUT, QUERIES, VALUES, State, query_features, widths_of
 from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
 from subquad_numpy.features.step import STEP_RECORD
 
@@ -26,9 +27,10 @@ BESIDE = 4  # vectors of a row of the numerator that are read side by side
 
 
 @inline
-def _centred(source: Any, center: Any, has_center: bool, d: int, lanes: int, row: Any) -> Any:
+def _centred(source: Any, stored: int, center: Any, has_center: bool, d: int, lanes: int, row: Any, edge: Any) -> Any:
     """Write a row less its center into `row`; returns 0 in all lanes if its numbers are finite, else NaN in some."""
-    load_padded_row(source, 0, d, lanes, row)
+    for p in range(0, d, lanes):
+        store(row, p, load_stored_part(source, stored, p, d - p, lanes, edge))
     odd = zeros(row)
     for p in range(0, d, lanes):
         odd = odd + (load(row, p) - load(row, p))
@@ -92,6 +94,8 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     def token(first: int, last: int, frames: Any) -> int:
         f = carray(frames, last)[0]
         d, m, d_v = f.d, f.m, f.d_v
+        k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
+        q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
         width, _, _, d_in, d_out = widths_of(m, d, d_v, lanes)
         is_shared = f.q_W == f.W and f.q_W_row == f.W_row and f.q_W_column == f.W_column
         copies = 1 if is_shared else 2  # queries may have directions of their own
@@ -122,7 +126,7 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if copies == 2:
                     U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
                     _load_directions(U, d, m, width, q_numbers[0], lanes, q_directions)
-            _centred(pointer(f.q_x, zero), pointer(f.q_center, zero), f.q_center != 0, d, lanes, q_row)
+            _centred(pointer(f.q_x, zero), q_as, pointer(f.q_center, zero), f.q_center != 0, d, lanes, q_row, edge)
             if phi == ELU:
                 for i in range(0, width, lanes):
                     store(y, i, load(q_row, i) * q_numbers[0])
@@ -131,9 +135,9 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             undone = pointer(f.undone, np.int64(0))
             undone[0] = 1
             if is_shown:
-                odd = _centred(pointer(f.x, zero), pointer(f.center, zero), f.center != 0, d, lanes, k_row)
-                load_padded_row(pointer(f.v, zero), 0, d_v, lanes, value)
+                odd = _centred(pointer(f.x, zero), k_as, pointer(f.center, zero), f.center != 0, d, lanes, k_row, edge)
                 for j in range(0, d_v, lanes):
+                    store(value, j, load_stored_part(pointer(f.v, zero), v_as, j, d_v - j, lanes, edge))
                     odd = odd + (load(value, j) - load(value, j))
                 if total(odd) != 0:  # the generic form says how far a number that is not finite reaches
                     undone[0] = 0
@@ -219,7 +223,7 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 store(result, j, along)
             out = pointer(f.out, zero)
             for j in range(0, d_v, lanes):
-                store_part(out, j, load(result, j) / divisor, d_v - j, lanes, edge)
+                store_stored_part(out, out_as, j, load(result, j) / divisor, d_v - j, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed, straight
+from subquad_numpy.runtime.stored import common, computed, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -19,13 +20,15 @@ SMALL, SMALL_GRADIENT = 1 << 18, 1 << 16
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`linear_scan`: the states h[t] = a[t] h[t−1] + b[t] along the second axis."""
-    shape, dtype, is_small = arrays[1].shape, arrays[1].dtype, arrays[1].size < SMALL
+    a, b, *_ = arrays
+    shape, dtype, out_dtype, is_small = b.shape, widest(a, b), common(a, b), b.size < SMALL
     fix = [None if x is None else fix_items(x, x.ndim) for x in arrays]
     must_fix = any(f is not None for f in fix)
+    stored = stored_word((a, b, b if out_dtype == b.dtype else None))
     runs: dict[int, Run] = {}  # by the number of threads, on which the width of a block depends
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array], None]:
-        h = new(shape, dtype)
+        h = new(shape, out_dtype)
         if not h.size:
             return (h,), None
         count = 1 if is_small else thread_count(threads)
@@ -34,6 +37,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             from subquad_numpy.linear_scan.kernel import SCAN_RECORD, linear_scan_kernel
 
             sizes, tasks, _ = cut_work(shape, dtype, static["reverse"], count)
+            sizes["stored"] = stored
             run = runs[count] = Run(linear_scan_kernel(dtype.name), SCAN_RECORD, (), tasks, math.inf, sizes)
         run((*map(fixed, fix, arrays), h) if must_fix else (*arrays, h), count)
         return (h,), None
@@ -53,15 +57,17 @@ def scan_backward(
         return None
     from subquad_numpy.linear_scan.kernel import GRADIENT_RECORD, linear_scan_gradient_kernel
 
-    a, _, initial_state, resets = arrays
+    a, b, initial_state, resets = arrays
     h, grad_h = outputs[0], grads[0]
+    assert a is not None
+    dtype, dtype_of_b = computed(h.dtype), h.dtype if b is None else b.dtype
     new = np.empty if h.size else np.zeros
-    found = new(h.shape, h.dtype), new(h.shape, h.dtype), new((h.shape[0], h.shape[2]), h.dtype)
+    found = new(h.shape, a.dtype), new(h.shape, dtype_of_b), new((h.shape[0], h.shape[2]), dtype)
     if h.size:
-        given = [None if x is None else np.ascontiguousarray(x, h.dtype) for x in (a, h, initial_state)]
-        given += [None if resets is None else np.ascontiguousarray(resets), np.ascontiguousarray(grad_h, h.dtype)]
-        sizes, tasks, count = cut_work(h.shape, h.dtype, static["reverse"], threads, small=SMALL_GRADIENT)
-        kernel = linear_scan_gradient_kernel(h.dtype.name)
+        given = [None if x is None else np.ascontiguousarray(x) for x in (a, h, initial_state, resets, grad_h)]
+        sizes, tasks, count = cut_work(h.shape, dtype, static["reverse"], threads, small=SMALL_GRADIENT)
+        sizes["stored"] = stored_word((a, h, grad_h, *found[:2]))
+        kernel = linear_scan_gradient_kernel(dtype.name)
         Run(kernel, GRADIENT_RECORD, (), tasks, math.inf, sizes)((*given, *found), count)
     return found[0], found[1], None if initial_state is None else found[2], None
 

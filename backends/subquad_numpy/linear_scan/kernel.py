@@ -4,7 +4,8 @@
     G[t] = ∂h[t] + conj(a[t+1]) G[t+1],      ∂b = G,      ∂a[t] = G[t] conj(h[t-1])
 
 Where `resets` (batch, n), bytes, is not 0, h[t-1] is 0, and no G[t] enters G[t-1].
-The time is that of reading and writing memory. Real numbers are computed in vectors, complex numbers one by one.
+The time is that of reading and writing memory. Real numbers are computed in vectors, complex numbers one by one. Arrays
+over time may have half precision, as `stored` says.
 """
 
 from functools import cache
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, load, pointer, prefetch, shifted, store
+from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, load_padded_row
+from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as
 from subquad_numpy.runtime.arguments import Fields, fields
 
-_SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse"))
+_SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse", "stored"))
 SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "resets", "h"), 0))
 GRADIENT_RECORD = fields(
     _SIZES, dict.fromkeys(("a", "h", "initial_state", "resets", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
@@ -48,6 +50,7 @@ def linear_scan_kernel(dtype: str) -> Any:
         a, b = pointer(f.a, zero), pointer(f.b, zero)
         initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
         resets, has_resets = pointer(f.resets, BYTE), f.resets != 0
+        a_as, b_as, h_as = stored_as(f.stored, 0), stored_as(f.stored, 1), stored_as(f.stored, 2)
         ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
         buffer = np.empty(block + 2 * lanes, kind)
         edge = aligned(buffer)
@@ -69,12 +72,13 @@ def linear_scan_kernel(dtype: str) -> Any:
                         h[row + c] = state[c]
                 else:
                     for at in range(0, width, lanes):
-                        prefetch(a, row + at + ahead)
-                        prefetch(b, row + at + ahead)
-                        rate = load_part(a, row + at, width - at, lanes, edge)
-                        value = rate * load(state, at) + load_part(b, row + at, width - at, lanes, edge)
+                        count = width - at
+                        prefetch_stored(a, a_as, row + at + ahead)
+                        prefetch_stored(b, b_as, row + at + ahead)
+                        rate = load_stored_part(a, a_as, row + at, count, lanes, edge)
+                        value = rate * load(state, at) + load_stored_part(b, b_as, row + at, count, lanes, edge)
                         store(state, at, value)
-                        store_part(h, row + at, value, width - at, lanes, edge)
+                        store_stored_part(h, h_as, row + at, value, count, lanes, edge)
         buffer[0] = 0  # see `aligned`
         return DONE
 
@@ -96,6 +100,8 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
         resets, has_resets = pointer(f.resets, BYTE), f.resets != 0
         grad_a, grad_b = pointer(f.grad_a, zero), pointer(f.grad_b, zero)
         grad_initial_state = pointer(f.grad_initial_state, zero)
+        a_as, h_as, by_as = stored_as(f.stored, 0), stored_as(f.stored, 1), stored_as(f.stored, 2)
+        by_a_as, by_b_as = stored_as(f.stored, 3), stored_as(f.stored, 4)
         back = d if reverse else -d  # elements from a row to the row of the step before
         ahead = ROWS_AHEAD * back
         buffer = np.empty(3 * block + 2 * lanes, kind)
@@ -126,16 +132,16 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
                 else:
                     for at in range(0, width, lanes):
                         count = width - at
-                        prefetch(a, row + at + ahead)
-                        prefetch(h, row + at + ahead)
-                        prefetch(grad_h, row + at + ahead)
-                        G = load_part(grad_h, row + at, count, lanes, edge) + load(carry, at)
+                        prefetch_stored(a, a_as, row + at + ahead)
+                        prefetch_stored(h, h_as, row + at + ahead)
+                        prefetch_stored(grad_h, by_as, row + at + ahead)
+                        G = load_stored_part(grad_h, by_as, row + at, count, lanes, edge) + load(carry, at)
                         before = load(entering, at)
                         if t > 0 and not anew:
-                            before = load_part(h, row + back + at, count, lanes, edge)
-                        store_part(grad_b, row + at, G, count, lanes, edge)
-                        store_part(grad_a, row + at, G * before, count, lanes, edge)
-                        store(carry, at, load_part(a, row + at, count, lanes, edge) * G)
+                            before = load_stored_part(h, h_as, row + back + at, count, lanes, edge)
+                        store_stored_part(grad_b, by_b_as, row + at, G, count, lanes, edge)
+                        store_stored_part(grad_a, by_a_as, row + at, G * before, count, lanes, edge)
+                        store(carry, at, load_stored_part(a, a_as, row + at, count, lanes, edge) * G)
                 if anew:  # no step before sees what comes after
                     clear(carry, block)
             for c in range(width):

@@ -16,7 +16,8 @@ from numba import carray
 
 from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, load_padded_row
+from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
 from subquad_numpy.lti_scan.forward import next_complex, next_real
 from subquad_numpy.lti_scan.layout import ANEW, HEAD, PADDED, load_parts, place, read_codes, sizes_of
 from subquad_numpy.runtime.arguments import fields
@@ -44,7 +45,7 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
     @compiled(f"lti gradient {'complex ' * is_complex}{dtype}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
-        n, d, d_state, block, reverse, _ = sizes_of(f)
+        n, d, d_state, block, reverse = sizes_of(f)
         u, rate, B, C = pointer(f.u, zero), pointer(f.rate, zero), pointer(f.B, zero), pointer(f.C, zero)
         D, initial_state = pointer(f.D, zero), pointer(f.initial_state, zero)
         resets, mask = pointer(f.resets, byte), pointer(f.mask, byte)
@@ -56,6 +57,7 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
             pointer(f.grad_C, zero64),
         )
         grad_D = pointer(f.grad_D, zero64)
+        u_as, y_as, by_u_as = stored_as(f.stored, 0), stored_as(f.stored, 1), stored_as(f.stored, 2)
         # a task takes one vector of channels after the other
         matrix, rows, tiles = d_state * lanes, TILE * lanes, -(-n // TILE)
         sizes = (lanes, 2 * matrix, 2 * matrix, 2 * matrix, 2 * matrix, lanes, rows, rows, rows, 4 * rows)
@@ -94,10 +96,10 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
                     read_codes(f, resets, mask, item, start, count, codes)
                     for i in range(count):
                         row = (item * n + place(start + i, n, reverse)) * d + c0
-                        x = load_part(u, row, width, lanes, edge)
+                        x = load_stored_part(u, u_as, row, width, lanes, edge)
                         store(xs, i * lanes, x)
                         if not forward:
-                            g = load_part(grad_y, row, width, lanes, edge)
+                            g = load_stored_part(grad_y, y_as, row, width, lanes, edge)
                             if codes[i] & PADDED:
                                 g = zeros(edge)
                             store(gs, i * lanes, g)
@@ -173,7 +175,7 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
                         continue
                     for i in range(count):
                         row = (item * n + place(start + i, n, reverse)) * d + c0
-                        store_part(grad_u, row, load(ds, i * lanes), width, lanes, edge)
+                        store_stored_part(grad_u, by_u_as, row, load(ds, i * lanes), width, lanes, edge)
 
                 for lane in range(width):
                     grad_D[item * d + c0 + lane] = sums[6 * matrix + lane]

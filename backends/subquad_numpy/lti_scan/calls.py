@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.stored import computed, stored_word
 from subquad_numpy.runtime.threads import thread_count
 from subquad_numpy.selective_scan.calls import cut_channels
 
@@ -19,7 +20,7 @@ SMALL, SMALL_GRADIENT = 1 << 18, 1 << 17  # state updates of a call, about 50 µ
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`lti_scan`: y and the last state."""
     u, rate = arrays[:2]
-    shape, dtype, dtype_of_state = u.shape, u.dtype, rate.dtype
+    shape, dtype, dtype_of_state = u.shape, u.dtype, rate.dtype  # y is stored as u is
     of_state = (shape[0], *rate.shape)
     fix = [None if a is None else fix_items(a, a.ndim) for a in arrays]
     must_fix, is_small = any(f is not None for f in fix), u.size * rate.shape[1] < SMALL
@@ -37,6 +38,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             from subquad_numpy.lti_scan.forward import FORWARD_RECORD, forward_kernel
 
             sizes, tasks = cut_work(arrays, static, count)
+            sizes["stored"] = stored_word((u, u))
             run = runs[count] = Run(forward_kernel(*kind_of(arrays)), FORWARD_RECORD, (), tasks, math.inf, sizes)
         run((*map(fixed, fix, arrays), y, state) if must_fix else (*arrays, y, state), count if is_small else threads)
         return (y, state), None
@@ -62,7 +64,7 @@ def scan_backward(
     (batch, _, d), of_state = u.shape, (u.shape[0], *rate.shape)
     given = [None if a is None else np.ascontiguousarray(a) for a in arrays]
     grad_y, grad_state = (
-        np.zeros(shape, x.dtype) if by is None else np.ascontiguousarray(by, x.dtype)
+        np.zeros(shape, x.dtype) if by is None else np.ascontiguousarray(by)
         for by, shape, x in zip(grads, (u.shape, of_state), (u, rate), strict=True)
     )
     grad_u, grad_initial = np.zeros_like(u, order="C"), grad_state.copy()
@@ -72,6 +74,7 @@ def scan_backward(
         from subquad_numpy.lti_scan.backward import BACKWARD_RECORD, backward_kernel
 
         sizes, tasks = cut_gradient(arrays, static)
+        sizes["stored"] = stored_word((u, grad_y, grad_u))
         run = Run(backward_kernel(*kind_of(arrays)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
         is_small = u.size * rate.shape[1] < SMALL_GRADIENT
         run((*given, grad_y, grad_state, grad_u, grad_initial, *sums, sum_D), 1 if is_small else thread_count(threads))
@@ -86,21 +89,21 @@ def cut_gradient(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict
     from subquad_numpy.selective_scan.calls import cut_gradient as cut_blocks
 
     batch, _, d = arrays[0].shape
-    block, blocks = cut_blocks(batch, 1, d, lanes_of(np.dtype(arrays[0].dtype)))
+    block, blocks = cut_blocks(batch, 1, d, lanes_of(computed(arrays[0].dtype)))
     return sizes_of(arrays, static, block), batch * blocks
 
 
 def kind_of(arrays: Sequence[Any]) -> tuple[str, bool]:
-    """What the kernels are specialised for: (dtype of u, is the model complex)."""
+    """What the kernels are specialised for: (dtype to compute in, is the model complex)."""
     u, rate = arrays[:2]
-    return np.dtype(u.dtype).name, np.dtype(rate.dtype).kind == "c"
+    return computed(u.dtype).name, np.dtype(rate.dtype).kind == "c"
 
 
 def cut_work(arrays: Sequence[Any], static: Mapping[str, Any], threads: int) -> tuple[dict[str, int], int]:
     """(numbers of the argument record, tasks) of a scan; a task is a block of channels of one item."""
     from subquad_numpy.codegen import lanes_of
 
-    (batch, _, d), lanes = arrays[0].shape, lanes_of(np.dtype(arrays[0].dtype))
+    (batch, _, d), lanes = arrays[0].shape, lanes_of(computed(arrays[0].dtype))
     block, tasks = cut_channels(batch, 1, d, threads, lanes)
     return sizes_of(arrays, static, block), tasks
 

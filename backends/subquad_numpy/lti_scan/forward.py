@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import cut, inline, load, pointer, prefetch, room, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_joined, store_part, store_turned
+from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
+from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as
 from subquad_numpy.lti_scan.layout import ANEW, HEAD, PADDED, TILE, load_parts, place, read_codes, sizes_of
 from subquad_numpy.runtime.arguments import fields
 
@@ -43,11 +44,12 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
     @compiled(f"lti forward {'complex ' * is_complex}{dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
-        n, d, d_state, block, reverse, _ = sizes_of(f)
+        n, d, d_state, block, reverse = sizes_of(f)
         u, rate, B, C = pointer(f.u, zero), pointer(f.rate, zero), pointer(f.B, zero), pointer(f.C, zero)
         D, initial_state = pointer(f.D, zero), pointer(f.initial_state, zero)
         resets, mask = pointer(f.resets, byte), pointer(f.mask, byte)
         y, state = pointer(f.y, zero), pointer(f.state, zero)
+        u_as, y_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         matrix, ahead = block * d_state, -TILE * d if reverse else TILE * d
         rows = TILE * lanes
         sizes = (lanes, matrix, matrix, matrix, matrix, matrix, matrix, matrix, matrix, block, rows, rows)
@@ -75,8 +77,8 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
                 for at in range(0, width, lanes):
                     for i in range(count):
                         row = (item * n + place(start + i, n, reverse)) * d + c0 + at
-                        prefetch(u, row + ahead)
-                        x = load_part(u, row, width - at, lanes, edge)
+                        prefetch_stored(u, u_as, row + ahead)
+                        x = load_stored_part(u, u_as, row, width - at, lanes, edge)
                         store(xs, i * lanes, x)
                         store(ys, i * lanes, load(skip, at) * x)
                     for s in range(0, d_state - 1, 2):
@@ -147,7 +149,7 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
                     for i in range(count):
                         row = (item * n + place(start + i, n, reverse)) * d + c0 + at
                         out = zeros(edge) if codes[i] & PADDED else load(ys, i * lanes)
-                        store_part(y, row, out, width - at, lanes, edge)
+                        store_stored_part(y, y_as, row, out, width - at, lanes, edge)
             if is_complex:
                 store_joined(state, row_of_state, width, d_state, lanes, h, h_i)
             else:

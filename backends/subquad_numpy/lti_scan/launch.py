@@ -11,6 +11,7 @@ from subquad.backend import Array, Like
 from subquad.kernels import lti_scan
 from subquad_numpy.lti_scan.calls import SMALL, cut_gradient, cut_work, kind_of
 from subquad_numpy.runtime.launch import Launch, Rows, Run
+from subquad_numpy.runtime.stored import computed, stored_word
 
 NAMES = ("u", "rate", "B", "C", "D", "initial_state", "resets", "mask")
 
@@ -24,6 +25,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
         return tuple(lti_scan.generic(*arrays, **static))
     threads = _threads(arrays)
     sizes, tasks = cut_work(arrays, static, threads)
+    sizes["stored"] = stored_word((u, u))
     results = {"y": Like(u.shape, u.dtype), "state": Like((u.shape[0], *rate.shape), rate.dtype)}
     made = Launch(forward_kernel, kind_of(arrays), FORWARD_RECORD, results, sizes, tasks=tasks, threads=threads)
     found = run(made, dict(zip(NAMES, arrays, strict=True)))
@@ -42,8 +44,9 @@ def launch_backward(
         zeros = [None if x is None else xp.zeros_like(x) for x in (u, rate, B, C, D)]
         return *zeros, None if initial_state is None else grads[1], None, None
     sizes, tasks = cut_gradient(arrays, static)
+    sizes["stored"] = stored_word((u, grads[0], u))
     results = {
-        "grad_u": Like(u.shape, u.dtype), "grad_D": Like((u.shape[2],), u.dtype),
+        "grad_u": Like(u.shape, u.dtype), "grad_D": Like((u.shape[2],), computed(u.dtype)),
         "grad_initial_state": Like((batch, *rate.shape), rate.dtype),
     }  # fmt: skip
     summed = {"grad_D": Rows(batch, wide=True)}

@@ -7,7 +7,8 @@ from subquad_numpy.codegen.copies import load_parted, load_turned
 from subquad_numpy.runtime.arguments import Fields
 
 # block: channels of a task, a multiple of the lanes; mask_step: numbers from item to item, 0 for one row that all share
-SIZES = ("n", "d", "d_state", "block", "reverse", "mask_step")
+# stored: how u is stored, and y; to the gradient, u, ∂y and ∂u
+SIZES = ("n", "d", "d_state", "block", "reverse", "mask_step", "stored")
 INPUTS = ("u", "rate", "B", "C", "D", "initial_state", "resets", "mask")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)
 TILE = 32  # steps that go through the registers for one state after the other
@@ -17,8 +18,8 @@ PADDED, ANEW = 1, 2  # of a step's code, which is 0 for a plain step
 
 @inline
 def sizes_of(f: Any) -> Any:
-    """The numbers of `HEAD`."""
-    return f.n, f.d, f.d_state, f.block, f.reverse, f.mask_step
+    """The sizes of arrays and blocks, and the direction of time."""
+    return f.n, f.d, f.d_state, f.block, f.reverse
 
 
 @inline

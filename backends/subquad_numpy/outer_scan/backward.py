@@ -21,19 +21,24 @@ from numba import carray
 
 from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.copies import clear, copy, load_padded_row
+from subquad_numpy.codegen.stored import load_stored_part, number_at, store_stored_part
 from subquad_numpy.outer_scan.layout import (
     BLOCK,
     HEAD,
+    Kinds,
     along,
     cut_at_resets,
     decays_of_channels,
     decays_of_head,
+    kinds_of,
 )
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
 from subquad_numpy.outer_scan.tile_gradient import ROWS, VECTORS, gradient_tile, states_tile
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import STORED_BITS
 
+OUTPUT_BITS = STORED_BITS * len(Kinds._fields)  # of `stored`: how the gradients are stored comes behind them
 PANEL = 4  # vectors of columns of a panel: the sums over columns of a row are formed once for each panel
 
 # Arrays of the argument record. What the kernel reads has the shapes of o and state. What it writes, zeros at first:
@@ -54,8 +59,8 @@ BACKWARD_RECORD = fields(
 
 @inline
 def _decay_block(
-    f: Any, g: Any, resets: Any, g_at: int, g_step: int, resets_at: int, resets_step: int, count: int, d: int,
-    lanes: int, factors: int, by_channel: bool, edge: Any, factor: Any, keep: Any, mode: Any,
+    f: Any, g: Any, stored: int, resets: Any, g_at: int, g_step: int, resets_at: int, resets_step: int, count: int,
+    d: int, lanes: int, factors: int, by_channel: bool, edge: Any, factor: Any, keep: Any, mode: Any,
 ) -> None:  # fmt: skip
     """Write factors and modes of a block."""
     if f.g == 0:
@@ -63,9 +68,9 @@ def _decay_block(
             mode[i] = NEAR
             factor[i] = 0
     elif by_channel:
-        decays_of_channels(g, g_at, g_step, count, d, lanes, factors, edge, factor, keep, mode)
+        decays_of_channels(g, stored, g_at, g_step, count, d, lanes, factors, edge, factor, keep, mode)
     else:
-        decays_of_head(g, g_at, g_step, count, lanes, factor, keep, mode)
+        decays_of_head(g, stored, g_at, g_step, count, lanes, factor, keep, mode)
     if f.resets != 0:
         cut_at_resets(resets, resets_at, resets_step, count, factors, factor, mode)
 
@@ -96,6 +101,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
         grad_bonus, grad_skip = pointer(f.grad_bonus, zero64), pointer(f.grad_skip, zero64)
         grad_initial_state = pointer(f.grad_initial_state, zero)
         scale, has_bonus = pointer(f.numbers, zero)[0], 1 if f.bonus != 0 else 0
+        kinds, by_kinds = kinds_of(f.stored), kinds_of(f.stored >> OUTPUT_BITS)
         shared, blocks = heads // groups, -(-n // BLOCK)
         d_whole = -(-d // lanes) * lanes
         factors = d_whole if by_channel else 1  # numbers of each step
@@ -165,21 +171,22 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                         count = min(BLOCK, n - start)
                         q_at, k_at = q_row + start * q_step, k_row + start * k_step
                         _decay_block(
-                            f, g, resets, g_row + start * g_step, g_step, resets_row + start * resets_step, resets_step,
-                            count, d, lanes, factors, by_channel, edge, factor, keep, mode,
+                            f, g, kinds.g, resets, g_row + start * g_step, g_step, resets_row + start * resets_step,
+                            resets_step, count, d, lanes, factors, by_channel, edge, factor, keep, mode,
                         )  # fmt: skip
                         for i in range(count):
                             for c in range(0, d, lanes):
-                                query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
+                                query = load_stored_part(q, kinds.q, q_at + i * q_step + c, d - c, lanes, edge)
                                 store(queries, i * d_whole + c, query)
-                                key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                                key = load_stored_part(k, kinds.k, k_at + i * k_step + c, d - c, lanes, edge)
                                 store(keys, i * d_whole + c, key)
                             at = v_row + (start + i) * v_step
                             w = zero + 1
                             if f.weight != 0:
-                                w = weight[weight_row + (start + i) * weight_step]
+                                w = number_at(weight, kinds.weight, weight_row + (start + i) * weight_step)
                             for c in range(0, width, lanes):
-                                store(u, i * width + c, load_part(v, at + c, columns - c, lanes, edge) * w)
+                                x = load_stored_part(v, kinds.v, at + c, columns - c, lanes, edge)
+                                store(u, i * width + c, x * w)
                         if sweep < blocks:
                             copy(S, matrix, shifted(checkpoints, b * matrix))
                         if is_forward:
@@ -206,7 +213,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                             at = o_row + (start + i) * o_step
                             along_columns = zeros(edge)
                             for c in range(0, width, lanes):
-                                x = load_part(grad_o, at + c, columns - c, lanes, edge) * scale
+                                x = load_stored_part(grad_o, kinds.o, at + c, columns - c, lanes, edge) * scale
                                 store(e, i * width + c, x)
                                 along_columns = along_columns + x * load(u, i * width + c)
                             own[i] = 0
@@ -263,15 +270,16 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                                     by_q = by_q + own_weight * key * gamma[i]
                                     by_k = by_k + own_weight * query * gamma[i]
                                     store(of_bonus, c, load(of_bonus, c) + query * key * gamma[i])
-                                by_q = by_q + load_part(grad_q, place, d - c, lanes, edge)
-                                by_k = by_k + load_part(grad_k, place, d - c, lanes, edge)
-                                store_part(grad_q, place, by_q, d - c, lanes, edge)
-                                store_part(grad_k, place, by_k, d - c, lanes, edge)
+                                by_q = by_q + load_stored_part(grad_q, by_kinds.q, place, d - c, lanes, edge)
+                                by_k = by_k + load_stored_part(grad_k, by_kinds.k, place, d - c, lanes, edge)
+                                store_stored_part(grad_q, by_kinds.q, place, by_q, d - c, lanes, edge)
+                                store_stored_part(grad_k, by_kinds.k, place, by_k, d - c, lanes, edge)
                                 if by_channel and f.grad_g != 0:
                                     place = (row_of_head + time * heads) * d + c
                                     decay = load(factor, i * factors + c) + load(keep, i * factors + c)
-                                    by_g = load_part(grad_g, place, d - c, lanes, edge) + decay * load(sums_of_g, at)
-                                    store_part(grad_g, place, by_g, d - c, lanes, edge)
+                                    by_g = load_stored_part(grad_g, by_kinds.g, place, d - c, lanes, edge)
+                                    by_g = by_g + decay * load(sums_of_g, at)
+                                    store_stored_part(grad_g, by_kinds.g, place, by_g, d - c, lanes, edge)
                         if f.grad_bonus != 0:
                             for r in range(d):
                                 grad_bonus[head_of_item * d + r] += of_bonus[r]
@@ -282,20 +290,21 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                             at, place = v_row + (start + i) * v_step, step_of_head * d_v + c0
                             w = zero + 1
                             if f.weight != 0:
-                                w = weight[weight_row + (start + i) * weight_step]
+                                w = number_at(weight, kinds.weight, weight_row + (start + i) * weight_step)
                             along_columns = zeros(edge)
                             for c in range(0, width, lanes):
                                 by_u = load(grad_u, i * width + c)
                                 if has_bonus != 0:
                                     by_u = by_u + load(e, i * width + c) * own[i]
-                                x = load_part(v, at + c, columns - c, lanes, edge)
+                                x = load_stored_part(v, kinds.v, at + c, columns - c, lanes, edge)
                                 along_columns = along_columns + by_u * x
                                 by_v = by_u * w
                                 if f.skip != 0:
-                                    out = load_part(grad_o, o_row + (start + i) * o_step + c, columns - c, lanes, edge)
+                                    out_at = o_row + (start + i) * o_step + c
+                                    out = load_stored_part(grad_o, kinds.o, out_at, columns - c, lanes, edge)
                                     by_v = by_v + out * load(factor_of_v, c)
                                     store(sum_of_v, c, load(sum_of_v, c) + out * x)
-                                store_part(grad_v, place + c, by_v, columns - c, lanes, edge)
+                                store_stored_part(grad_v, by_kinds.v, place + c, by_v, columns - c, lanes, edge)
                             if f.grad_weight != 0:
                                 grad_weight[step_of_head] += total(along_columns)
                             if not by_channel and f.grad_g != 0:

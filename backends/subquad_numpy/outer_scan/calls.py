@@ -10,6 +10,7 @@ import numpy as np
 
 from subquad.kernels.outer_scan import Inputs
 from subquad_numpy.runtime.arguments import Forms, Run, fix_elements, fix_items, fix_rows, fixed
+from subquad_numpy.runtime.stored import common, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +28,8 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     from subquad_numpy.outer_scan.forward import FORWARD_RECORD, forward_kernel
 
     given = Inputs(*arrays)
-    (batch, n, heads, d_v), d, dtype = given.v.shape, given.q.shape[-1], given.v.dtype
+    (batch, n, heads, d_v), d, dtype = given.v.shape, given.q.shape[-1], dtype_of(given)
+    out_dtype = common(given.q, given.k, given.v)
     fix = [None if x is None else fix_for(name, x) for name, x in given._asdict().items()]
     if given.initial_state is not None:
         fix[Inputs._fields.index("initial_state")] = fix_matrices(given.initial_state)
@@ -38,12 +40,12 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     runs: list[Run] = []
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
-        o, state = new((batch, n, heads, d_v), dtype), new((batch, heads, d, d_v), dtype)
+        o, state = new((batch, n, heads, d_v), out_dtype), new((batch, heads, d, d_v), dtype)
         mine = arrays
         if must_fix:
             mine = [None if x is None else fixed(f, x) for f, x in zip(fix, arrays, strict=True)]
         if not runs:
-            sizes = sizes_of(Inputs(*mine), static, strides_of)
+            sizes = sizes_of(Inputs(*mine), static, strides_of) | {"stored": stored_of(given, o)}
             runs.append(Run(forward_kernel(*kind_of(given)), FORWARD_RECORD, (), tasks, math.inf, sizes))
         runs[0]((*mine, numbers, o, state), 1 if is_small else thread_count(threads))
         return (o, state), None
@@ -67,14 +69,19 @@ def scan_backward(
 
     given = Inputs(*arrays)
     p = Inputs(*(None if x is None else fixed(fix_for(name, x), x) for name, x in given._asdict().items()))
-    (batch, n, heads, d_v), (groups, d), dtype = p.v.shape, p.q.shape[-2:], p.v.dtype
+    (batch, n, heads, d_v), (groups, d), dtype = p.v.shape, p.q.shape[-2:], dtype_of(p)
     by_o, by_state = grads
     by_o = np.zeros(p.v.shape, dtype) if by_o is None else fixed(fix_rows(by_o), by_o)
     by_state = None if by_state is None else np.ascontiguousarray(by_state, dtype)
     wanted = dict(zip(Inputs._fields, need, strict=True))
     parts, span = cut_gradient(batch, n, groups, heads // groups, d, d_v, dtype.itemsize)
+    # gradients that are written once are rounded then, others when they are added up
+    is_once = parts == 1 and heads == groups and d_v <= panel_of_gradient(dtype)
+    rounded = {"v"}
+    if is_once:
+        rounded |= {"q", "k", "g"} if kind_of(p)[1] else {"q", "k"}
     results: dict[str, Any] = {  # over time, but for the sums over it
-        f"grad_{name}": np.zeros(x.shape, dtype)
+        f"grad_{name}": np.zeros(x.shape, x.dtype if name in rounded else dtype)
         for name, x in p._asdict().items()
         if x is not None and (name in "qkv" or (name in OVER_TIME and wanted[name]))
     }
@@ -93,6 +100,7 @@ def scan_backward(
             written |= {name: np.zeros((parts, batch, count, groups, d), dtype) for name in ("grad_q", "grad_k")}
         sizes = sizes_of(mine, static, strides_of) | {"parts": parts, "total": n}
         sizes["total_of_maps"] = n if parts == 1 else count
+        sizes["stored"] = stored_of(p, by_o, *(written.get(f"grad_{name}") for name in OVER_TIME))
         sizes |= dict(zip(("grad_o_item", "grad_o_step", "grad_o_head"), strides_of(by_o), strict=False))
         run = Run(backward_kernel(*kind), BACKWARD_RECORD, (), batch * groups * parts, math.inf, sizes)
         run((*mine, numbers, by_o[:, steps], by_state, *(written.get(name) for name in WRITTEN)), threads)
@@ -111,7 +119,7 @@ def scan_backward(
         if name == "skip":
             value = value.sum(axis=0)
             value = value.sum(axis=1, keepdims=True) if x.shape[1] < d_v else value
-        return value.astype(dtype, copy=False)
+        return value.astype(dtype, copy=False) if name in ("bonus", "skip") else value
 
     return tuple(of(name, x) for name, x in given._asdict().items())
 
@@ -126,8 +134,9 @@ def _states(
     states = [p.initial_state]
     for steps in spans[:-1]:
         mine = _cut(p, steps)._replace(initial_state=states[-1])
-        sizes, tasks = sizes_of(mine, static, strides_of), batch * heads * panels_of(d_v, p.v.dtype)
-        state = np.empty((batch, heads, p.q.shape[-1], d_v), p.v.dtype)
+        sizes = sizes_of(mine, static, strides_of) | {"stored": stored_of(mine, None)}
+        tasks = batch * heads * panels_of(d_v, dtype_of(p))
+        state = np.empty((batch, heads, p.q.shape[-1], d_v), dtype_of(p))
         run = Run(forward_kernel(*kind_of(p)), FORWARD_RECORD, (), tasks, math.inf, sizes)
         run((*mine, numbers, None, state), threads)
         states.append(state)
@@ -177,7 +186,17 @@ def fix_matrices(x: Array) -> Any:
 
 def kind_of(given: Inputs) -> tuple[str, bool]:
     """What the kernels are specialised for: (dtype, is there a decay for each channel)."""
-    return np.dtype(given.v.dtype).name, given.g is not None and given.g.shape[-1] > 1
+    return dtype_of(given).name, given.g is not None and given.g.shape[-1] > 1
+
+
+def dtype_of(given: Inputs) -> np.dtype[Any]:
+    """The dtype that the kernels compute in."""
+    return widest(*given[:-1])
+
+
+def stored_of(given: Inputs, o: Any, *gradients: Any) -> int:
+    """How the arrays over time, the output or the gradient by it, and gradients are stored; see `layout.Kinds`."""
+    return stored_word((*given[:5], o, *gradients))
 
 
 def panels_of(d_v: int, dtype: Any) -> int:
@@ -186,6 +205,14 @@ def panels_of(d_v: int, dtype: Any) -> int:
     from subquad_numpy.outer_scan.tile import PANEL_VECTORS
 
     return -(-d_v // (PANEL_VECTORS * lanes_of(np.dtype(dtype))))
+
+
+def panel_of_gradient(dtype: Any) -> int:
+    """The columns of the state that a task of the gradient takes at once."""
+    from subquad_numpy.codegen import lanes_of
+    from subquad_numpy.outer_scan.backward import PANEL
+
+    return PANEL * lanes_of(np.dtype(dtype))
 
 
 def strides_of(x: Array) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from numba import carray
 from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
+from subquad_numpy.codegen.stored import load_stored_part, number_at, rows_of, store_stored_part
 from subquad_numpy.outer_scan.layout import (
     BLOCK,
     HEAD,
@@ -23,6 +24,7 @@ from subquad_numpy.outer_scan.layout import (
     cut_at_resets,
     decays_of_channels,
     decays_of_head,
+    kinds_of,
     load_state,
 )
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
@@ -53,6 +55,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
         initial_state, bonus = pointer(f.initial_state, zero), pointer(f.bonus, zero)
         o, state = pointer(f.o, zero), pointer(f.state, zero)
         scale, has_bonus = pointer(f.numbers, zero)[0], f.bonus != 0
+        kinds = kinds_of(f.stored)
         panels = -(-d_v // panel)
         shared = heads // f.groups
         d_whole = -(-d // lanes) * lanes
@@ -67,11 +70,11 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
 
         sizes = (
             *(lanes, d * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
-            *(d_whole, panel),
+            *(d_whole, panel, BLOCK * d, BLOCK * d),
         )
         buffer = np.empty(room(sizes), kind)
         modes = np.empty(room((BLOCK,)), np.int64)
-        edge, scratch, u, out, factor, keep, extra, factor_of_v = cut(buffer, sizes)
+        edge, scratch, u, out, factor, keep, extra, factor_of_v, queries, keys = cut(buffer, sizes)
         (mode,) = cut(modes, (BLOCK,))
         for task in range(first, last):
             item, head, c0 = task // panels // heads, task // panels % heads, task % panels * panel
@@ -114,29 +117,30 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                 if f.g != 0:
                     at = g_row + start * g_step
                     if by_channel:
-                        decays_of_channels(g, at, g_step, count, d, lanes, d_whole, edge, factor, keep, mode)
+                        decays_of_channels(g, kinds.g, at, g_step, count, d, lanes, d_whole, edge, factor, keep, mode)
                     else:
-                        decays_of_head(g, at, g_step, count, lanes, factor, keep, mode)
+                        decays_of_head(g, kinds.g, at, g_step, count, lanes, factor, keep, mode)
                 elif f.resets != 0:
                     for i in range(count):
                         mode[i] = NEAR
                 if f.resets != 0:
                     cut_at_resets(resets, resets_row + start * resets_step, resets_step, count, factors, factor, mode)
-                q_at, k_at = q_row + start * q_step, k_row + start * k_step
+                query_rows, q_pace = rows_of(q, kinds.q, q_row + start * q_step, q_step, count, d, lanes, queries)
+                key_rows, k_pace = rows_of(k, kinds.k, k_row + start * k_step, k_step, count, d, lanes, keys)
                 for i in range(count):
                     at = v_row + (start + i) * v_step
                     own = zeros(edge)  # Σ_c q[c] bonus[c] k[c]
                     if has_bonus:
                         for c in range(0, d, lanes):
-                            query = load_part(q, q_at + i * q_step + c, d - c, lanes, edge)
-                            key = load_part(k, k_at + i * k_step + c, d - c, lanes, edge)
+                            query = load_part(query_rows, i * q_pace + c, d - c, lanes, edge)
+                            key = load_part(key_rows, i * k_pace + c, d - c, lanes, edge)
                             own = own + query * load(extra, c) * key
                     own_sum = total(own)
                     factor_of_u = zero + 1
                     if f.weight != 0:
-                        factor_of_u = weight[weight_row + (start + i) * weight_step]
+                        factor_of_u = number_at(weight, kinds.weight, weight_row + (start + i) * weight_step)
                     for c in range(0, width, lanes):
-                        x = load_part(v, at + c, columns - c, lanes, edge)
+                        x = load_stored_part(v, kinds.v, at + c, columns - c, lanes, edge)
                         if f.weight != 0:
                             x = x * factor_of_u
                         store(u, i * width + c, x)
@@ -147,7 +151,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                 r = 0
                 while r < d:
                     many = d - r >= TILE_ROWS
-                    q_r, k_r, S_r = shifted(q, q_at + r), shifted(k, k_at + r), shifted(S, r * pitch)
+                    q_r, k_r, S_r = shifted(query_rows, r), shifted(key_rows, r), shifted(S, r * pitch)
                     f_r, keep_r = factor, keep
                     if by_channel:
                         f_r, keep_r = shifted(factor, r), shifted(keep, r)
@@ -156,28 +160,29 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                             u_c, out_c, S_c = shifted(u, c), shifted(out, c), shifted(S_r, c)
                             if many:
                                 many_before(
-                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
+                                    k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
                                 )
                             else:
                                 one_before(
-                                    k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
+                                    k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u_c, out_c, pitch, count, S_c
                                 )
                     elif width == panel and many:
-                        many_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
+                        many_wide(k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     elif width == panel:
-                        one_wide(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
+                        one_wide(k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     elif many:
-                        many_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
+                        many_narrow(k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     else:
-                        one_narrow(k_r, k_step, q_r, q_step, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
+                        one_narrow(k_r, k_pace, q_r, q_pace, f_r, keep_r, factors, mode, u, out, pitch, count, S_r)
                     r += TILE_ROWS if many else 1
                 for i in range(count if f.o != 0 else 0):
                     at = v_row + (start + i) * v_step
                     for c in range(0, width, lanes):
                         value = load(out, i * width + c) * scale
                         if f.skip != 0:
-                            value = value + load(factor_of_v, c) * load_part(v, at + c, columns - c, lanes, edge)
-                        store_part(o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
+                            x = load_stored_part(v, kinds.v, at + c, columns - c, lanes, edge)
+                            value = value + load(factor_of_v, c) * x
+                        store_stored_part(o, kinds.o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
             if not in_place:
                 for r in range(d):
                     for c in range(0, width, lanes):

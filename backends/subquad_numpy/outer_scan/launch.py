@@ -10,30 +10,41 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
+from subquad.core.dtypes import cast
 from subquad.kernels.outer_scan import Inputs
 from subquad_numpy.runtime.launch import Launch, Rows, Run
+from subquad_numpy.runtime.stored import common
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `outer_scan`, by one launch."""
-    from subquad_numpy.outer_scan.calls import SMALL, contiguous_strides, kind_of, panels_of, sizes_of
+    from subquad_numpy.outer_scan.calls import (
+        SMALL,
+        contiguous_strides,
+        dtype_of,
+        kind_of,
+        panels_of,
+        sizes_of,
+        stored_of,
+    )
     from subquad_numpy.outer_scan.forward import FORWARD_RECORD, forward_kernel
     from subquad_numpy.runtime.threads import thread_count
 
     given = Inputs(*arrays)
     xp = array_namespace(given.q)
     batch, _, heads, d_v = given.v.shape
-    d, dtype = given.q.shape[-1], given.v.dtype
+    d, dtype = given.q.shape[-1], dtype_of(given)
+    results = {"o": Like(given.v.shape, common(*given[:3])), "state": Like((batch, heads, d, d_v), dtype)}
     made = Launch(
         forward_kernel,
         kind_of(given),
         FORWARD_RECORD,
-        {"o": Like(given.v.shape, dtype), "state": Like((batch, heads, d, d_v), dtype)},
-        sizes_of(given, static, contiguous_strides),
+        results,
+        sizes_of(given, static, contiguous_strides) | {"stored": stored_of(given, results["o"])},
         tasks=batch * heads * panels_of(d_v, dtype),
         threads=1 if math.prod(given.v.shape) * d < SMALL else thread_count(),
     )
-    numbers = xp.asarray(np.array([static["scale"]]), dtype=dtype)
+    numbers = xp.asarray(np.array([static["scale"]], dtype))
     found = run(made, given._asdict() | {"numbers": numbers})
     return found["o"], found["state"]
 
@@ -47,12 +58,12 @@ def launch_backward(
 ) -> tuple[Array | None, ...]:
     """The gradients by all inputs, by one launch; the outputs are not read."""
     from subquad_numpy.outer_scan.backward import BACKWARD_RECORD, backward_kernel
-    from subquad_numpy.outer_scan.calls import contiguous_strides, cut_gradient, kind_of, sizes_of
+    from subquad_numpy.outer_scan.calls import contiguous_strides, cut_gradient, dtype_of, kind_of, sizes_of, stored_of
     from subquad_numpy.runtime.threads import thread_count
 
     given = Inputs(*arrays)
     xp = array_namespace(given.q)
-    (batch, n, heads, d_v), (groups, d), dtype = given.v.shape, given.q.shape[-2:], given.v.dtype
+    (batch, n, heads, d_v), (groups, d), dtype = given.v.shape, given.q.shape[-2:], dtype_of(given)
     parts, _ = cut_gradient(batch, n, groups, heads // groups, d, d_v, np.dtype(dtype).itemsize)
     results = {
         f"grad_{name}": Like(x.shape, dtype)
@@ -68,6 +79,7 @@ def launch_backward(
         summed["grad_skip"] = Rows(batch, wide=True)
     sizes = sizes_of(given, static, contiguous_strides) | {"parts": parts, "total": n, "total_of_maps": n}
     grad_o, grad_state = grads
+    sizes["stored"] = stored_of(given, grad_o)
     strides = contiguous_strides(grad_o)
     sizes |= dict(zip(("grad_o_item", "grad_o_step", "grad_o_head"), strides, strict=False))
     made = Launch(
@@ -81,10 +93,11 @@ def launch_backward(
         zeros=frozenset(results),
         summed=summed,
     )
-    numbers = xp.asarray(np.array([static["scale"]]), dtype=dtype)
+    numbers = xp.asarray(np.array([static["scale"]], dtype))
     found = run(made, given._asdict() | {"numbers": numbers, "grad_o": grad_o, "grad_state": grad_state})
     if given.skip is not None and given.skip.shape[1] < d_v:
         found["grad_skip"] = xp.sum(found["grad_skip"], axis=1, keepdims=True)
     return tuple(
-        None if x is None or name == "resets" else found[f"grad_{name}"] for name, x in given._asdict().items()
+        None if x is None or name == "resets" else cast(xp, found[f"grad_{name}"], x.dtype)
+        for name, x in given._asdict().items()
     )

@@ -1,0 +1,239 @@
+"""Numbers as they are stored: loads that widen half precision to float32, and stores that round it once.
+
+A kernel of float32 has pointers to float32, and with each one a number that says what is stored there: `AS_COMPUTED`,
+`FLOAT16` or `BFLOAT16`. Pointers count elements of what is stored. One compiled kernel thus reads and writes arrays of
+any of these dtypes. In kernels of other dtypes everything is stored as it is computed, and nothing is asked.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import cgutils
+
+from subquad_numpy.codegen.pointers import load, prefetch, shifted, store
+from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic, types
+from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_BITS
+
+HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a float32 has beyond it, a bit of a NaN
+
+
+def _widens_half() -> bool:
+    """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
+    features = binding.get_host_cpu_features()
+    is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
+    return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
+
+
+WIDENS_HALF = _widens_half()  # asked once, and by no compiler that traces a call: it cannot ask the machine
+
+
+def _like(kind: Any, lanes: int) -> Any:
+    return ir.VectorType(kind, lanes) if lanes > 1 else kind
+
+
+def _each(kind: Any, lanes: int, number: int) -> Any:
+    return ir.Constant(_like(kind, lanes), [number] * lanes if lanes > 1 else number)
+
+
+def widened(builder: Any, value: Any, stored: int, lanes: int) -> Any:
+    """Integers of 16 bits, the numbers of an array of half precision, as numbers of float32, exactly."""
+    word = ir.IntType(32)
+    if stored == FLOAT16:
+        return builder.fpext(builder.bitcast(value, _like(ir.HalfType(), lanes)), _like(ir.FloatType(), lanes))
+    bits = builder.shl(builder.zext(value, _like(word, lanes)), _each(word, lanes, HALF_BITS))
+    return builder.bitcast(bits, _like(ir.FloatType(), lanes))
+
+
+def rounded(builder: Any, value: Any, stored: int, lanes: int) -> Any:
+    """Numbers of float32 as the 16 bits of the nearest ones of half precision, ties to even."""
+    word, short = ir.IntType(32), _like(ir.IntType(HALF_BITS), lanes)
+    if stored == FLOAT16:
+        return builder.bitcast(builder.fptrunc(value, _like(ir.HalfType(), lanes)), short)
+
+    def each(number: int) -> Any:
+        return _each(word, lanes, number)
+
+    bits = builder.bitcast(value, _like(word, lanes))
+    upper = builder.lshr(bits, each(HALF_BITS))
+    odd = builder.and_(upper, each(1))
+    nearest = builder.lshr(builder.add(bits, builder.add(odd, each(LAST_BITS))), each(HALF_BITS))
+    found = builder.select(builder.fcmp_unordered("uno", value, value), builder.or_(upper, each(QUIET)), nearest)
+    return builder.trunc(found, short)
+
+
+def _by_kind(builder: Any, stored: Any, emit: Callable[[int], None]) -> None:
+    """The code that `emit` writes for each kind of storage, where `stored` says which one it is."""
+
+    def is_kind(kind: int) -> Any:
+        return builder.icmp_signed("==", stored, ir.Constant(stored.type, kind))
+
+    with builder.if_else(is_kind(AS_COMPUTED), likely=True) as (as_computed, half):
+        with as_computed:
+            emit(AS_COMPUTED)
+        with half:
+            if WIDENS_HALF:
+                with builder.if_else(is_kind(BFLOAT16)) as (brain, other):
+                    with brain:
+                        emit(BFLOAT16)
+                    with other:
+                        emit(FLOAT16)
+            else:
+                emit(BFLOAT16)
+
+
+def _place(builder: Any, memory: Any, index: Any, kind: int, lanes: int) -> tuple[Any, int]:
+    """(the address of the element or vector at memory[index], its alignment), as stored."""
+    element = memory.type.pointee if kind == AS_COMPUTED else ir.IntType(HALF_BITS)
+    start = builder.bitcast(memory, element.as_pointer())
+    size = {"float": 4, "double": 8}.get(str(element), 2)
+    return builder.bitcast(builder.gep(start, [index]), _like(element, lanes).as_pointer()), size
+
+
+def _load(lanes_of: Callable[[Any], int]) -> Callable[..., Any]:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        memory, stored, index = args
+        target, lanes = context.get_value_type(sig.return_type), lanes_of(sig.args[0].dtype)
+
+        def value(kind: int) -> Any:
+            address, align = _place(builder, memory, index, kind, lanes)
+            found = builder.load(address, align=align)
+            return found if kind == AS_COMPUTED else widened(builder, found, kind, lanes)
+
+        if sig.args[0].dtype != types.float32:
+            return value(AS_COMPUTED)
+        made = cgutils.alloca_once(builder, target)
+
+        def keep(kind: int) -> None:
+            builder.store(value(kind), made)
+
+        _by_kind(builder, stored, keep)
+        return builder.load(made)
+
+    return codegen
+
+
+def _store(lanes_of: Callable[[Any], int]) -> Callable[..., Any]:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        memory, stored, index, value = args
+        lanes = lanes_of(sig.args[0].dtype)
+
+        def write(kind: int) -> None:
+            address, align = _place(builder, memory, index, kind, lanes)
+            builder.store(value if kind == AS_COMPUTED else rounded(builder, value, kind, lanes), address, align=align)
+
+        if sig.args[0].dtype != types.float32:
+            write(AS_COMPUTED)
+        else:
+            _by_kind(builder, stored, write)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _lanes(element: Any) -> int:
+    return Vector(element).lanes
+
+
+@intrinsic
+def load_stored(typingctx: Any, memory: Any, stored: Any, index: Any) -> Any:
+    """The vector at memory[index], memory[index + 1], …"""
+    return Vector(memory.dtype)(memory, types.int64, types.intp), _load(_lanes)
+
+
+@intrinsic
+def number_at(typingctx: Any, memory: Any, stored: Any, index: Any) -> Any:
+    """The number memory[index]."""
+    return memory.dtype(memory, types.int64, types.intp), _load(lambda _: 1)
+
+
+@intrinsic
+def store_stored(typingctx: Any, memory: Any, stored: Any, index: Any, value: Any) -> Any:
+    """Write a vector to memory[index], memory[index + 1], …"""
+    return types.none(memory, types.int64, types.intp, Vector(memory.dtype)), _store(_lanes)
+
+
+@intrinsic
+def put_number(typingctx: Any, memory: Any, stored: Any, index: Any, value: Any) -> Any:
+    """Write a number to memory[index]."""
+    return types.none(memory, types.int64, types.intp, memory.dtype), _store(lambda _: 1)
+
+
+@inline
+def stored_as(word: int, place: int) -> int:
+    """How the array number `place` is stored, of those that `runtime.stored.stored_word` was given."""
+    return (word >> (STORED_BITS * place)) & (2**STORED_BITS - 1)
+
+
+@inline
+def prefetch_stored(memory: Any, stored: int, index: int) -> None:
+    """Ask for the cache line of memory[index]; the address may lie outside of the array."""
+    prefetch(memory, index if stored == AS_COMPUTED else index // 2)
+
+
+@apart
+def widen_rows(
+    memory: Any, stored: int, index: int, step: int, rows: int, width: int, lanes: int, target: Any, pitch: int
+) -> None:
+    """Copy `rows` rows of `width` numbers from `index`, `step` apart, to `target`, `pitch` apart."""
+    for r in range(rows):
+        at, to = index + r * step, r * pitch
+        whole = width // lanes * lanes
+        for c in range(0, whole, lanes):
+            store(target, to + c, load_stored(memory, stored, at + c))
+        for c in range(max(whole, 0), width):
+            target[to + c] = number_at(memory, stored, at + c)
+
+
+@apart
+def round_row(memory: Any, stored: int, index: int, width: int, lanes: int, source: Any) -> None:
+    """Write `width` numbers of `source` to `index`."""
+    whole = width // lanes * lanes
+    for c in range(0, whole, lanes):
+        store_stored(memory, stored, index + c, load(source, c))
+    for c in range(max(whole, 0), width):
+        put_number(memory, stored, index + c, source[c])
+
+
+@inline
+def row_of(memory: Any, stored: int, index: int, width: int, lanes: int, scratch: Any) -> Any:
+    """The pointer to `width` numbers from `index`: where they are, or widened in `scratch`."""
+    if stored == AS_COMPUTED:
+        return shifted(memory, index)
+    widen_rows(memory, stored, index, 0, 1, width, lanes, scratch, 0)
+    return scratch
+
+
+@inline
+def rows_of(
+    memory: Any, stored: int, index: int, step: int, rows: int, width: int, lanes: int, scratch: Any
+) -> tuple[Any, int]:
+    """(pointer, step) of rows of `width` numbers from `index`, `step` apart: where they are, or widened in `scratch`.
+
+    `scratch` has room for rows · width numbers.
+    """
+    if stored == AS_COMPUTED:
+        return shifted(memory, index), step
+    widen_rows(memory, stored, index, step, rows, width, lanes, scratch, width)
+    return scratch, width
+
+
+@inline
+def load_stored_part(memory: Any, stored: int, index: int, count: int, lanes: int, edge: Any) -> Any:
+    """The vector at `index`; lanes from `count` on are 0, and their memory is not touched."""
+    if count < lanes:
+        widen_rows(memory, stored, index, 0, 1, count, lanes, edge, 0)
+        for lane in range(max(count, 0), lanes):
+            edge[lane] = 0
+        return load(edge, 0)
+    return load_stored(memory, stored, index)
+
+
+@inline
+def store_stored_part(memory: Any, stored: int, index: int, value: Any, count: int, lanes: int, edge: Any) -> None:
+    """Write the first `count` lanes of `value` to `index`."""
+    if count < lanes:
+        store(edge, 0, value)
+        round_row(memory, stored, index, count, lanes, edge)
+    else:
+        store_stored(memory, stored, index, value)

@@ -1,0 +1,143 @@
+"""Half precision is storage: read as it is, computed in float32, rounded once; no copy in float32 is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from rows.libraries import Jax, Library, NumPy, Torch
+
+import subquad
+from subquad.cli.cases import find_case
+from subquad_numpy.bench import peak_extra_memory
+
+HALF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SCANS = sorted(subquad.registry.SCANS)
+READ = ("linear_scan", "delta_rule", "gated_linear_attention", "lti_scan", "causal_conv1d", "wkv")
+METHODS: dict[str, dict[str, Any]] = {
+    "favor": {"num_features": 32}, "linear": {}, "linformer": {"rank": 16}, "nystrom": {"num_landmarks": 16},
+    "window": {"left": 40}, "bigbird": {},
+}  # fmt: skip
+LIMIT = 1 << 20  # bytes
+
+
+def scan(name: str, n: int) -> tuple[Callable[..., Any], list[Any]]:
+    """A scan as a function of its arrays, and example arrays."""
+    problem = find_case(name, {}).random(n)
+    given = [np.asarray(x, np.float32) if np.asarray(x).dtype.kind == "f" else x for x in problem.arrays.values()]
+    return problem.bind(), given
+
+
+def attend(name: str, *, causal: bool) -> Callable[..., Any]:
+    """Attention by a method."""
+    method = subquad.METHODS[name](**METHODS[name])
+    return lambda q, k, v: subquad.attention(q, k, v, method, causal=causal)
+
+
+def is_real(x: Any) -> bool:
+    return x.dtype.kind == "f"
+
+
+def rows(n: int, d: int, d_v: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((1, 4, n, width), dtype=np.float32) for width in (d, d, d_v)]
+
+
+def calls() -> list[Any]:
+    found: list[Any] = [pytest.param(*scan(name, 77), id=name) for name in SCANS]
+    for name in METHODS:
+        for causal in (False, True):
+            if not causal or subquad.METHODS[name].causal is True:
+                given = rows(150, 20, 9)
+                found.append(pytest.param(attend(name, causal=causal), given, id=f"{name}{' causal' * causal}"))
+    return found
+
+
+@pytest.mark.parametrize(("call", "given"), calls())
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("library", [NumPy(), Torch(), Jax()], ids=str)
+def test_bits_are_those_of_float32_rounded_once(
+    library: Library, dtype: str, call: Callable[..., Any], given: list[Any]
+) -> None:
+    half = [library.array(x, dtype if is_real(x) else "float32") for x in given]
+    wide = [library.array(library.numpy(x).astype(np.float32) if is_real(y) else y, "float32")
+            for x, y in zip(half, given, strict=True)]  # fmt: skip
+    out, expected = call(*half), library.numpy(call(*wide))
+    assert library.dtype_name(out) == dtype
+    assert np.array_equal(np.asarray(library.numpy(out), np.float32), expected.astype(HALF[dtype]).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_scan_makes_no_copy(dtype: str, name: str) -> None:
+    call, given = scan(name, 8192)
+    half = [x.astype(HALF[dtype]) if is_real(x) else x for x in given]
+    assert max(x.size for x in half) * 4 > LIMIT, "a copy would not be seen"
+    assert peak_extra_memory(lambda: call(*half)) < LIMIT
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_method_makes_no_copy(dtype: str, name: str, causal: bool) -> None:
+    if causal and subquad.METHODS[name].causal is not True:
+        return
+    single, call = rows(4096, 32, 32), attend(name, causal=causal)
+    half = [x.astype(HALF[dtype]) for x in single]
+    assert half[0].size * 4 > LIMIT, "a copy would not be seen"
+    own, others = (peak_extra_memory(lambda given=given: call(*given)) for given in (half, single))
+    assert own < LIMIT or own < others  # "bigbird" puts its output together of parts
+
+
+@pytest.mark.parametrize(("call", "given"), calls())
+@pytest.mark.parametrize("dtype", HALF)
+def test_gradients(dtype: str, call: Callable[..., Any], given: list[Any]) -> None:
+    """Within two roundings of those in float32: one of what is saved, one of the gradient itself."""
+    torch = pytest.importorskip("torch")
+    half = [Torch().array(x, dtype if is_real(x) else "float32").requires_grad_() for x in given]
+    wide = [(x.detach() if x.is_complex() else x.detach().float()).requires_grad_() for x in half]
+    out, expected = call(*half), call(*wide)
+    by = torch.randn(out.shape).to(out.dtype)
+    found = torch.autograd.grad(out, half, by, allow_unused=True)
+    exact = torch.autograd.grad(expected, wide, by.float(), allow_unused=True)
+    unit = math.ldexp(1, -8 if dtype == "bfloat16" else -11)
+    for x, grad, other in zip(half, found, exact, strict=True):
+        assert grad.dtype == x.dtype
+        assert torch.linalg.vector_norm(grad.to(other.dtype) - other) <= 2 * unit * torch.linalg.vector_norm(other)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_every_number_is_rounded_to_nearest(dtype: str) -> None:
+    """Ties to even, infinities, NaN, numbers that are subnormal in half precision and those beyond its range."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 20000, dtype=np.uint32)
+    ties = np.arange(0, 2**32, 2**13, dtype=np.uint64).astype(np.uint32)
+    near = (ties[:, None] + np.array([2**32 - 1, 0, 1], np.uint64)).astype(np.uint32).reshape(-1)
+    b = np.concatenate([bits, near]).view(np.float32)[:, None]
+    with np.errstate(all="ignore"):
+        expected = b.astype(HALF[dtype])
+    one = np.zeros_like(b, HALF[dtype])
+    out = stored_copy(one, b)
+    same = (out.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(b) & np.isnan(out))
+    assert same.all()
+
+
+def stored_copy(like: Any, b: Any) -> Any:
+    """The numbers of b as a kernel stores them in the dtype of `like`."""
+    import numba
+
+    from subquad_numpy.codegen import lanes_of, pointer
+    from subquad_numpy.codegen.stored import round_row
+    from subquad_numpy.runtime.stored import KINDS
+
+    zero, lanes = np.float32(0), lanes_of(b.dtype)
+
+    @numba.njit
+    def run(target: int, kind: int, source: int, count: int) -> None:
+        round_row(pointer(target, zero), kind, 0, count, lanes, pointer(source, zero))
+
+    run(np.uintp(like.ctypes.data), KINDS[like.dtype.name], np.uintp(b.ctypes.data), b.size)
+    return like
