@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import subquad
+import subquad.scans
 from subquad.registry import SCANS
 
 FILE = Path(__file__).with_suffix(".json")
@@ -183,7 +184,7 @@ def version(row: Row) -> str:
 
 
 def main(names: list[str]) -> None:
-    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    added: dict[str, Any] = {}
     for name in names or ROWS:
         row = ROWS[name]
         try:
@@ -193,8 +194,10 @@ def main(names: list[str]) -> None:
             continue
         if name == "jax":
             importlib.import_module("jax").config.update("jax_enable_x64", True)
-        content[name] = {"version": found, "dtype": row.dtype, "tolerance": row.tolerance, "note": row.note,
+        added[name] = {"version": found, "dtype": row.dtype, "tolerance": row.tolerance, "note": row.note,
                          "functions": run(row)}  # fmt: skip
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    content |= added
     ordered: Mapping[str, Any] = {name: content[name] for name in ROWS if name in content}
     FILE.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

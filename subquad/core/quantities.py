@@ -57,9 +57,10 @@ class Quantities(Backend):
         return sys.modules[type(self.units).__module__] if self._has_unit(array) else super().namespace(array)
 
     def refuses(self, array: Any) -> str:
+        unit = str(self.units.of(array)) or "1"
         return (
-            f"a quantity of {self.library} in {self.units.of(array)}; of all functions, attention and linear_scan "
-            f"carry units: pass numbers in a unit that you choose, {self.units.advice}"
+            f"a quantity of {self.library} in {unit}; of all functions, attention and linear_scan carry units: pass "
+            f"numbers in a unit that you choose, {self.units.advice}"
         )
 
     def whole_call(
