@@ -117,8 +117,8 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 whole = max(0, min(groups, (most - f.always) // f.group))
                 runs = append_run(firsts, runs_of, 0, 0, 0, whole)
                 behind, length = runs, 0
-                for level in range(2 if whole > 0 else 1):
-                    is_group, begin, at = level == 0 and whole > 0, length, 0 if level == 0 and whole > 0 else behind
+                for depth in range(2 if whole > 0 else 1):
+                    is_group, begin, at = depth == 0 and whole > 0, length, 0 if depth == 0 and whole > 0 else behind
                     if not is_group:
                         runs = list_clusters(f.always, whole, f.group, most, needed, firsts, runs_of, behind)
                     for r in range(at, runs):
@@ -247,9 +247,9 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         multiply_one(shifted(q, (row + of_row[i]) * d), keys, d, size, lanes, scale, e)
                     for t in range(together):
                         r = of_row[i + t]
-                        at = float(place[row + r]) if f.place != 0 else 0.0
+                        own_place = float(place[row + r]) if f.place != 0 else 0.0
                         weigh_members(
-                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, at, reach, here, top, seen,
+                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, own_place, reach, here, top, seen,
                             shifted(acc, r * wide_v),
                         )  # fmt: skip
                     if together == TOGETHER:
