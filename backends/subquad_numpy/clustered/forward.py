@@ -247,9 +247,9 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         multiply_one(shifted(q, (row + of_row[i]) * d), keys, d, size, lanes, scale, e)
                     for t in range(together):
                         r = of_row[i + t]
-                        own_place = float(place[row + r]) if f.place != 0 else 0.0
+                        own_at = float(place[row + r]) if f.place != 0 else 0.0
                         weigh_members(
-                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, own_place, reach, here, top, seen,
+                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, own_at, reach, here, top, seen,
                             shifted(acc, r * wide_v),
                         )  # fmt: skip
                     if together == TOGETHER:
