@@ -68,7 +68,8 @@ def loop(count: Any, state: Any, step: Callable[[Any, Any], tuple[Any, Any]], *,
 
 def by_item(function: Callable[[Arrays], tuple[Any, ...]], arrays: Arrays) -> tuple[Any, ...]:
     """The outputs of a function of arrays; where their first axis is open, of each item of it, one after the other."""
-    many = {name: x for name, x in arrays.items() if x.shape.rank > 2 and x.shape[0] is None}
+    least = {"start": 1, "mask": 2, "key_mask": 2}  # axes, with one of items; 3 for the others
+    many = {name: x for name, x in arrays.items() if x.shape.rank >= least.get(name, 3) and x.shape[0] is None}
     if not many:
         return function(arrays)
     count = tf.shape(next(iter(many.values())))[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import subquad.scans  # noqa: F401  which registers them
 from subquad.registry import SCANS, ScanRow
 
 Arrays = dict[str, Any]
