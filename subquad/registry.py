@@ -10,7 +10,8 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -140,9 +141,10 @@ class ScanRow:
         return self.activations(q, k, v)
 
 
-METHODS: dict[str, type[Any]] = {}
-ALIASES: dict[str, str] = {}
-SCANS: dict[str, ScanRow] = {}
+_methods: dict[str, type[Any]] = {}
+_aliases: dict[str, str] = {}
+_scans: dict[str, ScanRow] = {}
+OF_METHODS, OF_SCANS = "subquad.attention", "subquad.scans"  # packages that fill the tables when they are imported
 _rows: dict[type, MethodRow] = {}
 _defaults: dict[type, Any] = {}
 MADE: dict[Any, Any] = {}  # methods with options that are integers or words, by class and options
@@ -186,13 +188,13 @@ def register(
 
     def decorate(cls: Cls) -> Cls:
         for word in (name, *aliases):
-            taken = METHODS.get(ALIASES.get(word, word))
+            taken = _methods.get(_aliases.get(word, word))
             if taken is not None and _path(taken) != _path(cls):
                 msg = f"the name {word!r} is taken by {_path(taken)}; choose another"
                 raise ValueError(msg)
-        METHODS[name] = cls
+        _methods[name] = cls
         _rows[cls] = MethodRow(name, cls, tuple(aliases), cost, size, tuple(defaults))
-        ALIASES.update(dict.fromkeys(aliases, name))
+        _aliases.update(dict.fromkeys(aliases, name))
         return cls
 
     return decorate
@@ -220,11 +222,11 @@ def register_scan(name: str, **fields: Any) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        taken = SCANS.get(name)
+        taken = _scans.get(name)
         if taken is not None and _path(taken.function) != _path(function):
             msg = f"the name {name!r} is taken by {_path(taken.function)}; choose another"
             raise ValueError(msg)
-        SCANS[name] = ScanRow(name, function, **fields)
+        _scans[name] = ScanRow(name, function, **fields)
         return function
 
     return decorate
@@ -237,22 +239,24 @@ def _path(thing: Any) -> str:
 
 def method_row(name: str) -> MethodRow:
     """The row of a method by its name or an alias; ValueError, with the nearest names, for an unknown name."""
-    cls = METHODS.get(ALIASES.get(name, name))
+    cls = _methods.get(_aliases.get(name, name))
     if cls is None:
-        cls = _from_entry_point(name)
+        import_module(OF_METHODS)
+        cls = _methods.get(_aliases.get(name, name)) or _from_entry_point(name)
     if cls is None:
-        msg = f"unknown method {name!r}; {nearest(name, [*METHODS, *ALIASES])}"
+        msg = f"unknown method {name!r}; {nearest(name, [*_methods, *_aliases])}"
         raise ValueError(msg)
     return _rows.get(cls) or MethodRow(name, cls)  # a class put into METHODS without `register` has no row
 
 
 def scan_row(scan: str | Callable[..., Any]) -> ScanRow:
     """The row of a scan by its name or its function; ValueError for an unknown one."""
-    for row in SCANS.values():
+    import_module(OF_SCANS)
+    for row in _scans.values():
         if scan == row.name or scan is row.function:
             return row
     name = scan if isinstance(scan, str) else getattr(scan, "__name__", repr(scan))
-    msg = f"unknown scan {name!r}; {nearest(name, SCANS)}"
+    msg = f"unknown scan {name!r}; {nearest(name, _scans)}"
     raise ValueError(msg)
 
 
@@ -262,8 +266,8 @@ def make_method(name: str, options: Mapping[str, Any]) -> Any:
     Raises ValueError for an unknown name, TypeError for an option that the method does not have.
     """
     if not options:
-        return _default(METHODS.get(ALIASES.get(name, name)) or method_row(name).cls)
-    cls = METHODS.get(ALIASES.get(name, name))
+        return _default(_methods.get(_aliases.get(name, name)) or method_row(name).cls)
+    cls = _methods.get(_aliases.get(name, name))
     key = None if cls is None or not all(map(_is_plain, options.values())) else (cls, *options.items())
     method = None if key is None else MADE.get(key)
     if method is not None:
@@ -298,8 +302,23 @@ def _from_entry_point(name: str) -> type[Any] | None:
     """The class of a method that an entry point of another distribution names and registers; None if there is none."""
     for entry in importlib.metadata.entry_points(group=GROUP, name=name):
         entry.load()
-        return METHODS.get(name)
+        return _methods.get(name)
     return None
+
+
+if TYPE_CHECKING:
+    METHODS, ALIASES, SCANS = _methods, _aliases, _scans
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A table, once the package that fills it is imported: whoever reads it before that would find it empty."""
+        tables = {"METHODS": (_methods, OF_METHODS), "ALIASES": (_aliases, OF_METHODS), "SCANS": (_scans, OF_SCANS)}
+        if name not in tables:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        table, package = tables[name]
+        import_module(package)
+        return table
 
 
 __all__ = ["ALIASES", "METHODS", "SCANS", "MethodRow", "ScanRow", "State", "register", "register_scan"]

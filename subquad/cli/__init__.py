@@ -23,7 +23,7 @@ GENERATE = (
 )
 WARMUP = (
     "Call operators once, so that their compiled code is kept on disk: while the image of a container is built, or "
-    "before the first request. NUMBA_CACHE_DIR names the folder."
+    "before the first request. The page on performance says where it lies."
 )
 INFO = "List the array libraries, devices and kernels on this machine, and say why others are absent."
 
