@@ -88,7 +88,8 @@ def test_finite_numbers_may_have_a_sum_beyond_the_range(eager: Library, name: st
         out = eager.numpy(subquad.attention(*qkv, "exact", causal=True))
     past = 100 if poisoned else N
     assert relative_error(out[:, :past], expected[:, :past]) <= tolerance("float32")
-    assert np.isnan(out[:, past:]).all()
+    reached = slice(None) if name == "k" else 1  # NaN weights reach all columns, a NaN value at least its own
+    assert np.isnan(out[:, past:, reached]).all()
 
 
 @rows(seeing(CAUSAL, "nothing", "place"))

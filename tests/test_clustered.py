@@ -478,6 +478,8 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "sinks", "window", "expanded", "seed"])
 @pytest.mark.parametrize("value", [2.5, "8", None, True])
 def test_options_of_another_type(name: str, value: Any) -> None:
+    if name == "expanded" and value is None:
+        pytest.skip("None stands for all groups")
     with pytest.raises(TypeError, match=name):
         subquad.Clustered(**{name: value})
 

@@ -57,7 +57,8 @@ def clustered(method: Any, q: Any, k: Any, v: Any, *, causal: bool) -> float:
     opened = np.minimum(method.opened, clusters)
     sinks = np.where(clusters > 0, min(method.sinks, n), 0)
     groups = clusters // method.group if method.group > 1 else 0 * clusters
-    weighed = np.where(groups > method.expanded, groups + method.expanded * (method.group - 1), clusters)
+    expanded = n if method.expanded is None else method.expanded
+    weighed = np.where(groups > expanded, groups + expanded * (method.group - 1), clusters)
     read = near + sinks + opened * method.cluster_size + weighed - opened
     return float(np.minimum(read, visible).sum() / visible.sum())
 

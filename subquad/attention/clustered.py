@@ -61,7 +61,7 @@ class Far(NamedTuple):
 
 @register(
     "clustered",
-    cost="n (chunk + opened cluster_size + expanded chunk / (4 cluster_size) + 4 n / chunk) (d + d_v)",
+    cost="n (chunk + opened cluster_size + n / cluster_size) (d + d_v)",
     size="opened",
     defaults=({"opened": 4}, {"opened": 16}),
 )
@@ -82,9 +82,9 @@ class Clustered(Method):
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
-    expanded : int, default 32
+    expanded : int or None, default None
         Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one
-        centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal.
+        centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal. None: all.
     seed : int, default 0
         Seed of the random directions by which the row farthest from the mean of a set is found.
     implementation : str, default "auto"
@@ -138,13 +138,15 @@ class Clustered(Method):
     chunk: int = 256
     sinks: int = 4
     window: int = 8
-    expanded: int = 32
+    expanded: int | None = None
     seed: int = 0
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("cluster_size", "opened", "chunk", "sinks", "window", "expanded"):
+        for name in ("cluster_size", "opened", "chunk", "sinks", "window"):
             check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk") else 0)
+        if self.expanded is not None:
+            check_count("expanded", self.expanded, least=0)
         check_seed(self.seed)
         if self.sinks > self.chunk:
             msg = f"sinks={self.sinks} are more keys than a chunk has, {self.chunk}; pass a larger chunk or fewer sinks"
@@ -329,13 +331,14 @@ class Clustered(Method):
         clusters = found.counts.shape[-1]
         always = min(self.clusters_of_sinks, clusters)
         # where a row expands all groups, or a group is a cluster, there are none
-        has_groups = self.group > 1 and max(clusters - always, 0) // self.group > self.expanded
+        expanded = self.expanded
+        has_groups = expanded is not None and self.group > 1 and max(clusters - always, 0) // self.group > expanded
         groups = self.grouped(call.xp, found).groups if has_groups else None
         return clustered_attention(
             q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts,
             *(groups or (None, None, None)), stop, place, cluster_of, *near, scale=call.scale,
             opened=min(self.opened, clusters - always), always=always, reach=0 if order is None else self.window,
-            group=self.group if groups else 1, expanded=self.expanded if groups else 0,
+            group=self.group if groups else 1, expanded=(expanded or 0) if groups else 0,
             implementation=self.implementation,
         )  # fmt: skip
 
