@@ -193,8 +193,9 @@ class Reach:
             listed = stem.with_suffix(".arguments")
             listed.write_text("\n".join(test for own in _functions(names).values() for test in _spread(own, limit)))
             flags = ["--cov=subquad", "--cov=backends", "--cov-context=test", "--cov-report=", f"--junitxml={results}"]
-            command = [*pytest, "-n", str(jobs), *flags, f"@{listed}"]
-            subprocess.run(command, cwd=ROOT, env=_paths(ROOT) | {"COVERAGE_FILE": str(data)}, check=False)
+            own = {"COVERAGE_FILE": str(data), "SUBQUAD_TESTS": str(listed)}
+            command = [*pytest, "-p", "listed_tests", "-n", str(jobs), *flags, *nearest]
+            subprocess.run(command, cwd=ROOT, env=_paths(ROOT) | own, check=False)
         cases = list(ElementTree.parse(results).iter("testcase"))
         broken = {_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None}
         if not cases or len(broken) > MOST_BROKEN:
@@ -274,12 +275,20 @@ class Tree:
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git"))
         command = [sys.executable, "tests/fork_pytest.py"]
         pipe = subprocess.PIPE
-        self.server = subprocess.Popen(command, cwd=folder, env=_paths(folder), stdin=pipe, stdout=pipe, text=True)
+        env = _paths(folder) | {"SUBQUAD_TESTS": str(folder.with_suffix(".tests"))}
+        self.server = subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, text=True)
 
-    def pytest(self, arguments: list[str], seconds: float) -> int:
-        """The exit status of pytest, a negative signal if it took more than these seconds of the processor."""
+    def pytest(self, tests: list[str], seconds: float) -> int:
+        """The exit status of pytest -x, a negative signal if it took more than these seconds of the processor.
+
+        The tests are names of tests, or files alone.
+        """
         assert self.server.stdin
         assert self.server.stdout
+        arguments = ["-x", *dict.fromkeys(test.partition("::")[0] for test in tests)]
+        if "::" in tests[0]:
+            self.folder.with_suffix(".tests").write_text("\n".join(tests))
+            arguments += ["-p", "listed_tests"]
         print(json.dumps([str(self.folder), math.ceil(seconds), arguments]), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
 
@@ -290,9 +299,9 @@ class Tree:
         target.write_text(mutant.code)
         try:
             for part in (tests[:FIRST], tests[FIRST:]):  # few files to collect for what is noticed at once
-                status = self.pytest(["-x", *part], seconds) if part else 0
+                status = self.pytest(part, seconds) if part else 0
                 if status in UNKNOWN:  # the mutant changed the names of tests
-                    status = self.pytest(["-x", *dict.fromkeys(test.partition("::")[0] for test in part)], seconds)
+                    status = self.pytest([test.partition("::")[0] for test in part], seconds)
                 if status:
                     return "timed out" if status in LATE else "killed"
         finally:
