@@ -65,6 +65,8 @@ def reference(example: Example, chosen: tuple[str, ...], library: Library, dtype
     """The generic form of the inputs as the library rounds them, in float64."""
     arrays, keywords = example.given(library, dtype, chosen)
     arrays = [None if x is None else library.numpy(x) for x in arrays]
+    if dtype in HALVES:
+        arrays = [x.astype(np.float64) if x is not None and x.dtype.kind not in "biu" else x for x in arrays]
     if "key_mask" in keywords:
         keywords["key_mask"] = example.options["key_mask"]
     return as_tuple(KERNELS[example.kernel].generic(*arrays, **keywords))

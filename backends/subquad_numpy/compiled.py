@@ -45,7 +45,7 @@ from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.project import calls as project
 from subquad_numpy.project import launch as of_project
 from subquad_numpy.runtime.arguments import Forms
-from subquad_numpy.runtime.stored import in_float32
+from subquad_numpy.runtime.stored import in_float32, widened
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -304,8 +304,9 @@ def _few_to_step(call: Call) -> str | None:
     return _no_half(stored)
 
 
-def _every(place: int) -> bool:
-    return True
+def _first(count: int) -> Callable[[int], bool]:
+    # whether a place is one of the first ones: what comes after rows, states and weights, is read in float32
+    return range(count).__contains__
 
 
 _NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
@@ -321,7 +322,7 @@ COMPILED: dict[str, Compiled] = {
             of_features.launch_summarize,
             launches.launch_summarize_backward,
             broadcasts=True,
-            as_stored=_every,
+            as_stored=_first(2),
             launches_half=False,
             unaided=frozenset({0}),
         ),
@@ -333,7 +334,7 @@ COMPILED: dict[str, Compiled] = {
             of_features.launch_attend,
             launches.launch_attend_backward,
             broadcasts=True,
-            as_stored=_every,
+            as_stored=_first(1),
             launches_half=False,
         ),
         Compiled(
@@ -344,7 +345,7 @@ COMPILED: dict[str, Compiled] = {
             of_features.launch_step,
             launches.launch_step_backward,
             broadcasts=True,
-            as_stored=_every,
+            as_stored=_first(3),
             launches_half=False,
             unaided=frozenset({1}),
             saves=True,
@@ -357,7 +358,7 @@ COMPILED: dict[str, Compiled] = {
             of_features.launch_softmax,
             launches.launch_softmax_backward,
             broadcasts=True,
-            as_stored=_every,
+            as_stored=_first(3),
             launches_half=False,
             saves=True,
         ),
@@ -368,7 +369,7 @@ COMPILED: dict[str, Compiled] = {
             block_attention.block_attention_backward,
             of_block_attention.launch,
             of_block_attention.launch_backward,
-            as_stored=_every,
+            as_stored=_first(3),
         ),
         Compiled(
             "hashed_attention",
@@ -429,7 +430,7 @@ COMPILED: dict[str, Compiled] = {
             of_linear_scan.launch,
             of_linear_scan.launch_backward,
             unread=frozenset({1}),
-            as_stored=_every,
+            as_stored=_first(2),
         ),
         Compiled(
             "delta_scan",
@@ -439,7 +440,7 @@ COMPILED: dict[str, Compiled] = {
             of_delta_scan.launch,
             of_delta_scan.launch_backward,
             unread=frozenset({9, 10}),
-            as_stored=_every,
+            as_stored=_first(7),
         ),
         Compiled(
             "outer_scan",
@@ -449,7 +450,7 @@ COMPILED: dict[str, Compiled] = {
             of_outer_scan.launch,
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
-            as_stored=_every,
+            as_stored=_first(5),
         ),
         Compiled(
             "project",
@@ -476,7 +477,7 @@ COMPILED: dict[str, Compiled] = {
             of_causal_conv1d.launch,
             of_causal_conv1d.launch_backward,
             unread=frozenset({5, 6}),
-            as_stored=_every,
+            as_stored=_first(1),
         ),
         Compiled(
             "lti_scan",
@@ -486,7 +487,7 @@ COMPILED: dict[str, Compiled] = {
             of_lti_scan.launch,
             of_lti_scan.launch_backward,
             unread=frozenset({8, 9}),
-            as_stored=_every,
+            as_stored=_first(1),
         ),
         Compiled(
             "iterative_pinv",
@@ -505,11 +506,13 @@ COMPILED: dict[str, Compiled] = {
 
 def as_override(compiled: Compiled) -> Override:
     """The override "numba" by which NumPy runs a compiled kernel."""
-    forward, masked = compiled.forward, "key_mask" in compiled.accepts.options
+    forward, masked, as_stored = compiled.forward, "key_mask" in compiled.accepts.options, compiled.as_stored
 
     def run(*arrays: Array | None, **static: Any) -> Any:
         if masked:
             arrays = (*arrays, static.pop("key_mask", None))
+        if as_stored is not None:
+            arrays = tuple([x if x is None or as_stored(i) else widened(x) for i, x in enumerate(arrays)])
         outputs, _ = forward(arrays, static)
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -518,6 +521,10 @@ def as_override(compiled: Compiled) -> Override:
             return None
         static = dict(static)
         given = (*arrays, static.pop("key_mask", None)) if masked else arrays
+        if as_stored is not None and any(
+            x is not None and not as_stored(i) and widened(x) is not x for i, x in enumerate(given)
+        ):
+            return None
         return forward.bound(given, static, masked=masked)
 
     return Override(compiled.kernel, "numba", run, compiled.accepts, bind)
