@@ -27,8 +27,12 @@ def compile_share() -> None:
 
 def kernels() -> list[Callable[[], Any]]:
     """Functions that compile one kernel each, those that take longest first."""
+    from subquad_numpy.block_attention.backward import block_attention_gradient_kernel
+    from subquad_numpy.block_attention.forward import block_attention_kernel
     from subquad_numpy.causal_conv1d.backward import backward_kernel as conv_gradient_kernel
     from subquad_numpy.causal_conv1d.forward import forward_kernel as conv_kernel
+    from subquad_numpy.clustered.forward import clustered_attention_kernel
+    from subquad_numpy.clustered.tree import balanced_tree_kernel
     from subquad_numpy.delta_scan import backward as delta_gradient
     from subquad_numpy.delta_scan import forward as delta
     from subquad_numpy.features.attend import attend_kernel
@@ -37,21 +41,25 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.features.step_gradient import step_gradient_kernel
     from subquad_numpy.features.summarize import summarize_kernel
     from subquad_numpy.features.summarize_gradient import summarize_gradient_kernel
+    from subquad_numpy.features.token import token_kernel
     from subquad_numpy.hashed_order.kernel import order_kernel
+    from subquad_numpy.iterative_pinv.gradient import pinv_gradient_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
     from subquad_numpy.lti_scan.backward import backward_kernel as lti_gradient_kernel
     from subquad_numpy.lti_scan.forward import forward_kernel as lti_kernel
+    from subquad_numpy.mamba_step import kernel as mamba_step
     from subquad_numpy.nearest.kernel import nearest_kernel
     from subquad_numpy.outer_scan.backward import backward_kernel as outer_backward_kernel
     from subquad_numpy.outer_scan.forward import forward_kernel as outer_forward_kernel
+    from subquad_numpy.project.kernel import project_kernel
     from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.forward import forward_kernel
 
     found: list[Callable[[], Any]] = []
     dtypes = ("float32", "float64")
     for make in (step_gradient_kernel, step_kernel, summarize_gradient_kernel, attend_gradient_kernel, summarize_kernel,
-                 attend_kernel):  # fmt: skip
+                 attend_kernel, token_kernel):  # fmt: skip
         found += [partial(make, np.dtype(dtype), phi) for dtype in dtypes for phi in ("exponential", "elu")]
     for make in (backward_kernel, forward_kernel):
         found += [partial(make, *kind) for kind in itertools.product(dtypes, *[(False, True)] * 3)]
@@ -67,7 +75,9 @@ def kernels() -> list[Callable[[], Any]]:
               for kind in itertools.product(dtypes, delta.GATES, (False, True))]  # fmt: skip
     found += [partial(make, dtype) for make in (linear_scan_kernel, linear_scan_gradient_kernel)
               for dtype in (*dtypes, "complex64", "complex128")]  # fmt: skip
-    return [
-        *found,
-        *(partial(make, np.dtype(dtype)) for make in (pinv_kernel, nearest_kernel, order_kernel) for dtype in dtypes),
-    ]
+    found += [partial(make, "float32", stored) for make in (project_kernel, mamba_step.step_kernel)
+              for stored in ("float32", "bfloat16")]  # fmt: skip
+    found += [partial(make, np.dtype(dtype)) for make in (
+        block_attention_gradient_kernel, block_attention_kernel, clustered_attention_kernel, balanced_tree_kernel,
+        pinv_gradient_kernel, pinv_kernel, nearest_kernel, order_kernel) for dtype in dtypes]  # fmt: skip
+    return found

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
 from subquad.backend import UNLESS_UNDER, Call, Override
@@ -49,12 +50,23 @@ def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
     """The outputs of a kernel by compiled code: what the override runs."""
     if has_key_mask(compiled):
         arrays = (*arrays, keywords.pop("key_mask", None))
+    arrays = _widened(compiled, arrays)
     if compiled.constant:
         arrays = tuple(None if x is None else jax.lax.stop_gradient(x) for x in arrays)
     traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
     static = tuple(sorted(keywords.items()))
     found = (_transformable if traced else _eager)(compiled, static)(*arrays)
     return found[0] if len(found) == 1 else found
+
+
+def _widened(compiled: Compiled, arrays: Arrays) -> Arrays:
+    """The arrays; those of half precision in float32 that compiled code does not read as they are stored."""
+    if compiled.as_stored is None:
+        return arrays
+    return tuple(
+        x.astype(np.float32) if x is not None and x.dtype.name in HALF and not compiled.as_stored(i) else x
+        for i, x in enumerate(arrays)
+    )
 
 
 def _round_trip_is_right() -> bool:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, types
+from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, processor, types
 from subquad_numpy.codegen.stored import widened
 from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16
 
@@ -18,7 +18,7 @@ HALVES = {types.int16: FLOAT16, types.uint16: BFLOAT16}
 
 def _shapes() -> tuple[tuple[int, int], tuple[int, int]]:
     """(rows, outputs) of the tile of one row, and of that of many: the sums must fit in registers."""
-    wide = binding.get_host_cpu_features().get("avx512f", False)
+    wide = processor.has("avx512f")
     return ((1, 4), (4, 4)) if wide else ((1, 4), (2, 2))
 
 

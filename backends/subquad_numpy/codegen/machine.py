@@ -17,6 +17,8 @@ from typing import Any
 import llvmlite
 from llvmlite import binding
 
+from subquad_numpy.codegen import processor
+
 DIGEST = 32  # bytes of the hash at the head of a file
 _lock = RLock()  # LLVM's modules share one context
 
@@ -27,8 +29,7 @@ def target() -> tuple[Any, str]:
     for part in ("target", "asmprinter"):
         with suppress(RuntimeError):  # newer versions of llvmlite do so themselves, and refuse the call
             getattr(binding, f"initialize_native_{part}")()
-    triple, cpu = binding.get_process_triple(), binding.get_host_cpu_name()
-    features = binding.get_host_cpu_features().flatten()
+    triple, cpu, features = binding.get_process_triple(), processor.name(), processor.features()
     machine = binding.Target.from_triple(triple).create_target_machine(
         cpu=cpu, features=features, opt=3, codemodel="jitdefault"
     )

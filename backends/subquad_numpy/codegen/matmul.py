@@ -8,15 +8,15 @@ number by number, with any strides, so that Aᵀ costs nothing. B is packed into
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, shifted, store, types
+from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, processor, shifted, store, types
 
 
 def _tile_shape() -> tuple[int, int]:
     """Rows and vectors of a tile: the sums must fit in registers, beside the numbers of A and B of one step."""
-    wide = binding.get_host_cpu_features().get("avx512f", False)
+    wide = processor.has("avx512f")
     return (8, 2) if wide else (6, 1)  # 16 of 32 registers of AVX-512; 12 of 16 of AVX2, where a vector takes two
 
 

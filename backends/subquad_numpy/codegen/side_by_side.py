@@ -12,6 +12,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils
 
+from subquad_numpy.codegen import processor
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
 
@@ -23,8 +24,7 @@ def _registers() -> tuple[int, str]:
     # (bytes of a vector register of this machine, its letter in assembly); (0, "") where we do not know it
     if not binding.get_process_triple().startswith("x86_64"):
         return 0, ""
-    has = binding.get_host_cpu_features().get
-    return (64, "v") if has("avx512f") else (32, "x") if has("avx") else (16, "x")
+    return (64, "v") if processor.has("avx512f") else (32, "x") if processor.has("avx") else (16, "x")
 
 
 def side_by_side(builder: Any, values: list[Any]) -> list[Any]:
@@ -35,8 +35,9 @@ def side_by_side(builder: Any, values: list[Any]) -> list[Any]:
     size, letter = _registers()
     wide = values[0].type
     lanes = size * 8 // (32 if wide.element == ir.FloatType() else 64) if size else wide.count
-    if size == 0 or lanes > wide.count or len(values) * wide.count > MOST_REGISTERS * lanes:
-        return values
+    numbers = len(values) * wide.count
+    if size == 0 or lanes > wide.count or not lanes < numbers <= MOST_REGISTERS * lanes:
+        return values  # one register waits for no other
     word, whole = ir.IntType(32), ir.Constant(wide, ir.Undefined)
     register, parts = ir.VectorType(wide.element, lanes), range(0, wide.count, lanes)
 

@@ -11,6 +11,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils
 
+from subquad_numpy.codegen import processor
 from subquad_numpy.codegen.pointers import load, prefetch, shifted, store
 from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic, types
 from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_BITS
@@ -20,9 +21,8 @@ HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a
 
 def _widens_half() -> bool:
     """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
-    features = binding.get_host_cpu_features()
     is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
-    return not is_x86 or bool(features.get("f16c", False) or features.get("avx512f", False))
+    return not is_x86 or processor.has("f16c") or processor.has("avx512f")
 
 
 WIDENS_HALF = _widens_half()  # asked once, and by no compiler that traces a call: it cannot ask the machine

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, intrinsic, types
+from subquad_numpy.codegen import FUSE, Vector, intrinsic, processor, types
 from subquad_numpy.codegen.vector_type import kept
 
 PLAIN, NEAR, RESET = 0, 1, 2  # modes of a step: decay = factor; decay = 1 + factor; the state starts from 0
@@ -26,7 +26,7 @@ PLAIN, NEAR, RESET = 0, 1, 2  # modes of a step: decay = factor; decay = 1 + fac
 
 def _tile_shape() -> tuple[int, int]:
     """Rows and vectors of a tile: it must fit in registers, beside what a step reads."""
-    wide = binding.get_host_cpu_features().get("avx512f", False)
+    wide = processor.has("avx512f")
     return (8, 2) if wide else (4, 1)  # 16 of 32 registers of AVX-512; 8 of 16 of AVX2, where a vector takes two
 
 

@@ -9,17 +9,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import Vector, intrinsic, types
+from subquad_numpy.codegen import Vector, intrinsic, processor, types
 from subquad_numpy.codegen.vector_type import kept
 from subquad_numpy.outer_scan.tile import NEAR, RESET, Emitter
 
 
 def _tile_shape() -> tuple[int, int]:
     """Rows and vectors of a tile: the more vectors, the fewer sums over columns."""
-    return 4, 4 if binding.get_host_cpu_features().get("avx512f", False) else 1
+    return 4, 4 if processor.has("avx512f") else 1
 
 
 ROWS, VECTORS = _tile_shape()

@@ -1,0 +1,29 @@
+"""The processor that kernels are compiled for: this machine's, or the one that Numba's own settings name.
+
+`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` are read as Numba reads them: for a container that runs elsewhere.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from llvmlite import binding
+from numba.core import config
+
+
+@cache
+def name() -> str:
+    """LLVM's name of the processor."""
+    return config.CPU_NAME or binding.get_host_cpu_name()
+
+
+@cache
+def features() -> str:
+    """What the processor has, "+avx2,-avx512f", …, as LLVM reads it."""
+    return binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
+
+
+@cache
+def has(feature: str) -> bool:
+    """Whether the processor has a feature."""
+    return f"+{feature}" in features().split(",")
