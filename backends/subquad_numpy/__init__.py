@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, ClassVar
 
-import array_api_compat.numpy as xp
 import numpy as np
 
 from subquad.backend import Backend, Override
 from subquad.core.checks import WITH_UNITS
+from subquad_numpy import array_api
 from subquad_numpy.compiled import COMPILED, as_override
 from subquad_numpy.plain import attention
 
@@ -26,7 +26,7 @@ class NumpyBackend(Backend):
     fills_in_place: ClassVar[bool] = True
 
     def namespace(self, array: Any) -> ModuleType:
-        return xp if isinstance(array, np.ndarray) else super().namespace(array)
+        return array_api if isinstance(array, np.ndarray) else super().namespace(array)
 
     def refuses(self, array: Any) -> str | None:
         """A subclass, whose units or labels a result would silently lack; not one of a file mapped into memory."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from subquad.backend import Array
+from subquad.core import loading
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays
 from subquad.models.parameters import is_matrix
@@ -64,7 +65,7 @@ class Placing:
         return ", ".join(x for x in NAMES if self._converted(np.zeros(1, np.float32), x) is not None)
 
     def _library(self) -> str:
-        return self.xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+        return loading.library_of(self.xp)
 
 
 def name_of(dtype: Any) -> str:

@@ -48,7 +48,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
     lanes, kind, zero = element(dtype)
     panel = PANEL_VECTORS * lanes
     word = np.int32(0)
-    whole_keys = padded(TILE, TILE_ROWS)
+    whole_keys = -(-TILE // TILE_ROWS) * TILE_ROWS
 
     @compiled(f"clustered attention {dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:

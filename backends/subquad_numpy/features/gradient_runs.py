@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 
+from subquad_numpy import array_api as xp
 from subquad_numpy.block_attention import whole
 from subquad_numpy.features import gradients
 from subquad_numpy.features.calls import MAX_CHUNKS, Array, Arrays, RowSums, Trace
