@@ -7,7 +7,20 @@ machine: one of AVX-512, two of AVX2, four of NEON or SSE.
 Vectors exist inside compiled code only.
 """
 
-from subquad_numpy.codegen.pointers import aligned, cut, load, pointer, prefetch, room, shifted, spread, store, zeros
+from subquad_numpy.codegen.pointers import (
+    add_up,
+    aligned,
+    copy,
+    cut,
+    load,
+    pointer,
+    prefetch,
+    room,
+    shifted,
+    spread,
+    store,
+    zeros,
+)
 from subquad_numpy.codegen.vector_ops import (
     absolute,
     add_where_zero,
@@ -29,8 +42,8 @@ from subquad_numpy.codegen.vector_ops import (
 from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, apart, inline, intrinsic, lanes_of, merged, types
 
 __all__ = [
-    "BYTES", "FUSE", "Vector", "absolute", "add_where_zero", "aligned", "apart", "at_least", "at_most", "bit_count",
-    "bits_where_zero", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit", "masked",
-    "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs",
-    "spread", "store", "total", "types", "where_negative", "zeros",
+    "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
+    "bit_count", "bits_where_zero", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load",
+    "lowest_bit", "masked", "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room", "scale_by_power",
+    "shifted", "signs", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -157,10 +157,3 @@ def clear(scratch: Any, size: int) -> None:
     """Write zeros to the first `size` numbers of `scratch`."""
     for i in range(size):
         scratch[i] = 0
-
-
-@inline
-def copy(source: Any, size: int, target: Any) -> None:
-    """Copy `size` numbers from `source` to `target`."""
-    for i in range(size):
-        target[i] = source[i]

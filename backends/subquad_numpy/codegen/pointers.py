@@ -154,6 +154,39 @@ def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
 
 
 @intrinsic
+def copy(typingctx: Any, source: Any, size: Any, target: Any) -> Any:
+    """Copy `size` numbers from `source` to `target`, which do not overlap."""
+    if source != target:
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte, word, bit = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(1)
+        kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, bit])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.memcpy.p0.p0.i64")
+        length = builder.mul(args[1], ir.Constant(word, source.dtype.bitwidth // 8))
+        ends = [builder.bitcast(x, byte) for x in (args[2], args[0])]
+        builder.call(function, [*ends, length, ir.Constant(bit, 0)])
+        return context.get_dummy_value()
+
+    return types.none(source, types.int64, target), codegen
+
+
+@intrinsic
+def add_up(typingctx: Any, sums: Any, index: Any, x: Vector) -> Any:
+    """Add a vector to sums[index], sums[index + 1], …, which may have more digits."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(context.get_value_type(sums.dtype), x.lanes)
+        address = builder.bitcast(_address(context, builder, sig.args[0], *args[:2]), wide.as_pointer())
+        term = args[2] if sums.dtype == x.element else builder.fpext(args[2], wide)
+        align = x.element.bitwidth // 8
+        builder.store(builder.fadd(builder.load(address, align=align), term), address, align=align)
+        return context.get_dummy_value()
+
+    return types.none(sums, types.intp, x), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, memory: Any, index: Any) -> Any:
     """Ask for the cache line of memory[index]; the address may lie outside of the array."""
 

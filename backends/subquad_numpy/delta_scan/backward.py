@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import aligned, copy, load, merged, pointer, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy
+from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.stored import (
     load_stored_part,
     number_at,

@@ -26,6 +26,7 @@ from numba import carray
 from subquad_numpy.codegen import (
     at_least,
     at_most,
+    copy,
     cut,
     lanes_of,
     largest,
@@ -40,7 +41,7 @@ from subquad_numpy.codegen import (
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row
+from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.matmul import (
     PANEL_VECTORS,
     TILE_ROWS,

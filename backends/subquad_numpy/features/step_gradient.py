@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_most, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import at_most, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_part
+from subquad_numpy.codegen.copies import clear, load_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import ZERO, exp_negative
 from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, directions_of, store_rows, widths_of

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen import at_least, copy, cut, load, pointer, room, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy
+from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, rows_at, turned
 from subquad_numpy.codegen.stored import load_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import at_least, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import at_least, copy, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_part, store_part, turn
+from subquad_numpy.codegen.copies import clear, load_part, store_part, turn
 from subquad_numpy.codegen.matmul import Matrix, rows_at
 from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative

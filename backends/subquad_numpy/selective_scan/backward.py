@@ -17,9 +17,22 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, load, pointer, prefetch, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import (
+    add_up,
+    aligned,
+    copy,
+    inline,
+    load,
+    pointer,
+    prefetch,
+    shifted,
+    spread,
+    store,
+    total,
+    zeros,
+)
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, load_part, store_part, store_transposed
+from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.side_by_side import scaled_exp2
 from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
@@ -37,6 +50,7 @@ from subquad_numpy.selective_scan.layout import (
     sizes_of,
 )
 from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_step, start_powers
+from subquad_numpy.selective_scan.retreat import TOGETHER, retreat
 
 # Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
 #     OF_ROWS      the shapes of u, delta, z, initial_state
@@ -50,6 +64,21 @@ BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME,
 
 
 LN_2 = 1 / LOG2_E
+APART = 5  # lines between matrices: a load waits for a store 4096 bytes away, which a machine takes for the same place
+
+
+@inline
+def row_of_sums(f: Any, item: int, time: int, group: int, block_of_group: int) -> int:
+    """The row of grad_B and grad_C of a step and a block."""
+    return ((block_of_group * f.batch + item) * f.n + time) * f.groups + group
+
+
+@inline
+def write_sums(sums: Any, row_sums: int, parts: int, d_state: int, lanes: int, target: Any, row: int) -> None:
+    """Write the sums over channels of one step: one vector for each state, of real parts, then of imaginary parts."""
+    for s in range(d_state):
+        for p in range(parts):
+            target[(row * d_state + s) * parts + p] = total(load(sums, p * row_sums + s * lanes))
 
 
 @cache
@@ -63,7 +92,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
         f = carray(records, 1)[0]
-        batch, n, d, groups, d_state, block, _, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
+        _, n, d, groups, d_state, block, _, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
         resets, has_resets = resets_of(f)
@@ -87,11 +116,11 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         # Sizes in scratch: a row of the block, in whole pairs of vectors; a real matrix, a real or complex one; one
         # vector for each state.
         rows = -(-block // (2 * lanes)) * 2 * lanes
-        matrix = rows * d_state
+        matrix = rows * d_state + APART * lanes
         planes = parts * matrix
         row_sums = d_state * lanes
         buffer = np.empty(
-            (9 + tile) * matrix + (6 + 2 * tile + swept) * planes + 4 * row_sums + (12 + 5 * tile) * rows + 2 * lanes,
+            (9 + tile) * matrix + (6 + 2 * tile + swept) * planes + 4 * row_sums + (13 + 4 * tile) * rows + 6 * lanes,
             kind,
         )
         edge = aligned(buffer)
@@ -104,7 +133,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         checkpoints = shifted(tile_C, planes)  # the state before each tile, or before the first one
         states = shifted(checkpoints, (swept + 1) * planes)  # the state before the tile, and after each of its steps
         powers = shifted(states, (tile + 1) * planes)  # the decays of each step of the tile: see `scaled_exp2`
-        rests = shifted(powers, tile * matrix)
+        rests = shifted(powers, tile * matrix)  # of real states: `recurrence.decayed`
         nothing = shifted(rests, tile * planes)  # the state before a step with a reset
         row_B = shifted(nothing, planes)  # sums over the channels of one step
         row_C = shifted(row_B, 2 * row_sums)
@@ -115,16 +144,17 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         bases = shifted(tile_bias, rows)
         gaps = shifted(bases, rows)
         even = shifted(gaps, rows)
-        inputs = shifted(even, rows)
-        factors = shifted(inputs, rows)
+        factors = shifted(even, rows)
         ratios = shifted(factors, rows)
         mores = shifted(ratios, rows)
         kepts = shifted(mores, rows)
-        steps = shifted(kepts, rows)  # Δ of each step of the tile
-        gates = shifted(steps, tile * rows)  # silu(z), and its slope
-        gate_slopes = shifted(gates, tile * rows)
-        slopes = shifted(gate_slopes, tile * rows)  # of the softplus
-        outs = shifted(slopes, tile * rows)  # y before its gate
+        gates = shifted(kepts, rows)  # silu(z), and its slope
+        gate_slopes = shifted(gates, rows)
+        steps = shifted(gate_slopes, rows)  # of each step of the tile: Δ, u, g, and the slope of the softplus
+        inputs = shifted(steps, tile * rows)
+        gs = shifted(inputs, tile * rows)
+        slopes = shifted(gs, tile * rows)
+        along = shifted(slopes, tile * rows)  # see `retreat`
         sums = np.empty(6 * matrix + 2 * rows + 8, np.float64)  # sums over all tiles
         sum_A = aligned(sums)
         sum_B = shifted(sum_A, 2 * matrix)
@@ -180,24 +210,33 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     before = nothing if anew else shifted(states, i * planes)
                     after = shifted(states, (i + 1) * planes)
                     powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)
-                    steps_now = shifted(steps, i * rows)
+                    steps_now, inputs_now = shifted(steps, i * rows), shifted(inputs, i * rows)
+                    gs_now = shifted(gs, i * rows)
                     for v in range(vectors):
                         prefetch(delta, row + v * lanes + ahead)
                         prefetch(u, row + v * lanes + ahead)
                         prefetch(z, row + v * lanes + ahead)
+                        prefetch(grad_y, row + v * lanes + ahead)
                     read_step(
-                        delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now, inputs,
-                        shifted(gates, i * rows), shifted(slopes, i * rows), shifted(gate_slopes, i * rows),
+                        delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now,
+                        inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
                     if not is_complex:
                         start_powers(steps_now, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
+                    clear(row_C, 2 * row_sums)
                     for v in range(vectors):
                         at = v * lanes
-                        step, x = load(steps_now, at), load(inputs, at)
+                        count = width - at
+                        step, x = load(steps_now, at), load(inputs_now, at)
+                        by_y = load_part(grad_y, row + at, count, lanes, edge)
+                        g = by_y * load(gates, at) if has_z else by_y
+                        store(gs_now, at, g)
+                        store(tile_D, at, load(tile_D, at) + g * x)
+                        by_C = shifted(tile_C, at * d_state) if constant_C else row_C
                         drive = step * x
                         out = x * load(skip, at)
                         if is_complex:
-                            out = out * 0.5
+                            out, g2 = out * 0.5, g + g
                             for s in range(d_state):
                                 j = at * d_state + s * lanes
                                 b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
@@ -215,16 +254,31 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                                 store(after, j, next_h)
                                 store(after, matrix + j, next_h_i)
                                 out = out + next_h * c - next_h_i * c_i
+                                add_up(by_C, s * lanes, g2 * next_h)
+                                add_up(by_C, (matrix if constant_C else row_sums) + s * lanes, -(g2 * next_h_i))
                             out = out * 2.0
                         else:
                             out = advance(
                                 before, after, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C,
                                 row_of_C, Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, True,
-                                powers_now, rests_now,
+                                rests_now, g, by_C,
                             )  # fmt: skip
-                        store(outs, i * rows + at, out)
+                        if has_z and sweep >= swept:
+                            store_part(grad_z, row + at, by_y * out * load(gate_slopes, at), count, lanes, edge)
+                    if not constant_C and sweep >= swept:
+                        write_sums(
+                            row_C,
+                            row_sums,
+                            parts,
+                            d_state,
+                            lanes,
+                            grad_C,
+                            row_of_sums(f, item, time, group, block_of_group),
+                        )
                 if sweep < swept:
                     copy(shifted(states, length * planes), planes, shifted(checkpoints, (k + 1) * planes))
+                    clear(tile_C, planes)
+                    clear(tile_D, rows)
                     continue
 
                 for i in range(length - 1, -1, -1):
@@ -234,74 +288,53 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     row_of_C = item * C_step + (time * groups + group) * d_state * parts
                     anew = has_resets and resets[item * n + time] != 0
                     before = nothing if anew else shifted(states, i * planes)
-                    after = shifted(states, (i + 1) * planes)
                     powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)
-                    clear(row_B, 4 * row_sums)
+                    steps_now, inputs_now = shifted(steps, i * rows), shifted(inputs, i * rows)
+                    gs_now = shifted(gs, i * rows)
+                    clear(row_B, 2 * row_sums)
                     for v in range(vectors):
                         at = v * lanes
                         count = width - at
-                        prefetch(grad_y, row + at - ahead)
-                        step = load(steps, i * rows + at)
-                        x = load_part(u, row + at, count, lanes, edge)
-                        g = load_part(grad_y, row + at, count, lanes, edge)
-                        if has_z:
-                            slope = load(gate_slopes, i * rows + at)
-                            store_part(grad_z, row + at, g * load(outs, i * rows + at) * slope, count, lanes, edge)
-                            g = g * load(gates, i * rows + at)
-                        store(tile_D, at, load(tile_D, at) + g * x)
-                        drive = step * x
-                        g2 = g + g
-                        along_A, along_B = zeros(edge), zeros(edge)
-                        for s in range(d_state):
-                            j = at * d_state + s * lanes
-                            lane = s * lanes
-                            power = load(powers_now, j)
-                            b = load(Br, j) if constant_B else spread(B, row_of_B + s * parts)
-                            c = load(Cr, j) if constant_C else spread(C, row_of_C + s * parts)
-                            if is_complex:
-                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + s * parts + 1)
-                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + s * parts + 1)
+                        step, x, g = load(steps_now, at), load(inputs_now, at), load(gs_now, at)
+                        if is_complex:
+                            by_B = shifted(tile_B, at * d_state) if constant_B else row_B
+                            along_A, along_B, drive, g2 = zeros(edge), zeros(edge), step * x, g + g
+                            for s in range(d_state):
+                                j = at * d_state + s * lanes
+                                b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
+                                c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
+                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
+                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
                                 G, G_i = load(Gr, j) + g2 * c, load(Gi, j) - g2 * c_i
                                 a, a_i = load(rests_now, j), load(rests_now, matrix + j)
                                 h, h_i = load(before, j), load(before, matrix + j)
+                                power = load(powers_now, j)
                                 kept, kept_i = G * power, G_i * power
                                 w = kept + (a * kept + a_i * kept_i)
                                 w_i = kept_i + (a * kept_i - a_i * kept)
                                 X, X_i = h * w + h_i * w_i, h * w_i - h_i * w
                                 store(Gr, j, w)
                                 store(Gi, j, w_i)
-                                store(tile_A, j, load(tile_A, j) + step * X)
-                                store(tile_A, matrix + j, load(tile_A, matrix + j) + step * X_i)
+                                add_up(tile_A, j, step * X)
+                                add_up(tile_A, matrix + j, step * X_i)
                                 along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi * LOG2_E)
                                 along_B = along_B + b * G + b_i * G_i
-                                to_B, to_B_i = drive * G, drive * G_i
-                                to_C, to_C_i = g2 * load(after, j), -(g2 * load(after, matrix + j))
-                                if constant_B:
-                                    store(tile_B, matrix + j, load(tile_B, matrix + j) + to_B_i)
-                                else:
-                                    store(row_B, row_sums + lane, load(row_B, row_sums + lane) + to_B_i)
-                                if constant_C:
-                                    store(tile_C, matrix + j, load(tile_C, matrix + j) + to_C_i)
-                                else:
-                                    store(row_C, row_sums + lane, load(row_C, row_sums + lane) + to_C_i)
-                            else:
-                                G = load(Gr, j) + g * c
-                                kept = G * power
-                                w = load(rests_now, j) * kept + kept
-                                X = w * load(before, j)
-                                store(Gr, j, w)
-                                store(tile_A, j, load(tile_A, j) + step * X)
-                                along_A = along_A + load(Ar, j) * X
-                                along_B = along_B + b * G
-                                to_B, to_C = drive * G, g * load(after, j)
-                            if constant_B:
-                                store(tile_B, j, load(tile_B, j) + to_B)
-                            else:
-                                store(row_B, lane, load(row_B, lane) + to_B)
-                            if constant_C:
-                                store(tile_C, j, load(tile_C, j) + to_C)
-                            else:
-                                store(row_C, lane, load(row_C, lane) + to_C)
+                                add_up(by_B, s * lanes, drive * G)
+                                add_up(by_B, (matrix if constant_B else row_sums) + s * lanes, drive * G_i)
+                        else:
+                            of_pair = v % TOGETHER
+                            by_B = tile_B if constant_B else row_B
+                            if TOGETHER == 2 and of_pair == 0 and v + 1 < vectors:
+                                retreat(
+                                    before, rests_now, at, d_state, lanes, steps_now, inputs_now, gs_now, Gr, Ar, B,
+                                    row_of_B, Br, constant_B, C, row_of_C, Cr, constant_C, True, tile_A, by_B, along,
+                                )  # fmt: skip
+                            elif of_pair == 0:
+                                retreat(
+                                    before, rests_now, at, d_state, lanes, steps_now, inputs_now, gs_now, Gr, Ar, B,
+                                    row_of_B, Br, constant_B, C, row_of_C, Cr, constant_C, False, tile_A, by_B, along,
+                                )  # fmt: skip
+                            along_A, along_B = load(along, 2 * of_pair * lanes), load(along, (2 * of_pair + 1) * lanes)
                         store_part(grad_u, row + at, g * load(skip, at) + step * along_B, count, lanes, edge)
                         to_delta = along_A * LN_2 + x * along_B
                         if delta_softplus:
@@ -310,24 +343,27 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         store(tile_bias, at, load(tile_bias, at) + to_delta)
                     if anew:  # no step before sees what comes after
                         clear(Gr, 2 * matrix)
-                    row_of_sum = ((block_of_group * batch + item) * n + time) * groups + group
-                    for s in range(d_state):
-                        for p in range(parts):
-                            o = (row_of_sum * d_state + s) * parts + p
-                            lane = p * row_sums + s * lanes
-                            if not constant_B:
-                                grad_B[o] = total(load(row_B, lane))
-                            if not constant_C:
-                                grad_C[o] = total(load(row_C, lane))
+                    if not constant_B:
+                        write_sums(
+                            row_B,
+                            row_sums,
+                            parts,
+                            d_state,
+                            lanes,
+                            grad_B,
+                            row_of_sums(f, item, time, group, block_of_group),
+                        )
 
                 # float32 sums of a tile are exact enough; across tiles they are added up in float64
-                for i in range(planes):
-                    sum_A[i] += tile_A[i]
-                    sum_B[i] += tile_B[i]
-                    sum_C[i] += tile_C[i]
-                for i in range(rows):
-                    sum_D[i] += tile_D[i]
-                    sum_bias[i] += tile_bias[i]
+                for i in range(0, planes, lanes):
+                    add_up(sum_A, i, load(tile_A, i))
+                    if constant_B:
+                        add_up(sum_B, i, load(tile_B, i))
+                    if constant_C:
+                        add_up(sum_C, i, load(tile_C, i))
+                for i in range(0, rows, lanes):
+                    add_up(sum_D, i, load(tile_D, i))
+                    add_up(sum_bias, i, load(tile_bias, i))
                 clear(tile_A, 3 * planes)
                 clear(tile_D, 2 * rows)
 

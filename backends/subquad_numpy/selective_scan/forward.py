@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy.codegen import aligned, copy, load, pointer, prefetch, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, copy, load_padded_row, store_joined, store_part, store_turned
+from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_part, store_turned
 from subquad_numpy.codegen.side_by_side import scaled_exp2
 from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
@@ -163,7 +163,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     else:
                         out = advance(
                             hr, hr, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C, row_of_C,
-                            Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, hr,
+                            Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, out, hr,
                         )  # fmt: skip
                     if is_complex:
                         out = out * 2.0
