@@ -417,10 +417,11 @@ COMPILED: dict[str, Compiled] = {
             "selective_scan",
             Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=_NUMBA),
             selective_scan.scan,
-            selective_scan.scan_backward,
+            in_float32(selective_scan.scan_backward),
             of_selective_scan.launch,
             of_selective_scan.launch_backward,
             unread=frozenset({10, 11}),
+            as_stored=frozenset({0, 1, 3, 4, 6}).__contains__,
         ),
         Compiled(
             "linear_scan",

@@ -218,7 +218,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         prefetch(z, row + v * lanes + ahead)
                         prefetch(grad_y, row + v * lanes + ahead)
                     read_step(
-                        delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now,
+                        delta, u, z, 0, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now,
                         inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
                     if not is_complex:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from subquad.kernels.selective_scan import Gradients, Inputs, widened
+from subquad.kernels.selective_scan import Gradients, Inputs
 from subquad_numpy.runtime.arguments import Forms, Run, straight
+from subquad_numpy.runtime.stored import KINDS, computed, rounded, stored_word, widened
 from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
@@ -22,23 +23,24 @@ OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex 
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """`selective_scan`: y and the last state; for inputs of half precision, y has single precision."""
+    """`selective_scan`: y, which is stored as u is, and the last state."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.selective_scan.forward import FORWARD_RECORD, forward_kernel
 
-    p = _as_kernels_take(arrays)
+    p = _as_kernels_take(arrays, as_stored=True)
     is_plain = all(x is y for x, y in zip(p, arrays, strict=True))
     n, d_state, dtype, dtype_of_state = p.u.shape[1], p.A.shape[1], p.u.dtype, p.A.dtype
+    lanes = lanes_of(computed(dtype))
     shape, shape_of_state = p.u.shape, (p.u.shape[0], *p.A.shape)
     is_small = p.u.size * d_state < SMALL
     runs: dict[int, tuple[Run, int]] = {}  # by the number of threads: (run, steps of a chunk)
     groups, kernel = _groups(p), forward_kernel(*_kind(p))
-    shape_of_saved = states_of_tiles(shape[0], n, groups, shape[2] // groups, d_state, lanes_of(dtype))
+    shape_of_saved = states_of_tiles(shape[0], n, groups, shape[2] // groups, d_state, lanes)
 
     def scan(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, Array], Array | None]:
-        p = arrays if is_plain else _as_kernels_take(arrays)
+        p = arrays if is_plain else _as_kernels_take(arrays, as_stored=True)
         y, state = new(shape, dtype), new(shape_of_state, dtype_of_state)
         if n == 0 or d_state == 0 or y.size == 0:
             _without_states(Inputs(*p), y, state)
@@ -46,7 +48,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         count = 1 if is_small else thread_count(threads)
         planned = runs.get(count)
         if planned is None:
-            block, tasks = cut_channels(shape[0], groups, shape[2], count, lanes_of(dtype))
+            block, tasks = cut_channels(shape[0], groups, shape[2], count, lanes)
             chunks = min(count // tasks, n // SHORT_CHUNK)
             chunk = n if chunks < 3 else -(-n // chunks)  # chunks compute every step twice: two of them gain nothing
             sizes = _sizes(Inputs(*p), static, block, chunk)
@@ -150,23 +152,28 @@ def states_of_tiles(batch: int, n: int, groups: int, width: int, d_state: int, l
     return batch, -(-n // TILE), groups * -(-width // lanes), d_state, lanes
 
 
-def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
+def _as_kernels_take(arrays: Sequence[Any], *, as_stored: bool = False) -> Inputs:
     """The inputs as kernels take them.
 
-    All are contiguous and of one precision. B, C and the initial state are complex where A is; B and C have equally
-    many groups.
+    All are contiguous and of one precision; if asked, what has a row for each step may be `as_stored`, in half
+    precision. B, C and the initial state are complex where A is; B and C have equally many groups.
     """
-    given = widened(np, Inputs(*arrays))
-    real, is_complex = given.u.dtype, np.iscomplexobj(given.A)
+    given = Inputs(*arrays)
+    real, is_complex = computed(given.u.dtype), np.iscomplexobj(given.A)
     for name in ("B", "C", "initial_state"):
         if (array := getattr(given, name)) is not None and np.iscomplexobj(array) and not is_complex:
             msg = f"{name} is complex but A is real; expected real numbers, or a complex A"
             raise TypeError(msg)
     state = np.dtype(np.result_type(real, np.complex64)) if is_complex else real
     dtypes = dict.fromkeys(OF_STATE, state) | {"resets": np.dtype(bool)}
-    kept = Inputs(*(
-        None if x is None else np.ascontiguousarray(x, dtypes.get(name, real)) for name, x in given._asdict().items()
-    ))  # fmt: skip
+
+    def kept_as(name: str, x: Array) -> Array:
+        of_steps = name in ("u", "delta", "z") or (name in ("B", "C") and x.ndim == 4 and not is_complex)
+        if as_stored and of_steps and x.dtype.name in KINDS and real == np.float32:
+            return np.ascontiguousarray(x)
+        return np.ascontiguousarray(x if name == "resets" else widened(x), dtypes.get(name, real))
+
+    kept = Inputs(*(None if x is None else kept_as(name, x) for name, x in given._asdict().items()))
     groups = math.lcm(*(x.shape[2] for x in (kept.B, kept.C) if x.ndim == 4))
     for name in ("B", "C"):
         x = getattr(kept, name)
@@ -177,9 +184,11 @@ def _as_kernels_take(arrays: Sequence[Any]) -> Inputs:
 
 def _without_states(p: Inputs, y: Array, state: Array) -> None:
     """Write y = D u silu(z) and the initial state into `y` and `state`: the result of no step, or of no state."""
-    y[...] = 0 if p.D is None else p.D * p.u
+    out = np.zeros(y.shape) if p.D is None else p.D * widened(p.u)
     if p.z is not None:
-        y *= p.z / (1 + np.exp(-p.z))
+        z = widened(p.z)
+        out = out * (z / (1 + np.exp(-z)))
+    y[...] = rounded(out, y.dtype)
     state[...] = 0 if p.initial_state is None else p.initial_state
 
 
@@ -195,7 +204,7 @@ def _scan_chunks(
     batch, n, d = p.u.shape
     chunks = -(-n // chunk)
     states = np.empty((batch, chunks, *p.A.shape), p.A.dtype)
-    sums = np.empty((batch, chunks, d), p.u.dtype)
+    sums = np.empty((batch, chunks, d), computed(p.u.dtype))
     run((*p._replace(initial_state=None), states, None, sums, None), threads)
     h = np.zeros(()) if p.initial_state is None else p.initial_state
     cut = [np.zeros((batch, 1, 1), bool)] * chunks  # of which items a chunk begins a document
@@ -215,7 +224,7 @@ def _scan_chunks(
 
 def _kind(p: Inputs) -> tuple[str, bool, bool, bool]:
     """What the kernels are specialised for: (real dtype, is A complex, is B constant, is C constant)."""
-    return np.dtype(p.u.dtype).name, np.dtype(p.A.dtype).kind == "c", len(p.B.shape) == 2, len(p.C.shape) == 2
+    return computed(p.u.dtype).name, np.dtype(p.A.dtype).kind == "c", len(p.B.shape) == 2, len(p.C.shape) == 2
 
 
 def _groups(p: Inputs) -> int:
@@ -234,5 +243,6 @@ def _sizes(p: Inputs, static: Mapping[str, Any], block: int, chunk: int) -> dict
         **sizes,
         "chunk": chunk,
         "tile": TILE,
+        "stored": stored_word((p.u, p.delta, p.z, p.B, p.C)),
         **{name: int(static[name]) for name in ("delta_softplus", "reverse")},
     }

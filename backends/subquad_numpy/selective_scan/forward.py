@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import aligned, copy, load, pointer, prefetch, shifted, spread, store
+from subquad_numpy.codegen import aligned, copy, load, pointer, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_part, store_turned
+from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
 from subquad_numpy.codegen.side_by_side import scaled_exp2
+from subquad_numpy.codegen.stored import prefetch_stored, row_of, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
@@ -73,7 +74,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         pairs = -(-block // (2 * lanes))
         rows = pairs * 2 * lanes  # of a row in scratch: vectors of channels go by pairs
         matrix = rows * d_state
-        buffer = np.empty(9 * matrix + 14 * rows + 2 * lanes, kind)
+        buffer = np.empty(9 * matrix + 14 * rows + 2 * d_state + 2 * lanes, kind)
         edge = aligned(buffer)
         # hr, hi: the state, real and imaginary part; skip: D; time_sum, time_rest: the sum of Δ and its rounding error
         hr = shifted(edge, lanes)
@@ -92,6 +93,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         ratios = shifted(factors, rows)
         mores = shifted(ratios, rows)
         kepts = shifted(mores, rows)
+        maps = shifted(kepts, rows)  # B and C of one step, if they are stored in half precision
 
         for task in range(first, last):
             item, group, _, c0, width = locate(task // chunks, d, groups, block)
@@ -130,14 +132,19 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                 row_of_C = item * C_step + (time * groups + group) * d_state * parts
                 for v in range(vectors):
                     at = v * lanes
-                    prefetch(delta, row + at + ahead)
-                    prefetch(u, row + at + ahead)
-                    prefetch(z, row + at + ahead)
+                    prefetch_stored(delta, stored_as(f.stored, 1), row + at + ahead)
+                    prefetch_stored(u, stored_as(f.stored, 0), row + at + ahead)
+                    prefetch_stored(z, stored_as(f.stored, 2), row + at + ahead)
                 read_step(
-                    delta, u, z, row, width, lanes, edge, bias, has_z, delta_softplus != 0, False, steps, inputs,
-                    gates, gates, gates,
+                    delta, u, z, f.stored, row, width, lanes, edge, bias, has_z, delta_softplus != 0, False, steps,
+                    inputs, gates, gates, gates,
                 )  # fmt: skip
+                B_now, C_now = shifted(B, row_of_B), shifted(C, row_of_C)
                 if not is_complex:
+                    if not constant_B:
+                        B_now = row_of(B, stored_as(f.stored, 3), row_of_B, d_state, lanes, maps)
+                    if not constant_C:
+                        C_now = row_of(C, stored_as(f.stored, 4), row_of_C, d_state, lanes, shifted(maps, d_state))
                     start_powers(steps, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
                 for v in range(vectors):
                     at = v * lanes
@@ -162,15 +169,15 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                             out = out + h * c - h_i * c_i
                     else:
                         out = advance(
-                            hr, hr, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C, row_of_C,
-                            Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, out, hr,
+                            hr, hr, at, d_state, lanes, step, drive, out, Ar, B_now, 0, Br, constant_B, C_now, 0, Cr,
+                            constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, out, hr,
                         )  # fmt: skip
                     if is_complex:
                         out = out * 2.0
                     if has_z:
                         out = out * load(gates, at)
                     if has_y:
-                        store_part(y, row + at, out, count, lanes, edge)
+                        store_stored_part(y, stored_as(f.stored, 0), row + at, out, count, lanes, edge)
                     if has_sum:  # Kahan's compensated sum, since a chunk may be long
                         term = step - load(time_rest, at)
                         longer = load(time_sum, at) + term

@@ -13,10 +13,11 @@ from subquad_numpy.runtime.arguments import Fields
 #     block             maximum channels of a task, a multiple of the lanes
 #     chunk             maximum steps of a task of the forward pass
 #     tile              steps between two saved states
+#     stored            how u, delta, z, B and C are stored (and y, as u): see `codegen.stored`; 0 for the gradient
 #     B_step, C_step    stride between batch items in real numbers (a complex number is two); 0 if items share B or C
 SIZES = (
     *("batch", "n", "d", "groups", "d_state", "block", "chunk", "tile"),
-    *("B_step", "C_step", "delta_softplus", "reverse"),
+    *("B_step", "C_step", "delta_softplus", "reverse", "stored"),
 )
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "resets")  # contiguous arrays
 HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(INPUTS, 0)

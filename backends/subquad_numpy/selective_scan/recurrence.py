@@ -15,8 +15,8 @@ from subquad_numpy.codegen import (
     store,
     where_negative,
 )
-from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
+from subquad_numpy.codegen.stored import load_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import ONE, polynomial, sigmoid_from, softplus_from
 
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
@@ -47,8 +47,8 @@ def find_gaps(Ar: Any, vectors: int, d_state: int, lanes: int, bases: Any, gaps:
 
 @merged
 def read_step(
-    delta: Any, u: Any, z: Any, row: int, width: int, lanes: int, edge: Any, bias: Any, has_z: bool, softplus: bool,
-    slopes_too: bool, steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any,
+    delta: Any, u: Any, z: Any, stored: int, row: int, width: int, lanes: int, edge: Any, bias: Any, has_z: bool,
+    softplus: bool, slopes_too: bool, steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any,
 ) -> None:  # fmt: skip
     """Write Δ, u and silu(z) of one step; if asked, also the slopes of the softplus and of silu.
 
@@ -56,15 +56,15 @@ def read_step(
     """
     for at in range(0, width, 2 * lanes):
         to = at + lanes
-        store(inputs, at, load_part(u, row + at, width - at, lanes, edge))
-        store(inputs, to, load_part(u, row + to, width - to, lanes, edge))
-        x = load_part(delta, row + at, width - at, lanes, edge) + load(bias, at)
-        y = load_part(delta, row + to, width - to, lanes, edge) + load(bias, to)
+        store(inputs, at, load_stored_part(u, stored_as(stored, 0), row + at, width - at, lanes, edge))
+        store(inputs, to, load_stored_part(u, stored_as(stored, 0), row + to, width - to, lanes, edge))
+        x = load_stored_part(delta, stored_as(stored, 1), row + at, width - at, lanes, edge) + load(bias, at)
+        y = load_stored_part(delta, stored_as(stored, 1), row + to, width - to, lanes, edge) + load(bias, to)
         if softplus or has_z:
             g, k = x, y
             if has_z:
-                g = load_part(z, row + at, width - at, lanes, edge)
-                k = load_part(z, row + to, width - to, lanes, edge)
+                g = load_stored_part(z, stored_as(stored, 2), row + at, width - at, lanes, edge)
+                k = load_stored_part(z, stored_as(stored, 2), row + to, width - to, lanes, edge)
             e = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
             if slopes_too:
                 store(slopes, at, sigmoid_from(x, e[0]))
