@@ -17,7 +17,7 @@ from subquad_numpy.bench import peak_extra_memory
 
 HALF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SCANS = sorted(subquad.registry.SCANS)
-READ = ("linear_scan", "delta_rule", "gated_linear_attention", "lti_scan", "causal_conv1d", "wkv")
+READ = ("linear_scan", "delta_rule", "gated_linear_attention", "lti_scan", "causal_conv1d", "wkv", "selective_scan")
 METHODS: dict[str, dict[str, Any]] = {
     "favor": {"num_features": 32}, "linear": {}, "linformer": {"rank": 16}, "nystrom": {"num_landmarks": 16},
     "window": {"left": 40}, "bigbird": {},
