@@ -58,8 +58,8 @@ def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, s
         for s in range(tiles if c < whole else 0, d_state):
             scratch[place + s * lanes] = matrix[index + c * d_state + s] if c < width else 0.0
     if scale != 1.0:
-        for i in range(-(-width // lanes) * lanes * d_state):
-            scratch[i] = scratch[i] * scale
+        for i in range(0, -(-width // lanes) * lanes * d_state, lanes):
+            store(scratch, i, load(scratch, i) * scale)
 
 
 @inline
@@ -80,9 +80,9 @@ def load_parted(
             real[place + s * lanes] = matrix[at] if c < width else 0.0
             imag[place + s * lanes] = matrix[at + 1] if c < width else 0.0
     if scale != 1.0:
-        for i in range(-(-width // lanes) * lanes * d_state):
-            real[i] = real[i] * scale
-            imag[i] = imag[i] * scale
+        for i in range(0, -(-width // lanes) * lanes * d_state, lanes):
+            store(real, i, load(real, i) * scale)
+            store(imag, i, load(imag, i) * scale)
 
 
 @inline
