@@ -26,7 +26,7 @@ NODES = {  # at most, for 64 rows and for an unknown number
     ("exact", True): (16, 19),
     ("favor", False): (45, 47),
     ("favor", True): (57, 59),
-    ("nystrom", False): (51, 83),
+    ("nystrom", False): (40, 59),
 }
 SCAN_NODES = {"selective_scan": 110, "linear_scan": 30}  # with all options
 OPTIONS: dict[str, dict[str, Any]] = {
