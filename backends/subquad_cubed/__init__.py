@@ -11,9 +11,7 @@ from subquad.backend import Array, Backend
 from subquad.chunks import overrides
 from subquad.chunks.blocks import with_new_axes
 from subquad_cubed import array_api
-from subquad_cubed.blocks import CubedBlocks
-
-BLOCKS = CubedBlocks()
+from subquad_cubed.blocks import BLOCKS
 
 
 class CubedBackend(Backend):

@@ -12,9 +12,7 @@ from subquad.backend import Array, Backend
 from subquad.chunks import overrides
 from subquad.chunks.blocks import with_new_axes
 from subquad_dask import array_api
-from subquad_dask.blocks import DaskBlocks
-
-BLOCKS = DaskBlocks()
+from subquad_dask.blocks import BLOCKS
 
 
 class DaskBackend(Backend):
