@@ -10,7 +10,6 @@ exact attention of all queries to the m landmark keys, with the values A⁺ B v.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -35,6 +34,7 @@ from subquad.kernels.max_shift import divide_or_zero
 from subquad.kernels.softmax_attention import softmax_attention
 from subquad.registry import register
 
+HIDDEN = -1e30  # finite, since gradients of rows of −∞ would be NaN, of items without keys whose A nobody reads
 LANDMARKS = ("segment-means", "uniform", "kmeans")
 DRAWN = ("uniform", "kmeans")  # landmarks that a seed has an effect on
 
@@ -428,8 +428,8 @@ class Nystrom(Method):
         """A⁺ (B v), the values (..., m, d_v) of the landmark keys; `at_landmarks` is B v."""
         logits = (q_land * scale) @ xp.matrix_transpose(k_land)
         if k_valid is not None:
-            logits = xp.where(k_valid[..., None, :], logits, -math.inf)
+            logits = xp.where(k_valid[..., None, :], logits, HIDDEN)
         a = backend_of(xp).softmax(xp, logits)
-        # rows of NaN are set to 0, since decompositions would raise or never end: they see no key, or B v has NaN too
+        # rows of NaN are set to 0, since decompositions would raise or never end; B v has NaN too
         a = xp.where(a >= 0 if q_valid is None else (a >= 0) & q_valid[..., :, None], a, 0.0)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())
