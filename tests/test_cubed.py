@@ -122,3 +122,11 @@ def test_functions_that_cubed_lacks_or_gets_wrong(axis: int, spec: Any) -> None:
     for name, function in functions.items():
         got = np.asarray(function(namespace_of(lazy[0]), *lazy).compute())
         np.testing.assert_array_equal(got, function(np, x, order), err_msg=name)
+
+
+@pytest.mark.parametrize("pinv", ["exact", "ridge"])
+def test_decompositions_of_small_matrices(pinv: str, spec: Any) -> None:
+    q, k, v = np.random.default_rng(5).standard_normal((3, 2, 2, 37, 4))
+    method = subquad.Nystrom(num_landmarks=8, pinv=pinv)
+    out = method(*(cubed.from_array(x, chunks=(1, 2, 10, 4), spec=spec) for x in (q, k, v)))
+    assert relative_error(np.asarray(out.compute()), method(q, k, v)) <= 1e-12  # condition numbers multiply rounding

@@ -83,3 +83,5 @@ def argsort(x: Any, /, *, axis: int = -1, descending: bool = False, stable: bool
 # of indices that are not sorted, or not distinct, Cubed takes others
 take = partial(single.take, BLOCKS)
 take_along_axis = partial(single.take_along_axis, BLOCKS)
+linalg = single.linalg(BLOCKS)
+del linalg.eigh  # to plan "clustered", which needs it, takes Cubed minutes

@@ -24,3 +24,4 @@ def reshape(x: Any, shape: Any, **options: Any) -> Any:
 
 
 take_along_axis = partial(single.take_along_axis, BLOCKS)
+linalg = single.linalg(BLOCKS)

@@ -1,4 +1,4 @@
-"""Functions for which an axis must be in one chunk: sorting and gathering along it, and any other shape.
+"""Functions for which an axis must be in one chunk: sorting and gathering along it, decompositions, any other shape.
 
 Axes that a function does not mix stay in chunks; the others are put together, so that a task needs memory for them.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from subquad.backend import Array
-from subquad.chunks.blocks import Blocks
+from subquad.chunks.blocks import Blocks, whole
 from subquad.core.beside import namespace_of
 
 
@@ -63,3 +64,24 @@ def reshape(blocks: Blocks, x: Array, shape: Sequence[int]) -> Array:
 
     pairs = [(blocks.together(x, range(same, x.ndim)), names)]
     return blocks.run(change, (*names[:same], *new), pairs, sizes=new, rows=0, dtype=x.dtype)
+
+
+def linalg(blocks: Blocks) -> SimpleNamespace:
+    """What `decomposition` looks for: functions of small matrices (..., m, m), each in one chunk."""
+
+    def of_matrices(function: Callable[..., Any], *arrays: Array, kept: int = 2) -> Array:
+        # in the shape of the last array, or without the last axis of it
+        pairs: Any = blocks.aligned([whole(blocks, x, 2) for x in arrays])  # type: ignore[misc]
+        index = pairs[-1][1]
+
+        def call(_: int, *found: Any) -> Any:
+            return function(namespace_of(found[0]).linalg, *found)
+
+        index = index[: len(index) - 2 + kept]
+        return blocks.run(call, index, pairs, sizes={}, rows=0, dtype=arrays[-1].dtype)
+
+    return SimpleNamespace(
+        eigh=lambda a: tuple(of_matrices(lambda of, x, i=i: of.eigh(x)[i], a, kept=1 + i) for i in (0, 1)),
+        pinv=lambda a, *, rtol: of_matrices(lambda of, x: of.pinv(x, rtol=rtol), a),
+        solve=lambda a, b: of_matrices(lambda of, x, y: of.solve(x, y), a, b),
+    )
