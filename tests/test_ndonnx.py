@@ -21,7 +21,7 @@ import subquad_ndonnx  # noqa: E402
 from subquad_ndonnx.sizes import Open, Size, tracing  # noqa: E402
 
 TOLERANCE = 1e-5  # of float32
-LENGTHS = (21, 37, 100)
+LENGTHS = (21, 37, 1000)
 NODES = {  # at most, for 64 rows and for an unknown number
     ("exact", False): (5, 5),
     ("exact", True): (16, 19),
