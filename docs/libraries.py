@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,30 +23,31 @@ from typing import Any
 import numpy as np
 
 import subquad
-import subquad.scans
 from subquad.registry import SCANS
 
 FILE = Path(__file__).with_suffix(".json")
-OPTIONS: dict[str, dict[str, Any]] = {  # by which short inputs are cut, clustered, projected
-    "bigbird": {"block_size": 8},
-    "clustered": {"cluster_size": 4, "opened": 2, "chunk": 16, "window": 2},
-    "favor": {"num_features": 32},
-    "linformer": {"rank": 8},
-    "lsh": {"bucket_size": 8, "num_rounds": 2},
-    "nystrom": {"num_landmarks": 8},
-    "window": {"left": 5},
-}
+sys.path.append(str(FILE.parents[1] / "tests"))
+
+from rows.libraries import relative_error  # noqa: E402
+from rows.other_library import OPTIONS  # noqa: E402
+from rows.times import drawn  # noqa: E402
+
 N = 21
 Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A library: how an array of NumPy becomes one of it, and back; in which dtype it computes, to which error."""
+    """A library: how an array of NumPy becomes one of it, and back; in which dtype it computes, to which error.
+
+    Without `run`, a function is called on such arrays. `given` changes the inputs, where it cannot hold all of them.
+    """
 
     module: str
     make: Callable[[Any, np.ndarray], Any]
     read: Callable[[Any, Any], Any] = lambda _, x: np.asarray(x)
+    run: Callable[[Callable[[Arrays], Any], Arrays], Any] = lambda call, arrays: call(arrays)
+    given: Callable[[np.ndarray], np.ndarray] = lambda x: x
     dtype: str = "float64"
     tolerance: float = 3e-15
     package: str = ""  # its name among distributions, if another one
@@ -76,6 +78,25 @@ def of_mpmath(_: Any, x: Any) -> np.ndarray:
     return np.reshape([kind(x[i]) for i in np.ndindex(x.shape)], x.shape)
 
 
+def recorded(length: int | None) -> Callable[[Callable[[Arrays], Any], Arrays], Any]:
+    """Outputs of a file of ONNX, recorded at this length of the sequence, or at an unknown one."""
+
+    def run(call: Callable[[Arrays], Any], arrays: Arrays) -> Any:
+        import onnxruntime
+
+        import subquad_ndonnx
+
+        given = {name: x for name, x in arrays.items() if x is not None}
+        shapes = {name: tuple(length if size == N else size for size in x.shape) for name, x in given.items()}
+        dtypes = {name: x.dtype.name for name, x in given.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "function.onnx")
+            subquad_ndonnx.export(lambda **x: call({n: x.get(n) for n in arrays}), shapes, path, dtype=dtypes)
+            return onnxruntime.InferenceSession(path).run(None, given)
+
+    return run
+
+
 @cache
 def masked(module: Any) -> Any:
     """The one namespace of masked arrays of NumPy."""
@@ -90,11 +111,15 @@ ROWS: dict[str, Row] = {
                      note="bfloat16 in arrays of NumPy, computed in float32"),
     "torch": Row("torch", lambda m, x: m.from_numpy(x.copy())),
     "jax": Row("jax", lambda m, x: m.numpy.asarray(x)),
-    "mlx": Row("mlx.core", lambda m, x: m.array(single(x)), dtype="float32", tolerance=4e-6),
+    "mlx": Row("mlx.core", lambda m, x: m.array(single(x)), dtype="float32", tolerance=1e-6),
     "tensorflow": Row("tensorflow", lambda m, x: m.convert_to_tensor(x), package="tensorflow-cpu"),
     "paddle": Row("paddle", lambda m, x: m.to_tensor(x.copy()), package="paddlepaddle"),
-    "ndonnx": Row("ndonnx", lambda m, x: m.asarray(x), lambda _, x: x.unwrap_numpy(),
-                  note="arrays with values; `export` records graphs"),
+    "ndonnx": Row("ndonnx", lambda m, x: m.asarray(x), lambda _, x: x.unwrap_numpy(), given=np.real,
+                  note="arrays with values; ONNX has no complex numbers, so that lti_scan is given real ones"),
+    "ndonnx, traced": Row("ndonnx", lambda _, x: x, run=recorded(N), given=np.real,
+                          note="a file that `export` writes, in ONNX Runtime"),
+    "ndonnx, any n": Row("ndonnx", lambda _, x: x, run=recorded(None), given=np.real,
+                         note="a file for sequences of any length, in ONNX Runtime"),
     "dask": Row("dask.array", lambda m, x: m.from_array(x, chunks=tuple(10 if n == N else n for n in x.shape)),
                 note="in chunks of 10 along the sequence"),
     "cubed": Row("cubed", lambda m, x: m.from_array(x, chunks=tuple(10 if n == N else n for n in x.shape)),
@@ -140,7 +165,7 @@ def calls() -> dict[str, tuple[Arrays, Callable[[Arrays], list[Any]]]]:
     found = {name: (inputs(), attend(name)) for name in subquad.METHODS}
     found |= {f"{name}, in steps": (inputs(), stream(name)) for name in ("favor", "linear")}
     for name, row in SCANS.items():
-        arrays, options = row.draw(np.random.default_rng(3), N)
+        arrays, options = drawn(name, N)
         found[name] = arrays, lambda x, row=row, options=options: [row.call(x, options)]
     return found
 
@@ -149,12 +174,14 @@ def run(row: Row) -> dict[str, Any]:
     """What each function does: {"error": …} or {"raises": …}."""
     module = importlib.import_module(row.module)
     found: dict[str, Any] = {}
-    for name, (arrays, call) in calls().items():
+    for name, (drawn_arrays, call) in calls().items():
+        arrays = {key: x if x is None else row.given(x) for key, x in drawn_arrays.items()}
         rounded = {key: x if x is None else as_read(row, module, x) for key, x in arrays.items()}
         want = call(rounded)
         try:
-            got = call({key: x if x is None else row.make(module, x) for key, x in arrays.items()})
-            errors = [relative(np.asarray(row.read(module, x)), y) for x, y in zip(got, want, strict=True)]
+            got = row.run(call, {key: x if x is None else row.make(module, x) for key, x in arrays.items()})
+            read = [np.asarray(row.read(module, x)).astype(y.dtype) for x, y in zip(got, want, strict=True)]
+            errors = [relative_error(x, y) for x, y in zip(read, want, strict=True)]
             found[name] = {"error": float(f"{max(errors):.1e}")}
         except Exception as error:
             found[name] = {"raises": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
@@ -170,13 +197,6 @@ def as_read(row: Row, module: Any, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "fc":
         return x
     return np.asarray(np.asarray(made), dtype=np.float64 if x.dtype.kind == "f" else np.complex128)
-
-
-def relative(got: np.ndarray, want: np.ndarray) -> float:
-    if got.shape != want.shape:
-        return float("inf")
-    error = float(np.max(np.abs(got.astype(want.dtype) - want)) / np.max(np.abs(want)))
-    return error if error == error else float("inf")
 
 
 def version(row: Row) -> str:

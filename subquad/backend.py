@@ -227,7 +227,8 @@ class Backend:
     fills_in_place : bool
         Whether `fold_blocks` may write outputs block by block into one array.
     loops_any_length : bool
-        Whether `fold_blocks` can record a loop over a number of rows that the program leaves open.
+        Whether programs leave lengths open, down to parts of an array that have no rows; `fold_blocks` can then record
+        a loop over any number of rows.
     """
 
     library: ClassVar[str] = ""
@@ -601,6 +602,24 @@ class Backend:
             exp(x − y), possibly in the memory of `x`.
         """
         return xp.exp(x - y)
+
+    def softmax(self, xp: Any, x: Array) -> Array:
+        """Return exp(x) / Σ exp(x), the sum over the last axis; NaN in rows with NaN or +∞, and of −∞ alone.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x : array
+            Exponents, a temporary that may be overwritten.
+
+        Returns
+        -------
+        array
+            The weights, in the shape of x.
+        """
+        weights = self.exp_difference(xp, x, xp.max(x, axis=-1, keepdims=True))
+        return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
 @cache

@@ -13,6 +13,7 @@ from rows.other_library import OPTIONS
 from test_dask import CALLS, METHODS
 
 import subquad
+from subquad.core.beside import namespace_of
 
 cubed = pytest.importorskip("cubed")
 TASKS = 8  # for each chunk of the sequence, reading included
@@ -99,3 +100,33 @@ def test_memory_is_bounded_by_the_chunks(tmp_path: Path) -> None:
     out = subquad.attention(x, x, x, "favor", num_features=16)
     assert out.plan().max_projected_mem <= 1_000_000
     assert relative_error(np.asarray(out.compute()), subquad.attention(q, q, q, "favor", num_features=16)) <= 3e-15
+
+
+@pytest.mark.parametrize("axis", [-1, -2, 0])
+def test_functions_that_cubed_lacks_or_gets_wrong(axis: int, spec: Any) -> None:
+    rng = np.random.default_rng(4)
+    x, order = rng.standard_normal((4, 6, 5)), np.argsort(rng.random((4, 6, 5)), axis=axis)
+    functions = {
+        "take": lambda xp, x, order: xp.take(x, xp.asarray([3, 0, 0, 2], **where(xp)), axis=axis),
+        "repeat": lambda xp, x, order: xp.repeat(x, 2, axis=axis),
+        "concat": lambda xp, x, order: xp.concat([x, x], axis=axis),
+        "argsort": lambda xp, x, order: xp.argsort(x, axis=axis),
+        "take_along_axis": lambda xp, x, order: xp.take_along_axis(x, order, axis=axis),
+        "reshape": lambda xp, x, order: xp.reshape(x, (4, 3, -1)),
+    }
+    lazy = [cubed.from_array(y, chunks=(2, 4, 2), spec=spec) for y in (x, order)]
+
+    def where(xp: Any) -> dict[str, Any]:
+        return {} if xp is np else {"device": spec}
+
+    for name, function in functions.items():
+        got = np.asarray(function(namespace_of(lazy[0]), *lazy).compute())
+        np.testing.assert_array_equal(got, function(np, x, order), err_msg=name)
+
+
+@pytest.mark.parametrize("pinv", ["exact", "ridge"])
+def test_decompositions_of_small_matrices(pinv: str, spec: Any) -> None:
+    q, k, v = np.random.default_rng(5).standard_normal((3, 2, 2, 37, 4))
+    method = subquad.Nystrom(num_landmarks=8, pinv=pinv)
+    out = method(*(cubed.from_array(x, chunks=(1, 2, 10, 4), spec=spec) for x in (q, k, v)))
+    assert relative_error(np.asarray(out.compute()), method(q, k, v)) <= 1e-12  # condition numbers multiply rounding

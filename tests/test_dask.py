@@ -74,7 +74,7 @@ def test_chunks_of_any_sizes(name: str, causal: bool) -> None:
         assert relative_error(out.compute(), want) <= 3e-15
 
 
-@pytest.mark.parametrize("name", ["bigbird", "exact", "linformer", "lsh", "nystrom", "window"])
+@pytest.mark.parametrize("name", ["bigbird", "clustered", "exact", "linformer", "lsh", "nystrom", "window"])
 def test_other_methods_read_nothing_while_building(name: str) -> None:
     from dask.callbacks import Callback
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
+import numpy as np
 from cubed.core.ops import general_blockwise, unify_chunks
 from cubed.primitive.blockwise import ChunkKey, FunctionArgs
 
@@ -18,13 +18,11 @@ TEMPORARIES = 4  # arrays of the size of those that a task reads and writes, whi
 class CubedBlocks(Blocks):
     """How Cubed runs functions of blocks."""
 
+    unify = staticmethod(unify_chunks)
+
     def together(self, x: Array, axes: Sequence[int]) -> Array:
         sizes = tuple(x.shape[axis] if axis in axes else size for axis, size in enumerate(x.chunksize))
         return x if sizes == x.chunksize else x.rechunk(sizes)
-
-    def aligned(self, pairs: Sequence[tuple[Array, Index]]) -> list[tuple[Array, Index]]:
-        _, cut = unify_chunks(*chain(*pairs))
-        return [(x, index) for x, (_, index) in zip(cut, pairs, strict=True)]
 
     def run(
         self,
@@ -76,8 +74,11 @@ class CubedBlocks(Blocks):
         )
 
 
+BLOCKS = CubedBlocks()
+
+
 def _bytes(shape: Sequence[int], dtype: Any) -> int:
-    size = dtype.itemsize
+    size = np.dtype(dtype).itemsize
     for length in shape:
         size *= length
     return size

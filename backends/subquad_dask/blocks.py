@@ -17,12 +17,10 @@ from subquad.core.beside import namespace_of
 class DaskBlocks(Blocks):
     """How Dask runs functions of blocks."""
 
+    unify = staticmethod(da.core.unify_chunks)
+
     def together(self, x: Array, axes: Sequence[int]) -> Array:
         return x.rechunk(dict.fromkeys(axes, -1))
-
-    def aligned(self, pairs: Sequence[tuple[Array, Index]]) -> list[tuple[Array, Index]]:
-        _, cut = da.core.unify_chunks(*itertools.chain(*pairs))
-        return [(x, index) for x, (_, index) in zip(cut, pairs, strict=True)]
 
     def run(
         self,
@@ -52,3 +50,6 @@ class DaskBlocks(Blocks):
             # an empty block of the kind that the arrays have
             meta=namespace_of(pairs[0][0]._meta).empty((0,) * len(index), dtype=dtype),
         )
+
+
+BLOCKS = DaskBlocks()

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import spox.opset.ai.onnx.v21 as op
 from ndonnx import Array as NdonnxArray
 
 from subquad.backend import Array, Backend, Conditions
 from subquad.core.block_loop import row_count
 from subquad_ndonnx import array_api
 from subquad_ndonnx.export import export
-from subquad_ndonnx.graph import Graph, has_values
+from subquad_ndonnx.graph import Graph, graph, has_values
 from subquad_ndonnx.loops import leaves, scan
 from subquad_ndonnx.nodes import OVERRIDES
 from subquad_ndonnx.sizes import Open
@@ -48,6 +49,9 @@ class NdonnxBackend(Backend):
 
     def conditions(self, arrays: Sequence[Array | None]) -> Conditions:
         return Conditions(tracing=True)
+
+    def softmax(self, xp: Any, x: Array) -> Array:
+        return graph(op.softmax(x.unwrap_spox(), axis=-1), x.shape)
 
     def holds(self, condition: Any) -> bool:
         return False if isinstance(condition, Open) else bool(condition)

@@ -16,7 +16,6 @@ import ndonnx as ndx
 import numpy as np
 import spox.opset.ai.onnx.v21 as op
 
-from subquad_ndonnx import linalg as linalg
 from subquad_ndonnx.graph import broadcast, graph, scalar
 from subquad_ndonnx.sizes import Size, as_vector
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ndonnx as ndx
+import numpy as np
 import onnx_ir
 import spox.opset.ai.onnx.v21 as op
 from onnx_ir.passes import Sequential, common
 
 from subquad_ndonnx import array_api as xp
-from subquad_ndonnx.graph import axis_length, graph, scalar
+from subquad_ndonnx.graph import axis_length, graph
 from subquad_ndonnx.sizes import Size, Trace, tracing
 
 Shape = Sequence[int | str | None]
@@ -152,7 +153,7 @@ def _from_length_on(size: Size, least: int, out: Any) -> Any:
     # the output, or NaN for lengths that the program does not serve
     if out.dtype not in (ndx.float32, ndx.float64, ndx.float16):
         return out
-    serves = graph(op.greater_or_equal(scalar(size).unwrap_spox(), ndx.asarray(least).unwrap_spox()))
+    serves = graph(op.greater_or_equal(size.vector(), op.const(np.asarray([least]))))
     return xp.where(serves, out, float("nan"))
 
 

@@ -190,6 +190,10 @@ def take_slices(x: Graph, key: tuple[Any, ...]) -> Graph:
     if axes:
         cut = [as_vector(tuple(list_)) for list_ in (starts, stops)]
         var = op.slice(var, *cut, axes=as_vector(tuple(axes)), steps=as_vector(tuple(steps)))
+        for axis, *ends in zip(axes, starts, stops, steps, strict=True):
+            if sizes[axis] is None:  # the same slices of equal lengths have equal lengths
+                name = f"({x.shape[axis]})[{':'.join(map(str, ends))}]"
+                sizes[axis] = trace().sizes.setdefault(name, Size.found(name, axis_length(ndx.asarray(var), axis)))
         var = graph(var, sizes).unwrap_spox()
     if gone:
         var = op.squeeze(var, as_vector(tuple(gone)))
@@ -206,6 +210,8 @@ def _length(size: Any, start: Any, stop: Any, step: int) -> Any:
         return size
     if step != 1:
         return None
+    if start is None and isinstance(stop, int) and stop == 0:
+        return 0
 
     def edge(x: Any, default: Any) -> Any:
         if x is None:

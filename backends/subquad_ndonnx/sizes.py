@@ -144,12 +144,18 @@ class Size:
     def vector(self) -> Var:
         """The variable of shape (1,), int64."""
         total = None
-        for term, c in self.terms.items():
-            value = None if c == 1 and term else op.const(np.asarray([c], dtype=np.int64))
+        shared = frozenset.intersection(*map(frozenset, self.terms)) if len(self.terms) > 1 else ()
+        for name in shared:  # such as n of n m + n: one product, with a sum that is often computed anyway
+            rest = {tuple((Counter(term) - Counter([name])).elements()): c for term, c in self.terms.items()}
+            return op.mul(self.lengths[name].vector(), Size(rest, self.lengths).vector())
+        for term, c in sorted(self.terms.items(), key=lambda item: -item[1]):  # what is taken away comes last
+            taken = total is not None and c < 0
+            factor = -c if taken else c
+            value = None if factor == 1 and term else op.const(np.asarray([factor], dtype=np.int64))
             for name in term:
                 own = self.lengths[name].vector()
                 value = own if value is None else op.mul(value, own)
-            total = value if total is None else op.add(total, value)
+            total = value if total is None else (op.sub if taken else op.add)(total, value)
         assert total is not None
         return total
 

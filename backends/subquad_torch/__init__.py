@@ -108,6 +108,9 @@ class TorchBackend(Backend):
             return torch.exp(x - y)
         return x.sub_(y).exp_()
 
+    def softmax(self, xp: Any, x: Array) -> Array:
+        return torch.softmax(x, dim=-1)
+
 
 @torch.compiler.assume_constant_result
 def _constant(function: Callable[..., Any], *args: Any) -> Any:

@@ -24,7 +24,7 @@ def mark(cell: Content, tolerance: float) -> str:
 
 def backend_lines(name: str) -> int:
     """Lines of the backend of a library, 0 if it has none."""
-    own = {"longdouble": "numpy", "ml_dtypes": "numpy"}.get(name, name)
+    own = {"longdouble": "numpy", "ml_dtypes": "numpy"}.get(name, name.partition(",")[0])
     files = sorted((ROOT / "backends" / f"subquad_{own}").rglob("*.py"))
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
 

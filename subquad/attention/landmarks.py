@@ -32,14 +32,14 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
     Means of half precision are of float32.
     """
     if mask is None:
-        length, longer, holds = x.shape[-2] // m, x.shape[-2] % m, backend_of(xp).holds
-        if holds(longer == 0):
-            return _mean_of_equal(xp, x, m), None
-        if not holds(longer != 0):
+        length, longer, backend = x.shape[-2] // m, x.shape[-2] % m, backend_of(xp)
+        if backend.holds(longer == 0):
+            return _mean_of_equal(xp, x, m, length), None
+        if not backend.loops_any_length and not backend.holds(longer != 0):
             return _means_of_any(xp, x, m, length, longer), None
         parts = [
-            _mean_of_equal(xp, x[..., : longer * (length + 1), :], longer),
-            _mean_of_equal(xp, x[..., longer * (length + 1) :, :], m - longer),
+            _mean_of_equal(xp, x[..., : longer * (length + 1), :], longer, length + 1),
+            _mean_of_equal(xp, x[..., longer * (length + 1) :, :], m - longer, length),
         ]
         return xp.concat(parts, axis=-2), None
     rank, count = _ranks(xp, mask)
@@ -103,13 +103,13 @@ def _ranks(xp: ModuleType, mask: Array) -> tuple[Array, Array]:
     return rank, xp.astype(count_visible(xp, mask), rank.dtype)
 
 
-def _mean_of_equal(xp: ModuleType, x: Array, segments: int) -> Array:
-    shape = (*x.shape[:-2], segments, x.shape[-2] // max(segments, 1), x.shape[-1])
-    if not segments:
-        return cast(xp, x, compute_dtype(xp, x))
-    x, dtype, backend = xp.reshape(x, shape), compute_dtype(xp, x), backend_of(xp)
-    few = max(1, HALF_ELEMENTS // max(1, math.prod(x.shape) // segments))  # segments that are widened at once
-    if x.dtype == dtype or segments <= few or not backend.fills_in_place or backend.conditions([x]).recorded:
+def _mean_of_equal(xp: ModuleType, x: Array, segments: int, rows: int) -> Array:
+    x = xp.reshape(x, (*x.shape[:-2], segments, rows, x.shape[-1]))
+    dtype, backend = compute_dtype(xp, x), backend_of(xp)
+    if x.dtype == dtype or not backend.fills_in_place or backend.conditions([x]).recorded:
+        return xp.mean(cast(xp, x, dtype), axis=-2)
+    few = max(1, HALF_ELEMENTS // max(1, math.prod(x.shape) // max(1, segments)))  # segments that are widened at once
+    if segments <= few:
         return xp.mean(cast(xp, x, dtype), axis=-2)
     parts = (x[..., i : i + few, :, :] for i in range(0, segments, few))
     return xp.concat([xp.mean(xp.astype(part, dtype), axis=-2) for part in parts], axis=-2)

@@ -10,7 +10,6 @@ exact attention of all queries to the m landmark keys, with the values A⁺ B v.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -31,10 +30,11 @@ from subquad.core.shapes import check_mask_axes
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_summarize
 from subquad.kernels.feature_map import Exponential
-from subquad.kernels.max_shift import divide_or_zero, rescale
+from subquad.kernels.max_shift import divide_or_zero
 from subquad.kernels.softmax_attention import softmax_attention
 from subquad.registry import register
 
+HIDDEN = -1e30  # finite, since gradients of rows of −∞ would be NaN, of items without keys whose A nobody reads
 LANDMARKS = ("segment-means", "uniform", "kmeans")
 DRAWN = ("uniform", "kmeans")  # landmarks that a seed has an effect on
 
@@ -428,11 +428,8 @@ class Nystrom(Method):
         """A⁺ (B v), the values (..., m, d_v) of the landmark keys; `at_landmarks` is B v."""
         logits = (q_land * scale) @ xp.matrix_transpose(k_land)
         if k_valid is not None:
-            logits = xp.where(k_valid[..., None, :], logits, -math.inf)
-        weights = rescale(xp, logits, xp.max(logits, axis=-1, keepdims=True))
-        total = xp.sum(weights, axis=-1, keepdims=True)
-        # rows of A that are not finite are set to 0, since decompositions would raise or never end; NaN is not lost,
-        # because B v has it too
-        keep = xp.isfinite(total) if q_valid is None else xp.isfinite(total) & q_valid[..., :, None]
-        a = xp.where(keep, divide_or_zero(xp, weights, total), 0.0)
+            logits = xp.where(k_valid[..., None, :], logits, HIDDEN)
+        a = backend_of(xp).softmax(xp, logits)
+        # rows of NaN are set to 0, since decompositions would raise or never end; B v has NaN too
+        a = xp.where(a >= 0 if q_valid is None else (a >= 0) & q_valid[..., :, None], a, 0.0)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

@@ -1,19 +1,35 @@
 """Kernels on arrays in chunks, lazy or larger than memory: a few tasks for each chunk, for any library that runs some.
 
-A backend says how blocks are run (`blocks.Blocks`), and lists what `overrides` makes of it.
+A backend is a `ChunkedBackend` that says how blocks are run (`blocks.Blocks`), and lists what `overrides` makes of it.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, ClassVar
 
-from subquad.backend import Accepts, Call, Override
-from subquad.chunks.blocks import Blocks
+from subquad.backend import Accepts, Array, Backend, Call, Override
+from subquad.chunks.blocks import Blocks, with_new_axes
 from subquad.chunks.features import feature_attend, feature_step, feature_summarize
 from subquad.chunks.scans import linear_scan, selective_scan
 
 REAL = ("float32", "float64")
 ALL = (*REAL, "complex64", "complex128")
+
+
+class ChunkedBackend(Backend):
+    """The base of backends of lazy arrays in chunks."""
+
+    _blocks: ClassVar[Blocks]
+
+    def is_concrete(self, *arrays: Array | None) -> bool:
+        """False: to read a value is to compute the graph."""
+        return all(x is None for x in arrays)
+
+    def reshaped(self, xp: Any, x: Array, shape: tuple[int, ...]) -> Array:
+        """New axes of length 1 join the task that makes the chunk; a reshape is one of its own."""
+        longer = with_new_axes(self._blocks, x, shape)
+        return super().reshaped(xp, x, shape) if longer is None else longer
 
 
 def overrides(blocks: Blocks) -> tuple[Override, ...]:

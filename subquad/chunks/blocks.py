@@ -8,7 +8,8 @@ each chunk. A library of arrays in chunks says how its blocks are run, as `Block
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar
 
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
@@ -19,7 +20,12 @@ Pair = tuple[Array | None, Index | None]  # an array with the names of its axes
 
 
 class Blocks:
-    """What a library of arrays in chunks can do; a base of one class for each library."""
+    """What a library of arrays in chunks can do; a base of one class for each library.
+
+    `unify(*arrays and indices)` is the library's function that cuts arrays alike, to (chunks of indices, arrays).
+    """
+
+    unify: ClassVar[Callable[..., tuple[Any, list[Array]]]]
 
     def together(self, x: Array, axes: Sequence[int]) -> Array:
         """The array with each of these axes in one chunk."""
@@ -27,7 +33,8 @@ class Blocks:
 
     def aligned(self, pairs: Sequence[tuple[Array, Index]]) -> list[tuple[Array, Index]]:
         """The arrays, cut into equal chunks where they share an index."""
-        raise NotImplementedError
+        _, cut = self.unify(*chain(*pairs))
+        return [(x, index) for x, (_, index) in zip(cut, pairs, strict=True)]
 
     def run(
         self,

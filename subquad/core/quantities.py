@@ -1,6 +1,6 @@
 """Quantities, numbers with a unit: a call is made of the numbers, and the unit goes around it.
 
-A package of units says three things, as `Units`: what unit an array has, its numbers in a unit, and numbers with a
+A package of units has three functions, as `Units`: what unit an array has, its numbers in a unit, and numbers with a
 unit. What units a call may have, and which its result has, is written here, once.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from subquad.backend import Backend
 
 
+@dataclass(frozen=True)
 class Units:
-    """What a package of units says; a base of one class for each package.
+    """What a package of units says.
 
     Attributes
     ----------
@@ -27,24 +29,21 @@ class Units:
         The unit of plain numbers.
     advice : str
         An expression for the numbers of a quantity x in a unit that the user chooses.
+    of : callable
+        ``of(x)`` is the unit of a quantity.
+    numbers : callable
+        ``numbers(x, unit)`` are the numbers of a quantity in a unit; an exception if it has another dimension.
+    quantity : callable
+        ``quantity(numbers, unit)`` are numbers with a unit.
     """
 
-    package: ClassVar[str]
-    kind: ClassVar[type]
-    one: ClassVar[Any]
-    advice: ClassVar[str]
-
-    def of(self, x: Any) -> Any:
-        """The unit of a quantity."""
-        raise NotImplementedError
-
-    def numbers(self, x: Any, unit: Any) -> Any:
-        """The numbers of a quantity in a unit; an exception of the package if it has another dimension."""
-        raise NotImplementedError
-
-    def quantity(self, numbers: Any, unit: Any) -> Any:
-        """Numbers with a unit."""
-        raise NotImplementedError
+    package: str
+    kind: type
+    one: Any
+    advice: str
+    of: Callable[[Any], Any]
+    numbers: Callable[[Any, Any], Any]
+    quantity: Callable[[Any, Any], Any]
 
 
 class Quantities(Backend):
@@ -54,7 +53,7 @@ class Quantities(Backend):
         self.units, self.library = units, units.package  # type: ignore[misc]
 
     def namespace(self, array: Any) -> ModuleType:
-        return sys.modules[type(self.units).__module__] if self._has_unit(array) else super().namespace(array)
+        return sys.modules[f"subquad_{self.library}"] if self._has_unit(array) else super().namespace(array)
 
     def refuses(self, array: Any) -> str:
         unit = str(self.units.of(array)) or "1"
