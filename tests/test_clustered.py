@@ -15,10 +15,12 @@ from rows.libraries import Library, relative_error
 from rows.methods import CASES, Case, D
 
 import subquad
+from subquad.attention.cluster_spans import span_of
+from subquad.cli.inputs import read_sample
 from subquad.kernels.clustered_attention import clustered_attention
 
 N = 150
-SMALL = {"cluster_size": 4, "opened": 2, "chunk": 16, "sinks": 3, "window": 2}
+SMALL = {"cluster_size": 4, "opened": 2, "chunk": 16, "sinks": 3, "window": 2, "spans": 2}
 GROUPED = SMALL | {"cluster_size": 2, "chunk": 32, "expanded": 3}  # groups of four clusters
 both_forms = pytest.mark.parametrize("causal", [False, True])
 
@@ -233,6 +235,22 @@ def test_queries_that_are_not_finite_do_not_count(causal: bool, value: float) ->
         with np.errstate(all="ignore"):
             outs.append(np.delete(attend(q, k, v, causal=causal), 7, axis=-2))
     assert relative_error(outs[1], outs[0]) < 1e-12
+
+
+def test_longer_spans_make_better_clusters() -> None:
+    """Heads of a trained model: 32 chunks, clustered one by one, or again in spans of four and of sixteen."""
+    x = read_sample()
+    exact = subquad.attention(x.q, x.k, x.v, "exact", causal=True)
+    options = {"chunk": 32, "cluster_size": 16, "sinks": 4}
+    once, again = (attend(x.q, x.k, x.v, causal=True, spans=spans, opened=8, **options) for spans in (1, 4))
+    assert relative_error(again, exact) < 0.8 * relative_error(once, exact)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "spans", "span"), [(1, 2, 0), (6, 2, 2), (8, 2, 8), (24, 2, 8), (8, 8, 8), (12, 8, 0), (5, 1, 0)]
+)
+def test_spans_are_powers(chunk: int, spans: int, span: int) -> None:
+    assert span_of(chunk, spans) == span
 
 
 @both_forms
@@ -464,6 +482,7 @@ def test_states_elsewhere(eager: Library) -> None:
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"sinks": -1}, "sinks must be at least 0, got -1"),
         ({"window": -1}, "window must be at least 0, got -1"),
+        ({"spans": 0}, "spans must be at least 1, got 0"),
         ({"expanded": -1}, "expanded must be at least 0, got -1"),
         ({"sinks": 5, "chunk": 4}, "sinks=5 are more keys than a chunk has, 4; pass a larger chunk or fewer sinks"),
         ({"implementation": "fast"}, "fast"),
@@ -475,7 +494,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         subquad.attention(q, k, v, "clustered", **options)
 
 
-@pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "sinks", "window", "expanded", "seed"])
+@pytest.mark.parametrize("name", ["cluster_size", "opened", "chunk", "sinks", "window", "spans", "expanded", "seed"])
 @pytest.mark.parametrize("value", [2.5, "8", None, True])
 def test_options_of_another_type(name: str, value: Any) -> None:
     if name == "expanded" and value is None:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
+from subquad.attention.cluster_spans import stretches
 from subquad.attention.clustered_stream import CLUSTERED_STATE, attend, merge, step, summarize
 from subquad.attention.key_clusters import (
     KeyClusters,
@@ -40,6 +41,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
+from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import clustered_attention
@@ -52,11 +54,15 @@ GROUPS = 4  # groups of clusters of a chunk: two splits of its tree
 PART = 2**20  # numbers of the output over near keys that are held at once
 
 
-class Far(NamedTuple):
-    """The clusters of a call, and the cluster of each key, where rows may have some of these near."""
+class Part(NamedTuple):
+    """Rows begin … end − 1 of a call, which read the same clusters."""
 
-    clusters: KeyClusters
-    cluster_of: Array | None
+    begin: int
+    end: int
+    clusters: KeyClusters | None
+    cluster_of: Array | None = None  # of each key, where rows may have some of those near
+    first: int = 0  # the first key near one of the rows
+    last: int = 0  # the key after the last one
 
 
 @register(
@@ -82,6 +88,9 @@ class Clustered(Method):
         The first keys of the sequence that every query reads exactly, at most `chunk`.
     window : int, default 8
         In calls that are not causal, how many keys before and after its own place a query reads exactly.
+    spans : int, default 8
+        In causal calls, chunks that are clustered again, all their keys together, when the last of them is full; so are
+        those of spans² chunks, and so on. 1: none.
     expanded : int or None, default None
         Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one
         centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal. None: all.
@@ -138,13 +147,14 @@ class Clustered(Method):
     chunk: int = 256
     sinks: int = 4
     window: int = 8
+    spans: int = 8
     expanded: int | None = None
     seed: int = 0
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("cluster_size", "opened", "chunk", "sinks", "window"):
-            check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk") else 0)
+        for name in ("cluster_size", "opened", "chunk", "sinks", "window", "spans"):
+            check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk", "spans") else 0)
         if self.expanded is not None:
             check_count("expanded", self.expanded, least=0)
         check_seed(self.seed)
@@ -160,18 +170,22 @@ class Clustered(Method):
         place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
         if 0 in (n, call.k.shape[-2]):
             return self.read_keys(call, call.q, start, stop, None)
-        blocks = near_blocks(call, *((self.chunk - 1, 0) if call.causal else (self.window, self.window)))
-        own, far = with_own_keys(call), self._far(call)
         rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
-        if n <= rows or not call.arrangement.backend.is_concrete(call.q, call.k, call.v):
-            return self._read(call, own, far, call.q, place, blocks)
+        if not call.arrangement.backend.is_concrete(call.q, call.k, call.v):
+            rows = n
 
         def parts() -> Iterator[tuple[Array, ...]]:
-            for i in range(0, n, rows):
-                listed = None if blocks is None else blocks[..., i // SIZE : (i + rows) // SIZE, :]
-                q, some = call.q[..., i : i + rows, :], place[..., i : i + rows]
-                out, lse = self._read(call, own, far, q, some, listed)
-                yield out, lse[..., None]
+            own = with_own_keys(call)
+            for part in self._parts(call, own):
+                near = self._near_keys(call, part)
+                reach = (self.chunk - 1, 0) if call.causal else (self.window, self.window)
+                blocks = near_blocks(near, *reach)
+                for i in range(part.begin, part.end, rows):
+                    some = slice(i, min(i + rows, part.end))
+                    listed = (some.start - part.begin) // SIZE, (some.stop - part.begin + SIZE - 1) // SIZE
+                    these = None if blocks is None else blocks[..., slice(*listed), :]
+                    out, lse = self._read(near, own, part, call.q[..., some, :], place[..., some], these)
+                    yield out, lse[..., None]
 
         out, lse = join_rows(xp, n, parts())
         return out, lse[..., 0]
@@ -199,34 +213,62 @@ class Clustered(Method):
             The outputs, in the compute dtype.
         """
         call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
-        place, _, _ = plain_sight(call.xp, call.q, call.q.shape[-2], call.k.shape[-2])
-        q, place = call.xp.take(call.q, rows, axis=-2), call.xp.take(place, rows, axis=-1)
-        own, far = with_own_keys(call), self._far(call)
-        found = [replace(self, opened=count)._read(call, own, far, q, place, None)[0] for count in opened]
-        return call.xp.stack([call.arrangement.heads.unfold(out) for out in found], axis=-3)
+        xp, own, numbers = call.xp, with_own_keys(call), to_host(rows)
+        place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
+        found: list[list[Array]] = []
+        for part in self._parts(call, own):
+            begin, end = (int((numbers < x).sum()) for x in (part.begin, part.end))
+            if begin == end:
+                continue
+            some, near = rows[begin:end], self._near_keys(call, part)
+            q_some, of_some = xp.take(call.q, some, axis=-2), xp.take(place, some, axis=-1)
+            found.append(
+                [replace(self, opened=count)._read(near, own, part, q_some, of_some, None)[0] for count in opened]
+            )
+        joined = [outs[0] if len(outs) == 1 else xp.concat(outs, axis=-2) for outs in zip(*found, strict=True)]
+        return xp.stack([call.arrangement.heads.unfold(out) for out in joined], axis=-3)
 
-    def _far(self, call: AttentionCall) -> Far | None:
-        """The clusters that rows of a call read; None if all keys are near."""
-        own, chunks = with_own_keys(call), (call.k.shape[-2] - 1) // self.chunk
+    def _parts(self, call: AttentionCall, own: AttentionCall) -> Iterator[Part]:
+        """The rows of a call in parts that read the same clusters; what one has may change with the next one."""
+        n, n_kv, chunk = call.q.shape[-2], call.k.shape[-2], self.chunk
         if not call.causal:
-            return self._of_all(own)
+            yield Part(0, n, *self._of_all(own), 0, n_kv)
+            return
+        chunks, ahead = (n_kv - 1) // chunk, n_kv - n
         if chunks == 0:
-            return None
-        return Far(self.close_chunks(own, metrics_of_chunks(own, chunks, self.chunk), begins=True), None)
+            yield Part(0, n, None, None, 0, n_kv)
+            return
+        metrics = metrics_of_chunks(own, chunks, chunk)
+        found = self.close_chunks(own, metrics, begins=True)
+        for first, last, clusters in stretches(self, call.xp, found, metrics, 0):
+            stop = min(last * chunk, n_kv)
+            begin, end = max(first * chunk - ahead, 0) if first else 0, stop - ahead
+            if begin < end:
+                yield Part(begin, end, clusters, None, first * chunk, stop)
+
+    def _near_keys(self, call: AttentionCall, part: Part) -> AttentionCall:
+        """The call of the rows of a part over the keys that are near one of them; its last row is at its last key."""
+        if part.end - part.begin == call.q.shape[-2] and part.last - part.first == call.k.shape[-2]:
+            return call
+        keys, mask = slice(part.first, part.last), call.key_mask
+        k, v = (x[..., keys, :] for x in (call.k, call.v))
+        mask = None if mask is None else mask[..., keys]
+        return call.with_keys(k, v, mask).with_rows(call.q[..., part.begin : part.end, :], k, {}).restricted(NONE)
 
     def _read(
-        self, call: AttentionCall, own: AttentionCall, far: Far | None, q: Array, place: Array, blocks: Array | None
+        self, near: AttentionCall, own: AttentionCall, part: Part, q: Array, place: Array, blocks: Array | None
     ) -> tuple[Array, Array]:
-        """(out, lse) of the rows q at these places, which read the listed blocks of near keys, and clusters."""
-        xp = call.xp
-        if call.causal:
-            near = self.own_chunk(call, q, place, blocks)
-            seen = self.clusters_before(xp, place // self.chunk)
-            return near if far is None else self.read(own, far.clusters, q, seen, near)
-        near = self.read_keys(call, q, place - self.window, place + self.window + 1, blocks)
-        assert far is not None
-        stop = xp.zeros_like(place) + far.clusters.counts.shape[-1]
-        return self.read(own, far.clusters, q, stop, near, (far.clusters.order, place, far.cluster_of))
+        """(out, lse) of rows q of a part at these places, which read the listed blocks of its near keys."""
+        xp = own.xp
+        if own.causal:
+            of_near = self.own_chunk(near, q, place - part.first, blocks)
+            if part.clusters is None:
+                return of_near
+            return self.read(own, part.clusters, q, self.clusters_before(xp, place // self.chunk), of_near)
+        of_near = self.read_keys(near, q, place - self.window, place + self.window + 1, blocks)
+        assert part.clusters is not None
+        stop = xp.zeros_like(place) + part.clusters.counts.shape[-1]
+        return self.read(own, part.clusters, q, stop, of_near, (part.clusters.order, place, part.cluster_of))
 
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
@@ -379,7 +421,7 @@ class Clustered(Method):
         order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
         return self._with_sinks(xp, k, v, seen, sinks, order, counts_of(xp, clustered, size))
 
-    def _of_all(self, call: AttentionCall) -> Far:
+    def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
         """The clusters of all keys, and the cluster of each key, −1 for none."""
         xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
         seen, sinks = seen_keys(call), min(self.sinks, n)
@@ -389,7 +431,7 @@ class Clustered(Method):
         first = -(-sinks // size)
         cluster_of = xp.astype(xp.argsort(found.order[..., first * size :][..., :n], axis=-1), xp.int32) // size + first
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        return Far(found, xp.where(clustered, cluster_of, -1))
+        return found, xp.where(clustered, cluster_of, -1)
 
     def _with_sinks(
         self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array

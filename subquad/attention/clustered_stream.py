@@ -1,7 +1,8 @@
 """Clustered attention with a state: a cache of all keys, of which rows read a few.
 
 The state holds clusters of keys, and the keys and values of the chunk that is open; its size grows with the sequence.
-A step clusters a chunk when it is full, `summarize` all keys that it gets; what is in clusters stays as it is.
+A step clusters a chunk when it is full, and clusters again those of a span that is full (`stretches`); `summarize`
+clusters all keys that it gets.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from subquad.attention.call import AttentionCall
+from subquad.attention.cluster_spans import stretches
 from subquad.attention.key_clusters import KeyClusters, seen_keys
 from subquad.attention.query_metric import (
     counted_rows,
@@ -118,15 +120,24 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
         if c < chunks:
             metric = query_metric(xp, pooled(xp, moment, own.k)) if is_renewed(closed + c) else metric
             metrics.append(xp.broadcast_to(metric, (*own.k.shape[:-2], *metric.shape[-2:])))
-    if chunks:
-        filled = method.close_chunks(own, xp.stack(metrics, axis=-3), begins=clusters == 0)
+    if chunks == 0 and clusters == 0:
+        out = near[0]
+    elif chunks == 0:
+        out = method.read(own, found, own.q, xp.zeros_like(place) + clusters, near)[0]
+    else:
+        of_chunks = xp.stack(metrics, axis=-3)
+        filled = method.close_chunks(own, of_chunks, begins=clusters == 0)
         found = method.grouped(xp, filled if clusters == 0 else _joined(xp, found, filled))
-    seen = (
-        method.clusters_before(xp, place // chunk)
-        if clusters == 0
-        else clusters + place // chunk * method.clusters_of_chunk
-    )
-    out = method.read(own, found, own.q, seen, near)[0] if clusters + chunks else near[0]
+        full = place // chunk
+        seen = clusters + full * method.clusters_of_chunk if clusters else method.clusters_before(xp, full)
+        outs = []
+        for first, last, some in stretches(method, xp, found, of_chunks, closed):
+            rows = slice(max(first * chunk - held, 0), min(last * chunk - held, n))
+            found = method.grouped(xp, some)
+            if rows.start < rows.stop:
+                of_near = near[0][..., rows, :], near[1][..., rows]
+                outs.append(method.read(own, found, own.q[..., rows, :], seen[..., rows], of_near)[0])
+        out = outs[0] if len(outs) == 1 else xp.concat(outs, axis=-2)
     rest = {name: x[..., chunks * chunk :, :] for name, x in (new | {"keys": own.k}).items()}
     return out, _fields_of(xp, found) | rest | {"moment": moment, "metric": metric}
 

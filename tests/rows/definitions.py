@@ -584,6 +584,7 @@ def clustered(
     chunk: int = 256,
     sinks: int = 4,
     window: int = 8,
+    spans: int = 8,
     seed: int = 0,
 ) -> Array:
     """Near keys, sinks and keys of opened clusters one by one; of other clusters their mean, with the weight of all.
@@ -596,29 +597,36 @@ def clustered(
     sketch = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal((d, 32))
     sink_keys = {j for j in range(n_kv) if j < sinks and keep[j]}
 
-    def clusters_of(keys: range, last: int) -> list[list[int]]:
-        """The clusters of some keys, by the queries before row `last`."""
+    def clusters_of(keys: range, last: int, places: int) -> list[list[int]]:
+        """The clusters of some keys, by the queries before row `last`; full ones would have so many keys."""
         moment = np.zeros((d, d))
         for own in queries:
             for row in own[: max(last, 0)][real[: max(last, 0)]]:
                 moment += np.outer(row, row)
         own = [j for j in keys if keep[j] and j not in sink_keys]
         depth = 0
-        while cluster_size * 2**depth < len(keys):
+        while cluster_size * 2**depth < places:
             depth += 1
         x = k @ quarter_root(moment)
         return [cluster for cluster in halves(x, own, cluster_size * 2**depth, cluster_size, sketch) if cluster]
 
     ahead, last = n_kv - n, 0
-    clusters: list[tuple[int, list[int]]] = []  # (the first place of a row that sees it, its keys)
+    clusters: list[
+        tuple[int, float, list[int]]
+    ] = []  # (the first place of a row that sees it, of one that does not, keys)
     if causal:
+        places = -(-chunk // cluster_size) * cluster_size
         for c in range(n_kv // chunk):
             period = 1 if c < 4 else 2 ** (len(bin(c)) - 4)  # 1 to 7: 1, 1, 1, 2; 8 to 15: 4, and so on
             last = (c + 1) * chunk - ahead if c % period == 0 else last
-            found = clusters_of(range(c * chunk, (c + 1) * chunk), last)
-            clusters += [((c + 1) * chunk, cluster) for cluster in found]
+            end, many = (c + 1) * chunk, 1
+            while spans > 1 and (c + 1) % (many * spans) == 0:
+                many *= spans
+            start = end - many * chunk  # these keys are clustered again
+            clusters = [(x, min(y, end) if own[0] >= start else y, own) for x, y, own in clusters]
+            clusters += [(end, np.inf, own) for own in clusters_of(range(start, end), last, many * places)]
     else:
-        clusters = [(-n, cluster) for cluster in clusters_of(range(n_kv), n)]
+        clusters = [(-n, np.inf, cluster) for cluster in clusters_of(range(n_kv), n, n_kv)]
 
     out = np.zeros((n, v.shape[1]))
     for i in range(n):
@@ -629,9 +637,9 @@ def clustered(
             near = sink_keys | {j for j in range(n_kv) if abs(j - place) <= window}
         near = {j for j in near if keep[j]}
         parts = []  # (logit, how many keys it stands for, their keys that are not near, mean value)
-        for first, cluster in clusters:
+        for first, end, cluster in clusters:
             left = [j for j in cluster if j not in near]
-            if place >= first and left:
+            if first <= place < end and left:
                 spread = k[cluster].var(axis=0)
                 logit = scale * q[i] @ k[cluster].mean(axis=0) + scale**2 * (q[i] ** 2) @ spread / 4
                 parts.append((logit + np.log(len(left)), left, v[cluster].mean(axis=0)))

@@ -378,6 +378,8 @@ OPTIONS = [
         causal=False),
     lsh("lsh-two-factors", options={"bucket_size": 1, "num_rounds": 3}),
     clustered("clustered", options={"cluster_size": 4, "opened": 2, "chunk": 8, "sinks": 3, "window": 2}),
+    clustered("clustered-spans", options={"cluster_size": 3, "opened": 2, "chunk": 7, "sinks": 2, "spans": 2}),
+    clustered("clustered-once", options={"cluster_size": 4, "opened": 2, "chunk": 8, "spans": 1}),
     clustered("clustered-default", options={}),
     clustered("clustered-bare", options={"cluster_size": 5, "opened": 1, "chunk": 12, "sinks": 0, "window": 0,
                                          "scale": -0.3}),
