@@ -112,12 +112,21 @@ def made(package: str, path: Path, operator: str, occurrence: int) -> Mutant | N
 
 
 def _meaning(source: str) -> str | None:
-    """The program without docstrings, annotations and overloads; None if it is no program."""
+    """The program without docstrings, annotations and overloads; None if it is no program.
+
+    Nor does it count whether an argument goes by name alone, and whether `zip` checks lengths that are equal.
+    """
     try:
         tree = ast.parse(source)
     except SyntaxError:
         return None
     for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            node.args = node.posonlyargs + node.args + node.kwonlyargs
+            node.defaults += [x or ast.Constant(None) for x in node.kw_defaults]
+            node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        if isinstance(node, ast.Call):
+            node.keywords = [x for x in node.keywords if x.arg != "strict"]
         for field in ("annotation", "returns"):
             if hasattr(node, field):
                 setattr(node, field, None)

@@ -175,3 +175,11 @@ def test_torch_gradcheck(name: str, implementation: str) -> None:
         return call(options, implementation=implementation, return_state=True)(dict(zip(names, given, strict=True)))
 
     assert torch.autograd.gradcheck(run, given, fast_mode=True)
+
+
+def test_activations_forget_as_retnet_does() -> None:
+    q = np.ones((4, 6, 2))
+    given, _ = SCANS["gated_linear_attention"].activations(q, q[:2], q[:2])
+    assert np.allclose(np.exp(given["g"][:, 0, 0]), [1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128, 1 - 1 / 256])
+    assert given["g"].shape == (4, 6, 1)
+    assert given["k"].shape == q.shape
