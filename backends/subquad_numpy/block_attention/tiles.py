@@ -116,10 +116,12 @@ def whole_tile(
     if fits and not has_order and stored == AS_COMPUTED:
         return rows_at(shifted(x, first * row), row)
     stride = padded(width, TILE_ROWS)
+    if has_order:
+        for t in range(count):
+            widen_rows(x, stored, order[first + t] * row, 0, 1, width, lanes, shifted(scratch, t * stride), 0)
+    else:
+        widen_rows(x, stored, first * row, row, count, width, lanes, scratch, stride)
     for t in range(padded(count, TILE_ROWS)):
-        if t < count:
-            source = at(order, has_order, first + t) * row
-            widen_rows(x, stored, source, 0, 1, width, lanes, shifted(scratch, t * stride), 0)
         for p in range(width if t < count else 0, stride):
             scratch[t * stride + p] = 0
     return rows_at(scratch, stride)
