@@ -208,7 +208,7 @@ class Linformer(Method):
         else:
             k, valid = segment_means(xp, k, key_mask, m)
             v, _ = segment_means(xp, v, key_mask, m)
-        return softmax_attention(call.q, k, v, scale=call.scale, key_mask=valid)
+        return call.run(self, softmax_attention, call.q, k, v, scale=call.scale, key_mask=valid)
 
     def _attend(self, call: AttentionCall) -> Array:
         state = call.state
@@ -246,6 +246,9 @@ class Linformer(Method):
     def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
         assert isinstance(self.projection, tuple)
         return self._checked(xp, like, "projection", self.projection, None)
+
+    def _given_options(self) -> ArrayOptions | None:
+        return None if isinstance(self.projection, str) else dict(zip("EF", self.projection, strict=True))
 
     def _checked(
         self, xp: ModuleType, like: Array, name: str, pair: tuple[Array, Array], n: int | None

@@ -87,17 +87,18 @@ def pack_rows(
     x: Any, stored: int, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int,
     panel: int, scale: Any, packed: Any, lanes: int, scratch: Any,
 ) -> None:  # fmt: skip
-    """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0.
+    """Copy rows, times `scale`, into panels (width / panel, d, panel), the last of which may have fewer columns.
 
-    `scratch` has room for a row.
+    Lanes beyond the last row are 0. `scratch` has room for a row.
     """
     for c in range(width):
-        place = c // panel * panel * d + c % panel
+        base = c // panel * panel
+        place, columns = base * d + c - base, min(panel, width - base)
         source = x
         if c < count:
             source = row_of(x, stored, at(order, has_order, first + c) * row, d, lanes, scratch)
         for p in range(d):
-            packed[place + p * panel] = source[p] * scale if c < count else 0
+            packed[place + p * columns] = source[p] * scale if c < count else 0
 
 
 @inline
