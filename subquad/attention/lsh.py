@@ -240,8 +240,8 @@ class LSH(Method):
         if call.key_mask is not None:
             exists = exists & gather(xp, call.key_mask, place)
         alone = exists & (lse == -math.inf)
-        q, k = (cast(xp, x, lse.dtype) for x in (call.q, k))
-        logit = xp.sum(q * gather_rows(xp, k, place), axis=-1) * call.scale
+        wide = [xp.astype(x, lse.dtype, copy=False) for x in (call.q, gather_rows(xp, k, place))]
+        logit = xp.sum(wide[0] * wide[1], axis=-1) * call.scale
         own = xp.where(alone[..., None], cast(xp, gather_rows(xp, call.v, place), out.dtype), 0.0)
         return xp.where(alone[..., None], own, out), xp.where(alone, logit, lse)
 
