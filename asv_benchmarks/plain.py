@@ -160,7 +160,7 @@ def _steps() -> dict[str, Pair]:
     found = {"selective_scan_step": Pair(lambda: subquad.selective_scan_step(h, u, delta, A, B, C), scan)}
     for name, method in (("omega", subquad.Favor(omega=omega)), ("seed", subquad.Favor(num_features=FEATURES))):
         _, state = method.step(q, k, v)
-        step = lambda method=method, state=state: method.step(q, k, v, state)  # type: ignore[misc]  # noqa: E731
+        step = lambda method=method, state=state: method.step(q, k, v, state)  # noqa: E731
         found[f"Favor.step by {name}"] = Pair(step, token)
     return found
 

@@ -180,6 +180,7 @@ class LSH(Method):
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         if self.unit_keys:
             k = cast(xp, k, compute_dtype(xp, k))
+            assert k is not None
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
 
@@ -240,8 +241,8 @@ class LSH(Method):
         if call.key_mask is not None:
             exists = exists & gather(xp, call.key_mask, place)
         alone = exists & (lse == -math.inf)
-        wide = [xp.astype(x, lse.dtype, copy=False) for x in (call.q, gather_rows(xp, k, place))]
-        logit = xp.sum(wide[0] * wide[1], axis=-1) * call.scale
+        row: Any = cast(xp, call.q, lse.dtype)
+        logit = xp.sum(row * cast(xp, gather_rows(xp, k, place), lse.dtype), axis=-1) * call.scale
         own = xp.where(alone[..., None], cast(xp, gather_rows(xp, call.v, place), out.dtype), 0.0)
         return xp.where(alone[..., None], own, out), xp.where(alone, logit, lse)
 
