@@ -2,8 +2,9 @@
 
 For each head, FAVOR+ and Nyström attention take two products and one exponential of n × m numbers on the side of the
 queries, and two and one on the side of the keys. Exact attention takes two and one of n × n numbers, and half of these
-where it is causal. The floor is the time that the array library itself needs for these, block by block in cache, in the
-same run.
+where it is causal. A window, BigBird and LSH take them for the pairs that they visit, Linformer for n × m: what hashes
+or pools counts for nothing. The floor is the time that the array library itself needs for these, block by block in
+cache, in the same run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Work(NamedTuple):
 WORK = {
     "favor": Work({"num_features": 256}, 256, lambda n: 2),
     "nystrom": Work({"num_landmarks": 64}, 64, lambda n: 2),
+    "window": Work({"left": 256}, 512, lambda n: 513 / 512),
+    "bigbird": Work({"block_size": 64}, 512, lambda n: 1 + 128 / 512),  # 8 blocks, and two blocks of rows read all
+    "lsh": Work({"bucket_size": 64, "num_rounds": 4}, 128, lambda n: 4),
+    "linformer": Work({"rank": 256}, 256, lambda n: 1),
     "exact": Work({}, KEYS, lambda n: n / KEYS),
     "exact causal": Work({}, KEYS, lambda n: n / KEYS / 2, causal=True),
 }

@@ -19,6 +19,7 @@ from asv_benchmarks.harness import interleave
 
 Run = Callable[[], Any]
 HEADS, N, D, FEATURES, LANDMARKS = 4, 64, 32, 256, 16
+NEAR = 16  # keys of a window on each side, rows of a block, of a bucket and of a projection
 STEPS = ("selective_scan_step", "Favor.step by omega", "Favor.step by seed")  # of NumPy
 INNER, PAIRS = 20, 41  # calls of a sample; samples of each side
 
@@ -61,7 +62,8 @@ def _rows(heads: int, n: int, d: int) -> np.ndarray[Any, Any]:
 def _attention(xp: ModuleType, asarray: Callable[[Any], Any], largest: Callable[[Any], Any]) -> dict[str, Pair]:
     """Attention of (1, 4, 64, 32), float32, in functions that NumPy and PyTorch have alike."""
     q, k, v = map(asarray, _rows(HEADS, N, D))
-    omega = asarray(np.random.default_rng(1).standard_normal((FEATURES, D)).astype(np.float32))
+    rng = np.random.default_rng(1)
+    omega = asarray(rng.standard_normal((FEATURES, D), np.float32))
     omega_t, eye, root = omega.T, xp.eye(LANDMARKS, dtype=xp.float32), D**-0.25
 
     def softmax(x: Any) -> Any:
@@ -94,11 +96,36 @@ def _attention(xp: ModuleType, asarray: Callable[[Any], Any], largest: Callable[
             z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
         return softmax(scaled @ k_land_t) @ (z @ (b @ v))
 
+    place = np.arange(N)
+    near = asarray(abs(place[:, None] - place) <= NEAR)
+    every, rotation = asarray(np.ones((N, N), np.bool_)), asarray(rng.standard_normal((1, D, 2), np.float32))
+    E, F = (asarray(rng.standard_normal((NEAR, N), np.float32)) for _ in range(2))
+
+    def masked(seen: Any) -> Any:
+        return softmax(xp.where(seen, (q * D**-0.5) @ k.swapaxes(-1, -2), -np.inf)) @ v
+
+    def chunks(x: Any) -> Any:  # of rows in the order of their buckets
+        x = x @ rotation[0]
+        order = xp.stack([x, -x], -1).reshape(*x.shape[:-1], 4).argmax(-1).argsort(-1)
+        return order.argsort(-1) // NEAR
+
+    def met() -> Any:
+        behind = chunks(q)[..., :, None] - chunks(k)[..., None, :]
+        return (behind == 0) | (behind == 1)
+
     methods = {
         "exact": (subquad.Exact(), exact),
         "favor": (subquad.Favor(omega=omega), lambda: read(positive(q), positive(k))),
         "linear": (subquad.Linear(), lambda: read(elu(q), elu(k))),
         "nystrom": (subquad.Nystrom(num_landmarks=LANDMARKS), nystrom),
+        "window": (subquad.Window(left=NEAR), lambda: masked(near)),
+        # of four blocks, the first and the last are global and the others near: every row sees all keys
+        "bigbird": (subquad.BigBird(block_size=NEAR), lambda: masked(every)),
+        "lsh": (subquad.LSH(bucket_size=NEAR, num_rounds=1, rotations=rotation), lambda: masked(met())),
+        "linformer": (
+            subquad.Linformer(projection=(E, F)),
+            lambda: softmax((q * D**-0.5) @ (E @ k).swapaxes(-1, -2)) @ (F @ v),
+        ),
     }
     return {
         name: Pair(lambda method=method: subquad.attention(q, k, v, method), plain)  # type: ignore[misc]
@@ -133,7 +160,7 @@ def _steps() -> dict[str, Pair]:
     found = {"selective_scan_step": Pair(lambda: subquad.selective_scan_step(h, u, delta, A, B, C), scan)}
     for name, method in (("omega", subquad.Favor(omega=omega)), ("seed", subquad.Favor(num_features=FEATURES))):
         _, state = method.step(q, k, v)
-        step = lambda method=method, state=state: method.step(q, k, v, state)  # type: ignore[misc]  # noqa: E731
+        step = lambda method=method, state=state: method.step(q, k, v, state)  # noqa: E731
         found[f"Favor.step by {name}"] = Pair(step, token)
     return found
 

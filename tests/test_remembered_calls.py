@@ -22,6 +22,10 @@ METHODS = {
     "favor": subquad.Favor(num_features=19, seed=1),
     "linear": subquad.Linear(),
     "nystrom": subquad.Nystrom(num_landmarks=4),
+    "window": subquad.Window(left=3),
+    "bigbird": subquad.BigBird(block_size=4, num_random_blocks=0),  # random blocks depend on the head, which vmap maps
+    "lsh": subquad.LSH(bucket_size=4, num_rounds=2),
+    "linformer": subquad.Linformer(rank=6),
 }
 
 
@@ -69,6 +73,23 @@ def test_signatures_take_turns(name: str) -> None:
     for _ in range(3):
         for key, call in calls.items():
             np.testing.assert_allclose(call(), expected[key], rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_projections_are_read_at_each_call() -> None:
+    """Arrays of a method may be changed in place, and need a cast in calls of another dtype."""
+    E, F = np.random.default_rng(5).standard_normal((2, 6, 24))
+    method = subquad.Linformer(projection=(E, F))
+    for _ in range(3):
+        for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 2e-5)):
+            q, k, v = rows(dtype=dtype)
+            wide_q, keys, values = q.astype(float), E @ k.astype(float), F @ v.astype(float)
+            weights = np.exp(wide_q @ keys.swapaxes(-1, -2) * 8**-0.5)
+            expected = weights @ values / weights.sum(-1, keepdims=True)
+            assert relative_error(subquad.attention(q, k, v, method), expected) < tolerance
+        with pytest.raises(ValueError, match="24 columns for 30 keys"):
+            subquad.attention(*rows(30), method)
+        E += 0.5
+        F *= 2
 
 
 def test_methods_with_one_signature_take_turns() -> None:

@@ -228,6 +228,11 @@ def _some_row(call: Call) -> str | None:
     return "there is no row, or rows have no numbers" if 0 in call.arrays[0].shape[-2:] else None
 
 
+def _rows_to_hash(call: Call) -> str | None:
+    # the reason to decline a call without rows, or with rows and rotations of two precisions, or None
+    return _some_row(call) or _stored(call)
+
+
 def _some_centre(call: Call) -> str | None:
     # the reason to decline a call without rows or centres, or None
     x, centres = call.arrays[:2]
@@ -373,18 +378,20 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "hashed_attention",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=_intervals),
             hashed.hashed_attention,
             hashed.hashed_attention_backward,
             of_block_attention.launch_hashed,
             of_block_attention.launch_hashed_backward,
+            as_stored=_first(3),
         ),
         Compiled(
             "hashed_order",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=_some_row),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=_rows_to_hash),
             hashed_order.hashed_order,
             launch=of_hashed_order.launch,
             constant=True,
+            as_stored=_first(1),
         ),
         Compiled(
             "nearest",

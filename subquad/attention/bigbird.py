@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,6 +32,7 @@ from subquad.random import generator
 from subquad.registry import register
 
 ROWS = 2048  # rows of a part of the output, where parts are written into one array
+KEPT_ROWS = 4096  # rows up to which the lists of a remembered call are kept: longer calls have time to make them
 Host = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -138,17 +140,14 @@ class BigBird(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, size, n, n_kv = call.xp, self._size(call), call.q.shape[-2], call.k.shape[-2]
-        listing = self._listing(call)
+        xp, size, n = call.xp, self._size(call), call.q.shape[-2]
         place, start, stop = sight_of(call)
         if n == 0:
             nothing = call.q, call.k, call.v, start, stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         rest = self._rest(call, size)
 
-        def part(begin: int, end: int, is_whole: bool) -> tuple[Array, Array]:
-            rows = slice(begin * size, min(end * size, n))
-            listed = None if is_whole else self._listed(call, listing, begin, end)
+        def part(rows: slice, listed: Array | None) -> tuple[Array, Array]:
             out, lse = block_attention(
                 call.q[..., rows, :], call.k, call.v, start[..., rows], stop[..., rows], listed, *[None] * 6,
                 scale=call.scale, size=size, key_mask=call.key_mask, implementation=self.implementation,
@@ -160,13 +159,24 @@ class BigBird(Method):
                 out, lse = join(xp, (out, lse), others)
             return out, lse[..., None]
 
+        if self.plan is None and n <= KEPT_ROWS:
+            parts = call.made_of(self, "parts", None, lambda: (*self._parts(call, size),))
+        else:
+            parts = self._parts(call, size)
+        out, lse = join_rows(xp, n, (part(*one) for one in parts))
+        return out, lse[..., 0]
+
+    def _parts(self, call: AttentionCall, size: int) -> Iterator[tuple[slice, Array | None]]:
+        """Parts of the rows, and the key blocks that the blocks of each part read; None where they read every key."""
+        n, n_kv, listing = call.q.shape[-2], call.k.shape[-2], self._listing(call)
         blocks, blocks_kv = -(-n // size), -(-n_kv // size)
         most = max(1, ROWS // size) if call.arrangement.backend.fills_in_place else blocks
         # where key blocks are so few that a list has room for all, those of global queries are in the list too
         first, last = (0, 0) if blocks_kv <= listing.shape[-1] else self.global_blocks
-        runs = backend_of(xp).on_host(_runs, blocks, blocks_kv, (n_kv - n) // size, first, last, most)
-        out, lse = join_rows(xp, n, (part(*run) for run in runs))
-        return out, lse[..., 0]
+        runs = backend_of(call.xp).on_host(_runs, blocks, blocks_kv, (n_kv - n) // size, first, last, most)
+        for begin, end, is_whole in runs:
+            listed = None if is_whole else self._listed(call, listing, begin, end)
+            yield slice(begin * size, min(end * size, n)), listed
 
     def _rest(self, call: AttentionCall, size: int) -> Centroids | None:
         """The clusters of the keys of each block; None if what is not read has no weight."""

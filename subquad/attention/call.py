@@ -118,6 +118,7 @@ class AttentionCall:
         rows = {name: getattr(self, name) for name in ("q", "k", "v")}
         call = AttentionCall(self.arrangement, rows, self.key_mask, self.state, self.causal, self.options)
         call.restrictions = restrictions
+        call.is_whole = self.is_whole and all(x is None for x in restrictions)
         return call
 
     @property
@@ -234,21 +235,22 @@ def enter(
     array_options: Callable[[ModuleType, Array], ArrayOptions] | None = None,
     owner: Any = None,
     as_stored: bool = False,
+    given_options: ArrayOptions | None = None,
 ) -> AttentionCall:
     """Check the arguments of a call and return them arranged, as an `AttentionCall`.
 
     With `as_stored`, q, k and v that have the same half precision stay as they are.
 
     `rows` has those of "q", "k" and "v" that this kind of call takes. `array_options(xp, like)` returns the method's
-    options that are arrays (..., rows, d), checked; None if the method has none, and only then can the arrangement be
-    remembered, for the method `owner`.
+    options that are arrays (..., rows, d), checked; None if the method has none. Then, or with `given_options`, these
+    arrays as they are before that, the arrangement can be remembered, for the method `owner`.
     """
     key = None
-    if array_options is None:
-        key = _key(owner, spec, rows, key_mask, state, causal, scale, as_stored)
+    if array_options is None or given_options is not None:
+        key = _key(owner, spec, rows, key_mask, state, causal, scale, as_stored, given_options)
         arrangement = None if key is None else KEPT.get(key)
         if arrangement is not None and arrangement.as_given and arrangement.owner() is owner:
-            call = AttentionCall(arrangement, rows, key_mask, state, causal, {})
+            call = AttentionCall(arrangement, rows, key_mask, state, causal, given_options or {})
             call.is_whole = True
             return call
     held = {} if state is None or spec is None else spec.check("state", state)
@@ -270,6 +272,8 @@ def enter(
     if array_options is not None:
         options = array_options(xp, _of_dtype(xp, next(iter(rows.values())), compute))
     heads = _find_heads(xp, rows, mask, state, options)
+    if given_options is not None:
+        untouched = untouched and all(x is given_options.get(name) for name, x in options.items())
     as_given = untouched and heads.groups == 1
     arrangement = Arrangement(xp, backend_of(xp), factor, heads, compute, out_dtype, None, as_given)
     call = AttentionCall(
@@ -306,11 +310,12 @@ def _key(
     causal: Any,
     scale: Any,
     as_stored: bool,
+    options: ArrayOptions | None,
 ) -> Any:
     """The key under which an arrangement is remembered; None if it must be found anew at every call."""
     if owner is None or causal.__class__ is not bool or (scale is not None and scale.__class__ is not float):
         return None
-    arrays = (*rows.values(), key_mask)
+    arrays = (*rows.values(), key_mask, *(() if options is None else options.values()))
     if state is None:
         signature, names = signature_of(arrays), None
     elif state.__class__ is dict:

@@ -186,7 +186,7 @@ class Linformer(Method):
         return call.leave_state({"keys": keys, "values": values})
 
     def _reads_half(self, *, streaming: bool = False) -> bool:
-        return not streaming and isinstance(self.projection, str) and self.projection == "mean"
+        return not streaming  # products with E and F take keys and values in float32, though
 
     def _evaluate(self, call: AttentionCall) -> Array:
         xp, k, v, key_mask, m = call.xp, call.k, call.v, call.key_mask, self._m()
@@ -199,16 +199,16 @@ class Linformer(Method):
                     f"for fewer keys, pass the columns (E[..., :n_kv], F[..., :n_kv])"
                 )
                 raise ValueError(msg)
-            k, v = _project(call)
+            k, v = _project(_with_wide_keys(call))
         elif self.projection == "random":
-            k, v = _project_random(call, m, self.seed or 0)
+            k, v = _project_random(_with_wide_keys(call), m, self.seed or 0)
         elif k.shape[-2] <= m:  # each key is a segment of its own
             call, valid = call.widened(), key_mask
             k, v = call.k, call.v
         else:
             k, valid = segment_means(xp, k, key_mask, m)
             v, _ = segment_means(xp, v, key_mask, m)
-        return softmax_attention(call.q, k, v, scale=call.scale, key_mask=valid)
+        return call.run(self, softmax_attention, call.q, k, v, scale=call.scale, key_mask=valid)
 
     def _attend(self, call: AttentionCall) -> Array:
         state = call.state
@@ -247,6 +247,9 @@ class Linformer(Method):
         assert isinstance(self.projection, tuple)
         return self._checked(xp, like, "projection", self.projection, None)
 
+    def _given_options(self) -> ArrayOptions | None:
+        return None if isinstance(self.projection, str) else dict(zip("EF", self.projection, strict=True))
+
     def _checked(
         self, xp: ModuleType, like: Array, name: str, pair: tuple[Array, Array], n: int | None
     ) -> ArrayOptions:
@@ -272,6 +275,13 @@ def _check_pair(name: str, pair: Any, or_words: str = "") -> None:
         msg = f"{name} must be {or_words}a pair (E, F) of arrays, got {type(pair).__name__}"
         raise TypeError(msg)
     check_given(**{f"{name}[0] (E)": pair[0], f"{name}[1] (F)": pair[1]})
+
+
+def _with_wide_keys(call: AttentionCall) -> AttentionCall:
+    """The call with keys and values in the compute dtype; queries stay as they are stored."""
+    dtype = call.arrangement.compute
+    k, v = (x if x.dtype == dtype else call.xp.astype(x, dtype) for x in (call.k, call.v))
+    return call.with_keys(k, v, call.key_mask)
 
 
 def _project(call: AttentionCall) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from subquad.attention.restrictions import NONE, sight_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_seed
-from subquad.core.dtypes import cast
+from subquad.core.dtypes import cast, compute_dtype
 from subquad.core.gather import gather, gather_rows
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import block_attention, join
@@ -158,8 +158,11 @@ class LSH(Method):
         """
         xp = check_rows({}, q=q, **({} if k is None else {"k": k}))
         factors = bucket_factors(max(q.shape[-2], q.shape[-2] if k is None else k.shape[-2]), self.bucket_size)
-        made = self._rotations(xp, cast(xp, q, q.dtype), factors)
+        made = self._rotations(xp, q, factors, q.dtype)
         return replace(self, rotations=made, seed=None)
+
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return not streaming and self.rest is None  # outputs that are joined must not be rounded before
 
     def _evaluate(self, call: AttentionCall) -> Array:
         return self._evaluate_with_lse(call.restricted(NONE))[0]
@@ -171,11 +174,13 @@ class LSH(Method):
             self._check_rest(call)
         sight = sight_of(call)
         factors = bucket_factors(max(n, n_kv), self.bucket_size)
-        rotations = self._rotations(xp, q, factors)
+        rotations = self._rotations(xp, q, factors, compute_dtype(xp, q))
         if n == 0 or n_kv == 0:
             nothing = q, k, call.v, sight.start, sight.stop, *[None] * 7
             return block_attention(*nothing, scale=call.scale, size=1, key_mask=call.key_mask)
         if self.unit_keys:
+            k = cast(xp, k, compute_dtype(xp, k))
+            assert k is not None
             norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
             k = k / xp.where(norm == 0, 1.0, norm)
 
@@ -236,23 +241,24 @@ class LSH(Method):
         if call.key_mask is not None:
             exists = exists & gather(xp, call.key_mask, place)
         alone = exists & (lse == -math.inf)
-        logit = xp.sum(call.q * gather_rows(xp, k, place), axis=-1) * call.scale
-        own = xp.where(alone[..., None], gather_rows(xp, call.v, place), 0.0)
+        row: Any = cast(xp, call.q, lse.dtype)
+        logit = xp.sum(row * cast(xp, gather_rows(xp, k, place), lse.dtype), axis=-1) * call.scale
+        own = xp.where(alone[..., None], cast(xp, gather_rows(xp, call.v, place), out.dtype), 0.0)
         return xp.where(alone[..., None], own, out), xp.where(alone, logit, lse)
 
-    def _rotations(self, xp: ModuleType, like: Array, factors: tuple[int, ...]) -> Array:
+    def _rotations(self, xp: ModuleType, like: Array, factors: tuple[int, ...], dtype: Any) -> Array:
         """The rotations (num_rounds, d, columns), given or drawn."""
         d, columns = like.shape[-1], sum(factors) // 2
         if self.rotations is None:
             host = backend_of(xp).on_host(_on_host, self.num_rounds, d, columns, self.seed or 0)
-            return xp.asarray(host, dtype=like.dtype, device=place_of(like))
+            return xp.asarray(host, dtype=dtype, device=place_of(like))
         check_arrays(q=like, rotations=self.rotations)
         check_floating(xp, rotations=self.rotations)
         shape = tuple(self.rotations.shape)
         if len(shape) != 3 or shape[:2] != (self.num_rounds, d) or shape[2] == 0:
             msg = f"rotations has shape {shape}, expected ({self.num_rounds}, {d}, columns)"
             raise ValueError(msg)
-        return cast(xp, self.rotations, like.dtype)
+        return cast(xp, self.rotations, dtype)
 
     def _check_shared(self, call: AttentionCall) -> None:
         """ValueError if queries and keys that should be one array differ."""

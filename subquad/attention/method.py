@@ -121,6 +121,7 @@ class Method:
                 array_options=self._array_options if self._holds_arrays() else None,
                 owner=self,
                 as_stored=self._reads_half(),
+                given_options=self._given_options(),
             )
         except TypeError as error:
             options = {
@@ -411,6 +412,10 @@ class Method:
     def _array_options(self, xp: ModuleType, like: Array) -> ArrayOptions:
         """The options that are arrays (..., rows, d), by name: checked, in the dtype and on the device of `like`."""
         return {}
+
+    def _given_options(self) -> ArrayOptions | None:
+        """What `_array_options` returns where nothing has to be changed; None: not known without a look at a call."""
+        return None
 
     def _in_force(self) -> dict[str, Any]:
         """The options that take effect, by name, with defaults filled in: what `repr` shows."""

@@ -98,7 +98,11 @@ def sight_of(call: AttentionCall, *, left: int | None = None, right: int | None 
     xp, given = call.xp, call.restrictions
     right = 0 if call.causal else right
     if given is None or (given.segments is None and given.visible is None):
-        return plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2], left=left, right=right)
+
+        def sight_of_all() -> Sight:
+            return plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2], left=left, right=right)
+
+        return call.made_of(call.arrangement.owner(), f"sight {left} {right}", None, sight_of_all)
     sight: Any = None
     if given.segments is not None:
         of_queries, of_keys = given.segments

@@ -31,6 +31,9 @@ def is_dtype(xp: ModuleType, dtype: Any, kinds: str | tuple[str, ...]) -> bool:
 
 def is_half(xp: ModuleType, dtype: Any) -> bool:
     """Whether a dtype is real and floating with fewer than 32 bits: storage alone, computed in float32."""
+    size = getattr(dtype, "itemsize", None)  # most libraries' dtypes tell, sooner than their `finfo`
+    if isinstance(size, int) and size > 2:
+        return False
     return is_bfloat16(dtype) or (xp.isdtype(dtype, "real floating") and xp.finfo(dtype).bits < 32)
 
 

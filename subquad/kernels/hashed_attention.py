@@ -11,6 +11,7 @@ from types import ModuleType
 
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
+from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.gather import gather, gather_rows
 from subquad.core.kernel import kernel
 from subquad.kernels.block_attention import batch_of, block_attention, join
@@ -23,10 +24,14 @@ def outputs(
     """Shape and dtype of the outputs of `hashed_attention`."""
     matrices: dict[str, Array | None] = {"q": q, "k": k, "v": v, "order_q": order_q, "order_k": order_k}
     batch = batch_of(matrices, {"start": start, "stop": stop, "avoid": avoid}, key_mask)
-    return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
+    xp, n = namespace_of(q), q.shape[-2]
+    return (
+        Like((*batch, n, v.shape[-1]), common_dtype(xp, q, k, v)),
+        Like((*batch, n), compute_dtype(xp, q, k, v)),
+    )
 
 
-@kernel(outputs=outputs, options={"key_mask": None})
+@kernel(outputs=outputs, options={"key_mask": None}, reads_half=True)
 def hashed_attention(
     q: Array, k: Array, v: Array, start: Array, stop: Array, avoid: Array | None, order_q: Array, order_k: Array,
     chunk_q: Array, chunk_k: Array, /, *, scale: float, size: int, key_mask: Array | None = None,
@@ -35,7 +40,8 @@ def hashed_attention(
 
     `order_q` (..., rounds, n) and `order_k` (..., rounds, n_kv) are permutations, int32, and `chunk_q` (..., n, c) and
     `chunk_k` (..., n_kv, c) have the chunk of each row in all rounds but the last, as of `hashed_order`. `start`,
-    `stop` and `avoid` (..., n) restrict the places of keys as in `block_attention`, where key j is at place j.
+    `stop` and `avoid` (..., n) restrict the places of keys as in `block_attention`, where key j is at place j. q, k and
+    v may have half precision in place of float32; the output has it if all have the same.
     """
     xp, rounds = namespace_of(q), order_q.shape[-2]
     found = None

@@ -28,7 +28,7 @@ def outputs(
     return Like((*batch, rounds, n), whole), Like((*batch, n, max(rounds - 1, 1)), whole)
 
 
-@kernel(outputs=outputs, options={"key_mask": None})
+@kernel(outputs=outputs, options={"key_mask": None}, reads_half=True)
 def hashed_order(
     x: Array, rotations: Array, /, *, first: int, second: int, size: int, key_mask: Array | None = None
 ) -> tuple[Array, Array]:
@@ -36,7 +36,8 @@ def hashed_order(
 
     The rotations (rounds, d, columns) make `first` buckets of the first half as many columns, times `second` of the
     rest, or none if that is 0. Row order[r, i] is at place i of round r, and chunk[j, r] is the chunk of `size` places
-    that row j is in. The last round has no chunks, but a single round has.
+    that row j is in. The last round has no chunks, but a single round has. Rows may have half precision beside
+    rotations of float32.
     """
     xp = namespace_of(x)
     *batch, rounds, _ = outputs(x, rotations, first=first, second=second, size=size, key_mask=key_mask)[0].shape

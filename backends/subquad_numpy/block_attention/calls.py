@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step, run
+from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step, run, straight
 from subquad_numpy.runtime.stored import common, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
@@ -48,7 +48,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         planned((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
         return (out, lse), None
 
-    return block_attention
+    return block_attention if must_fix else straight(block_attention)
 
 
 block_attention = Forms(_plan)
@@ -113,7 +113,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
         "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
         "q_row": d, "k_row": d, "v_row": d_v,
     }  # fmt: skip
-    return sizes, tasks, n * (d + d_v) * float(listed * size if listed else n_kv)
+    return sizes, tasks, n * (d + d_v) * float(min(listed * size, n_kv) if listed else n_kv)
 
 
 def _axes(name: str) -> int:

@@ -70,7 +70,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             blocks, out, lse = pointer(f.blocks, word), pointer(f.out, zero), pointer(f.lse, zero)
             order_q, order_k = pointer(f.order_q, word), pointer(f.order_k, word)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
-            used = padded(count, panel)
+            used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
             pack_rows(
                 pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q,
@@ -108,40 +108,41 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 own_v[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                         b = rows_at(own_v, high_v)
                     for base in range(0, used, panel):
+                        columns = min(panel, used - base)
                         multiply(
-                            a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, panel, lanes,
-                            rows_at(nothing, 0), rows_at(x, panel),
+                            a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns, lanes,
+                            rows_at(nothing, 0), rows_at(x, columns),
                         )  # fmt: skip
-                        for column in range(0, panel, lanes):
+                        for column in range(0, columns, lanes):
                             i = base + column
                             if not is_whole:
-                                hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
+                                hide(f, j, many, i, width, lanes, limits, word, byte, column, x, columns)
                             if is_bad:
                                 for t in range(many):
                                     if fine[t] == 0:
-                                        logit = load(x, t * panel + column)
+                                        logit = load(x, t * columns + column)
                                         gone = where_negative(logit - LEAST(logit), zeros(x), zeros(x) + math.nan)
                                         store(poison, i, load(poison, i) + gone)
                             old = load(top, i)
                             new = old
                             for t in range(many):
-                                new = at_least(new, load(x, t * panel + column))
+                                new = at_least(new, load(x, t * columns + column))
                             fade = exp_negative(old - new)
                             along = load(seen, i) * fade
                             for t in range(many):
-                                e = exp_negative(load(x, t * panel + column) - new)
-                                store(x, t * panel + column, e)
+                                e = exp_negative(load(x, t * columns + column) - new)
+                                store(x, t * columns + column, e)
                                 along = along + e
                             store(top, i, new)
                             store(seen, i, along)
                             store(faded, column, fade)
                         multiply(
-                            turned(b), high_v, Panels(x, many), many, panel, lanes, rows_at(nothing, 0),
-                            rows_at(part, panel),
+                            turned(b), high_v, Panels(x, many), many, columns, lanes, rows_at(nothing, 0),
+                            rows_at(part, columns),
                         )  # fmt: skip
-                        for column in range(0, panel, lanes):
+                        for column in range(0, columns, lanes):
                             fade = load(faded, column)
-                            for p in range(column, high_v * panel, panel):
+                            for p in range(column, high_v * columns, columns):
                                 sums = shifted(total, base * high_v)
                                 store(sums, p, load(sums, p) * fade + load(part, p))
             for c in range(count):
@@ -155,10 +156,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     old = math.exp(before_lse[mine] - both)
                     new = math.exp(level - both) if found != 0 else old * 0
                     share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
-                place = c // panel * panel * high_v + c % panel
+                base = c // panel * panel
+                place, columns = base * high_v + c - base, min(panel, used - base)
                 own = wide if out_as != AS_COMPUTED else shifted(out, mine * d_v)
                 for p in range(d_v):
-                    value = total[place + p * panel] * factor if found != 0 else found
+                    value = total[place + p * columns] * factor if found != 0 else found
                     if joins:
                         value += before_out[mine * d_v + p] * share
                     own[p] = value + poison[c]

@@ -14,6 +14,7 @@ import numpy as np
 from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
 from subquad_numpy.block_attention.calls import Record, fix_of, gradients, record
 from subquad_numpy.runtime.arguments import Forms, Run, fixed
+from subquad_numpy.runtime.stored import common, stored_word, widest
 
 Array = np.ndarray[Any, Any]
 # the arrays of the kernel, by the fields of records; orders of all rounds have one axis more than a record has
@@ -26,12 +27,16 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     fixes = [None if x is None else fix_of(name, x) for name, x in zip(INPUTS, arrays, strict=True)]
     rounds = _rounds([x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)], static)
-    (n, d_v), dtype, batch = (arrays[0].shape[-2], arrays[2].shape[-1]), arrays[0].dtype, rounds[0][1]
-    kernel, runs = block_attention_kernel(dtype), list[Run]()
-    example = {"out": np.empty((*batch, n, d_v), dtype), "lse": np.empty((*batch, n), dtype)}  # memory is not touched
+    (n, d_v), dtype, batch = (arrays[0].shape[-2], arrays[2].shape[-1]), widest(*arrays[:3]), rounds[0][1]
+    out_dtype, kernel, runs = common(*arrays[:3]), block_attention_kernel(dtype), list[Run]()
+    shape, before = (*batch, n, d_v), dict[str, Array]()
+    lse = np.empty(shape[:-1], dtype)  # memory of examples is not touched
     for values, _, tasks, products in rounds:
-        before = {f"before_{name}": x for name, x in example.items()} if runs else {}
-        runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, values | before | example))
+        out = np.empty(shape, out_dtype if len(runs) == len(rounds) - 1 else dtype)
+        stored = {"stored": stored_word((*arrays[:3], out))}
+        given = values | before | stored | {"out": out, "lse": lse}
+        runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, given))
+        before = {"before_out": out, "before_lse": lse}
     names = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     kept = {name: rounds[0][0][name] for name in ("numbers", "blocks")}
     n_kv, size = arrays[1].shape[-2], static["size"]
@@ -40,17 +45,20 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     def hashed_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, Array], None]:
-        out, lse = new((*batch, n, d_v), dtype), new((*batch, n), dtype)
+        out, lse = new(shape, out_dtype), new(shape[:-1], dtype)
+        # an output of half precision is rounded once: rounds before the last leave float32
+        joined = out if out_dtype == dtype or len(runs) == 1 else np.empty(shape, dtype)
         given: dict[str, Any] = {
             name: x if x is None else fixed(fix, x) for name, fix, x in zip(INPUTS, fixes, arrays, strict=True)
         }
         order_q, order_k = given["order_q"], given["order_k"]
-        given |= kept | {"out": out, "lse": lse}
+        given |= kept | {"lse": lse}
         given["met_q"] = key_chunks_met(np, given["met_q"], own, n_kv, size)  # type: ignore[arg-type]
         for r, planned in enumerate(runs):
             given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}
+            given["out"] = out if r == len(runs) - 1 else joined
             planned([given.get(name) for name in names], threads)
-            given |= {"before_out": out, "before_lse": lse}
+            given |= {"before_out": joined, "before_lse": lse}
         return (out, lse), None
 
     return hashed_attention

@@ -86,14 +86,17 @@ def launch_hashed(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) ->
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     out, lse = hashed_outputs_of(*arrays[:-1], key_mask=arrays[-1], **static)
-    batch, xp = tuple(lse.shape[:-1]), array_namespace(arrays[0])
+    batch, xp, last = tuple(lse.shape[:-1]), array_namespace(arrays[0]), arrays[6].shape[-2] - 1
     found: dict[str, Array] = {}
     for given, orders, r in _rounds(xp, arrays, static):
         sizes, tasks, products = cut_work(given, static)
+        # an output of half precision is rounded once: rounds before the last leave what is computed
+        own = out if r == last else Like(out.shape, lse.dtype)
+        reused = {"lse": "before_lse"} | ({"out": "before_out"} if own.dtype == lse.dtype else {})
         made = Launch(
-            block_attention_kernel, (np.dtype(out.dtype),), FORWARD_RECORD, {"out": out, "lse": lse},
-            sizes | {"rounds": r}, batch, tasks, threads_for(int(math.prod(batch) * products)),
-            reused={"out": "before_out", "lse": "before_lse"},
+            block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, {"out": own, "lse": lse},
+            sizes | {"rounds": r, "stored": stored_word((*arrays[:3], own))}, batch, tasks,
+            threads_for(int(math.prod(batch) * products)), reused=reused,
         )  # fmt: skip
         before = {f"before_{name}": x for name, x in found.items()}
         found = run(made, _operands(xp, given, static) | orders | before)

@@ -87,17 +87,18 @@ def pack_rows(
     x: Any, stored: int, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int,
     panel: int, scale: Any, packed: Any, lanes: int, scratch: Any,
 ) -> None:  # fmt: skip
-    """Copy rows, times `scale`, into panels (width / panel, d, panel); lanes beyond the last row are 0.
+    """Copy rows, times `scale`, into panels (width / panel, d, panel), the last of which may have fewer columns.
 
-    `scratch` has room for a row.
+    Lanes beyond the last row are 0. `scratch` has room for a row.
     """
     for c in range(width):
-        place = c // panel * panel * d + c % panel
+        base = c // panel * panel
+        place, columns = base * d + c - base, min(panel, width - base)
         source = x
         if c < count:
             source = row_of(x, stored, at(order, has_order, first + c) * row, d, lanes, scratch)
         for p in range(d):
-            packed[place + p * panel] = source[p] * scale if c < count else 0
+            packed[place + p * columns] = source[p] * scale if c < count else 0
 
 
 @inline
@@ -116,10 +117,12 @@ def whole_tile(
     if fits and not has_order and stored == AS_COMPUTED:
         return rows_at(shifted(x, first * row), row)
     stride = padded(width, TILE_ROWS)
+    if has_order:
+        for t in range(count):
+            widen_rows(x, stored, order[first + t] * row, 0, 1, width, lanes, shifted(scratch, t * stride), 0)
+    else:
+        widen_rows(x, stored, first * row, row, count, width, lanes, scratch, stride)
     for t in range(padded(count, TILE_ROWS)):
-        if t < count:
-            source = at(order, has_order, first + t) * row
-            widen_rows(x, stored, source, 0, 1, width, lanes, shifted(scratch, t * stride), 0)
         for p in range(width if t < count else 0, stride):
             scratch[t * stride + p] = 0
     return rows_at(scratch, stride)

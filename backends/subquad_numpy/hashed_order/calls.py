@@ -9,6 +9,7 @@ import numpy as np
 
 from subquad.kernels.hashed_order import outputs
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fix_rows, fixed, row_step
+from subquad_numpy.runtime.stored import stored_word, widest
 
 Array = np.ndarray[Any, Any]
 
@@ -18,6 +19,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     x, rotations, _ = arrays
     (n, d), (rounds, _, columns) = x.shape[-2:], rotations.shape
     sizes = {"n": n, "d": d, "columns": columns, "rounds": rounds, **static, "kept": max(rounds - 1, 1), "x_row": d}
+    sizes["stored"] = stored_word((x,))
     return sizes, rounds, float(rounds * n * d * columns)
 
 
@@ -33,7 +35,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     examples = dict(zip(("x", "rotations", "mask"), ready, strict=True))
     made = {"order": np.empty(of_order.shape, np.int32), "chunk": np.empty(of_chunk.shape, np.int32)}
     given = {**numbers, **examples, **made, "x_row": row_step(examples["x"])}
-    run = Run(order_kernel(x.dtype), ORDER_RECORD, of_order.shape[:-2], tasks, products, given)
+    run = Run(order_kernel(widest(x, rotations)), ORDER_RECORD, of_order.shape[:-2], tasks, products, given)
 
     def hashed_order(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
         order, chunk = new(of_order.shape, np.int32), new(of_chunk.shape, np.int32)

@@ -14,14 +14,16 @@ from subquad_numpy.codegen.argmax import least_place_of_largest
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, place_in, rows_at
+from subquad_numpy.codegen.stored import stored_as, widen_rows
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS = 64  # rows of a tile
 
 # Rows, numbers of a row, columns of the rotations, rounds, buckets of both parts of the columns (0: no second part),
-# rows of a chunk, columns of `chunk`, and the stride of x from row to row.
+# rows of a chunk, columns of `chunk`, the stride of x from row to row, and how x is stored.
 ORDER_RECORD = fields(
-    dict.fromkeys(("n", "d", "columns", "rounds", "first", "second", "size", "kept", "x_row")),
+    dict.fromkeys(("n", "d", "columns", "rounds", "first", "second", "size", "kept", "x_row", "stored")),
     {"x": 2, "rotations": 3, "mask": 1, "order": 2, "chunk": 2},
 )
 
@@ -58,6 +60,7 @@ def order_kernel(dtype: np.dtype[Any]) -> Any:
         buffer = np.empty(room(sizes), kind)
         directions, nothing, products, own, steps = cut(buffer, sizes)
         found, places = np.empty(n, np.int32), np.empty(count + 2, np.int64)
+        x_as = stored_as(f.stored, 0)
         clear(nothing, width)
         for lane in range(lanes):
             steps[lane] = 2 * lane
@@ -78,10 +81,9 @@ def order_kernel(dtype: np.dtype[Any]) -> Any:
             for i in range(0, n, ROWS):
                 rows = min(ROWS, n - i)
                 left = rows_at(shifted(x, i * f.x_row), f.x_row)
-                if i + padded(rows, TILE_ROWS) > n:  # a product reads whole tiles of rows
-                    for t in range(padded(rows, TILE_ROWS)):
-                        for p in range(d):
-                            own[t * d + p] = x[(i + t) * f.x_row + p] if t < rows else zero
+                if i + padded(rows, TILE_ROWS) > n or x_as != AS_COMPUTED:  # a product reads whole tiles of rows
+                    widen_rows(x, x_as, i * f.x_row, f.x_row, rows, d, lanes, own, d)
+                    clear(shifted(own, rows * d), (padded(rows, TILE_ROWS) - rows) * d)
                     left = rows_at(own, d)
                 multiply(
                     left, padded(rows, TILE_ROWS), Panels(directions, d), d, width, lanes, rows_at(nothing, 0),

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from subquad.backend import Array
 from subquad.kernels.hashed_order import outputs
 from subquad_numpy.hashed_order.calls import cut_work
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
+from subquad_numpy.runtime.stored import widest
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
@@ -23,7 +22,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     sizes, tasks, products = cut_work(arrays, static)
     batch = tuple(order.shape[:-2])
     made = Launch(
-        order_kernel, (np.dtype(x.dtype),), ORDER_RECORD, {"order": order, "chunk": chunk}, sizes, batch, tasks,
+        order_kernel, (widest(x, rotations),), ORDER_RECORD, {"order": order, "chunk": chunk}, sizes, batch, tasks,
         threads_for(int(math.prod(batch) * products)),
     )  # fmt: skip
     found = run(made, {"x": x, "rotations": rotations, "mask": mask})
