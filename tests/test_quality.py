@@ -18,7 +18,7 @@ from subquad.cli.inputs import read_npz, read_sample
 torch = pytest.importorskip("torch")
 pytest.importorskip("rich")
 
-from asv_benchmarks.quality import candidates, embeddings, language, packages, shares, table, texts  # noqa: E402
+from asv_benchmarks.quality import candidates, clock, embeddings, language, packages, shares, table, texts  # noqa: E402
 from asv_benchmarks.quality.candidates import Candidate, Replacement  # noqa: E402
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -234,3 +234,27 @@ def test_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mean["cosine"] < nystrom["cosine"] < 0.98
     assert mean["error"] > nystrom["error"] > exact["error"]
     assert {x["kind"] for x in content["texts"]} == set(texts.KINDS)
+
+
+def test_clock_shows_speed_and_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
+) -> None:
+    arrays = {name: rng.standard_normal((heads, 300, 8)) for name, heads in (("q", 9), ("k", 3), ("v", 3))}
+    np.savez(tmp_path / "smol_prose_report_l2.npz", **{name: x.astype(np.float16) for name, x in arrays.items()})
+    command = [
+        "clock",
+        str(tmp_path),
+        "--layer",
+        "2",
+        "--heads",
+        "4",
+        "--methods",
+        "clustered:opened=99,window:left=299",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--n", "200", "--repeat", "1"])
+    assert clock.main() == 0
+    errors = [line.split("   ")[-1] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert errors == ["0.000, 0.000, 0.000, 0.000"] * 2
+    monkeypatch.setattr(sys, "argv", [*command, "--n", "500"])
+    assert clock.main() == 2
+    assert "300 tokens of layer 2, fewer than the 500 asked for" in capsys.readouterr().err
