@@ -382,6 +382,28 @@ def test_summaries_know_documents_and_padding(name: str) -> None:
         summary(slice(0, N), {"states_at": (1,)})
 
 
+@every_scan
+def test_summaries_of_a_batch_are_those_of_its_items(name: str) -> None:
+    """With two batch axes more, and a mask for each item."""
+    row, (arrays, options) = SCANS[name], drawn(name, N)
+    if row.state.merge is None:
+        pytest.skip("its states do not merge")
+    axis, axes = out_axis(name), time_axes(name)
+    own = SCANS[name].call(arrays, options).ndim + axis
+    mask = np.random.default_rng(1).random((2, 3, *(1,) * own, N)) < 0.6
+
+    def summary(given: Arrays, keep: np.ndarray) -> Any:
+        positional = [given.get(key) for key in row.positional]
+        rest = {key: x for key, x in given.items() if key not in row.positional}
+        return subquad.summarize_scan(name, *positional, **rest, **options, mask=keep)
+
+    wide = {key: np.broadcast_to(x, (2, 3, *x.shape)) if key in axes else x for key, x in arrays.items()}
+    whole = summary(wide, mask)
+    for i, j in itertools.product(range(2), range(3)):
+        for key, x in summary(arrays, mask[i, j]).items():
+            assert relative_error(whole[key][i, j], x) <= 1e-12
+
+
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"segments": np.zeros(N)}, TypeError, "segments has dtype float64, expected integers"),
     ({"segments": np.zeros(N - 1, int)}, ValueError, rf"segments has shape \({N - 1},\), expected \(\.\.\., {N}\)"),
