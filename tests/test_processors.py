@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 from interpreter import python
@@ -37,6 +38,6 @@ COMPILED = """
 def test_every_kernel_compiles_for(name: str, tmp_path: object) -> None:
     cpu, features = PROCESSORS[name]
     settings = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
-    count, named, wide, whole = python(COMPILED.replace("{cpu}", cpu), **settings).split()
+    count, named, wide, whole = python(COMPILED.replace("{cpu}", cpu), Path(__file__).parent, **settings).split()
     assert int(count) >= 27
     assert (named, wide, whole) == ("True", str(name == "avx512"), "True")
