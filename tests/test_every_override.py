@@ -241,6 +241,8 @@ def test_gradients_equal_those_of_the_generic_form(library: Library, override: O
     some = [
         x for x in EXAMPLES[override.kernel] if not x.is_complex or {"complex64", "complex128"} & set(accepts.dtypes)
     ]
+    if override.kernel == "clustered_attention" and isinstance(library, Jax):
+        some = some[:2]  # no gradient is compiled, and JAX's own of the generic form takes a minute for an example
     with library.context(real), watched(backend_for(library), override) as calls:
         for chosen in subsets(accepts.options):
             calls.clear()
