@@ -57,8 +57,8 @@ PACKAGES = {  # package → its files
 }
 ELSEWHERE = (  # tests of other parts, of other libraries, and of processes of their own
     "accelerate accelerate_attention benchmark_pages cli cubed cuda_compile cuda_shim cupy_gpu dask gate gpu_report "
-    "imports libraries_page loading mamba_ssm_models mamba_ssm_names mlx models ndonnx paddle page papers processors "
-    "quality registry surroundings tasks tensorflow transformers_attention translation typeseg units xarray"
+    "imports libraries_page loading mlx models ndonnx paddle page papers processors quality registry surroundings tasks "
+    "tensorflow transformers_attention translation typeseg units xarray"
 )
 UNKNOWN = (4, 5)  # statuses of pytest: a test was not found, or none was
 LATE = (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM)  # counts as noticed, and is printed

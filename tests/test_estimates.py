@@ -380,6 +380,18 @@ def test_error_of_a_scan(scan: Scan) -> None:
     assert found.channels.shape == (4,)
 
 
+def test_error_of_a_channel_that_is_zero() -> None:
+    """0 / 0 counts as exact, in one channel and in all."""
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal((20, 2)).astype(np.float32)
+    u[:, 1] = 0
+    rest = np.abs(u) + 1, -np.ones((2, 3), np.float32), *rng.standard_normal((2, 20, 3)).astype(np.float32)
+    found = subquad.estimate_scan_error(u, *rest)
+    assert 0 < found.error[0] < 1e-6
+    assert found.error[1] == 0
+    assert subquad.estimate_scan_error(u * 0, *rest).overall == 0
+
+
 def test_error_of_a_scan_on_every_library() -> None:
     scan = next(scan for scan in SCANS if scan.name == "gated")
     drawn = scan.draw(100)

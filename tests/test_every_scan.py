@@ -157,3 +157,16 @@ def test_selective_scan_of_activations() -> None:
     assert np.array_equal(arrays["D"], np.ones(5))
     assert relative_error(np.log1p(np.exp(arrays["delta_bias"])), np.full(5, 0.05)) < 1e-12
     assert SCANS["selective_scan"].call(arrays, options).shape == v.shape
+
+
+@pytest.mark.parametrize("name", ["gated_linear_attention", "wkv"])
+def test_a_key_head_of_activations_serves_its_query_heads(name: str) -> None:
+    """Four query heads over two key heads are four heads over their keys."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((heads, 6, 4)) for heads in (4, 2, 2))
+    shared, own = (
+        SCANS[name].call(*SCANS[name].activations(q, *(np.repeat(x, count, axis=0) for x in (k, v))))
+        for count in (1, 2)
+    )
+    assert shared.shape == (4, 6, 4)
+    assert np.array_equal(shared, own)
