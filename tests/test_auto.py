@@ -405,6 +405,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "lengths": (ValueError, "lengths must be at least 1", lambda: subquad.measure_crossover(x, [], lengths=[0])),
     "like": (TypeError, "like has dtype int", lambda: subquad.measure_crossover(np.ones((2, 2), int), [])),
     "table-lengths": (ValueError, "expected positive integers that increase", lambda: subquad.Crossover(True, 4, (2, 1), (1.0, 1.0))),
+    "table-numbers": (ValueError, "a is .*, expected 2 positive numbers", lambda: subquad.Crossover(True, 4, (1, 2), (1.0, 1.0), (("a", (1.0, 0.0)),))),
     "table-rows": (ValueError, "seconds is .*, expected 2 positive numbers", lambda: subquad.Crossover(True, 4, (1, 2), (1.0,))),
 }  # fmt: skip
 
