@@ -448,3 +448,18 @@ def test_equals_the_chunked_rule_of_transformers() -> None:
     theirs, last = peer(q, k, v, g[..., 0], beta, initial_state=given["initial_state"], output_final_state=True)
     assert relative_error(o.numpy(), theirs.transpose(1, 2).numpy()) <= tolerance("float32")
     assert relative_error(state.numpy(), last.numpy()) <= tolerance("float32")
+
+
+def test_a_layer_over_activations() -> None:
+    """As the docstring of `activations` says; also the definition, with one batch axis and with none."""
+    q, k, v = (np.random.default_rng(0).standard_normal((heads, 6, 4)) for heads in (4, 2, 2))
+    row = subquad.registry.SCANS["delta_rule"]
+    given, options = row.activations(q, k, v)
+    assert relative_error(np.log(given["beta"] / (1 - given["beta"])), k.mean(axis=-1)) < 1e-12
+    assert relative_error(np.log(np.expm1(-10 * given["g"][..., 0])), q[::2].mean(axis=-1)) < 1e-12
+    assert np.allclose(np.linalg.norm(given["q"], axis=-1), 1)
+    assert np.allclose(np.cross(given["q"][..., :3], q[::2, :, :3]), 0)
+    out = row.call(given, options)
+    assert relative_error(row.reference(given, options), out) < 1e-12
+    first = {name: x[0] for name, x in given.items()}
+    assert relative_error(row.reference(first, options), out[0]) < 1e-12
