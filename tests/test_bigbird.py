@@ -189,3 +189,9 @@ def test_the_end_blocks_read_every_key_of_a_short_sequence(num_random_blocks: in
     method = subquad.BigBird(block_size=4, num_random_blocks=num_random_blocks)
     weights = subquad.attention_weights(q, k, method)
     assert (weights[[0, 3, n - 4, n - 1]] > 0).all()
+
+
+@pytest.mark.parametrize("given", [(1, 1, 1), (1,), 2, [1, 1]])
+def test_global_blocks_are_a_pair(given: Any) -> None:
+    with pytest.raises(TypeError, match="global_blocks"):
+        subquad.BigBird(global_blocks=given)

@@ -170,3 +170,13 @@ def test_a_key_head_of_activations_serves_its_query_heads(name: str) -> None:
     )
     assert shared.shape == (4, 6, 4)
     assert np.array_equal(shared, own)
+
+
+@every_scan
+def test_activations_are_inputs(name: str) -> None:
+    if SCANS[name].activations is None:
+        pytest.skip("it has no example of activations")
+    q, k, v = (np.random.default_rng(0).standard_normal((heads, 6, 4)) for heads in (4, 2, 2))
+    out = SCANS[name].call(*SCANS[name].activations(q, k, v))
+    assert 6 in out.shape
+    assert np.isfinite(out).all()
