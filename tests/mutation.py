@@ -167,7 +167,7 @@ class Reach:
 
         files = sorted(path for top in ("subquad", "backends", "tests") for path in (ROOT / top).rglob("*.py"))
         sources = b"".join(path.read_bytes() for path in files if path != Path(__file__).resolve())
-        stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES}".encode() + sources).hexdigest()[:16]
+        stem = folder / hashlib.sha256(f"{ROOT} {limit} {PACKAGES} {ELSEWHERE}".encode() + sources).hexdigest()[:16]
         names, results, data = (stem.with_suffix(f".{kind}") for kind in ("txt", "xml", "coverage"))
         if not (names.exists() and results.exists() and data.exists()):
             every = sorted(path.stem for path in (ROOT / "tests").glob("test_*.py"))

@@ -50,7 +50,7 @@ def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
     """The outputs of a kernel by compiled code: what the override runs."""
     if has_key_mask(compiled):
         arrays = (*arrays, keywords.pop("key_mask", None))
-    arrays = _widened(compiled, arrays)
+    arrays = compiled.as_read(arrays, _widened)
     if compiled.constant:
         arrays = tuple(None if x is None else jax.lax.stop_gradient(x) for x in arrays)
     traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
@@ -59,14 +59,8 @@ def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:
     return found[0] if len(found) == 1 else found
 
 
-def _widened(compiled: Compiled, arrays: Arrays) -> Arrays:
-    """The arrays; those of half precision in float32 that compiled code does not read as they are stored."""
-    if compiled.as_stored is None:
-        return arrays
-    return tuple(
-        x.astype(np.float32) if x is not None and x.dtype.name in HALF and not compiled.as_stored(i) else x
-        for i, x in enumerate(arrays)
-    )
+def _widened(x: Array) -> Array:
+    return x.astype(np.float32) if x.dtype.name in HALF else x
 
 
 def _round_trip_is_right() -> bool:

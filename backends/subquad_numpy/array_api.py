@@ -1,7 +1,7 @@
 """NumPy as a namespace of the array API standard: NumPy's own functions, and the few of array_api_compat that differ.
 
 A module of its own, since ``import array_api_compat.numpy`` reads every public module of NumPy, f2py and the test
-tools too: a tenth of a second, half of what a first call imports.
+tools too: a tenth of a second, a quarter of what a first call imports.
 """
 
 from __future__ import annotations

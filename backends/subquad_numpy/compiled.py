@@ -159,6 +159,12 @@ class Compiled:
     launches_half: bool = True
     as_stored: Callable[[int], bool] | None = None
 
+    def as_read(self, arrays: Sequence[Any], widen: Callable[[Any], Any]) -> tuple[Any, ...]:
+        """The arrays as the kernel reads them: `widen(x)`, in float32, of those in half precision that it cannot."""
+        if self.as_stored is None:
+            return tuple(arrays)
+        return tuple([x if x is None or self.as_stored(i) else widen(x) for i, x in enumerate(arrays)])
+
 
 def _fused_features(call: Call) -> str | None:
     """The reason why the compiled features cannot take the feature map of a call, or None."""
@@ -514,14 +520,12 @@ COMPILED: dict[str, Compiled] = {
 
 def as_override(compiled: Compiled) -> Override:
     """The override "numba" by which NumPy runs a compiled kernel."""
-    forward, masked, as_stored = compiled.forward, "key_mask" in compiled.accepts.options, compiled.as_stored
+    forward, masked = compiled.forward, "key_mask" in compiled.accepts.options
 
     def run(*arrays: Array | None, **static: Any) -> Any:
         if masked:
             arrays = (*arrays, static.pop("key_mask", None))
-        if as_stored is not None:
-            arrays = tuple([x if x is None or as_stored(i) else widened(x) for i, x in enumerate(arrays)])
-        outputs, _ = forward(arrays, static)
+        outputs, _ = forward(compiled.as_read(arrays, widened), static)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def bind(arrays: Arrays, static: Static) -> Callable[..., Any] | None:
@@ -529,9 +533,7 @@ def as_override(compiled: Compiled) -> Override:
             return None
         static = dict(static)
         given = (*arrays, static.pop("key_mask", None)) if masked else arrays
-        if as_stored is not None and any(
-            x is not None and not as_stored(i) and widened(x) is not x for i, x in enumerate(given)
-        ):
+        if any(x is not y for x, y in zip(given, compiled.as_read(given, widened), strict=True)):
             return None
         return forward.bound(given, static, masked=masked)
 

@@ -39,6 +39,7 @@ from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
 from subquad_numpy.selective_scan.layout import (
     HEAD,
+    find_step,
     inputs_of,
     lay_out,
     load_matrix,
@@ -202,10 +203,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                 else:
                     copy(shifted(checkpoints, k * planes), planes, states)
                 for i in range(length):
-                    time = n - 1 - (start + i) if reverse else start + i
-                    row = (item * n + time) * d + c0
-                    row_of_B = item * B_step + (time * groups + group) * d_state * parts
-                    row_of_C = item * C_step + (time * groups + group) * d_state * parts
+                    time, row, row_of_B, row_of_C = find_step(
+                        start + i, item, n, d, c0, groups, group, d_state * parts, B_step, C_step, reverse
+                    )
                     anew = has_resets and resets[item * n + time] != 0
                     before = nothing if anew else shifted(states, i * planes)
                     after = shifted(states, (i + 1) * planes)
@@ -282,10 +282,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     continue
 
                 for i in range(length - 1, -1, -1):
-                    time = n - 1 - (start + i) if reverse else start + i
-                    row = (item * n + time) * d + c0
-                    row_of_B = item * B_step + (time * groups + group) * d_state * parts
-                    row_of_C = item * C_step + (time * groups + group) * d_state * parts
+                    time, row, row_of_B, row_of_C = find_step(
+                        start + i, item, n, d, c0, groups, group, d_state * parts, B_step, C_step, reverse
+                    )
                     anew = has_resets and resets[item * n + time] != 0
                     before = nothing if anew else shifted(states, i * planes)
                     powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)

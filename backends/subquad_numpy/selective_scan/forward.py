@@ -23,6 +23,7 @@ from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.layout import (
     HEAD,
+    find_step,
     inputs_of,
     lay_out,
     load_matrix,
@@ -119,7 +120,9 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                 load_padded_row(delta_bias, c0, width, lanes, bias)
 
             for t in range(start, min(n, start + chunk)):
-                time = n - 1 - t if reverse else t
+                time, row, row_of_B, row_of_C = find_step(
+                    t, item, n, d, c0, groups, group, d_state * parts, B_step, C_step, reverse
+                )
                 if saves and t % tile == 0:
                     place, plane = place_of_states(f, item, t // tile, group, c0, lanes, parts)
                     for p in range(parts):
@@ -127,9 +130,6 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         copy(shifted(hr, p * matrix), vectors * d_state * lanes, there)
                 if has_resets and resets[item * n + time] != 0:
                     clear(hr, 2 * matrix)
-                row = (item * n + time) * d + c0
-                row_of_B = item * B_step + (time * groups + group) * d_state * parts
-                row_of_C = item * C_step + (time * groups + group) * d_state * parts
                 for v in range(vectors):
                     at = v * lanes
                     prefetch_stored(delta, stored_as(f.stored, 1), row + at + ahead)

@@ -99,6 +99,17 @@ def load_rates(
 
 
 @inline
+def find_step(
+    t: int, item: int, n: int, d: int, c0: int, groups: int, group: int, numbers: int, B_step: int, C_step: int,
+    reverse: int,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """(time, where rows of u, of B and of C begin) of step number t of an item; a map has `numbers` real numbers."""
+    time = n - 1 - t if reverse else t
+    of_maps = (time * groups + group) * numbers
+    return time, (item * n + time) * d + c0, item * B_step + of_maps, item * C_step + of_maps
+
+
+@inline
 def place_of_states(f: Any, item: int, tile: int, group: int, c0: int, lanes: int, parts: int) -> tuple[int, int]:
     """(where the states of a block before a tile begin in `checkpoints`, numbers from the real to the imaginary parts).
 

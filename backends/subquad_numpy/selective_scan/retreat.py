@@ -2,11 +2,22 @@
 
 from typing import Any
 
-from subquad_numpy.codegen import add_up, load, merged, processor, spread, store, zeros
+from subquad_numpy.codegen import add_up, inline, load, merged, processor, spread, store, zeros
 from subquad_numpy.selective_scan.recurrence import decayed
 
 # Vectors of channels that share what is read of B and C: their sums must stay in registers, of which AVX-512 has 32.
 TOGETHER = 2 if processor.has("avx512f") else 1
+
+
+@inline
+def _one_back(before: Any, decays: Any, j: int, step: Any, g: Any, c: Any, Gr: Any, by_A: Any) -> tuple[Any, Any]:
+    """(G, ∂x) of the vector of states at `j`, after which `Gr` has what the step before gets of G."""
+    G = load(Gr, j) + g * c
+    w = decayed(load(decays, j), G)
+    X = w * load(before, j)
+    store(Gr, j, w)
+    add_up(by_A, j, step * X)
+    return G, X
 
 
 @merged
@@ -28,22 +39,14 @@ def retreat(
         j, j_to = at * d_state + s * lanes, to * d_state + s * lanes
         b = load(Br, j) if constant_B else spread(B, row_of_B + s)
         c = load(Cr, j) if constant_C else spread(C, row_of_C + s)
-        G = load(Gr, j) + g * c
-        w = decayed(load(decays, j), G)
-        X = w * load(before, j)
-        store(Gr, j, w)
-        add_up(by_A, j, step * X)
+        G, X = _one_back(before, decays, j, step, g, c, Gr, by_A)
         along_A = along_A + load(Ar, j) * X
         along_B = along_B + b * G
         to_B = drive * G
         if two:
             b_to = load(Br, j_to) if constant_B else b
             c_to = load(Cr, j_to) if constant_C else c
-            G = load(Gr, j_to) + g_to * c_to
-            w = decayed(load(decays, j_to), G)
-            X = w * load(before, j_to)
-            store(Gr, j_to, w)
-            add_up(by_A, j_to, step_to * X)
+            G, X = _one_back(before, decays, j_to, step_to, g_to, c_to, Gr, by_A)
             along_A_to = along_A_to + load(Ar, j_to) * X
             along_B_to = along_B_to + b_to * G
             if constant_B:
