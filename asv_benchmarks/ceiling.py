@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from asv_benchmarks import harness
-from subquad_numpy.compiled import COMPILED
+from subquad_numpy.table import COMPILED
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC")
 SHAPES = ((1, 2048, 1536), (8, 2048, 64), (1, 2048, 64))  # batch, n, d

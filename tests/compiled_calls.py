@@ -10,7 +10,7 @@ import numpy as np
 from subquad.kernels import feature_map
 from subquad.kernels.selective_scan import Gradients
 from subquad.kernels.visibility import alignment
-from subquad_numpy.compiled import COMPILED
+from subquad_numpy.table import COMPILED
 
 Array = np.ndarray
 SUMMARIZE, ATTEND, STEP, SOFTMAX = (

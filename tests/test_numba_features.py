@@ -19,8 +19,8 @@ from compiled_calls import STEP, SUMMARIZE, Mapped, elu, feature_product, softma
 from compiled_calls import exponential as exponential_map
 
 from subquad_numpy.codegen import machine
-from subquad_numpy.compiled import COMPILED
 from subquad_numpy.features.attend import attend_kernel
+from subquad_numpy.table import COMPILED
 
 # of the largest entry: a sum of n terms in blocks of about 100 keeps some ten roundings; exponents of 10 lose a digit
 TOLERANCE = {"float32": 4e-6, "float64": 2e-14}

@@ -18,8 +18,8 @@ from compiled_calls import elu, exponential, gradients, softmax_gradients
 
 import subquad
 from subquad.kernels import iterative_pinv
-from subquad_numpy.compiled import COMPILED
 from subquad_numpy.runtime.launch import to_shape
+from subquad_numpy.table import COMPILED
 
 torch = pytest.importorskip("torch")
 

@@ -188,7 +188,7 @@ def test_no_memory_is_an_error_of_jax(returned: int, rows: int) -> None:
 def test_small_calls_stay_on_one_thread(causal: bool, kernels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of n rows take n · d · m multiply-adds, nine times as many at most in a gradient."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("subquad_torch.adapt.threads", lambda: 2)
+    monkeypatch.setattr("subquad_torch.host.threads", lambda: 2)
     calls: list[int] = []
 
     def noted(kernel: Any, tasks: int, records: np.ndarray, threads: int, memory: Any) -> None:

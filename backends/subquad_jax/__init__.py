@@ -16,7 +16,7 @@ from subquad_jax import adapt, branches, dot_product_attention, programs, shard_
 from subquad_jax.batch_axes import in_forward_mode, items_behind
 from subquad_jax.reversible import reversible as reversible
 from subquad_jax.reversible import reversible_sequence as reversible_sequence
-from subquad_numpy.compiled import COMPILED
+from subquad_numpy.table import COMPILED
 
 
 class JaxBackend(Backend):

@@ -24,7 +24,8 @@ from subquad_jax import conditions
 from subquad_jax.batch_axes import Arrays, Function
 from subquad_jax.gradients import with_gradient
 from subquad_jax.programs import MOST_KEPT, InProgram, Static, generic, has_key_mask, mapped, program
-from subquad_numpy.compiled import HALF, Compiled
+from subquad_numpy.compiled import Compiled
+from subquad_numpy.table import HALF
 
 
 def as_override(compiled: Compiled) -> Override:

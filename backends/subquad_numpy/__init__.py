@@ -12,8 +12,9 @@ import numpy as np
 from subquad.backend import Backend, Override
 from subquad.core.checks import WITH_UNITS
 from subquad_numpy import array_api
-from subquad_numpy.compiled import COMPILED, as_override
+from subquad_numpy.compiled import as_override
 from subquad_numpy.plain import attention
+from subquad_numpy.table import COMPILED
 
 __all__ = ["BACKEND", "NumpyBackend"]
 

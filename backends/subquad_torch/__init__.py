@@ -15,9 +15,9 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
-from subquad_numpy.compiled import COMPILED, few_rows
+from subquad_numpy.conditions import few_rows
+from subquad_numpy.table import COMPILED
 from subquad_torch import cuda, sdpa
-from subquad_torch.adapt import NUMBERS, SYMBOLS, as_override
 from subquad_torch.conditions import (
     conditions,
     fixes_weights,
@@ -28,6 +28,8 @@ from subquad_torch.conditions import (
     signature,
     why_missing,
 )
+from subquad_torch.host import as_override
+from subquad_torch.keywords import NUMBERS, SYMBOLS
 
 TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
 # shown to recorders as one operator: the generic forms are long programs

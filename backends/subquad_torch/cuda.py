@@ -12,8 +12,9 @@ from torch import Tensor
 from subquad.backend import Call
 from subquad.kernels.selective_scan import Inputs
 from subquad_cupy.selective_scan import calls
-from subquad_torch.adapt import Arrays, Native, override
+from subquad_torch.adapt import override
 from subquad_torch.conditions import why_missing
+from subquad_torch.native import Arrays, Native
 
 
 def declines(call: Call) -> str | None:

@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from subquad.backend import Accepts, Call, Override
 from subquad.kernels import softmax_attention
 from subquad.kernels.visibility import CAUSAL, Visibility
-from subquad_torch.adapt import differentiate_generic
 from subquad_torch.conditions import holds, is_eager, is_recorded, needs_generic, transforms
+from subquad_torch.generic import differentiate_generic
 
 # Maximum entries of a mask over queries × keys, which is an array: with more, the blocked form is better.
 MASK_ENTRIES = 2**24

@@ -1,0 +1,162 @@
+"""Any compiled kernel of `subquad_numpy` on the memory of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subquad.backend import Override
+from subquad_numpy.compiled import Compiled
+from subquad_numpy.runtime import addresses
+from subquad_numpy.runtime.arguments import Forms
+from subquad_torch.adapt import HALF, Reason, first_of, override
+from subquad_torch.conditions import PLAIN
+from subquad_torch.native import Arrays, Native, Static
+from subquad_torch.openmp import threads
+
+HALVES = frozenset(HALF.values())
+MADE = ("float16", "float32", "float64", "complex64", "complex128", "int32", "bool")
+DTYPES = {np.dtype(name): getattr(torch, name) for name in MADE}  # of outputs
+DTYPES[np.dtype("uint16")] = torch.bfloat16  # see `memory_of`
+
+addresses.KNOWN |= dict.fromkeys(PLAIN, Tensor.data_ptr)
+
+
+def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | None = None) -> Override:
+    """The override "numba" of a compiled kernel; `also` looks for one more reason to decline."""
+    native = Native(
+        compiled.kernel,
+        partial(_forward, compiled),
+        None if compiled.backward is None else partial(_backward, compiled),
+        tuple(sorted(compiled.unaided)),
+        compiled.saves,
+        compiled.unread,
+        watched,
+        compiled.constant,
+    )
+    accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=first_of(compiled.accepts.also, also))
+    made = override(native, "numba", accepts, widened=True, as_stored=compiled.as_stored)
+    return replace(made, bind=partial(_bind, compiled, made.run))
+
+
+def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = False) -> tuple[tuple[Tensor, ...], Any]:
+    """`Native.forward` of a compiled kernel of `subquad_numpy`."""
+    like = arrays[0]
+    assert like is not None
+    made: dict[int, tuple[Any, Tensor]] = {}  # arrays that are the memory of a tensor, by their id
+
+    def new(shape: tuple[int, ...], dtype: Any) -> Any:
+        """An output in memory of PyTorch, which PyTorch's profilers then count."""
+        tensor = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
+        memory = memory_of(tensor)
+        made[id(memory)] = memory, tensor
+        return memory
+
+    given = [memory_of(x) for x in arrays]
+    outputs, left = compiled.forward(given, static, new=new, save=save, threads=threads())
+    return tuple([made[id(x)][1] if id(x) in made else _tensor(x, given) for x in outputs]), left
+
+
+def _bind(
+    compiled: Compiled, general: Callable[..., Any], arrays: Arrays, keywords: Static
+) -> Callable[..., Any] | None:
+    """`Override.bind` of a compiled kernel: what reads tensors of these layouts by their addresses, or None."""
+    forward, static, masked = compiled.forward, dict(keywords), "key_mask" in compiled.accepts.options
+    given = (*arrays, static.pop("key_mask", None)) if masked else arrays
+    like = given[0]
+    if not isinstance(forward, Forms) or like is None or like.device.type != "cpu":
+        return None
+    layouts = [None if x is None or x.is_contiguous() else x.stride() for x in given]
+    if not _have_layouts(given, layouts):
+        return None
+    if any(x is not None and x.dtype in HALVES and not _is_read(compiled, i) for i, x in enumerate(given)):
+        return None
+    planned = forward.planned([memory_of(x) for x in given], static, save=False)
+    if not getattr(planned, "is_straight", False):
+        return None
+
+    def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
+        given = (*arrays, key_mask) if masked else arrays
+        if _have_layouts(given, layouts):
+            new_empty = arrays[0].new_empty
+            found = planned(given, lambda shape, dtype: new_empty(shape, dtype=DTYPES[dtype]), threads())
+            if found is not None:
+                outputs = found[0]
+                return outputs if len(outputs) > 1 else outputs[0]
+        if masked:
+            keywords["key_mask"] = key_mask
+        return general(*arrays, **keywords)
+
+    return run
+
+
+def _is_read(compiled: Compiled, place: int) -> bool:
+    """Whether a kernel reads half precision at this place as it is stored."""
+    return compiled.as_stored is not None and compiled.as_stored(place)
+
+
+def _have_layouts(arrays: Arrays, layouts: Sequence[tuple[int, ...] | None]) -> bool:
+    """Whether tensors are contiguous (None) or of these strides, memory holds their numbers, and none is recorded."""
+    records = torch.is_grad_enabled()
+    for x, strides in zip(arrays, layouts, strict=True):
+        if x is not None:
+            if not (x.is_contiguous() if strides is None else x.stride() == strides):
+                return False
+            if x.is_neg() or x.is_conj() or (records and x.requires_grad):
+                return False
+    return True
+
+
+def _backward(
+    compiled: Compiled,
+    arrays: Arrays,
+    static: Static,
+    left: Any,
+    outputs: Arrays,
+    grads: Arrays,
+    need: Sequence[bool],
+) -> Sequence[Tensor | None] | None:
+    """`Native.backward` of a compiled kernel of `subquad_numpy`."""
+    assert compiled.backward is not None
+    given, results, by = ([memory_of(x) for x in tensors] for tensors in (arrays, outputs, grads))
+    found = compiled.backward(given, static, left, results, by, need, threads=threads())
+    if found is None:
+        return None
+    return [
+        _as_wide_as(x, _tensor(by)) if needed and by is not None else None
+        for by, x, needed in zip(found, arrays, need, strict=True)
+    ]
+
+
+def _as_wide_as(x: Tensor | None, grad: Tensor) -> Tensor:
+    """A gradient added up to the shape of x, in its dtype; one by an array that was not kept has both."""
+    return grad if x is None else (grad if grad.shape == x.shape else grad.sum_to_size(x.shape)).to(x.dtype)
+
+
+def memory_of(x: Tensor | None) -> Any:
+    """The tensor's memory as a NumPy array with the tensor's strides; of bfloat16, which NumPy lacks, the bits."""
+    if x is None:
+        return None
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return x.view(torch.int16).numpy().view(np.uint16)
+    try:
+        return x.numpy()
+    except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor
+        return x.resolve_conj().resolve_neg().numpy()
+
+
+def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
+    """A tensor on an array that a kernel returned; a copy if the array shares memory with one that was given."""
+    if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
+        memory = memory.copy()
+    if memory.dtype == np.uint16:
+        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(memory)
