@@ -8,7 +8,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
@@ -17,7 +16,7 @@ from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
 from subquad_numpy.conditions import few_rows
 from subquad_numpy.table import COMPILED
-from subquad_torch import cuda, sdpa
+from subquad_torch import array_api, cuda, sdpa
 from subquad_torch.conditions import (
     conditions,
     fixes_weights,
@@ -48,7 +47,7 @@ class TorchBackend(Backend):
     )
 
     def namespace(self, array: Array) -> ModuleType:
-        return xp if isinstance(array, Tensor) else super().namespace(array)
+        return array_api if isinstance(array, Tensor) else super().namespace(array)
 
     def device_of(self, array: Array) -> torch.device:
         return array.device
