@@ -2,10 +2,13 @@
 
 Cosmic Ray makes the mutants of the kernels, the methods, the scans and the call layers of the backends. A seeded sample,
 spread over the packages in proportion to their mutants, is run against the tests until the first failure; `--count 0`
-runs all of them. A mutant that changes only what is no code at run time (annotations, docstrings, overloads) is none.
+runs all of them. The sample is stable: a change of the code replaces the mutants of what has changed. A mutant that
+changes only what is no code at run time (annotations, docstrings, overloads) is none.
+
 The tests, but for those of other parts, run once with coverage first: of each test function `--per-function` parametrisations,
 and more until every value of a parameter has come. A few that fail without a mutant, as on a busy machine, are left out and
 named, and `--coverage` keeps the run for the next time.
+
 A mutant inside of a function then meets those that reach its statement, the fastest of each test function
 first, and at last one test of each other function that reaches its file, since a function whose results are remembered is
 reached by its first caller alone. One outside of functions meets all that reach its file. With `--every`, what
@@ -83,20 +86,30 @@ class Mutant(NamedTuple):
         return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
 
 
-def places(package: str) -> list[tuple[Path, str, int]]:
-    """(file, operator, occurrence) of every mutation of a package, those of annotations among them."""
+def places(package: str, seed: int) -> list[tuple[Path, str, int]]:
+    """(file, operator, occurrence) of every mutation of a package, those of annotations among them, in an order by chance.
+
+    The order follows from the seed and the text of each place, so that a change of the code moves few others in it.
+    """
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
-    found = []
+    found: dict[str, tuple[Path, str, int]] = {}
     for path in sorted(path for pattern in PACKAGES[package].split() for path in ROOT.glob(pattern)):
-        nodes = list(ast_nodes(get_ast(path.read_text())))
+        source = path.read_text()
+        lines, nodes = source.splitlines(), list(ast_nodes(get_ast(source)))
         for name in operator_names():
             cls = get_operator(name)
-            if not cls.arguments() and not name.endswith(("NoOp", "RemoveDecorator")):
-                count = sum(len(list(cls().mutation_positions(node))) for node in nodes)
-                found += [(path, name, occurrence) for occurrence in range(count)]
-    return found
+            if cls.arguments() or name.endswith(("NoOp", "RemoveDecorator")):
+                continue
+            positions = [start for node in nodes for (start, _), _ in cls().mutation_positions(node)]
+            seen: Counter[str] = Counter()
+            for occurrence, row in enumerate(positions):
+                words = f"{seed} {path.name} {name} {lines[row - 1].strip()}"
+                seen[words] += 1
+                key = hashlib.sha256(f"{words} {seen[words]} {path.relative_to(ROOT)}".encode()).hexdigest()
+                found[key] = path, name, occurrence
+    return [found[key] for key in sorted(found)]
 
 
 def made(package: str, path: Path, operator: str, occurrence: int) -> Mutant | None:
@@ -313,7 +326,6 @@ def sample(every: dict[str, list[tuple[Path, str, int]]], count: int, seed: int)
     total, rng = sum(map(len, every.values())), random.Random(seed)
     chosen: list[Mutant] = []
     for name, found in every.items():
-        rng.shuffle(found)
         mutants = (mutant for place in found if (mutant := made(name, *place)) is not None)
         chosen += itertools.islice(mutants, round(count * len(found) / total) if count else len(found))
     rng.shuffle(chosen)
@@ -365,7 +377,7 @@ def main() -> int:
     parser.add_argument("--per-function", type=int, default=6, help="parametrisations of a test, at least (default 6)")
     parser.add_argument("--every", action="store_true", help="what survives meets every parametrisation as well")
     args = parser.parse_args()
-    every = {name: places(name) for name in PACKAGES if name.startswith(args.package)}
+    every = {name: places(name, args.seed) for name in PACKAGES if name.startswith(args.package)}
     chosen = sample(every, args.count, args.seed)
     with tempfile.TemporaryDirectory(prefix="subquad-mutants-") as folder:
         kept = args.coverage or Path(folder)
