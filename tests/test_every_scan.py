@@ -55,6 +55,37 @@ def test_equals_its_definition(library: Library, name: str) -> None:
                 assert relative_error(library.numpy(out), expected) <= tolerance(dtype)
 
 
+OTHERWISE: dict[str, list[dict[str, Any]]] = {  # options of which the example inputs have another value
+    "causal_conv1d": [{"activation": None}],
+    "delta_rule": [{"scale": 0.3}],
+    "gated_linear_attention": [{"scale": 0.3}, {"normalize": True}],
+    "lti_scan": [{"discretization": rule} for rule in ("zoh", "bilinear", "euler", "mamba")],
+    "selective_scan": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
+    "ssd": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
+}
+
+
+@every_scan
+def test_its_definition_knows_every_option(name: str) -> None:
+    """In either direction, with and without each optional array, and from a state: by the scan itself on NumPy."""
+    row, (arrays, options) = SCANS[name], drawn(name, 20)
+    assert row.reference is not None
+    optional = [key for key in arrays if key not in row.positional]
+    for more in [{"reverse": True}, *OTHERWISE.get(name, [])]:
+        given = options | more
+        assert relative_error(row.call(arrays, given), row.reference(arrays, given)) <= 1e-12
+    for key in optional:
+        left = {other: x for other, x in arrays.items() if other != key}
+        try:
+            expected = row.call(left, options)
+        except (TypeError, ValueError):  # it is not optional for these options
+            continue
+        assert relative_error(expected, row.reference(left, options)) <= 1e-12
+    _, state = row.call(cut(name, arrays, slice(0, 9)), options | {"return_state": True})
+    last = cut(name, arrays, slice(9, None)) | {"initial_state": state}
+    assert relative_error(row.call(last, options), row.reference(last, options)) <= 1e-12
+
+
 @pytest.mark.parametrize(
     ("library", "name"), [x for x in COMBINATIONS if not isinstance(x.values[0], NumPyReadOnly | StrictNoFloat64)]
 )

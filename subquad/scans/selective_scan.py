@@ -62,8 +62,10 @@ def definition(arrays: Mapping[str, Host], options: Mapping[str, Any]) -> Host:
     u, delta, A, B, C = (wide[name] for name in INPUTS[:5])
     delta = delta + wide.get("delta_bias", 0)
     delta = np.logaddexp(0, delta) if options.get("delta_softplus") else delta
-    h, y = np.zeros((*u.shape[:-2], *A.shape)), np.empty_like(u)
-    for t in range(u.shape[-2]):
+    delta = np.clip(delta, *(options.get("delta_limits") or (None, None)))
+    h, y = wide.get("initial_state", np.zeros((*u.shape[:-2], *A.shape))), np.empty_like(u)
+    steps = range(u.shape[-2])
+    for t in reversed(steps) if options.get("reverse") else steps:
         step = delta[..., t, :, None]
         h = np.exp(step * A) * h + step * u[..., t, :, None] * B[..., t, None, :]
         y[..., t, :] = (h * C[..., t, None, :]).sum(-1)
