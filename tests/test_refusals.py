@@ -118,3 +118,28 @@ def test_integers_of_any_size_are_numbers(library: Library) -> None:
             for o in (big, {**big, **same})
         ]
         assert np.array_equal(*found, equal_nan=True)  # in float32 a sum of such numbers may overflow
+
+
+NARROW: dict[str, dict[str, int]] = {  # options whose sums and products leave eight bits
+    "window": {"left": 100, "dilation": 3},
+    "bigbird": {"block_size": 16, "num_random_blocks": 2, "window_blocks": 3},
+    "lsh": {"bucket_size": 32, "num_rounds": 2},
+    "clustered": {"cluster_size": 16, "chunk": 16, "opened": 250, "spans": 2, "window": 8, "sinks": 4},
+    "favor": {"num_features": 200},
+    "nystrom": {"num_landmarks": 200},
+    "linformer": {"rank": 100},
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", NARROW)
+def test_numbers_of_numpy_are_numbers_of_python(method: str) -> None:
+    """A sum of np.uint8 would wrap around: the windows were wrong, and a loop of "clustered" did not end."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 600, 8))
+    forms = (False, True) if registry.method_row(method).cls.causal is True else (False,)
+    for causal in forms:
+        expected = subquad.attention(q, k, v, method, causal=causal, **NARROW[method])
+        for number in (np.uint8, np.int64):
+            options = {name: number(x) for name, x in NARROW[method].items()}
+            assert np.array_equal(subquad.attention(q, k, v, method, causal=causal, **options), expected)
+            assert registry.make_method(method, options) == registry.make_method(method, NARROW[method])

@@ -106,6 +106,7 @@ class Auto(Method):
     choice: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("tolerance", self.tolerance)
         check_count("rows", self.rows)
         check_seed(self.seed)

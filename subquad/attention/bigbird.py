@@ -116,6 +116,7 @@ class BigBird(Method):
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("block_size", self.block_size)
         if check_count("window_blocks", self.window_blocks) % 2 == 0:
             msg = f"window_blocks must be odd, as many blocks before as after a block's own, got {self.window_blocks}"

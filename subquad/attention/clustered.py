@@ -153,6 +153,7 @@ class Clustered(Method):
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("cluster_size", "opened", "chunk", "sinks", "window", "spans"):
             check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk", "spans") else 0)
         if self.expanded is not None:

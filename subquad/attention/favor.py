@@ -141,6 +141,7 @@ class Favor(FeatureMethod):
     kernel_epsilon: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_features is not None:
             check_count("num_features", self.num_features)
         if self.seed is not None:

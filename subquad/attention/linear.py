@@ -53,6 +53,7 @@ class Linear(FeatureMethod):
     feature_map: str | Callable[[Array], Array] = "elu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not callable(self.feature_map) and not (isinstance(self.feature_map, str) and self.feature_map == "elu"):
             msg = f'feature_map must be "elu" or a function of an array, got {self.feature_map!r}'
             raise ValueError(msg)

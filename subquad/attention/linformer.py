@@ -119,6 +119,7 @@ class Linformer(Method):
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank is not None:
             check_count("rank", self.rank)
         if isinstance(self.projection, str):

@@ -122,6 +122,7 @@ class LSH(Method):
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("bucket_size", self.bucket_size)
         check_count("num_rounds", self.num_rounds)
         for name in ("shared_qk", "unit_keys", "allow_self"):

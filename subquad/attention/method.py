@@ -14,6 +14,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
@@ -56,6 +58,12 @@ class Method:
     state: ClassVar[StateSpec | None] = None
     restrictions: ClassVar[frozenset[str]] = frozenset({"segments"})
     reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Hold numbers of NumPy as Python's: sums of theirs overflow, and keep their width."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.number | np.bool_):
+                object.__setattr__(self, name, value.item())
 
     @property
     def of_logits(self) -> bool:

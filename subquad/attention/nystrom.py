@@ -145,6 +145,7 @@ class Nystrom(Method):
     query_mask: Array | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("pinv", self.pinv, PSEUDO_INVERSES)
         if isinstance(self.landmarks, str):
             check_choice("landmarks", self.landmarks, LANDMARKS)

@@ -125,6 +125,7 @@ class Window(Method):
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("left", self.left, least=0)
         check_count("dilation", self.dilation)
         if self.right is not None:
