@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rows.libraries import LIBRARIES, Jax, Library, NumPy, NumPyReadOnly, StrictNoFloat64, relative_error, tolerance
+from rows.libraries import (
+    LIBRARIES,
+    Jax,
+    Library,
+    NumPy,
+    NumPyReadOnly,
+    StrictNoFloat64,
+    Torch,
+    relative_error,
+    tolerance,
+)
 from rows.times import Arrays, cut, drawn, time_axes
 
 import subquad
@@ -211,3 +221,17 @@ def test_activations_are_inputs(name: str) -> None:
     out = SCANS[name].call(*SCANS[name].activations(q, k, v))
     assert 6 in out.shape
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("axis", ["time", "batch"])
+@every_scan
+def test_a_remembered_call_of_no_step_or_no_item(name: str, axis: str) -> None:
+    """On NumPy and PyTorch: the second call of a signature takes a shorter way."""
+    row, (arrays, options), axes = SCANS[name], drawn(name, 4), time_axes(name)
+    no_item = {key: x[None][:0] if key in axes else x for key, x in arrays.items()}
+    empty = cut(name, arrays, slice(0, 0)) if axis == "time" else no_item
+    for library in (NUMPY, Torch()):
+        given = {key: library.array(x, "float32") for key, x in empty.items()}
+        outs = [row.call(given, options | {"return_state": True}) for _ in range(3)]
+        shapes = [[tuple(x.shape) for x in out] for out in outs]
+        assert shapes[0] == shapes[1] == shapes[2]

@@ -32,6 +32,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     n, d_state, dtype, dtype_of_state = p.u.shape[1], p.A.shape[1], p.u.dtype, p.A.dtype
     lanes = lanes_of(computed(dtype))
     shape, shape_of_state = p.u.shape, (p.u.shape[0], *p.A.shape)
+    is_empty = 0 in (p.u.size, d_state)
     is_small = p.u.size * d_state < SMALL
     runs: dict[int, tuple[Run, int]] = {}  # by the number of threads: (run, steps of a chunk)
     groups, kernel = _groups(p), forward_kernel(*_kind(p))
@@ -42,7 +43,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     ) -> tuple[tuple[Array, Array], Array | None]:
         p = arrays if is_plain else _as_kernels_take(arrays, as_stored=True)
         y, state = new(shape, dtype), new(shape_of_state, dtype_of_state)
-        if n == 0 or d_state == 0 or y.size == 0:
+        if is_empty:
             _without_states(Inputs(*p), y, state)
             return (y, state), None
         count = 1 if is_small else thread_count(threads)
@@ -62,7 +63,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
             run((*p, state, y, None, saved), count)
         return (y, state), saved
 
-    return straight(scan) if is_small and is_plain else scan
+    return straight(scan) if is_small and is_plain and not is_empty else scan
 
 
 scan = Forms(_plan_scan)
