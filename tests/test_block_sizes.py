@@ -27,7 +27,7 @@ CALLS: dict[str, tuple[str, dict[str, Any], set[int], int]] = {
     "lsh": ("lsh", {"bucket_size": 33}, {40}, 1024),  # 1300 / 33 keys, to an even number of buckets
     "kmeans": ("nystrom", {"num_landmarks": 40, "landmarks": "kmeans"}, {40}, 1024),
     "segment-means": ("nystrom", {"num_landmarks": 40, "key_mask": FOUR_OF_FIVE}, {40}, 1024),
-    "ridge-fit": ("nystrom", {"num_landmarks": 10, "landmarks": "kmeans", "pinv": "ridge-fit"}, {10, 40}, 1024),
+    "ridge-fit": ("nystrom", {"num_landmarks": 10, "landmarks": "kmeans", "pinv": "ridge-fit"}, {10, 40, 43}, 1024),
     "linformer": ("linformer", {"projection": (xp.ones((40, N)),) * 2, "key_mask": FOUR_OF_FIVE}, {40}, 1024),
     "favor": ("favor", {"num_features": 40}, {40}, 1024),
     "favor-causal": ("favor", {"num_features": 120, "causal": True}, {120}, 256),

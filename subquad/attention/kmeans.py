@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 from subquad.attention.landmarks import count_visible, segment_means, strata_hold_a_row, uniform_rows
 from subquad.backend import Array
 from subquad.core.beside import place_of
+from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.gather import gather
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.max_shift import divide_or_zero, rescale
-from subquad.kernels.nearest import nearest
+from subquad.kernels.nearest import nearest, outputs
 
 SAMPLED = 8  # rows of the sample for each cluster
 HEAVY = 2  # one of this many centres begins at a key that the mean query attends to most
@@ -37,6 +38,8 @@ class Clusters(NamedTuple):
     valid: Array | None  # which of them are means of rows, (..., m); None: all
     counts: Array  # number of rows, (..., m, 1), 0 or more
     values: Array | None  # means of the values of their rows, (..., m, d_v); 0 for a cluster without rows
+    spreads: Array | None = None  # variances of their rows in each direction, (..., m, d); None: 0
+    slopes: Array | None = None  # mean of (row − its mean)(value − their mean)ᵀ over all rows, (..., d, d_v); None: 0
 
 
 def find_clusters(
@@ -51,8 +54,9 @@ def find_clusters(
     toward: Array | None = None,
     share: float = 0.0,
 ) -> Clusters:
-    """The clusters of the rows of `x` (..., n, d) that the mask keeps, and the means of `values` (..., n, d_v) in them.
+    """The clusters of the rows of `x` (..., n, d) that the mask keeps.
 
+    With `values` (..., n, d_v) also the means of these in the clusters, and what rows and values vary by inside them.
     With at most m visible rows, each of them is the mean of a cluster, in their order. Rows that are not finite belong
     to no cluster. `toward` (..., 1, d) is the mean query, times the scale; the keys of its largest logits are first
     centres where they have more than `share` of its attention.
@@ -78,17 +82,57 @@ def find_clusters(
     for _ in range(iterations):
         _, count, total = nearest(sample, centres, None, key_mask=sampled)
         centres = _means(xp, total, _column(xp, count, x.dtype), centres)
-    _, count, total, *summed = nearest(x, centres, values, key_mask=mask)
+    if values is None:
+        _, count, total = nearest(x, centres, None, key_mask=mask)
+        counts = _column(xp, count, x.dtype)
+        found = Clusters(_means(xp, total, counts, centres), valid, counts, None)
+    else:
+        found = _with_values(xp, x, centres, values, mask)
+    if mask is None:
+        return found
+    few = count_visible(xp, mask)[..., None] <= m
+    means = xp.where(few, single, found.means)
+    counts = xp.where(few, xp.astype(valid, x.dtype)[..., None], found.counts)
+    if values is None:
+        return Clusters(means, valid, counts, None)
+    of_values = xp.where(few, segment_means(xp, values, mask, m)[0], found.values)
+    return Clusters(means, valid, counts, of_values, *(xp.where(few, 0.0, y) for y in (found.spreads, found.slopes)))
+
+
+def _with_values(xp: ModuleType, x: Array, centres: Array, values: Array, mask: Array | None) -> Clusters:
+    """The clusters of the rows nearest to the centres, with all fields but `valid`.
+
+    Rows are taken relative to a point amidst them, where squares and products lose no digits.
+    """
+    origin = backend_of(xp).constant(xp.mean(centres, axis=-2, keepdims=True))
+    d, d_v = x.shape[-1], values.shape[-1]
+    _, like, of_rows, of_values = outputs(x, centres, values, key_mask=mask)
+    batch, m = like.shape[:-1], like.shape[-1]
+
+    def add(found: tuple[Array, ...], rows: Array, values: Array, keep: Array | None) -> tuple[object, None]:
+        near = rows - origin
+        batch = broadcast_batch(rows=near.shape[:-2], values=values.shape[:-2])
+        both = [xp.broadcast_to(y, (*batch, *y.shape[-2:])) for y in (near * near, values)]
+        index, count, total, summed = nearest(
+            rows, centres, xp.concat(both, axis=-1), key_mask=None if keep is None else keep[..., 0]
+        )
+        seen = (index >= 0)[..., None]
+        product = xp.matrix_transpose(xp.where(seen, near, 0.0)) @ xp.where(seen, values, 0.0)
+        return tuple(old + new for old, new in zip(found, (count, total, summed, product), strict=True)), None
+
+    shapes = of_rows.shape, (*batch, m, d + d_v), (*batch, d, d_v)
+    zeros = [xp.zeros(like.shape, dtype=like.dtype, device=place_of(x))]
+    zeros += [xp.zeros(shape, dtype=of_values.dtype, device=place_of(x)) for shape in shapes]
+    size = rows_per_block(max(1, math.prod(batch)) * (d + d_v) * backend_of(xp).items_behind(x, centres, values))
+    keep = None if mask is None else mask[..., None]
+    (count, total, summed, product), _ = fold_blocks(add, tuple(zeros), [x, values, keep], size, xp=xp)
     counts = _column(xp, count, x.dtype)
-    means = _means(xp, total, counts, centres)
-    of_values = _means(xp, summed[0], counts, 0.0) if summed else None
-    if mask is not None:
-        few = count_visible(xp, mask)[..., None] <= m
-        means = xp.where(few, single, means)
-        counts = xp.where(few, xp.astype(valid, counts.dtype)[..., None], counts)
-        if of_values is not None:
-            of_values = xp.where(few, segment_means(xp, values, mask, m)[0], of_values)
-    return Clusters(means, valid, counts, of_values)
+    means, of_both = _means(xp, total, counts, centres), _means(xp, summed, counts, 0.0)
+    of_values, off = of_both[..., d:], means - origin
+    spreads = xp.where(counts > 0, of_both[..., :d] - off * off, 0.0)
+    inside = product - xp.matrix_transpose(counts * off) @ of_values
+    slopes = divide_or_zero(xp, inside, xp.sum(counts, axis=-2, keepdims=True))
+    return Clusters(means, None, counts, of_values, xp.where(spreads > 0, spreads, 0.0), slopes)
 
 
 def largest_rows(xp: ModuleType, x: Array, mask: Array | None, toward: Array, count: int) -> tuple[Array, Array]:

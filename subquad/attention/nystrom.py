@@ -21,7 +21,7 @@ from subquad.attention.landmarks import count_visible, segment_means, uniform_ro
 from subquad.attention.means import mean_row, self_attention_mask
 from subquad.attention.method import Method
 from subquad.attention.pseudo_inverse import OPTION_OF, PSEUDO_INVERSES, check_pinv_options, pinv_times
-from subquad.attention.ridge_fit import fit_values, read_values
+from subquad.attention.ridge_fit import Fit, fit_values, read_values, summary
 from subquad.backend import Array
 from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
@@ -74,8 +74,8 @@ class Nystrom(Method):
         - "iterative": the paper's third-order iteration, with a start value for each matrix;
         - "exact": the singular value decomposition with a cut-off;
         - "ridge": Tikhonov's (AᵀA + λ I)⁻¹ Aᵀ;
-        - "ridge-fit": not at all. Each cluster of keys counts as often as it has keys, and its value is fitted to exact
-          attention at the clusters of the queries; needs "kmeans". See Notes.
+        - "ridge-fit": not at all. Each cluster of keys counts as often as it has keys, and its value and a matrix of
+          the queries are fitted to exact attention at the clusters of the queries; needs "kmeans". See Notes.
     iterations : int, default 6
         Number of iterations of "iterative". A small number damps small singular values; more iterations amplify noise
         on real attention.
@@ -83,7 +83,7 @@ class Nystrom(Method):
         Cut-off of "exact", relative to the largest singular value.
     ridge : float, optional
         λ of "ridge" (0.01 unless given) and of "ridge-fit". Default of the latter: the λ in 10, 1, …, 1e-5 with which
-        four of five clusters of queries predict the fifth best, for each head.
+        the other clusters of queries predict each cluster best, for each head.
     conv_weights : array, shape (..., taps), optional
         Weights of a depth-wise convolution of v along the sequence, which is added to the output: an odd number of taps
         for each head. Needs n = n_kv.
@@ -102,12 +102,16 @@ class Nystrom(Method):
     than two fifths of its attention, or with "ridge-fit". Clusters are the same on every library as long as no row lies
     between two centres to rounding, and they are constant for gradients, which flow through the means.
 
-    "ridge-fit" reads keys through clusters with means μ, sizes c and mean values v̄, and keeps no state::
+    "ridge-fit" reads keys through clusters with means μ, variances σ² in each channel, sizes c and mean values v̄, and
+    keeps no state::
 
-        out = F W,    F = softmax(s q μᵀ + log c),    W = v̄ + argmin_Δ ‖F̃ (v̄ + Δ) − B v‖² + λ g ‖Δ‖²
+        out = F (v̄ + Δ) + s q Γ + (q − r̄) D,    F = softmax(s q μᵀ + s² (q∘q) σ²ᵀ / 2 + log c)
+        Δ, D = argmin ‖F̃ (v̄ + Δ) + s q̃ Γ + (q̃ − r̄) D − B v‖² + λ (g ‖Δ‖² + h ‖D‖²)
 
-    where F̃ has the rows of F at the landmark queries, and g is the mean of the diagonal of F̃ᵀF̃. With a large λ a
-    cluster has the mean of its values, with a small one the output interpolates exact attention at the landmarks.
+    where F̃ has the rows of F at the landmark queries q̃ of mean r̄, Γ is the covariance of keys and values inside
+    clusters, and g and h are the means of the diagonals of F̃ᵀF̃ and (q̃ − r̄)ᵀ(q̃ − r̄). With a large λ a cluster has the
+    mean of its values, and moves with the query to first order; with a small one the output interpolates exact
+    attention at the landmarks.
 
     References
     ----------
@@ -242,17 +246,17 @@ class Nystrom(Method):
         return add_convolution(call, out, self.conv_weights)
 
     def _fitted(self, call: AttentionCall, query_mask: Array | None) -> Array:
-        """The output of "ridge-fit": F(q) W, with the values W of clusters of keys fitted at clusters of queries."""
+        """The output of "ridge-fit": F(q) W + q L, with W and L fitted to exact attention at clusters of queries."""
         xp, v, key_mask, scale = call.xp, call.v, call.key_mask, call.scale
         q_mask = self._rows_of_landmarks(call, query_mask)
         rows, valid = self._choose_queries(call, q_mask)
         found = self._clusters(xp, call.k, key_mask, values=v, toward=mean_row(xp, call.q, q_mask) * scale)
         at_rows = softmax_attention(rows, call.k, v, scale=scale, key_mask=key_mask)
-        values = fit_values(xp, rows, valid, found, at_rows, scale=scale, ridge=self.ridge)
+        fit = fit_values(xp, rows, valid, found, at_rows, scale=scale, ridge=self.ridge)
         if key_mask is not None:  # items with at most m visible keys: each key is its own cluster, and F v is exact
             few = count_visible(xp, key_mask)[..., None] <= self._m()
-            values = xp.where(few, found.values, values)
-        return read_values(xp, call.q, found, values, scale=scale)
+            fit = Fit(*(xp.where(few, x, y) for x, y in zip(summary(xp, found, scale), fit, strict=True)))
+        return read_values(xp, call.q, found, fit, scale=scale)
 
     def _summarize(self, call: AttentionCall) -> State:
         # attention of landmark queries sums the features exp(s q̃·k) over keys, as a feature method does

@@ -346,28 +346,43 @@ def ridge_fit(
     scale: float,
     ridge: float | None,
 ) -> Array:
-    """F(q) W: each cluster of keys counts as often as it has members, and W is fitted to exact attention at `rows`."""
+    """F(q) W + q L: each cluster of keys counts as its members would with normally distributed logits.
+
+    W and L are fitted to exact attention at `rows`; L begins at the mean covariance of keys and values in a cluster.
+    """
+    d = k.shape[1]
     counts = np.array([(members == c).sum() for c in range(m)])
     summary = np.array([v[members == c].mean(axis=0) if counts[c] else 0 * v[0] for c in range(m)])
+    spreads = np.array([k[members == c].var(axis=0) if counts[c] else 0 * k[0] for c in range(m)])
+    slope = scale * (k - means[members]).T @ (v - summary[members]) / max(len(k), 1)
     every = np.ones(len(k), dtype=bool)
 
     def F(x: Array) -> Array:
-        weights = counts * np.exp(scale * x @ means.T - (scale * x @ means.T).max(axis=1, keepdims=True, initial=-1e9))
+        logits = scale * x @ means.T + scale**2 * (x * x) @ spreads.T / 2
+        weights = counts * np.exp(logits - logits.max(axis=1, keepdims=True, initial=-1e9))
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def fit(F: Array, missing: Array, strength: float) -> Array:
-        penalty = np.sqrt(strength * ((F**2).sum() / m or 1)) * np.eye(m)
-        stacked = np.concatenate([F, penalty]), np.concatenate([missing, np.zeros((m, v.shape[1]))])
-        return np.linalg.lstsq(*stacked)[0]
+    def fit(features: Array, missing: Array, strength: float) -> Array:
+        stacked = np.concatenate([features, np.sqrt(strength) * np.eye(m + d)])
+        return np.linalg.lstsq(stacked, np.concatenate([missing, np.zeros((m + d, v.shape[1]))]))[0]
 
     exact_rows = softmax(scale * rows @ k.T, every) @ v
-    F_rows, missing = F(rows), exact_rows - F(rows) @ summary
+    middle = rows.mean(axis=0) if len(rows) else np.zeros(d)
+    off, F_rows = rows - middle, F(rows)
+    size, length = (np.sqrt((x**2).sum() / x.shape[1] or 1) for x in (F_rows, off))
+    features, missing = (
+        np.concatenate([F_rows / size, off / length], axis=1),
+        exact_rows - F_rows @ summary - rows @ slope,
+    )
     if ridge is None:
-        out = np.arange(len(rows)) % 5 == min(5, m) - 1
-        strengths = (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-        errors = [((missing[out] - F_rows[out] @ fit(F_rows[~out], missing[~out], x)) ** 2).sum() for x in strengths]
+        strengths, errors = (10, 1, 0.1, 1e-2, 1e-3, 1e-4, 1e-5), []
+        for x in strengths:
+            others = [np.arange(len(rows)) != i for i in range(len(rows))]
+            wrong = [missing[i] - features[i] @ fit(features[j], missing[j], x) for i, j in enumerate(others)]
+            errors.append(sum((y**2).sum() for y in wrong))
         ridge = strengths[int(np.argmin(errors))]
-    return F(q) @ (summary + fit(F_rows, missing, ridge))
+    found = fit(features, missing, ridge)
+    return F(q) @ (summary + found[:m] / size) + q @ slope + (q - middle) @ (found[m:] / length)
 
 
 def pseudo_inverse(A: Array, pinv: str, iterations: int, rcond: float, ridge: float | None) -> Array:
