@@ -37,6 +37,9 @@ UNABLE = {  # restriction → why a method cannot take it, if it cannot
 }
 
 
+NUMBERS = (np.number, np.bool_)  # of NumPy; not a union, which compilers of PyTorch cannot read
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Method:
     """Base of the attention methods. A method is called like a function; its fields are its options.
@@ -62,7 +65,7 @@ class Method:
     def __post_init__(self) -> None:
         """Hold numbers of NumPy as Python's: sums of theirs overflow, and keep their width."""
         for name, value in vars(self).items():
-            if isinstance(value, np.number | np.bool_):
+            if isinstance(value, NUMBERS):
                 object.__setattr__(self, name, value.item())
 
     @property
