@@ -219,3 +219,18 @@ def test_wrong_rotations_are_refused_where_there_is_nothing_to_hash() -> None:
         subquad.LSH().with_rotations([[1.0]])
     with pytest.raises(ValueError, match=r"q has shape \(4,\)"):
         subquad.LSH().with_rotations(x[0, 0])
+
+
+def test_a_key_of_norm_0_has_a_finite_gradient_and_a_hidden_one_none() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for first in (0.0, np.nan):
+        k = torch.from_numpy(rng.standard_normal((9, 4)))
+        k[0] = first
+        q, v = (torch.from_numpy(rng.standard_normal((9, d))).requires_grad_() for d in (4, 3))
+        k.requires_grad_()
+        mask = torch.arange(9) > 0 if np.isnan(first) else None
+        out = subquad.attention(q, k, v, "lsh", bucket_size=4, unit_keys=True, key_mask=mask)
+        grads = torch.autograd.grad(out.sin().sum(), (q, k, v))
+        assert all(torch.isfinite(x).all() for x in grads)
+        assert mask is None or not grads[1][0].any()

@@ -143,3 +143,27 @@ def test_numbers_of_numpy_are_numbers_of_python(method: str) -> None:
             options = {name: number(x) for name, x in NARROW[method].items()}
             assert np.array_equal(subquad.attention(q, k, v, method, causal=causal, **options), expected)
             assert registry.make_method(method, options) == registry.make_method(method, NARROW[method])
+
+
+HUGE = {
+    "window": [{"left": 2**31}, {"left": 2**62, "right": 2**40}, {"left": 2**31 - 1, "dilation": 1}],
+    "bigbird": [{"window_blocks": 2**40 + 1}, {"block_size": 2**40}, {"num_random_blocks": 2**20}],
+    "lsh": [{"bucket_size": 2**40}],
+}
+
+
+@pytest.mark.parametrize(("method", "options"), [(method, o) for method, every in HUGE.items() for o in every])
+def test_a_size_beyond_the_sequence_means_all_of_it(method: str, options: dict[str, int]) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 300, 8))
+    for causal in (False,) if "right" in options else (False, True):
+        for n in (300, 40):
+            got = subquad.attention(q[:, :n], k, v, method, causal=causal, **options)
+            assert relative_error(got, subquad.attention(q[:, :n], k, v, "exact", causal=causal)) < 1e-13
+
+
+def test_a_dilation_beyond_the_sequence_leaves_a_row_its_own_key() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 60, 8))
+    for dilation in (60, 10**3, 2**33):
+        got = subquad.attention(q, k, v, "window", left=3, dilation=dilation)
+        assert relative_error(got, v) < 1e-15
+        assert relative_error(subquad.attention(q[:5], k, v, "window", left=3, dilation=dilation), v[-5:]) < 1e-15

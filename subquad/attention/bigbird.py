@@ -207,7 +207,8 @@ class BigBird(Method):
         batch = broadcast_batch(q=call.q.shape[:-2], k=call.k.shape[:-2], v=call.v.shape[:-2])
         count = math.prod(batch[-2:] if heads.groups > 1 else batch[-1:]) if batch else None
         first, last = self.global_blocks
-        shared = n, n_kv, size, self.window_blocks, first, last, call.causal
+        widest = 2 * (-(-n // size) + -(-n_kv // size)) + 1  # blocks of a window that reaches all
+        shared = n, n_kv, size, min(self.window_blocks, widest), first, last, call.causal
         if self.plan is None:
             return backend_of(call.xp).on_host(_listing, *shared, self.num_random_blocks, self.seed or 0, count)
         return _with_random(*shared, self._given_plan(-(-n // size), -(-n_kv // size), count))
@@ -281,6 +282,7 @@ def _drawn(
     """All blocks that each block of queries reads, (q_blocks, r) or (heads, q_blocks, r), with random ones drawn."""
     at, total = _centres(n, n_kv, size), -(-n_kv // size)
     low, high = _near(at, window, total)
+    count = min(count, total)  # there are no more blocks
     first, last = min(of_first, total), max(total - of_last, 0)
     if causal:
         last = np.minimum(last, at + 1)

@@ -182,8 +182,10 @@ class LSH(Method):
         if self.unit_keys:
             k = cast(xp, k, compute_dtype(xp, k))
             assert k is not None
-            norm = xp.sqrt(xp.sum(k * k, axis=-1, keepdims=True))
-            k = k / xp.where(norm == 0, 1.0, norm)
+            if call.key_mask is not None:  # a hidden key enters no norm, nor its gradient, even if it is NaN
+                k = xp.where(call.key_mask[..., None], k, 0.0)
+            square = xp.sum(k * k, axis=-1, keepdims=True)
+            k = k / xp.sqrt(xp.where(square == 0, 1.0, square))
 
         size = min(self.bucket_size, max(n, n_kv))  # a short chunk is not filled up to a long one
         columns = rotations.shape[-1]

@@ -136,9 +136,9 @@ class Window(Method):
             raise NotImplementedError(msg)
         if self.global_qkv is not None:
             if not isinstance(self.global_qkv, tuple) or len(self.global_qkv) != 3:
-                msg = (
-                    f"global_qkv must be a tuple of three arrays, for q, k and v, got {type(self.global_qkv).__name__}"
-                )
+                is_tuple = isinstance(self.global_qkv, tuple)
+                got = f"a tuple of {len(self.global_qkv)}" if is_tuple else type(self.global_qkv).__name__
+                msg = f"global_qkv must be a tuple of three arrays, for q, k and v, got {got}"
                 raise TypeError(msg)
             check_given(**{f"global_qkv[{i}]": x for i, x in enumerate(self.global_qkv)})
             if self.global_mask is None:
@@ -208,6 +208,9 @@ class Window(Method):
             raise NotImplementedError(msg)
         # keys of one residue modulo the dilation are a sequence of their own, with a window without dilation
         step, n, n_kv = self.dilation, call.q.shape[-2], call.k.shape[-2]
+        holds = call.arrangement.backend.holds
+        if holds(step > n) and holds(step > n_kv):  # each key is a sequence of its own, whatever the dilation
+            step = max(n, n_kv, 1)
         early, lacking = -n % step, -n_kv % step
         q, k, v = (_by_residue(xp, x, step) for x in (call.q, call.k, call.v))
         mask = None if key_mask is None else _by_residue(xp, key_mask[..., None], step)[..., 0]

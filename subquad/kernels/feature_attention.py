@@ -280,9 +280,13 @@ def _causal_block(
         info = xp.finfo(q.dtype)
         least = info.smallest_normal / info.eps**2  # a product below this may have lost features to underflow
         lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
-    of_block = pairs @ safe_v, xp.sum(pairs, axis=-1, keepdims=True), level_pairs
-    out = _merge_rows(xp, of_block, (phi_q @ sums.numerator, phi_q @ sums.denominator, level))
-    if log is not None and shift.shape[-1] > 1:
+    of_block = pairs @ safe_v, xp.sum(pairs, axis=-1, keepdims=True)
+    of_state = phi_q @ sums.numerator, phi_q @ sums.denominator
+    repairs = log is not None and shift.shape[-1] > 1
+    if repairs:  # sums of a lost row may be so small that the gradient, which is 0, would meet an infinite slope
+        of_block, of_state = (tuple(xp.where(lost, 0.0, x) for x in part) for part in (of_block, of_state))
+    out = _merge_rows(xp, (*of_block, level_pairs), (*of_state, level))
+    if repairs:
 
         def repair(out: Array) -> tuple[Array]:
             hidden = value, xp.where(bad, -math.inf, log)

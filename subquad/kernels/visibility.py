@@ -87,13 +87,16 @@ def _aligned(xp: Any, n: int, n_kv: int, **where: Any) -> Sight:
     return Sight(place, xp.zeros_like(place), xp.zeros_like(place) + n_kv)
 
 
+FARTHEST = 2**30  # places are int32, and no key is farther
+
+
 def narrowed(xp: Any, sight: Sight, left: int | None = None, right: int | None = None) -> Sight:
     """The sight of rows that see at most `left` keys before and `right` keys after their place; None: no limit."""
     place, start, stop = sight
     if left is not None:
-        start = xp.maximum(start, place - left)
+        start = xp.maximum(start, place - min(left, FARTHEST))
     if right is not None:
-        stop = xp.minimum(stop, place + (right + 1))
+        stop = xp.minimum(stop, place + (min(right, FARTHEST) + 1))
     return Sight(place, start, stop)
 
 
