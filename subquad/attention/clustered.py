@@ -120,8 +120,8 @@ class Clustered(Method):
     is constant for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The
     state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a
     part of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize`
-    puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open. States
-    merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
+    puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open.
+    States merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
     `block_attention`, `clustered_attention`.
 
     References
