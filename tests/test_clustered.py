@@ -7,6 +7,8 @@ import importlib.resources
 import itertools
 import pickle
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,13 @@ from rows.libraries import Library, relative_error
 from rows.methods import CASES, Case, D
 
 import subquad
+from subquad.attention import key_clusters
 from subquad.attention.cluster_spans import span_of
-from subquad.cli.inputs import read_sample
-from subquad.kernels.clustered_attention import clustered_attention
+from subquad.attention.key_clusters import spread_of
+from subquad.cli.inputs import read_npz, read_sample
+from subquad.kernels.clustered_attention import band_sums, bands_of, clustered_attention
 
+MINILM = Path(__file__).with_name("data") / "minilm.npz"
 N = 150
 SMALL = {"cluster_size": 4, "opened": 2, "chunk": 16, "sinks": 3, "window": 2, "spans": 2}
 GROUPED = SMALL | {"cluster_size": 2, "chunk": 32, "expanded": 3}  # groups of four clusters
@@ -120,9 +125,10 @@ def test_kernel_follows_its_definition() -> None:
     n, clusters, size, group, opened, expanded, scale = 9, 14, 3, 4, 2, 1, 0.7
     k, v = rng.standard_normal((2, clusters, size, D))
     q, stop = rng.standard_normal((n, D)), rng.integers(0, clusters + 1, n)
-    means, spread, values = k.mean(axis=1), k.var(axis=1), v.mean(axis=1)
+    means, values = k.mean(axis=1), v.mean(axis=1)
+    spread, of_spread = (rng.random((x, D + bands_of(D))) for x in (clusters, 3))
     members = [x[1:13].reshape(3, group * size, D) for x in (k, v)]  # cluster 0 is always opened, 13 has no group
-    of_groups = members[0].mean(axis=1), members[0].var(axis=1), members[1].mean(axis=1)
+    of_groups = members[0].mean(axis=1), of_spread, members[1].mean(axis=1)
     columns = np.swapaxes(k, 1, 2).reshape(clusters * D, size)
     counts = np.full(clusters, size, dtype=np.int32)
     out, lse = clustered_attention(
@@ -130,8 +136,10 @@ def test_kernel_follows_its_definition() -> None:
         scale=scale, opened=opened, always=1, group=group, expanded=expanded,
     )  # fmt: skip
 
-    def weight(x: np.ndarray, mean: np.ndarray, variance: np.ndarray, count: int) -> float:
-        return float(x @ mean + (x * x) @ variance / 4 + np.log(count))
+    def weight(x: np.ndarray, mean: np.ndarray, spread: np.ndarray, count: int) -> float:
+        width = -(-D // bands_of(D))
+        bands = [(x[i : i + width] ** 2).sum() for i in range(0, D, width)]
+        return float(x @ mean + ((x @ spread[:D]) ** 2 + bands @ spread[D:]) / 4 + np.log(count))
 
     for i in range(n):
         x, seen = q[i] * scale, int(stop[i])
@@ -247,6 +255,53 @@ def test_longer_spans_make_better_clusters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "causal", "most"), [("sample", False, 0.95), ("minilm", False, 0.95), ("sample", True, 1.0)]
+)
+def test_the_direction_of_a_cluster_tells_more_than_its_channels(
+    source: str, causal: bool, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of trained models: with nothing but the variance of each channel, a band for each, errors are larger."""
+    x = read_sample() if source == "sample" else read_npz(MINILM)
+    exact = subquad.attention(x.q, x.k, x.v, "exact", causal=causal)
+
+    def errors() -> np.ndarray:
+        out = subquad.attention(x.q, x.k, x.v, "clustered", causal=causal, chunk=64, opened=8)
+        return np.linalg.norm(out - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
+
+    def of_channels(xp: Any, far: Any, share: Any, *_: Any) -> Any:
+        variances = xp.sum(far * far * share, axis=-2)
+        return xp.concat([xp.zeros_like(variances), variances], axis=-1)
+
+    found = errors()
+    monkeypatch.setattr(sys.modules["subquad.kernels.clustered_attention"], "BANDS", x.q.shape[-1])
+    monkeypatch.setattr(key_clusters, "spread_of", of_channels)
+    before = errors()
+    assert np.exp(np.mean(np.log(found / before))) < most
+    assert np.max(found) < np.max(before)
+
+
+def test_spread_tells_the_variance_along_one_direction() -> None:
+    """Of keys on a line, for every query; of a single key, and of keys that are equal, it is 0."""
+    rng = np.random.default_rng(0)
+    line = rng.standard_normal((16, 1)) * rng.standard_normal(D)
+    sight, share = np.ones(D), np.full((16, 1), 1 / 16)
+    far = line - line.mean(axis=0)
+    spread = spread_of(np, far, share, far, sight)
+    assert spread.shape == (D + bands_of(D),)
+    for q in rng.standard_normal((5, D)):
+        assert np.isclose((q @ spread[:D]) ** 2, np.var(line @ q))
+    assert np.allclose(spread[D:], 0, atol=1e-13)
+    assert np.all(spread_of(np, 0 * far, share, 0 * far, sight) == 0)
+    # the variances of all channels are kept, where each counts as the queries look at it
+    far, sight = rng.standard_normal((16, D)) - 0.1, rng.random(D)
+    far -= far.mean(axis=0)
+    spread = spread_of(np, far, share, far, sight)
+    left = (far**2).mean(axis=0) - spread[:D] ** 2
+    assert np.all(left > 0)
+    assert np.allclose(spread[D:], band_sums(np, left * sight) / band_sums(np, sight))
+
+
+@pytest.mark.parametrize(
     ("chunk", "spans", "span"), [(1, 2, 0), (6, 2, 2), (8, 2, 8), (24, 2, 8), (8, 8, 8), (12, 8, 0), (5, 1, 0)]
 )
 def test_spans_are_powers(chunk: int, spans: int, span: int) -> None:
@@ -325,8 +380,8 @@ def test_gradients_of_earlier_rows_do_not_meet_later_numbers_that_are_not_finite
 
 
 STATE = {
-    "columns", "members", "means", "spread", "mean_values", "counts", "group_means", "group_spread", "group_values",
-    "keys", "values", "visible", "moment", "metric",
+    "columns", "members", "means", "spread", "mean_values", "sight", "counts", "group_means", "group_spread",
+    "group_values", "keys", "values", "visible", "moment", "metric",
 }  # fmt: skip
 
 
@@ -345,7 +400,9 @@ def test_a_state_holds_full_chunks_in_clusters_and_the_open_one_as_it_is() -> No
         assert state["counts"].sum() == 2 * (n - n % 16)
         sizes.append(sum(x.nbytes for x in state.values()))
     # per token: k, v, and a part of a cluster; not the square of anything
-    assert sizes[-1] <= 8 * 2 * (40 * (D + 3 + 1) + 9 * (2 * D + 3 + 1) + 4 * (D + 3) + 2 * D * D)
+    assert sizes[-1] <= 8 * 2 * (
+        40 * (D + 3 + 1) + 9 * (3 * D + bands_of(D) + 3 + 1) + 4 * (D + bands_of(D) + 3) + 2 * D * D
+    )
 
 
 @pytest.mark.parametrize(

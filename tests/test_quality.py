@@ -18,7 +18,7 @@ from subquad.cli.inputs import read_npz, read_sample
 torch = pytest.importorskip("torch")
 pytest.importorskip("rich")
 
-from asv_benchmarks.quality import candidates, clock, embeddings, language, packages, shares, table, texts  # noqa: E402
+from asv_benchmarks.quality import candidates, clock, embeddings, heads, language, packages, shares, table, texts  # noqa: E402
 from asv_benchmarks.quality.candidates import Candidate, Replacement  # noqa: E402
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -127,6 +127,22 @@ def test_errors_of_heads() -> None:
     assert recorder.errors(lambda q, k, v: exact) == {"error": 0, "largest_error": 0}
     scale = torch.tensor([1.0, 1.25, 0.75, 2.0])[:, None, None]
     assert recorder.errors(lambda q, k, v: exact * scale) == pytest.approx({"error": 0.25, "largest_error": 1})
+
+
+def test_heads_at_a_share_of_the_keys_and_within_tolerances(tmp_path: Path) -> None:
+    few = heads.read(MINILM, 256, causal=False)
+    row = heads.judge(few, 0.3)
+    assert row["share"] <= 0.3 < few.share(subquad.Clustered(opened=row["opened"] + 1))
+    assert len(row["errors"]) == 3
+    assert 0 < max(row["errors"]) < 0.3
+    for tolerance in (1e-9, 0.2):  # below the rounding of all clusters opened, and above
+        found = list(heads.choose(few, tolerance, 1))
+        assert [x["exact"] for x in found] == 3 * [tolerance < 1e-3]
+        assert heads.summary(tolerance, found)[1] == "3 of 3"
+    assert [x["share"] for x in heads.choose(few, 1e-9, 1)] == [1, 1, 1]
+    assert heads.files([MINILM]) == [MINILM]
+    with pytest.raises(FileNotFoundError, match=r"no smol\*.npz in"):
+        heads.files([tmp_path])
 
 
 def test_candidates_are_those_of_compare_and_windows_with_sinks() -> None:

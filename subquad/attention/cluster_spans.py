@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, summarize_clusters
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, sight_of, summarize_clusters
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.loading import backend_of
@@ -67,8 +67,10 @@ def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, thes
     v = found.v[..., these.start * size : these.stop * size, :]
     holds = xp.arange(size, dtype=xp.int32, device=place_of(k)) < counts[..., None]
     holds = xp.reshape(holds, (*counts.shape[:-1], count * size))
-    order = find_order(xp, k, metric, holds, size, method.seed, method.implementation)
-    return summarize_clusters(xp, k, v, order, counts_of(xp, holds, size), size)
+    rows = k @ metric
+    order = find_order(xp, rows, holds, size, method.seed, method.implementation)
+    sight = xp.broadcast_to(sight_of(xp, metric)[..., None, :], found.means[..., these, :].shape)
+    return summarize_clusters(xp, k, v, order, counts_of(xp, holds, size), size, (rows, sight))
 
 
 def _replaced(xp: ModuleType, method: Clustered, found: KeyClusters, start: int, new: KeyClusters) -> KeyClusters:
@@ -87,8 +89,11 @@ def _replaced(xp: ModuleType, method: Clustered, found: KeyClusters, start: int,
         whole = max(start - method.clusters_of_sinks, 0) // method.group
         one, two, three = (x[..., :whole, :] for x in found.groups)
         kept = one, two, three
+    assert found.sight is not None
+    assert new.sight is not None
     return KeyClusters(
         replaced(found.k, new.k, d), replaced(found.v, new.v, size), None,
         replaced(found.counts[..., None], new.counts[..., None])[..., 0], replaced(found.means, new.means),
-        replaced(found.spread, new.spread), replaced(found.mean_values, new.mean_values), kept,
+        replaced(found.spread, new.spread), replaced(found.mean_values, new.mean_values),
+        replaced(found.sight, new.sight), kept,
     )  # fmt: skip

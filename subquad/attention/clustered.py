@@ -23,6 +23,7 @@ from subquad.attention.key_clusters import (
     counts_of,
     find_order,
     seen_keys,
+    sight_of,
     summarize_clusters,
     with_groups,
 )
@@ -44,7 +45,7 @@ from subquad.core.checks import check_count, check_seed
 from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
-from subquad.kernels.clustered_attention import clustered_attention
+from subquad.kernels.clustered_attention import bands_of, clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
 
@@ -102,24 +103,25 @@ class Clustered(Method):
 
     Notes
     -----
-    A cluster of n keys with mean μ, variances σ² and mean value v̄ that stays closed has the weight exp(w) and the value
-    v̄, with
+    A cluster of n keys with mean μ and mean value v̄ that stays closed has the weight exp(w) and the value v̄, with
 
-        w = s q·μ + s² Σ_l q_l² σ²_l / 4 + log n.
+        w = s q·μ + s² ((q·u)² + Σ_b τ_b Σ_{l in b} q_l²) / 4 + log n.
 
-    The clusters of the largest w are opened. All weights are positive and there is one softmax over all of them, so an
-    output is a convex combination of values; with every cluster opened it is exact attention. A key counts once: those
-    read exactly because they are near are left out of their cluster.
+    (q·u)² is the variance of q·k along the direction in which the keys of the cluster spread most, and τ what is left
+    of the variance of a channel, on average over each of four bands b of channels, which count as much as the squares
+    of queries in them. The clusters of the largest w are opened. All weights are positive and there is one softmax over
+    all of them, so an output is a convex combination of values; with every cluster opened it is exact attention. A key
+    counts once: those read exactly because they are near are left out of their cluster.
 
-    Clusters come from splitting rows k Σ^¼ in halves of equal size, with Σ the second moment of the queries (of all
-    heads that share the keys, without those that are not finite, or hidden by `key_mask`). In causal calls, Σ of a
-    chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least two thirds of them, so
-    that no later token changes an earlier row. Which keys lie together and which clusters are opened is constant
-    for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The state of
-    `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a part
-    of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize` puts
-    all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open. States
-    merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
+    Clusters come from splitting rows k Σ^¼ in halves of equal size, and u is found among them, with Σ the second moment
+    of the queries (of all heads that share the keys, without those that are not finite, or hidden by `key_mask`). In
+    causal calls, Σ of a chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least two
+    thirds of them, so that no later token changes an earlier row. Which keys lie together and which clusters are opened
+    is constant for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The
+    state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a
+    part of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize`
+    puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open.
+    States merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
     `block_attention`, `clustered_attention`.
 
     References
@@ -276,7 +278,7 @@ class Clustered(Method):
         width = call.xp.finfo(call.q.dtype).bits // 8
         keys, heads = (max(1, math.prod(x)) for x in (with_own_keys(call).k.shape[:-2], call.batch()))
         slots = n_kv + n_kv // self.chunk * self.cluster_size + 2 * self.cluster_size
-        of_keys = 3 * slots * (d + d_v) + slots // self.cluster_size * (2 * d + d_v)
+        of_keys = slots * (5 * d + 3 * d_v) + slots // self.cluster_size * (3 * d + bands_of(d) + d_v)
         of_rows = min(heads * n * (d_v + 1), 2 * PART) + heads * n
         return width * (keys * of_keys + of_rows) + SCRATCH
 
@@ -404,23 +406,30 @@ class Clustered(Method):
         seen = seen_keys(call)[..., : chunks * chunk]
         sinks = self.sinks if begins else 0
         clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
-        rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1]))
+        rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])) @ metric
         held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
-        order = find_order(xp, rows, metric, held, self.cluster_size, self.seed, self.implementation)
+        order = find_order(xp, rows, held, self.cluster_size, self.seed, self.implementation)
         order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
         counts = counts_of(xp, held, self.cluster_size)
         order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
-        return self._with_sinks(xp, k, v, seen, sinks, order, counts)
+        of_chunks = sight_of(xp, metric)[..., None, :]
+        sight = xp.broadcast_to(of_chunks, (*of_chunks.shape[:-2], self.clusters_of_chunk, k.shape[-1]))
+        sight = xp.reshape(sight, (*sight.shape[:-3], chunks * self.clusters_of_chunk, k.shape[-1]))
+        rows = xp.reshape(rows, (*rows.shape[:-3], chunks * chunk, k.shape[-1]))
+        return self._with_sinks(xp, k, v, seen, sinks, order, counts, (rows, sight))
 
     def close_keys(
-        self, xp: ModuleType, k: Array, v: Array, seen: Array, metric: Array | None, *, begins: bool
+        self, xp: ModuleType, k: Array, v: Array, seen: Array, metric: Array, *, begins: bool
     ) -> KeyClusters:
         """The clusters of these keys in one metric; those of the sinks are before them, if they begin the sequence."""
         size, n = self.cluster_size, k.shape[-2]
         sinks = min(self.sinks, n) if begins else 0
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        order = find_order(xp, k, metric, clustered, size, self.seed, self.implementation)
-        return self._with_sinks(xp, k, v, seen, sinks, order, counts_of(xp, clustered, size))
+        rows = k @ metric
+        order = find_order(xp, rows, clustered, size, self.seed, self.implementation)
+        counts, sight = counts_of(xp, clustered, size), sight_of(xp, metric)[..., None, :]
+        sight = xp.broadcast_to(sight, (*sight.shape[:-2], counts.shape[-1], k.shape[-1]))
+        return self._with_sinks(xp, k, v, seen, sinks, order, counts, (rows, sight))
 
     def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
         """The clusters of all keys, and the cluster of each key, −1 for none."""
@@ -435,8 +444,9 @@ class Clustered(Method):
         return found, xp.where(clustered, cluster_of, -1)
 
     def _with_sinks(
-        self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array
-    ) -> KeyClusters:
+        self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array,
+        as_seen: tuple[Array, Array],
+    ) -> KeyClusters:  # fmt: skip
         """The summaries of clusters, with those of the first keys before them."""
         size = self.cluster_size
         if sinks:
@@ -451,4 +461,8 @@ class Clustered(Method):
                 xp.concat([xp.broadcast_to(x, (*y.shape[:-1], x.shape[-1])), y], axis=-1)
                 for x, y in ((first, order), (counts_of(xp, own, size), counts))
             )
-        return summarize_clusters(xp, k, v, order, counts, size)
+            rows, sight = as_seen
+            lacking = counts.shape[-1] - sight.shape[-2]
+            before = xp.broadcast_to(sight[..., :1, :], (*sight.shape[:-2], lacking, sight.shape[-1]))
+            as_seen = rows, xp.concat([before, sight], axis=-2)
+        return summarize_clusters(xp, k, v, order, counts, size, as_seen)

@@ -28,6 +28,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
+from subquad.kernels.clustered_attention import bands_of
 
 if TYPE_CHECKING:
     from subquad.attention.clustered import Clustered
@@ -37,11 +38,12 @@ CLUSTERED_STATE = StateSpec(
         "columns": ("clusters · d", "cluster_size"),  # the keys of each cluster
         "members": ("clusters · cluster_size", "d_v"),  # their values
         "means": ("clusters", "d"),
-        "spread": ("clusters", "d"),
+        "spread": ("clusters", "d + bands"),
+        "sight": ("clusters", "d"),
         "mean_values": ("clusters", "d_v"),
         "counts": ("clusters", 1),
         "group_means": ("groups", "d"),
-        "group_spread": ("groups", "d"),
+        "group_spread": ("groups", "d + bands"),
         "group_values": ("groups", "d_v"),
         "keys": ("open", "d"),  # of the chunk that is not full
         "values": ("open", "d_v"),
@@ -162,11 +164,12 @@ def _empty(call: AttentionCall, size: int) -> State:
         "columns": zeros(*batch, 0, size),
         "members": zeros(*of_values, 0, d_v),
         "means": zeros(*batch, 0, d),
-        "spread": zeros(*batch, 0, d),
+        "spread": zeros(*batch, 0, d + bands_of(d)),
+        "sight": zeros(*batch, 0, d),
         "mean_values": zeros(*of_values, 0, d_v),
         "counts": zeros(*batch, 0, 1),
         "group_means": zeros(*batch, 0, d),
-        "group_spread": zeros(*batch, 0, d),
+        "group_spread": zeros(*batch, 0, d + bands_of(d)),
         "group_values": zeros(*of_values, 0, d_v),
         "keys": zeros(*batch, 0, d),
         "values": zeros(*of_values, 0, d_v),
@@ -183,7 +186,7 @@ def _check_sizes(method: Clustered, d: int, d_v: int, state: Mapping[str, Array]
     CLUSTERED_STATE.check_sizes(
         "state", state, groups=grouped,
         **{"clusters · d": clusters * d, "clusters · cluster_size": clusters * size, "cluster_size": size,
-           "clusters": clusters, "open": held, "d": d, "d_v": d_v},
+           "clusters": clusters, "open": held, "d": d, "d + bands": d + bands_of(d), "d_v": d_v},
     )  # fmt: skip
     if held >= method.chunk:
         msg = f"state has {held} keys in an open chunk, which does not fit {method}: give the chunk that it began with"
@@ -196,7 +199,7 @@ def _clusters_of(xp: ModuleType, state: Mapping[str, Array]) -> KeyClusters:
     counts = xp.astype(state["counts"][..., 0], xp.int32)
     return KeyClusters(
         state["columns"], state["members"], None, counts, state["means"], state["spread"], state["mean_values"],
-        (state["group_means"], state["group_spread"], state["group_values"]),
+        state["sight"], (state["group_means"], state["group_spread"], state["group_values"]),
     )  # fmt: skip
 
 
@@ -210,8 +213,9 @@ def _fields_of(xp: ModuleType, found: KeyClusters) -> State:
 def _members_of(xp: ModuleType, found: KeyClusters) -> State:
     """The fields of a state that hold clusters."""
     counts = xp.astype(found.counts, found.means.dtype)[..., None]
+    assert found.sight is not None
     return {"columns": found.k, "members": found.v, "means": found.means, "spread": found.spread,
-            "mean_values": found.mean_values, "counts": counts}  # fmt: skip
+            "mean_values": found.mean_values, "sight": found.sight, "counts": counts}  # fmt: skip
 
 
 def _joined(xp: ModuleType, one: KeyClusters, other: KeyClusters) -> KeyClusters:
@@ -220,9 +224,9 @@ def _joined(xp: ModuleType, one: KeyClusters, other: KeyClusters) -> KeyClusters
     both = {name: join_rows(xp, first[name], second[name]) for name in first}
     groups = one.groups
     if groups is not None:
-        of = (both["means"], both["means"], both["mean_values"])
+        of = (both["means"], both["spread"], both["mean_values"])
         a, b, c = (xp.broadcast_to(x, (*y.shape[:-2], *x.shape[-2:])) for x, y in zip(groups, of, strict=True))
         groups = a, b, c
     counts = xp.astype(both.pop("counts")[..., 0], xp.int32)
-    k, v, means, spread, mean_values = both.values()
-    return KeyClusters(k, v, None, counts, means, spread, mean_values, groups)
+    k, v, means, spread, mean_values, sight = both.values()
+    return KeyClusters(k, v, None, counts, means, spread, mean_values, sight, groups)

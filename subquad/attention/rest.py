@@ -86,7 +86,7 @@ def centroids(
     others = held
     for s in range(singles.shape[-1]):
         others = others & (names != singles[..., s : s + 1])
-    order = find_order(xp, rows, None, others, size, SEED, only_generic(implementation))
+    order = find_order(xp, rows, others, size, SEED, only_generic(implementation))
     counts = xp.concat([of_singles, counts_of(xp, others, size)], axis=-1)
     repeated = xp.broadcast_to(singles[..., None], (*singles.shape, size))
     order = xp.concat([xp.reshape(repeated, (*singles.shape[:-1], singles.shape[-1] * size)), order], axis=-1)
@@ -95,7 +95,7 @@ def centroids(
     order = order + xp.arange(count, dtype=xp.int32, device=where)[:, None] * block
     order = xp.reshape(xp.where(order < n, order, n - 1), (*batch, count * per_block * size))
     counts = xp.reshape(counts, (*batch, count * per_block))
-    found = summarize_clusters(xp, k, v, order, counts, size)
+    found = summarize_clusters(xp, k, v, order, counts, size, None)
     places = xp.reshape(order, (*batch, count * per_block, size))
     members = xp.where(xp.arange(size, dtype=xp.int32, device=where) < counts[..., None], places, -1)
     return Centroids(found.means, found.spread, found.mean_values, members, per_block, block)

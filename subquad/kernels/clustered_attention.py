@@ -1,15 +1,16 @@
 """Softmax attention to clusters of keys: a few clusters are opened for each row, the others enter as their centroids.
 
     out[i] = Σ_j e^{x[i, j]} v[j] + Σ_c e^{w[i, c]} v̄[c]   over their sum of weights,    x[i, j] = s q[i]·k[j]
-    w[i, c] = s q[i]·μ[c] + s² Σ_l q[i, l]² σ²[c, l] / 4 + log n[c]
+    w[i, c] = s q[i]·μ[c] + s² ((q[i]·u[c])² + Σ_b τ[c, b] Σ_{l in b} q[i, l]²) / 4 + log n[c]
 
-j runs over the keys of the clusters that row i opens, those of the largest w, and c over the others. μ, v̄ and σ² are
-means and variances of the n keys of a cluster. The second term is half of what the mean of e^{x} over a cluster asks
-for if its keys are Gaussian: less, because the v̄ of a cluster fits its heavy keys less. All weights are positive, so
+j runs over the keys of the clusters that row i opens, those of the largest w, and c over the others. μ and v̄ are means
+of the n keys of a cluster and of their values. What s² / 4 stands before is the variance of q·k over the cluster if its
+covariance is u uᵀ and, beside that, the same for all channels of a band b. The term is half of what the mean of e^{x}
+asks for if keys are Gaussian: less, because the v̄ of a cluster fits its heavy keys less. All weights are positive, so
 outputs are convex combinations of values.
 
-Clusters may come in groups, each with means and variances of all its keys. A row then weighs the groups as if they were
-clusters, expands those of the largest w into their clusters, and reads each other group as one centroid.
+Clusters may come in groups, each with the mean and the spread of all its keys. A row then weighs the groups as if they
+were clusters, expands those of the largest w into their clusters, and reads each other group as one centroid.
 """
 
 from __future__ import annotations
@@ -27,7 +28,23 @@ from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import batch_of, join
 from subquad.kernels.max_shift import divide_or_zero, finite_shift
 
-SPREAD = 0.25  # weight of s² Σ q² σ² in w
+SPREAD = 0.25  # weight of the variance of s q·k in w
+BANDS = 4  # runs of channels, at most, in which what u leaves of the variance is the same for all
+
+
+def bands_of(d: int) -> int:
+    """How many bands d channels have: runs of ⌈d / BANDS⌉ of them."""
+    return -(-d // -(-d // BANDS)) if d else 0
+
+
+def band_sums(xp: ModuleType, x: Array) -> Array:
+    """The sums (..., bands) of x (..., d) over the channels of each band."""
+    d, bands = x.shape[-1], bands_of(x.shape[-1])
+    width = -(-d // BANDS)
+    lacking = bands * width - d
+    if lacking:
+        x = xp.concat([x, xp.zeros((*x.shape[:-1], lacking), dtype=x.dtype, device=place_of(x))], axis=-1)
+    return xp.sum(xp.reshape(x, (*x.shape[:-1], bands, width)), axis=-1)
 
 
 def outputs(
@@ -57,13 +74,14 @@ def clustered_attention(
 
         k                        (..., C · d, size)   the keys of each cluster as columns, one cluster after the other
         v                        (..., C · size, d_v)   the values of each cluster as rows
-        means, spread            (..., C, d)          mean and variance of the keys of a cluster
+        means                    (..., C, d)          mean of the keys of a cluster
+        spread                   (..., C, d + bands)  u and τ of the keys of a cluster, `bands_of` d
         mean_values, counts      (..., C, d_v), (..., C)   mean of its values, and how many of its places hold a key,
                                                       int32: the first ones
         stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first
                                                       `always` of them, and the `opened` others of the largest w
-        group_means, group_spread, group_values   (..., G, d) twice, (..., G, d_v)   mean, variance and mean value of
-                                                      the keys of `group` clusters, one group after the other, from
+        group_means, group_spread, group_values   (..., G, d), (..., G, d + bands), (..., G, d_v)   the same of the
+                                                      keys of `group` clusters, one group after the other, from
                                                       cluster `always` on. A row expands the `expanded` groups of the
                                                       largest w of those whose clusters it sees all
         order                    (..., C · size)      the place of each key in the sequence
@@ -169,14 +187,17 @@ class Centroids(NamedTuple):
     """What stands for closed clusters; what is not finite is 0 here, and told of."""
 
     means: Array  # (..., C, d)
-    spread: Array
+    spread: Array  # (..., C, d + bands)
     values: Array  # (..., C, d_v)
     finite_keys: Array  # (..., 1, C)
     finite: Array  # (..., 1, C): of the values
 
     def weights(self, xp: ModuleType, q: Array, left: Array, visible: Array) -> Array:
         """The weights w (..., n, C) of clusters that have keys left and are visible, −∞ of others."""
-        logits = q @ xp.matrix_transpose(self.means) + SPREAD * ((q * q) @ xp.matrix_transpose(self.spread))
+        d = q.shape[-1]
+        along, bands = (xp.matrix_transpose(x) for x in (self.spread[..., :d], self.spread[..., d:]))
+        variance = (q @ along) ** 2 + band_sums(xp, q * q) @ bands
+        logits = q @ xp.matrix_transpose(self.means) + SPREAD * variance
         logits = xp.where(self.finite_keys, logits, math.nan)
         seen = (left > 0) & visible
         return xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
@@ -185,7 +206,8 @@ class Centroids(NamedTuple):
 def _centroids(xp: ModuleType, means: Array, spread: Array, values: Array) -> Centroids:
     # what is not finite must reach the rows that see it and no others, gradients too: 0 · NaN is NaN
     finite = xp.all(xp.isfinite(values), axis=-1, keepdims=True)
-    finite_keys = xp.all(xp.isfinite(means) & xp.isfinite(spread), axis=-1, keepdims=True)
+    of_means, of_spread = (xp.all(xp.isfinite(x), axis=-1, keepdims=True) for x in (means, spread))
+    finite_keys = of_means & of_spread
     means, spread = (xp.where(finite_keys, x, 0.0) for x in (means, spread))
     values = xp.where(finite, values, 0.0)
     return Centroids(means, spread, values, xp.matrix_transpose(finite_keys), xp.matrix_transpose(finite))

@@ -612,8 +612,11 @@ def clustered(
     sketch = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal((d, 32))
     sink_keys = {j for j in range(n_kv) if j < sinks and keep[j]}
 
-    def clusters_of(keys: range, last: int, places: int) -> list[list[int]]:
-        """The clusters of some keys, by the queries before row `last`; full ones would have so many keys."""
+    def clusters_of(keys: range, last: int, places: int) -> list[tuple[list[int], Array]]:
+        """The clusters of some keys, by the queries before row `last`, and the metric of these.
+
+        Full clusters would have so many keys.
+        """
         moment = np.zeros((d, d))
         for own in queries:
             for row in own[: max(last, 0)][real[: max(last, 0)]]:
@@ -622,13 +625,14 @@ def clustered(
         depth = 0
         while cluster_size * 2**depth < places:
             depth += 1
-        x = k @ quarter_root(moment)
-        return [cluster for cluster in halves(x, own, cluster_size * 2**depth, cluster_size, sketch) if cluster]
+        root = quarter_root(moment)
+        found = halves(k @ root, own, cluster_size * 2**depth, cluster_size, sketch)
+        return [(cluster, root) for cluster in found if cluster]
 
     ahead, last = n_kv - n, 0
     clusters: list[
-        tuple[int, float, list[int]]
-    ] = []  # (the first place of a row that sees it, of one that does not, keys)
+        tuple[int, float, list[int], Array]
+    ] = []  # (the first place of a row that sees it, of one that does not, keys, metric)
     if causal:
         places = -(-chunk // cluster_size) * cluster_size
         for c in range(n_kv // chunk):
@@ -638,10 +642,10 @@ def clustered(
             while spans > 1 and (c + 1) % (many * spans) == 0:
                 many *= spans
             start = end - many * chunk  # these keys are clustered again
-            clusters = [(x, min(y, end) if own[0] >= start else y, own) for x, y, own in clusters]
-            clusters += [(end, np.inf, own) for own in clusters_of(range(start, end), last, many * places)]
+            clusters = [(x, min(y, end) if own[0] >= start else y, own, root) for x, y, own, root in clusters]
+            clusters += [(end, np.inf, *found) for found in clusters_of(range(start, end), last, many * places)]
     else:
-        clusters = [(-n, np.inf, cluster) for cluster in clusters_of(range(n_kv), n, n_kv)]
+        clusters = [(-n, np.inf, *found) for found in clusters_of(range(n_kv), n, n_kv)]
 
     out = np.zeros((n, v.shape[1]))
     for i in range(n):
@@ -652,11 +656,10 @@ def clustered(
             near = sink_keys | {j for j in range(n_kv) if abs(j - place) <= window}
         near = {j for j in near if keep[j]}
         parts = []  # (logit, how many keys it stands for, their keys that are not near, mean value)
-        for first, end, cluster in clusters:
+        for first, end, cluster, root in clusters:
             left = [j for j in cluster if j not in near]
             if first <= place < end and left:
-                spread = k[cluster].var(axis=0)
-                logit = scale * q[i] @ k[cluster].mean(axis=0) + scale**2 * (q[i] ** 2) @ spread / 4
+                logit = scale * q[i] @ k[cluster].mean(axis=0) + scale**2 * variance_along(q[i], k[cluster], root) / 4
                 parts.append((logit + np.log(len(left)), left, v[cluster].mean(axis=0)))
         parts.sort(key=lambda part: -part[0])
         near = near.union(*(left for _, left, _ in parts[:opened]))
@@ -666,6 +669,24 @@ def clustered(
             weights = np.exp(np.array(logits) - max(logits))
             out[i] = weights @ np.array(values) / weights.sum()
     return out
+
+
+def variance_along(q: Array, k: Array, root: Array) -> float:
+    """The variance of q·k over a few keys: along one direction exactly, else as if it were that of a band's mean.
+
+    `root` is Σ^¼ of the moment of queries, in which the direction is found; channels of a band count by their squares.
+    """
+    far, sight = k - k.mean(axis=0), np.diag(np.linalg.matrix_power(root, 4))
+    covariance, square = far.T @ far / len(k), root @ root
+    direction = square @ far[np.argmax(((far @ root) ** 2).sum(axis=1))]
+    for _ in range(2):
+        direction = square @ covariance @ direction
+        direction = direction / max(np.linalg.norm(direction), 1e-300)
+    along = direction @ covariance @ direction
+    main = covariance @ direction / np.sqrt(along) if along > 0 else 0 * direction
+    left, width = np.diag(covariance) - main**2, -(-len(q) // 4)
+    bands = [slice(b, b + width) for b in range(0, len(q), width)]
+    return (q @ main) ** 2 + sum((q[b] ** 2).sum() * np.average(left[b], weights=sight[b]) for b in bands)
 
 
 def quarter_root(moment: Array) -> Array:

@@ -20,6 +20,7 @@ from subquad.backend import Backend, Override
 from subquad.core import loading
 from subquad.core.kernel import Choice, Kernel, listening
 from subquad.core.loading import backend_of
+from subquad.kernels.clustered_attention import bands_of
 from subquad.kernels.feature_map import Elu, Exponential, FeatureMap
 from subquad.kernels.visibility import CAUSAL
 
@@ -188,7 +189,8 @@ def clustered_attention(
         share = (holds / np.maximum(counts, 1)[..., None])[..., None]
         of_clusters = [x.reshape(*kv[:-1], count, size, -1) for x in (k, v)]
         means, mean_values = ((x * share).sum(axis=-2) for x in of_clusters)
-        spread = ((of_clusters[0] - means[..., None, :]) ** 2 * share).sum(axis=-2)
+        spread = (of_clusters[0] - means[..., None, :]) ** 2 * share
+        spread = np.concatenate([means[..., ::-1] / 3, spread.sum(axis=-2)[..., : bands_of(D)]], axis=-1)
         columns = np.swapaxes(of_clusters[0], -1, -2).reshape(*kv[:-1], count * D, size)
         of_groups = [x[..., 1 : 1 + 3 * groups, :].reshape(*kv[:-1], groups, 3, -1).mean(axis=-2)
                      for x in (means, spread, mean_values)] if "groups" in name else [None] * 3  # fmt: skip

@@ -37,7 +37,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
         given["means"].shape[-2],
         given["k"].shape[-1],
     )
-    always, tasks = static.get("always", 0), -(-n // ROWS)
+    always, tasks, bands = static.get("always", 0), -(-n // ROWS), given["spread"].shape[-1] - d
     own, of_groups = given["cluster_of"], given["group_means"]
     groups, group, expanded = (
         0 if of_groups is None else of_groups.shape[-2],
@@ -45,12 +45,12 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
         static.get("expanded", 0),
     )
     sizes = {
-        "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "clusters": clusters, "size": size,
-        "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "groups": groups,
+        "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "bands": bands, "clusters": clusters,
+        "size": size, "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "groups": groups,
         "group": group, "expanded": expanded, "tasks": tasks,
     }  # fmt: skip
     weighed = groups + min(clusters, expanded * group) if groups else clusters
-    keys = (always + static["opened"]) * size * (d + d_v) + weighed * (2 * d + d_v)
+    keys = (always + static["opened"]) * size * (d + d_v) + weighed * (2 * d + bands + d_v)
     return sizes, tasks, float(n * keys)
 
 

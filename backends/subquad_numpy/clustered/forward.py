@@ -58,8 +58,14 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         high_v, wide_v, wide_s = padded(d_v, TILE_ROWS), padded(d_v, lanes), padded(size, lanes)
         every = f.always + f.opened
         sizes = (
-            *(d * panel, d * panel, (padded(entries, TILE_ROWS) + TILE_ROWS) * panel, widest * panel, groups * panel),
-            *(entries, panel, panel, whole_keys * max(padded(d, TILE_ROWS), high_v), high_v * panel),
+            *(
+                d * panel,
+                f.bands * panel,
+                (padded(entries, TILE_ROWS) + TILE_ROWS) * panel,
+                widest * panel,
+                groups * panel,
+            ),
+            *(entries, panel, panel, whole_keys * max(padded(d + f.bands, TILE_ROWS), high_v), high_v * panel),
             *(ROWS * wide_v, ROWS, ROWS, wide_s, TOGETHER * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
             panel * room_for(widest, lanes),
             *(whole_keys, panel),
@@ -112,7 +118,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     limit = min(stop[row + base + c], clusters) if c < many_rows else 0
                     stops[c] = limit
                     most, least = max(most, limit), min(least, limit) if c < many_rows else least
-                pack_queries(q, row + base, many_rows, d, panel, scale, packed, squares)
+                pack_queries(q, row + base, many_rows, d, f.bands, panel, scale, packed, squares)
                 # groups first, then clusters, of which the rows of the panel weigh some
                 whole = max(0, min(groups, (most - f.always) // f.group))
                 runs = append_run(firsts, runs_of, 0, 0, 0, whole)

@@ -12,7 +12,7 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import inline, load, pointer, store, where_negative, zeros
+from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
@@ -20,12 +20,15 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 ROWS = 256  # rows of a task
 TILE = 64  # clusters of a tile: their means stay in the first cache
 
-# Sizes: rows, keys, numbers of a row and of a value, clusters, keys of a cluster, clusters that are opened by weight
-# and always, places around a row whose keys count elsewhere, groups, clusters of a group, groups that are expanded,
-# tasks of an item.
+# Sizes: rows, keys, numbers of a row and of a value, bands of a row, clusters, keys of a cluster, clusters that are
+# opened by weight and always, places around a row whose keys count elsewhere, groups, clusters of a group, groups that
+# are expanded, tasks of an item.
 SIZES: Fields = dict.fromkeys(
-    ("n", "n_kv", "d", "d_v", "clusters", "size", "opened", "always", "reach", "groups", "group", "expanded", "tasks")
-)
+    (
+        "n", "n_kv", "d", "d_v", "bands", "clusters", "size", "opened", "always", "reach", "groups", "group",
+        "expanded", "tasks",
+    )
+)  # fmt: skip
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "order": 1, "means": 2, "spread": 2, "mean_values": 2, "counts": 1,
     "group_means": 2, "group_spread": 2, "group_values": 2, "stop": 1, "place": 1, "cluster_of": 1, "before_out": 2,
@@ -35,13 +38,21 @@ ARRAYS: Fields = {
 
 
 @inline
-def pack_queries(q: Any, first: int, count: int, d: int, panel: int, scale: Any, packed: Any, squares: Any) -> None:
-    """Copy rows, times the scale, and SPREAD times their squares, into panels (d, panel); lanes without a row are 0."""
+def pack_queries(
+    q: Any, first: int, count: int, d: int, bands: int, panel: int, scale: Any, packed: Any, squares: Any
+) -> None:
+    """Copy rows, times the scale, into a panel (d, panel), and SPREAD times the sums of their squares over each band.
+
+    Lanes without a row are 0.
+    """
+    width = -(-d // bands) if bands > 0 else 1
     for c in range(panel):
+        for b in range(bands):
+            squares[b * panel + c] = 0
         for p in range(d):
             value = q[(first + c) * d + p] * scale if c < count else 0
             packed[p * panel + c] = value
-            squares[p * panel + c] = value * value * SPREAD
+            squares[p // width * panel + c] = squares[p // width * panel + c] + value * value * SPREAD
 
 
 @inline
@@ -57,11 +68,16 @@ def weigh(
     means = pointer(f.group_means if is_group else f.means, zero)
     spread = pointer(f.group_spread if is_group else f.spread, zero)
     d, count, before = f.d, f.groups if is_group else f.clusters, f.clusters if is_group else 0
-    rows, target = padded(many, TILE_ROWS), rows_at(x, panel)
-    a = whole_tile(means, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
+    rows, target, wide = padded(many, TILE_ROWS), rows_at(x, panel), d + f.bands
+    a = whole_tile(spread, AS_COMPUTED, wide, nothing, False, first, many, wide, count, False, lanes, own)
     multiply(a, rows, Panels(packed, d), d, panel, lanes, rows_at(nothing, 0), target)
-    a = whole_tile(spread, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
-    multiply(a, rows, Panels(squares, d), d, panel, lanes, target, target)
+    for i in range(0, many * panel, lanes):
+        along = load(x, i)
+        store(x, i, along * along * SPREAD)
+    of_bands = rows_at(shifted(a.data, d), a.row)
+    multiply(of_bands, rows, Panels(squares, f.bands), f.bands, panel, lanes, target, target)
+    a = whole_tile(means, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
+    multiply(a, rows, Panels(packed, d), d, panel, lanes, target, target)
     for t in range(many):
         at = last_cluster(f, is_group, first + t)
         mine = (at - f.always) // f.group
