@@ -57,8 +57,8 @@ def test_equals_its_definition(library: Library, name: str) -> None:
 
 OTHERWISE: dict[str, list[dict[str, Any]]] = {  # options of which the example inputs have another value
     "causal_conv1d": [{"activation": None}],
-    "delta_rule": [{"scale": 0.3}],
-    "gated_linear_attention": [{"scale": 0.3}, {"normalize": True}],
+    "delta_rule": [{"scale": 0.3}, {"scale": None}],
+    "gated_linear_attention": [{"scale": 0.3}, {"scale": None}, {"normalize": True}],
     "lti_scan": [{"discretization": rule} for rule in ("zoh", "bilinear", "euler", "mamba")],
     "selective_scan": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
     "ssd": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
