@@ -136,7 +136,7 @@ def _meaning(source: str) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.arguments):
             node.args = node.posonlyargs + node.args + node.kwonlyargs
-            node.defaults += [x or ast.Constant(None) for x in node.kw_defaults]
+            node.defaults += [x for x in node.kw_defaults if x is not None]
             node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         if isinstance(node, ast.Call):
             node.keywords = [x for x in node.keywords if x.arg != "strict"]

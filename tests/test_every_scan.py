@@ -67,8 +67,8 @@ def test_equals_its_definition(library: Library, name: str) -> None:
 
 OTHERWISE: dict[str, list[dict[str, Any]]] = {  # options of which the example inputs have another value
     "causal_conv1d": [{"activation": None}],
-    "delta_rule": [{"scale": 0.3}],
-    "gated_linear_attention": [{"scale": 0.3}, {"normalize": True}],
+    "delta_rule": [{"scale": 0.3}, {"scale": None}],
+    "gated_linear_attention": [{"scale": 0.3}, {"scale": None}, {"normalize": True}],
     "lti_scan": [{"discretization": rule} for rule in ("zoh", "bilinear", "euler", "mamba")],
     "selective_scan": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
     "ssd": [{"delta_limits": (0.01, 0.3)}, {"delta_softplus": False, "delta_limits": (0.01, 0.3)}],
@@ -94,6 +94,22 @@ def test_its_definition_knows_every_option(name: str) -> None:
     _, state = row.call(cut(name, arrays, slice(0, 9)), options | {"return_state": True})
     last = cut(name, arrays, slice(9, None)) | {"initial_state": state}
     assert relative_error(row.call(last, options), row.reference(last, options)) <= 1e-12
+
+
+SEQUENCES = {"causal_conv1d": "x", "delta_rule": "q k v", "gated_linear_attention": "q k v", "linear_scan": "a b",
+             "lti_scan": "u", "selective_scan": "u", "ssd": "x", "wkv": "r k v"}  # fmt: skip
+
+
+@every_scan
+def test_the_sequences_decide_the_dtype_of_the_output(name: str) -> None:
+    """Each of them that is wider makes it wider; decays, step sizes, weights and states do not."""
+    row, (arrays, options), deciding = SCANS[name], drawn(name, 20), SEQUENCES[name].split()
+    assert set(deciding) < set(arrays) or deciding == list(row.positional)
+    wide_rest = {key: x.astype("float32") if key in deciding else x for key, x in arrays.items()}
+    assert row.call(wide_rest, options).dtype == "float32"
+    narrow = {key: x.astype("float32") if x.dtype == "float64" else x for key, x in arrays.items()}
+    for key in deciding:
+        assert row.call(narrow | {key: arrays[key]}, options).dtype == "float64"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from interpreter import python
 from rows.libraries import relative_error
 
 import subquad
+from subquad.core.loading import backend_of
 
 pytest.importorskip("numba")
 torch = pytest.importorskip("torch")
@@ -196,3 +198,40 @@ def test_shards_of_attention() -> None:
     if not hasattr(jax, "shard_map"):
         pytest.skip("this JAX has it elsewhere")
     assert python(SHARDED) == "done"
+
+
+def test_loops_over_shards_have_carries_of_one_type() -> None:
+    """Sums alone, and sums beside rows, of arrays that differ between shards; a mesh of one device has the types too."""
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("this JAX has it elsewhere")
+    from jax.sharding import Mesh, PartitionSpec
+
+    def sums(x: Any, *, rows: bool) -> Any:
+        def step(total: Any, block: Any) -> Any:
+            total = total + block.sum(axis=-2)
+            return total, total[None] + block if rows else None
+
+        total, out = backend_of(jax.numpy).fold_blocks(step, jax.numpy.zeros(3), [x], 4)
+        return out if rows else total
+
+    x = jax.numpy.arange(30.0).reshape(10, 3)
+    parts = PartitionSpec("x")
+    for rows in (False, True):
+        run = functools.partial(sums, rows=rows)
+        shards = jax.shard_map(run, mesh=Mesh(np.array(jax.devices()[:1]), "x"), in_specs=parts, out_specs=parts)
+        assert np.array_equal(jax.jit(shards)(x), run(x))
+
+
+@pytest.mark.parametrize(("y", "total", "is_right"), [(2, 6, True), (2, 5, False), (1, 6, False)])
+def test_the_self_check_wants_every_result_right(
+    y: int, total: int, is_right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, and sums over rows."""
+    from subquad_jax import ffi
+
+    def called(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+        x = np.asarray(given["x"])
+        return {"y": y * x, "total": total * x.sum(axis=0)}
+
+    monkeypatch.setattr(ffi, "call", called)
+    assert ffi.round_trip_is_right() is is_right

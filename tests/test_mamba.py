@@ -223,6 +223,7 @@ def broken(name: str, change: Any) -> dict[str, Array]:
         ("dt_proj.bias", np.zeros_like, "dt_proj.bias is 0 in all channels, so that their steps are 0.69"),
         ("dt_proj.bias", lambda x: x + 4, "dt_proj.bias makes the median step"),
         ("A_log", lambda x: 0.02 * np.random.default_rng(0).standard_normal(x.shape), "nearly the same rate"),
+        ("A_log", lambda x: np.zeros_like(x) + np.linspace(0, np.log(2.4), 16), "nearly the same rate"),
         ("D", np.zeros_like, "D is 0 in all channels"),
         ("x_proj.weight", np.zeros_like, "x_proj.weight is 0 everywhere"),
         ("A_log", lambda x: np.where(x > 2, np.nan, x), "A_log has 432 numbers that are not finite"),
@@ -233,6 +234,12 @@ def test_check_tells_what_is_broken(name: str, change: Any, message: str) -> Non
     found = subquad.check_mamba(broken(name, change))
     assert len(found) == 1
     assert message in found[0]
+
+
+def test_check_wants_rates_that_differ_by_a_tenth_for_each_state() -> None:
+    params = subquad.init_mamba(24, d_state=4)
+    for ratio, count in ((1.2, 1), (1.4, 0)):
+        assert len(subquad.check_mamba(params | {"A_log": params["A_log"] * 0 + [0, 0, 0, np.log(ratio)]})) == count
 
 
 def test_check_reads_tensors() -> None:

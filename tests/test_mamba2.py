@@ -221,6 +221,8 @@ def test_parameters_at_initialisation() -> None:
         ({}, {"groups": 4}, "groups is 4, heads"),
         ({"A_log": np.ones(5)}, {}, re.escape("params['A_log'] has shape (5,), expected (6,)")),
         ({"in_proj.weight": np.ones((3, D_MODEL))}, {}, re.escape("params['in_proj.weight'] has shape (3, 12)")),
+        ({"conv1d.weight": np.ones((24, 1, 4))}, {}, "too few channels, expected d_inner.* give d_state = 0"),
+        ({"conv1d.weight": np.ones((20, 1, 4))}, {}, "too few channels, expected d_inner.* give d_state = -2"),
         ({}, {"norm_eps": 0.0}, "norm_eps"),
         ({}, {"delta_limits": (2.0, 1.0)}, "delta_limits"),
         (

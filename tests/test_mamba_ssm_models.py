@@ -401,7 +401,7 @@ print("causal_conv1d" in sys.modules, "mamba_ssm.ops" in sys.modules)
     assert python(code).splitlines() == [
         "True 2",
         "the original the later original",
-        "['causal_conv1d is installed', \"mamba_ssm is not installed: from now on `import` of it gives subquad's functions of the same names\"]",
+        "['causal_conv1d is installed', \"not installed: mamba_ssm; from now on `import` gives subquad's functions of the same names\"]",
         "True True",
     ]
 

@@ -300,6 +300,8 @@ def test_torch_gradients_of_gradients_that_are_not_plain(name: str) -> None:
         return torch.autograd.grad(out, given, x, retain_graph=True, **more)
 
     want = [pull(x) for x in grad]
+    one = pull(grad[:1], is_grads_batched=True)
+    assert all(torch.equal(x[0], y) for x, y in zip(one, want[0], strict=True))
     for got in (pull(grad, is_grads_batched=True), torch.func.vmap(pull)(grad)):
         for x, *each in zip(got, *want, strict=True):
             assert torch.allclose(x, torch.stack(each))

@@ -6,6 +6,7 @@ import _thread
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -242,3 +243,31 @@ def test_channels_of_a_gradient_are_halved_until_there_are_four_tasks() -> None:
         (8, 1), (16, 1), (16, 3), (16, 4), (128, 8),
     ]  # fmt: skip
     assert [scan.cut_gradient(batch, 2, 64, 8) for batch in (1, 2)] == [(32, 2), (64, 1)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process lists what it has loaded")
+def test_a_process_finds_its_own_copy_of_torch() -> None:
+    """By its place a process that was forked before the import is known; others have no copy at that place."""
+    pytest.importorskip("torch")
+    from subquad_torch import openmp
+
+    place = openmp._place_of_library("self")
+    assert place is not None
+    assert place.endswith("libtorch_cpu.so")
+    assert openmp._place_of_library("nobody") is None
+    assert openmp._place_of_library(str(os.getppid())) != place
+    assert not openmp.is_fork()
+
+
+@pytest.mark.parametrize("library", [object(), OSError("no such file")], ids=("no OpenMP", "no library"))
+def test_torch_without_openmp_has_no_team(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from subquad_torch import openmp
+
+    def opened(_: str) -> Any:
+        if isinstance(library, OSError):
+            raise library
+        return library
+
+    monkeypatch.setattr(ctypes, "CDLL", opened)
+    assert openmp.parallel_function.__wrapped__() is None

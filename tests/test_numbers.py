@@ -234,6 +234,7 @@ def test_exponentials_of_differences_are_written_over_where_they_fit() -> None:
     wide = backend.exp_difference(torch, x, y)
     assert wide.shape == (2, 3)
     assert (x == 1).all()
+    assert backend.exp_difference(torch, torch.ones(3, 1), torch.zeros(2, 3, 1)).shape == (2, 3, 1)
     over = backend.exp_difference(torch, y, x)
     assert over.data_ptr() == y.data_ptr()
     recorded = torch.ones(3, requires_grad=True)

@@ -110,6 +110,30 @@ def test_memory_of_all_items_counts(
         assert (name in dict(explanation.declined)) is not taken, explanation
 
 
+@pytest.mark.parametrize(("library", "taken"), [(Torch(), False), (TorchMeta(), True)], ids=str)
+def test_what_torch_attention_loses_on_a_cpu_is_declined_there_alone(library: Library, taken: bool) -> None:
+    """Digits, in sums over very many keys for few queries; and all logits at once, without flash attention."""
+    torch = pytest.importorskip("torch")
+    few, some = (library.array(np.zeros((n, 4)), "float32") for n in (4, 40))
+    many = few.expand(2**15 // 4 + 1, 4, 4).reshape(-1, 4)
+    assert is_sdpa(few, many) is taken
+    assert is_sdpa(some, many)
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        assert is_sdpa(some, some) is taken
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
+def is_sdpa(q: Any, k: Any) -> bool:
+    """Whether PyTorch's own attention takes a call."""
+    try:
+        subquad.explain(subquad.attention, q, k, k, "exact", implementation="sdpa")
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("form", ["plain", "causal", "mask"])
 def test_memory_of_torch_attention_grows_no_faster_than_n(form: str) -> None:
     """A mask of the keys is not spread over the queries; without one nothing is copied."""

@@ -129,6 +129,15 @@ def test_states_at_positions_are_those_of_split_calls(name: str, implementation:
 
 
 @every_scan
+def test_states_at_positions_of_one_document(name: str) -> None:
+    """Without segments they are those of one segment."""
+    arrays, _ = drawn(name, N)
+    for way in [{"reverse": True} if reverse else {} for reverse in directions(name)]:
+        run = functools.partial(scan, name, arrays, "generic", states_at=(7, 0, N), **way)
+        check_equal(name, "generic", run(), run(segments=np.zeros(N, np.int64)))
+
+
+@every_scan
 def test_states_at_every_so_many_steps(name: str) -> None:
     arrays, _ = drawn(name, N)
     _, few = scan(name, arrays, states_at=subquad.every(10))

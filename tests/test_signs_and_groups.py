@@ -149,3 +149,18 @@ def test_blocks_of_a_traced_causal_loop(features: str, monkeypatch: pytest.Monke
     got = torch.compile(attend, backend="eager", fullgraph=True)(q, k, v)
     torch._dynamo.reset()
     assert relative_error(got.numpy(), right.numpy()) < tolerance("float64")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("shape", [(20, D), (1, 20, D), (2, 1, 20, D)])
+def test_queries_of_one_head_read_the_keys_of_each(library: Library, shape: tuple[int, ...]) -> None:
+    """Groups are of several query heads alone: the mistake is to make groups of none."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(x) for x in (shape, (3, 20, D), (3, 20, 5)))
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        return subquad.attention(q, k, v, "exact")
+
+    got = library.numpy(library.call(attend, q, k, v, dtype="float64"))
+    assert got.shape == (*shape[:-3], 3, 20, 5)
+    assert relative_error(got, attend(np.repeat(q, 3, axis=-3) if q.ndim > 2 else np.stack(3 * [q]), k, v)) < 1e-13

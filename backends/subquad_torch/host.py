@@ -136,7 +136,7 @@ def _backward(
 
 def _as_wide_as(x: Tensor | None, grad: Tensor) -> Tensor:
     """A gradient added up to the shape of x, in its dtype; one by an array that was not kept has both."""
-    return grad if x is None else (grad if grad.shape == x.shape else grad.sum_to_size(x.shape)).to(x.dtype)
+    return grad if x is None else grad.sum_to_size(x.shape).to(x.dtype)
 
 
 def memory_of(x: Tensor | None) -> Any:

@@ -54,7 +54,7 @@ class Recorded(torch.autograd.Function):
                 found = operators.backward(ctx.kernel, arrays, keywords, outputs, grads, need)
             return None, None, *(by if needed else None for by, needed in zip(found, need, strict=True))
         if all(by is None for by in grads):
-            return (None,) * (2 + len(need))
+            return (None,) * len(ctx.needs_input_grad)
         static = decode(keywords) if isinstance(keywords, str) else keywords
 
         def pull(grads: Arrays) -> Sequence[Tensor | None]:

@@ -29,12 +29,12 @@ def declines(call: Call) -> str | None:
     """Why the fused attention cannot take the call."""
     tensors: tuple[Any, ...] = call.arrays
     (q, k, v), key_mask, visible = tensors, call.key_mask, call.static["visible"]
-    n, n_kv = q.shape[-2], k.shape[-2]
+    n, n_kv, on_cpu = q.shape[-2], k.shape[-2], q.device.type == "cpu"
     if visible is not None and visible != CAUSAL:
         return f"it has no {visible} form"
-    if q.device.type == "cpu" and holds(n_kv > LONG) and holds(n < FEW):
+    if on_cpu and holds(n_kv > LONG) and holds(n < FEW):
         return f"it loses digits in sums over more than {LONG} keys for fewer than {FEW} queries"
-    if q.device.type == "cpu" and not _flash_is_on():
+    if on_cpu and not _flash_is_on():
         return "PyTorch's flash attention is switched off, and its other form holds all logits at once"
     if 0 in (*q.shape, *k.shape, *v.shape, *(() if key_mask is None else key_mask.shape)):
         return "an axis is empty"

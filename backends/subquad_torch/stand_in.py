@@ -52,10 +52,9 @@ def install() -> tuple[str, ...]:
             LOGGER.warning("%s is installed (%s), and stays what `import %s` gives", name, origin, name)
     if names:
         LOGGER.warning(
-            "%s not installed: from now on `import` of %s gives subquad's functions of the same names, on any device; "
+            "not installed: %s; from now on `import` gives subquad's functions of the same names, on any device; "
             "subquad_torch.mamba_ssm.uninstall() undoes it",
-            " and ".join(names) + (" is" if len(names) == 1 else " are"),
-            "it" if len(names) == 1 else "them",
+            ", ".join(names),
         )
         _FIRST.names = _LAST.names = names
         sys.meta_path.insert(0, _FIRST)

@@ -122,14 +122,14 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
         if c < chunks:
             metric = query_metric(xp, pooled(xp, moment, own.k)) if is_renewed(closed + c) else metric
             metrics.append(xp.broadcast_to(metric, (*own.k.shape[:-2], *metric.shape[-2:])))
-    if chunks == 0 and clusters == 0:
+    if not (chunks or clusters):
         out = near[0]
-    elif chunks == 0:
+    elif not chunks:
         out = method.read(own, found, own.q, xp.zeros_like(place) + clusters, near)[0]
     else:
         of_chunks = xp.stack(metrics, axis=-3)
-        filled = method.close_chunks(own, of_chunks, begins=clusters == 0)
-        found = method.grouped(xp, filled if clusters == 0 else _joined(xp, found, filled))
+        filled = method.close_chunks(own, of_chunks, begins=not clusters)
+        found = method.grouped(xp, _joined(xp, found, filled) if clusters else filled)
         full = place // chunk
         seen = clusters + full * method.clusters_of_chunk if clusters else method.clusters_before(xp, full)
         outs = []

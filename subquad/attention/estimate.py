@@ -274,9 +274,9 @@ def warn_if_poor(method: Method, found: ErrorEstimate, *, stacklevel: int) -> No
 
 
 def _largest(xp: ModuleType, x: Array) -> Array:
-    # The largest finite magnitude of each item (..., r, d_v), (..., 1, 1); 1 if there is none above 0
+    # The largest finite magnitude of each item (..., r, d_v), to be broadcast; 1 if there is none above 0
     if 0 in x.shape[-2:]:
-        return xp.ones((*x.shape[:-2], 1, 1), dtype=x.dtype, device=place_of(x))
+        return xp.ones((1, 1), dtype=x.dtype, device=place_of(x))
     size = xp.abs(x)
     most = xp.max(xp.where(xp.isfinite(size), size, 0.0), axis=(-2, -1), keepdims=True)
     return xp.where(most == 0, 1.0, most)

@@ -53,8 +53,10 @@ def find_heads(xp: ModuleType, keys: list[int], queries: list[int], *, few: str 
 
     Raises ValueError if the number of key heads does not divide that of query heads; `few` and `many` name the arrays.
     """
-    h_kv, h = max([1, *keys]), max([1, *queries])
-    if h_kv in (0, 1, h) or h == 1:
+    if not keys or not queries:
+        return Heads(xp)
+    h_kv, h = max(keys), max(queries)
+    if 0 in (h_kv, h) or h_kv == h:
         return Heads(xp)
     if h % h_kv:
         msg = f"{many} has {h} heads (axis −3) and {few} have {h_kv}; the number for {few} must divide that of {many}"

@@ -117,7 +117,7 @@ def attention_weights(
 def _row_numbers(rows: Any, n: int) -> Any:
     """The numbers of queries in NumPy; TypeError unless they are integers, ValueError unless they are 0 to n − 1."""
     if isinstance(rows, list | tuple | range):
-        host = np.asarray(rows, dtype=np.int64 if len(rows) == 0 else None)
+        host = np.asarray(rows, dtype=None if len(rows) else np.int64)
     else:
         try:
             xp = namespace_of(rows)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from subquad.attention.window import Window
 
 WINDOW_STATE = StateSpec({"keys": ("w", "d"), "values": ("w", "d_v"), "visible": ("w", 1), "place": ("w", 1)}, None)
-NEVER = 2**30  # place of a slot that no key takes
+NEVER = np.iinfo(np.int32).max  # place of a slot that no key takes
 
 
 def step(window: Window, call: AttentionCall) -> tuple[Array, State]:

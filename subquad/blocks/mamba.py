@@ -188,7 +188,7 @@ def mamba(
             )  # fmt: skip
             out = form.leave(0, out)
             return (out, {"conv": form.leave(1, conv), "ssm": form.leave(2, ssm)}) if return_state else out
-        x, A = time.filled(x, 0.0), -xp.exp(p["A_log"])
+        x, A = time.filled(x), -xp.exp(p["A_log"])
         W_u, W_z = p["in_proj.weight"][: sizes.d_inner, :], p["in_proj.weight"][sizes.d_inner :, :]
         b_u, b_z = (None, None) if p["in_proj.bias"] is None else _halves(p["in_proj.bias"], sizes.d_inner)
         taps, product = p["conv1d.weight"][:, 0, :], partial(project, implementation=implementation)
@@ -219,7 +219,7 @@ def mamba(
 
         (conv, ssm), out = fold_blocks(advance, (conv, ssm), [x, *flags], ROWS, xp=xp)
         assert out is not None
-        out = time.filled(out, 0.0)
+        out = time.filled(out)
     out = form.leave(0, out)
     return (out, {"conv": form.leave(1, conv), "ssm": form.leave(2, ssm)}) if return_state else out
 

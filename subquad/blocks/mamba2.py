@@ -169,7 +169,7 @@ def mamba2(
     sizes = _sizes(p, groups)
     flags = [None if a is None else xp.expand_dims(a, axis=-1) for a in (time.resets, time.mask)]
     with form.computing(x):
-        x, A = time.filled(x, 0.0), -xp.exp(p["A_log"])
+        x, A = time.filled(x), -xp.exp(p["A_log"])
         parts, product = _parts(p, sizes), partial(project, implementation=implementation)
         taps, D = p["conv1d.weight"][:, 0, :], xp.reshape(p["D"], (sizes.heads, -1))
 
@@ -196,7 +196,7 @@ def mamba2(
         conv, ssm = _start(xp, x, sizes, conv, ssm)
         (conv, ssm), out = fold_blocks(advance, (conv, ssm), [x, *flags], ROWS, xp=xp)
         assert out is not None
-        out, ssm = time.filled(out, 0.0), xp.matrix_transpose(ssm)
+        out, ssm = time.filled(out), xp.matrix_transpose(ssm)
     out = form.leave(0, out)
     return (out, {"conv": form.leave(1, conv), "ssm": form.leave(2, ssm)}) if return_state else out
 

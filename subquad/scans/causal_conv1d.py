@@ -288,7 +288,7 @@ def _convolve(
         return pass_over(form.xp, partial(conv, reverse=False), x, mask, state, resets, reverse=time.reverse)
 
     with form.computing(x):
-        y, state, states = time.run(scan, (time.filled(x, 0.0), time.mask), start)
+        y, state, states = time.run(scan, (time.filled(x), time.mask), start)
     found = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, y), form.leave(1, state), found
 

@@ -343,7 +343,7 @@ def _scan(
         o, state = form.run(delta_scan, given, implementation, scale=factor, reverse=time.reverse)
         return form.leave(0, o), form.leave(1, state), None
     with form.computing(rows[0]):
-        rows = [time.filled(x, 0.0) for x in rows]  # a padded step has no k, and a decay of 1
+        rows = [time.filled(x) for x in rows]  # a padded step has no k, and a decay of 1
 
         def scan(rows: Rows, state: Array | None, resets: Array | None) -> tuple[Array, Array]:
             q, k, v, beta, g = rows
@@ -365,7 +365,7 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     check_floating(xp, **arrays)
     steps, d, d_v = check_first(arrays, time)
     q, k, v, _, g, state = given
-    decays = 1 if g is not None and tuple(g.shape[-1:]) == (1,) else d
+    decays = 1 if g is not None and 1 in g.shape[-1:] else d
     name = "initial_state" if time else "state"
     tails = {
         "q": (*steps, d),

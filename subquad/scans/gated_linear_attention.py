@@ -79,7 +79,7 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     if g is None:
         total = xp.zeros((*(1 for _ in batch), 1, 1), dtype=compute, device=place_of(v))
     else:
-        total = xp.sum(time.filled(cast(xp, g, compute), 0.0, axis=-2), axis=-2, keepdims=True)
+        total = xp.sum(time.filled(cast(xp, g, compute), axis=-2), axis=-2, keepdims=True)
     return time.restarted(xp.exp(xp.matrix_transpose(total)), 0.0)
 
 
@@ -382,7 +382,7 @@ def _scan(
 
     with form.computing(q):
         # a padded step adds no k vᵀ, and its decay is 1
-        o, state, states = time.run(scan, [time.filled(x, 0.0) for x in (v, q, k, g)], start)
+        o, state, states = time.run(scan, [time.filled(x) for x in (v, q, k, g)], start)
     states = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, o), form.leave(1, state), states
 

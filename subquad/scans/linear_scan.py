@@ -284,9 +284,9 @@ def _scan(
         h = form.run(scan_kernel, (a, b, start, None), implementation, reverse=time.reverse)
         return form.leave(0, h), form.leave(1, _state_at(time, h, start, time.n)) if with_state else None, None
     with form.computing(a):
-        a, b = time.filled(a, 1.0), time.filled(b, 0.0)  # a padded step: h[t] = 1 h[t−1] + 0
+        a, b = time.filled(a, 1.0), time.filled(b)  # a padded step: h[t] = 1 h[t−1] + 0
         h = scan_kernel(a, b, start, time.resets, reverse=time.reverse, implementation=implementation)
-        out = form.leave(0, time.filled(h, 0.0))
+        out = form.leave(0, time.filled(h))
         last = _state_at(time, h, start, time.n) if with_state else None
         states = None if time.positions is None else [_state_at(time, h, start, p) for p in time.positions]
     states = None if states is None else [form.leave(1, x) for x in states]

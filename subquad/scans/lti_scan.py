@@ -339,7 +339,7 @@ def _scan(
                 u, rate, B_bar, C, D, state, resets, mask, reverse=time.reverse, implementation=implementation
             )
 
-        y, state, states = time.run(scan, (time.filled(u, 0.0), time.mask), start)
+        y, state, states = time.run(scan, (time.filled(u), time.mask), start)
     found = None if states is None else [form.leave(1, x) for x in states]
     return form.leave(0, y), form.leave(1, state), found
 

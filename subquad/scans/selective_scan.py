@@ -82,9 +82,9 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     batch = broadcast_batch(u=u.shape[:-2], delta=delta.shape[:-2])
     given = {name: options.get(name) for name in ("segments", "mask")}
     time = timeline("u", u, batch, u.shape[-2], **given, reverse=bool(options.get("reverse")), fold=False)
-    delta = time.filled(cast(xp, delta, real), 0.0, axis=-2)
+    delta = time.filled(cast(xp, delta, real), axis=-2)
     delta = step_sizes(xp, delta, cast(xp, bias, real), softplus, limits)
-    total = xp.astype(xp.sum(time.filled(delta, 0.0, axis=-2), axis=-2, keepdims=True), state)
+    total = xp.astype(xp.sum(time.filled(delta, axis=-2), axis=-2, keepdims=True), state)
     return time.restarted(xp.exp(xp.matrix_transpose(total) * cast(xp, A, state)), 0.0)
 
 
@@ -416,11 +416,11 @@ def _scan(
     u, delta, A, B, C, D, z, delta_bias, state = given
     with form.computing(u):
         if at_door:  # padded steps are filled before too: 0 times the slope at a NaN is NaN
-            delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+            delta = step_sizes(xp, time.filled(delta), delta_bias, softplus, limits)
             delta_bias, softplus = None, False
         # a padded step has Δ = 0 and no input, so h = 1 h + 0; −∞ is what softplus takes to 0, whatever the bias
         moving_B, moving_C = (None if x is None or x.ndim == 2 else x for x in (B, C))
-        rows = [time.filled(x, 0.0) for x in (u, z, moving_B, moving_C)]
+        rows = [time.filled(x) for x in (u, z, moving_B, moving_C)]
         rows.append(time.filled(delta, -math.inf if softplus else 0.0))
 
         def scan(rows: Rows, state: Array | None, resets: Array | None) -> tuple[Array, Array]:

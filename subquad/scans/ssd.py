@@ -87,9 +87,9 @@ def decay(arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Array:
     batch = broadcast_batch(x=x.shape[:-3], delta=arrays["delta"].shape[:-2])
     timed = {name: options.get(name) for name in ("segments", "mask")}
     time = timeline("x", x, batch, x.shape[-3], **timed, reverse=bool(options.get("reverse")), fold=False)
-    delta = time.filled(delta, 0.0, axis=-2)
+    delta = time.filled(delta, axis=-2)
     steps = step_sizes(xp, delta, bias, bool(options.get("delta_softplus")), options.get("delta_limits"))
-    total = xp.sum(time.filled(steps, 0.0, axis=-2), axis=-2)
+    total = xp.sum(time.filled(steps, axis=-2), axis=-2)
     return time.restarted(xp.exp(total * A)[..., None, None], 0.0)
 
 
@@ -392,10 +392,10 @@ def _scan(
 
     with form.computing(x):
         # filled before too: 0 times the slope at a NaN is NaN
-        delta = step_sizes(xp, time.filled(delta, 0.0), delta_bias, softplus, limits)
+        delta = step_sizes(xp, time.filled(delta), delta_bias, softplus, limits)
         # the kernel's state is (..., d_state, p)
         start = None if start is None else xp.matrix_transpose(start)
-        y, state, states = time.run(scan, [time.filled(x, 0.0) for x in (x, delta, B, C, z)], start)
+        y, state, states = time.run(scan, [time.filled(x) for x in (x, delta, B, C, z)], start)
         state = xp.matrix_transpose(state)
         states = None if states is None else [form.leave(1, xp.matrix_transpose(x)) for x in states]
     return form.leave(0, y), form.leave(1, state), states

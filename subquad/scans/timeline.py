@@ -88,7 +88,7 @@ class Timeline(NamedTuple):
         """Whether all steps count, in one document, and no state on the way is asked for."""
         return self.mask is None and self.resets is None and self.positions is None
 
-    def filled(self, x: Any, value: float, *, axis: int = 1) -> Any:
+    def filled(self, x: Any, value: float = 0.0, *, axis: int = 1) -> Any:
         """`x` with `value` at padded steps, None for None; `axis` is that of time, negative for arrays not folded."""
         if self.mask is None or x is None:
             return x
@@ -112,7 +112,7 @@ class Timeline(NamedTuple):
         """
         if self.positions is None:
             out, state = scan(rows, state, self.resets)
-            return self.filled(out, 0.0), state, None
+            return self.filled(out), state, None
         outs, found = [], {}
         for start, stop in itertools.pairwise([0, *sorted({*self.positions, self.n})]):
             steps = slice(self.n - stop, self.n - start) if self.reverse else slice(start, stop)
@@ -121,7 +121,7 @@ class Timeline(NamedTuple):
             outs.append(out)
             found[stop] = state
         out = outs[0] if len(outs) == 1 else self.xp.concat(outs[::-1] if self.reverse else outs, axis=1)
-        return self.filled(out, 0.0), state, [found[p] for p in self.positions]
+        return self.filled(out), state, [found[p] for p in self.positions]
 
     def results(self, out: Array, state: State, states: list[State] | None, *, return_state: bool) -> Any:
         """What the caller gets: the output, then the last state if asked for, then the states at positions, stacked."""

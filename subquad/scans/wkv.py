@@ -296,7 +296,7 @@ def _scan(
         o, state = form.run(delta_scan, given, implementation, scale=1.0, reverse=time.reverse)
         return o, xp.matrix_transpose(state), None
     how: dict[str, Any] = {"reverse": time.reverse, "implementation": implementation}
-    r, k, v = (time.filled(x, 0.0) for x in (r, k, v))
+    r, k, v = (time.filled(x) for x in (r, k, v))
 
     def run4(rows: Rows, state: Array, resets: Array | None) -> tuple[Array, Array]:
         k, v, mask = rows
@@ -320,11 +320,11 @@ def _scan(
             return sigmoid(xp, r) * o, state, states
         if version == 5:
             w = xp.broadcast_to(w, (*k.shape[:3], w.shape[-1]))
-        w = time.filled(w, 0.0)
+        w = time.filled(w)
         if version != 7:
             return time.run(run5, (r, k, v, w), start)
         turned = None if start is None else xp.matrix_transpose(start)
-        a, b = time.filled(a, 0.0), time.filled(b, 0.0)
+        a, b = time.filled(a), time.filled(b)
         o, state, states = time.run(run7, (r, k, v, w, a, b), turned)
         back = None if states is None else [xp.matrix_transpose(x) for x in states]
         return o, xp.matrix_transpose(state), back

@@ -54,9 +54,9 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         order_q, order_k = given["order_q"], given["order_k"]
         given |= kept | {"lse": lse}
         given["met_q"] = key_chunks_met(np, given["met_q"], own, n_kv, size)  # type: ignore[arg-type]
-        for r, planned in enumerate(runs):
-            given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}
-            given["out"] = out if r == len(runs) - 1 else joined
+        outs = [*[joined] * (len(runs) - 1), out]
+        for r, (planned, own_out) in enumerate(zip(runs, outs, strict=True)):
+            given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :], "out": own_out}
             planned([given.get(name) for name in names], threads)
             given |= {"before_out": joined, "before_lse": lse}
         return (out, lse), None

@@ -100,7 +100,7 @@ def scan_backward(
              for x, wanted in zip(arrays[:8], need, strict=False)]  # fmt: skip
     count = thread_count(threads)
     sizes = sizes_of(q.shape, v.shape, static) | cut_time(q.shape, v.shape[-1], dtype, count)
-    sizes["stored"] = stored_word((*arrays[:7], by[0], *found[:7]))
+    sizes["stored"] = stored_word((*arrays[:7], by[0], *found))
     tasks = q.shape[0] * q.shape[2]
     run = Run(backward_kernel(*kind_of(arrays)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
     run((np.asarray([static["scale"]], dtype), *given, as_bytes(arrays[8]), *by, *found), count)

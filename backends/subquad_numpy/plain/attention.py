@@ -8,6 +8,7 @@ two-dimensional.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def _read(q: Array, weights: Array, kv: Array, k_sum: Array, rows: Array, log: A
         np.subtract(exponents, exponents.max(axis=1, keepdims=True), out=exponents)
         np.exp(exponents, out=exponents)
         np.matmul(exponents, kv, out=result)
-        _divide(result, exponents @ k_sum)
+        _divide(result, (exponents @ k_sum)[:, None])
 
 
 def softmax_attention(
@@ -190,14 +191,14 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, ranges: Ranges, me
         np.matmul(logits, values, out=part)
         if bad is not None and hidden is not None:
             part[(bad[:, None] & ~hidden).any(axis=-1)] = math.nan
-        sums = logits @ np.ones(stop - start, q.dtype)
+        sums = logits @ np.ones((stop - start, 1), q.dtype)
         if place == 0:
             total = sums
             if part is not out:
                 out[...] = part
         else:
             fade = np.exp(maximum - finite)
-            total = total * fade[..., 0] + sums
+            total = total * fade + sums
             out *= fade
             out += part
         maximum = new
@@ -205,8 +206,8 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, ranges: Ranges, me
 
 
 def _divide(out: Array, total: Array) -> None:
-    """Divide the rows of `out` by `total` in place; a row that sees no key has total 0 and is 0 already."""
-    out /= np.where(total == 0, 1, total)[..., None]
+    """Divide the rows of `out` by the column `total` in place; a row that sees no key has total 0 and is 0 already."""
+    out /= np.where(total == 0, 1, total)
 
 
 def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
@@ -217,9 +218,9 @@ def _common_batch(*arrays: Array, mask: Array | None = None) -> tuple[Any, ...]:
     return batch, *views, None if mask is None else np.broadcast_to(mask, (*batch, mask.shape[-1]))
 
 
-def _plain_exponentials(call: Call) -> str | None:
-    """The reason why features with reused memory cannot take the feature map of a call, or None."""
-    phi, weights = call.static["phi"], call.arrays[5 if call.kernel == "feature_summarize" else 4 :]
+def _plain_exponentials(call: Call, first: int) -> str | None:
+    """The reason why features with reused memory cannot take the feature map, whose weights are the last arrays."""
+    phi, weights = call.static["phi"], call.arrays[first:]
     if not isinstance(phi, Exponential):
         return "the features are not plain exponentials"
     if len(weights) > 2:
@@ -238,9 +239,14 @@ _DTYPES, _MASK = ("float32", "float64", "float128"), frozenset({"key_mask"})
 
 OVERRIDES = (
     Override(
-        "feature_summarize", "in-place", feature_summarize, Accepts(_DTYPES, options=_MASK, also=_plain_exponentials)
+        "feature_summarize",
+        "in-place",
+        feature_summarize,
+        Accepts(_DTYPES, options=_MASK, also=partial(_plain_exponentials, first=5)),
     ),
-    Override("feature_attend", "in-place", feature_attend, Accepts(_DTYPES, also=_plain_exponentials)),
+    Override(
+        "feature_attend", "in-place", feature_attend, Accepts(_DTYPES, also=partial(_plain_exponentials, first=4))
+    ),
     Override(
         "softmax_attention",
         "in-place",

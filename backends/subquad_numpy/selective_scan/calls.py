@@ -217,7 +217,7 @@ def _scan_chunks(
         for k in range(chunks - 1):  # states[:, k] becomes the initial state of chunk k
             left = states[:, k].copy()
             states[:, k] = h
-            h = np.where((h == 0) | cut[k], 0, decays[:, k] * h) + left
+            h = np.where(np.logical_or(h == 0, cut[k]), 0, decays[:, k] * h) + left
     states[:, -1] = h
     run((*p._replace(initial_state=states), states, y, None, saved), threads)
     state[...] = states[:, -1]
