@@ -149,6 +149,7 @@ HUGE = {
     "window": [{"left": 2**31}, {"left": 2**62, "right": 2**40}, {"left": 2**31 - 1, "dilation": 1}],
     "bigbird": [{"window_blocks": 2**40 + 1}, {"block_size": 2**40}, {"num_random_blocks": 2**20}],
     "lsh": [{"bucket_size": 2**40}],
+    "clustered": [{"chunk": 2**40, "opened": 2**40}, {"cluster_size": 2**40}, {"window": 2**31, "opened": 2**31}],
 }
 
 

@@ -169,6 +169,16 @@ class Clustered(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
+        return self._within(call)._read_all(call)
+
+    def _within(self, call: AttentionCall) -> Clustered:
+        """This method with sizes that lie within the sequences of a call: larger ones mean all of it."""
+        n, n_kv, holds = call.q.shape[-2], call.k.shape[-2], call.arrangement.backend.holds
+        most = {"cluster_size": max(n_kv, 1), "chunk": max(n_kv, self.sinks, 1), "window": n + n_kv}
+        larger = {name: size for name, size in most.items() if holds(getattr(self, name) > size)}
+        return replace(self, **larger) if larger else self
+
+    def _read_all(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, n = call.xp, call.q.shape[-2]
         place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
         if 0 in (n, call.k.shape[-2]):
@@ -216,6 +226,9 @@ class Clustered(Method):
             The outputs, in the compute dtype.
         """
         call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
+        return self._within(call)._read_rows(call, rows, opened)
+
+    def _read_rows(self, call: AttentionCall, rows: Array, opened: tuple[int, ...]) -> Array:
         xp, own, numbers = call.xp, with_own_keys(call), to_host(rows)
         place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
         found: list[list[Array]] = []
