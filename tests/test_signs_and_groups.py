@@ -164,3 +164,20 @@ def test_queries_of_one_head_read_the_keys_of_each(library: Library, shape: tupl
     got = library.numpy(library.call(attend, q, k, v, dtype="float64"))
     assert got.shape == (*shape[:-3], 3, 20, 5)
     assert relative_error(got, attend(np.repeat(q, 3, axis=-3) if q.ndim > 2 else np.stack(3 * [q]), k, v)) < 1e-13
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_number_that_is_not_finite_is_0_in_the_landmark_of_its_query(library: Library) -> None:
+    """Eight landmarks, each the mean of five rows: one of them has a 0 there, which other rows read."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 40, D))
+    bad = q.copy()
+    bad[7, 2] = np.nan
+    landmarks = [x.reshape(8, 5, D).mean(axis=1) for x in (q, k)]
+    landmarks[0][1, 2] = 0
+    expected = subquad.Nystrom(landmarks=tuple(landmarks))(q, k, v)
+    got = library.numpy(
+        library.call(lambda q, k, v: subquad.Nystrom(num_landmarks=8)(q, k, v), bad, k, v, dtype="float64")
+    )
+    rest = np.arange(40) != 7
+    assert np.isnan(got[7]).all()
+    assert relative_error(got[rest], expected[rest]) < 1e-10
