@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, sight_of, summarize_clusters
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, mean_squares_of, summarize_clusters
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.loading import backend_of
@@ -69,7 +69,7 @@ def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, thes
     holds = xp.reshape(holds, (*counts.shape[:-1], count * size))
     rows = k @ metric
     order = find_order(xp, rows, holds, size, method.seed, method.implementation)
-    sight = xp.broadcast_to(sight_of(xp, metric)[..., None, :], found.means[..., these, :].shape)
+    sight = xp.broadcast_to(mean_squares_of(xp, metric)[..., None, :], found.means[..., these, :].shape)
     return summarize_clusters(xp, k, v, order, counts_of(xp, holds, size), size, (rows, sight))
 
 

@@ -22,8 +22,8 @@ from subquad.attention.key_clusters import (
     KeyClusters,
     counts_of,
     find_order,
+    mean_squares_of,
     seen_keys,
-    sight_of,
     summarize_clusters,
     with_groups,
 )
@@ -425,7 +425,7 @@ class Clustered(Method):
         order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
         counts = counts_of(xp, held, self.cluster_size)
         order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
-        of_chunks = sight_of(xp, metric)[..., None, :]
+        of_chunks = mean_squares_of(xp, metric)[..., None, :]
         sight = xp.broadcast_to(of_chunks, (*of_chunks.shape[:-2], self.clusters_of_chunk, k.shape[-1]))
         sight = xp.reshape(sight, (*sight.shape[:-3], chunks * self.clusters_of_chunk, k.shape[-1]))
         rows = xp.reshape(rows, (*rows.shape[:-3], chunks * chunk, k.shape[-1]))
@@ -440,7 +440,7 @@ class Clustered(Method):
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
         rows = k @ metric
         order = find_order(xp, rows, clustered, size, self.seed, self.implementation)
-        counts, sight = counts_of(xp, clustered, size), sight_of(xp, metric)[..., None, :]
+        counts, sight = counts_of(xp, clustered, size), mean_squares_of(xp, metric)[..., None, :]
         sight = xp.broadcast_to(sight, (*sight.shape[:-2], counts.shape[-1], k.shape[-1]))
         return self._with_sinks(xp, k, v, seen, sinks, order, counts, (rows, sight))
 

@@ -92,7 +92,7 @@ def spread_of(xp: ModuleType, far: Array, share: Array, seen: Array, sight: Arra
     return xp.concat([u, left if rest is None else left + rest], axis=-1)
 
 
-def sight_of(xp: ModuleType, metric: Array) -> Array:
+def mean_squares_of(xp: ModuleType, metric: Array) -> Array:
     """The mean squares (..., d) of the channels of queries by their metric Σ^¼ (..., d, d), up to a factor."""
     root = metric @ metric
     return xp.sum(root * root, axis=-1)

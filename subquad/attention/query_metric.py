@@ -76,7 +76,7 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
     """The metrics (..., chunks, d, d) of the first chunks of `size` keys: of the queries up to the end of a chunk."""
     xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
     moments: list[Array] = []
-    number: list[int] = []
+    chunks_of: list[int] = []  # that have the metric of each of the moments
     first, counted = 0, counted_rows(call)
     for c in range(chunks):
         if is_renewed(c):
@@ -84,7 +84,11 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
             own = None if counted is None else counted[..., first:last]
             part = second_moment(xp, call.q[..., first:last, :], own)
             moments.append(moments[-1] + part if moments else part)
+            chunks_of.append(0)
             first = last
-        number.append(len(moments) - 1)
+        chunks_of[-1] += 1
     metrics = query_metric(xp, xp.stack([pooled(xp, x, call.k) for x in moments], axis=-3))
-    return xp.take(metrics, xp.asarray(number, dtype=xp.int32, device=place_of(call.k)), axis=-3)
+    # not `take`: XLA fails on sums of squares of products of what it has gathered so, and ends the process
+    parts = [metrics[..., i : i + 1, :, :] for i in range(len(moments))]
+    shapes = ((*x.shape[:-3], count, *x.shape[-2:]) for x, count in zip(parts, chunks_of, strict=True))
+    return xp.concat([xp.broadcast_to(x, shape) for x, shape in zip(parts, shapes, strict=True)], axis=-3)
