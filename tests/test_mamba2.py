@@ -241,3 +241,15 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], options: dict[str,
         subquad.init_mamba2(D_MODEL, headdim=5)
     with pytest.raises(ValueError, match="groups is 4, expected a divisor"):
         subquad.init_mamba2(D_MODEL, headdim=4, groups=4)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2"])
+def test_the_convolution_of_a_layer_called_by_itself_is_causal(name: str) -> None:
+    """As code for mamba_ssm calls it: all its outputs but the last ones, which see what comes after the end."""
+    torch = pytest.importorskip("torch")
+    layer = getattr(pytest.importorskip("subquad_torch.nn"), name)(32)
+    conv, n = layer.conv1d, 9
+    x = torch.randn(2, n, conv.in_channels, generator=torch.Generator().manual_seed(0))
+    expected = subquad.causal_conv1d(x, conv.weight[:, 0], conv.bias)
+    torch.testing.assert_close(conv(x.mT)[..., :n].mT, expected, rtol=1e-5, atol=1e-6)
+    assert conv(x.mT).shape[-1] == n + conv.kernel_size[0] - 1

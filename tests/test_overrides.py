@@ -178,3 +178,18 @@ def test_jax_override_leaves_an_empty_mask_to_the_generic_form(jax_library: Jax)
     q = jax_library.array(np.ones((1, 9, 4)), "float32")
     out = subquad.attention(q, q, q, "exact", key_mask=jax_library.array(np.ones((0, 9), bool), "float32"))
     assert out.shape == (0, 9, 4)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("n", [9, 12, 20])
+def test_torch_attention_tells_which_causal_rows_reach_a_value_that_is_not_finite(
+    batch: tuple[int, ...], n: int
+) -> None:
+    """Of any number of axes, and of more or fewer rows than keys."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    q, k, v = (torch.asarray(rng.standard_normal((*batch, rows, 4))) for rows in (n, 12, 12))
+    v[..., 5, 1] = torch.inf
+    out, want = (subquad.attention(q, k, v, "exact", causal=True, implementation=x) for x in ("sdpa", "generic"))
+    assert torch.equal(out.isnan(), want.isnan())
+    torch.testing.assert_close(out.nan_to_num(), want.nan_to_num())

@@ -108,6 +108,37 @@ def test_work_is_cut_into_tasks(name: str, runs: list[tuple[float, int, int]]) -
     assert [tasks for _, tasks, _ in runs] == expected
 
 
+# (multiply-adds of an item, tasks) of each run of a gradient of two items, by hand
+GRADIENTS: dict[str, tuple[Example, list[tuple[int, int]]]] = {
+    "inverses": (kernels.matrices(2, 12, 12), [(15 * 6 * 2 * 12**3, 2)]),
+    "softmax": (kernels.softmax_attention("plain", *ATTENTION), [(3 * 40 * 50 * 8, 2)]),
+    "intervals": (kernels.block_attention("plain", *ATTENTION), [(3 * 40 * 50 * 11, 2)]),
+    "lists": (kernels.block_attention("lists", *ATTENTION), [(3 * 40 * (3 * 16) * 11, 2 * THREADS)]),
+    "rounds": (kernels.hashed_attention("causal", *ATTENTION), 3 * [(3 * 40 * (2 * 16) * 11, 2 * THREADS)]),
+    "sums": (kernels.features("feature_summarize", "exponential", ((2, 4095),) * 2, None), [(3 * 4095 * 8 * 12, 2)]),
+    "long sums": (
+        kernels.features("feature_summarize", "exponential", ((2, 4096),) * 2, None),
+        [(3 * 4096 * 8 * 12, 4)],
+    ),
+    "readings": (kernels.features("feature_attend", "exponential", ((2, 4095),), (2,)), [(3 * 4095 * 8 * 12, 2)]),
+    "long readings": (kernels.features("feature_attend", "exponential", ((2, 4096),), (2,)), [(3 * 4096 * 8 * 12, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_work_of_a_gradient_is_counted_and_cut(name: str, runs: list[tuple[float, int, int]]) -> None:
+    example, expected = GRADIENTS[name]
+    arrays, static = given(example)
+    kernel = COMPILED[example.kernel]
+    assert kernel.backward is not None
+    need = [x is not None and x.dtype == "float32" for x in arrays]
+    with np.errstate(all="ignore"):  # of memory that no run has written
+        outputs, saved = kernel.forward(arrays, static, save=True)
+        runs.clear()
+        kernel.backward(arrays, static, saved, outputs, [np.zeros_like(x) for x in outputs], need, threads=THREADS)
+    assert [(products, tasks) for products, tasks, _ in runs] == expected
+
+
 def outer(n: int) -> Example:
     return kernels.outer_scan("outer", n, sizes=(2, 1, 3, 7, 5))
 

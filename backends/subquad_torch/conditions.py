@@ -134,7 +134,7 @@ def fixes_weights(call: Call) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def why_missing(package: str, load: bool = True) -> str | None:
+def why_missing(package: str, load: bool) -> str | None:
     """The reason why a package cannot be used, or None; while compiling, the answer is a constant."""
     return backend.why_missing(package, load=load)
 

@@ -19,7 +19,7 @@ from subquad_torch.native import Arrays, Native
 
 def declines(call: Call) -> str | None:
     """The reason why the CUDA kernel cannot take the call, or None."""
-    if (missing := why_missing("cupy")) is not None:
+    if (missing := why_missing("cupy", True)) is not None:
         return f"{missing}, which launches it"
     return calls.declines(call)
 
