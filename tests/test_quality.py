@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("rich")
 
 from asv_benchmarks.quality import candidates, clock, embeddings, heads, language, packages, shares, table, texts  # noqa: E402
+from asv_benchmarks.quality.__main__ import joined  # noqa: E402
 from asv_benchmarks.quality.candidates import Candidate, Replacement  # noqa: E402
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -177,6 +178,12 @@ def test_tables_hold_every_row() -> None:
         ["window", "+0.0123", "0.100", "25 %"],
     ]
     assert table.failures(rows) == ["broken, smollm2, prose, n = 64: ValueError: no"]
+
+
+def test_rows_that_are_measured_again_stand_in_the_place_of_the_old_ones() -> None:
+    old = [{"model": "smollm2", "text": "prose", "n": n, "method": "exact", "delta": 0.5} for n in (2048, 4096)]
+    new = [{**old[0], "delta": 0.25}, {**old[0], "method": "window", "delta": 0.75}]
+    assert joined(old, new) == [new[0], old[1], new[1]]
 
 
 def test_texts_differ_and_are_long() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def main() -> int:
     if not rows:
         return 130
     _show(rows)
-    _write(args, models, threads, rows)
+    _write(args, threads, rows)
     return 1 if table.failures(rows) else 0
 
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of random methods (default 0)")
     add("--threads", type=int, help="of PyTorch and Numba (default: the cores of this process)")
     add("--save", type=Path, default=harness.RESULTS / "quality.json", metavar="FILE.json", help="default: %(default)s")
+    add("--join", action="store_true", help="keep what FILE.json holds, but for the rows that are measured again")
     return parser
 
 
@@ -98,7 +100,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         console.print(Text(line))
 
 
-def _write(args: argparse.Namespace, models: list[str], threads: int, rows: list[dict[str, Any]]) -> None:
+def _write(args: argparse.Namespace, threads: int, rows: list[dict[str, Any]]) -> None:
     from asv_benchmarks.quality import texts
 
     used = [
@@ -106,9 +108,25 @@ def _write(args: argparse.Namespace, models: list[str], threads: int, rows: list
          "sha256": texts.digest(texts.read(kind, args.texts))}
         for kind in texts.KINDS
     ]  # fmt: skip
-    packages = dict.fromkeys(x for model in models for x in (MODELS[model][0], *MODELS[model][1]))
-    command, versions = " ".join(["quality", *sys.argv[1:]]), ["numpy", "torch", *packages]
+    command = " ".join(["quality", *sys.argv[1:]])
+    if args.join and args.save.exists():
+        before = json.loads(args.save.read_text())
+        if before["texts"] != used:
+            sys.stderr.write(f"{args.save} is of other texts: its rows are not kept\n")
+        else:
+            rows = joined(before["rows"], rows)
+            command = f"{before['command'].removeprefix('python -m asv_benchmarks.')}; {command}"
+    packages = dict.fromkeys(x for row in rows for x in (MODELS[row["model"]][0], *MODELS[row["model"]][1]))
+    versions = ["numpy", "torch", *packages]
     harness.write(args.save, command, title=TITLE, packages=versions, threads=threads, texts=used, rows=rows)
+
+
+def joined(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a record, those that were measured again in the place of the old ones, and new ones at the end."""
+    found = [
+        {tuple(row[name] for name in ("model", "text", "n", "method")): row for row in some} for some in (before, rows)
+    ]
+    return list((found[0] | found[1]).values())
 
 
 def _rich(title: str, rows: list[list[str]]) -> Table:
