@@ -195,3 +195,10 @@ def test_the_end_blocks_read_every_key_of_a_short_sequence(num_random_blocks: in
 def test_global_blocks_are_a_pair(given: Any) -> None:
     with pytest.raises(TypeError, match="global_blocks"):
         subquad.BigBird(global_blocks=given)
+
+
+def test_blocks_beside_global_ones_do_not_read_all_where_lists_have_room_for_all() -> None:
+    """Six blocks: the second has three near ones, of which one is global, the last one and one of the two others."""
+    q, k, _ = drawn(6 * SIZE, 6 * SIZE)
+    read = blocks_read(weights_of(q, k, block_size=SIZE, window_blocks=3, num_random_blocks=1, seed=5))
+    assert np.array_equal(read.sum(axis=-1), np.broadcast_to([6, 5, 6, 6, 5, 6], read.shape[:-1]))

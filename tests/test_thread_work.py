@@ -17,6 +17,7 @@ pytest.importorskip("numba")
 import numba
 
 from subquad_numpy.outer_scan.calls import cut_gradient
+from subquad_numpy.runtime import arguments
 from subquad_numpy.runtime.arguments import Forms, Run
 from subquad_numpy.table import COMPILED
 
@@ -194,25 +195,84 @@ def test_little_work_of_a_gradient_is_done_by_one_thread(name: str, runs: list[t
         assert {threads for _, _, threads in runs} == {expected}
 
 
-@pytest.mark.parametrize("name", SCANS)
-def test_launches_ask_for_the_same_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that another library compiles into its programs."""
+class Noted:
+    """Runs no launch, and keeps the threads that each asks for."""
+
+    def __init__(self, need: list[bool]) -> None:
+        self.asked: list[int] = []
+        self.need = need
+
+    def __call__(self, launch: Any, operands: Any) -> dict[str, Any]:
+        self.asked.append(launch.threads)
+        return {key: np.zeros(like.shape, like.dtype) for key, like in launch.results.items()}
+
+    def where_any(self, condition: Any, change: Any, given: Any) -> Any:
+        return given
+
+    def unless(self, condition: Any, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many threads as `THREADS`, whatever the machine has."""
     monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", THREADS)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(THREADS), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    asked: list[int] = []
 
-    def run(launch: Any, operands: Any) -> dict[str, Any]:
-        asked.append(launch.threads)
-        return {key: np.zeros(like.shape, like.dtype) for key, like in launch.results.items()}
 
+@pytest.mark.parametrize("name", SCANS)
+def test_launches_ask_for_the_same_threads(name: str, threads: None) -> None:
+    """Those that another library compiles into its programs."""
     launch = COMPILED[name].launch
     assert launch is not None
     for example, expected in either_side(name, SCANS[name][2]):
         arrays, static = given(example)
-        asked.clear()
+        run = Noted([])
         launch(arrays, static, run)
-        assert asked == [expected]
+        assert run.asked == [expected]
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, least) in SCANS.items() if least])
+def test_launches_of_gradients_ask_for_the_same_threads(name: str, threads: None) -> None:
+    kernel = COMPILED[name]
+    assert kernel.launch_backward is not None
+    for example, expected in either_side(name, SCANS[name][3]):
+        arrays, static = given(example)
+        outputs, _ = kernel.forward(arrays, static)
+        run = Noted([x is not None and x.dtype == "float32" for x in arrays])
+        kernel.launch_backward(arrays, static, outputs, [np.zeros_like(x) for x in outputs], run)
+        assert run.asked == [expected]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_launches_count_the_same_work(name: str, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them run on all threads where their work suffices, and on one thread where it is less by one."""
+    example, chosen, products = PRODUCTS[name]
+    arrays, static = given(example, chosen)
+    launch = COMPILED[example.kernel].launch
+    assert launch is not None
+    whole = products[0] if example.kernel == "iterative_pinv" else 2 * products[0]  # whose items are tasks
+    for small, expected in ((whole, THREADS), (whole + 1, 1)):
+        monkeypatch.setattr(arguments, "SMALL", small)
+        run = Noted([])
+        launch(arrays, static, run)
+        assert run.asked == len(products) * [expected]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_launches_of_gradients_count_the_same_work(name: str, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    example, expected_runs = GRADIENTS[name]
+    arrays, static = given(example)
+    kernel = COMPILED[example.kernel]
+    assert kernel.launch_backward is not None
+    outputs, _ = kernel.forward(arrays, static)
+    whole = expected_runs[0][0] if example.kernel == "iterative_pinv" else 2 * expected_runs[0][0]
+    for small, expected in ((whole, THREADS), (whole + 1, 1)):
+        monkeypatch.setattr(arguments, "SMALL", small)
+        run = Noted([x is not None and x.dtype == "float32" for x in arrays])
+        kernel.launch_backward(arrays, static, outputs, [np.zeros_like(x) for x in outputs], run)
+        assert run.asked == len(expected_runs) * [expected]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
-from subquad_numpy.causal_conv1d.calls import ROWS, SMALL, cut_gradient, sizes_of, taps_of
+from subquad_numpy.causal_conv1d.calls import ROWS, SMALL, SMALL_GRADIENT, cut_gradient, sizes_of, taps_of
 from subquad_numpy.runtime.launch import Launch, Rows, Run
 from subquad_numpy.runtime.stored import computed, stored_word
 
@@ -28,7 +28,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     made = Launch(
         forward_kernel, (dtype.name,), FORWARD_RECORD, results,
         sizes_of(x, weight, static) | {"block": ROWS, "stored": stored_word((x, x))},
-        tasks=batch * -(-n // ROWS), threads=_threads(x),
+        tasks=batch * -(-n // ROWS), threads=_threads(x, SMALL),
     )  # fmt: skip
     found = run(made, dict(zip(NAMES, arrays, strict=True)))
     return found["y"], found["state"]
@@ -54,7 +54,7 @@ def launch_backward(
     made = Launch(
         backward_kernel, (dtype.name,), BACKWARD_RECORD, results,
         sizes_of(x, weight, static) | {"block": block, "stored": stored_word((x, grads[0], x))},
-        tasks=tasks, threads=_threads(x),
+        tasks=tasks, threads=_threads(x, SMALL_GRADIENT),
         summed={name: Rows(batch, wide=True) for name in ("grad_weight", "grad_bias")},
     )  # fmt: skip
     operands = dict(zip(NAMES, arrays, strict=True)) | {"weight": taps_of(xp, weight)}
@@ -75,7 +75,7 @@ def _no_step(arrays: Sequence[Any]) -> Array:
     return array_namespace(x).zeros(shape, dtype=weight.dtype) if initial_state is None else initial_state
 
 
-def _threads(x: Any) -> int:
+def _threads(x: Any, small: int) -> int:
     from subquad_numpy.runtime.threads import thread_count
 
-    return 1 if x.shape[0] * x.shape[1] * x.shape[2] < SMALL else thread_count()
+    return 1 if x.shape[0] * x.shape[1] * x.shape[2] < small else thread_count()

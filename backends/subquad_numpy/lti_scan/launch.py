@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
 from subquad.kernels import lti_scan
-from subquad_numpy.lti_scan.calls import SMALL, cut_gradient, cut_work, kind_of
+from subquad_numpy.lti_scan.calls import SMALL, SMALL_GRADIENT, cut_gradient, cut_work, kind_of
 from subquad_numpy.runtime.launch import Launch, Rows, Run
 from subquad_numpy.runtime.stored import computed, stored_word
 
@@ -23,7 +23,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     u, rate = arrays[:2]
     if 0 in (*u.shape, *rate.shape):
         return tuple(lti_scan.generic(*arrays, **static))
-    threads = _threads(arrays)
+    threads = _threads(arrays, SMALL)
     sizes, tasks = cut_work(arrays, static, threads)
     sizes["stored"] = stored_word((u, u))
     results = {"y": Like(u.shape, u.dtype), "state": Like((u.shape[0], *rate.shape), rate.dtype)}
@@ -54,7 +54,7 @@ def launch_backward(
         results[name], summed[name] = Like(rate.shape, rate.dtype), Rows(batch, wide=True)
     made = Launch(
         backward_kernel, kind_of(arrays), BACKWARD_RECORD, {name: results[name] for name in RESULTS}, sizes,
-        tasks=tasks, threads=_threads(arrays), summed=summed,
+        tasks=tasks, threads=_threads(arrays, SMALL_GRADIENT), summed=summed,
     )  # fmt: skip
     found = run(made, dict(zip(NAMES, arrays, strict=True)) | {"grad_y": grads[0], "grad_state": grads[1]})
     by_model = [found[name] for name in ("grad_rate", "grad_B", "grad_C")]
@@ -62,8 +62,8 @@ def launch_backward(
     return found["grad_u"], *by_model, None if D is None else found["grad_D"], by_state, None, None
 
 
-def _threads(arrays: Sequence[Any]) -> int:
+def _threads(arrays: Sequence[Any], small: int) -> int:
     from subquad_numpy.runtime.threads import thread_count
 
     batch, n, d = arrays[0].shape
-    return 1 if batch * n * d * arrays[1].shape[1] < SMALL else thread_count()
+    return 1 if batch * n * d * arrays[1].shape[1] < small else thread_count()
