@@ -103,7 +103,8 @@ SEQUENCES = {"causal_conv1d": "x", "delta_rule": "q k v", "gated_linear_attentio
 @every_scan
 def test_the_sequences_decide_the_dtype_of_the_output(name: str) -> None:
     """Each of them that is wider makes it wider; decays, step sizes, weights and states do not."""
-    row, (arrays, options), deciding = SCANS[name], drawn(name, 20), SEQUENCES[name].split()
+    row, (arrays, options) = SCANS[name], drawn(name, 20)
+    deciding = SEQUENCES.get(name, " ".join(row.positional)).split()
     assert set(deciding) < set(arrays) or deciding == list(row.positional)
     wide_rest = {key: x.astype("float32") if key in deciding else x for key, x in arrays.items()}
     assert row.call(wide_rest, options).dtype == "float32"

@@ -251,11 +251,11 @@ def test_a_process_finds_its_own_copy_of_torch() -> None:
     pytest.importorskip("torch")
     from subquad_torch import openmp
 
-    place = openmp._place_of_library("self")
+    place = openmp.place_of_library("self")
     assert place is not None
     assert place.endswith("libtorch_cpu.so")
-    assert openmp._place_of_library("nobody") is None
-    assert openmp._place_of_library(str(os.getppid())) != place
+    assert openmp.place_of_library("nobody") is None
+    assert openmp.place_of_library(str(os.getppid())) != place
     assert not openmp.is_fork()
 
 

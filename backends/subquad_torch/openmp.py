@@ -74,11 +74,12 @@ def is_fork() -> bool:
 
 def _shares_code_with_parent() -> bool:
     """Whether PyTorch's library lies at one address here and in the parent process, as after a fork without exec."""
-    here, there = (_place_of_library(process) for process in ("self", str(os.getppid())))
+    here, there = (place_of_library(process) for process in ("self", str(os.getppid())))
     return here is not None and here == there
 
 
-def _place_of_library(process: str) -> str | None:
+def place_of_library(process: str) -> str | None:
+    """The line of a process's map of memory that has PyTorch's library for the CPU; None without one."""
     try:
         for line in Path(f"/proc/{process}/maps").read_text().splitlines():
             if line.endswith("libtorch_cpu.so"):

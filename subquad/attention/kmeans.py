@@ -110,6 +110,8 @@ def _with_values(xp: ModuleType, x: Array, centres: Array, values: Array, mask: 
     batch, m = like.shape[:-1], like.shape[-1]
 
     def add(found: tuple[Array, ...], rows: Array, values: Array, keep: Array | None) -> tuple[object, None]:
+        if keep is not None:  # what is hidden may be NaN, and its square meets a gradient of 0
+            rows, values = xp.where(keep, rows, 0.0), xp.where(keep, values, 0.0)
         near = rows - origin
         batch = broadcast_batch(rows=near.shape[:-2], values=values.shape[:-2])
         both = [xp.broadcast_to(y, (*batch, *y.shape[-2:])) for y in (near * near, values)]

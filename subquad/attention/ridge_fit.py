@@ -30,7 +30,8 @@ from subquad.core.shapes import broadcast_batch
 from subquad.kernels.max_shift import divide_or_zero, rescale
 from subquad.kernels.softmax_attention import softmax_attention
 
-LAMBDAS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # where several predict equally well, the first counts
+LAMBDAS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of those that predict equally well, the first one counts
+EQUAL = 1e-3  # errors that differ less, relative to the least, are equal: a single row leaves nothing but rounding
 REFINED = 2  # steps of refinement: more change no digit of float32 with the smallest λ
 
 
@@ -157,6 +158,8 @@ def _best(xp: ModuleType, features: Array, missing: Array) -> Array:
         inverse = 1.0 / (squares + strength)
         off = (axes @ (inverse[..., None] * along)) / ((axes * axes) @ inverse[..., None])
         errors.append(xp.sum(off * off, axis=(-2, -1)))
-    best = xp.argmin(xp.stack(errors, axis=-1), axis=-1)
+    found = xp.stack(errors, axis=-1)
+    good = found <= (1 + EQUAL) * xp.min(found, axis=-1, keepdims=True)
+    best = xp.argmax(xp.astype(good, xp.int32), axis=-1)
     chosen = xp.take(strengths, xp.reshape(best, (-1,)), axis=0)
     return xp.reshape(chosen, (*best.shape, 1, 1))

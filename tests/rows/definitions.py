@@ -380,7 +380,7 @@ def ridge_fit(
             others = [np.arange(len(rows)) != i for i in range(len(rows))]
             wrong = [missing[i] - features[i] @ fit(features[j], missing[j], x) for i, j in enumerate(others)]
             errors.append(sum((y**2).sum() for y in wrong))
-        ridge = strengths[int(np.argmin(errors))]
+        ridge = next(x for x, error in zip(strengths, errors, strict=True) if error <= 1.001 * min(errors))
     found = fit(features, missing, ridge)
     return F(q) @ (summary + found[:m] / size) + q @ slope + (q - middle) @ (found[m:] / length)
 

@@ -57,8 +57,8 @@ def blend(g: Any, x: Any, /, *, initial_state: Any = None, **options: Any) -> An
 
 def blend_by_definition(arrays: Mapping[str, Array], options: Mapping[str, Any]) -> Array:
     g, x = arrays["g"], arrays["x"]
-    h, out = np.zeros(x.shape[-1]), np.empty_like(x)
-    for t in range(len(x)):
+    h, out = arrays.get("initial_state", np.zeros(x.shape[-1])), np.empty_like(x)
+    for t in range(len(x))[:: -1 if options.get("reverse") else 1]:
         h = out[t] = (1 - g[t]) * h + g[t] * x[t]
     return out
 
