@@ -128,12 +128,18 @@ def argsort(x: mx.array, *, axis: int = -1, descending: Any = False, stable: Any
 
 def argmax(x: mx.array, *, axis: int | None = None, keepdims: Any = False) -> mx.array:
     """The number of the largest entry, int32."""
-    return mx.argmax(x, axis=axis, keepdims=keepdims).astype(int32)
+    return _number(mx.argmax, x, axis, keepdims)
 
 
 def argmin(x: mx.array, *, axis: int | None = None, keepdims: Any = False) -> mx.array:
     """The number of the smallest entry, int32."""
-    return mx.argmin(x, axis=axis, keepdims=keepdims).astype(int32)
+    return _number(mx.argmin, x, axis, keepdims)
+
+
+def _number(find: Any, x: mx.array, axis: int | None, keepdims: Any) -> mx.array:
+    if axis is not None and x.size == 0 and x.shape[axis] > 0:  # an empty result, which MLX refuses to make
+        return mx.sum(x, axis=axis, keepdims=keepdims).astype(int32)
+    return find(x, axis=axis, keepdims=keepdims).astype(int32)
 
 
 def clip(x: mx.array, least: Any = None, most: Any = None) -> mx.array:
