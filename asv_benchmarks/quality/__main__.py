@@ -115,7 +115,8 @@ def _write(args: argparse.Namespace, threads: int, rows: list[dict[str, Any]]) -
             sys.stderr.write(f"{args.save} is of other texts: its rows are not kept\n")
         else:
             rows = joined(before["rows"], rows)
-            command = f"{before['command'].removeprefix('python -m asv_benchmarks.')}; {command}"
+            start = "python -m asv_benchmarks."  # which `harness.write` puts before the first
+            command = f"{before['command'].removeprefix(start)}; {start}{command}"
     packages = dict.fromkeys(x for row in rows for x in (MODELS[row["model"]][0], *MODELS[row["model"]][1]))
     versions = ["numpy", "torch", *packages]
     harness.write(args.save, command, title=TITLE, packages=versions, threads=threads, texts=used, rows=rows)
