@@ -298,6 +298,14 @@ def linformer_formula(q: Any, k: Any, v: Any) -> Run:
     return lambda: scaled_dot_product_attention(q, E @ k, F @ v)
 
 
+def linformer_plain(q: Any, k: Any, v: Any) -> Run:
+    """softmax(q (E k)ᵀ / √d) (F v) as it stands, in plain calls."""
+    import torch
+
+    E, F = projections(q, k, v)["projection"]
+    return lambda: torch.softmax((q * q.shape[-1] ** -0.5) @ (E @ k).mT, dim=-1) @ (F @ v)
+
+
 def projections(_q: Any, k: Any, _v: Any) -> dict[str, Any]:
     """The means of RANK segments as arrays E and F, which the product does not know to be mostly 0."""
     import torch
@@ -388,10 +396,12 @@ PEERS = (
     Peer("transformers BigBird core, training", transformers_bigbird_training, **BIGBIRD),
     Peer("reformer-pytorch LSHAttention", reformer, **REFORMER),
     Peer("Linformer's formula (torch)", linformer_formula, **LINFORMER),
+    Peer("Linformer's formula in plain calls (torch)", linformer_plain, **LINFORMER),
     Peer("transformers Longformer core, forward + backward", transformers_longformer, gradient=True, **LONGFORMER),
     Peer("transformers BigBird core, forward + backward", transformers_bigbird_training, gradient=True, **BIGBIRD),
     Peer("reformer-pytorch LSHAttention, forward + backward", reformer, gradient=True, **REFORMER),
     Peer("Linformer's formula (torch), forward + backward", linformer_formula, gradient=True, **LINFORMER),
+    Peer("Linformer's formula in plain calls (torch), forward + backward", linformer_plain, gradient=True, **LINFORMER),
     Peer("torch scaled_dot_product_attention", torch_sdpa, method="exact"),
     Peer("torch scaled_dot_product_attention, causal", torch_sdpa_causal, method="exact", causal=True),
     Peer("torch scaled_dot_product_attention, padded keys", torch_sdpa_padded, method="exact", padded=True),
