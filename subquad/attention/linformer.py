@@ -200,7 +200,7 @@ class Linformer(Method):
                     f"for fewer keys, pass the columns (E[..., :n_kv], F[..., :n_kv])"
                 )
                 raise ValueError(msg)
-            k, v = _project(_with_wide_keys(call))
+            k, v = _project(call)
         elif self.projection == "random":
             k, v = _project_random(_with_wide_keys(call), m, self.seed or 0)
         elif k.shape[-2] <= m:  # each key is a segment of its own
@@ -288,16 +288,20 @@ def _with_wide_keys(call: AttentionCall) -> AttentionCall:
 def _project(call: AttentionCall) -> tuple[Array, Array]:
     """(E k, F v) of the call's options E and F; hidden keys add nothing.
 
-    Blocks of keys bound the memory of masked copies, and keep sums over long sequences exact; each costs its gradient a
-    matrix of zeros.
+    Blocks of keys bound the memory of masked copies and of half precision in float32, and keep sums over long sequences
+    exact; each costs its gradient a matrix of zeros.
     """
     xp, k, v, keep = call.xp, call.k, call.v, _column(call.key_mask)
-    if keep is None and backend_of(xp).holds(k.shape[-2] <= LONG):
+    dtype = call.options["E"].dtype
+    is_wide = k.dtype == v.dtype == dtype
+    if is_wide and keep is None and backend_of(xp).holds(k.shape[-2] <= LONG):
         return call.options["E"] @ k, call.options["F"] @ v
     E_t, F_t = (xp.matrix_transpose(call.options[name]) for name in ("E", "F"))
 
-    def add(sums: tuple[Array, Array], *block: Array) -> tuple[tuple[Array, Array], None]:
-        return _added(xp, sums, *block), None
+    def add(
+        sums: tuple[Array, Array], E_t: Array, F_t: Array, k: Array, v: Array, keep: Array | None
+    ) -> tuple[tuple[Array, Array], None]:
+        return _added(xp, sums, E_t, F_t, cast(xp, k, dtype), cast(xp, v, dtype), keep), None
 
     sums = _no_keys(call, E_t, F_t)
     items = math.prod(call.batch(E=E_t.shape[:-2], F=F_t.shape[:-2])) * backend_of(xp).items_behind(k, v, E_t, F_t)
@@ -328,7 +332,7 @@ def _no_keys(call: AttentionCall, E_t: Array, F_t: Array) -> tuple[Array, Array]
         mask = None if call.key_mask is None else call.key_mask.shape[:-1]
         batch = broadcast_batch(x=x.shape[:-2], projection=columns.shape[:-2], key_mask=mask)
         shape = (*batch, columns.shape[-1], x.shape[-1])
-        zeros.append(call.xp.zeros(shape, dtype=x.dtype, device=place_of(x)))
+        zeros.append(call.xp.zeros(shape, dtype=columns.dtype, device=place_of(x)))
     return zeros[0], zeros[1]
 
 
