@@ -52,8 +52,10 @@ def stretches(method: Clustered, xp: ModuleType, found: KeyClusters, metrics: Ar
             yield Stretch(first, chunk, found)
             stop = base + chunk * method.clusters_of_chunk
             start = stop - span * method.clusters_of_chunk
-            again = _clustered_again(method, xp, found, slice(start, stop), metrics[..., chunk - 1, :, :])
-            found, first = _replaced(xp, method, found, start, again), chunk
+            # no name for what is put in the place of others: it would live on while rows are read
+            metric = metrics[..., chunk - 1, :, :]
+            found = _replaced(xp, method, found, start, _clustered_again(method, xp, found, slice(start, stop), metric))
+            first = chunk
     yield Stretch(first, chunks + 1, found)
 
 
