@@ -168,6 +168,12 @@ def use_threads(count: int | None) -> int:
 # Records --------------------------------------------------------------------------------------------------------------
 
 
+def head_errors(out: Any, exact: Any) -> list[float]:
+    """‖out − exact‖ / ‖exact‖ of each head, of arrays (heads, n, d_v) of NumPy."""
+    wrong, size = (np.linalg.norm(x, axis=(-2, -1)) for x in (out - exact, exact))
+    return (wrong / size).tolist()
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, minimum ("least") and maximum ("most") of the values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}

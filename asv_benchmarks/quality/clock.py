@@ -69,8 +69,7 @@ def measure(q: Array, k: Array, v: Array, chosen: list[candidates.Candidate], re
     times = {name: statistics.median(found) for name, found in harness.interleave(calls, repeat).items()}
     found = [["exact", f"{times['exact']:.3f}", "1", "0"]]
     for name, out in made.items():
-        wrong = np.linalg.norm(out.numpy()[:, rows] - expected, axis=(1, 2)) / np.linalg.norm(expected, axis=(1, 2))
-        shown = ", ".join(f"{x:.3f}" for x in wrong)
+        shown = ", ".join(f"{x:.3f}" for x in harness.head_errors(out.numpy()[:, rows], expected))
         found.append([name, f"{times[name]:.3f}", f"{times['exact'] / times[name]:.2f}", shown])
     return found
 

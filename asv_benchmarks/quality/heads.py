@@ -42,11 +42,6 @@ class Heads:
     exact: Array
     causal: bool
 
-    def errors(self, out: Array) -> list[float]:
-        """‖out − exact‖ / ‖exact‖ of each head."""
-        wrong, size = (np.linalg.norm(x, axis=(-2, -1)) for x in (out - self.exact, self.exact))
-        return [float(x) for x in wrong / size]
-
     def share(self, method: Any) -> float:
         """Keys that a method reads per row over keys that the row sees."""
         share = SHARES["exact" if isinstance(method, subquad.Exact) else "clustered"]
@@ -81,14 +76,15 @@ def judge(heads: Heads, share: float) -> dict[str, Any]:
     """The errors of "clustered" on some heads at a share of the keys."""
     method = within(subquad.Clustered(), heads, share)
     out = subquad.attention(heads.q, heads.k, heads.v, method, causal=heads.causal)
-    return {"name": heads.name, "opened": method.opened, "share": heads.share(method), "errors": heads.errors(out)}
+    errors = harness.head_errors(out, heads.exact)
+    return {"name": heads.name, "opened": method.opened, "share": heads.share(method), "errors": errors}
 
 
 def choose(heads: Heads, tolerance: float, crossover: Any) -> Iterator[dict[str, Any]]:
     """What "auto" chooses for each of some heads: its error, the share of the keys and the time of the choice."""
     auto = subquad.Auto(tolerance=tolerance, crossover=crossover)
     made = auto.with_choice(heads.q, heads.k, heads.v, causal=heads.causal)
-    errors = heads.errors(made(heads.q, heads.k, heads.v, causal=heads.causal))
+    errors = harness.head_errors(made(heads.q, heads.k, heads.v, causal=heads.causal), heads.exact)
     numbers = np.broadcast_to(made.choice, len(heads.q)).tolist()
     for error, number in zip(errors, numbers, strict=True):
         method = made.rungs[number]

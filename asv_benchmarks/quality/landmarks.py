@@ -44,8 +44,7 @@ def errors(layers: Iterable[Layer], options: dict[str, Any]) -> list[float]:
     found: list[float] = []
     for q, k, v in layers:
         exact = subquad.attention(q, k, v, "exact")
-        wrong = np.linalg.norm(subquad.attention(q, k, v, "nystrom", **options) - exact, axis=(1, 2))
-        found += [float(x) for x in wrong / np.linalg.norm(exact, axis=(1, 2))]
+        found += harness.head_errors(subquad.attention(q, k, v, "nystrom", **options), exact)
     return found
 
 

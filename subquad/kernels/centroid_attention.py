@@ -4,8 +4,8 @@
     w[i, c] = s q[i]·μ[c] + s² Σ_l q[i, l]² σ²[c, l] / 4 + log n[i, c]
 
 n[i, c] is the number of keys of cluster c that row i sees and has not read otherwise; μ, σ² and v̄ are mean, variance
-and mean value of all keys of the cluster. Joined with the output over
-the keys that were read (`block_attention.join`), each key counts once.
+and mean value of all keys of the cluster. Joined with the output over the keys that were read (`block_attention.join`),
+each key counts once.
 """
 
 from __future__ import annotations
