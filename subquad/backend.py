@@ -409,7 +409,7 @@ class Backend:
         """
         from subquad.core.block_loop import loop_blocks
 
-        return loop_blocks(step, carry, arrays, size, in_place=self.fills_in_place)
+        return loop_blocks(step, carry, arrays, size)
 
     def as_program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that the library runs as one program, where operations one by one would be slow.
@@ -458,6 +458,21 @@ class Backend:
             memory and which lazy arrays lack.
         """
         return all(x is None or hasattr(x, "__dlpack__") for x in arrays)
+
+    def may_fill(self, *arrays: Array) -> bool:
+        """Return whether arrays like these may be written into, because nobody records or traces what is done to them.
+
+        Parameters
+        ----------
+        *arrays : array
+            The arrays.
+
+        Returns
+        -------
+        bool
+            `fills_in_place` by default.
+        """
+        return self.fills_in_place
 
     def items_behind(self, *arrays: Array | None) -> int:
         """Return how many items a transform such as ``vmap`` computes at once for one item of these arrays.

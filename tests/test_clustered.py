@@ -265,7 +265,8 @@ def test_the_direction_of_a_cluster_tells_more_than_its_channels(
     exact = subquad.attention(x.q, x.k, x.v, "exact", causal=causal)
 
     def errors() -> np.ndarray:
-        out = subquad.attention(x.q, x.k, x.v, "clustered", causal=causal, chunk=64, opened=8)
+        method = subquad.Clustered(chunk=64, opened=8, implementation="generic")
+        out = subquad.attention(x.q, x.k, x.v, method, causal=causal)
         return np.linalg.norm(out - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))
 
     def of_channels(xp: Any, far: Any, share: Any, *_: Any) -> Any:
@@ -274,7 +275,8 @@ def test_the_direction_of_a_cluster_tells_more_than_its_channels(
 
     found = errors()
     monkeypatch.setattr(sys.modules["subquad.kernels.clustered_attention"], "BANDS", x.q.shape[-1])
-    monkeypatch.setattr(key_clusters, "spread_of", of_channels)
+    for module in (key_clusters, sys.modules["subquad.kernels.cluster_summaries"]):
+        monkeypatch.setattr(module, "spread_of", of_channels)
     before = errors()
     assert np.exp(np.mean(np.log(found / before))) < most
     assert np.max(found) < np.max(before)

@@ -18,6 +18,8 @@ EXAMPLES: dict[str, Example] = {
     "hashed_attention": kernels.hashed_attention("causal avoid", (2, 40), (2, 50)),
     "block_attention": kernels.block_attention("lists items", (2, 40), (2, 50)),
     "clustered_attention": kernels.clustered_attention("prefix groups near before", (2, 40), (2, 64)),
+    "cluster_members": kernels.cluster_members(2, 40, size=8),
+    "cluster_spread": kernels.cluster_spread(2, 40, size=8),
     "nearest": kernels.nearest("values", (2, 40), (2, 7), values=(2, 40)),
     "balanced_tree": kernels.balanced_tree(2, 40, size=8),
     "hashed_order": kernels.hashed_order("two", (2, 40), second=4),

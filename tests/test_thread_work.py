@@ -36,6 +36,9 @@ PRODUCTS: dict[str, tuple[Example, tuple[str, ...], list[int]]] = {
     "buckets of two": (kernels.hashed_order("two", (2, 40), second=4), (), [3 * 40 * 8 * 6]),
     "nearest": (kernels.nearest("values", (2, 40), (2, 7), values=(2, 40)), (), [40 * 7 * 8]),
     "tree": (kernels.balanced_tree(2, 40, size=8), (), [40 * 8 * (32 + 12 * 3)]),
+    "members": (kernels.cluster_members(2, 40, size=8), (), [5 * 8 * 8 * 2]),
+    "spread": (kernels.cluster_spread(2, 40, size=8), (), [5 * 8 * 8 * 12]),
+    "variances": (kernels.cluster_spread(2, 40, size=8, seen=False), (), [5 * 8 * 8 * 3]),
     "clusters": (kernels.clustered_attention("prefix", *CLUSTERS), (), [40 * (2 * 8 * 11 + 8 * (2 * 8 + 4 + 3))]),
     "groups": (kernels.clustered_attention("groups", *CLUSTERS), tuple(ALL), [40 * (3 * 8 * 11 + (2 + 6) * 23)]),
     "closed groups": (kernels.clustered_attention("groups", *CLUSTERS), (), [40 * (2 * 8 * 11 + 2 * 23)]),
@@ -61,6 +64,9 @@ TASKS: dict[str, tuple[Example, list[int]]] = {
     "nearest of many centres": (kernels.nearest("rows", (2, 1025), (2, 65)), [2]),  # parts have 16 rows for each centre
     "clusters": (kernels.clustered_attention("prefix", (2, 257), (2, 64)), [2 * 2]),
     "tree": (kernels.balanced_tree(2, 40, size=8), [2]),
+    "members": (kernels.cluster_members(2, 32 * 8, size=8), [2]),
+    "members of many": (kernels.cluster_members(2, 32 * 8 + 1, size=8), [2 * 2]),
+    "spread of many": (kernels.cluster_spread(2, 32 * 8 + 1, size=8), [2 * 2]),
     "inverses": (kernels.matrices(3, 12, 12), [3]),
 }
 

@@ -32,6 +32,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.causal_conv1d.backward import backward_kernel as conv_gradient_kernel
     from subquad_numpy.causal_conv1d.forward import forward_kernel as conv_kernel
     from subquad_numpy.clustered.forward import clustered_attention_kernel
+    from subquad_numpy.clustered.summaries import cluster_members_kernel, cluster_spread_kernel
     from subquad_numpy.clustered.tree import balanced_tree_kernel
     from subquad_numpy.delta_scan import backward as delta_gradient
     from subquad_numpy.delta_scan import forward as delta
@@ -79,5 +80,5 @@ def kernels() -> list[Callable[[], Any]]:
               for stored in ("float32", "bfloat16")]  # fmt: skip
     found += [partial(make, np.dtype(dtype)) for make in (
         block_attention_gradient_kernel, block_attention_kernel, clustered_attention_kernel, balanced_tree_kernel,
-        pinv_gradient_kernel, pinv_kernel, nearest_kernel, order_kernel) for dtype in dtypes]  # fmt: skip
+        cluster_members_kernel, cluster_spread_kernel, pinv_gradient_kernel, pinv_kernel, nearest_kernel, order_kernel) for dtype in dtypes]  # fmt: skip
     return found

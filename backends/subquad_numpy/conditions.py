@@ -103,6 +103,12 @@ def some_cluster(call: Call) -> str | None:
     return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
 
 
+def some_cluster_of_rows(call: Call) -> str | None:
+    """The reason to decline calls without rows or without clusters, or None."""
+    counts = call.arrays[-1] if len(call.arrays) == 3 else call.arrays[3]
+    return some_row(call) or ("there is no cluster" if counts.shape[-1] == 0 else None)
+
+
 def some_number(call: Call) -> str | None:
     """The reason to decline calls without steps, or without states; None if there is none."""
     q, _, v, *_ = call.arrays

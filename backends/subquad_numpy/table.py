@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from subquad.backend import Accepts
 from subquad_numpy.block_attention import calls as block_attention
@@ -23,6 +24,7 @@ from subquad_numpy.conditions import (
     small_matrices,
     some_centre,
     some_cluster,
+    some_cluster_of_rows,
     some_key,
     some_number,
     some_row,
@@ -164,6 +166,18 @@ COMPILED: dict[str, Compiled] = {
             clustered.balanced_tree,
             launch=of_clustered.launch_tree,
             constant=True,
+        ),
+        *(
+            Compiled(
+                name,
+                Accepts(dtypes=REAL, options=options, needs=_NUMBA, also=some_cluster_of_rows),
+                forward,
+                launch=partial(of_clustered.launch_summary, name),
+            )
+            for name, forward, options in (
+                ("cluster_members", clustered.cluster_members, frozenset({"turned"})),
+                ("cluster_spread", clustered.cluster_spread, frozenset()),
+            )
         ),
         Compiled(
             "clustered_attention",

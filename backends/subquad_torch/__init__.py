@@ -21,6 +21,8 @@ from subquad_torch.conditions import (
     conditions,
     fixes_weights,
     holds,
+    is_eager,
+    is_recorded,
     is_watched,
     is_wrapped,
     refuses,
@@ -92,6 +94,10 @@ class TorchBackend(Backend):
         if torch.compiler.is_compiling() or is_watched():
             return False
         return not any(isinstance(x, Tensor) and (x.is_meta or is_wrapped(x)) for x in arrays)
+
+    def may_fill(self, *arrays: Array) -> bool:
+        """Whether nothing is recorded, traced or transformed."""
+        return not is_watched() and is_eager(arrays) and not is_recorded(arrays)
 
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """A context without `torch.autocast`, whose half precision would put exponents of some hundreds off by 1."""

@@ -8,17 +8,22 @@ key is clustered 1 + log(n / chunk) / log(spans) times; there are as many cluste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, mean_squares_of, summarize_clusters
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, mean_squares_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.loading import backend_of
+from subquad.kernels.cluster_summaries import cluster_members, cluster_spread
 
 if TYPE_CHECKING:
     from subquad.attention.clustered import Clustered
+
+
+AT_ONCE = 2**20  # numbers of the keys that are clustered again at once, if heads are more
 
 
 class Stretch(NamedTuple):
@@ -44,58 +49,89 @@ def stretches(method: Clustered, xp: ModuleType, found: KeyClusters, metrics: Ar
     each by itself. `before` is the number of full chunks before them. What was handed out may change with the next one,
     and so may `found`.
     """
+
+    def grouped(found: KeyClusters) -> KeyClusters:
+        wanted = method.expanded is not None or found.groups is not None
+        return method.grouped(xp, found) if wanted else found
+
     first, chunks = 0, metrics.shape[-3]
     base = found.means.shape[-2] - chunks * method.clusters_of_chunk
     for chunk in range(1, chunks + 1):
         span = span_of(before + chunk, method.spans)
         if span:
+            found = grouped(found)
             yield Stretch(first, chunk, found)
             stop = base + chunk * method.clusters_of_chunk
             start = stop - span * method.clusters_of_chunk
-            # no name for what is put in the place of others: it would live on while rows are read
-            metric = metrics[..., chunk - 1, :, :]
-            found = _replaced(xp, method, found, start, _clustered_again(method, xp, found, slice(start, stop), metric))
+            found = _clustered_again(method, xp, found, slice(start, stop), metrics[..., chunk - 1, :, :])
             first = chunk
-    yield Stretch(first, chunks + 1, found)
+    yield Stretch(first, chunks + 1, grouped(found))
 
 
 def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:
-    """As many clusters of the keys of these ones."""
-    size, count = method.cluster_size, these.stop - these.start
-    counts, d = found.counts[..., these], found.means.shape[-1]
-    columns = found.k[..., these.start * d : these.stop * d, :]
-    columns = xp.reshape(columns, (*columns.shape[:-2], count, d, size))
-    k = xp.reshape(xp.matrix_transpose(columns), (*columns.shape[:-3], count * size, d))
-    v = found.v[..., these.start * size : these.stop * size, :]
-    holds = xp.arange(size, dtype=xp.int32, device=place_of(k)) < counts[..., None]
-    holds = xp.reshape(holds, (*counts.shape[:-1], count * size))
-    rows = k @ metric
-    order = find_order(xp, rows, holds, size, method.seed, method.implementation)
-    sight = xp.broadcast_to(mean_squares_of(xp, metric)[..., None, :], found.means[..., these, :].shape)
-    return summarize_clusters(xp, k, v, order, counts_of(xp, holds, size), size, (rows, sight))
+    """The clusters, with as many others of the keys of these ones in their place; written into them if that can be."""
+    heads = _heads_at_once(xp, found, (these.stop - these.start) * method.cluster_size, metric)
+    if heads:
+        for i in range(0, metric.shape[-3], heads):
+            some = slice(i, i + heads)
+            arrays: Any = found._replace(order=None, groups=None, counts=found.counts[..., None])
+            part = KeyClusters(*(None if x is None else x[..., some, :, :] for x in arrays))
+            part = part._replace(counts=part.counts[..., 0])
+            _put_others(method, xp, part, these, metric[..., some, :, :])
+    else:
+        found = _put_others(method, xp, found, these, metric)
+    kept = None
+    if found.groups is not None:
+        whole = max(these.start - method.clusters_of_sinks, 0) // method.group
+        one, two, three = (x[..., :whole, :] for x in found.groups)
+        kept = one, two, three
+    return found._replace(order=None, groups=kept)
 
 
-def _replaced(xp: ModuleType, method: Clustered, found: KeyClusters, start: int, new: KeyClusters) -> KeyClusters:
-    """The clusters with new ones in the place of some, from number `start` on; written into them if that can be."""
-    size, d = method.cluster_size, found.means.shape[-1]
+def _heads_at_once(xp: ModuleType, found: KeyClusters, keys: int, metric: Array) -> int:
+    """For how many heads so many keys are clustered together, where their clusters can be written into; else 0."""
+    arrays = [found.k, found.v, found.means, found.spread, found.mean_values, found.sight, metric]
+    batches = {x.shape[:-2] for x in arrays} | {found.counts.shape[:-1]}
+    if len(batches) > 1 or not (batch := batches.pop()) or not backend_of(xp).may_fill(*arrays):
+        return 0
+    return max(1, AT_ONCE // (math.prod(batch[:-1]) * keys * metric.shape[-1]))
 
-    def replaced(x: Array, y: Array, factor: int = 1) -> Array:
-        a, b = start * factor, start * factor + y.shape[-2]
-        if backend_of(xp).fills_in_place:
+
+def _put_others(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:
+    """The clusters with others, found by the metric, in the place of these; few copies of the keys live at once."""
+    size, count, d = method.cluster_size, these.stop - these.start, found.means.shape[-1]
+
+    def put(x: Array, y: Array, factor: int = 1) -> Array:
+        a, b = these.start * factor, these.stop * factor
+        if backend_of(xp).may_fill(x, y):
             x[..., a:b, :] = y
             return x
         return xp.concat([x[..., :a, :], y, x[..., b:, :]], axis=-2)
 
-    kept = None
-    if found.groups is not None:
-        whole = max(start - method.clusters_of_sinks, 0) // method.group
-        one, two, three = (x[..., :whole, :] for x in found.groups)
-        kept = one, two, three
+    def keys() -> Array:
+        columns = found.k[..., these.start * d : these.stop * d, :]
+        columns = xp.reshape(columns, (*columns.shape[:-2], count, d, size))
+        return xp.reshape(xp.matrix_transpose(columns), (*columns.shape[:-3], count * size, d))
+
+    counts = found.counts[..., these]
+    holds = xp.arange(size, dtype=xp.int32, device=place_of(counts)) < counts[..., None]
+    holds = xp.reshape(holds, (*counts.shape[:-1], count * size))
+    rows = keys() @ metric
+    order = find_order(xp, rows, holds, size, method.seed, method.implementation)
+    k, counts = keys(), counts_of(xp, holds, size)
+    sight = xp.broadcast_to(mean_squares_of(xp, metric)[..., None, :], found.means[..., these, :].shape)
     assert found.sight is not None
-    assert new.sight is not None
-    return KeyClusters(
-        replaced(found.k, new.k, d), replaced(found.v, new.v, size), None,
-        replaced(found.counts[..., None], new.counts[..., None])[..., 0], replaced(found.means, new.means),
-        replaced(found.spread, new.spread), replaced(found.mean_values, new.mean_values),
-        replaced(found.sight, new.sight), kept,
-    )  # fmt: skip
+    found = found._replace(
+        counts=put(found.counts[..., None], counts[..., None])[..., 0],
+        spread=put(
+            found.spread, cluster_spread(k, rows, order, counts, sight, size=size, implementation=method.implementation)
+        ),
+        sight=put(found.sight, sight),
+    )
+    del rows
+    columns, means = cluster_members(k, order, counts, size=size, turned=True, implementation=method.implementation)
+    found = found._replace(k=put(found.k, columns, d), means=put(found.means, means))
+    del k, columns
+    v = found.v[..., these.start * size : these.stop * size, :]
+    v, mean_values = cluster_members(v, order, counts, size=size, implementation=method.implementation)
+    return found._replace(v=put(found.v, v, size), mean_values=put(found.mean_values, mean_values))

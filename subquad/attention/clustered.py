@@ -52,7 +52,7 @@ from subquad.registry import register
 SCRATCH = 2**24  # bytes of the scratch of compiled kernels, at most
 ROWS = 256  # rows of a part are a multiple of this number, which is one of blocks and of tasks of compiled kernels
 GROUPS = 4  # groups of clusters of a chunk: two splits of its tree
-PART = 2**20  # numbers of the output over near keys that are held at once
+PART = 2**19  # numbers of the output over near keys that are held at once
 
 
 class Part(NamedTuple):
@@ -478,4 +478,4 @@ class Clustered(Method):
             lacking = counts.shape[-1] - sight.shape[-2]
             before = xp.broadcast_to(sight[..., :1, :], (*sight.shape[:-2], lacking, sight.shape[-1]))
             as_seen = rows, xp.concat([before, sight], axis=-2)
-        return summarize_clusters(xp, k, v, order, counts, size, as_seen)
+        return summarize_clusters(k, v, order, counts, size, as_seen, self.implementation)

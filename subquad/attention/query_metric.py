@@ -39,6 +39,10 @@ def query_metric(xp: ModuleType, moment: Array) -> Array:
 def second_moment(xp: ModuleType, q: Array, counted: Array | None) -> Array:
     """Σ q qᵀ (..., d, d) over the rows of q that are finite and `counted` (..., n); constant for gradients."""
     q = backend_of(xp).constant(q)
+    if counted is None and backend_of(xp).is_concrete(q):
+        found = xp.matrix_transpose(q) @ q
+        if bool(xp.all(xp.isfinite(found))):  # then so are all rows
+            return found
     rows = xp.all(xp.isfinite(q), axis=-1, keepdims=True)
     rows = rows if counted is None else rows & counted[..., None]
     q = xp.where(rows, q, 0.0)

@@ -95,7 +95,7 @@ def centroids(
     order = order + xp.arange(count, dtype=xp.int32, device=where)[:, None] * block
     order = xp.reshape(xp.where(order < n, order, n - 1), (*batch, count * per_block * size))
     counts = xp.reshape(counts, (*batch, count * per_block))
-    found = summarize_clusters(xp, k, v, order, counts, size, None)
+    found = summarize_clusters(k, v, order, counts, size, None, only_generic(implementation))
     places = xp.reshape(order, (*batch, count * per_block, size))
     members = xp.where(xp.arange(size, dtype=xp.int32, device=where) < counts[..., None], places, -1)
     return Centroids(found.means, found.spread, found.mean_values, members, per_block, block)

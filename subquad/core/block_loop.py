@@ -49,12 +49,10 @@ def fold_blocks(
     return backend.fold_blocks(step, carry, arrays, size, exact=exact)
 
 
-def loop_blocks(
-    step: Step, carry: Any, arrays: Sequence[Array | None], size: int, *, in_place: bool = False
-) -> tuple[Any, Array | None]:
+def loop_blocks(step: Step, carry: Any, arrays: Sequence[Array | None], size: int) -> tuple[Any, Array | None]:
     """Fold `step` over blocks by a Python loop: the default of `Backend.fold_blocks`.
 
-    With `in_place`, each output is written into one array for all of them, which saves the copy that joining makes.
+    Where arrays may be filled, each output is written into one for all of them, which saves the copy of joining.
     """
     n = row_count(arrays)
     if n <= size:
@@ -66,7 +64,7 @@ def loop_blocks(
         carry, out = step(carry, *take_rows(arrays, start, stop))
         if out is None:
             continue
-        if not in_place:
+        if outs or (joined is None and not backend_of(namespace_of(out)).may_fill(out)):
             outs.append(out)
             continue
         if joined is None:
@@ -81,12 +79,12 @@ def loop_blocks(
 def join_rows(xp: ModuleType, n: int, parts: Iterator[tuple[Array, ...]]) -> tuple[Array, ...]:
     """The arrays (..., n, width) of which each part has the next rows, one array for each place of a part's tuple.
 
-    A backend that fills in place writes the parts into one array as they come: no second copy of them all exists.
+    Where arrays may be filled, the parts are written into one as they come: no second copy of them all exists.
     """
     first = next(parts)
     if first[0].shape[-2] == n:
         return first
-    if not backend_of(xp).fills_in_place:
+    if not backend_of(xp).may_fill(*first):
         return tuple(xp.concat(list(arrays), axis=-2) for arrays in zip(first, *parts, strict=True))
     joined = tuple(xp.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device=x.device) for x in first)
     start = 0

@@ -7,6 +7,7 @@ from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.causal_conv1d import causal_conv1d
 from subquad.kernels.centroid_attention import centroid_attention
+from subquad.kernels.cluster_summaries import cluster_members, cluster_spread
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
@@ -27,6 +28,8 @@ __all__ = [
     "block_attention",
     "causal_conv1d",
     "centroid_attention",
+    "cluster_members",
+    "cluster_spread",
     "clustered_attention",
     "delta_scan",
     "feature_attend",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +167,40 @@ def balanced_tree(*shape: int, size: int) -> Example:
 
     name = "×".join(map(str, shape)) + f" by {size}"
     return Example("balanced_tree", name, draw, {"size": size}, {"key_mask": some_hidden(*shape)})
+
+
+def clusters_of(*batch: int, n: int, size: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """An order of n rows in clusters, and their numbers of rows: few in some, none in the last but one."""
+    clusters = -(-n // size)
+    rng = np.random.default_rng(3)
+    order = np.stack([rng.permutation(clusters * size) % n for _ in range(math.prod(batch))])
+    counts = np.full((*batch, clusters), size, np.int32)
+    counts[..., ::3] = size // 2 + 1  # of two rows, both are as far from their mean
+    counts[..., -2:-1] = 0
+    return order.astype(np.int32).reshape(*batch, clusters * size), counts
+
+
+def cluster_members(*shape: int, size: int, batch: tuple[int, ...] = ()) -> Example:
+    """Rows in clusters, for orders of a batch of their own."""
+
+    def draw() -> Arrays:
+        return normal((*shape, D))[0], *clusters_of(*batch or shape[:-1], n=shape[-1], size=size)
+
+    name = "×".join(map(str, shape)) + f" by {size}" + (f" for {batch}" if batch else "")
+    return Example("cluster_members", name, draw, {"size": size}, {"turned": True})
+
+
+def cluster_spread(*shape: int, size: int, seen: bool = True, d: int = D) -> Example:
+    """How far the rows of clusters spread, as queries see them or of each channel."""
+
+    def draw() -> Arrays:
+        x, metric = normal((*shape, d), (d, d))
+        order, counts = clusters_of(*shape[:-1], n=shape[-1], size=size)
+        sight = np.exp(normal((*counts.shape, d), seed=5)[0])
+        return x, x @ metric if seen else None, order, counts, sight if seen else None
+
+    name = "×".join(map(str, shape)) + f" by {size}, {d} wide" + (", as seen" if seen else "")
+    return Example("cluster_spread", name, draw, {"size": size}, {})
 
 
 def clustered_attention(
@@ -464,6 +499,12 @@ for example in [
     balanced_tree(2, 70, size=4),
     balanced_tree(2, 3, 300, size=16),
     balanced_tree(7, size=8),
+    cluster_members(2, 70, size=4),
+    cluster_members(3, 300, size=16, batch=(2, 1)),
+    cluster_members(40, size=7),
+    cluster_spread(2, 70, size=4),
+    cluster_spread(2, 3, 600, size=16, d=17),
+    cluster_spread(70, size=8, seen=False),
     clustered_attention("clusters", (2, 40), (2, 72)),
     clustered_attention("prefix, before", (2, 3, 40), (2, 1, 80), d_v=D),
     clustered_attention("near, before", (2, 2, 64), (2, 2, 64), opened=3),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.balanced_tree import outputs as tree_outputs
-from subquad.kernels.clustered_attention import outputs
+from subquad.kernels.cluster_summaries import outputs_of_members, outputs_of_spread
+from subquad.kernels.clustered_attention import bands_of, outputs
 from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
 
 Array = np.ndarray[Any, Any]
@@ -126,3 +127,63 @@ def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
 
 
 balanced_tree = Forms(_plan_tree)
+
+
+GIVEN = {"cluster_members": ("x", "order", "counts"), "cluster_spread": ("x", "seen", "order", "counts", "sight")}
+
+
+def summary_work(kernel: str, given: Mapping[str, Any], static: Mapping[str, Any]) -> tuple[dict[str, int], int, float]:
+    """(numbers of the argument record, tasks of an item, multiply-adds of an item) of a kernel of summaries."""
+    from subquad_numpy.clustered.summaries import CLUSTERS
+
+    (n, d), clusters, size = given["x"].shape[-2:], given["counts"].shape[-1], static["size"]
+    tasks, seen = -(-clusters // CLUSTERS), given.get("seen") is not None
+    sizes = {"n": n, "d": d, "clusters": clusters, "size": size, "tasks": tasks,
+             "turned": int(static.get("turned", False)), "bands": bands_of(d) if seen else 0}  # fmt: skip
+    passes = {"cluster_members": 2, "cluster_spread": 12 if seen else 3}[kernel]
+    return sizes, tasks, float(clusters * size * d * passes)
+
+
+def kernel_of_summary(name: str) -> tuple[Any, Any]:
+    """The compiler of a kernel of summaries, and its argument record."""
+    from subquad_numpy.clustered import summaries as made
+
+    return {
+        "cluster_members": (made.cluster_members_kernel, made.MEMBERS_RECORD),
+        "cluster_spread": (made.cluster_spread_kernel, made.SPREAD_RECORD),
+    }[name]
+
+
+def outputs_of_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs of a kernel of summaries by name."""
+    if name == "cluster_members":
+        return dict(zip(("members", "means"), outputs_of_members(*arrays, **static), strict=True))
+    return {"spread": outputs_of_spread(*arrays, **static)[0]}
+
+
+def _plan_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+    """The outputs of a kernel of summaries."""
+    likes, dtype, names = outputs_of_summary(name, arrays, static), arrays[0].dtype, GIVEN[name]
+    kernel, record = kernel_of_summary(name)
+    sizes, tasks, products = summary_work(name, dict(zip(names, arrays, strict=True)), static)
+    fixes = [None if x is None else _fix(of, x) for of, x in zip(names, arrays, strict=True)]
+
+    def ready(arrays: Sequence[Any]) -> list[Any]:
+        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
+
+    examples = {of: x for of, x in zip(names, ready(arrays), strict=True) if x is not None}
+    made = {of: np.empty(like.shape, dtype) for of, like in likes.items()}
+    batch = next(iter(likes.values())).shape[:-2]
+    run = Run(kernel(dtype), record, batch, tasks, products, sizes | examples | made)
+
+    def summarize(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
+        given = dict(zip(names, ready(arrays), strict=True))
+        outs = {of: new(like.shape, dtype) for of, like in likes.items()}
+        every = given | outs
+        run([every[of] for of, axes in record.items() if axes is not None], threads)
+        return tuple(outs.values()), None
+
+    return summarize
+
+
+cluster_members, cluster_spread = (Forms(partial(_plan_summary, name)) for name in GIVEN)

@@ -13,7 +13,16 @@ from subquad.backend import Array
 from subquad.core.dtypes import cast
 from subquad.kernels.balanced_tree import outputs as tree_outputs
 from subquad.kernels.clustered_attention import outputs as outputs_of
-from subquad_numpy.clustered.calls import INTEGERS, NAMES, cut_work, tree_work
+from subquad_numpy.clustered.calls import (
+    GIVEN,
+    INTEGERS,
+    NAMES,
+    cut_work,
+    kernel_of_summary,
+    outputs_of_summary,
+    summary_work,
+    tree_work,
+)
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
 
 
@@ -49,3 +58,17 @@ def launch_tree(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> t
         threads_for(int(math.prod(batch) * products)),
     )  # fmt: skip
     return (run(made, dict(zip(("x", "sketch", "mask"), arrays, strict=True)))["order"],)
+
+
+def launch_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `cluster_members` or `cluster_spread`, by one launch."""
+    outputs, (kernel, record) = outputs_of_summary(name, arrays, static), kernel_of_summary(name)
+    xp, given = array_namespace(arrays[0]), dict(zip(GIVEN[name], arrays, strict=True))
+    sizes, tasks, products = summary_work(name, given, static)
+    batch = tuple(next(iter(outputs.values())).shape[:-2])
+    made = Launch(
+        kernel, (np.dtype(arrays[0].dtype),), record, outputs, sizes, batch, tasks,
+        threads_for(int(math.prod(batch) * products)),
+    )  # fmt: skip
+    found = run(made, {of: cast(xp, x, xp.int32) if of in INTEGERS and x is not None else x for of, x in given.items()})
+    return tuple(found[of] for of in outputs)

@@ -32,20 +32,35 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
         f = carray(records, last)[0]
         n, d, directions, size = f.n, f.d, f.directions, f.size
         wide, columns, rows = padded(d, lanes), padded(directions, lanes), padded(n, TILE_ROWS)
-        sizes = (rows * wide, rows * columns, wide * columns, columns, n * wide, wide, wide, wide, columns, n, n)
+        as_given = d == wide and n == rows  # vectors and tiles read nothing beside the rows
+        sizes = (
+            0 if as_given else rows * wide,
+            rows * columns,
+            wide * columns,
+            columns,
+            n * wide,
+            wide,
+            wide,
+            wide,
+            columns,
+            n,
+            n,
+        )
         buffer = np.empty(room(sizes), kind)
-        x, projected, packed, nothing, y, mean, u, v, middle, values, merged = cut(buffer, sizes)
+        copied, projected, packed, nothing, y, mean, u, v, middle, values, merged = cut(buffer, sizes)
         order, names, other = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
         clear(nothing, columns)
         for task in range(first, last):
             f = carray(records, last)[task]
             given, mask, found = pointer(f.x, zero), pointer(f.mask, byte), pointer(f.order, word)
+            x = given if as_given else copied
+            if not as_given:
+                for i in range(n):
+                    for p in range(wide):
+                        copied[i * wide + p] = given[i * d + p] if p < d else 0
             seen = 0
             for i in range(n):
-                keep = f.mask == 0 or mask[i] != 0
-                for p in range(wide):
-                    x[i * wide + p] = given[i * d + p] if keep and p < d else 0
-                if keep:
+                if f.mask == 0 or mask[i] != 0:
                     order[seen] = i
                     seen += 1
             hidden = seen
