@@ -133,7 +133,8 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
         full = place // chunk
         seen = clusters + full * method.clusters_of_chunk if clusters else method.clusters_before(xp, full)
         outs = []
-        for first, last, found in stretches(method, xp, found, of_chunks, closed):
+        for first, last, some in stretches(method, xp, found, of_chunks, closed):
+            found = some
             rows = slice(max(first * chunk - held, 0), min(last * chunk - held, n))
             if rows.start < rows.stop:
                 of_near = near[0][..., rows, :], near[1][..., rows]
