@@ -97,7 +97,7 @@ class TorchBackend(Backend):
 
     def may_fill(self, *arrays: Array) -> bool:
         """Whether nothing is recorded, traced or transformed."""
-        return not is_watched() and is_eager(arrays) and not is_recorded(arrays)
+        return is_eager(arrays) and not (is_watched() or is_recorded(arrays))
 
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """A context without `torch.autocast`, whose half precision would put exponents of some hundreds off by 1."""

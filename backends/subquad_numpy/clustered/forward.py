@@ -10,15 +10,7 @@ import numpy as np
 from numba import carray
 
 from subquad_numpy.block_attention.tiles import INFINITY, is_finite, whole_tile
-from subquad_numpy.clustered.members import (
-    TOGETHER,
-    add_values,
-    add_values_of_four,
-    has_bad,
-    multiply_four,
-    multiply_one,
-    weigh_members,
-)
+from subquad_numpy.clustered.members import add_values, has_bad, weigh_members
 from subquad_numpy.clustered.runs import append_run, list_clusters
 from subquad_numpy.clustered.selection import choose, collect, find_bound, room_for, search
 from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
@@ -30,10 +22,12 @@ from subquad_numpy.codegen import (
     room,
     shifted,
     store,
+    total,
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.listed_rows import add_listed, multiply_listed
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
@@ -66,21 +60,22 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 groups * panel,
             ),
             *(entries, panel, panel, whole_keys * max(padded(d + f.bands, TILE_ROWS), high_v), high_v * panel),
-            *(ROWS * wide_v, ROWS, ROWS, wide_s, TOGETHER * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
+            *(ROWS * wide_v, ROWS, ROWS, wide_s, TILE_ROWS * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
             panel * room_for(widest, lanes),
-            *(whole_keys, panel),
+            *(whole_keys, panel, ROWS * lanes),
         )
         buffer = np.empty(room(sizes), kind)
         (
             packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k,
-            own_v, values, fine, poison,
+            own_v, values, fine, poison, of_members,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
             np.zeros(entries, np.int32),
             np.empty(clusters + 1, np.int32),
             np.empty(widest + f.always + 1, np.int32),
         )
-        opened, of_row = np.empty(ROWS * every, np.int32), np.empty(ROWS * every, np.int32)
+        lists = np.empty(room((ROWS * every, ROWS * every)), np.int32)
+        opened, of_row = cut(lists, (ROWS * every, ROWS * every))
         opens, collected = np.empty(ROWS, np.int32), np.empty(panel, np.int32)
         numbers_of = np.empty(panel * room_for(widest, lanes), np.int32)
         keys_of, at_of, ids = np.empty(entries, np.int32), np.zeros(entries, np.int32), np.empty(entries, np.int32)
@@ -215,6 +210,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         acc[(base + c) * wide_v + p] = sums[p * panel + c] + poison[c]
                     for p in range(d_v, wide_v):
                         acc[(base + c) * wide_v + p] = 0
+            clear(of_members, count * lanes)
             # rows by the clusters that they opened
             for c in range(clusters):
                 starts[c + 1] += starts[c]
@@ -240,49 +236,31 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         apart[s] = order[c * size + s]
                 reach = float(f.reach) if f.place != 0 else -1.0
                 careful = f.place != 0 and has_bad(rows_v, many, d_v)
-                i = begin
-                while i < end:
-                    together = TOGETHER if end - i >= TOGETHER and not careful else 1
-                    if together == TOGETHER:
-                        r_0, r_1, r_2, r_3 = of_row[i], of_row[i + 1], of_row[i + 2], of_row[i + 3]
-                        multiply_four(
-                            shifted(q, (row + r_0) * d), shifted(q, (row + r_1) * d), shifted(q, (row + r_2) * d),
-                            shifted(q, (row + r_3) * d), keys, d, size, lanes, scale, e, wide_s,
-                        )  # fmt: skip
-                    else:
-                        multiply_one(shifted(q, (row + of_row[i]) * d), keys, d, size, lanes, scale, e)
+                for i in range(begin, end, TILE_ROWS):
+                    together = min(TILE_ROWS, end - i)
+                    these = shifted(of_row, i)
+                    multiply_listed(
+                        shifted(q, row * d), d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s
+                    )
                     for t in range(together):
                         r = of_row[i + t]
                         own_at = float(place[row + r]) if f.place != 0 else 0.0
                         weigh_members(
-                            shifted(e, t * wide_s), size, many, r, wide_v, lanes, apart, own_at, reach, here, top, seen,
-                            shifted(acc, r * wide_v),
+                            shifted(e, t * wide_s), scale, size, many, r, wide_v, lanes, apart, own_at, reach, here,
+                            top, seen, of_members, shifted(acc, r * wide_v),
                         )  # fmt: skip
-                    if together == TOGETHER:
-                        add_values_of_four(
-                            e, wide_s, many, rows_v, d_v, wide_v, lanes, shifted(acc, of_row[i] * wide_v),
-                            shifted(acc, of_row[i + 1] * wide_v), shifted(acc, of_row[i + 2] * wide_v),
-                            shifted(acc, of_row[i + 3] * wide_v),
-                        )  # fmt: skip
-                    elif careful:
-                        for s in range(many):
-                            if e[s] != 0 or abs(apart[s] - place[row + of_row[i]]) > f.reach:
-                                weights = shifted(e, s)
-                                add_values(
-                                    weights,
-                                    1,
-                                    shifted(rows_v, s * d_v),
-                                    d_v,
-                                    wide_v,
-                                    lanes,
-                                    shifted(acc, of_row[i] * wide_v),
-                                )
-                    else:
-                        add_values(e, many, rows_v, d_v, wide_v, lanes, shifted(acc, of_row[i] * wide_v))
-                    i += together
+                        if careful:
+                            for s in range(many):
+                                if e[t * wide_s + s] != 0 or abs(apart[s] - own_at) > f.reach:
+                                    add_values(
+                                        shifted(e, t * wide_s + s), 1, shifted(rows_v, s * d_v), d_v, wide_v, lanes,
+                                        shifted(acc, r * wide_v),
+                                    )  # fmt: skip
+                    if not careful:
+                        add_listed(e, wide_s, these, together, rows_v, d_v, many, wide_v, lanes, acc, wide_v)
                 begin = end
             for r in range(count):
-                found = seen[r]
+                found = seen[r] + total(load(of_members, r * lanes))
                 level = top[r] + math.log(found) if found != 0 else -INFINITY
                 factor = 1 / found if found != 0 else found
                 share, joins = found, False  # `found` may be NaN
@@ -298,7 +276,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         value += before_out[(row + r) * d_v + p] * share
                     out[(row + r) * d_v + p] = value
                 lse[row + r] = level
-        buffer[0] = 0  # see `cut`
+        buffer[0], lists[0] = 0, 0  # see `cut`
         return DONE
 
     return forward

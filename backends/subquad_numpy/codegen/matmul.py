@@ -23,6 +23,48 @@ def _tile_shape() -> tuple[int, int]:
 TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 
+def number(value: int) -> Any:
+    """A constant index."""
+    return ir.Constant(cgutils.intp_t, value)
+
+
+def emit_tile(
+    context: Any, builder: Any, vector: Vector, vectors: int, a_step: Any, b: Any, b_row: Any, depth: Any,
+    a: list[Any], c_0: list[Any], c: list[Any],
+) -> None:  # fmt: skip
+    """Write the code of C = C₀ + A B for a tile of `vectors` vectors of columns, whose rows of A, C₀ and C are given.
+
+    `b_row` is B's stride from row to row in elements, `a_step` A's from column to column.
+    """
+    wide, align = context.get_value_type(vector), vector.element.bitwidth // 8
+
+    def place(memory: Any, index: Any) -> Any:
+        return builder.bitcast(builder.gep(memory, [index]), wide.as_pointer())
+
+    # one variable for each vector of the tile, which LLVM keeps in registers; they start as C₀
+    each = [(r, v) for r in range(len(a)) for v in range(vectors)]
+    sums = {cell: cgutils.alloca_once(builder, wide) for cell in each}
+    for r, v in each:
+        builder.store(builder.load(place(c_0[r], number(v * vector.lanes)), align=align), sums[r, v])
+    undefined, lanes = ir.Constant(wide, ir.Undefined), ir.VectorType(ir.IntType(32), vector.lanes)
+    with cgutils.for_range(builder, depth) as loop:
+        at = builder.mul(loop.index, b_row)
+        columns = [
+            builder.load(place(b, builder.add(at, number(v * vector.lanes))), align=align) for v in range(vectors)
+        ]
+        step = builder.mul(loop.index, a_step)
+        # every number A[r, p] is spread over a vector and multiplied with the row B[p, :]
+        for r, row in enumerate(a):
+            one = builder.load(builder.gep(row, [step]))
+            one = builder.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
+            one = builder.shuffle_vector(one, undefined, ir.Constant(lanes, None))
+            for v in range(vectors):
+                product = builder.fmul(one, columns[v], flags=FUSE)
+                builder.store(builder.fadd(builder.load(sums[r, v]), product, flags=FUSE), sums[r, v])
+    for r, v in each:
+        builder.store(builder.load(sums[r, v]), place(c[r], number(v * vector.lanes)), align=align)
+
+
 def _tile(vectors: int) -> Callable[..., Any]:
     """The intrinsic C[r, :] = C₀[r, :] + Σ_p A[r, p] B[p, :] for the rows of one tile and `vectors` vectors of columns.
 
@@ -37,43 +79,14 @@ def _tile(vectors: int) -> Callable[..., Any]:
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             a, a_row, a_step, b, depth, c_0, c_0_row, c, c_row = args
-            wide = context.get_value_type(vector)
-            align = vector.element.bitwidth // 8
 
-            def place(memory: Any, index: Any) -> Any:
-                return builder.bitcast(builder.gep(memory, [index]), wide.as_pointer())
+            def rows_of(memory: Any, stride: Any) -> list[Any]:
+                return [builder.gep(memory, [builder.mul(stride, number(r))]) for r in range(TILE_ROWS)]
 
-            def number(value: int) -> Any:
-                return ir.Constant(cgutils.intp_t, value)
-
-            def each() -> Any:
-                return ((r, v) for r in range(TILE_ROWS) for v in range(vectors))
-
-            # one variable for each vector of the tile, which LLVM keeps in registers; they start as C₀
-            sums = {cell: cgutils.alloca_once(builder, wide) for cell in each()}
-            for r, v in each():
-                index = builder.add(builder.mul(c_0_row, number(r)), number(v * vector.lanes))
-                builder.store(builder.load(place(c_0, index), align=align), sums[r, v])
-            rows = [builder.gep(a, [builder.mul(a_row, number(r))]) for r in range(TILE_ROWS)]
-            undefined, lanes = ir.Constant(wide, ir.Undefined), ir.VectorType(ir.IntType(32), vector.lanes)
-            with cgutils.for_range(builder, depth) as loop:
-                at = builder.mul(loop.index, number(vectors * vector.lanes))
-                columns = [
-                    builder.load(place(b, builder.add(at, number(v * vector.lanes))), align=align)
-                    for v in range(vectors)
-                ]
-                step = builder.mul(loop.index, a_step)
-                # every number A[r, p] is spread over a vector and multiplied with the row B[p, :]
-                for r in range(TILE_ROWS):
-                    one = builder.load(builder.gep(rows[r], [step]))
-                    one = builder.insert_element(undefined, one, ir.Constant(ir.IntType(32), 0))
-                    one = builder.shuffle_vector(one, undefined, ir.Constant(lanes, None))
-                    for v in range(vectors):
-                        product = builder.fmul(one, columns[v], flags=FUSE)
-                        builder.store(builder.fadd(builder.load(sums[r, v]), product, flags=FUSE), sums[r, v])
-            for r, v in each():
-                index = builder.add(builder.mul(c_row, number(r)), number(v * vector.lanes))
-                builder.store(builder.load(sums[r, v]), place(c, index), align=align)
+            emit_tile(
+                context, builder, vector, vectors, a_step, b, number(vectors * vector.lanes), depth,
+                rows_of(a, a_row), rows_of(c_0, c_0_row), rows_of(c, c_row),
+            )  # fmt: skip
             return context.get_dummy_value()
 
         return types.none(a, types.intp, types.intp, b, types.intp, c_0, types.intp, c, types.intp), codegen
