@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, mean_squares_of
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order
+from subquad.attention.query_metric import ChunkMetrics, mean_squares_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.loading import backend_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from subquad.attention.clustered import Clustered
 
 
-AT_ONCE = 2**20  # numbers of the keys that are clustered again at once, if heads are more
+AT_ONCE = 2**20  # numbers of the keys that are clustered again at once, if there are several items
 
 
 class Stretch(NamedTuple):
@@ -42,19 +43,21 @@ def span_of(chunk: int, factor: int) -> int:
     return span if span > 1 else 0
 
 
-def stretches(method: Clustered, xp: ModuleType, found: KeyClusters, metrics: Array, before: int) -> Iterator[Stretch]:
+def stretches(
+    method: Clustered, xp: ModuleType, found: KeyClusters, metrics: ChunkMetrics, before: int
+) -> Iterator[Stretch]:
     """Rows that read the same clusters, in order, and these; the last one has the clusters that remain.
 
-    `found` has all clusters, the last of them of the chunks of the call, which have the `metrics` (..., chunks, d, d),
-    each by itself. `before` is the number of full chunks before them. What was handed out may change with the next one,
-    and so may `found`.
+    `found` has all clusters, the last of them of the chunks of the call, which have the `metrics`, each by itself.
+    `before` is the number of full chunks before them. What was handed out may change with the next one, and so may
+    `found`.
     """
 
     def grouped(found: KeyClusters) -> KeyClusters:
         wanted = method.expanded is not None or found.groups is not None
         return method.grouped(xp, found) if wanted else found
 
-    first, chunks = 0, metrics.shape[-3]
+    first, chunks = 0, metrics.chunks
     base = found.means.shape[-2] - chunks * method.clusters_of_chunk
     for chunk in range(1, chunks + 1):
         span = span_of(before + chunk, method.spans)
@@ -63,22 +66,19 @@ def stretches(method: Clustered, xp: ModuleType, found: KeyClusters, metrics: Ar
             yield Stretch(first, chunk, found)
             stop = base + chunk * method.clusters_of_chunk
             start = stop - span * method.clusters_of_chunk
-            found = _clustered_again(method, xp, found, slice(start, stop), metrics[..., chunk - 1, :, :])
+            found = _clustered_again(method, xp, found, slice(start, stop), metrics.of(chunk - 1))
             first = chunk
     yield Stretch(first, chunks + 1, grouped(found))
 
 
 def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:
     """The clusters, with as many others of the keys of these ones in their place; written into them if that can be."""
-    heads = _heads_at_once(xp, found, (these.stop - these.start) * method.cluster_size, metric)
-    if heads:
-        for i in range(0, metric.shape[-3], heads):
-            some = slice(i, i + heads)
-            arrays: Any = found._replace(order=None, groups=None, counts=found.counts[..., None])
-            part = KeyClusters(*(None if x is None else x[..., some, :, :] for x in arrays))
-            part = part._replace(counts=part.counts[..., 0])
-            _put_others(method, xp, part, these, metric[..., some, :, :])
-    else:
+    some = _items_at_once(xp, found, (these.stop - these.start) * method.cluster_size, metric)
+    for i in some:
+        arrays: Any = found._replace(order=None, groups=None)
+        part = KeyClusters(*(None if x is None else x[i] for x in arrays))
+        _put_others(method, xp, part, these, metric[i])
+    if not some:
         found = _put_others(method, xp, found, these, metric)
     kept = None
     if found.groups is not None:
@@ -88,13 +88,20 @@ def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, thes
     return found._replace(order=None, groups=kept)
 
 
-def _heads_at_once(xp: ModuleType, found: KeyClusters, keys: int, metric: Array) -> int:
-    """For how many heads so many keys are clustered together, where their clusters can be written into; else 0."""
+def _items_at_once(xp: ModuleType, found: KeyClusters, keys: int, metric: Array) -> list[tuple[slice, ...]]:
+    """The parts of a batch, so many keys in each item, that are clustered again at once; none if all are.
+
+    A part is one of the last axis with several items, if what is written into it is written into the whole.
+    """
     arrays = [found.k, found.v, found.means, found.spread, found.mean_values, found.sight, metric]
     batches = {x.shape[:-2] for x in arrays} | {found.counts.shape[:-1]}
-    if len(batches) > 1 or not (batch := batches.pop()) or not backend_of(xp).may_fill(*arrays):
-        return 0
-    return max(1, AT_ONCE // (math.prod(batch[:-1]) * keys * metric.shape[-1]))
+    batch = max(batches, key=len)
+    axis = max((i for i, count in enumerate(batch) if count > 1), default=-1)
+    if len(batches) > 1 or axis < 0 or not backend_of(xp).may_fill(*arrays):
+        return []
+    at_once = max(1, AT_ONCE * batch[axis] // (math.prod(batch) * keys * metric.shape[-1]))
+    before = (slice(None),) * axis
+    return [(*before, slice(i, i + at_once)) for i in range(0, batch[axis], at_once)] if at_once < batch[axis] else []
 
 
 def _put_others(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:

@@ -22,14 +22,15 @@ from subquad.attention.key_clusters import (
     KeyClusters,
     counts_of,
     find_order,
-    mean_squares_of,
     seen_keys,
     summarize_clusters,
     with_groups,
 )
 from subquad.attention.method import Merging, Method
 from subquad.attention.query_metric import (
+    ChunkMetrics,
     counted_rows,
+    mean_squares_of,
     metrics_of_chunks,
     pooled,
     query_metric,
@@ -409,23 +410,23 @@ class Clustered(Method):
             key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
 
-    def close_chunks(self, call: AttentionCall, metric: Array, *, begins: bool) -> KeyClusters:
-        """The clusters of the first chunks of the keys, each in its metric (..., chunks, d, d).
+    def close_chunks(self, call: AttentionCall, metrics: ChunkMetrics, *, begins: bool) -> KeyClusters:
+        """The clusters of the first chunks of the keys, each in its metric.
 
         Before them are those of the sinks, if the keys are the first of the sequence.
         """
-        xp, chunk, chunks = call.xp, self.chunk, metric.shape[-3]
+        xp, chunk, chunks = call.xp, self.chunk, metrics.chunks
         k, v = (x[..., : chunks * chunk, :] for x in (call.k, call.v))
         seen = seen_keys(call)[..., : chunks * chunk]
         sinks = self.sinks if begins else 0
         clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
-        rows = xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])) @ metric
+        rows = metrics.apply(xp, xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])))
         held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
         order = find_order(xp, rows, held, self.cluster_size, self.seed, self.implementation)
         order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
         counts = counts_of(xp, held, self.cluster_size)
         order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
-        of_chunks = mean_squares_of(xp, metric)[..., None, :]
+        of_chunks = metrics.mean_squares(xp)[..., None, :]
         sight = xp.broadcast_to(of_chunks, (*of_chunks.shape[:-2], self.clusters_of_chunk, k.shape[-1]))
         sight = xp.reshape(sight, (*sight.shape[:-3], chunks * self.clusters_of_chunk, k.shape[-1]))
         rows = xp.reshape(rows, (*rows.shape[:-3], chunks * chunk, k.shape[-1]))

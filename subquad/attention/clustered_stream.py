@@ -15,6 +15,7 @@ from subquad.attention.call import AttentionCall
 from subquad.attention.cluster_spans import stretches
 from subquad.attention.key_clusters import KeyClusters, seen_keys
 from subquad.attention.query_metric import (
+    ChunkMetrics,
     counted_rows,
     is_renewed,
     pooled,
@@ -127,7 +128,7 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
     elif not chunks:
         out = method.read(own, found, own.q, xp.zeros_like(place) + clusters, near)[0]
     else:
-        of_chunks = xp.stack(metrics, axis=-3)
+        of_chunks = ChunkMetrics(xp.stack(metrics, axis=-3), (1,) * chunks)
         filled = method.close_chunks(own, of_chunks, begins=not clusters)
         found = method.grouped(xp, _joined(xp, found, filled) if clusters else filled)
         full = place // chunk

@@ -63,12 +63,6 @@ def with_groups(xp: ModuleType, found: KeyClusters, group: int, first: int) -> K
     return found._replace(groups=more)
 
 
-def mean_squares_of(xp: ModuleType, metric: Array) -> Array:
-    """The mean squares (..., d) of the channels of queries by their metric Σ^¼ (..., d, d), up to a factor."""
-    root = metric @ metric
-    return xp.sum(root * root, axis=-1)
-
-
 def find_order(xp: ModuleType, rows: Array, seen: Array | None, size: int, seed: int, implementation: str) -> Array:
     """The numbers of rows (..., n, d) in clusters of `size`, int32 (..., ⌈n / size⌉ · size); hidden ones come last.
 

@@ -6,7 +6,9 @@ plain length.
 
 from __future__ import annotations
 
+import itertools
 from types import ModuleType
+from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall
 from subquad.backend import Array
@@ -17,6 +19,45 @@ from subquad.core.shapes import broadcast_batch
 
 POWER = 0.25
 SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
+
+
+class ChunkMetrics(NamedTuple):
+    """The metrics of the chunks of a call, in order, each of which some chunks have in common."""
+
+    metrics: Array  # (..., metrics, d, d)
+    chunks_of: tuple[int, ...]  # that have each of them
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are."""
+        return sum(self.chunks_of)
+
+    def of(self, chunk: int) -> Array:
+        """The metric (..., d, d) of a chunk."""
+        each = (i for i, count in enumerate(self.chunks_of) for _ in range(count))
+        return self.metrics[..., next(itertools.islice(each, chunk, None)), :, :]
+
+    def apply(self, xp: ModuleType, k: Array) -> Array:
+        """The rows of keys (..., chunks, chunk, d), each chunk in its metric."""
+        first, parts = 0, []
+        for i, count in enumerate(self.chunks_of):
+            parts.append(k[..., first : first + count, :, :] @ self.metrics[..., i : i + 1, :, :])
+            first += count
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-3)
+
+    def mean_squares(self, xp: ModuleType) -> Array:
+        """The mean squares (..., chunks, d) of the channels of queries by the metrics, up to a factor."""
+        # not `take`: XLA fails on sums of squares of products of what it has gathered so, and ends the process
+        squares = mean_squares_of(xp, self.metrics)
+        parts = [squares[..., i : i + 1, :] for i in range(len(self.chunks_of))]
+        shapes = [(*x.shape[:-2], count, x.shape[-1]) for x, count in zip(parts, self.chunks_of, strict=True)]
+        return xp.concat([xp.broadcast_to(x, shape) for x, shape in zip(parts, shapes, strict=True)], axis=-2)
+
+
+def mean_squares_of(xp: ModuleType, metric: Array) -> Array:
+    """The mean squares (..., d) of the channels of queries by their metric Σ^¼ (..., d, d), up to a factor."""
+    root = metric @ metric
+    return xp.sum(root * root, axis=-1)
 
 
 def query_metric(xp: ModuleType, moment: Array) -> Array:
@@ -76,8 +117,8 @@ def is_renewed(chunk: int) -> bool:
     return chunk < 4 or chunk % 2 ** (chunk.bit_length() - 2) == 0
 
 
-def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
-    """The metrics (..., chunks, d, d) of the first chunks of `size` keys: of the queries up to the end of a chunk."""
+def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> ChunkMetrics:
+    """The metrics of the first chunks of `size` keys: of the queries up to the end of a chunk."""
     xp, n, ahead = call.xp, call.q.shape[-2], call.k.shape[-2] - call.q.shape[-2]
     moments: list[Array] = []
     chunks_of: list[int] = []  # that have the metric of each of the moments
@@ -92,7 +133,4 @@ def metrics_of_chunks(call: AttentionCall, chunks: int, size: int) -> Array:
             first = last
         chunks_of[-1] += 1
     metrics = query_metric(xp, xp.stack([pooled(xp, x, call.k) for x in moments], axis=-3))
-    # not `take`: XLA fails on sums of squares of products of what it has gathered so, and ends the process
-    parts = [metrics[..., i : i + 1, :, :] for i in range(len(moments))]
-    shapes = ((*x.shape[:-3], count, *x.shape[-2:]) for x, count in zip(parts, chunks_of, strict=True))
-    return xp.concat([xp.broadcast_to(x, shape) for x, shape in zip(parts, shapes, strict=True)], axis=-3)
+    return ChunkMetrics(metrics, tuple(chunks_of))
