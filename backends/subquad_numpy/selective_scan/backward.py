@@ -229,12 +229,15 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         clear(row_B, 2 * (tile + 2) * row_sums)
                     for pair in range(0, width, 2 * lanes):
                         for i in range(length):
+                            # Half of the prefetches are here, half below: a burst would be dropped. Rows of most
+                            # arrays do not begin with a cache line, and the last vector of a block ends in one more.
                             row = first_row + i * of_row + pair
-                            for at in range(0, 2 * lanes, lanes):  # half here, half below: a burst would be dropped
-                                prefetch(delta, row + at + next_tile)
-                                prefetch(grad_y, row + at + next_tile)
-                                prefetch(grad_u, row + at)
-                                prefetch(grad_delta, row + at)
+                            for part in range(3):
+                                at = row + min(part * lanes, 2 * lanes - 1)
+                                prefetch(delta, at + next_tile)
+                                prefetch(grad_y, at + next_tile)
+                                prefetch(grad_u, at)
+                                prefetch(grad_delta, at)
                             note_step(
                                 notes, i, delta, u, z, grad_y, first_row + i * of_row, width, lanes, edge, pair, bias,
                                 skip, bases, gaps, even, has_z, delta_softplus != 0,
@@ -267,8 +270,10 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             for i in range(length):
                                 row = first_row + i * of_row + at
                                 prefetch(u, row + next_tile)
+                                prefetch(u, row + next_tile + lanes - 1)
                                 if has_z:
                                     prefetch(z, row + next_tile)
+                                    prefetch(z, row + next_tile + lanes - 1)
                                 by_delta, by_D = write_step(
                                     now, i, lanes, row, width - at, edge, load(skip, at), has_z, delta_softplus != 0,
                                     grad_u, grad_delta, grad_z,
