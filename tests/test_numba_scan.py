@@ -48,7 +48,7 @@ KINDS: dict[str, Any] = {
 CASES = [("float32", kind) for kind in KINDS] + [
     ("float64", kind) for kind in ("all options", "even rates", "groups", "complex")
 ]
-SIZES = [(2, 63, 64, 16), (1, 257, 300, 3), (3, 2, 3, 5), (1, 1, 1, 1), (2, 33, 12, 4)]
+SIZES = [(2, 63, 64, 16), (1, 257, 300, 3), (3, 2, 3, 5), (1, 1, 1, 1), (2, 33, 12, 4), (1, 19, 50, 6)]
 
 
 def draw(

@@ -60,3 +60,36 @@ def turn_tile(source_pairs: bool, target_pairs: bool) -> Callable[..., Any]:
         return types.none(source, source, number, target, target, number), codegen
 
     return turn
+
+
+@intrinsic
+def totals(typingctx: Any, memory: Any, index: Any) -> Any:
+    """A vector whose lane i is the sum of the lanes of the vector at memory[index + i · lanes], added pairwise.
+
+    Vectors are added in pairs as they turn, which takes a third of the operations of as many sums on their own.
+    """
+    vector = Vector(memory.dtype)
+    lanes = vector.lanes
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide, word = context.get_value_type(vector).as_pointer(), ir.IntType(32)
+        align = vector.element.bitwidth // 8
+
+        def row(i: int) -> Any:
+            place = builder.gep(args[0], [builder.add(args[1], ir.Constant(args[1].type, i * lanes))])
+            return builder.load(builder.bitcast(place, wide), align=align)
+
+        def chosen(a: Any, b: Any, half: int, from_upper: bool) -> Any:
+            # of each 2 · half lanes, a half of those of a, then the same of b
+            first = half if from_upper else 0
+            mask = [lanes + (j ^ half | first) if j & half else j | first for j in range(lanes)]
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, lanes), mask))
+
+        rows, half = [row(i) for i in range(lanes)], lanes // 2
+        while half:
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [builder.fadd(chosen(a, b, half, False), chosen(a, b, half, True)) for a, b in pairs]
+            half //= 2
+        return rows[0]
+
+    return vector(memory, types.intp), codegen

@@ -34,6 +34,7 @@ from subquad_numpy.codegen import (
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part, store_transposed
 from subquad_numpy.codegen.side_by_side import scaled_exp2
+from subquad_numpy.codegen.turn import totals
 from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
@@ -50,8 +51,16 @@ from subquad_numpy.selective_scan.layout import (
     resets_of,
     sizes_of,
 )
-from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_step, start_powers
-from subquad_numpy.selective_scan.retreat import TOGETHER, retreat
+from subquad_numpy.selective_scan.recurrence import find_gaps, read_step
+from subquad_numpy.selective_scan.retreat import (
+    LEFT,
+    LN_2,
+    NOTES,
+    go_on,
+    note_step,
+    through_tile,
+    write_step,
+)
 
 # Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
 #     OF_ROWS      the shapes of u, delta, z, initial_state
@@ -64,7 +73,6 @@ BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME,
 """The argument record of a gradient kernel; `checkpoints` are those of the forward pass, or address 0."""
 
 
-LN_2 = 1 / LOG2_E
 APART = 5  # lines between matrices: a load waits for a store 4096 bytes away, which a machine takes for the same place
 
 
@@ -77,7 +85,10 @@ def row_of_sums(f: Any, item: int, time: int, group: int, block_of_group: int) -
 @inline
 def write_sums(sums: Any, row_sums: int, parts: int, d_state: int, lanes: int, target: Any, row: int) -> None:
     """Write the sums over channels of one step: one vector for each state, of real parts, then of imaginary parts."""
-    for s in range(d_state):
+    whole = d_state // lanes * lanes if parts == 1 else 0
+    for s in range(0, whole, lanes):
+        store(target, row * d_state + s, totals(sums, s * lanes))
+    for s in range(whole, d_state):
         for p in range(parts):
             target[(row * d_state + s) * parts + p] = total(load(sums, p * row_sums + s * lanes))
 
@@ -120,8 +131,14 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         matrix = rows * d_state + APART * lanes
         planes = parts * matrix
         row_sums = d_state * lanes
+        of_steps = tile if is_complex else 0  # steps whose states and decays are kept for all channels of the block
         buffer = np.empty(
-            (9 + tile) * matrix + (6 + 2 * tile + swept) * planes + 4 * row_sums + (13 + 4 * tile) * rows + 6 * lanes,
+            (9 + of_steps) * matrix
+            + (6 + 2 * of_steps + swept) * planes
+            + (2 * tile + 4) * row_sums
+            + (10 + 4 * of_steps) * rows
+            + 2 * tile * (NOTES + LEFT) * lanes
+            + 6 * lanes,
             kind,
         )
         edge = aligned(buffer)
@@ -133,29 +150,26 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         tile_C = shifted(tile_B, planes)
         checkpoints = shifted(tile_C, planes)  # the state before each tile, or before the first one
         states = shifted(checkpoints, (swept + 1) * planes)  # the state before the tile, and after each of its steps
-        powers = shifted(states, (tile + 1) * planes)  # the decays of each step of the tile: see `scaled_exp2`
-        rests = shifted(powers, tile * matrix)  # of real states: `recurrence.decayed`
-        nothing = shifted(rests, tile * planes)  # the state before a step with a reset
-        row_B = shifted(nothing, planes)  # sums over the channels of one step
-        row_C = shifted(row_B, 2 * row_sums)
-        skip = shifted(row_C, 2 * row_sums)
+        powers = shifted(states, (of_steps + 1) * planes)  # the decays of each step of the tile: see `scaled_exp2`
+        rests = shifted(powers, of_steps * matrix)
+        nothing = shifted(rests, of_steps * planes)  # the state before a step with a reset
+        row_B = shifted(nothing, planes)  # sums over the channels of one step, or of each step of the tile
+        row_C = shifted(row_B, (tile + 2) * row_sums)
+        skip = shifted(row_C, (tile + 2) * row_sums)
         bias = shifted(skip, rows)
         tile_D = shifted(bias, rows)
         tile_bias = shifted(tile_D, rows)
         bases = shifted(tile_bias, rows)
         gaps = shifted(bases, rows)
         even = shifted(gaps, rows)
-        factors = shifted(even, rows)
-        ratios = shifted(factors, rows)
-        mores = shifted(ratios, rows)
-        kepts = shifted(mores, rows)
-        gates = shifted(kepts, rows)  # silu(z), and its slope
+        gates = shifted(even, rows)  # silu(z), and its slope
         gate_slopes = shifted(gates, rows)
         steps = shifted(gate_slopes, rows)  # of each step of the tile: Δ, u, g, and the slope of the softplus
-        inputs = shifted(steps, tile * rows)
-        gs = shifted(inputs, tile * rows)
-        slopes = shifted(gs, tile * rows)
-        along = shifted(slopes, tile * rows)  # see `retreat`
+        inputs = shifted(steps, of_steps * rows)
+        gs = shifted(inputs, of_steps * rows)
+        slopes = shifted(gs, of_steps * rows)
+        notes = shifted(slopes, of_steps * rows)  # of real states: see `retreat`
+        left = shifted(notes, 2 * tile * NOTES * lanes)
         sums = np.empty(6 * matrix + 2 * rows + 8, np.float64)  # sums over all tiles
         sum_A = aligned(sums)
         sum_B = shifted(sum_A, 2 * matrix)
@@ -196,6 +210,91 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                 k = sweep if sweep < swept else swept + tiles - 1 - sweep
                 start = k * tile
                 length = min(n - start, tile)
+                if not is_complex:
+                    goes_back, sign = sweep >= swept, -1 if reverse else 1
+                    _, first_row, first_B, first_C = find_step(
+                        start, item, n, d, c0, groups, group, d_state, B_step, C_step, reverse
+                    )
+                    first_reset = shifted(resets, item * n + (n - 1 - start if reverse else start))
+                    of_row, of_maps = sign * d, sign * groups * d_state
+                    of_B, of_C = 0 if constant_B else row_sums, 0 if constant_C else row_sums
+                    next_tile = -tile * of_row if goes_back else tile * of_row
+                    place, _ = place_of_states(f, item, k, group, c0, lanes, parts)
+                    next_place, _ = place_of_states(f, item, k - 1, group, c0, lanes, parts)
+                    before = shifted(saved, place) if has_saved else shifted(checkpoints, k * planes)
+                    after = shifted(checkpoints, (k + 1) * planes)
+                    if not goes_back:
+                        copy(before, planes, after)
+                    elif not constant_B or not constant_C:
+                        clear(row_B, 2 * (tile + 2) * row_sums)
+                    for pair in range(0, width, 2 * lanes):
+                        for i in range(length):
+                            # Half of the prefetches are here, half below: a burst would be dropped. Rows of most
+                            # arrays do not begin with a cache line, and the last vector of a block ends in one more.
+                            row = first_row + i * of_row + pair
+                            for part in range(3):
+                                at = row + min(part * lanes, 2 * lanes - 1)
+                                prefetch(delta, at + next_tile)
+                                prefetch(grad_y, at + next_tile)
+                                prefetch(grad_u, at)
+                                prefetch(grad_delta, at)
+                            note_step(
+                                notes, i, delta, u, z, grad_y, first_row + i * of_row, width, lanes, edge, pair, bias,
+                                skip, bases, gaps, even, has_z, delta_softplus != 0,
+                            )  # fmt: skip
+                        j = pair * d_state
+                        B_now = shifted(Br, j) if constant_B else shifted(B, first_B)
+                        C_now = shifted(Cr, j) if constant_C else shifted(C, first_C)
+                        if goes_back:
+                            through_tile(
+                                notes, left, length, lanes, d_state, min(2, (width - pair + lanes - 1) // lanes),
+                                shifted(even, pair), has_z,
+                                shifted(before, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j), B_now, of_maps,
+                                constant_B, shifted(tile_B, j) if constant_B else row_B, of_B, C_now, of_maps,
+                                constant_C, shifted(tile_C, j) if constant_C else row_C, of_C, first_reset, sign,
+                                has_resets,
+                            )  # fmt: skip
+                        for at in range(pair, min(width, pair + 2 * lanes), lanes):
+                            now, j = shifted(notes, at - pair), at * d_state
+                            if not goes_back:
+                                go_on(
+                                    now, length, lanes, d_state, even[at] != 0, shifted(after, j), shifted(Ar, j),
+                                    shifted(Br, j) if constant_B else B_now, of_maps, constant_B, first_reset, sign,
+                                    has_resets,
+                                )  # fmt: skip
+                                continue
+                            if has_saved:
+                                for s in range(0, d_state * lanes, lanes):
+                                    prefetch(saved, next_place + j + s)
+                            to_bias, to_D = zeros(edge), zeros(edge)
+                            for i in range(length):
+                                row = first_row + i * of_row + at
+                                prefetch(u, row + next_tile)
+                                prefetch(u, row + next_tile + lanes - 1)
+                                if has_z:
+                                    prefetch(z, row + next_tile)
+                                    prefetch(z, row + next_tile + lanes - 1)
+                                by_delta, by_D = write_step(
+                                    now, i, lanes, row, width - at, edge, load(skip, at), has_z, delta_softplus != 0,
+                                    grad_u, grad_delta, grad_z,
+                                )  # fmt: skip
+                                to_bias, to_D = to_bias + by_delta, to_D + by_D
+                            add_up(sum_bias, at, to_bias)
+                            add_up(sum_D, at, to_D)
+                    if goes_back:
+                        for i in range(length):
+                            time = n - 1 - start - i if reverse else start + i
+                            row = row_of_sums(f, item, time, group, block_of_group)
+                            if not constant_B:
+                                write_sums(shifted(row_B, i * row_sums), row_sums, 1, d_state, lanes, grad_B, row)
+                            if not constant_C:
+                                write_sums(shifted(row_C, i * row_sums), row_sums, 1, d_state, lanes, grad_C, row)
+                        if constant_B or constant_C:
+                            for i in range(0, matrix, lanes):
+                                add_up(sum_B, i, load(tile_B, i))
+                                add_up(sum_C, i, load(tile_C, i))
+                            clear(tile_B, 2 * matrix)
+                    continue
                 if has_saved:
                     place, plane = place_of_states(f, item, k, group, c0, lanes, parts)
                     for p in range(parts):
@@ -221,8 +320,6 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         delta, u, z, 0, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now,
                         inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
-                    if not is_complex:
-                        start_powers(steps_now, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
                     clear(row_C, 2 * row_sums)
                     for v in range(vectors):
                         at = v * lanes
@@ -235,34 +332,27 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         by_C = shifted(tile_C, at * d_state) if constant_C else row_C
                         drive = step * x
                         out = x * load(skip, at)
-                        if is_complex:
-                            out, g2 = out * 0.5, g + g
-                            for s in range(d_state):
-                                j = at * d_state + s * lanes
-                                b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
-                                c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
-                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
-                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
-                                scale, rest = scaled_exp2((step * load(Ar, j),))
-                                a, a_i = scaled_rotation(rest, step, load(Ai, j), load(Ai_rest, j))
-                                h, h_i = load(before, j) * scale, load(before, matrix + j) * scale
-                                next_h = h + ((a * h - a_i * h_i) + drive * b)
-                                next_h_i = h_i + ((a * h_i + a_i * h) + drive * b_i)
-                                store(powers_now, j, scale)
-                                store(rests_now, j, a)
-                                store(rests_now, matrix + j, a_i)
-                                store(after, j, next_h)
-                                store(after, matrix + j, next_h_i)
-                                out = out + next_h * c - next_h_i * c_i
-                                add_up(by_C, s * lanes, g2 * next_h)
-                                add_up(by_C, (matrix if constant_C else row_sums) + s * lanes, -(g2 * next_h_i))
-                            out = out * 2.0
-                        else:
-                            out = advance(
-                                before, after, at, d_state, lanes, step, drive, out, Ar, B, row_of_B, Br, constant_B, C,
-                                row_of_C, Cr, constant_C, even[at] != 0, factors, ratios, mores, kepts, True,
-                                rests_now, g, by_C,
-                            )  # fmt: skip
+                        out, g2 = out * 0.5, g + g
+                        for s in range(d_state):
+                            j = at * d_state + s * lanes
+                            b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
+                            c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
+                            b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
+                            c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
+                            scale, rest = scaled_exp2((step * load(Ar, j),))
+                            a, a_i = scaled_rotation(rest, step, load(Ai, j), load(Ai_rest, j))
+                            h, h_i = load(before, j) * scale, load(before, matrix + j) * scale
+                            next_h = h + ((a * h - a_i * h_i) + drive * b)
+                            next_h_i = h_i + ((a * h_i + a_i * h) + drive * b_i)
+                            store(powers_now, j, scale)
+                            store(rests_now, j, a)
+                            store(rests_now, matrix + j, a_i)
+                            store(after, j, next_h)
+                            store(after, matrix + j, next_h_i)
+                            out = out + next_h * c - next_h_i * c_i
+                            add_up(by_C, s * lanes, g2 * next_h)
+                            add_up(by_C, (matrix if constant_C else row_sums) + s * lanes, -(g2 * next_h_i))
+                        out = out * 2.0
                         if has_z and sweep >= swept:
                             store_part(grad_z, row + at, by_y * out * load(gate_slopes, at), count, lanes, edge)
                     if not constant_C and sweep >= swept:
@@ -295,45 +385,30 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         at = v * lanes
                         count = width - at
                         step, x, g = load(steps_now, at), load(inputs_now, at), load(gs_now, at)
-                        if is_complex:
-                            by_B = shifted(tile_B, at * d_state) if constant_B else row_B
-                            along_A, along_B, drive, g2 = zeros(edge), zeros(edge), step * x, g + g
-                            for s in range(d_state):
-                                j = at * d_state + s * lanes
-                                b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
-                                c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
-                                b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
-                                c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
-                                G, G_i = load(Gr, j) + g2 * c, load(Gi, j) - g2 * c_i
-                                a, a_i = load(rests_now, j), load(rests_now, matrix + j)
-                                h, h_i = load(before, j), load(before, matrix + j)
-                                power = load(powers_now, j)
-                                kept, kept_i = G * power, G_i * power
-                                w = kept + (a * kept + a_i * kept_i)
-                                w_i = kept_i + (a * kept_i - a_i * kept)
-                                X, X_i = h * w + h_i * w_i, h * w_i - h_i * w
-                                store(Gr, j, w)
-                                store(Gi, j, w_i)
-                                add_up(tile_A, j, step * X)
-                                add_up(tile_A, matrix + j, step * X_i)
-                                along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi * LOG2_E)
-                                along_B = along_B + b * G + b_i * G_i
-                                add_up(by_B, s * lanes, drive * G)
-                                add_up(by_B, (matrix if constant_B else row_sums) + s * lanes, drive * G_i)
-                        else:
-                            of_pair = v % TOGETHER
-                            by_B = tile_B if constant_B else row_B
-                            if TOGETHER == 2 and of_pair == 0 and v + 1 < vectors:
-                                retreat(
-                                    before, rests_now, at, d_state, lanes, steps_now, inputs_now, gs_now, Gr, Ar, B,
-                                    row_of_B, Br, constant_B, C, row_of_C, Cr, constant_C, True, tile_A, by_B, along,
-                                )  # fmt: skip
-                            elif of_pair == 0:
-                                retreat(
-                                    before, rests_now, at, d_state, lanes, steps_now, inputs_now, gs_now, Gr, Ar, B,
-                                    row_of_B, Br, constant_B, C, row_of_C, Cr, constant_C, False, tile_A, by_B, along,
-                                )  # fmt: skip
-                            along_A, along_B = load(along, 2 * of_pair * lanes), load(along, (2 * of_pair + 1) * lanes)
+                        by_B = shifted(tile_B, at * d_state) if constant_B else row_B
+                        along_A, along_B, drive, g2 = zeros(edge), zeros(edge), step * x, g + g
+                        for s in range(d_state):
+                            j = at * d_state + s * lanes
+                            b = load(Br, j) if constant_B else spread(B, row_of_B + 2 * s)
+                            c = load(Cr, j) if constant_C else spread(C, row_of_C + 2 * s)
+                            b_i = load(Bi, j) if constant_B else spread(B, row_of_B + 2 * s + 1)
+                            c_i = load(Ci, j) if constant_C else spread(C, row_of_C + 2 * s + 1)
+                            G, G_i = load(Gr, j) + g2 * c, load(Gi, j) - g2 * c_i
+                            a, a_i = load(rests_now, j), load(rests_now, matrix + j)
+                            h, h_i = load(before, j), load(before, matrix + j)
+                            power = load(powers_now, j)
+                            kept, kept_i = G * power, G_i * power
+                            w = kept + (a * kept + a_i * kept_i)
+                            w_i = kept_i + (a * kept_i - a_i * kept)
+                            X, X_i = h * w + h_i * w_i, h * w_i - h_i * w
+                            store(Gr, j, w)
+                            store(Gi, j, w_i)
+                            add_up(tile_A, j, step * X)
+                            add_up(tile_A, matrix + j, step * X_i)
+                            along_A = along_A + load(Ar, j) * X + load(Ai, j) * X_i * (2 * pi * LOG2_E)
+                            along_B = along_B + b * G + b_i * G_i
+                            add_up(by_B, s * lanes, drive * G)
+                            add_up(by_B, (matrix if constant_B else row_sums) + s * lanes, drive * G_i)
                         store_part(grad_u, row + at, g * load(skip, at) + step * along_B, count, lanes, edge)
                         to_delta = along_A * LN_2 + x * along_B
                         if delta_softplus:

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 BLOCK = 512
 SHORT_CHUNK = 1024  # minimum steps of a chunk of time: each chunk costs a pass over its matrices
 SMALL = 1 << 17  # state updates of a call, about 50 µs: below that, a second thread costs more than it saves
-GRADIENT_BLOCK, TILE = 128, 16  # channels and steps of a tile: its states and decays take 384 kB at 16 states
+GRADIENT_BLOCK, TILE = 128, 16  # channels and steps of a tile: its complex states and decays take 660 kB at 16 states
 OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex where A is complex
 
 
@@ -87,20 +87,22 @@ def scan_backward(
     d_state, groups, state = p.A.shape[1], _groups(p), p.A.dtype
     block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(p.u.dtype))
     wide = np.result_type(state, np.float64)
+    has_steps = n > 0 and p.u.size > 0
+    new = np.empty if has_steps else np.zeros  # the kernel writes every number of its results
     results = {
-        f"grad_{name}": np.zeros((blocks, batch, n, groups, d_state), state)
+        f"grad_{name}": new((blocks, batch, n, groups, d_state), state)
         if x.ndim == 4
-        else np.zeros((batch, d, d_state), wide)
+        else new((batch, d, d_state), wide)
         for name, x in (("B", p.B), ("C", p.C))
     }
-    results |= {"grad_A": np.zeros((batch, d, d_state), wide), "grad_D": np.zeros((batch, d))}
-    results |= {"grad_delta_bias": np.zeros((batch, d)), "grad_initial_state": np.zeros((batch, d, d_state), state)}
-    results |= {"grad_u": np.zeros_like(p.u), "grad_delta": np.zeros_like(p.u)}
+    results |= {"grad_A": new((batch, d, d_state), wide), "grad_D": new((batch, d))}
+    results |= {"grad_delta_bias": new((batch, d)), "grad_initial_state": new((batch, d, d_state), state)}
+    results |= {"grad_u": new(p.u.shape, p.u.dtype), "grad_delta": new(p.u.shape, p.u.dtype)}
     if p.z is not None:
-        results["grad_z"] = np.zeros_like(p.z)
+        results["grad_z"] = new(p.u.shape, p.u.dtype)
     grad_y, grad_state = (np.zeros(x.shape, x.dtype) if by is None else np.ascontiguousarray(by, x.dtype)
                           for by, x in zip(grads, (p.u, results["grad_initial_state"]), strict=True))  # fmt: skip
-    if n and p.u.size:
+    if has_steps:
         written = (results.get(name) for name in (*OF_ROWS, *OVER_TIME, *OF_MAPS))
         sizes = _sizes(p, static, block, n)
         run = Run(backward_kernel(*_kind(p)), BACKWARD_RECORD, (), batch * groups * blocks, math.inf, sizes)

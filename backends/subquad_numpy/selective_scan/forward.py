@@ -169,8 +169,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                             out = out + h * c - h_i * c_i
                     else:
                         out = advance(
-                            hr, hr, at, d_state, lanes, step, drive, out, Ar, B_now, 0, Br, constant_B, C_now, 0, Cr,
-                            constant_C, even[at] != 0, factors, ratios, mores, kepts, False, hr, out, hr,
+                            hr, at, d_state, lanes, step, drive, out, Ar, B_now, 0, Br, constant_B, C_now, 0, Cr,
+                            constant_C, even[at] != 0, factors, ratios, mores, kepts,
                         )  # fmt: skip
                     if is_complex:
                         out = out * 2.0

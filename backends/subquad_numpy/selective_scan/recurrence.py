@@ -4,7 +4,6 @@ from typing import Any
 
 from subquad_numpy.codegen import (
     absolute,
-    add_up,
     bits_where_zero,
     load,
     masked,
@@ -21,7 +20,6 @@ from subquad_numpy.codegen.vector_math import ONE, polynomial, sigmoid_from, sof
 
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
 EQUAL = polynomial((2.0**-22,), (2.0**-51,))
-ZERO = polynomial((0.0,), (0.0,))
 TINY = polynomial((1e-36,), (1e-300,))
 FEW_STATES = 4  # for fewer states, powers gain nothing
 
@@ -116,15 +114,11 @@ def start_powers(
 
 @merged
 def advance(
-    before: Any, after: Any, at: int, d_state: int, lanes: int, step: Any, drive: Any, out: Any, Ar: Any, B: Any,
-    row_of_B: int, Br: Any, constant_B: bool, C: Any, row_of_C: int, Cr: Any, constant_C: bool, is_even: bool,
-    factors: Any, ratios: Any, mores: Any, kepts: Any, for_gradient: bool, decays: Any, g: Any, by_C: Any,
+    states: Any, at: int, d_state: int, lanes: int, step: Any, drive: Any, out: Any, Ar: Any, B: Any, row_of_B: int,
+    Br: Any, constant_B: bool, C: Any, row_of_C: int, Cr: Any, constant_C: bool, is_even: bool, factors: Any,
+    ratios: Any, mores: Any, kepts: Any,
 ) -> Any:  # fmt: skip
-    """out + C · h, where the real states h of the vector of channels at `at` go one step on, from `before` to `after`.
-
-    For the gradient, `decays` takes the decay of each state, less 1 where that is negative and has more digits (see
-    `decayed`), and g h is added to `by_C`, one vector for each state.
-    """
+    """out + C · h, where the real states h of the vector of channels at `at` go one step on."""
     top = at * d_state
     if is_even:
         factor, ratio, more, kept = load(factors, at), load(ratios, at), load(mores, at), load(kepts, at)
@@ -132,13 +126,10 @@ def advance(
             i = top + s * lanes
             b = load(Br, i) if constant_B else spread(B, row_of_B + s)
             c = load(Cr, i) if constant_C else spread(C, row_of_C + s)
-            h = load(before, i)
+            h = load(states, i)
             h = (factor * h + drive * b) + masked(h, kept)
-            store(after, i, h)
+            store(states, i, h)
             out = out + h * c
-            if for_gradient:
-                store(decays, i, where_negative(factor, factor, factor + masked(ONE(factor), kept)))
-                add_up(by_C, s * lanes, g * h)
             factor = factor * ratio + more
         return out
     last = d_state - 1
@@ -146,31 +137,12 @@ def advance(
         s1 = min(s + 1, last)
         i, i1 = top + s * lanes, top + s1 * lanes
         p, p1, r, r1 = scaled_exp2((step * load(Ar, i), step * load(Ar, i1)))
-        if for_gradient:
-            store(decays, i, _shown(p, r))
-            store(decays, i1, _shown(p1, r1))
-        h, h1 = load(before, i) * p, load(before, i1) * p1
+        h, h1 = load(states, i) * p, load(states, i1) * p1
         h = h + (r * h + drive * (load(Br, i) if constant_B else spread(B, row_of_B + s)))
         h1 = h1 + (r1 * h1 + drive * (load(Br, i1) if constant_B else spread(B, row_of_B + s1)))
-        store(after, i, h)
-        store(after, i1, h1)
+        store(states, i, h)
+        store(states, i1, h1)
         out = out + h * (load(Cr, i) if constant_C else spread(C, row_of_C + s))
-        if for_gradient:
-            add_up(by_C, s * lanes, g * h)
         if s1 > s:
             out = out + h1 * (load(Cr, i1) if constant_C else spread(C, row_of_C + s1))
-            if for_gradient:
-                add_up(by_C, s1 * lanes, g * h1)
     return out
-
-
-@merged
-def _shown(power: Any, rest: Any) -> Any:
-    """power (1 + rest); where the power is 1 and the rest negative, the rest, which has all digits."""
-    return where_negative(masked(rest, bits_where_zero(power - 1.0)), rest, rest * power + power)
-
-
-@merged
-def decayed(decay: Any, G: Any) -> Any:
-    """A decay times G; a negative one is given less 1."""
-    return decay * G + where_negative(decay, G, ZERO(G))
