@@ -618,6 +618,23 @@ class Backend:
         """
         return xp.exp(x - y)
 
+    def mean_rows(self, xp: Any, x: Array) -> Array:
+        """Return the mean over axis −2 of floating-point numbers.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x : array
+            The numbers.
+
+        Returns
+        -------
+        array
+            The means, without that axis.
+        """
+        return xp.mean(x, axis=-2)
+
     def softmax(self, xp: Any, x: Array) -> Array:
         """Return exp(x) / Σ exp(x), the sum over the last axis; NaN in rows with NaN or +∞, and of −∞ alone.
 

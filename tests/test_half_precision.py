@@ -12,6 +12,7 @@ import pytest
 from rows.libraries import Jax, Library, NumPy, Torch
 
 import subquad
+from subquad import kernels
 from subquad.cli.cases import find_case
 from subquad_numpy.bench import peak_extra_memory
 
@@ -92,6 +93,19 @@ def test_a_method_makes_no_copy(dtype: str, name: str, causal: bool) -> None:
     own, others = (peak_extra_memory(lambda given=given: call(*given)) for given in (half, single))
     joined = 4 * single[2].size if name == "lsh" else 0  # its rounds are joined before they are rounded
     assert own < LIMIT + joined or own < others  # "bigbird" puts its output together of parts
+
+
+@pytest.mark.parametrize("sizes", [(40, 33), (600, 700), (3, 8300)], ids=str)
+@pytest.mark.parametrize("dtype", HALF)
+def test_attention_has_half_precision_where_its_queries_have_it(dtype: str, sizes: tuple[int, int]) -> None:
+    """Keys and values of float32, such as landmarks, do not widen the output; of few rows, many, and chunks of keys."""
+    n, n_kv = sizes
+    q, k, v = (np.ones((m, 4), np.float32) for m in (n, n_kv, n_kv))
+    half = HALF[dtype]
+    for given, expected in (((q.astype(half), k, v), half), ((q, k.astype(half), v.astype(half)), np.float32)):
+        out = kernels.softmax_attention(*given, scale=0.5)
+        assert out.dtype == expected
+        assert np.allclose(out.astype(np.float32), 1, rtol=2**-7)
 
 
 @pytest.mark.parametrize(("call", "given"), calls())

@@ -134,6 +134,20 @@ def is_sdpa(q: Any, k: Any) -> bool:
     return True
 
 
+def test_a_short_call_of_torch_is_compiled_unless_it_is_recorded() -> None:
+    """Also where the choice for arrays of these shapes is remembered; a long call goes to PyTorch's own attention."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("numba")
+    short, long = torch.ones(64, 4), torch.ones(1024, 4)
+    recorded = torch.ones(64, 4, requires_grad=True)
+    for _ in range(2):
+        for x, name in ((short, "numba"), (recorded, "sdpa"), (long, "sdpa")):
+            assert subquad.explain(subquad.attention, x, x, x, "exact").implementation == name
+            out = subquad.attention(x, x, x, "exact")
+            assert out.requires_grad is x.requires_grad
+            assert torch.allclose(out, torch.ones_like(out))
+
+
 @pytest.mark.parametrize("form", ["plain", "causal", "mask"])
 def test_memory_of_torch_attention_grows_no_faster_than_n(form: str) -> None:
     """A mask of the keys is not spread over the queries; without one nothing is copied."""

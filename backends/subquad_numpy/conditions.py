@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from subquad.backend import Call, dtype_name
+from subquad.backend import PLAIN, Call, dtype_name
 from subquad.core.beside import namespace_of
 from subquad.core.loading import backend_of
 from subquad.kernels.feature_map import Elu, Exponential
@@ -25,6 +25,7 @@ def fused_features(call: Call) -> str | None:
 
 
 KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
+BOTH = 32, 512  # of both, where nothing is recorded or traced
 LONG = 2**15  # keys from which on any small number of queries counts as few: the library's own products lose digits
 
 
@@ -32,17 +33,21 @@ def few_rows(call: Call, holds: Callable[[Any], bool] = bool) -> str | None:
     """The reason why the compiled attention should not take a call, or None: one side must be small, the other large.
 
     Nyström attention needs both shapes: many queries to m landmark keys, and m landmark queries to many keys; decoding
-    has one query and a long cache. The small side fits in one core's cache. `holds(condition)` is False for a condition
-    on a size that varies in a compiled program. A backend with another good form asks this.
+    has one query and a long cache. The small side fits in one core's cache. Both may be small in a call that is neither
+    recorded nor traced. `holds(condition)` is False for a condition on a size that varies in a compiled program. A
+    backend with another good form asks this.
     """
     n, n_kv = call.arrays[0].shape[-2], call.arrays[1].shape[-2]
     for (low, high), few, many in ((KEYS, n_kv, n), (QUERIES, n, n_kv), ((1, QUERIES[0]), n, n_kv)):
         least = LONG if low == 1 else high
         if holds(few >= low) and holds(few <= high) and holds(many > least):
             return None
+    if call.conditions == PLAIN and min(n, n_kv) >= BOTH[0] and max(n, n_kv) <= BOTH[1]:
+        return None
     return (
         f"it is for {KEYS[0]} to {KEYS[1]} keys and more queries, for {QUERIES[0]} to {QUERIES[1]} queries and more "
-        f"keys, or for fewer queries and more than {LONG} keys"
+        f"keys, for fewer queries and more than {LONG} keys, or for {BOTH[0]} to {BOTH[1]} of both in a call that is "
+        f"neither recorded nor traced"
     )
 
 

@@ -107,12 +107,12 @@ def _mean_of_equal(xp: ModuleType, x: Array, segments: int, rows: int) -> Array:
     x = xp.reshape(x, (*x.shape[:-2], segments, rows, x.shape[-1]))
     dtype, backend = compute_dtype(xp, x), backend_of(xp)
     if x.dtype == dtype or not backend.fills_in_place or backend.conditions([x]).recorded:
-        return xp.mean(cast(xp, x, dtype), axis=-2)
+        return backend.mean_rows(xp, cast(xp, x, dtype))
     few = max(1, HALF_ELEMENTS // max(1, math.prod(x.shape) // max(1, segments)))  # segments that are widened at once
     if segments <= few:
-        return xp.mean(cast(xp, x, dtype), axis=-2)
+        return backend.mean_rows(xp, cast(xp, x, dtype))
     parts = (x[..., i : i + few, :, :] for i in range(0, segments, few))
-    return xp.concat([xp.mean(xp.astype(part, dtype), axis=-2) for part in parts], axis=-2)
+    return xp.concat([backend.mean_rows(xp, xp.astype(part, dtype)) for part in parts], axis=-2)
 
 
 def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) -> Array:

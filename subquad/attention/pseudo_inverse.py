@@ -37,8 +37,8 @@ def check_pinv_options(pinv: str, tuning: Mapping[str, float | None]) -> None:
 
 def pinv_times(xp: ModuleType, a: Array, x: Array, pinv: str, tuning: Mapping[str, float | None]) -> Array:
     """A⁺ X of `a` (..., m, m) and `x` (..., m, d_v), computed as `pinv` says; None in `tuning` means the default."""
-    a_t = xp.matrix_transpose(a)
     if pinv == "ridge":
+        a_t = xp.matrix_transpose(a)
         gram = a_t @ a + float(tuning["ridge"] or 1e-2) * xp.eye(a.shape[-1], dtype=a.dtype, device=place_of(a))
         return decomposition(xp, "solve", a, INSTEAD)(*_broadcast_pair(xp, gram, a_t @ x))
     if pinv == "exact":

@@ -23,14 +23,17 @@ NO_ORDERS: Mapping[str, Array] = {}
 
 
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """The output and the log-sum-exp of the kernel `block_attention`."""
+    """The output, of `out_dtype` if that is given, and the log-sum-exp of the kernel `block_attention`.
+
+    The latter is None unless `needs_lse`, an option of other kernels, as `out_dtype` is.
+    """
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     values, batch, tasks, products = record(arrays, static)
     q, v = values["q"], values["v"]
     shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3]), values["numbers"]
-    out_dtype = common(*arrays[:3])
-    example = {"out": np.empty(shape, out_dtype), "lse": np.empty(shape[:-1], dtype)}
+    out_dtype, needs_lse = static.get("out_dtype", common(*arrays[:3])), static.get("needs_lse", True)
+    example = {"out": np.empty(shape, out_dtype), "lse": np.empty(shape[:-1], dtype) if needs_lse else None}
     values["stored"] = stored_word((*arrays[:3], example["out"]))
     planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
@@ -41,8 +44,8 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     def block_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
-    ) -> tuple[tuple[Array, Array], None]:
-        out, lse = new(shape, out_dtype), new(shape[:-1], dtype)
+    ) -> tuple[tuple[Array, Array | None], None]:
+        out, lse = new(shape, out_dtype), new(shape[:-1], dtype) if needs_lse else None
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
         planned((numbers, *[arrays[i] for i in places], *others, out, lse), threads)

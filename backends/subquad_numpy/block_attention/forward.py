@@ -23,14 +23,24 @@ from subquad_numpy.block_attention.tiles import (
     visible_keys,
     whole_tile,
 )
-from subquad_numpy.codegen import at_least, cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import (
+    at_least,
+    cut,
+    load,
+    pointer,
+    replace_where_zero,
+    room,
+    shifted,
+    store,
+    where_negative,
+    zeros,
+)
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
+from subquad_numpy.codegen.copies import clear, turn
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, panel_at, rows_at, turned
 from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
-from subquad_numpy.runtime.stored import AS_COMPUTED
 
 FORWARD_RECORD = fields(SIZES, ARRAYS, {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1})
 
@@ -48,15 +58,18 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
     def forward(first: int, last: int, records: Any) -> int:
         f = carray(records, last)[0]
         d, d_v, n_kv, size, listed = f.d, f.d_v, f.n_kv, f.size, f.listed
-        high_v = padded(d_v, TILE_ROWS)
+        high_v, wide_v = padded(d_v, TILE_ROWS), padded(d_v, lanes)
+        tall_v = max(high_v, wide_v)
         sizes = (
-            *(width, width, width, f.rounds * width, d * width, keys * panel, high_v * width, high_v * panel),
-            *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v, max(d, d_v)),
+            *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
+            *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
+            *(width, width, d, lanes * wide_v),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
         before, stop, avoid, met, q, x, total, part = cuts[:8]
-        top, seen, poison, nothing, faded, fine, own_k, own_v, wide = cuts[8:]
+        top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:16]
+        factors, shares, wide, rows = cuts[16:]
         q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
@@ -76,7 +89,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q,
                 lanes, wide,
             )  # fmt: skip
-            clear(total, high_v * used)
+            clear(total, tall_v * used)
             for i in range(0, used, lanes):
                 store(top, i, LEAST(zeros(top)))
                 store(seen, i, zeros(seen))
@@ -125,8 +138,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                         store(poison, i, load(poison, i) + gone)
                             old = load(top, i)
                             new = old
-                            for t in range(many):
-                                new = at_least(new, load(x, t * columns + column))
+                            for t in range(0, many - 1, 2):  # a maximum waits for the one before: two in one step
+                                one, other = load(x, t * columns + column), load(x, (t + 1) * columns + column)
+                                new = at_least(new, at_least(one, other))
+                            if many % 2 != 0:
+                                new = at_least(new, load(x, (many - 1) * columns + column))
                             fade = exp_negative(old - new)
                             along = load(seen, i) * fade
                             for t in range(many):
@@ -143,30 +159,37 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         for column in range(0, columns, lanes):
                             fade = load(faded, column)
                             for p in range(column, high_v * columns, columns):
-                                sums = shifted(total, base * high_v)
+                                sums = shifted(total, base * tall_v)
                                 store(sums, p, load(sums, p) * fade + load(part, p))
-            for c in range(count):
+            for i in range(0, used, lanes):
+                found = load(seen, i)
+                store(factors, i, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))
+            for c in range(count if f.lse != 0 else 0):
                 found, mine = seen[c], at(order_q, f.order_q != 0, row + c)
                 level = top[c] + math.log(found) if found != 0 else -INFINITY
-                factor = 1 / found if found != 0 else found
-                share, joins = found, False  # `found` may be NaN
+                shares[c] = -1
                 if f.before_lse != 0 and before_lse[mine] != -INFINITY:  # join the output over other keys
-                    joins = True
                     both = max(level, before_lse[mine])
                     old = math.exp(before_lse[mine] - both)
                     new = math.exp(level - both) if found != 0 else old * 0
-                    share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
-                base = c // panel * panel
-                place, columns = base * high_v + c - base, min(panel, used - base)
-                own = wide if out_as != AS_COMPUTED else shifted(out, mine * d_v)
-                for p in range(d_v):
-                    value = total[place + p * columns] * factor if found != 0 else found
-                    if joins:
-                        value += before_out[mine * d_v + p] * share
-                    own[p] = value + poison[c]
-                if out_as != AS_COMPUTED:
-                    round_row(out, out_as, mine * d_v, d_v, lanes, wide)
+                    shares[c], factors[c] = old / (old + new), factors[c] * new / (old + new)
+                    level = both + math.log(old + new)
                 lse[mine] = level
+            for base in range(0, used, lanes):
+                start, columns = panel_at(base, used, lanes)
+                sums = shifted(total, start * tall_v + base - start)
+                factor, gone = load(factors, base), load(poison, base)
+                for p in range(d_v):
+                    store(sums, p * columns, load(sums, p * columns) * factor + gone)
+                for p in range(0, d_v, lanes):
+                    source, target = shifted(sums, p * columns), shifted(rows, p)
+                    turn(source, source, columns, target, target, wide_v)
+                for c in range(base, min(base + lanes, count)):
+                    own, mine = shifted(rows, (c - base) * wide_v), at(order_q, f.order_q != 0, row + c)
+                    if f.before_lse != 0 and not shares[c] < 0:  # a share may be NaN
+                        for p in range(d_v):
+                            own[p] += before_out[mine * d_v + p] * shares[c]
+                    round_row(out, out_as, mine * d_v, d_v, lanes, own)
         buffer[0] = 0  # see `cut`
         return DONE
 

@@ -9,7 +9,7 @@ Rows come in panels, as many as a tile of a product has lanes, and a panel's mat
 from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, total, where_negative, zeros
-from subquad_numpy.codegen.matmul import TILE_ROWS, padded, rows_at
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, pack_up_to, padded, rows_at, turned
 from subquad_numpy.codegen.stored import row_of, widen_rows
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
@@ -91,6 +91,10 @@ def pack_rows(
 
     Lanes beyond the last row are 0. `scratch` has room for a row.
     """
+    if stored == AS_COMPUTED and not has_order:
+        matrix = turned(rows_at(shifted(x, first * row), row))
+        pack_up_to(matrix, d, count, width, scale, lanes, Panels(packed, d))
+        return
     for c in range(width):
         base = c // panel * panel
         place, columns = base * d + c - base, min(panel, width - base)

@@ -19,8 +19,9 @@ from subquad.kernels.max_shift import finite_shift
 from subquad.kernels.visibility import plain_sight
 from subquad_numpy.block_attention import calls
 from subquad_numpy.block_attention import launch as launches
+from subquad_numpy.runtime.arguments import straight
 from subquad_numpy.runtime.launch import Run
-from subquad_numpy.runtime.stored import rounded, widened
+from subquad_numpy.runtime.stored import rounded, widest
 
 Array = np.ndarray[Any, Any]
 NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
@@ -32,6 +33,8 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callab
     """The output of the kernel `softmax_attention`; the log-sum-exp is saved for the gradient."""
     chunks = chunks_of(arrays)
     given, options = as_intervals(arrays, static, chunks)
+    dtype = arrays[0].dtype
+    options |= {"needs_lse": save or chunks > 1, "out_dtype": dtype if chunks == 1 else widest(*arrays[:3])}
     (start, stop), planned = given[3:5], calls.block_attention.planned(given, options, save)
 
     def softmax_attention(
@@ -41,12 +44,13 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callab
         (out, lse), _ = planned((*rows, start, stop, *NO_LIST, key_mask), np.empty if chunks > 1 else new, threads)
         if chunks > 1:
             parts, levels = out, lse
-            out = new(parts.shape[1:], parts.dtype)
-            whole, lse = joined(np, widened(parts), levels)
-            out[...] = rounded(whole, parts.dtype)
+            out = new(parts.shape[1:], dtype)
+            whole, lse = joined(np, parts, levels)
+            out[...] = rounded(whole, dtype)
         return (out,), lse if save else None
 
-    return softmax_attention
+    is_straight = chunks == 1 and getattr(planned, "is_straight", False)
+    return straight(softmax_attention) if is_straight else softmax_attention
 
 
 def backward(

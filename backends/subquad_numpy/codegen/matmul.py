@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.core import cgutils
 
-from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, processor, shifted, store, types
+from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, load, processor, shifted, store, types
+from subquad_numpy.codegen.copies import turn
 
 
 def _tile_shape() -> tuple[int, int]:
@@ -147,13 +148,30 @@ def place_in(panels: Any, row: int, column: int, width: int, lanes: int) -> int:
 @inline
 def pack(matrix: Any, depth: int, width: int, scale: Any, lanes: int, panels: Any) -> None:
     """Copy `depth` rows of a matrix, times `scale`, into panels; columns that fill up the last vector are 0."""
-    whole = -(-width // lanes) * lanes
-    for j in range(whole):
+    pack_up_to(matrix, depth, width, padded(width, lanes), scale, lanes, panels)
+
+
+@inline
+def pack_up_to(matrix: Any, depth: int, width: int, whole: int, scale: Any, lanes: int, panels: Any) -> None:
+    """`pack`, with columns of 0 up to `whole`, a multiple of the lanes."""
+    for j in range(0, whole, lanes):
         first, columns = panel_at(j, whole, lanes)
-        place = first * panels.rows + j - first
-        for p in range(depth):
-            value = matrix.data[p * matrix.row + j * matrix.column] * scale if j < width else 0
-            panels.data[place + p * columns] = value
+        target, source, done = shifted(panels.data, first * panels.rows + j - first), matrix.data, 0
+        if j + lanes <= width and matrix.column == 1:
+            done = depth
+            for p in range(depth):
+                store(target, p * columns, load(source, p * matrix.row + j) * scale)
+        elif j + lanes <= width and matrix.row == 1:
+            done = depth // lanes * lanes
+            for p in range(0, done, lanes):
+                tile, to = shifted(source, p + j * matrix.column), shifted(target, p * columns)
+                turn(tile, tile, matrix.column, to, to, columns)
+            for p in range(done):
+                store(target, p * columns, load(target, p * columns) * scale)
+        for c in range(lanes):
+            for p in range(done, depth):
+                value = source[p * matrix.row + (j + c) * matrix.column] * scale if j + c < width else 0
+                target[p * columns + c] = value
 
 
 @inline

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from subquad_numpy.codegen import cut, load, pointer, room, spread
+from subquad_numpy.codegen import cut, load, pointer, replace_where_zero, room, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
@@ -87,12 +87,14 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 query_exponents(rows_at(q, q_row), q_as, row, count, queries, start, phi_q, scratch, lanes, phi)
                 query_features(phi_q, count, state, width, lanes, phi, seen, level)
                 multiply(phi_q, whole, numerator, m, d_out, lanes, rows_at(nothing, 0), product)
+                for r in range(0, count, lanes):
+                    found = load(seen, r)
+                    # where the state has no key, the row is 0, and stays 0
+                    store(seen, r, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))
                 for r in range(count):
-                    if seen[r] == 0:  # the state has no key: the row is 0, and stays 0
-                        seen[r] = 1
-                    divisor = spread(seen, r)
+                    factor = spread(seen, r)
                     for j in range(0, d_v, lanes):
-                        value = load(result, r * d_out + j) / divisor
+                        value = load(result, r * d_out + j) * factor
                         store_stored_part(out, out_as, (row + r) * d_v + j, value, d_v - j, lanes, edge)
         buffer[0] = 0  # see `cut`
         return DONE

@@ -12,7 +12,7 @@ leave the cache of a core.
 
 from typing import Any, NamedTuple
 
-from subquad_numpy.codegen import at_least, inline, largest, load, pointer, store, total, zeros
+from subquad_numpy.codegen import at_least, inline, largest, load, pointer, spread, store, total, zeros
 from subquad_numpy.codegen.copies import load_padded_row, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
 from subquad_numpy.codegen.stored import load_stored_part
@@ -174,8 +174,9 @@ def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: 
         top = log_after(load(y.data, r * y.row), state.start, 0, phi)
         for i in range(lanes, width, lanes):
             top = at_least(log_after(load(y.data, r * y.row + i), state.start, i, phi), top)
-        highest = largest(at_least(top, LEAST(top)))
-        level[r] = highest
+        level[r] = largest(at_least(top, LEAST(top)))
+    for r in range(count):  # a loop of its own: what a row waits for is short, and rows overlap
+        highest = spread(level, r)
         along = zeros(y.data)
         for i in range(0, width, lanes):
             part = load(y.data, r * y.row + i)

@@ -197,7 +197,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
 
 
 def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`softmax_attention`; for a gradient, where one side is small, by features, whose gradient is the faster one."""
+    """`softmax_attention`; for a gradient, where one side is small, by features: see `is_by_tiles`."""
     q, k, v, key_mask = arrays
     scale, dtype = static["scale"], q.dtype
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
@@ -223,7 +223,7 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
             return (out,), None
 
         return straight(of_all_queries) if read.is_straight and key_mask is None and are_wide else of_all_queries
-    if n == 1 and n_kv > SMALL_KEYS and not save:  # one query would fill one lane of each vector
+    if not save:
 
         def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             *rows, key_mask = arrays
@@ -253,10 +253,12 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
 def is_by_tiles(n: int, n_kv: int, static: Mapping[str, Any], save: bool) -> bool:
     """Whether softmax attention goes by the tiles of block attention, and not by features, whose gradient is faster.
 
-    A small number of keys goes by features too, and small calls. One query would fill one lane of a vector.
+    For a gradient, small numbers of rows or keys go by features. One query would fill one lane of a vector: it reads
+    many keys by products of the library.
     """
-    is_small = n == 1 or is_by_keys(n, n_kv) or max(n, n_kv) <= SMALL_KEYS or (save and n <= SMALL_KEYS)
-    return static.get("visible") is not None or not is_small
+    if static.get("visible") is not None:
+        return True
+    return n > SMALL_KEYS < n_kv if save else n > 1 or n_kv <= SMALL_KEYS
 
 
 def is_by_keys(n: int, n_kv: int) -> bool:

@@ -46,6 +46,7 @@ def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: i
 def pinv_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile `invert(first, last, records)`; a task is one matrix."""
     lanes, kind, zero = element(dtype)
+    one = dtype.type(1)  # a number of the language would make quotients of float64
 
     @compiled(f"iterative pinv {dtype}", PINV_RECORD)
     def invert(first: int, last: int, records: Any) -> int:
@@ -79,7 +80,7 @@ def pinv_kernel(dtype: np.dtype[Any]) -> Any:
                 norm_inf = max(norm_inf, row_sums[i])
             norms = norm_1 * norm_inf
             if norms == 0:  # A = 0, hence Z = 0
-                norms += 1
+                norms = one
             for j in range(m):
                 before, columns = panel_at(j, width, lanes)
                 for i in range(m):

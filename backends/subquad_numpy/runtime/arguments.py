@@ -62,7 +62,7 @@ class Run:
         if self.tasks and address_of is read_address:
             from subquad_numpy.runtime.direct import direct, head_of
 
-            self.direct = direct()
+            self.direct, self.meets_foreign = direct(), False  # arrays of other libraries go by addresses at once
             self.of_objects, self.of_addresses = (
                 head_of(kernel, self.tasks, self.records, self.first, objects=objects) for objects in (True, False)
             )
@@ -73,8 +73,11 @@ class Run:
             return
         is_alone = self.small or threads == 1
         if is_alone and self.direct is not None:
-            done = self.direct(self.of_objects + self.pack(*[0 if x is None else id(x) for x in arrays]))
+            done = FOREIGN
+            if not self.meets_foreign:
+                done = self.direct(self.of_objects + self.pack(*[0 if x is None else id(x) for x in arrays]))
             if done == FOREIGN:
+                self.meets_foreign = True
                 done = self.direct(self.of_addresses + self.pack(*[0 if x is None else address_of(x) for x in arrays]))
             if done != DONE:
                 msg = "a compiled kernel found no memory for its scratch"
