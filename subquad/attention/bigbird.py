@@ -85,7 +85,8 @@ class BigBird(Method):
     exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of its keys. One
     key out of 64, at least one of each block, that of the smallest norm, is a cluster of its own. Each key counts once,
     and all weights are positive. Which keys lie together is constant for gradients. O(n² / rest_size) time and O(n)
-    memory. Kernels: `balanced_tree`, `centroid_attention`.
+    memory. Kernels: `balanced_tree`, `cluster_members`,
+    `cluster_spread`, `centroid_attention`.
 
     References
     ----------

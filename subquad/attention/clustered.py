@@ -123,7 +123,7 @@ class Clustered(Method):
     part of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize`
     puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open.
     States merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
-    `block_attention`, `clustered_attention`.
+    `block_attention`, `cluster_members`, `cluster_spread`, `clustered_attention`.
 
     References
     ----------

@@ -89,7 +89,8 @@ class LSH(Method):
     log n), for the mean μ, the variances σ² and the mean value v̄ of all its keys. One key out of 64, at least one of
     each chunk, that of the smallest norm, is a cluster of its own. Each key counts once, and all weights are positive.
     Which keys lie together is constant for gradients. O(n² / rest_size) time, with several rounds also O(n² num_rounds)
-    comparisons of integers; O(n) memory. Kernels: `balanced_tree`, `centroid_attention`.
+    comparisons of integers; O(n) memory. Kernels: `balanced_tree`, `cluster_members`,
+    `cluster_spread`, `centroid_attention`.
 
     References
     ----------

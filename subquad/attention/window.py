@@ -91,7 +91,8 @@ class Window(Method):
     the weight exp(s q·μ + s² Σ_l q_l² σ²_l / 4 + log n), for the mean μ, the variances σ² and the mean value v̄ of all
     its keys. One key out of 64, at least one of each chunk, that of the smallest norm, is a cluster of its own. Each
     key counts once, and all weights are positive. Which keys lie together is constant for gradients. O(n² / rest_size)
-    time and O(n) memory; `step` raises NotImplementedError. Kernels: `balanced_tree`, `centroid_attention`.
+    time and O(n) memory; `step` raises NotImplementedError. Kernels: `balanced_tree`, `cluster_members`,
+    `cluster_spread`, `centroid_attention`.
 
     `step` keeps the last left · dilation keys and all global ones, whose places `global_mask` gives for the whole
     sequence; a global query after more tokens than these raises NotImplementedError, since it sees every key, and so
