@@ -8,6 +8,7 @@ import itertools
 import pickle
 import re
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from rows.libraries import Library, relative_error
 from rows.methods import CASES, Case, D
 
 import subquad
-from subquad.attention import key_clusters
+from subquad.attention import cluster_spans, key_clusters
 from subquad.attention.cluster_spans import span_of
 from subquad.attention.key_clusters import spread_of
 from subquad.cli.inputs import read_npz, read_sample
+from subquad.core import loading
 from subquad.kernels.clustered_attention import band_sums, bands_of, clustered_attention
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -308,6 +310,49 @@ def test_spread_tells_the_variance_along_one_direction() -> None:
 )
 def test_spans_are_powers(chunk: int, spans: int, span: int) -> None:
     assert span_of(chunk, spans) == span
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (3, 1)])
+@pytest.mark.parametrize("numbers", [1, 2 * 512 * D])
+def test_spans_of_items_one_by_one_are_those_of_all(
+    batch: tuple[int, ...], numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written into the clusters of all items, they are the same bit for bit; other items are not touched."""
+    q, k, v = drawn(n=600, batch=batch)
+    options: dict[str, Any] = {"causal": True, "chunk": 16, "spans": 4, "opened": 2, "cluster_size": 4}
+    expected = attend(q, k, v, **options)
+    monkeypatch.setattr(cluster_spans, "AT_ONCE", numbers)
+    assert np.array_equal(attend(q, k, v, **options), expected)
+
+
+def test_tensors_are_written_into_where_nothing_is_recorded() -> None:
+    """With a gradient, clusters of spans are joined, and the output is that without one."""
+    torch = pytest.importorskip("torch")
+    backend = loading.backend_of(torch)
+    plain = [torch.from_numpy(x) for x in drawn(n=300)]
+    wanted = [x.clone().requires_grad_() for x in plain]
+    assert backend.may_fill(*plain)
+    assert not backend.may_fill(plain[0], wanted[1])
+    with torch.no_grad():
+        assert backend.may_fill(*wanted)
+    assert not any(torch.vmap(lambda x: x * backend.may_fill(x))(plain[0]).flatten())
+    options: dict[str, Any] = {"causal": True, "chunk": 16, "spans": 2, "opened": 2, "cluster_size": 4}
+    found = attend(*wanted, **options)
+    assert torch.allclose(found, attend(*plain, **options), rtol=0, atol=1e-12)
+    assert all(bool(torch.any(x != 0)) for x in torch.autograd.grad(found.sum(), wanted))
+
+
+def test_memory_beyond_the_output_is_less_than_one_output() -> None:
+    """Nine heads over three, as small language models have; long sequences, whose fixed parts do not count."""
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((heads, 16384, 64), dtype=np.float32) for heads in (9, 3, 3))
+    subquad.attention(q[:, :1024], k[:, :1024], v[:, :1024], "clustered", causal=True)
+    tracemalloc.start()
+    out = subquad.attention(q, k, v, "clustered", causal=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * out.nbytes
 
 
 @both_forms

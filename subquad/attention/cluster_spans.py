@@ -17,7 +17,6 @@ from subquad.attention.key_clusters import KeyClusters, counts_of, find_order
 from subquad.attention.query_metric import ChunkMetrics, mean_squares_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.loading import backend_of
 from subquad.kernels.cluster_summaries import cluster_members, cluster_spread
 
 if TYPE_CHECKING:
@@ -44,13 +43,13 @@ def span_of(chunk: int, factor: int) -> int:
 
 
 def stretches(
-    method: Clustered, xp: ModuleType, found: KeyClusters, metrics: ChunkMetrics, before: int
+    method: Clustered, xp: ModuleType, found: KeyClusters, metrics: ChunkMetrics, before: int, fills: bool
 ) -> Iterator[Stretch]:
     """Rows that read the same clusters, in order, and these; the last one has the clusters that remain.
 
     `found` has all clusters, the last of them of the chunks of the call, which have the `metrics`, each by itself.
-    `before` is the number of full chunks before them. What was handed out may change with the next one, and so may
-    `found`.
+    `before` is the number of full chunks before them. With `fills`, what was handed out may change with the next
+    one, and so may `found`.
     """
 
     def grouped(found: KeyClusters) -> KeyClusters:
@@ -66,20 +65,22 @@ def stretches(
             yield Stretch(first, chunk, found)
             stop = base + chunk * method.clusters_of_chunk
             start = stop - span * method.clusters_of_chunk
-            found = _clustered_again(method, xp, found, slice(start, stop), metrics.of(chunk - 1))
+            found = _clustered_again(method, xp, found, slice(start, stop), metrics.of(chunk - 1), fills)
             first = chunk
     yield Stretch(first, chunks + 1, grouped(found))
 
 
-def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:
-    """The clusters, with as many others of the keys of these ones in their place; written into them if that can be."""
-    some = _items_at_once(xp, found, (these.stop - these.start) * method.cluster_size, metric)
+def _clustered_again(
+    method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array, fills: bool
+) -> KeyClusters:
+    """The clusters, with as many others of the keys of these ones in their place; if `fills`, written into them."""
+    some = _items_at_once(found, (these.stop - these.start) * method.cluster_size, metric) if fills else []
     for i in some:
         arrays: Any = found._replace(order=None, groups=None)
         part = KeyClusters(*(None if x is None else x[i] for x in arrays))
-        _put_others(method, xp, part, these, metric[i])
+        _put_others(method, xp, part, these, metric[i], fills)
     if not some:
-        found = _put_others(method, xp, found, these, metric)
+        found = _put_others(method, xp, found, these, metric, fills)
     kept = None
     if found.groups is not None:
         whole = max(these.start - method.clusters_of_sinks, 0) // method.group
@@ -88,29 +89,31 @@ def _clustered_again(method: Clustered, xp: ModuleType, found: KeyClusters, thes
     return found._replace(order=None, groups=kept)
 
 
-def _items_at_once(xp: ModuleType, found: KeyClusters, keys: int, metric: Array) -> list[tuple[slice, ...]]:
+def _items_at_once(found: KeyClusters, keys: int, metric: Array) -> list[tuple[slice, ...]]:
     """The parts of a batch, so many keys in each item, that are clustered again at once; none if all are.
 
-    A part is one of the last axis with several items, if what is written into it is written into the whole.
+    Parts are of the last axis with several items, so that what is written into one is written into the whole.
     """
     arrays = [found.k, found.v, found.means, found.spread, found.mean_values, found.sight, metric]
     batches = {x.shape[:-2] for x in arrays} | {found.counts.shape[:-1]}
     batch = max(batches, key=len)
     axis = max((i for i, count in enumerate(batch) if count > 1), default=-1)
-    if len(batches) > 1 or axis < 0 or not backend_of(xp).may_fill(*arrays):
+    if len(batches) > 1 or axis < 0:
         return []
     at_once = max(1, AT_ONCE * batch[axis] // (math.prod(batch) * keys * metric.shape[-1]))
     before = (slice(None),) * axis
     return [(*before, slice(i, i + at_once)) for i in range(0, batch[axis], at_once)] if at_once < batch[axis] else []
 
 
-def _put_others(method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array) -> KeyClusters:
+def _put_others(
+    method: Clustered, xp: ModuleType, found: KeyClusters, these: slice, metric: Array, fills: bool
+) -> KeyClusters:
     """The clusters with others, found by the metric, in the place of these; few copies of the keys live at once."""
     size, count, d = method.cluster_size, these.stop - these.start, found.means.shape[-1]
 
     def put(x: Array, y: Array, factor: int = 1) -> Array:
         a, b = these.start * factor, these.stop * factor
-        if backend_of(xp).may_fill(x, y):
+        if fills:
             x[..., a:b, :] = y
             return x
         return xp.concat([x[..., :a, :], y, x[..., b:, :]], axis=-2)

@@ -257,7 +257,8 @@ class Clustered(Method):
             return
         metrics = metrics_of_chunks(own, chunks, chunk)
         found = self.close_chunks(own, metrics, begins=True)
-        for first, last, clusters in stretches(self, call.xp, found, metrics, 0):
+        fills = call.arrangement.backend.may_fill(call.q, call.k, call.v)
+        for first, last, clusters in stretches(self, call.xp, found, metrics, 0, fills):
             stop = min(last * chunk, n_kv)
             begin, end = max(first * chunk - ahead, 0) if first else 0, stop - ahead
             if begin < end:

@@ -134,7 +134,8 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
         full = place // chunk
         seen = clusters + full * method.clusters_of_chunk if clusters else method.clusters_before(xp, full)
         outs = []
-        for first, last, some in stretches(method, xp, found, of_chunks, closed):
+        fills = call.arrangement.backend.may_fill(call.q, call.k, call.v, *state.values())
+        for first, last, some in stretches(method, xp, found, of_chunks, closed, fills):
             found = some
             rows = slice(max(first * chunk - held, 0), min(last * chunk - held, n))
             if rows.start < rows.stop:
