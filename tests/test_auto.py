@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,21 @@ def test_budget_of_bytes() -> None:
             call = functools.partial(auto(max_bytes=budget, **options), scale=1.0, **own)
             peak = bench.peak_extra_memory(call, q, k, v)
             assert peak is None or peak <= budget
+
+
+def test_budget_of_bytes_counts_what_joining_two_methods_takes() -> None:
+    """One method for all heads keeps within the bytes that it says; two make parts of the output."""
+    args = heads()
+
+    def fixed(choice: tuple[int, ...], budget: int) -> subquad.Auto:
+        return auto(ladder=KNOWN, crossover=table(ladder=KNOWN), choice=choice, max_bytes=budget)
+
+    with pytest.raises(ValueError, match="max_bytes is 1,") as said:
+        fixed((0, 0, 0), 1)(*args, scale=1.0)
+    budget = int(re.search(r"up to (\d+) bytes", str(said.value))[1])  # type: ignore[index]
+    assert fixed((0, 0, 0), budget)(*args, scale=1.0).shape == args[2].shape
+    with pytest.raises(ValueError, match="choose for such a call"):
+        fixed((0, 1, 0), budget)(*args, scale=1.0)
 
 
 def test_explain_tells_the_choice() -> None:

@@ -77,6 +77,15 @@ def test_a_block_is_halved_until_its_largest_temporary_fits(name: str, monkeypat
     assert {size for size in sizes if size >= 64} == {min(most, 2 ** math.floor(math.log2(rows))) for rows in fits}
 
 
+def test_blocks_of_wide_fits_have_at_least_256_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rows would pay for the clusters once more: `ridge-fit` reads all of them for each block."""
+    q, k, v = drawn((BATCH, N, D), (BATCH, N, D), (BATCH, N, 100))
+    options = {"num_landmarks": 10, "landmarks": "kmeans", "pinv": "ridge-fit"}
+    assert BLOCK_ELEMENTS / (BATCH * MAPPED * 101) < 256
+    sizes = folded(lambda: subquad.attention(q, k, v, "nystrom", **options), monkeypatch)
+    assert 256 in sizes
+
+
 def test_chunks_of_buckets_are_as_many_as_their_gathered_keys_and_values_fit_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -92,6 +92,19 @@ def test_finite_numbers_may_have_a_sum_beyond_the_range(eager: Library, name: st
     assert np.isnan(out[:, past:, reached]).all()
 
 
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (2, 1, 3)])
+def test_rows_of_tensors_before_the_first_key_see_nothing_that_is_not_finite(batch: tuple[int, ...]) -> None:
+    """Nine queries of five keys, of which the value of the fourth is NaN: the last two rows see it."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    q, k, v = (torch.from_numpy(rng.standard_normal((*batch, n, 4))) for n in (9, 5, 5))
+    v[..., 3, :] = torch.nan
+    out = subquad.attention(q, k, v, "exact", causal=True)
+    assert torch.all(torch.isnan(out[..., 7:, :]))
+    assert torch.all(torch.isfinite(out[..., :7, :]))
+    assert torch.all(out[..., :4, :] == 0)
+
+
 @rows(seeing(CAUSAL, "nothing", "place"))
 def test_aligned_at_the_end(row: Row) -> None:
     """The last queries alone, against all keys, give the last rows."""

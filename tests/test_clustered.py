@@ -19,6 +19,7 @@ from rows.methods import CASES, Case, D
 
 import subquad
 from subquad.attention import cluster_spans, key_clusters
+from subquad.attention.call import enter
 from subquad.attention.cluster_spans import span_of
 from subquad.attention.key_clusters import spread_of
 from subquad.cli.inputs import read_npz, read_sample
@@ -340,6 +341,19 @@ def test_tensors_are_written_into_where_nothing_is_recorded() -> None:
     found = attend(*wanted, **options)
     assert torch.allclose(found, attend(*plain, **options), rtol=0, atol=1e-12)
     assert all(bool(torch.any(x != 0)) for x in torch.autograd.grad(found.sum(), wanted))
+
+
+def test_memory_is_as_large_as_a_budget_expects() -> None:
+    """Few rows of many keys: most of it are the keys in the order of clusters."""
+    pytest.importorskip("numba")
+    q, k, v = (np.random.default_rng(0).standard_normal((n, 64)) for n in (8, 2**17, 2**17))
+    subquad.attention(q, k[:64], v[:64], "clustered")
+    tracemalloc.start()
+    out = subquad.attention(q, k, v, "clustered")
+    peak = tracemalloc.get_traced_memory()[1] - out.nbytes
+    tracemalloc.stop()
+    call = enter(None, {"q": q, "k": k, "v": v}, causal=False, scale=None, owner=subquad.Clustered())
+    assert 2 * k.nbytes < peak <= subquad.Clustered()._extra_bytes(call)
 
 
 def test_memory_beyond_the_output_is_less_than_one_output() -> None:

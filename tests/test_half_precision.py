@@ -58,6 +58,14 @@ def calls() -> list[Any]:
     return found
 
 
+def few_keys() -> Any:
+    """Exact attention of 600 rows to 20 keys, whose gradient goes by features."""
+    q, k, v = rows(600, 20, 9)
+    return pytest.param(
+        lambda q, k, v: subquad.attention(q, k, v, "exact"), [q, k[..., :20, :], v[..., :20, :]], id="few keys"
+    )
+
+
 @pytest.mark.parametrize(("call", "given"), calls())
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("library", [NumPy(), Torch(), Jax()], ids=str)
@@ -108,7 +116,7 @@ def test_attention_has_half_precision_where_its_queries_have_it(dtype: str, size
         assert np.allclose(out.astype(np.float32), 1, rtol=2**-7)
 
 
-@pytest.mark.parametrize(("call", "given"), calls())
+@pytest.mark.parametrize(("call", "given"), [*calls(), few_keys()])
 @pytest.mark.parametrize("dtype", HALF)
 def test_gradients(dtype: str, call: Callable[..., Any], given: list[Any]) -> None:
     """Within two roundings of those in float32: one of what is saved, one of the gradient itself."""

@@ -181,3 +181,22 @@ def test_a_number_that_is_not_finite_is_0_in_the_landmark_of_its_query(library: 
     rest = np.arange(40) != 7
     assert np.isnan(got[7]).all()
     assert relative_error(got[rest], expected[rest]) < 1e-10
+
+
+def test_trigonometric_features_around_zero_are_those_without_a_center() -> None:
+    """Where no kernel is compiled; around another point, they are those of what is left."""
+    xp = pytest.importorskip("array_api_strict")
+    rng = np.random.default_rng(0)
+    q, k, v = (xp.asarray(rng.standard_normal((30, 4))) for _ in range(3))
+    zero, middle = xp.zeros(4, dtype=xp.float64), xp.asarray(rng.standard_normal(4))
+    options = {"features": "trigonometric", "num_features": 8, "seed": 0}
+    plain = subquad.attention(q, k, v, "favor", **options)
+    assert np.allclose(
+        np.asarray(subquad.attention(q, k, v, "favor", center=(zero, zero), **options)), np.asarray(plain)
+    )
+    moved = subquad.attention(q + middle, k, v, "favor", center=(middle, zero), **options)
+    factors = np.exp(np.asarray(k) @ np.asarray(middle) * 0.5)[:, None]  # what the center of queries adds to logits
+    weighed = subquad.attention(
+        q, k, xp.asarray(np.concatenate([np.asarray(v) * factors, factors], axis=1)), "favor", **options
+    )
+    assert np.allclose(np.asarray(moved), np.asarray(weighed)[:, :4] / np.asarray(weighed)[:, 4:])

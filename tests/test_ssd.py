@@ -170,3 +170,19 @@ def test_jax_vmap_and_grad(jax_library: Jax) -> None:
         for key, x in whole[1].items():
             own = each[1][key] if axes[key] == 0 else each[1][key].sum(axis=0)
             assert np.allclose(own, x, rtol=1e-9, atol=1e-12), key
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("D", (3,), r"\(4,\) or \(4, 5\)"),
+        ("D", (4, 3), r"\(4,\) or \(4, 5\)"),
+        ("delta_bias", (4, 5), r"\(4,\): x"),
+        ("A", (4, 5), r"\(4,\): x"),
+    ],
+)
+def test_parameters_of_heads_have_a_number_for_each(name: str, shape: tuple[int, ...], expected: str) -> None:
+    """D alone may have one for each channel of a head."""
+    arrays, options = drawn("gated")
+    with pytest.raises(ValueError, match=rf"{name} has shape .*, expected {expected}"):
+        call(options)(arrays | {name: np.ones(shape)})
