@@ -257,7 +257,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                         shifted(acc, r * wide_v),
                                     )  # fmt: skip
                     if not careful:
-                        add_listed(e, wide_s, these, together, rows_v, d_v, many, wide_v, lanes, acc, wide_v)
+                        add_listed(e, wide_s, these, together, rows_v, d_v, many, wide_v, lanes, nothing, acc, wide_v)
                 begin = end
             for r in range(count):
                 found = seen[r] + total(load(of_members, r * lanes))

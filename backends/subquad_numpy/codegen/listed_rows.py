@@ -50,50 +50,32 @@ def _tile(vectors: int, height: int, adds: bool) -> Callable[..., Any]:
     return tile
 
 
-_tiles = {(v, h, adds): _tile(v, h, adds) for v in (1, PANEL_VECTORS) for h in (TILE_ROWS, SHORT_ROWS)
-          for adds in (False, True)}  # fmt: skip
-_multiply_long, _multiply_long_last = _tiles[PANEL_VECTORS, TILE_ROWS, False], _tiles[1, TILE_ROWS, False]
-_multiply_short, _multiply_short_last = _tiles[PANEL_VECTORS, SHORT_ROWS, False], _tiles[1, SHORT_ROWS, False]
-_add_long, _add_long_last = _tiles[PANEL_VECTORS, TILE_ROWS, True], _tiles[1, TILE_ROWS, True]
-_add_short, _add_short_last = _tiles[PANEL_VECTORS, SHORT_ROWS, True], _tiles[1, SHORT_ROWS, True]
+@cache
+def _product(adds: bool) -> Callable[..., Any]:
+    """The products by tiles; few rows take half of one, and the last columns one vector."""
+    tile, last_tile = _tile(PANEL_VECTORS, TILE_ROWS, adds), _tile(1, TILE_ROWS, adds)
+    short_tile, last_short_tile = _tile(PANEL_VECTORS, SHORT_ROWS, adds), _tile(1, SHORT_ROWS, adds)
 
-
-@inline
-def multiply_listed(
-    a: Any, a_row: int, names: Any, many: int, b: Any, b_row: int, depth: int, width: int, lanes: int, nothing: Any,
-    c: Any, c_row: int,
-) -> None:  # fmt: skip
-    """C[r, :] = A[names[r], :] B for 1 ≤ `many` ≤ TILE_ROWS rows. `nothing` is a vector of 0, or two.
-
-    Rows lie `a_row`, `b_row` and `c_row` numbers apart. B is read, and C written, up to a whole vector of `width`.
-    """
-    for j in range(0, width, PANEL_VECTORS * lanes):
-        right, target = shifted(b, j), shifted(c, j)
-        if many > SHORT_ROWS:
-            if width - j > lanes:
-                _multiply_long(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
+    @inline
+    def product(
+        a: Any, a_row: int, names: Any, many: int, b: Any, b_row: int, depth: int, width: int, lanes: int, nothing: Any,
+        c: Any, c_row: int,
+    ) -> None:  # fmt: skip
+        for j in range(0, width, PANEL_VECTORS * lanes):
+            right, target = shifted(b, j), shifted(c, j)
+            if many > SHORT_ROWS:
+                if width - j > lanes:
+                    tile(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
+                else:
+                    last_tile(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
+            elif width - j > lanes:
+                short_tile(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
             else:
-                _multiply_long_last(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
-        elif width - j > lanes:
-            _multiply_short(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
-        else:
-            _multiply_short_last(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
+                last_short_tile(a, a_row, right, b_row, depth, names, many, nothing, target, c_row)
+
+    return product
 
 
-@inline
-def add_listed(
-    a: Any, a_row: int, names: Any, many: int, b: Any, b_row: int, depth: int, width: int, lanes: int, c: Any,
-    c_row: int,
-) -> None:  # fmt: skip
-    """C[names[r], :] += A[r, :] B for 1 ≤ `many` ≤ TILE_ROWS different rows; see `multiply_listed`."""
-    for j in range(0, width, PANEL_VECTORS * lanes):
-        right, target = shifted(b, j), shifted(c, j)
-        if many > SHORT_ROWS:
-            if width - j > lanes:
-                _add_long(a, a_row, right, b_row, depth, names, many, a, target, c_row)
-            else:
-                _add_long_last(a, a_row, right, b_row, depth, names, many, a, target, c_row)
-        elif width - j > lanes:
-            _add_short(a, a_row, right, b_row, depth, names, many, a, target, c_row)
-        else:
-            _add_short_last(a, a_row, right, b_row, depth, names, many, a, target, c_row)
+# C[r, :] = A[names[r], :] B, and C[names[r], :] += A[r, :] B, for 1 ≤ many ≤ TILE_ROWS rows. Rows lie a_row, b_row and
+# c_row numbers apart; B is read, and C written, up to a whole vector of the width. `nothing` is a vector of 0, or two.
+multiply_listed, add_listed = _product(False), _product(True)
