@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from rows.scans import SCANS, Scan, scans
 import subquad
 from subquad.attention import estimate, sampled_rows
 from subquad.core.binomial import upper_bounds
+from subquad.kernels import block_attention
 from subquad.random import draw_rows
 
 N = 257
@@ -214,19 +217,31 @@ def test_traced_bounds_equal_those_read(jax_library: Jax) -> None:
 
 
 def test_costs_at_most_4_percent_of_exact_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At n = 4096 and 128 rows, counted in products of all calls of exact attention that are made; the mean takes none."""
+    """At n = 4096 and 128 rows, counted in products of all calls of exact attention that the generic form makes; the mean
+    takes none."""
     products = []
-    original = sampled_rows.block_attention
+    module = sys.modules["subquad.kernels.sampled_attention"]
+    generic, original = partial(sampled_rows.sampled_attention, implementation="generic"), block_attention
 
     def counted(q: Any, k: Any, v: Any, *rest: Any, **given: Any) -> Any:
         products.append(q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1]))
         return original(q, k, v, *rest, **given)
 
-    monkeypatch.setattr(sampled_rows, "block_attention", counted)
+    monkeypatch.setattr(sampled_rows, "sampled_attention", generic)
+    monkeypatch.setattr(module, "block_attention", counted)
     q, k, v = np.random.default_rng(0).standard_normal((3, 4096, 64), dtype=np.float32)
     subquad.estimate_error("window", q, k, v, left=8)
     assert len(products) == 2
     assert 0.03 < sum(products) / (4096**2 * 128) < 0.036
+
+
+def test_bounds_of_many_numbers_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of all bounds of one number of rows, which is kept, and the bounds that are found one by one."""
+    q, k, v = np.random.default_rng(4).standard_normal((3, 7, 500, D))
+    read = subquad.estimate_error("window", q, k, v, left=80, tolerance=0.5)
+    monkeypatch.setattr(estimate, "MOST_TABLED", 0)
+    np.testing.assert_array_equal(read.bound, subquad.estimate_error("window", q, k, v, left=80, tolerance=0.5).bound)
+    assert np.unique(read.bound).size > 1
 
 
 def test_overall_is_the_error_of_the_joined_outputs() -> None:

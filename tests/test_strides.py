@@ -17,6 +17,7 @@ from subquad_numpy.table import COMPILED
 EXAMPLES: dict[str, Example] = {
     "hashed_attention": kernels.hashed_attention("causal avoid", (2, 40), (2, 50)),
     "block_attention": kernels.block_attention("lists items", (2, 40), (2, 50)),
+    "sampled_attention": kernels.sampled_attention("items", (2, 40), (2, 150)),
     "clustered_attention": kernels.clustered_attention("prefix groups near before", (2, 40), (2, 64)),
     "cluster_members": kernels.cluster_members(2, 40, size=8),
     "cluster_spread": kernels.cluster_spread(2, 40, size=8),

@@ -29,6 +29,7 @@ ALL = {"always": 1, "reach": 2, "group": 3, "expanded": 2}
 PRODUCTS: dict[str, tuple[Example, tuple[str, ...], list[int]]] = {
     "softmax": (kernels.softmax_attention("plain", *ATTENTION), (), [40 * 50 * 11]),
     "intervals": (kernels.block_attention("plain", *ATTENTION), (), [40 * 50 * 11]),
+    "samples": (kernels.sampled_attention("rows", *ATTENTION), (), [40 * 50 * 11]),
     "lists": (kernels.block_attention("lists", *ATTENTION), (), [40 * (3 * 16) * 11]),
     "long lists": (kernels.block_attention("lists", *ATTENTION, size=40), (), [40 * 40 * 11]),
     "rounds": (kernels.hashed_attention("causal", *ATTENTION), (), 3 * [40 * (2 * 16) * 11]),
@@ -56,6 +57,7 @@ TASKS: dict[str, tuple[Example, list[int]]] = {
     "long readings": (kernels.features("feature_attend", "exponential", ((2, 1025),), (2,)), [2 * 2]),
     "steps": (kernels.features("feature_step", "exponential", 3 * ((2, 3000),), (2,)), [2]),
     "rows by few keys": (kernels.softmax_attention("rows", (2, 3000), (2, 50)), [2 * 47]),
+    "samples": (kernels.sampled_attention("rows", (2, 129), (2, 50)), [2 * 3]),
     "lists": (kernels.block_attention("lists", *ATTENTION), [2 * 3]),
     "rounds": (kernels.hashed_attention("causal", *ATTENTION), 3 * [2 * 3]),
     "buckets": (kernels.hashed_order("one", (2, 40)), [2 * 3]),

@@ -135,6 +135,13 @@ COMPILED: dict[str, Compiled] = {
             as_stored=_first(3),
         ),
         Compiled(
+            "sampled_attention",
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=intervals),
+            block_attention.sampled_attention,
+            launch=of_block_attention.launch_sampled,
+            as_stored=_first(3),
+        ),
+        Compiled(
             "hashed_attention",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=intervals),
             hashed.hashed_attention,

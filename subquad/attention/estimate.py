@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from types import ModuleType
@@ -23,6 +24,7 @@ from subquad.core.gather import gather
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 
+MOST_TABLED = 1024  # rows up to which the bounds of all shares are computed once
 SHOWN = 16  # heads that a table lists; of more, the first half and the last half
 WARNED: set[type] = set()  # methods of which a warning was issued
 
@@ -274,11 +276,11 @@ def warn_if_poor(method: Method, found: ErrorEstimate, *, stacklevel: int) -> No
 
 
 def _largest(xp: ModuleType, x: Array) -> Array:
-    # The largest finite magnitude of each item (..., r, d_v), to be broadcast; 1 if there is none above 0
+    # The largest magnitude in finite rows of each item (..., r, d_v), to be broadcast; 1 if there is none above 0
     if 0 in x.shape[-2:]:
         return xp.ones((1, 1), dtype=x.dtype, device=place_of(x))
-    size = xp.abs(x)
-    most = xp.max(xp.where(xp.isfinite(size), size, 0.0), axis=(-2, -1), keepdims=True)
+    size = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    most = xp.max(xp.where(xp.isfinite(size), size, 0.0), axis=-2, keepdims=True)
     return xp.where(most == 0, 1.0, most)
 
 
@@ -310,15 +312,17 @@ def _bound(xp: ModuleType, found: Array, count: Array, known: Sample) -> Array:
     if known.numbers.shape[0] == known.out_of:
         return xp.where(count == 0, 1.0, found / xp.where(count == 0, 1.0, count))
     backend, where = backend_of(xp), place_of(found)
-    if backend.is_concrete(found, count):
-        host = upper_bounds(*(to_host(x, float).astype(np.int64) for x in (found, count)))
-        return xp.asarray(host, dtype=found.dtype, device=where)
     r = known.exact.shape[-2]
+    if backend.is_concrete(found, count):
+        number, of = (to_host(x, float).astype(np.int64) for x in (found, count))
+        host = _bounds_of(r, True)[number] if known.all_see and r <= MOST_TABLED else upper_bounds(number, of)
+        return xp.asarray(host, dtype=found.dtype, device=where)
     index = xp.astype(found if known.all_see else found + count * (r + 1), xp.int32)
     table = xp.asarray(backend.on_host(_bounds_of, r, known.all_see), dtype=found.dtype, device=where)
     return xp.reshape(gather(xp, table, xp.reshape(index, (-1,))), found.shape)
 
 
+@functools.lru_cache(maxsize=16)
 def _bounds_of(r: int, all_see: bool) -> Any:
     # The bounds of k of r for k = 0 … r, or of k of c for c = 0 … r one after the other
     k, c = np.arange(r + 1), np.arange(r + 1)[:, None]

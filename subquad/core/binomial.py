@@ -17,7 +17,8 @@ import numpy as np
 Host = np.ndarray[Any, Any]
 
 CONFIDENCE = 0.95
-HALVINGS = 52  # of the interval 0 … 1: all digits of float64
+ENOUGH = 1e-9  # relative size of a step of Newton's method after which the error is below that of float64
+MOST_STEPS = 60
 AT_ONCE = 2**20  # terms of the sums that are held at a time
 
 
@@ -28,22 +29,31 @@ def upper_bounds(found: Host, drawn: Host, confidence: float = CONFIDENCE) -> Ho
     """
     found, drawn = np.broadcast_arrays(found, drawn)
     pairs, back = np.unique(np.stack([found.reshape(-1), drawn.reshape(-1)]), axis=1, return_inverse=True)
-    most = int(pairs[0].max(initial=0))
-    size = max(1, AT_ONCE // (most + 1))
-    cuts = range(0, pairs.shape[1], size)
-    parts = [_solve(*(x[i : i + size, None] for x in pairs), alpha=1 - confidence) for i in cuts]
-    return np.concatenate([np.empty(0), *parts])[back.reshape(-1)].reshape(found.shape)
+    bounds = np.ones(pairs.shape[1])
+    is_sought = pairs[0] < pairs[1]
+    sought = pairs[:, is_sought]
+    size = max(1, AT_ONCE // (int(pairs[0].max(initial=0)) + 1))
+    cuts = range(0, sought.shape[1], size)
+    parts = [_solve(*(x[i : i + size, None] for x in sought), alpha=1 - confidence) for i in cuts]
+    bounds[is_sought] = np.concatenate([np.empty(0), *parts])
+    return bounds[back.reshape(-1)].reshape(found.shape)
 
 
 def _solve(k: Host, r: Host, *, alpha: float) -> Host:
-    # The bounds (pairs,) of k and r (pairs, 1), by bisection: the tail falls from 1 to 0 as p grows
-    j = np.arange(int(k.max(initial=0)) + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(r.max(initial=0)) + 1)))])
+    # The bounds (pairs,) of k < r (pairs, 1), by Newton's method: the logarithm of the tail is concave in p, so that
+    # each step ends at the root or above it, and from above the steps go down to it
+    j = np.arange(int(k.max()) + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(r.max()) + 1)))])
     log_choose = log_factorial[r] - log_factorial[j] - log_factorial[np.maximum(r - j, 0)]
     log_choose = np.where(j <= k, log_choose, -np.inf)
-    low, high = np.zeros(k.shape), np.ones(k.shape)
-    for _ in range(HALVINGS):
-        p = (low + high) / 2
-        is_below = np.exp(log_choose + j * np.log(p) + (r - j) * np.log1p(-p)).sum(axis=-1, keepdims=True) > alpha
-        low, high = np.where(is_below, p, low), np.where(is_below, high, p)
-    return np.where(k >= r, 1.0, high)[:, 0]
+    log_factor = np.log(r - k) + np.take_along_axis(log_choose, k, axis=-1)
+    p = (k + 0.5) / (r + 0.5)
+    for _ in range(MOST_STEPS):
+        log_p, log_rest = np.log(p), np.log1p(-p)
+        tail = np.exp(log_choose + j * log_p + (r - j) * log_rest).sum(axis=-1, keepdims=True)
+        slope = np.exp(log_factor + k * log_p + (r - k - 1) * log_rest)  # of the tail, downwards
+        step = np.log(tail / alpha) * tail / slope
+        p = np.where(p + step < 1, p + step, (1 + p) / 2)
+        if np.all(np.abs(step) <= ENOUGH * p):
+            break
+    return p[:, 0]

@@ -20,6 +20,7 @@ from subquad.kernels.mamba_step import mamba_step
 from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.project import project
+from subquad.kernels.sampled_attention import sampled_attention
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -44,6 +45,7 @@ __all__ = [
     "nearest",
     "outer_scan",
     "project",
+    "sampled_attention",
     "selective_scan",
     "softmax_attention",
 ]

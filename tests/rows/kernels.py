@@ -116,6 +116,19 @@ def block_attention(
     )  # fmt: skip
 
 
+def sampled_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v: int = D_V, every: int = 1) -> Example:
+    """Rows that see all keys or, with the words, intervals of each item, some of them empty."""
+    n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
+    sight = np.stack([np.zeros(n), np.full(n, n_kv)])
+    if "items" in name:
+        sight = np.sort(rng.integers(0, n_kv + 1, (2, *q[:-1], n)), axis=0)
+    start, stop = sight.astype(np.int32)
+    return Example(
+        "sampled_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), start, stop),
+        {"scale": 0.3, "every": every}, {"key_mask": some_hidden(*kv)},
+    )  # fmt: skip
+
+
 def hashed_attention(
     name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v: int = D_V, size: int = 16, rounds: int = 3
 ) -> Example:
@@ -479,6 +492,10 @@ for example in [
     centroid_attention("causal intervals", (2, 70), (2, 90), size=16, d_v=D),
     centroid_attention("intervals, more rows", (2, 70), (1, 40)),
     centroid_attention("met", (2, 2, 40), (2, 2, 70), size=7),
+    sampled_attention("rows", (2, 40), (2, 300)),
+    sampled_attention("items", (2, 3, 40), (2, 1, 300), every=3),
+    sampled_attention("items, wide values", (2, 100), (2, 150), d_v=37, every=7),
+    sampled_attention("one row", (1,), (2, 70), every=4),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),

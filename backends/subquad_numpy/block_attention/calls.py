@@ -19,42 +19,73 @@ INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q":
 INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
 # fields of the argument record, batch, tiles of rows of an item, multiply-adds of an item
 Record = tuple[dict[str, Any], tuple[int, ...], int, float]
+WRITTEN = "out", "lse", "lse_twice", "mean"  # the last fields of the record
+NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
 NO_ORDERS: Mapping[str, Array] = {}
 
 
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output, of `out_dtype` if that is given, and the log-sum-exp of the kernel `block_attention`.
 
-    The latter is None unless `needs_lse`, an option of other kernels, as `out_dtype` is.
+    The latter is None unless `needs_lse`, an option of other kernels, as `out_dtype` and `sampled` are: with that, the
+    outputs of `sampled_attention`.
     """
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     values, batch, tasks, products = record(arrays, static)
     q, v = values["q"], values["v"]
     shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3]), values["numbers"]
-    out_dtype, needs_lse = static.get("out_dtype", common(*arrays[:3])), static.get("needs_lse", True)
-    example = {"out": np.empty(shape, out_dtype), "lse": np.empty(shape[:-1], dtype) if needs_lse else None}
-    values["stored"] = stored_word((*arrays[:3], example["out"]))
-    planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values | example)
+    kinds: list[Any] = [(shape, static.get("out_dtype", common(*arrays[:3]))), (shape[:-1], dtype)]
+    kinds[1] = kinds[1] if static.get("needs_lse", True) else None
+    kinds += [(shape[:-1], dtype), (shape, dtype)] if static.get("sampled", False) else []
+    examples = [None if kind is None else np.empty(*kind) for kind in kinds]
+    values |= dict(zip(WRITTEN, examples, strict=False))
+    values["stored"] = stored_word((*arrays[:3], values["out"]))
+    planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     places = [NAMES.index(name) for name in given if name in NAMES]
-    others = [None] * (len(given) - len(places) - 3)  # an order, an output before: see `hashed`
+    others = [None] * (len(given) - len(places) - 1 - len(WRITTEN))  # an order, an output before: see `hashed`
+    unused = [None] * (len(WRITTEN) - len(kinds))
     fixes = [None if x is None else fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
     must_fix = any(fix is not None for fix in fixes)
 
     def block_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
-    ) -> tuple[tuple[Array, Array | None], None]:
-        out, lse = new(shape, out_dtype), new(shape[:-1], dtype) if needs_lse else None
+    ) -> tuple[tuple[Array | None, ...], None]:
+        outs = [None if kind is None else new(*kind) for kind in kinds]
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-        planned((numbers, *[arrays[i] for i in places], *others, out, lse), threads)
-        return (out, lse), None
+        planned((numbers, *[arrays[i] for i in places], *others, *outs, *unused), threads)
+        return tuple(outs), None
 
     return block_attention if must_fix else straight(block_attention)
 
 
 block_attention = Forms(_plan)
+
+
+def _plan_sampled(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
+    """The outputs of the kernel `sampled_attention`."""
+    planned, every = block_attention.planned(*as_block_attention(arrays, static), save), static["every"]
+
+    def sampled_attention(
+        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
+    ) -> tuple[tuple[Array, ...], None]:
+        *rows, key_mask = arrays
+        (out, lse, lse_twice, mean), _ = planned((*rows, *NO_LIST, key_mask), new, threads)
+        return (out, lse, lse_twice[..., ::every], mean), None
+
+    return straight(sampled_attention) if getattr(planned, "is_straight", False) else sampled_attention
+
+
+sampled_attention = Forms(_plan_sampled)
+
+
+def as_block_attention(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arrays, with the mask last, and options of `block_attention` for those of `sampled_attention`."""
+    *rows, key_mask = arrays
+    options = {"scale": static["scale"], "size": 1, "sampled": True, "out_dtype": widest(*arrays[:3])}
+    return (*rows, *NO_LIST, key_mask), options
 
 
 def block_attention_backward(

@@ -19,10 +19,12 @@ from subquad_numpy.block_attention.tiles import (
     is_finite,
     load_limits,
     pack_rows,
+    sees_tile,
     task_rows,
     visible_keys,
     whole_tile,
 )
+from subquad_numpy.block_attention.visible_sums import add_visible, write_means
 from subquad_numpy.codegen import (
     at_least,
     cut,
@@ -40,9 +42,11 @@ from subquad_numpy.codegen.copies import clear, turn
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, panel_at, rows_at, turned
 from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
-from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.arguments import Fields, fields
 
-FORWARD_RECORD = fields(SIZES, ARRAYS, {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1})
+# lse_twice: log Σ exp(2 x); mean: the mean of the values that a row sees, for rows that read all keys of an interval
+RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1, "lse_twice": 1, "mean": 2}
+FORWARD_RECORD = fields(SIZES, ARRAYS, RESULTS)
 
 
 @cache
@@ -59,17 +63,26 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         f = carray(records, last)[0]
         d, d_v, n_kv, size, listed = f.d, f.d_v, f.n_kv, f.size, f.listed
         high_v, wide_v = padded(d_v, TILE_ROWS), padded(d_v, lanes)
-        tall_v = max(high_v, wide_v)
+        tall_v, averaged = max(high_v, wide_v), 1 if f.mean != 0 else 0
         sizes = (
             *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
             *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
             *(width, width, d, lanes * wide_v),
+            *(
+                width,
+                averaged * (keys + 1) * wide_v,
+                averaged * (keys + 1),
+                averaged * (width + 1) * wide_v,
+                width + 1,
+                lanes,
+            ),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
         before, stop, avoid, met, q, x, total, part = cuts[:8]
         top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:16]
-        factors, shares, wide, rows = cuts[16:]
+        factors, shares, wide, rows = cuts[16:20]
+        twice, upto, shown_upto, sums_seen, counts, edge = cuts[20:]
         q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
@@ -82,6 +95,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
             blocks, out, lse = pointer(f.blocks, word), pointer(f.out, zero), pointer(f.lse, zero)
             order_q, order_k = pointer(f.order_q, word), pointer(f.order_k, word)
+            lse_twice, mean = pointer(f.lse_twice, zero), pointer(f.mean, zero)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
@@ -94,6 +108,9 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 store(top, i, LEAST(zeros(top)))
                 store(seen, i, zeros(seen))
                 store(poison, i, zeros(poison))
+                store(twice, i, zeros(twice))
+            clear(sums_seen, averaged * (width + 1) * wide_v)
+            clear(counts, width + 1)
             every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0
             for entry in range(max(listed, 1)):
                 begin, end = (low // ROWS * ROWS, high) if f.place == 0 else (0, n_kv)
@@ -120,8 +137,27 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             for p in range(high_v):
                                 own_v[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                         b = rows_at(own_v, high_v)
+                    if f.mean != 0:
+                        add_visible(
+                            f,
+                            b,
+                            j,
+                            many,
+                            is_whole,
+                            limits,
+                            count,
+                            lanes,
+                            byte,
+                            upto,
+                            shown_upto,
+                            sums_seen,
+                            counts,
+                            edge,
+                        )
                     for base in range(0, used, panel):
                         columns = min(panel, used - base)
+                        if not is_whole and not sees_tile(f, limits, base, columns, j, many):
+                            continue
                         multiply(
                             a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns, lanes,
                             rows_at(nothing, 0), rows_at(x, columns),
@@ -149,6 +185,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 e = exp_negative(load(x, t * columns + column) - new)
                                 store(x, t * columns + column, e)
                                 along = along + e
+                            if f.lse_twice != 0:
+                                squares = load(twice, i) * (fade * fade)
+                                for t in range(many):
+                                    squares = squares + load(x, t * columns + column) * load(x, t * columns + column)
+                                store(twice, i, squares)
                             store(top, i, new)
                             store(seen, i, along)
                             store(faded, column, fade)
@@ -175,6 +216,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     shares[c], factors[c] = old / (old + new), factors[c] * new / (old + new)
                     level = both + math.log(old + new)
                 lse[mine] = level
+                if f.lse_twice != 0:
+                    lse_twice[mine] = 2 * top[c] + math.log(twice[c]) if found != 0 else -INFINITY
+            if f.mean != 0:
+                write_means(f, row, count, lanes, order_q, sums_seen, counts, poison, mean, edge)
             for base in range(0, used, lanes):
                 start, columns = panel_at(base, used, lanes)
                 sums = shifted(total, start * tall_v + base - start)

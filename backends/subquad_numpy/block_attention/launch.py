@@ -15,26 +15,45 @@ from subquad.core.dtypes import cast
 from subquad.kernels.block_attention import outputs as outputs_of
 from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
 from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
-from subquad_numpy.block_attention.calls import INTEGERS, NAMES, NO_ORDERS, cut_work, parts_of
+from subquad.kernels.sampled_attention import outputs as sampled_outputs_of
+from subquad_numpy.block_attention.calls import (
+    INTEGERS,
+    NAMES,
+    NO_ORDERS,
+    WRITTEN,
+    as_block_attention,
+    cut_work,
+    parts_of,
+)
 from subquad_numpy.runtime.launch import Launch, Run, threads_for, to_shape
 from subquad_numpy.runtime.stored import stored_word, widest
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `block_attention`, by one launch."""
+    return _launch(arrays, static, outputs_of(*arrays[:-1], key_mask=arrays[-1], **static), run)
+
+
+def launch_sampled(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
+    """The outputs of the kernel `sampled_attention`, by one launch."""
+    likes = sampled_outputs_of(*arrays[:-1], key_mask=arrays[-1], scale=static["scale"], every=1)
+    out, lse, lse_twice, mean = _launch(*as_block_attention(arrays, static), likes, run)
+    return out, lse, lse_twice[..., :: static["every"]], mean
+
+
+def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like, ...], run: Run) -> tuple[Array, ...]:
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
-    q = arrays[0]
-    out, lse = outputs_of(*arrays[:-1], key_mask=arrays[-1], **static)
     sizes, tasks, products = cut_work(arrays, static)
+    out, lse = likes[:2]
     sizes["stored"] = stored_word((*arrays[:3], out))
-    batch = tuple(lse.shape[:-1])
+    batch, results = tuple(lse.shape[:-1]), dict(zip(WRITTEN, likes, strict=False))
     made = Launch(
-        block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, {"out": out, "lse": lse}, sizes, batch, tasks,
+        block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, results, sizes, batch, tasks,
         threads_for(int(math.prod(batch) * products)),
     )  # fmt: skip
-    found = run(made, _operands(array_namespace(q), arrays, static))
-    return found["out"], found["lse"]
+    found = run(made, _operands(array_namespace(arrays[0]), arrays, static))
+    return tuple(found[name] for name in results)
 
 
 def launch_backward(

@@ -144,6 +144,15 @@ def visible_keys(f: Any, first: int, count: int, byte: Any) -> int:
 
 
 @inline
+def sees_tile(f: Any, limits: Any, begin: int, count: int, first: int, many: int) -> bool:
+    """Whether a row of a panel may see one of the keys first … first + many − 1: any, if keys have places."""
+    seeing = 1 if f.place != 0 or f.order_k != 0 else 0
+    for c in range(begin, begin + count):
+        seeing += 1 if -limits.before[c] < first + many and limits.stop[c] > first else 0
+    return seeing > 0
+
+
+@inline
 def hide(
     f: Any, first: int, count: int, begin: int, width: int, lanes: int, limits: Any, word: Any, byte: Any, column: int,
     x: Any, panel: int,

@@ -24,7 +24,6 @@ from subquad_numpy.runtime.launch import Run
 from subquad_numpy.runtime.stored import rounded, widest
 
 Array = np.ndarray[Any, Any]
-NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
 CHUNK, MOST_CHUNKS = 4096, 16  # minimum keys of a chunk; maximum chunks, whose outputs take memory
 SMALL_ROWS = 256  # maximum rows that read keys in chunks
 
@@ -41,7 +40,9 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callab
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array], Array | None]:
         *rows, key_mask = arrays
-        (out, lse), _ = planned((*rows, start, stop, *NO_LIST, key_mask), np.empty if chunks > 1 else new, threads)
+        (out, lse), _ = planned(
+            (*rows, start, stop, *calls.NO_LIST, key_mask), np.empty if chunks > 1 else new, threads
+        )
         if chunks > 1:
             parts, levels = out, lse
             out = new(parts.shape[1:], dtype)
@@ -106,7 +107,7 @@ def as_intervals(
         length = -(-n_kv // chunks)
         begin = xp.reshape(xp.arange(chunks, dtype=xp.int32) * length, (chunks, *(1,) * axes, 1))
         start, stop = xp.maximum(start, begin), xp.minimum(stop, begin + length)
-    return (q, k, v, start, stop, *NO_LIST, key_mask), {"scale": static["scale"], "size": 1}
+    return (q, k, v, start, stop, *calls.NO_LIST, key_mask), {"scale": static["scale"], "size": 1}
 
 
 def joined(xp: ModuleType, parts: Any, levels: Any) -> tuple[Any, Any]:
