@@ -61,17 +61,21 @@ def sampled_attention(
 def visible_means(xp: ModuleType, v: Array, key_mask: Array | None, start: Array, stop: Array) -> Array:
     """The means (..., r, d_v) of the values at the places start … stop − 1 that the mask shows; 0 of none.
 
+    NaN for a row that sees a value with a number that is not finite.
+
     O(n_kv d_v) operations: sums over intervals are differences of cumulative sums, block by block.
     """
     mask = None if key_mask is None else key_mask.shape[:-1]
     batch, d_v = broadcast_batch(v=v.shape[:-2], rows=start.shape[:-1], key_mask=mask), v.shape[-1]
-    total = xp.zeros((*batch, start.shape[-1], d_v + 1), dtype=v.dtype, device=place_of(v))
+    total = xp.zeros((*batch, start.shape[-1], d_v + 2), dtype=v.dtype, device=place_of(v))
     if v.shape[-2] == 0:
-        return total[..., :-1]
+        return total[..., :-2]
 
     def add(carry: Any, v: Array, mask: Array | None) -> tuple[Any, None]:
         total, first = carry
-        values = xp.concat([v, xp.ones_like(v[..., :1])], axis=-1)  # the last column counts
+        fine, one = xp.all(xp.isfinite(v), axis=-1, keepdims=True), xp.ones_like(v[..., :1])
+        # the last columns count values, and those that are not finite: with these, other rows' sums would be NaN too
+        values = xp.concat([xp.where(fine, v, 0.0), one, xp.where(fine, 0.0, one)], axis=-1)
         values = values if mask is None else xp.where(mask, values, 0.0)
         sums = xp.cumulative_sum(values, axis=-2, include_initial=True)
         count = v.shape[-2]
@@ -83,6 +87,7 @@ def visible_means(xp: ModuleType, v: Array, key_mask: Array | None, start: Array
 
     first = xp.zeros((), dtype=start.dtype, device=place_of(v))
     columns = [v, None if key_mask is None else key_mask[..., None]]
-    size = rows_per_block(max(1, math.prod(batch)) * (d_v + 1))
+    size = rows_per_block(max(1, math.prod(batch)) * (d_v + 2))
     (total, _), _ = fold_blocks(add, (total, first), columns, size, xp=xp)
-    return divide_or_zero(xp, total[..., :-1], total[..., -1:])
+    mean = divide_or_zero(xp, total[..., :-2], total[..., -2:-1])
+    return xp.where(total[..., -1:] > 0, math.nan, mean)
