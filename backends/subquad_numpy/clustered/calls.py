@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from subquad.backend import Like
 from subquad.kernels.balanced_tree import outputs as tree_outputs
 from subquad.kernels.cluster_summaries import outputs_of_members, outputs_of_spread
 from subquad.kernels.clustered_attention import bands_of, outputs
@@ -24,7 +25,7 @@ INTEGERS = frozenset({"order", "counts", "stop", "place", "cluster_of"})
 
 def axes_of(name: str) -> int:
     """How many of the last axes of an array belong to one item."""
-    return 1 if name in INTEGERS or name == "before_lse" else 2
+    return 1 if name in INTEGERS or name in ("before_lse", "mask") else 2
 
 
 def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, int], int, float]:
@@ -61,32 +62,41 @@ def _fix(name: str, x: Array) -> Fix:
     return fix_items(x, axes_of(name))
 
 
+def _planned(
+    compiled: tuple[Any, Mapping[str, int | None]], work: tuple[dict[str, int], int, float], batch: tuple[int, ...],
+    names: Sequence[str], arrays: Sequence[Any], likes: Mapping[str, Like], constants: Mapping[str, Array],
+) -> Callable[..., Any]:  # fmt: skip
+    """The outputs `likes` of a (kernel, record) on arrays of these names, all by the names of the record's fields."""
+    (kernel, record), (numbers, tasks, products) = compiled, work
+    fixes = [None if x is None else _fix(name, x) for name, x in zip(names, arrays, strict=True)]
+    kinds = {name: (like.shape, like.dtype) for name, like in likes.items()}
+    fields = [name for name, axes in record.items() if axes is not None]
+
+    def ready(arrays: Sequence[Any]) -> dict[str, Any]:
+        fixed_ones = (x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True))
+        return dict(zip(names, fixed_ones, strict=True))
+
+    examples = {name: x for name, x in ready(arrays).items() if x is not None}
+    made = {name: np.empty(*kind) for name, kind in kinds.items()}
+    run = Run(kernel, record, batch, tasks, products, {**numbers, **examples, **constants, **made})
+
+    def planned(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
+        outs = {name: new(*kind) for name, kind in kinds.items()}
+        every = {**ready(arrays), **constants, **outs}
+        run([every[name] for name in fields], threads)
+        return tuple(outs.values()), None
+
+    return planned
+
+
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output and the log-sum-exp of the kernel `clustered_attention`."""
     from subquad_numpy.clustered.forward import FORWARD_RECORD, clustered_attention_kernel
 
-    of_out, of_lse = outputs(*arrays, **static)
-    dtype, sizes = arrays[0].dtype, cut_work(arrays, static)
-    numbers, tasks, products = sizes
-    fixes = [None if x is None else _fix(name, x) for name, x in zip(NAMES, arrays, strict=True)]
-
-    def ready(arrays: Sequence[Any]) -> list[Any]:
-        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-
-    scale = np.array([static["scale"]], dtype)
-    examples = {name: x for name, x in zip(NAMES, ready(arrays), strict=True) if x is not None}
-    made = {"numbers": scale, "out": np.empty(of_out.shape, dtype), "lse": np.empty(of_lse.shape, dtype)}
-    batch = of_lse.shape[:-1]
-    run = Run(clustered_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, numbers | examples | made)
-
-    def clustered_attention(
-        arrays: Sequence[Any], new: Callable[..., Array], threads: Any
-    ) -> tuple[tuple[Array, Array], None]:
-        out, lse = new(of_out.shape, dtype), new(of_lse.shape, dtype)
-        run((scale, *ready(arrays), out, lse), threads)
-        return (out, lse), None
-
-    return clustered_attention
+    likes, dtype = dict(zip(("out", "lse"), outputs(*arrays, **static), strict=True)), arrays[0].dtype
+    compiled, scale = (clustered_attention_kernel(dtype), FORWARD_RECORD), np.array([static["scale"]], dtype)
+    work, batch = cut_work(arrays, static), likes["lse"].shape[:-1]
+    return _planned(compiled, work, batch, NAMES, arrays, likes, {"numbers": scale})
 
 
 clustered_attention = Forms(_plan)
@@ -107,23 +117,11 @@ def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     from subquad_numpy.clustered.tree import TREE_RECORD, balanced_tree_kernel
 
     (like,) = tree_outputs(*arrays[:2], **static)
-    batch, dtype = like.shape[:-1], arrays[0].dtype
     numbers, products = tree_work(arrays, static)
-    fixes = [None if x is None else fix_items(x, axes) for x, axes in zip(arrays, (2, 2, 1), strict=True)]
-
-    def ready(arrays: Sequence[Any]) -> list[Any]:
-        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-
-    examples = {name: x for name, x in zip(("x", "sketch", "mask"), ready(arrays), strict=True) if x is not None}
-    order = np.empty(like.shape, np.int32)
-    run = Run(balanced_tree_kernel(dtype), TREE_RECORD, batch, 1, products, numbers | examples | {"order": order})
-
-    def balanced_tree(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array], None]:
-        order = new(like.shape, np.int32)
-        run((*ready(arrays), order), threads)
-        return (order,), None
-
-    return balanced_tree
+    compiled = balanced_tree_kernel(arrays[0].dtype), TREE_RECORD
+    return _planned(
+        compiled, (numbers, 1, products), like.shape[:-1], ("x", "sketch", "mask"), arrays, {"order": like}, {}
+    )
 
 
 balanced_tree = Forms(_plan_tree)
@@ -163,27 +161,10 @@ def outputs_of_summary(name: str, arrays: Sequence[Any], static: Mapping[str, An
 
 def _plan_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The outputs of a kernel of summaries."""
-    likes, dtype, names = outputs_of_summary(name, arrays, static), arrays[0].dtype, GIVEN[name]
-    kernel, record = kernel_of_summary(name)
-    sizes, tasks, products = summary_work(name, dict(zip(names, arrays, strict=True)), static)
-    fixes = [None if x is None else _fix(of, x) for of, x in zip(names, arrays, strict=True)]
-
-    def ready(arrays: Sequence[Any]) -> list[Any]:
-        return [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-
-    examples = {of: x for of, x in zip(names, ready(arrays), strict=True) if x is not None}
-    made = {of: np.empty(like.shape, dtype) for of, like in likes.items()}
+    likes, names, (kernel, record) = outputs_of_summary(name, arrays, static), GIVEN[name], kernel_of_summary(name)
+    work = summary_work(name, dict(zip(names, arrays, strict=True)), static)
     batch = next(iter(likes.values())).shape[:-2]
-    run = Run(kernel(dtype), record, batch, tasks, products, sizes | examples | made)
-
-    def summarize(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
-        given = dict(zip(names, ready(arrays), strict=True))
-        outs = {of: new(like.shape, dtype) for of, like in likes.items()}
-        every = given | outs
-        run([every[of] for of, axes in record.items() if axes is not None], threads)
-        return tuple(outs.values()), None
-
-    return summarize
+    return _planned((kernel(arrays[0].dtype), record), work, batch, names, arrays, likes, {})
 
 
 cluster_members, cluster_spread = (Forms(partial(_plan_summary, name)) for name in GIVEN)
