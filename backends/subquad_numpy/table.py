@@ -66,7 +66,7 @@ def _first(count: int) -> Callable[[int], bool]:
     return range(count).__contains__
 
 
-_NUMBA, _MASK = ("numba",), frozenset({"key_mask"})
+_NUMBA, _MASK = ("llvmlite", "subquad_numpy.sources"), frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
     record.kernel: record

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.block_attention.tiles import (
     ARRAYS,
@@ -31,7 +30,7 @@ from subquad_numpy.block_attention.tiles import (
     task_rows,
     whole_tile,
 )
-from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, place_in, rows_at, turned

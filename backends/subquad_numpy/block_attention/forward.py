@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.block_attention.tiles import (
     ARRAYS,
@@ -27,6 +26,7 @@ from subquad_numpy.block_attention.tiles import (
 from subquad_numpy.block_attention.visible_sums import add_visible, write_means
 from subquad_numpy.codegen import (
     at_least,
+    carray,
     cut,
     load,
     pointer,

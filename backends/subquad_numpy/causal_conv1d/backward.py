@@ -10,10 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_before, sizes_of
-from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, zeros
+from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as

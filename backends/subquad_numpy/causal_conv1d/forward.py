@@ -10,10 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_before, sizes_of
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted
+from subquad_numpy.codegen import aligned, carray, inline, load, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.codegen.stored import (

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.block_attention.tiles import INFINITY, is_finite, whole_tile
 from subquad_numpy.clustered.members import add_values, has_bad, weigh_members
@@ -16,6 +15,7 @@ from subquad_numpy.clustered.selection import choose, collect, find_bound, room_
 from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
 from subquad_numpy.codegen import (
     at_least,
+    carray,
     cut,
     load,
     pointer,

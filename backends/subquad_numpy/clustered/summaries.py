@@ -6,11 +6,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad.kernels.cluster_summaries import SPREAD_STEPS
 from subquad_numpy.clustered.tree import dot
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, zeros
+from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_padded_row
 from subquad_numpy.codegen.matmul import padded

@@ -6,10 +6,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
-from subquad_numpy.codegen import cut, inline, load, pointer, room, spread, store, total, zeros
+from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at

@@ -1,4 +1,4 @@
-"""Explicit vectors for Numba, the language that the kernels are written in.
+"""Explicit vectors, and the language that kernels are written in: a small part of Python, compiled by LLVM.
 
 LLVM's own vectoriser guards every loop over arrays with checks for overlap, and gives up on short loops. Vectors that
 are values avoid both, and a state can stay in a register. LLVM maps a vector of 64 bytes to the registers of the
@@ -7,6 +7,7 @@ machine: one of AVX-512, two of AVX2, four of NEON or SSE.
 Vectors exist inside compiled code only.
 """
 
+from subquad_numpy.codegen import types
 from subquad_numpy.codegen.pointers import (
     add_up,
     aligned,
@@ -39,11 +40,11 @@ from subquad_numpy.codegen.vector_ops import (
     total,
     where_negative,
 )
-from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, apart, inline, intrinsic, lanes_of, merged, types
+from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, apart, carray, inline, intrinsic, lanes_of, merged
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
-    "bit_count", "bits_where_zero", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load",
-    "lowest_bit", "masked", "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room", "scale_by_power",
-    "shifted", "signs", "spread", "store", "total", "types", "where_negative", "zeros",
+    "bit_count", "bits_where_zero", "carray", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest",
+    "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room",
+    "scale_by_power", "shifted", "signs", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -10,10 +10,11 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
+from subquad_numpy.codegen import types
+from subquad_numpy.codegen.blocks import function_of
 from subquad_numpy.codegen.values import CONTEXT, WORD, Value, cast, machine_type, materialised, type_of, unified
-from subquad_numpy.codegen.vector_type import FUSE, Vector, types
+from subquad_numpy.codegen.vector_type import FUSE, Vector
 
 
 def _kind_of_operation(a: Any, b: Any) -> Any:
@@ -111,9 +112,7 @@ def negative(builder: Any, value: Any) -> Any:
 def call_llvm(builder: Any, name: str, kind: Any, *args: Any) -> Value:
     """A function of LLVM of numbers of one type, such as `log`."""
     letter, machine = ("f32" if kind == types.float32 else "f64"), machine_type(kind)
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(machine, [machine] * len(args)), f"llvm.{name}.{letter}"
-    )
+    function = function_of(builder.module, ir.FunctionType(machine, [machine] * len(args)), f"llvm.{name}.{letter}")
     return Value(kind, builder.call(function, [arg.ir for arg in args]))
 
 

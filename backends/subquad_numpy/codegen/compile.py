@@ -11,15 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 
-from subquad_numpy.codegen import machine
+from subquad_numpy.codegen import machine, types
 from subquad_numpy.codegen.notice import patience
-from subquad_numpy.codegen.source import has_source
 from subquad_numpy.codegen.translate import translated
 from subquad_numpy.codegen.values import Record
-from subquad_numpy.codegen.vector_type import lanes_of, types
+from subquad_numpy.codegen.vector_type import lanes_of
 
 DONE = 1  # what a kernel returns; one that finds no memory for its scratch returns 0
 compile_seconds: dict[str, float] = {}
@@ -68,9 +66,7 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
             return machine.object_of(translated(function, symbol, kinds))
 
     start = time.perf_counter()
-    if not has_source(function):  # a package of .pyc alone: Numba reads these
-        found = _by_numba(function, kinds)
-    elif stamp:
+    if stamp:
         found = machine.loaded(machine.kept(folder, base, stamp, f"{kinds} {closed}", make), symbol)
     else:
         found = machine.loaded(make(), symbol)
@@ -78,37 +74,10 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
     return found
 
 
-_alive: list[Any] = []
-
-
-def _by_numba(function: Callable[..., Any], kinds: Sequence[Any]) -> int:
-    """`compiled_address` from the bytecode alone, by Numba, in whose language kernels are written."""
-
-    def known(kind: Any) -> Any:
-        fields = getattr(getattr(kind, "dtype", None), "fields", None)
-        return types.CPointer(numba.from_dtype(np.dtype([(x, np.int64) for x in fields]))) if fields else kind
-
-    made = numba.cfunc(types.int64(*map(known, kinds)), error_model="numpy")(function)
-    _alive.append(made)
-    return int(made.address)
-
-
-def native(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that lets Numba compile a C function, and keeps the code on disk where a folder can be written."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.cfunc(signature, cache=True, error_model="numpy")(function)
-        except (RuntimeError, OSError):  # no folder can be written, or there is no source: .pyc alone, a zip
-            return numba.cfunc(signature, error_model="numpy")(function)
-
-    return decorate
-
-
 def element(dtype: Any) -> tuple[int, Any, Any]:
-    """(elements of a vector, Numba's type, the number 0) of a dtype, which every kernel factory starts from."""
+    """(elements of a vector, their type, the number 0) of a dtype, which every kernel factory starts from."""
     dtype = np.dtype(dtype)
-    return lanes_of(dtype), numba.from_dtype(dtype), dtype.type(0)
+    return lanes_of(dtype), types.from_dtype(dtype), dtype.type(0)
 
 
 def compiled(name: str, fields: Iterable[str]) -> Callable[[Callable[[int, int, Any], int]], Kernel]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils
 
 from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, processor, types
+from subquad_numpy.codegen.blocks import WORD, for_range, function_of, variable, variable_of
 from subquad_numpy.codegen.stored import widened
 from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16
 
@@ -39,7 +39,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
 
     @intrinsic
     def tile(
-        typingctx: Any, x: Any, step: Any, W: Any, inputs: Any, row: Any, last_row: Any, output: Any,
+        x: Any, step: Any, W: Any, inputs: Any, row: Any, last_row: Any, output: Any,
         last_output: Any, y: Any, width: Any, bias: Any, has_bias: Any, turn: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(x.dtype)
@@ -49,7 +49,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
             wide, number = context.get_value_type(vector), context.get_value_type(vector.element)
 
             def word(value: int) -> Any:
-                return ir.Constant(cgutils.intp_t, value)
+                return ir.Constant(WORD, value)
 
             def clamped(first: Any, step: int, last: Any) -> Any:
                 at = builder.add(first, word(step))
@@ -69,7 +69,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
             cells = [(r, j) for r in range(rows) for j in range(outputs)]
 
             # one variable for each sum, which LLVM keeps in registers
-            sums = {cell: cgutils.alloca_once_value(builder, ir.Constant(wide, None)) for cell in cells}
+            sums = {cell: variable_of(builder, ir.Constant(wide, None)) for cell in cells}
             for cell in cells:  # the variables are made once a function, the tile may come many times
                 builder.store(ir.Constant(wide, None), sums[cell])
             steps = builder.udiv(inputs, word(vector.lanes))
@@ -78,7 +78,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
             ahead = builder.gep(W, [builder.mul(builder.add(output, word(outputs)), inputs)])
             ahead = builder.bitcast(ahead, ir.IntType(8).as_pointer())
             ahead = builder.gep(ahead, [builder.mul(builder.mul(steps, word(share)), turn)])
-            with cgutils.for_range(builder, steps) as loop:
+            with for_range(builder, steps) as loop:
                 at = builder.mul(loop.index, word(vector.lanes))
                 for byte in range(0, share, BYTES):
                     next_line = builder.add(builder.mul(loop.index, word(share)), word(byte))
@@ -90,15 +90,15 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
                     for j in range(outputs):
                         _add_product(builder, sums[r, j], values, weights[j])
 
-            totals = {cell: cgutils.alloca_once(builder, number) for cell in cells}
+            totals = {cell: variable(builder, number) for cell in cells}
             letter = "f32" if vector.element == types.float32 else "f64"
             kind = ir.FunctionType(number, [number, wide])
             name = f"llvm.vector.reduce.fadd.v{vector.lanes}{letter}"
-            reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+            reduce = function_of(builder.module, kind, name)
             for cell in cells:
                 given = [ir.Constant(number, -0.0), builder.load(sums[cell])]
                 builder.store(builder.call(reduce, given, fastmath=("reassoc",)), totals[cell])
-            with cgutils.for_range(builder, builder.urem(inputs, word(vector.lanes))) as loop:
+            with for_range(builder, builder.urem(inputs, word(vector.lanes))) as loop:
                 at = builder.add(builder.mul(steps, word(vector.lanes)), loop.index)
                 weights = [weight(memory, at, 1) for memory in of_W]
                 for r, memory in enumerate(of_x):
@@ -106,10 +106,10 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
                     for j in range(outputs):
                         _add_product(builder, totals[r, j], value, weights[j])
 
-            biases = [cgutils.alloca_once(builder, number) for _ in range(outputs)]
+            biases = [variable(builder, number) for _ in range(outputs)]
             for j in range(outputs):
                 builder.store(ir.Constant(number, 0.0), biases[j])
-            with cgutils.if_likely(builder, has_bias):
+            with builder.if_then(has_bias, likely=True):
                 for j in range(outputs):
                     builder.store(builder.load(builder.gep(bias, [at_outputs[j]])), biases[j])
             for r, j in cells:
@@ -127,7 +127,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
 def _prefetch(builder: Any, address: Any) -> None:
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    function = function_of(builder.module, kind, "llvm.prefetch.p0")
     read, keep, data = 0, 3, 1
     builder.call(function, [builder.bitcast(address, byte), *(ir.Constant(word, hint) for hint in (read, keep, data))])
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype
-from numba.core import cgutils
 
+from subquad_numpy.codegen import types
 from subquad_numpy.codegen.arithmetic import absolute_of, call_llvm, compare, extreme, negative, operate
+from subquad_numpy.codegen.blocks import for_range
 from subquad_numpy.codegen.source import source_of
+from subquad_numpy.codegen.types import from_dtype
 from subquad_numpy.codegen.values import (
     BIT,
     CONTEXT,
@@ -33,7 +34,7 @@ from subquad_numpy.codegen.values import (
     type_of,
     unified,
 )  # fmt: skip
-from subquad_numpy.codegen.vector_type import types
+from subquad_numpy.codegen.vector_type import Marked
 
 OPERATIONS: dict[type, Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -290,26 +291,24 @@ class Expressions:
 
     def called(self, callee: Any, args: list[Any], named: dict[Any, Any]) -> Any:
         """The result of a call."""
-        function = getattr(callee, "py_func", None)
-        if function is not None:
+        if isinstance(callee, Marked):
+            function = callee.function
+            if callee.mark == "intrinsic":
+                return self._intrinsic(function, args)
             parameters = [arg.arg for arg in source_of(function).tree.args.args]
             defaults = dict(zip(reversed(parameters), reversed(function.__defaults__ or ()), strict=False))
             for name in parameters[len(args) :]:
                 args.append(named[name] if name in named else Constant(defaults[name]))
-            if callee.targetoptions.get("inline") == "always":
+            if callee.mark == "inline":
                 return self.body.run(function, args)
-            return self._linked(function, args, bool(callee.targetoptions.get("forceinline")))
-        if hasattr(callee, "_defn"):
-            return self._intrinsic(callee, args)
-        if callee is carray:
-            return args[0]
+            return self._linked(function, args, callee.mark == "merged")
         if callee in (np.empty, np.zeros, np.full):
             element = args[-1].value
             element = element if isinstance(element, types.Type) else from_dtype(np.dtype(element))
             made = self.body.array(args[0], element, callee is np.zeros)
             if callee is np.full:
                 number = cast(self.builder, args[1], element)
-                with cgutils.for_range(self.builder, cast(self.builder, args[0], types.int64)) as loop:
+                with for_range(self.builder, cast(self.builder, args[0], types.int64)) as loop:
                     self.builder.store(number, self.builder.gep(made.ir, [loop.index]))
             return made
         if isinstance(callee, type) and issubclass(callee, tuple) and hasattr(callee, "_fields"):
@@ -349,7 +348,7 @@ class Expressions:
         raise TypeError(msg)
 
     def _intrinsic(self, callee: Any, args: list[Any]) -> Any:
-        found = callee._defn(None, *map(type_of, args))
+        found = callee(*map(type_of, args))
         if found is None:
             msg = f"{callee.__name__} takes no {', '.join(str(type_of(arg)) for arg in args)}"
             raise TypeError(msg)
@@ -359,7 +358,7 @@ class Expressions:
         kind = signature.return_type
         if kind is types.none:
             return NOTHING
-        if isinstance(kind, types.BaseTuple):
+        if isinstance(kind, types.Tuple):
             return Together(
                 tuple, tuple(Value(part, self.builder.extract_value(made, i)) for i, part in enumerate(kind))
             )
@@ -375,7 +374,7 @@ class Expressions:
 
 
 def _alike(a: Any, b: Any) -> tuple[Any, Any]:
-    """Two constants as Numba mixes them: a float32 meets another number as a float64."""
+    """Two constants as NumPy mixes them: a float32 meets another number as a float64."""
     if type(a) is not type(b):
         return tuple(x.item() if isinstance(x, np.generic) else x for x in (a, b))
     return a, b

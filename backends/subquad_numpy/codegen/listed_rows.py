@@ -21,7 +21,7 @@ def _tile(vectors: int, height: int, adds: bool) -> Callable[..., Any]:
 
     @intrinsic
     def tile(
-        typingctx: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, names: Any, many: Any, nothing: Any, c: Any,
+        a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, names: Any, many: Any, nothing: Any, c: Any,
         c_row: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(a.dtype)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from subquad_numpy.codegen import FUSE, Vector, apart, inline, intrinsic, load, processor, shifted, store, types
+from subquad_numpy.codegen.blocks import WORD, for_range, variable
 from subquad_numpy.codegen.copies import turn
 
 
@@ -26,7 +26,7 @@ TILE_ROWS, PANEL_VECTORS = _tile_shape()
 
 def number(value: int) -> Any:
     """A constant index."""
-    return ir.Constant(cgutils.intp_t, value)
+    return ir.Constant(WORD, value)
 
 
 def emit_tile(
@@ -44,11 +44,11 @@ def emit_tile(
 
     # one variable for each vector of the tile, which LLVM keeps in registers; they start as C₀
     each = [(r, v) for r in range(len(a)) for v in range(vectors)]
-    sums = {cell: cgutils.alloca_once(builder, wide) for cell in each}
+    sums = {cell: variable(builder, wide) for cell in each}
     for r, v in each:
         builder.store(builder.load(place(c_0[r], number(v * vector.lanes)), align=align), sums[r, v])
     undefined, lanes = ir.Constant(wide, ir.Undefined), ir.VectorType(ir.IntType(32), vector.lanes)
-    with cgutils.for_range(builder, depth) as loop:
+    with for_range(builder, depth) as loop:
         at = builder.mul(loop.index, b_row)
         columns = [
             builder.load(place(b, builder.add(at, number(v * vector.lanes))), align=align) for v in range(vectors)
@@ -73,9 +73,7 @@ def _tile(vectors: int) -> Callable[..., Any]:
     """
 
     @intrinsic
-    def tile(
-        typingctx: Any, a: Any, a_row: Any, a_step: Any, b: Any, depth: Any, c_0: Any, c_0_row: Any, c: Any, c_row: Any
-    ) -> Any:
+    def tile(a: Any, a_row: Any, a_step: Any, b: Any, depth: Any, c_0: Any, c_0_row: Any, c: Any, c_row: Any) -> Any:
         vector = Vector(a.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -6,9 +6,10 @@
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
-from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_scalar, types
+from subquad_numpy.codegen import types
+from subquad_numpy.codegen.blocks import WORD, function_of
+from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_scalar
 
 
 def _address(context: Any, builder: Any, memory_type: Any, memory: Any, index: Any) -> Any:
@@ -19,7 +20,7 @@ def _address(context: Any, builder: Any, memory_type: Any, memory: Any, index: A
 
 
 @intrinsic
-def load(typingctx: Any, memory: Any, index: Any) -> Any:
+def load(memory: Any, index: Any) -> Any:
     """The vector at memory[index], memory[index + 1], …"""
     vector = Vector(memory.dtype)
 
@@ -32,7 +33,7 @@ def load(typingctx: Any, memory: Any, index: Any) -> Any:
 
 
 @intrinsic
-def store(typingctx: Any, memory: Any, index: Any, value: Vector) -> Any:
+def store(memory: Any, index: Any, value: Vector) -> Any:
     """Write a vector to memory[index], memory[index + 1], …"""
     if not isinstance(value, Vector) or value.element != memory.dtype:
         return None
@@ -47,7 +48,7 @@ def store(typingctx: Any, memory: Any, index: Any, value: Vector) -> Any:
 
 
 @intrinsic
-def spread(typingctx: Any, memory: Any, index: Any) -> Any:
+def spread(memory: Any, index: Any) -> Any:
     """A vector with memory[index] in every lane."""
     vector = Vector(memory.dtype)
 
@@ -59,7 +60,7 @@ def spread(typingctx: Any, memory: Any, index: Any) -> Any:
 
 
 @intrinsic
-def zeros(typingctx: Any, memory: Any) -> Any:
+def zeros(memory: Any) -> Any:
     """A vector of zeros, of the element type of `memory`."""
     vector = Vector(memory.dtype)
 
@@ -70,7 +71,7 @@ def zeros(typingctx: Any, memory: Any) -> Any:
 
 
 @intrinsic
-def pointer(typingctx: Any, address: Any, like: Any) -> Any:
+def pointer(address: Any, like: Any) -> Any:
     """The integer `address` as a pointer to elements of the type of the scalar `like`."""
     target = types.CPointer(like)
 
@@ -81,7 +82,7 @@ def pointer(typingctx: Any, address: Any, like: Any) -> Any:
 
 
 @intrinsic
-def shifted(typingctx: Any, memory: Any, count: Any) -> Any:
+def shifted(memory: Any, count: Any) -> Any:
     """The pointer `count` elements behind `memory`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -91,7 +92,7 @@ def shifted(typingctx: Any, memory: Any, count: Any) -> Any:
 
 
 @intrinsic
-def aligned(typingctx: Any, buffer: Any) -> Any:
+def aligned(buffer: Any) -> Any:
     """A pointer to the first element of `buffer` that lies on a boundary of `BYTES`.
 
     Functions take this pointer in place of the array because Numba counts references to an array, and the calls that
@@ -108,8 +109,8 @@ def aligned(typingctx: Any, buffer: Any) -> Any:
 def _aligned(context: Any, builder: Any, kind: Any, buffer: Any) -> Any:
     # the data pointer of an array, rounded up to a boundary of `BYTES`
     data = context.make_array(kind)(context, builder, buffer).data
-    address = builder.ptrtoint(data, cgutils.intp_t)
-    gap = builder.and_(builder.neg(address), ir.Constant(cgutils.intp_t, BYTES - 1))
+    address = builder.ptrtoint(data, WORD)
+    gap = builder.and_(builder.neg(address), ir.Constant(WORD, BYTES - 1))
     return builder.inttoptr(builder.add(address, gap), data.type)
 
 
@@ -119,16 +120,16 @@ def _whole(context: Any, builder: Any, kind: Any, sizes: Any) -> list[Any]:
     words = [
         context.cast(builder, builder.extract_value(sizes, i), size, types.intp) for i, size in enumerate(kind.types)
     ]
-    mask = ir.Constant(cgutils.intp_t, -step)
-    return [builder.and_(builder.add(word, ir.Constant(cgutils.intp_t, step - 1)), mask) for word in words]
+    mask = ir.Constant(WORD, -step)
+    return [builder.and_(builder.add(word, ir.Constant(WORD, step - 1)), mask) for word in words]
 
 
 @intrinsic
-def room(typingctx: Any, sizes: Any) -> Any:
+def room(sizes: Any) -> Any:
     """The number of elements of a buffer that `cut` can cut into parts of these sizes."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        count = ir.Constant(cgutils.intp_t, BYTES // 4)  # what aligning the first part may cost
+        count = ir.Constant(WORD, BYTES // 4)  # what aligning the first part may cost
         for size in _whole(context, builder, sizes, args[0]):
             count = builder.add(count, size)
         return count
@@ -137,12 +138,12 @@ def room(typingctx: Any, sizes: Any) -> Any:
 
 
 @intrinsic
-def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
+def cut(buffer: Any, sizes: Any) -> Any:
     """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`.
 
     As with `aligned`, `buffer` must be used once more after the last use of the pointers.
     """
-    parts = types.UniTuple(types.CPointer(buffer.dtype), len(sizes))
+    parts = types.Tuple([types.CPointer(buffer.dtype)] * len(sizes))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         places = [_aligned(context, builder, sig.args[0], args[0])]
@@ -154,7 +155,7 @@ def cut(typingctx: Any, buffer: Any, sizes: Any) -> Any:
 
 
 @intrinsic
-def copy(typingctx: Any, source: Any, size: Any, target: Any) -> Any:
+def copy(source: Any, size: Any, target: Any) -> Any:
     """Copy `size` numbers from `source` to `target`, which do not overlap."""
     if source != target:
         return None
@@ -162,7 +163,7 @@ def copy(typingctx: Any, source: Any, size: Any, target: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         byte, word, bit = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(1)
         kind = ir.FunctionType(ir.VoidType(), [byte, byte, word, bit])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.memcpy.p0.p0.i64")
+        function = function_of(builder.module, kind, "llvm.memcpy.p0.p0.i64")
         length = builder.mul(args[1], ir.Constant(word, source.dtype.bitwidth // 8))
         ends = [builder.bitcast(x, byte) for x in (args[2], args[0])]
         builder.call(function, [*ends, length, ir.Constant(bit, 0)])
@@ -172,7 +173,7 @@ def copy(typingctx: Any, source: Any, size: Any, target: Any) -> Any:
 
 
 @intrinsic
-def add_up(typingctx: Any, sums: Any, index: Any, x: Vector) -> Any:
+def add_up(sums: Any, index: Any, x: Vector) -> Any:
     """Add a vector to sums[index], sums[index + 1], …, which may have more digits."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -187,14 +188,14 @@ def add_up(typingctx: Any, sums: Any, index: Any, x: Vector) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, memory: Any, index: Any) -> Any:
+def prefetch(memory: Any, index: Any) -> Any:
     """Ask for the cache line of memory[index]; the address may lie outside of the array."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address = _address(context, builder, sig.args[0], *args)
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = function_of(builder.module, kind, "llvm.prefetch.p0")
         read, keep, data = 0, 3, 1
         hints = [ir.Constant(word, hint) for hint in (read, keep, data)]
         builder.call(function, [builder.bitcast(address, byte), *hints])

@@ -5,22 +5,23 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 from llvmlite import binding
-from numba.core import config
 
 
 @cache
 def name() -> str:
     """LLVM's name of the processor."""
-    return config.CPU_NAME or binding.get_host_cpu_name()
+    return os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()
 
 
 @cache
 def features() -> str:
     """What the processor has, "+avx2,-avx512f", …, as LLVM reads it."""
-    return binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    given = os.environ.get("NUMBA_CPU_FEATURES")
+    return binding.get_host_cpu_features().flatten() if given is None else given
 
 
 @cache

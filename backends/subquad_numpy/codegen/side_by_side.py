@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import cgutils
 
-from subquad_numpy.codegen import processor
+from subquad_numpy.codegen import processor, types
+from subquad_numpy.codegen.blocks import function_of, parts_of
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
-from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
+from subquad_numpy.codegen.vector_type import FUSE, intrinsic
 
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
@@ -85,7 +85,7 @@ class _Lines:
         """x y + z with one rounding."""
         name = f"llvm.fma.v{self.vector.lanes}{'f32' if self.single else 'f64'}"
         kind = ir.FunctionType(xs[0].type, [xs[0].type] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        function = function_of(self.builder.module, kind, name)
         return [self.builder.call(function, [x, y, z]) for x, z in zip(xs, zs, strict=True)]
 
     def products(self, xs: list[Any], ys: list[Any]) -> list[Any]:
@@ -118,7 +118,7 @@ class _Lines:
 
 
 @intrinsic
-def scaled_exp2(typingctx: Any, xs: Any) -> Any:
+def scaled_exp2(xs: Any) -> Any:
     """The powers, then the rests, of a tuple of vectors x. They represent 2^x in a recurrence: with k = power h,
     2^x h = k + rest k.
 
@@ -130,23 +130,23 @@ def scaled_exp2(typingctx: Any, xs: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         lines = _Lines(context, builder, xs.dtype)
-        x = cgutils.unpack_tuple(builder, args[0])
+        x = parts_of(builder, args[0])
         x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
         rounding = [lines.rounding()] * len(x)
         shifted = lines.sums(x, rounding)
         rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
         return context.make_tuple(builder, sig.return_type, [*lines.powers(shifted), *rests])
 
-    return types.UniTuple(xs.dtype, 2 * xs.count)(xs), codegen
+    return types.Tuple([xs.dtype] * (2 * xs.count))(xs), codegen
 
 
 @intrinsic
-def exp_negative(typingctx: Any, xs: Any) -> Any:
+def exp_negative(xs: Any) -> Any:
     """exp(x) of a tuple of vectors x <= 0, within 2 units in the last place; 0 below the normal numbers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         lines = _Lines(context, builder, xs.dtype)
-        x = lines.bounded(cgutils.unpack_tuple(builder, args[0]), lines.constant(-88.03, -709.09))
+        x = lines.bounded(parts_of(builder, args[0]), lines.constant(-88.03, -709.09))
         scale, scale_rest = (
             lines.constant(LOG2_E, LOG2_E),
             lines.constant(1.9259629911266175e-8, 2.0355273740931033e-17),

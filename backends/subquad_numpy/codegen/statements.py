@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from subquad_numpy.codegen import types
 from subquad_numpy.codegen.expressions import NOTHING, OPERATIONS, Expressions
 from subquad_numpy.codegen.source import Source
 from subquad_numpy.codegen.values import (
@@ -23,7 +24,6 @@ from subquad_numpy.codegen.values import (
     type_of,
     unified,
 )  # fmt: skip
-from subquad_numpy.codegen.vector_type import types
 
 
 class Slots(NamedTuple):

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import cgutils
 
-from subquad_numpy.codegen import processor
+from subquad_numpy.codegen import processor, types
+from subquad_numpy.codegen.blocks import variable
 from subquad_numpy.codegen.pointers import load, prefetch, shifted, store
-from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic, types
+from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic
 from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_BITS
 
 HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a float32 has beyond it, a bit of a NaN
@@ -102,7 +102,7 @@ def _load(lanes_of: Callable[[Any], int]) -> Callable[..., Any]:
 
         if sig.args[0].dtype != types.float32:
             return value(AS_COMPUTED)
-        made = cgutils.alloca_once(builder, target)
+        made = variable(builder, target)
 
         def keep(kind: int) -> None:
             builder.store(value(kind), made)
@@ -136,25 +136,25 @@ def _lanes(element: Any) -> int:
 
 
 @intrinsic
-def load_stored(typingctx: Any, memory: Any, stored: Any, index: Any) -> Any:
+def load_stored(memory: Any, stored: Any, index: Any) -> Any:
     """The vector at memory[index], memory[index + 1], …"""
     return Vector(memory.dtype)(memory, types.int64, types.intp), _load(_lanes)
 
 
 @intrinsic
-def number_at(typingctx: Any, memory: Any, stored: Any, index: Any) -> Any:
+def number_at(memory: Any, stored: Any, index: Any) -> Any:
     """The number memory[index]."""
     return memory.dtype(memory, types.int64, types.intp), _load(lambda _: 1)
 
 
 @intrinsic
-def store_stored(typingctx: Any, memory: Any, stored: Any, index: Any, value: Any) -> Any:
+def store_stored(memory: Any, stored: Any, index: Any, value: Any) -> Any:
     """Write a vector to memory[index], memory[index + 1], …"""
     return types.none(memory, types.int64, types.intp, Vector(memory.dtype)), _store(_lanes)
 
 
 @intrinsic
-def put_number(typingctx: Any, memory: Any, stored: Any, index: Any, value: Any) -> Any:
+def put_number(memory: Any, stored: Any, index: Any, value: Any) -> Any:
     """Write a number to memory[index]."""
     return types.none(memory, types.int64, types.intp, memory.dtype), _store(lambda _: 1)
 

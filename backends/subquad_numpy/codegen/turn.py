@@ -6,7 +6,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from subquad_numpy.codegen.vector_type import Vector, intrinsic, types
+from subquad_numpy.codegen import types
+from subquad_numpy.codegen.vector_type import Vector, intrinsic
 
 
 @cache
@@ -21,9 +22,7 @@ def turn_tile(source_pairs: bool, target_pairs: bool) -> Callable[..., Any]:
     """
 
     @intrinsic
-    def turn(
-        typingctx: Any, source: Any, odd_source: Any, source_step: Any, target: Any, odd_target: Any, target_step: Any
-    ) -> Any:
+    def turn(source: Any, odd_source: Any, source_step: Any, target: Any, odd_target: Any, target_step: Any) -> Any:
         vector = Vector(source.dtype)
         lanes = vector.lanes
 
@@ -63,7 +62,7 @@ def turn_tile(source_pairs: bool, target_pairs: bool) -> Callable[..., Any]:
 
 
 @intrinsic
-def totals(typingctx: Any, memory: Any, index: Any) -> Any:
+def totals(memory: Any, index: Any) -> Any:
     """A vector whose lane i is the sum of the lanes of the vector at memory[index + i · lanes], added pairwise.
 
     Vectors are added in pairs as they turn, which takes a third of the operations of as many sums on their own.

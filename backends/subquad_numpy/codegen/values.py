@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import from_dtype
 
-from subquad_numpy.codegen.vector_type import Vector, spread_scalar, types
+from subquad_numpy.codegen import types
+from subquad_numpy.codegen.types import from_dtype
+from subquad_numpy.codegen.vector_type import Vector, spread_scalar
 
 WORD, BIT, BYTE = ir.IntType(64), ir.IntType(1), ir.IntType(8)
 
@@ -35,16 +36,16 @@ class Together(NamedTuple):
     parts: tuple[Any, ...]
 
 
-class Record(types.Type):  # type: ignore[misc]
+class Record(types.Type):
     """The type of an argument record: int64 numbers by name."""
 
     def __init__(self, fields: tuple[str, ...]) -> None:
         self.fields = fields
-        super().__init__(name=f"record{fields}")
+        super().__init__(f"record{fields}")
 
 
 class Context:
-    """What the code generators of intrinsics ask of Numba's target context."""
+    """What the code generators of intrinsics ask for."""
 
     def get_value_type(self, kind: Any) -> Any:
         """The LLVM type of values of a type."""
@@ -90,7 +91,7 @@ def machine_type(kind: Any) -> Any:
         return WORD.as_pointer()
     if isinstance(kind, (types.CPointer, types.Array)):
         return machine_type(kind.dtype).as_pointer()
-    if isinstance(kind, types.BaseTuple):
+    if isinstance(kind, types.Tuple):
         return ir.LiteralStructType([machine_type(part) for part in kind])
     msg = f"values of type {kind} do not exist in kernels"
     raise TypeError(msg)
@@ -126,7 +127,7 @@ def materialised(builder: Any, value: Any) -> Value:
     if isinstance(value, Value):
         return value
     kind = type_of(value)
-    if isinstance(value, Together) or isinstance(kind, types.BaseTuple):
+    if isinstance(value, Together) or isinstance(kind, types.Tuple):
         parts = [materialised(builder, part) for part in parts_of(value)]
         return Value(
             types.Tuple([part.type for part in parts]), CONTEXT.make_tuple(builder, kind, [x.ir for x in parts])
@@ -214,7 +215,7 @@ def cast(builder: Any, value: Any, target: Any) -> Any:
         return builder.insert_value(ir.Constant(kind, [ir.Constant(machine_type(part), 0.0)] * 2), real, 0)
     if isinstance(source, (types.CPointer, types.Array)) and isinstance(target, (types.CPointer, types.Array)):
         return given if given.type == kind else builder.bitcast(given, kind)
-    if isinstance(source, types.BaseTuple) and isinstance(target, types.BaseTuple):
+    if isinstance(source, types.Tuple) and isinstance(target, types.Tuple):
         parts = [
             cast(builder, Value(one, builder.extract_value(given, i)), other)
             for i, (one, other) in enumerate(zip(source, target, strict=True))

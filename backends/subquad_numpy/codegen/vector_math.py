@@ -45,7 +45,7 @@ def polynomial(single: Coefficients, double: Coefficients) -> Callable[[Any], An
     """x -> c[0] + c[1] x + c[2] x² + …, by Horner's rule; a single coefficient makes it a constant."""
 
     @intrinsic
-    def evaluate(typingctx: Any, x: Vector) -> Any:
+    def evaluate(x: Vector) -> Any:
         coefficients = single if x.element == types.float32 else double
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

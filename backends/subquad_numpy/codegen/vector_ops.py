@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
-from subquad_numpy.codegen.vector_type import FUSE, Vector, intrinsic, types
+from subquad_numpy.codegen import types
+from subquad_numpy.codegen.blocks import function_of
+from subquad_numpy.codegen.vector_type import FUSE, Vector, intrinsic
 
 
 def _llvm(name: str, flags: tuple[str, ...] = ()) -> Callable[..., Any]:
@@ -16,26 +17,26 @@ def _llvm(name: str, flags: tuple[str, ...] = ()) -> Callable[..., Any]:
         wide = context.get_value_type(sig.return_type)
         letter = "f32" if sig.return_type.element == types.float32 else "f64"
         kind = ir.FunctionType(wide, [wide] * len(args))
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{sig.return_type.lanes}{letter}")
+        function = function_of(builder.module, kind, f"llvm.{name}.v{sig.return_type.lanes}{letter}")
         return builder.call(function, args, fastmath=flags)
 
     return codegen
 
 
 @intrinsic
-def rint(typingctx: Any, x: Vector) -> Any:
+def rint(x: Vector) -> Any:
     """x rounded to the nearest integer, halves to even."""
     return x(x), _llvm("rint")
 
 
 @intrinsic
-def absolute(typingctx: Any, x: Vector) -> Any:
+def absolute(x: Vector) -> Any:
     """|x|."""
     return x(x), _llvm("fabs")
 
 
 @intrinsic
-def fma(typingctx: Any, x: Vector, y: Vector, z: Vector) -> Any:
+def fma(x: Vector, y: Vector, z: Vector) -> Any:
     """x y + z with exactly one rounding, for error terms; a plain x * y + z is fused only where the machine can."""
     return x(x, y, z), _llvm("fma")
 
@@ -51,19 +52,19 @@ def _clamp(predicate: str) -> Callable[..., Any]:
 
 
 @intrinsic
-def at_least(typingctx: Any, x: Vector, bound: Any) -> Any:
+def at_least(x: Vector, bound: Any) -> Any:
     """max(x, bound), NaN where x is NaN."""
     return x(x, x), _clamp("<")
 
 
 @intrinsic
-def at_most(typingctx: Any, x: Vector, bound: Any) -> Any:
+def at_most(x: Vector, bound: Any) -> Any:
     """min(x, bound), NaN where x is NaN."""
     return x(x, x), _clamp(">")
 
 
 @intrinsic
-def where_negative(typingctx: Any, x: Vector, yes: Vector, no: Vector) -> Any:
+def where_negative(x: Vector, yes: Vector, no: Vector) -> Any:
     """`yes` where x < 0, else `no`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -74,7 +75,7 @@ def where_negative(typingctx: Any, x: Vector, yes: Vector, no: Vector) -> Any:
 
 
 @intrinsic
-def signs(typingctx: Any, x: Vector) -> Any:
+def signs(x: Vector) -> Any:
     """An integer with bit i set where lane i is negative."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -90,20 +91,20 @@ def _bit_count(name: str, *flags: bool) -> Callable[..., Any]:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = ir.IntType(64)
         kind = ir.FunctionType(word, [word, *[ir.IntType(1) for _ in flags]])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.i64")
+        function = function_of(builder.module, kind, f"llvm.{name}.i64")
         return builder.call(function, [args[0], *[ir.Constant(ir.IntType(1), flag) for flag in flags]])
 
     return codegen
 
 
 @intrinsic
-def lowest_bit(typingctx: Any, bits: Any) -> Any:
+def lowest_bit(bits: Any) -> Any:
     """The place of the lowest bit that is set, of an integer other than 0."""
     return types.int64(types.int64), _bit_count("cttz", True)
 
 
 @intrinsic
-def bit_count(typingctx: Any, bits: Any) -> Any:
+def bit_count(bits: Any) -> Any:
     """How many bits of an integer are set."""
     return types.int64(types.int64), _bit_count("ctpop")
 
@@ -119,19 +120,19 @@ def _select_zero(when_zero: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @intrinsic
-def replace_where_zero(typingctx: Any, key: Vector, x: Vector, other: Vector) -> Any:
+def replace_where_zero(key: Vector, x: Vector, other: Vector) -> Any:
     """`other` where key == 0, else x."""
     return x(x, x, x), _select_zero(lambda *args: args[2])
 
 
 @intrinsic
-def add_where_zero(typingctx: Any, key: Vector, x: Vector, term: Vector) -> Any:
+def add_where_zero(key: Vector, x: Vector, term: Vector) -> Any:
     """x + term where key == 0, else x."""
     return x(x, x, x), _select_zero(lambda builder, x, term: builder.fadd(x, term, flags=FUSE))
 
 
 @intrinsic
-def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
+def scale_by_power(x: Vector, exponent: Vector) -> Any:
     """x 2^exponent for whole exponents, by adding to the exponent bits of x: overflow is not checked.
 
     A NaN stays a NaN: a NaN exponent converts to an integer without low bits on any machine (0, or only the sign bit).
@@ -148,7 +149,7 @@ def scale_by_power(typingctx: Any, x: Vector, exponent: Vector) -> Any:
 
 
 @intrinsic
-def bits_where_zero(typingctx: Any, x: Vector) -> Any:
+def bits_where_zero(x: Vector) -> Any:
     """All bits set where x == 0, else none: what `masked` takes."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -160,7 +161,7 @@ def bits_where_zero(typingctx: Any, x: Vector) -> Any:
 
 
 @intrinsic
-def masked(typingctx: Any, x: Vector, mask: Vector) -> Any:
+def masked(x: Vector, mask: Vector) -> Any:
     """The bits of x that are set in `mask`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -172,28 +173,28 @@ def masked(typingctx: Any, x: Vector, mask: Vector) -> Any:
 
 
 @intrinsic
-def total(typingctx: Any, x: Vector) -> Any:
+def total(x: Vector) -> Any:
     """The sum of the lanes, added pairwise."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = args[0].type
         letter = "f32" if x.element == types.float32 else "f64"
         kind = ir.FunctionType(wide.element, [wide.element, wide])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{x.lanes}{letter}")
+        function = function_of(builder.module, kind, f"llvm.vector.reduce.fadd.v{x.lanes}{letter}")
         return builder.call(function, [ir.Constant(wide.element, -0.0), args[0]], fastmath=("reassoc",))
 
     return x.element(x), codegen
 
 
 @intrinsic
-def largest(typingctx: Any, x: Vector) -> Any:
+def largest(x: Vector) -> Any:
     """The maximum of the lanes that are not NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = args[0].type
         letter = "f32" if x.element == types.float32 else "f64"
         kind = ir.FunctionType(wide.element, [wide])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{x.lanes}{letter}")
+        function = function_of(builder.module, kind, f"llvm.vector.reduce.fmax.v{x.lanes}{letter}")
         return builder.call(function, args)
 
     return x.element(x), codegen

@@ -18,9 +18,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, copy, load, merged, pointer, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import aligned, carray, copy, load, merged, pointer, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.stored import (

@@ -4,9 +4,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, store, zeros
+from subquad_numpy.codegen import aligned, carray, load, merged, pointer, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part, store_part
 from subquad_numpy.delta_scan.layout import HEAD, arrays_of, kinds_of, task_of

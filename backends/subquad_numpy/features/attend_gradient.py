@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import copy, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import carray, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, pack, padded, rows_at, turned

@@ -21,11 +21,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.codegen import (
     at_least,
     at_most,
+    carray,
     copy,
     cut,
     lanes_of,

@@ -11,9 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import at_least, copy, cut, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen import at_least, carray, copy, cut, load, pointer, room, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, rows_at, turned

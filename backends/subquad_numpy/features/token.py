@@ -11,9 +11,22 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import at_least, copy, cut, inline, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import (
+    at_least,
+    carray,
+    copy,
+    cut,
+    inline,
+    load,
+    pointer,
+    room,
+    shifted,
+    spread,
+    store,
+    total,
+    zeros,
+)
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part, store_part, turn
 from subquad_numpy.codegen.matmul import Matrix, rows_at

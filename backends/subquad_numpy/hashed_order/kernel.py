@@ -7,9 +7,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import absolute, cut, inline, load, pointer, room, shifted, where_negative, zeros
+from subquad_numpy.codegen import absolute, carray, cut, inline, load, pointer, room, shifted, where_negative, zeros
 from subquad_numpy.codegen.argmax import least_place_of_largest
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear

@@ -13,11 +13,9 @@ and then through Z = Aᵀ / (‖A‖₁ ‖A‖_∞), where equal maxima share t
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store
+from subquad_numpy.codegen import apart, carray, cut, inline, load, pointer, room, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, into_panels, multiply, pack, padded, rows_at, turned
@@ -27,7 +25,7 @@ from subquad_numpy.runtime.arguments import fields
 GRADIENT_RECORD = fields({"m": None, "iterations": None, "a": 0, "grad_z": 0, "grad_a": 0})
 
 
-@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@apart
 def _add_product(
     left: Any, right: Any, is_turned: bool, scale: Any, target: Any, panels: Any, m: int, lanes: int
 ) -> None:

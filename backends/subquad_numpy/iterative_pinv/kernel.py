@@ -8,11 +8,9 @@ All matrices, factors and products, lie in the panels of `codegen.matmul`, so th
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
+from subquad_numpy.codegen import aligned, apart, carray, inline, load, pointer, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, panel_at, place_in, rows_at
@@ -30,7 +28,7 @@ def _identity(target: Any, factor: Any, m: int, width: int, lanes: int) -> None:
         target.data[place_in(target, i, i, width, lanes)] = factor
 
 
-@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@apart
 def _add_product(left: Any, right: Any, target: Any, m: int, rows: int, width: int, lanes: int) -> None:
     """T += L R, for three matrices in panels of `rows` rows."""
     for j in range(0, width, PANEL_VECTORS * lanes):

@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
+from subquad_numpy.codegen import aligned, carray, inline, load, pointer, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as

@@ -14,9 +14,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, pointer, shifted
+from subquad_numpy.codegen import aligned, carray, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.mamba_step.layout import (

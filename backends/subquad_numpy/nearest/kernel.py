@@ -9,9 +9,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen import total as total_of
 from subquad_numpy.codegen.argmax import least_place_of_largest
 from subquad_numpy.codegen.compile import DONE, compiled, element

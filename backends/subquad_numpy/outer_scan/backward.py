@@ -17,9 +17,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import copy, cut, inline, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen import carray, copy, cut, inline, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, number_at, store_stored_part

@@ -11,9 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.codegen.stored import load_stored_part, number_at, rows_of, store_stored_part

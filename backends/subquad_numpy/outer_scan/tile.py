@@ -16,10 +16,9 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from subquad_numpy.codegen import FUSE, Vector, intrinsic, processor, types
-from subquad_numpy.codegen.vector_type import kept
+from subquad_numpy.codegen.blocks import WORD, for_range, variable
 
 PLAIN, NEAR, RESET = 0, 1, 2  # modes of a step: decay = factor; decay = 1 + factor; the state starts from 0
 
@@ -44,7 +43,7 @@ class Emitter:
 
     def number(self, value: int) -> Any:
         """An index."""
-        return ir.Constant(cgutils.intp_t, value)
+        return ir.Constant(WORD, value)
 
     def at(self, *terms: Any) -> Any:
         """The sum of indices; a pair is a product."""
@@ -102,7 +101,7 @@ def advance_tile(
 
     @intrinsic
     def advance(
-        typingctx: Any, k: Any, k_step: Any, q: Any, q_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any,
+        k: Any, k_step: Any, q: Any, q_step: Any, factor: Any, keep: Any, factor_step: Any, mode: Any,
         u: Any, out: Any, width: Any, steps: Any, state: Any,
     ) -> Any:  # fmt: skip
         vector = Vector(k.dtype)
@@ -111,11 +110,11 @@ def advance_tile(
             k, k_step, q, q_step, factor, keep, factor_step, mode, u, out, width, steps, state = args
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(rows) for v in range(vectors)]
-            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            held = {cell: variable(builder, emit.wide) for cell in cells}
             places = {(r, v): emit.at((width, r), v * vector.lanes) for r, v in cells}
             for cell in cells:
                 builder.store(emit.load(state, places[cell]), held[cell])
-            with cgutils.for_range(builder, steps) as loop:
+            with for_range(builder, steps) as loop:
                 t = loop.index
                 kind = builder.load(builder.gep(mode, [t]))
                 with builder.if_then(emit.is_mode(kind, RESET), likely=False):
@@ -165,4 +164,4 @@ def advance_tile(
         number = types.intp
         return types.none(k, number, q, number, factor, keep, number, mode, u, out, number, number, state), codegen
 
-    return kept(advance, rows, vectors, by_channel, before, reads)
+    return advance

@@ -10,10 +10,9 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from subquad_numpy.codegen import Vector, intrinsic, processor, types
-from subquad_numpy.codegen.vector_type import kept
+from subquad_numpy.codegen.blocks import for_range, variable
 from subquad_numpy.outer_scan.tile import NEAR, RESET, Emitter
 
 
@@ -117,7 +116,7 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
 
     @intrinsic
     def compute(
-        typingctx: Any, k: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any, e: Any,
+        k: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any, e: Any,
         before: Any, width: Any, steps: Any, state: Any, states: Any, sums: Any,
     ) -> Any:  # fmt: skip
         vector, number = Vector(k.dtype), types.intp
@@ -126,11 +125,11 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
             k, row, factor, keep, factor_step, mode, u, e, before, width, steps, state, states, sums = args
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
-            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            held = {cell: variable(builder, emit.wide) for cell in cells}
             for r, v in cells:
                 builder.store(emit.load(state, emit.at((width, r), v * emit.lanes)), held[r, v])
             reads_before = emit.is_mode(before, 1)
-            with cgutils.for_range(builder, steps) as loop:
+            with for_range(builder, steps) as loop:
                 t = loop.index
                 kind = builder.load(builder.gep(mode, [t]))
                 columns = [emit.at((t, width), v * emit.lanes) for v in range(vectors)]
@@ -163,7 +162,7 @@ def states_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
             k, number, factor, keep, number, mode, u, e, number, number, number, state, states, sums
         ), codegen
 
-    return kept(compute, vectors, by_channel)
+    return compute
 
 
 @cache
@@ -178,7 +177,7 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
 
     @intrinsic
     def carry(
-        typingctx: Any, k: Any, q: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any,
+        k: Any, q: Any, row: Any, factor: Any, keep: Any, factor_step: Any, mode: Any, u: Any,
         e: Any, grad_u: Any, before: Any, width: Any, steps: Any, G: Any, states: Any, sums: Any, sums_g: Any,
     ) -> Any:  # fmt: skip
         vector, number = Vector(k.dtype), types.intp
@@ -188,12 +187,12 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
              sums_g) = args  # fmt: skip
             emit = Emitter(context, builder, vector)
             cells = [(r, v) for r in range(ROWS) for v in range(vectors)]
-            held = {cell: cgutils.alloca_once(builder, emit.wide) for cell in cells}
+            held = {cell: variable(builder, emit.wide) for cell in cells}
             places = {(r, v): emit.at((width, r), v * emit.lanes) for r, v in cells}
             for cell in cells:
                 builder.store(emit.load(G, places[cell]), held[cell])
             reads_before = emit.is_mode(before, 1)
-            with cgutils.for_range(builder, steps) as loop:
+            with for_range(builder, steps) as loop:
                 t = builder.sub(builder.sub(steps, loop.index), emit.number(1))
                 kind = builder.load(builder.gep(mode, [t]))
                 columns = [emit.at((t, width), v * emit.lanes) for v in range(vectors)]
@@ -245,4 +244,4 @@ def gradient_tile(vectors: int, by_channel: bool) -> Callable[..., Any]:
             k, q, number, factor, keep, number, mode, u, e, grad_u, number, number, number, G, states, sums, sums_g
         ), codegen
 
-    return kept(carry, vectors, by_channel)
+    return carry

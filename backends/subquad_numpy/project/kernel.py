@@ -6,9 +6,7 @@ A task is a block of outputs. Each output is the same sum in the same order for 
 from functools import cache
 from typing import Any
 
-from numba import carray
-
-from subquad_numpy.codegen import pointer
+from subquad_numpy.codegen import carray, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.runtime.arguments import fields

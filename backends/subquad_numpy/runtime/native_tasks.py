@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from subquad_numpy.codegen import inline, intrinsic, types
 from subquad_numpy.codegen.compile import DONE, compiled_address
-from subquad_numpy.codegen.vector_type import inline, intrinsic, types
 from subquad_numpy.runtime.addresses import address_of
 
 # Places in `words`, which all threads of a call share, int64:
@@ -31,7 +31,7 @@ MOST_YIELDS = 1000  # yields before giving up on threads that OpenMP did not sta
 
 
 @intrinsic
-def fetch_add(typingctx: Any, memory: Any, index: Any, value: Any) -> Any:
+def fetch_add(memory: Any, index: Any, value: Any) -> Any:
     """Add to memory[index] and return the number before, as one atomic operation."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -42,7 +42,7 @@ def fetch_add(typingctx: Any, memory: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def call(typingctx: Any, address: Any, first: Any, second: Any, third: Any) -> Any:
+def call(address: Any, first: Any, second: Any, third: Any) -> Any:
     """Call the function at an address with up to three integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

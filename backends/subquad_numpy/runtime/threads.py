@@ -1,8 +1,8 @@
 """Tasks over threads: the caller's own and a small shared pool.
 
 Kernels run without the interpreter lock, so plain Python threads suffice: each takes shares of the tasks in compiled
-code (`native_tasks`) until none is left. No threading layer of Numba is involved, so that two threads may call at
-once, next to the pools of other libraries, and after a fork.
+code (`native_tasks`) until none is left. So two threads may call at once, next to the pools of other libraries, and
+after a fork.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from subquad_numpy.codegen.compile import Kernel
 
 KEEPS_CORES, HAS_AFFINITY = sys.platform == "linux", hasattr(os, "sched_getaffinity")
-_limits: dict[tuple[int, bytes | None], int] = {}  # (NUMBA_NUM_THREADS, OMP_NUM_THREADS) → threads
+CORES = os.cpu_count() or 1
+_limits: dict[tuple[bytes | None, bytes | None], int] = {}  # (NUMBA_NUM_THREADS, OMP_NUM_THREADS) → threads
 
 
 class Team(int):
@@ -37,16 +38,11 @@ def thread_count(threads: int | None = None) -> int:
     """`threads` if given, else the minimum of OMP_NUM_THREADS, NUMBA_NUM_THREADS and the cores of this process."""
     if threads is not None:
         return threads
-    import numba
-
-    asked = numba.config.NUMBA_NUM_THREADS, _getenv(b"OMP_NUM_THREADS")
+    asked = _getenv(b"NUMBA_NUM_THREADS"), _getenv(b"OMP_NUM_THREADS")
     limit = _limits.get(asked)
     if limit is None:
-        limit = max(1, int(asked[0]))
-        first = (asked[1] or b"").split(b",")[0].strip()
-        if first.isdigit() and int(first) > 0:
-            limit = min(limit, int(first))
-        _limits[asked] = limit
+        firsts = ((x or b"").split(b",")[0].strip() for x in asked)
+        limit = _limits[asked] = min([CORES, *(int(x) for x in firsts if x.isdigit() and int(x) > 0)])
     cores = len(os.sched_getaffinity(0)) if HAS_AFFINITY else limit
     return cores if cores < limit else limit
 

@@ -15,11 +15,11 @@ from math import pi
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from subquad_numpy.codegen import (
     add_up,
     aligned,
+    carray,
     copy,
     inline,
     load,

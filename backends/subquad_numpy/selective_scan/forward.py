@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import aligned, copy, load, pointer, shifted, spread, store
+from subquad_numpy.codegen import aligned, carray, copy, load, pointer, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
 from subquad_numpy.codegen.side_by_side import scaled_exp2
