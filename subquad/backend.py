@@ -635,6 +635,23 @@ class Backend:
         """
         return xp.mean(x, axis=-2)
 
+    def mean_stored_rows(self, xp: Any, x: Array) -> Array | None:
+        """Return the mean over axis −2 in at least float32, without a copy of half precision in float32.
+
+        Parameters
+        ----------
+        xp : module
+            The array namespace.
+        x : array, shape (..., segments, rows, d)
+            Floating-point numbers.
+
+        Returns
+        -------
+        array or None
+            The means, (..., segments, d). Default: None, the means are those of `mean_rows`, of copies if need be.
+        """
+        return None
+
     def softmax(self, xp: Any, x: Array) -> Array:
         """Return exp(x) / Σ exp(x), the sum over the last axis; NaN in rows with NaN or +∞, and of −∞ alone.
 

@@ -14,6 +14,9 @@ from rows.libraries import Jax, Library, NumPy, Torch
 import subquad
 from subquad import kernels
 from subquad.cli.cases import find_case
+from subquad.core import loading
+from subquad.core.beside import namespace_of
+from subquad_numpy import array_api
 from subquad_numpy.bench import peak_extra_memory
 
 HALF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -146,6 +149,70 @@ def test_every_number_is_rounded_to_nearest(dtype: str) -> None:
     out = stored_copy(one, b)
     same = (out.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(b) & np.isnan(out))
     assert same.all()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x.reshape(8, -1),
+        lambda x: x.reshape(4, 64, -1)[:, 1:63],
+        lambda x: x.reshape(256, -1).T,
+        lambda x: x.reshape(8, -1)[::-1],
+        lambda x: np.broadcast_to(x, (2, x.size)),
+    ],
+    ids=["whole", "rows", "parts", "turned", "reversed", "broadcast"],
+)
+def test_arrays_of_numpy_are_converted_as_numpy_does(view: Callable[..., Any]) -> None:
+    """Every number of float16; all ties, their neighbours and more of float32. None of it is NumPy's own work."""
+    pytest.importorskip("numba")
+    every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    ties = np.arange(0, 2**32, 2**12, dtype=np.uint64)
+    near = (ties[:, None] + np.array([2**32 - 1, 1], np.uint64)).astype(np.uint32).reshape(-1)
+    with np.errstate(all="ignore"):
+        for x, dtype in ((every, np.float32), (near.view(np.float32), np.float16)):
+            given = view(x)
+            out, expected = array_api.astype(given, dtype), given.astype(dtype)
+            assert out.dtype == dtype
+            np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [">f2", "<f2"])
+def test_only_native_numbers_are_converted_by_a_kernel(dtype: str) -> None:
+    x = np.arange(1 << 15).astype(np.float16).astype(dtype)
+    np.testing.assert_array_equal(array_api.astype(x, np.float32), np.arange(1 << 15).astype(np.float16))
+
+
+@pytest.mark.parametrize("rows", [1, 31, 33, 100])
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: str, rows: int) -> None:
+    pytest.importorskip("numba")
+    x = np.random.default_rng(0).standard_normal((2, 3, 300, rows, 37), dtype=np.float32) + 100
+    given = library.array(x, dtype)
+    means = [landmarks_mean(library, given[:, 1:]), landmarks_mean(library, given)[:, 1:]]
+    wide = library.numpy(given).astype(np.float64)[:, 1:]
+    for found in means:  # of items apart, and of adjacent ones
+        np.testing.assert_allclose(library.numpy(found), wide.mean(axis=-2), rtol=40 * 2.0**-24)
+
+
+def landmarks_mean(library: Library, x: Any) -> Any:
+    """The means over axis −2, by the library's kernel."""
+    found = loading.backend_of(namespace_of(x)).mean_stored_rows(None, x)
+    assert found is not None
+    assert library.dtype_name(found) == "float32"
+    return found
+
+
+@pytest.mark.parametrize("name", ["linformer", "nystrom"])
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_long_sequences_have_the_bits_of_float32_too(library: Library, dtype: str, name: str) -> None:
+    """Long enough for the kernel of means."""
+    half = [library.array(x, dtype) for x in rows(2000, 20, 9)]
+    wide = [library.array(library.numpy(x).astype(np.float32), "float32") for x in half]
+    out, expected = (attend(name, causal=False)(*given) for given in (half, wide))
+    assert np.array_equal(library.numpy(out), library.numpy(expected).astype(HALF[dtype]))
 
 
 def stored_copy(like: Any, b: Any) -> Any:

@@ -41,6 +41,7 @@ from subquad_jax import shard_types
 from subquad_numpy.codegen import inline, intrinsic, pointer
 from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
 from subquad_numpy.runtime import native_tasks
+from subquad_numpy.runtime.huge_pages import ask_by, madvise
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
@@ -58,7 +59,7 @@ NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0"
 RESOURCE_EXHAUSTED = 8  # XLA's code of the error
 LINE = 64  # bytes of a cache line; the partial sums of each result begin on a new line
 
-WORK, CREATE, JOIN, MESSAGE = range(4)  # places in `_system`
+WORK, CREATE, JOIN, MESSAGE, MADVISE = range(5)  # places in `_system`
 
 
 def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -133,10 +134,10 @@ def _register(compile: Any, *kind: Any) -> str:  # noqa: A002
 
 @cache
 def _system() -> np.ndarray:
-    """The addresses that a handler needs: `work`, pthread_create, pthread_join, and the message of an error."""
+    """The addresses that a handler needs: `work`, pthread_create, pthread_join, the text of an error, and madvise."""
     libc = ctypes.CDLL(None)
     create, join = (ctypes.cast(x, ctypes.c_void_p).value for x in (libc.pthread_create, libc.pthread_join))
-    return np.array([worker().address, create, join, NO_MEMORY.ctypes.data], np.int64)
+    return np.array([worker().address, create, join, NO_MEMORY.ctypes.data, madvise()], np.int64)
 
 
 @intrinsic
@@ -231,9 +232,10 @@ def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double:
             first[i] = pointer(operands[k], zero)[DATA]
         elif what == RESULT:
             result = pointer(results[k], zero)
-            first[i] = result[DATA]
+            first[i], count = result[DATA], _count_reals(result, zero)
+            ask_by(system[MADVISE], result[DATA], size * count)
             if more:
-                carray(pointer(result[DATA], number), _count_reals(result, zero))[:] = 0
+                carray(pointer(result[DATA], number), count)[:] = 0
         else:
             first[i] = scratch.ctypes.data + used
             used += _bytes_of_sums(pointer(results[k], zero), more, plan[at + 3], size, zero)

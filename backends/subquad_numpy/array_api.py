@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from subquad_numpy.half.calls import LEAST, converted
+
 OTHER = frozenset({
     "ceil", "count_nonzero", "cumulative_prod", "fft", "floor", "nonzero", "sign", "sort", "std", "tensordot", "trunc",
     "unique_all", "unique_counts", "unique_inverse", "unique_values", "var",
@@ -47,7 +49,7 @@ def astype(x: np.ndarray[Any, Any], dtype: Any, /, *, copy: bool = True, device:
     if device not in (None, "cpu"):
         msg = f"device must be 'cpu' or None for NumPy, got {device!r}"
         raise ValueError(msg)
-    return x.astype(dtype, copy=copy)
+    return converted(x, dtype) if x.size >= LEAST and x.dtype != dtype else x.astype(dtype, copy=copy)
 
 
 def clip(x: np.ndarray[Any, Any], /, min: Any = None, max: Any = None) -> np.ndarray[Any, Any]:  # noqa: A002  names of the standard

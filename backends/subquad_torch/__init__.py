@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
 from subquad_numpy.conditions import few_rows
+from subquad_numpy.half.calls import LEAST, means
 from subquad_numpy.table import COMPILED
 from subquad_torch import array_api, cuda, sdpa
 from subquad_torch.conditions import (
@@ -29,8 +30,9 @@ from subquad_torch.conditions import (
     signature,
     why_missing,
 )
-from subquad_torch.host import as_override
+from subquad_torch.host import as_override, memory_of
 from subquad_torch.keywords import NUMBERS, SYMBOLS
+from subquad_torch.openmp import threads
 
 TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
 # shown to recorders as one operator: the generic forms are long programs
@@ -107,6 +109,13 @@ class TorchBackend(Backend):
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return torch.autocast(kind, enabled=False)
         return NO_CONTEXT
+
+    def mean_stored_rows(self, xp: Any, x: Array) -> Array | None:
+        """By a compiled kernel on the memory of large tensors, where nothing is recorded, traced or transformed."""
+        if not self.is_concrete(x) or x.numel() < LEAST or x.device.type != "cpu" or not self.may_fill(x):
+            return None
+        found = means(memory_of(x), threads())
+        return None if found is None else torch.from_numpy(found)
 
     def exp_difference(self, xp: Any, x: Array, y: Array) -> Array:
         """exp(x − y), written over x where nothing is recorded or traced."""

@@ -15,6 +15,7 @@ from subquad.backend import Override
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime import addresses
 from subquad_numpy.runtime.arguments import Forms
+from subquad_numpy.runtime.huge_pages import LEAST, ask
 from subquad_torch.adapt import HALF, Reason, first_of, override
 from subquad_torch.conditions import PLAIN
 from subquad_torch.native import Arrays, Native, Static
@@ -53,7 +54,7 @@ def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = Fa
 
     def new(shape: tuple[int, ...], dtype: Any) -> Any:
         """An output in memory of PyTorch, which PyTorch's profilers then count."""
-        tensor = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
+        tensor = _empty(like, shape, dtype)
         memory = memory_of(tensor)
         made[id(memory)] = memory, tensor
         return memory
@@ -61,6 +62,14 @@ def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = Fa
     given = [memory_of(x) for x in arrays]
     outputs, left = compiled.forward(given, static, new=new, save=save, threads=threads())
     return tuple([made[id(x)][1] if id(x) in made else _tensor(x, given) for x in outputs]), left
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """An output, in huge pages if it is large."""
+    made = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
+    if made.nbytes >= LEAST:
+        ask(made.data_ptr(), made.nbytes)
+    return made
 
 
 def _bind(
@@ -84,8 +93,7 @@ def _bind(
     def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
         given = (*arrays, key_mask) if masked else arrays
         if _have_layouts(given, layouts):
-            new_empty = arrays[0].new_empty
-            found = planned(given, lambda shape, dtype: new_empty(shape, dtype=DTYPES[dtype]), threads())
+            found = planned(given, partial(_empty, arrays[0]), threads())
             if found is not None:
                 outputs = found[0]
                 return outputs if len(outputs) > 1 else outputs[0]

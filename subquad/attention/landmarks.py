@@ -106,6 +106,9 @@ def _ranks(xp: ModuleType, mask: Array) -> tuple[Array, Array]:
 def _mean_of_equal(xp: ModuleType, x: Array, segments: int, rows: int) -> Array:
     x = xp.reshape(x, (*x.shape[:-2], segments, rows, x.shape[-1]))
     dtype, backend = compute_dtype(xp, x), backend_of(xp)
+    found = backend.mean_stored_rows(xp, x)
+    if found is not None:
+        return found
     if x.dtype == dtype or not backend.fills_in_place or backend.conditions([x]).recorded:
         return backend.mean_rows(xp, cast(xp, x, dtype))
     few = max(1, HALF_ELEMENTS // max(1, math.prod(x.shape) // max(1, segments)))  # segments that are widened at once

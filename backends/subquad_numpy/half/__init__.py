@@ -1,0 +1,1 @@
+"""float16 to float32 and back, compiled."""
