@@ -47,7 +47,7 @@ def cpp_scan(layer: dict[str, np.ndarray], out: np.ndarray, *, threads: int, blo
 
 
 def compare(shape: tuple[int, int, int], threads: int, even: bool, rounds: int = ROUNDS) -> str:
-    """A line with the median times, and the speed of Numba divided by that of C++, in wall and in processor time.
+    """A line with the median times, and the speed of ours divided by that of C++, in wall and in processor time.
 
     The rates of a channel are those of Mamba's initialisation, at equal distances, or differ from them by up to 10 %.
     """
@@ -61,7 +61,7 @@ def compare(shape: tuple[int, int, int], threads: int, even: bool, rounds: int =
     memory = {out.shape: out, (shape[0], *A.shape): np.empty((shape[0], *A.shape), np.float32)}
     options = {"new": lambda sizes, _: memory[tuple(sizes)], "threads": threads}
     scan, static = COMPILED["selective_scan"].forward, {"delta_softplus": True, "reverse": False}
-    sides = {"numba": functools.partial(scan, arrays, static, **options)}
+    sides = {"ours": functools.partial(scan, arrays, static, **options)}
     sides |= {f"C++ {x}": functools.partial(cpp_scan, layer, out, threads=threads, block=x) for x in BLOCKS}
     work: dict[str, list[float]] = {name: [] for name in sides}
 
@@ -73,11 +73,11 @@ def compare(shape: tuple[int, int, int], threads: int, even: bool, rounds: int =
     times = harness.interleave({name: functools.partial(counted, name) for name in sides}, rounds)
     clock = {name: median(found) for name, found in times.items()}
     processor = {name: median(found[1:]) for name, found in work.items()}  # the first call compiles
-    ours, processor_ours = clock.pop("numba"), processor.pop("numba")
+    ours, processor_ours = clock.pop("ours"), processor.pop("ours")
     best = min(clock, key=clock.__getitem__)
     return (
         f"batch, n, channels {shape}, state {STATES}, {'even' if even else 'other'} rates, threads {threads}: "
-        f"numba {ours * 1e3:.1f} ms, "
+        f"ours {ours * 1e3:.1f} ms, "
         f"{best} {clock[best] * 1e3:.1f} ms, ratio {clock[best] / ours:.2f} wall, "
         f"{min(processor.values()) / processor_ours:.2f} processor; {out.size * STATES / ours / 1e9:.2f}e9 updates/s"
     )

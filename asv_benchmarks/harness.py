@@ -155,7 +155,7 @@ def prepare(backend: str, problem: Problem, *, gradient: bool = False, dtype: st
 def use_threads(count: int | None) -> int:
     """Limit every library to `count` threads and return their number; call this before a library is imported.
 
-    XLA and Numba take as many threads as the process has cores, so the cores are what is limited.
+    XLA and compiled kernels take as many threads as the process has cores, so the cores are what is limited.
     """
     if not hasattr(os, "sched_getaffinity"):  # not Linux: the libraries keep their defaults
         return count or os.cpu_count() or 1

@@ -98,7 +98,7 @@ def explain(function: str | Callable[..., Any], /, *args: Any, **kwargs: Any) ->
     >>> q = np.zeros((4, 2))
     >>> print(subquad.explain(subquad.attention, q, q, q, "exact", mask=np.eye(4, dtype=bool)))
     block_attention on numpy: generic
-      numba declined: it takes no mask or bias of queries × keys
+      compiled declined: it takes no mask or bias of queries × keys
     """
     call = _find(function)
     with listening() as (choices, notes):

@@ -1,6 +1,6 @@
 """`python tests/goldens.py --base COMMIT`: compare the outputs and gradients of the working tree with those of a commit.
 
-Every row of the tables of methods and scans is called on NumPy, PyTorch and JAX, in float64 and float32, with Numba and
+Every row of the tables of methods and scans is called on NumPy, PyTorch and JAX, in float64 and float32, with compiled kernels and
 without, by a process that imports the tree's own `subquad`; streams and gradients too. The report counts the arrays
 that agree bit for bit, and gives the largest difference of the rest, max|tree − base| / max|base|. The exit code is 1
 if a difference exceeds 1e-12 in float64 or 2e-5 in float32, or if one tree alone fails. It takes about ten minutes.
@@ -26,7 +26,7 @@ PARTS = [
     f"{library} {dtype}{numba}"
     for library in ("numpy", "torch", "jax")
     for dtype in TOLERANCE
-    for numba in ("", " without Numba")
+    for numba in ("", " without LLVM")
 ]
 
 
@@ -37,7 +37,7 @@ def record(path: Path, part: str, only: str) -> None:
     """Write the arrays of a part, by name, into a file; what raises is written as its error."""
     library, dtype, *without = part.split(maxsplit=2)
     if without:
-        sys.modules["numba"] = None  # type: ignore[assignment]  an import of Numba raises ImportError from now on
+        sys.modules["llvmlite"] = None  # type: ignore[assignment]  an import of llvmlite raises ImportError from now on
     from rows.libraries import Jax, NumPy, Torch
 
     row = {"numpy": NumPy, "torch": Torch, "jax": Jax}[library]()

@@ -345,7 +345,7 @@ def test_tensors_are_written_into_where_nothing_is_recorded() -> None:
 
 def test_memory_is_as_large_as_a_budget_expects() -> None:
     """Few rows of many keys: most of it are the keys in the order of clusters."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     q, k, v = (np.random.default_rng(0).standard_normal((n, 64)) for n in (8, 2**17, 2**17))
     subquad.attention(q, k[:64], v[:64], "clustered")
     tracemalloc.start()
@@ -358,7 +358,7 @@ def test_memory_is_as_large_as_a_budget_expects() -> None:
 
 def test_memory_beyond_the_output_is_less_than_one_output() -> None:
     """Nine heads over three, as small language models have; long sequences, whose fixed parts do not count."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((heads, 16384, 64), dtype=np.float32) for heads in (9, 3, 3))
     subquad.attention(q[:, :1024], k[:, :1024], v[:, :1024], "clustered", causal=True)

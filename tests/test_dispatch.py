@@ -30,7 +30,7 @@ def test_the_list_of_kernels_is_closed() -> None:
 
 @pytest.mark.parametrize(
     ("library", "names"),
-    [(NumPy(), ("numba", "in-place")), (Torch(), ("numba", "sdpa")), (Jax(), ("dot_product_attention",))],
+    [(NumPy(), ("compiled", "in-place")), (Torch(), ("compiled", "sdpa")), (Jax(), ("dot_product_attention",))],
     ids=str,
 )
 def test_attention_of_a_library_has_its_own_implementations(library: Any, names: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from pieces import piece
 from rows.libraries import Jax, Library, NumPy, Torch
 
 import subquad
@@ -165,7 +166,7 @@ def test_every_number_is_rounded_to_nearest(dtype: str) -> None:
 )
 def test_arrays_of_numpy_are_converted_as_numpy_does(view: Callable[..., Any]) -> None:
     """Every number of float16; all ties, their neighbours and more of float32. None of it is NumPy's own work."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16)
     ties = np.arange(0, 2**32, 2**12, dtype=np.uint64)
     near = (ties[:, None] + np.array([2**32 - 1, 1], np.uint64)).astype(np.uint32).reshape(-1)
@@ -187,7 +188,7 @@ def test_only_native_numbers_are_converted_by_a_kernel(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
 def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: str, rows: int) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     x = np.random.default_rng(0).standard_normal((2, 3, 300, rows, 37), dtype=np.float32) + 100
     given = library.array(x, dtype)
     means = [landmarks_mean(library, given[:, 1:]), landmarks_mean(library, given)[:, 1:]]
@@ -217,17 +218,15 @@ def test_long_sequences_have_the_bits_of_float32_too(library: Library, dtype: st
 
 def stored_copy(like: Any, b: Any) -> Any:
     """The numbers of b as a kernel stores them in the dtype of `like`."""
-    import numba
-
     from subquad_numpy.codegen import lanes_of, pointer
     from subquad_numpy.codegen.stored import round_row
     from subquad_numpy.runtime.stored import KINDS
 
     zero, lanes = np.float32(0), lanes_of(b.dtype)
 
-    @numba.njit
-    def run(target: int, kind: int, source: int, count: int) -> None:
+    def run(target: int, kind: int, source: int, count: int) -> int:
         round_row(pointer(target, zero), kind, 0, count, lanes, pointer(source, zero))
+        return 0
 
-    run(np.uintp(like.ctypes.data), KINDS[like.dtype.name], np.uintp(b.ctypes.data), b.size)
+    piece(run)(like.ctypes.data, KINDS[like.dtype.name], b.ctypes.data, b.size)
     return like

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-import numba
+from pieces import piece
 
 import subquad
 from subquad_numpy.runtime import huge_pages
@@ -25,9 +25,16 @@ N, D_V = 1 << 18, 64  # an output of 64 MiB, more than malloc keeps: every call 
 KIND = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-@numba.njit
-def compiled(madvise: int, first: int, size: int) -> None:
-    huge_pages.ask_by(madvise, first, size)
+def by_address() -> Callable[..., int]:
+    """The function of (address of madvise, first, size) that XLA's handler calls."""
+    pytest.importorskip("jax")
+    from subquad_jax.ffi import ask_by
+
+    def ask(madvise: int, first: int, size: int) -> int:
+        ask_by(madvise, first, size)
+        return 0
+
+    return piece(ask)
 
 
 @pytest.fixture(params=["Python", "compiled code"])
@@ -41,10 +48,10 @@ def asked(request: Any, monkeypatch: Any) -> Iterator[tuple[Callable[[int, int],
         return 0
 
     if request.param == "Python":
-        monkeypatch.setattr(huge_pages, "_from_python", lambda: system)
+        monkeypatch.setattr(huge_pages, "from_python", lambda: system)
         yield huge_pages.ask, seen
     else:
-        address = ctypes.cast(system, ctypes.c_void_p).value
+        address, compiled = ctypes.cast(system, ctypes.c_void_p).value, by_address()
         yield lambda first, size: compiled(address, first, size), seen
 
 
@@ -95,10 +102,10 @@ def _run(library: str) -> Callable[[], Any]:
 def test_a_system_without_the_hint_is_not_asked(monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     huge_pages.madvise.cache_clear()
-    huge_pages._from_python.cache_clear()
+    huge_pages.from_python.cache_clear()
     try:
         assert huge_pages.madvise() == 0
         huge_pages.ask(8 * PAGE, LEAST)  # which a system would refuse, were it asked
     finally:
         huge_pages.madvise.cache_clear()
-        huge_pages._from_python.cache_clear()
+        huge_pages.from_python.cache_clear()

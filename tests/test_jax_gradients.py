@@ -14,7 +14,7 @@ from rows.libraries import relative_error
 import subquad
 from subquad.core.loading import backend_of
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 

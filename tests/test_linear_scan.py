@@ -119,7 +119,7 @@ def test_long_doubles_stay_long() -> None:
     """No kernel takes them, and none cuts them short."""
     a, b, _ = (None if x is None else x.astype(np.longdouble) for x in FORMS[0].draw(40))
     explanation = subquad.explain(subquad.linear_scan, a, b)
-    assert (explanation.implementation, "not in" in dict(explanation.declined)["numba"]) == ("generic", True)
+    assert (explanation.implementation, "not in" in dict(explanation.declined)["compiled"]) == ("generic", True)
     h = subquad.linear_scan(a, b)
     assert h.dtype == np.longdouble
     assert relative_error(h, definitions.linear_scan(a, b)[0]) <= 64 * np.finfo(np.longdouble).eps

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from interpreter import python
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from compiled_calls import STEP, SUMMARIZE, Mapped, elu, feature_product, softmax
 from compiled_calls import exponential as exponential_map

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 torch = pytest.importorskip("torch")
 
 import oracle  # noqa: E402
 import torch_scan  # noqa: E402
 from compiled_calls import linear_scan_backward, linear_scan_forward, scan_backward, scan_forward  # noqa: E402
+from pieces import piece  # noqa: E402
 from rows.libraries import relative_error  # noqa: E402
 
 import subquad  # noqa: E402
@@ -197,7 +198,7 @@ def test_step_agrees_with_another_implementation(name: str) -> None:
     rates = stored["A"].reshape(-1, d_state)
     before = stored["state_in"].reshape(batch, -1, d_state)
     softplus = bool(stored["dt_softplus"])
-    options = {"z": flat("z"), "delta_bias": row("dt_bias"), "delta_softplus": softplus, "implementation": "numba"}
+    options = {"z": flat("z"), "delta_bias": row("dt_bias"), "delta_softplus": softplus, "implementation": "compiled"}
     y, state = subquad.selective_scan_step(before, flat("x"), flat("dt"), rates, B, C, row("D"), **options)
     assert error(y, flat("out")) < 1e-5
     assert error(state, stored["state_out"].reshape(state.shape)) < 1e-5
@@ -242,7 +243,7 @@ def test_scan_is_its_steps_and_its_parts_to_the_bit(kind: str) -> None:
         now = {name: array[:, 0] if array is not None and array.ndim > 2 else array for name, array in now.items()}
         positional = [now.pop(name) for name in ("u", "delta", "A", "B", "C", "D")]
         token, state = subquad.selective_scan_step(
-            state, *positional, **now, delta_softplus=True, implementation="numba"
+            state, *positional, **now, delta_softplus=True, implementation="compiled"
         )
         np.testing.assert_array_equal(token, y[:, i])
     np.testing.assert_array_equal(state, last)
@@ -478,8 +479,7 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
 
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
-    numba = pytest.importorskip("numba")
-    from subquad_numpy.codegen import absolute, add_where_zero, inline, load, store
+    from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store
     from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
@@ -497,13 +497,16 @@ def test_polynomials_keep_their_promise() -> None:
     def negative(x: Any) -> Any:
         return exp_negative((-absolute(x), -absolute(x)))[1]
 
-    def over(function: Any) -> Any:
-        @numba.njit
-        def loop(x: Any, y: Any) -> None:
-            for i in range(0, x.size, 8 if x.itemsize == 8 else 16):
-                store(y, i, function(load(x, i)))
+    def over(function: Any, x: Any, y: Any) -> None:
+        zero, lanes = x.dtype.type(0), 64 // x.itemsize
 
-        return loop
+        def loop(x: int, y: int, size: int) -> int:
+            source, target = pointer(x, zero), pointer(y, zero)
+            for i in range(0, size, lanes):
+                store(target, i, function(load(source, i)))
+            return 0
+
+        piece(loop)(x.ctypes.data, y.ctypes.data, x.size)
 
     rng = np.random.default_rng(0)
     for dtype, wide in (("float32", np.float64), ("float64", np.longdouble)):
@@ -517,7 +520,7 @@ def test_polynomials_keep_their_promise() -> None:
         ):
             x = np.concatenate([rng.uniform(low, high, 1 << 15), rng.uniform(-1, 1, 1 << 15)]).astype(dtype)
             y = np.empty_like(x)
-            over(function)(x, y)
+            over(function, x, y)
             expected = exact(x.astype(wide))
             units = np.abs(y - expected) / np.spacing(expected.astype(dtype))
             assert units.max() <= bound, function

@@ -17,7 +17,7 @@ from weakref import finalize
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from compiled_calls import scan_forward
 

@@ -100,7 +100,7 @@ def test_gradients_in_spans_are_those_of_the_whole(example: Example, monkeypatch
     expected = gradients("generic")
     for most in (calls.MOST_BYTES, 20_000):
         monkeypatch.setattr(calls, "MOST_BYTES", most)
-        for x, y in zip(gradients("numba"), expected, strict=True):
+        for x, y in zip(gradients("compiled"), expected, strict=True):
             assert relative_error(x.numpy(), y.numpy()) <= tolerance("float64")
 
 
@@ -130,17 +130,3 @@ def test_a_segment_knows_nothing_of_others(decay: str, bonus: bool, implementati
     for x, y in zip(*found, strict=True):
         assert torch.isfinite(x).all()
         assert torch.equal(x, y)
-
-
-def test_kernels_are_found_on_disk_by_other_processes() -> None:
-    """Numba finds a kernel by a pickle of its closure, which must not hold what is random: it compiles for seconds."""
-    pytest.importorskip("numba")
-    from numba.core.serialize import dumps
-
-    from subquad_numpy.outer_scan.tile import advance_tile
-    from subquad_numpy.outer_scan.tile_gradient import gradient_tile, states_tile
-
-    for factory, options in ((advance_tile, (4, 1, False)), (gradient_tile, (1, True)), (states_tile, (1, False))):
-        once, again = (dumps((factory.__wrapped__(*options),)) for _ in range(2))
-        assert once == again
-        assert once != dumps((factory.__wrapped__(2, *options[1:]),))

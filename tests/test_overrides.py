@@ -55,11 +55,11 @@ def test_pinv_override_leaves_large_matrices(library: Library, override: Overrid
 
 def test_pinv_override_has_the_gradient_of_its_iteration() -> None:
     torch = pytest.importorskip("torch")
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     a = torch.asarray(draw_stochastic(8, 8) * np.arange(8, 16)).requires_grad_()  # the largest sums are unique
-    assert torch.autograd.gradcheck(lambda a: kernels.iterative_pinv(a, iterations=6, implementation="numba"), [a])
+    assert torch.autograd.gradcheck(lambda a: kernels.iterative_pinv(a, iterations=6, implementation="compiled"), [a])
     with torch.no_grad():
-        assert not kernels.iterative_pinv(a, iterations=6, implementation="numba").requires_grad
+        assert not kernels.iterative_pinv(a, iterations=6, implementation="compiled").requires_grad
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -137,11 +137,11 @@ def is_sdpa(q: Any, k: Any) -> bool:
 def test_a_short_call_of_torch_is_compiled_unless_it_is_recorded() -> None:
     """Also where the choice for arrays of these shapes is remembered; a long call goes to PyTorch's own attention."""
     torch = pytest.importorskip("torch")
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     short, long = torch.ones(64, 4), torch.ones(1024, 4)
     recorded = torch.ones(64, 4, requires_grad=True)
     for _ in range(2):
-        for x, name in ((short, "numba"), (recorded, "sdpa"), (long, "sdpa")):
+        for x, name in ((short, "compiled"), (recorded, "sdpa"), (long, "sdpa")):
             assert subquad.explain(subquad.attention, x, x, x, "exact").implementation == name
             out = subquad.attention(x, x, x, "exact")
             assert out.requires_grad is x.requires_grad

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from interpreter import python
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="LLVM was built for another one")
 
 AVX2 = "+sse2,+sse4.2,+avx,+avx2,+fma,+f16c"
@@ -18,13 +18,11 @@ PROCESSORS = {
     "avx512": ("x86-64-v4", f"{AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"),
 }
 COMPILED = """
-    from numba.core.dispatcher import Dispatcher
     from subquad_numpy.codegen import machine, processor
     import warm
 
     sizes = []
     machine.loaded = lambda code, name: sizes.append(len(code)) or 0  # this processor may not have what it runs
-    Dispatcher._compile_for_args = None  # Numba's own compiler, which a first call must not wait for
     seen = set()
     for make in warm.kernels():
         if make.func not in seen:

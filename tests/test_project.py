@@ -15,7 +15,7 @@ from subquad.kernels import project
 from subquad.models import ModelConfig, init_params
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 HALF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 Array = np.ndarray
@@ -39,7 +39,7 @@ def test_every_number_of_half_precision_is_widened_exactly(name: str, rows: int)
     W = np.where(np.isinf(W.astype(np.float32)), HALF[name].type(-2), W)
     for first in range(0, 256 - rows, 50):
         x = np.eye(256, dtype=np.float32)[first : first + rows]
-        y = project(x, W, None, implementation="numba")
+        y = project(x, W, None, implementation="compiled")
         assert np.array_equal(y, W[:, first : first + rows].astype(np.float32).T)
     ones = np.full((3, 20), np.inf, HALF[name])
     assert np.array_equal(project(np.ones((rows, 20), np.float32), ones, None), np.full((rows, 3), np.inf))
@@ -48,9 +48,9 @@ def test_every_number_of_half_precision_is_widened_exactly(name: str, rows: int)
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 def test_a_row_has_the_same_bits_alone_and_among_others(dtype: str) -> None:
     x, W, bias = normal(19, 75), normal(70, 75, seed=1).astype(HALF.get(dtype, dtype)), normal(70, seed=2)
-    together = project(x, W, bias, implementation="numba")
+    together = project(x, W, bias, implementation="compiled")
     for i in range(19):
-        assert np.array_equal(project(x[i : i + 1], W, bias, implementation="numba")[0], together[i])
+        assert np.array_equal(project(x[i : i + 1], W, bias, implementation="compiled")[0], together[i])
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -15,7 +15,7 @@ from subquad.attention.call import KEPT
 from subquad.backend import Accepts, Override
 from subquad.core.loading import backend_of
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 METHODS = {
     "exact": subquad.Exact(),

@@ -117,7 +117,7 @@ def test_other_documents_move_no_bit(row: Row, garbage: float) -> None:
 def test_values_of_other_documents_reach_no_gradient(method: str, poisoned: str) -> None:
     """A row that is not finite spoils the gradients of what it sees and what sees it: those of its own document."""
     torch = pytest.importorskip("torch")
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     numbers = torch.asarray(np.repeat([4, -1, 3], [50, 60, 40]))
     options = {"left": 10} if method == "window" else {}
 

@@ -549,7 +549,7 @@ def test_wrong_limits(limits: Any, error: type[Exception], match: str) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_chunks_of_time_on_many_threads_keep_documents_apart(reverse: bool) -> None:
     """Few channels and a long sequence: the threads share time. A document before is not finite."""
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     from subquad_numpy.table import COMPILED
 
     n, form = 5000, Scan("", batch=(1,), extras=("initial_state",), reverse=reverse)

@@ -10,7 +10,7 @@ from rows import kernels
 from rows.kernels import Example
 from rows.libraries import NumPy
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
 from subquad_numpy.table import COMPILED
 

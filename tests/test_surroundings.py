@@ -86,9 +86,9 @@ def test_sharded_arrays_of_jax(spec: tuple[Any, ...]) -> None:
     assert "done" in python(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
 
 
-def test_an_installed_numba_that_cannot_be_imported(tmp_path: Any) -> None:
-    """Numba beside a NumPy that is too new for it raises ImportError: the generic form serves, and `explain` says why."""
-    (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 2.3 or less")')
+def test_an_installed_llvmlite_that_cannot_be_imported(tmp_path: Any) -> None:
+    """Such as one for another machine: the generic form serves, and `explain` says why."""
+    (tmp_path / "llvmlite.py").write_text('raise ImportError("for another machine")')
     code = f"""
         import sys; sys.path.insert(0, {str(tmp_path)!r})
         import numpy as np, subquad
@@ -97,12 +97,12 @@ def test_an_installed_numba_that_cannot_be_imported(tmp_path: Any) -> None:
             print(subquad.attention(x, x, x, method).shape, subquad.explain("attention", x, x, x, method))
         print(subquad.linear_scan(x, x).shape, subquad.selective_scan(x, x, -np.ones((4, 2)), x[:, :2], x[:, :2]).shape)
     """
-    assert "numba is installed, but its import raises ImportError: Numba needs NumPy" in python(code)
+    assert "llvmlite is installed, but its import raises ImportError: for another machine" in python(code)
 
 
 @pytest.mark.parametrize("form", ["pyc", "zip"])
 def test_the_package_without_its_source_files(form: str, tmp_path: Any) -> None:
-    """Compiled files alone, or a zip file: kernels are compiled anew in each process."""
+    """A zip file: kernels are compiled anew in each process. Compiled files alone: the generic forms serve."""
     code = f"""
         import compileall, pathlib, shutil, sys, zipfile
         import subquad, subquad_numpy
@@ -129,7 +129,7 @@ def test_the_package_without_its_source_files(form: str, tmp_path: Any) -> None:
     """
     told = python(code)
     assert "(40, 4) (40, 4)" in told
-    assert "numba" in told
+    assert ("generic" if form == "pyc" else "attend on numpy: compiled") in told
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -12,9 +12,8 @@ from rows import kernels
 from rows.kernels import Example
 from rows.libraries import NumPy
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-import numba
 
 from subquad_numpy.outer_scan.calls import cut_gradient
 from subquad_numpy.runtime import arguments
@@ -224,7 +223,8 @@ class Noted:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many threads as `THREADS`, whatever the machine has."""
-    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", THREADS)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", str(THREADS))
+    monkeypatch.setattr("subquad_numpy.runtime.threads.CORES", THREADS)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(THREADS), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 

@@ -408,7 +408,7 @@ def test_jax_self_check_is_outside_of_the_trace(jax_library: Jax, transform: str
 
     from subquad_jax import conditions, ffi
 
-    pytest.importorskip("numba")
+    pytest.importorskip("llvmlite")
     said = []
 
     def counts() -> bool:  # a new function: nothing is known of it

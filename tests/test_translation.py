@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import time
@@ -12,20 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("numba")
+pytest.importorskip("llvmlite")
 
-from subquad_numpy.codegen import apart, inline, machine, merged, notice, pointer, types
+from pieces import piece
+
+from subquad_numpy.codegen import apart, inline, merged, notice, pointer, types
 from subquad_numpy.codegen.translate import translated
 
 ZERO, DOUBLE, SINGLE = np.int64(0), np.float64(0), np.float32(0)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., int]:
-    """The function of int64s as machine code, not kept on disk."""
-    count = function.__code__.co_argcount
-    code = machine.object_of(translated(function, f"test_{function.__name__}", [types.int64] * count))
-    address = machine.loaded(code, f"test_{function.__name__}")
-    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
 
 
 def divided(a: int, b: int) -> int:
@@ -96,7 +89,7 @@ def calling(a: int, b: int) -> int:
 
 @pytest.mark.parametrize("function", [divided, looped, decided, mixed])
 def test_machine_code_does_what_python_does(function: Callable[..., Any]) -> None:
-    run, cases = compiled(function), [(a, b) for a in (1, 2, 5, 6, 9) for b in (-7, -3, 1, 2, 4, 10)]
+    run, cases = piece(function), [(a, b) for a in (1, 2, 5, 6, 9) for b in (-7, -3, 1, 2, 4, 10)]
     if function is looped:
         cases = [(a, b) for a, b in cases if b < 0]
     if function is mixed:
@@ -106,7 +99,7 @@ def test_machine_code_does_what_python_does(function: Callable[..., Any]) -> Non
 
 
 def test_functions_inline_and_apart_return_from_anywhere() -> None:
-    run = compiled(calling)
+    run = piece(calling)
     for a, b in ((3, 1), (10, 2), (100, 1)):
         numbers = [i * b for i in range(8)]
         first = next((i for i, x in enumerate(numbers) if x > a / 2), 8)
@@ -119,7 +112,7 @@ def test_without_memory_a_kernel_returns_0() -> None:
         buffer[b] = 7
         return buffer[b * b]  # so that LLVM needs the memory
 
-    run = compiled(wants)
+    run = piece(wants)
     assert (run(8, 1), run(1 << 56, 1)) == (7, 0)
 
 

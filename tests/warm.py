@@ -15,7 +15,7 @@ import numpy as np
 def compile_share() -> None:
     """Compile this worker's share of the kernels that many tests use; they are kept on disk, where others find them.
 
-    Without workers, or without Numba, a kernel is compiled by the first test that needs it.
+    Without workers, or without LLVM, a kernel is compiled by the first test that needs it.
     """
     worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if count < 2:

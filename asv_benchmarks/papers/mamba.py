@@ -51,6 +51,6 @@ PAPER = Paper(
     ],
     lengths=harness.doubling(64, 65536),
     quick=harness.doubling(64, 2048),
-    packages=("torch", "numba", "mambapy"),
+    packages=("torch", "llvmlite", "mambapy"),
     baselines=[ATTENTION],
 )

@@ -100,7 +100,7 @@ PAPER = Paper(
     ],
     lengths=doubling(512, LONGEST),
     quick=doubling(512, 2048),
-    packages=("torch", "numba", "linformer", "transformers"),
+    packages=("torch", "llvmlite", "linformer", "transformers"),
     baselines=[UNFUSED, FUSED],
     notes=[
         "Linformer and Longformer have 256 projected keys, and 128 keys to each side of a query.",

@@ -87,6 +87,6 @@ PAPER = Paper(
     rows=[*rows(FORWARD), *rows(BOTH)],
     lengths=doubling(512, 16384),
     quick=doubling(512, 2048),
-    packages=("torch", "numba", "performer-pytorch"),
+    packages=("torch", "llvmlite", "performer-pytorch"),
     baselines=["X-OPT: attention replaced by v"],
 )

@@ -23,7 +23,7 @@ from subquad.cli.inputs import read_sample
 
 N = 8192
 PACKAGES = (
-    *("numpy", "numba", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention"),
+    *("numpy", "llvmlite", "torch", "transformers", "jax", "performer-pytorch", "nystrom-attention"),
     *("reformer-pytorch", "local-attention"),
 )
 WINDOW, ROUNDS, RANK = 256, 4, 256  # keys to each side of a query; rounds of hashing; rows of Linformer's projections

@@ -20,7 +20,7 @@ from asv_benchmarks import harness
 from subquad.cli.definitions import relative_error
 
 N = 4096
-PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "fla-core")
+PACKAGES = ("numpy", "llvmlite", "torch", "transformers", "jax", "fla-core")
 LOOP = 1024  # steps of a loop in Python: its time for each step does not depend on their number
 Arrays = tuple[Any, ...]
 

@@ -19,7 +19,7 @@ from asv_benchmarks import harness
 from subquad.cli.definitions import relative_error
 
 N, WIDTH, STATES = 2048, 1536, 16
-PACKAGES = ("numpy", "numba", "torch", "transformers", "jax", "mambapy")
+PACKAGES = ("numpy", "llvmlite", "torch", "transformers", "jax", "mambapy")
 Arrays = tuple[Any, ...]
 
 

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="numbers of tokens of SmolLM2, comma-separated (default 2048,4096,8192)")  # fmt: skip
     add("--texts", choices=("report", "tune"), default="report", help="options are chosen on one pair of texts only")
     add("--seed", type=int, default=0, help="of random methods (default 0)")
-    add("--threads", type=int, help="of PyTorch and Numba (default: the cores of this process)")
+    add("--threads", type=int, help="of PyTorch and subquad (default: the cores of this process)")
     add("--save", type=Path, default=harness.RESULTS / "quality.json", metavar="FILE.json", help="default: %(default)s")
     add("--join", action="store_true", help="keep what FILE.json holds, but for the rows that are measured again")
     return parser

@@ -85,7 +85,7 @@ def main() -> int:
     add("--heads", type=int, default=3, help="query heads, of which three share a key head (default: %(default)s)")
     add("--methods", metavar="LIST", default="clustered", help="as in `subquad compare` (default: %(default)s)")
     add("--repeat", type=int, default=5, help="rounds (default: %(default)s)")
-    add("--threads", type=int, help="of PyTorch and Numba (default: the cores of this process)")
+    add("--threads", type=int, help="of PyTorch and subquad (default: the cores of this process)")
     args = parser.parse_args()
     torch.set_num_threads(harness.use_threads(args.threads))
     try:

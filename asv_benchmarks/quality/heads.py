@@ -118,7 +118,7 @@ def main() -> int:
     add("--tolerances", metavar="LIST", default="0.02,0.05,0.1,0.2", help="of auto (default: %(default)s)")
     add("--causal", choices=("yes", "no", "both"), default="both", help="default: %(default)s")
     add("--times", action="store_true", help="measure a crossover on this machine, and tell the time that it predicts")
-    add("--threads", type=int, help="of Numba (default: the cores of this process)")
+    add("--threads", type=int, help="of subquad (default: the cores of this process)")
     args = parser.parse_args()
     harness.use_threads(args.threads)
     tolerances = [float(x) for x in args.tolerances.split(",") if x]

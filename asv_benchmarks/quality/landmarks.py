@@ -95,7 +95,7 @@ def main() -> int:
     add("--minilm", action="store_true", help="all heads of MiniLM too")
     add("--landmarks", type=int, default=64, metavar="M", help="default: %(default)s")
     add("--repeat", type=int, default=5, help="rounds of the clock (default: %(default)s)")
-    add("--threads", type=int, help="of PyTorch and Numba (default: the cores of this process)")
+    add("--threads", type=int, help="of PyTorch and subquad (default: the cores of this process)")
     args = parser.parse_args()
     if not args.files and not args.minilm:
         parser.error("name files, or --minilm")

@@ -18,7 +18,7 @@ from subquad.cli.digits import three_digits
 
 MODELS = {"Mamba": "subquad, NumPy, float32", "transformer": "transformers, Llama"}
 PEERS = tuple(x for x in CASES if x != "transformers, Llama")
-PACKAGES = ("numpy", "numba", "torch", "transformers")
+PACKAGES = ("numpy", "llvmlite", "torch", "transformers")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from subquad_numpy.table import HALF
 
 
 def as_override(compiled: Compiled) -> Override:
-    """The override "numba" of a compiled kernel."""
+    """The override "compiled" of a compiled kernel."""
     also = compiled.accepts.also
 
     def declines(call: Call) -> str | None:
@@ -44,7 +44,7 @@ def as_override(compiled: Compiled) -> Override:
         else tuple(x for x in compiled.accepts.dtypes if x not in HALF)
     )
     accepts = replace(compiled.accepts, dtypes=dtypes, under=under, also=declines)
-    return Override(compiled.kernel, "numba", partial(run, compiled), accepts)
+    return Override(compiled.kernel, "compiled", partial(run, compiled), accepts)
 
 
 def run(compiled: Compiled, *arrays: Array | None, **keywords: Any) -> Any:

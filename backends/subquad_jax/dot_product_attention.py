@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from subquad.backend import Accepts, Call, Override, why_missing
+from subquad.backend import Accepts, Call, Override
 from subquad_jax.batch_axes import items_behind
+from subquad_numpy.needs import why_not_compiled
 
 # Maximum logits, which JAX's attention holds all at once: with more, the blocked form is better.
 LOGITS = 2**24
@@ -28,7 +29,7 @@ def declines(call: Call) -> str | None:
     if q.shape[-1] != v.shape[-1]:
         return f"it wants d_v = d, got {v.shape[-1]} and {q.shape[-1]}"
     rows = max(q.shape[-2], k.shape[-2])
-    if jax.default_backend() == "cpu" and rows > FEW_ROWS and why_missing("numba") is None:
+    if jax.default_backend() == "cpu" and rows > FEW_ROWS and why_not_compiled() is None:
         return "the compiled kernel is faster for many rows"
     batch = jnp.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], masks)
     logits = math.prod(batch) * q.shape[-2] * k.shape[-2] * max(map(items_behind, call.arrays))

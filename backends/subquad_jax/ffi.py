@@ -1,4 +1,4 @@
-"""Compiled NumPy kernels as XLA FFI targets, without a compiler: what XLA calls is compiled by Numba.
+"""Compiled NumPy kernels as XLA FFI targets, without a compiler of C: what XLA calls is compiled as they are.
 
 A kernel is a function (first, last, records) with argument records of 64-bit numbers and addresses, one record for each
 item of a batch. XLA passes buffers. The last operand is a *plan*, 64-bit words that say what the records hold:
@@ -13,10 +13,10 @@ item of a batch. XLA passes buffers. The last operand is a *plan*, 64-bit words 
     (SUMMED, k, rows, wide)     the address of scratch for `rows` partial sums of result k (of float64 if `wide`), zeros
                                 at first, which are added up into the result after the run
 
-One *handler* for each type of numbers reads plans. XLA calls a kernel by a name, which stands for an *entry*: a few
-instructions that call the handler with the kernel's address. If a kernel finds no memory for its scratch, XLA gets an
-error. A *call frame* is the structure in which XLA passes buffers; offsets into it are those of
-`xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
+One function for each type of numbers, `serve`, reads plans. XLA calls a kernel by a name, which stands for an *entry*:
+a few instructions that call the *handler* with the kernel's address, and it calls `serve`. If a kernel finds no memory
+for its scratch, XLA gets an error. A *call frame* is the structure in which XLA passes buffers; offsets into it are
+those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
 """
 
 from __future__ import annotations
@@ -26,22 +26,18 @@ import re
 import threading
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
-import numba
 import numpy as np
 from jax import Array, ShapeDtypeStruct
 from llvmlite import ir
-from numba import carray, cfunc, types
 
 from subquad.backend import Like
 from subquad_jax import shard_types
-from subquad_numpy.codegen import inline, intrinsic, pointer
-from subquad_numpy.codegen.compile import DONE, compiled, fingerprint, native
-from subquad_numpy.runtime import native_tasks
-from subquad_numpy.runtime.huge_pages import ask_by, madvise
+from subquad_numpy.codegen import carray, inline, intrinsic, pointer, types
+from subquad_numpy.codegen.compile import DONE, compiled, compiled_address
+from subquad_numpy.runtime.huge_pages import HUGE, LEAST, inside, madvise
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
@@ -59,7 +55,7 @@ NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0"
 RESOURCE_EXHAUSTED = 8  # XLA's code of the error
 LINE = 64  # bytes of a cache line; the partial sums of each result begin on a new line
 
-WORK, CREATE, JOIN, MESSAGE, MADVISE = range(5)  # places in `_system`
+WORK, CREATE, JOIN, MESSAGE, MADVISE, SERVE = range(6)  # places in `_system`
 
 
 def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -124,24 +120,24 @@ def _register(compile: Any, *kind: Any) -> str:  # noqa: A002
     place = f"{compile.__module__}.{compile.__name__}"  # kernels of two modules may have one name
     name = "_".join((re.sub(r"\W+", "_", place), *map(str, kind)))
     kernel = compile(*kind)
-    entry = _entry(_handler(np.dtype(kind[0]).type(0).real.dtype.name).address, kernel.address)
+    entry = _entry(kernel.address, _system(np.dtype(kind[0]).type(0).real.dtype.name))
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    jax.ffi.register_ffi_target(name, new_capsule(entry.address, None, None), platform="cpu", api_version=1)
-    _alive.extend((kernel, entry))
+    jax.ffi.register_ffi_target(name, new_capsule(entry, None, None), platform="cpu", api_version=1)
+    _alive.append(kernel)
     return name
 
 
 @cache
-def _system() -> np.ndarray:
-    """The addresses that a handler needs: `work`, pthread_create, pthread_join, the text of an error, and madvise."""
+def _system(real: str) -> np.ndarray:
+    """The addresses that the handler needs: `work`, pthread_create, pthread_join, an error's text, madvise, `serve`."""
     libc = ctypes.CDLL(None)
     create, join = (ctypes.cast(x, ctypes.c_void_p).value for x in (libc.pthread_create, libc.pthread_join))
-    return np.array([worker().address, create, join, NO_MEMORY.ctypes.data, madvise()], np.int64)
+    return np.array([worker().address, create, join, NO_MEMORY.ctypes.data, madvise(), _server(real)], np.int64)
 
 
 @intrinsic
-def invoke(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+def invoke(address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Call the function at an address with up to four integers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -152,15 +148,14 @@ def invoke(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return types.int64(*[types.int64] * 5), codegen
 
 
-def _entry(handler: int, kernel: int) -> Any:
-    """The function that XLA calls for this kernel: it calls the handler with the kernel's address."""
-    system = _system().ctypes.data
+def _entry(kernel: int, system: np.ndarray) -> int:
+    """The address of the function that XLA calls for this kernel: it calls the handler with the kernel's address."""
+    handler, words = _handler(), system.ctypes.data
 
-    @cfunc(types.int64(types.int64))
-    def entry(frame: int) -> int:
-        return invoke(handler, frame, kernel, system, 0)
+    def entry(frame: Any) -> int:
+        return invoke(handler, frame.ctypes.data, kernel, words, 0)
 
-    return entry
+    return compiled_address(entry, f"entry {kernel}", [types.CPointer(types.int64)], keeps=False)
 
 
 @inline
@@ -178,12 +173,23 @@ def _bytes_of_sums(result: Any, rows: int, wide: int, size: int, zero: int) -> i
     return -(-rows * _count_reals(result, zero) * (8 if wide else size) // LINE) * LINE
 
 
+_inside = inline(inside)
+
+
 @inline
-def _sum_rows(rows: Any, out: Any) -> None:
-    for c in range(len(out)):
+def ask_by(madvise: int, first: int, size: int) -> None:
+    """`huge_pages.ask` in compiled code, by the function at this address."""
+    if size >= LEAST and madvise != 0:
+        start, whole = _inside(first, size)
+        invoke(madvise, start, whole, HUGE, 0)
+
+
+@inline
+def _sum_rows(rows: Any, parts: int, out: Any, count: int) -> None:
+    for c in range(count):
         total = 0.0
-        for r in range(len(rows) // max(len(out), 1)):
-            total += rows[r * len(out) + c]
+        for r in range(parts):
+            total += rows[r * count + c]
         out[c] = total
 
 
@@ -207,78 +213,86 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
     return words[FAILED]
 
 
-@numba.njit(error_model="numpy")  # not inlined: what it raises is caught where it is called
-def _serve(frame: Any, kernel: int, system: Any, zero: int, number: Any, double: float, size: int) -> int:
-    """Run the kernel as planned; returns how many shares of the tasks failed. Buffers hold numbers like `number`."""
-    operands, results = pointer(frame[OPERANDS], zero), pointer(frame[RESULTS], zero)
-    plan = pointer(pointer(operands[frame[OPERANDS - 2] - 1], zero)[DATA], zero)
-    tasks, threads, fields, axes = plan[0], plan[1], plan[2], plan[3]
-    row, start = ROW + axes, HEAD + axes
-    items, needed = 1, 0  # batch items, and bytes of partial sums
-    for axis in range(axes):
-        items *= plan[HEAD + axis]
-    for i in range(fields):
-        at = start + i * row
-        if plan[at] == SUMMED:
-            needed += _bytes_of_sums(pointer(results[plan[at + 1]], zero), plan[at + 2], plan[at + 3], size, zero)
-    scratch = np.zeros(needed // 8, np.int64)
-    first, used = np.zeros(fields, np.int64), 0  # the argument record of the first item
-    for i in range(fields):
-        at = start + i * row
-        what, k, more = plan[at], plan[at + 1], plan[at + 2]
-        if what == LITERAL:
-            first[i] = k
-        elif what == OPERAND:
-            first[i] = pointer(operands[k], zero)[DATA]
-        elif what == RESULT:
-            result = pointer(results[k], zero)
-            first[i], count = result[DATA], _count_reals(result, zero)
-            ask_by(system[MADVISE], result[DATA], size * count)
-            if more:
-                carray(pointer(result[DATA], number), count)[:] = 0
-        else:
-            first[i] = scratch.ctypes.data + used
-            used += _bytes_of_sums(pointer(results[k], zero), more, plan[at + 3], size, zero)
+@cache
+def _server(real: str) -> int:
+    """The address of `serve(frame, kernel, system)`, for buffers of a real dtype and of complex numbers of these.
 
-    # the record of any item is the first one, moved by the strides of the batch axes
-    records = np.zeros(items * fields, np.int64)
-    for item in range(items):
+    It runs the kernel as planned, and returns `DONE`; anything else if there was no memory.
+    """
+    zero, double, number, size = np.int64(0), np.float64(0), np.dtype(real).type(0), np.dtype(real).itemsize
+
+    def serve(frame: Any, kernel: int, system: Any) -> int:
+        operands, results = pointer(frame[OPERANDS], zero), pointer(frame[RESULTS], zero)
+        plan = pointer(pointer(operands[frame[OPERANDS - 2] - 1], zero)[DATA], zero)
+        tasks, threads, fields, axes = plan[0], plan[1], plan[2], plan[3]
+        row, start = ROW + axes, HEAD + axes
+        items, needed = 1, 0  # batch items, and bytes of partial sums
+        for axis in range(axes):
+            items *= plan[HEAD + axis]
         for i in range(fields):
-            records[item * fields + i] = first[i]
-        rest = item
-        for axis in range(axes - 1, -1, -1):
-            place = rest % plan[HEAD + axis]
-            rest //= plan[HEAD + axis]
-            if place:
-                for i in range(fields):
-                    records[item * fields + i] += place * plan[start + i * row + ROW + axis]
-    failed = _run_tasks(kernel, items * tasks, threads, records, system)
-
-    used = 0  # add up the partial sums, in the order in which they were laid out
-    for i in range(fields):
-        at = start + i * row
-        what, k, rows, wide = plan[at], plan[at + 1], plan[at + 2], plan[at + 3]
-        if what == SUMMED:
-            result = pointer(results[k], zero)
-            count = _count_reals(result, zero)
-            out = carray(pointer(result[DATA], number), count)
-            if wide:
-                _sum_rows(carray(pointer(scratch.ctypes.data + used, double), rows * count), out)
+            at = start + i * row
+            if plan[at] == SUMMED:
+                needed += _bytes_of_sums(pointer(results[plan[at + 1]], zero), plan[at + 2], plan[at + 3], size, zero)
+        scratch = np.zeros(needed // 8, np.int64)
+        first, used = np.zeros(fields, np.int64), 0  # the argument record of the first item
+        for i in range(fields):
+            at = start + i * row
+            what, k, more = plan[at], plan[at + 1], plan[at + 2]
+            if what == LITERAL:
+                first[i] = k
+            elif what == OPERAND:
+                first[i] = pointer(operands[k], zero)[DATA]
+            elif what == RESULT:
+                result = pointer(results[k], zero)
+                first[i], count = result[DATA], _count_reals(result, zero)
+                ask_by(system[MADVISE], result[DATA], size * count)
+                if more:
+                    numbers = pointer(result[DATA], number)
+                    for j in range(count):
+                        numbers[j] = 0
             else:
-                _sum_rows(carray(pointer(scratch.ctypes.data + used, number), rows * count), out)
-            used += _bytes_of_sums(result, rows, wide, size, zero)
-    first[:] = scratch.size  # uses of scratch and records: Numba would free an array after its last use
-    records[:fields] = 0
-    return failed
+                first[i] = scratch.ctypes.data + used
+                used += _bytes_of_sums(pointer(results[k], zero), more, plan[at + 3], size, zero)
+
+        # the record of any item is the first one, moved by the strides of the batch axes
+        records = np.zeros(items * fields, np.int64)
+        for item in range(items):
+            for i in range(fields):
+                records[item * fields + i] = first[i]
+            rest = item
+            for axis in range(axes - 1, -1, -1):
+                place = rest % plan[HEAD + axis]
+                rest //= plan[HEAD + axis]
+                if place:
+                    for i in range(fields):
+                        records[item * fields + i] += place * plan[start + i * row + ROW + axis]
+        failed = _run_tasks(kernel, items * tasks, threads, records, system)
+
+        used = 0  # add up the partial sums, in the order in which they were laid out
+        for i in range(fields):
+            at = start + i * row
+            what, k, rows, wide = plan[at], plan[at + 1], plan[at + 2], plan[at + 3]
+            if what == SUMMED:
+                result = pointer(results[k], zero)
+                count = _count_reals(result, zero)
+                out = pointer(result[DATA], number)
+                if wide:
+                    _sum_rows(pointer(scratch.ctypes.data + used, double), rows, out, count)
+                else:
+                    _sum_rows(pointer(scratch.ctypes.data + used, number), rows, out, count)
+                used += _bytes_of_sums(result, rows, wide, size, zero)
+        return DONE if failed == 0 else 0
+
+    word = types.int64
+    return compiled_address(serve, f"serve {real}", [types.CPointer(word), word, types.CPointer(word)])
 
 
 @cache
-def _handler(real: str) -> Any:
-    """Compile the handler for buffers of a real dtype, and of complex numbers made of two such numbers."""
-    zero, double, number, size = np.int64(0), np.float64(0), np.dtype(real).type(0), np.dtype(real).itemsize
+def _handler() -> int:
+    """The address of the handler: it runs a kernel for a call frame, and returns 0 or the address of an error."""
+    zero = np.int64(0)
 
     def handler(frame: Any, kernel: int, system: Any) -> int:
-        """The handler: runs a kernel for a call frame; returns 0, or the address of an error."""
         if frame[EXTENSION] != 0:  # XLA asks for the version of the interface, when the name is registered
             extension = pointer(frame[EXTENSION], zero)
             if extension[1] & 0xFFFFFFFF == METADATA_TYPE:
@@ -286,22 +300,14 @@ def _handler(real: str) -> Any:
                 metadata[API_VERSION] = 3 << 32  # major 0, minor 3
                 metadata[TRAITS] = 0
                 return 0
-        try:
-            failed = _serve(frame, kernel, system, zero, number, double, size)
-        except Exception:  # no memory for partial sums or records
-            failed = 1
-        if failed == 0:
+        if invoke(system[SERVE], frame.ctypes.data, kernel, system.ctypes.data, 0) == DONE:
             return 0
         error = np.zeros(4, np.int64)  # size, no extension, message, code
         error[0], error[2], error[3] = 28, system[MESSAGE], RESOURCE_EXHAUSTED
-        made = invoke(pointer(frame[API], zero)[CREATE_ERROR], error.ctypes.data, 0, 0, 0)
-        error[0] = 0  # a use of the array: Numba would free it after its last use
-        return made
+        return invoke(pointer(frame[API], zero)[CREATE_ERROR], error.ctypes.data, 0, 0, 0)
 
-    # the file on disk is found by this name, which changes with the sources that are inlined
-    handler.__qualname__ = f"handler_{real}_{fingerprint(Path(native_tasks.__file__).parent)}"
     word = types.int64
-    return native(word(types.CPointer(word), word, types.CPointer(word)))(handler)
+    return compiled_address(handler, "handler", [types.CPointer(word), word, types.CPointer(word)])
 
 
 def round_trip_is_right() -> bool:

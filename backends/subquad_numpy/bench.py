@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.backend import why_missing
+from subquad_numpy.needs import why_not_compiled
 
 
 def describe() -> dict[str, Any]:
@@ -16,7 +16,7 @@ def describe() -> dict[str, Any]:
 
 def kernel_notes() -> list[str]:
     """Notes on how long the kernels take to become callable: compiled at first, later read from the disk."""
-    missing = why_missing("numba")
+    missing = why_not_compiled()
     if missing is not None:
         return [f"{missing}: scans and attention run by plain NumPy"]
     from subquad_numpy.codegen.compile import compile_seconds

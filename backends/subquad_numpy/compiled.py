@@ -122,7 +122,7 @@ class Compiled:
 
 
 def as_override(compiled: Compiled) -> Override:
-    """The override "numba" by which NumPy runs a compiled kernel."""
+    """The override "compiled" by which NumPy runs a compiled kernel."""
     forward, masked = compiled.forward, "key_mask" in compiled.accepts.options
 
     def run(*arrays: Array | None, **static: Any) -> Any:
@@ -140,4 +140,4 @@ def as_override(compiled: Compiled) -> Override:
             return None
         return forward.bound(given, static, masked=masked)
 
-    return Override(compiled.kernel, "numba", run, compiled.accepts, bind)
+    return Override(compiled.kernel, "compiled", run, compiled.accepts, bind)

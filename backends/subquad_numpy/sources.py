@@ -1,9 +1,8 @@
 """Cannot be imported where the package lacks its .py files, of which kernels are compiled."""
 
-from pathlib import Path
+import linecache
 
-import subquad_numpy
-
-if __loader__.get_source(__name__) is None:
-    msg = f"kernels are compiled from the .py files of {Path(subquad_numpy.__file__).parent}, and it has none"
+linecache.lazycache(__file__, globals())  # for a zip file
+if not linecache.getlines(__file__):
+    msg = f"kernels are compiled from .py files, and there are none beside {__file__}"
     raise ImportError(msg)

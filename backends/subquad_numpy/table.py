@@ -1,4 +1,4 @@
-"""The table of compiled kernels, a row each. Numba is imported at the first call of a kernel, not with this module."""
+"""The table of compiled kernels, a row each. LLVM is loaded at the first call of a kernel, not with this module."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ from subquad_numpy.mamba_step import calls as mamba_step
 from subquad_numpy.mamba_step import launch as of_mamba_step
 from subquad_numpy.nearest import calls as nearest
 from subquad_numpy.nearest import launch as of_nearest
+from subquad_numpy.needs import NEEDS
 from subquad_numpy.outer_scan import calls as outer_scan
 from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.project import calls as project
@@ -66,14 +67,14 @@ def _first(count: int) -> Callable[[int], bool]:
     return range(count).__contains__
 
 
-_NUMBA, _MASK = ("llvmlite", "subquad_numpy.sources"), frozenset({"key_mask"})
+_MASK = frozenset({"key_mask"})
 
 COMPILED: dict[str, Compiled] = {
     record.kernel: record
     for record in (
         Compiled(
             "feature_summarize",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=fused_features),
             features.summarize,
             in_float32(gradients.summarize_backward),
             of_features.launch_summarize,
@@ -85,7 +86,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "feature_attend",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=fused_features),
             features.attend,
             in_float32(gradients.attend_backward),
             of_features.launch_attend,
@@ -96,7 +97,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "feature_step",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=fused_features),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=fused_features),
             features.step,
             in_float32(gradients.step_backward),
             of_features.launch_step,
@@ -113,7 +114,7 @@ COMPILED: dict[str, Compiled] = {
                 dtypes=(*HALF, *REAL),
                 one_dtype=False,
                 options=_MASK | {"visible"},
-                needs=_NUMBA,
+                needs=NEEDS,
                 also=some_key,
             ),
             features.softmax,
@@ -127,7 +128,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "block_attention",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=intervals),
             block_attention.block_attention,
             block_attention.block_attention_backward,
             of_block_attention.launch,
@@ -136,14 +137,14 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "sampled_attention",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=intervals),
             block_attention.sampled_attention,
             launch=of_block_attention.launch_sampled,
             as_stored=_first(3),
         ),
         Compiled(
             "hashed_attention",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=intervals),
             hashed.hashed_attention,
             hashed.hashed_attention_backward,
             of_block_attention.launch_hashed,
@@ -152,7 +153,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "hashed_order",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=_NUMBA, also=rows_to_hash),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=rows_to_hash),
             hashed_order.hashed_order,
             launch=of_hashed_order.launch,
             constant=True,
@@ -160,7 +161,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "nearest",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=some_centre),
+            Accepts(dtypes=REAL, options=_MASK, needs=NEEDS, also=some_centre),
             nearest.nearest,
             nearest.nearest_backward,
             of_nearest.launch,
@@ -169,7 +170,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "balanced_tree",
-            Accepts(dtypes=REAL, options=_MASK, needs=_NUMBA, also=some_row),
+            Accepts(dtypes=REAL, options=_MASK, needs=NEEDS, also=some_row),
             clustered.balanced_tree,
             launch=of_clustered.launch_tree,
             constant=True,
@@ -177,7 +178,7 @@ COMPILED: dict[str, Compiled] = {
         *(
             Compiled(
                 name,
-                Accepts(dtypes=REAL, options=options, needs=_NUMBA, also=some_cluster_of_rows),
+                Accepts(dtypes=REAL, options=options, needs=NEEDS, also=some_cluster_of_rows),
                 forward,
                 launch=partial(of_clustered.launch_summary, name),
             )
@@ -191,7 +192,7 @@ COMPILED: dict[str, Compiled] = {
             Accepts(
                 dtypes=REAL,
                 options=frozenset({"always", "reach", "group", "expanded"}),
-                needs=_NUMBA,
+                needs=NEEDS,
                 also=some_cluster,
             ),
             clustered.clustered_attention,
@@ -199,7 +200,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "selective_scan",
-            Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=_NUMBA),
+            Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=NEEDS),
             selective_scan.scan,
             in_float32(selective_scan.scan_backward),
             of_selective_scan.launch,
@@ -209,7 +210,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "linear_scan",
-            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=_NUMBA, also=stored),
+            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=NEEDS, also=stored),
             linear_scan.scan,
             linear_scan.scan_backward,
             of_linear_scan.launch,
@@ -219,7 +220,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "delta_scan",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=some_number),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=some_number),
             delta_scan.scan,
             delta_scan.scan_backward,
             of_delta_scan.launch,
@@ -229,7 +230,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "outer_scan",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=some_step),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=some_step),
             outer_scan.scan,
             outer_scan.scan_backward,
             of_outer_scan.launch,
@@ -239,7 +240,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "project",
-            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=few_to_project),
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=NEEDS, also=few_to_project),
             project.project,
             project.project_backward,
             of_project.launch,
@@ -249,14 +250,14 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "mamba_step",
-            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=_NUMBA, also=few_to_step),
+            Accepts(dtypes=("float16", "bfloat16", *REAL), one_dtype=False, needs=NEEDS, also=few_to_step),
             mamba_step.step,
             launch=of_mamba_step.launch,
             as_stored=mamba_step.is_matrix,
         ),
         Compiled(
             "causal_conv1d",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=_NUMBA, also=stored),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=stored),
             causal_conv1d.conv,
             causal_conv1d.conv_backward,
             of_causal_conv1d.launch,
@@ -266,7 +267,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "lti_scan",
-            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=_NUMBA, also=stored),
+            Accepts(dtypes=(*HALF, *COMPLEX), one_dtype=False, needs=NEEDS, also=stored),
             lti_scan.scan,
             lti_scan.scan_backward,
             of_lti_scan.launch,
@@ -276,7 +277,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "iterative_pinv",
-            Accepts(dtypes=REAL, needs=_NUMBA, also=small_matrices),
+            Accepts(dtypes=REAL, needs=NEEDS, also=small_matrices),
             iterative_pinv.iterative_pinv,
             iterative_pinv.pinv_backward,
             of_pinv.launch,

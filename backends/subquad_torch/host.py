@@ -30,7 +30,7 @@ addresses.KNOWN |= dict.fromkeys(PLAIN, Tensor.data_ptr)
 
 
 def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | None = None) -> Override:
-    """The override "numba" of a compiled kernel; `also` looks for one more reason to decline."""
+    """The override "compiled" of a compiled kernel; `also` looks for one more reason to decline."""
     native = Native(
         compiled.kernel,
         partial(_forward, compiled),
@@ -42,7 +42,7 @@ def as_override(compiled: Compiled, *, watched: bool = False, also: Reason | Non
         compiled.constant,
     )
     accepts = replace(compiled.accepts, devices=("cpu", "meta"), also=first_of(compiled.accepts.also, also))
-    made = override(native, "numba", accepts, widened=True, as_stored=compiled.as_stored)
+    made = override(native, "compiled", accepts, widened=True, as_stored=compiled.as_stored)
     return replace(made, bind=partial(_bind, compiled, made.run))
 
 

@@ -190,8 +190,9 @@ def estimate_error(
     Notes
     -----
     The method runs once, on the whole input. Exact attention at r rows costs r / n of exact attention, 3.1 % at r = 128
-    and n = 4096, and the effective keys and the mean of the visible values at most a sixth of that. Memory does not grow with n · n_kv. bfloat16 and float16 are compared in float32, so that the rounding of
-    the method's output is part of its error.
+    and n = 4096, and the effective keys and the mean of the visible values at most a sixth of that. Memory does not
+    grow with n · n_kv. bfloat16 and float16 are compared in float32, so that the rounding of the method's output is
+    part of its error.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Arithmetic of values. Types and their mixing are Numba's.
+"""Arithmetic of values. Types mix as Numba has it.
 
 An operation of an integer with a float32 is one of float64s, two float32s stay float32, and a vector takes a number in
 every lane.

@@ -23,16 +23,18 @@ DONE = 1  # what a kernel returns; one that finds no memory for its scratch retu
 compile_seconds: dict[str, float] = {}
 """Seconds until each kernel was callable in this process, compiled or read from the disk, by name."""
 CODEGEN = Path(__file__).parent
+RUNTIME = CODEGEN.parent / "runtime"
 
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder is made of: `codegen`, and what in the folder is written in it.
+    """Hash of the sources that a kernel of this folder is made of: `codegen`, and what is written in its language.
 
-    It is empty where there are no sources to read, as in a zip file; then nothing is kept on disk.
+    That is, in the folder and in `runtime`. It is empty where there are no sources to read, as in a zip file; then
+    nothing is kept on disk.
     """
     sources = [path.read_bytes() for path in sorted(CODEGEN.glob("*.py"))]
-    own = (path.read_bytes() for path in sorted(folder.glob("*.py")))
+    own = (path.read_bytes() for place in (folder, RUNTIME) for path in sorted(place.glob("*.py")))
     found = [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
     return sha256(b"".join(sources + found)).hexdigest()[:16] if sources and found else ""
 
@@ -51,8 +53,8 @@ class Kernel:
             raise MemoryError(msg)
 
 
-def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[Any]) -> int:
-    """The address of a function of arguments of these types, compiled or read from the disk.
+def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[Any], *, keeps: bool = True) -> int:
+    """The address of a function of arguments of these types, compiled or, if it `keeps` its code there, from the disk.
 
     What the function closes over, but for functions, is part of what it is found by, beside its name and its sources.
     """
@@ -66,7 +68,7 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
             return machine.object_of(translated(function, symbol, kinds))
 
     start = time.perf_counter()
-    if stamp:
+    if keeps and stamp:
         found = machine.loaded(machine.kept(folder, base, stamp, f"{kinds} {closed}", make), symbol)
     else:
         found = machine.loaded(make(), symbol)

@@ -1,6 +1,6 @@
 """Loads and stores of vectors, and pointers.
 
-`memory` is a flat, contiguous Numba array or a pointer; `index` counts elements, and no bound is checked.
+`memory` is a flat array or a pointer; `index` counts elements, and no bound is checked.
 """
 
 from typing import Any

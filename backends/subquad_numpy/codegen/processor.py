@@ -1,6 +1,6 @@
-"""The processor that kernels are compiled for: this machine's, or the one that Numba's own settings name.
+"""The processor that kernels are compiled for: this machine's, or the one that the environment names.
 
-`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` are read as Numba reads them: for a container that runs elsewhere.
+`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` are those of Numba: for a container that runs elsewhere.
 """
 
 from __future__ import annotations

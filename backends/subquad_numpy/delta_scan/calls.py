@@ -27,7 +27,7 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     numbers = np.asarray([static["scale"]], dtype)
     sizes = sizes_of(q.shape, v.shape, static)
     is_small = math.prod(shape) * d < SMALL
-    made: list[Run] = []  # at the first call, which loads Numba
+    made: list[Run] = []  # at the first call, which loads LLVM
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
         o, state = new(shape, out_dtype), new(shape_of_state, dtype)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.backend import why_missing
+from subquad_numpy.needs import why_not_compiled
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items
 from subquad_numpy.runtime.stored import KINDS, stored_word
 
@@ -43,7 +43,7 @@ def means(x: Array, threads: int | None = None) -> Array | None:
 @cache
 def _declines() -> bool:
     """Whether there is no compiler here, or no instruction for float16."""
-    if why_missing("numba"):
+    if why_not_compiled():
         return True
     from subquad_numpy.codegen.stored import WIDENS_HALF
 

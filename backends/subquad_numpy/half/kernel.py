@@ -6,9 +6,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
-from subquad_numpy.codegen import cut, pointer, room, shifted, zeros
+from subquad_numpy.codegen import carray, cut, pointer, room, shifted, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import load_stored_part, round_row, widen_rows

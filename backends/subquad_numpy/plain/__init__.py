@@ -1,1 +1,1 @@
-"""Attention without Numba: NumPy alone, with reused memory."""
+"""Attention without compiled kernels: NumPy alone, with reused memory."""

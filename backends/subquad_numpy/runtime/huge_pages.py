@@ -12,9 +12,6 @@ import mmap
 import sys
 from functools import cache
 
-from subquad_numpy.codegen import inline
-from subquad_numpy.runtime.native_tasks import call
-
 LEAST = 4 << 20  # bytes of an output for which it is worth asking, as NumPy has it
 PAGE = mmap.PAGESIZE
 HUGE = 14  # MADV_HUGEPAGE
@@ -28,29 +25,19 @@ def madvise() -> int:
 
 
 @cache
-def _from_python() -> ctypes._CFunctionType | None:
+def from_python() -> ctypes._CFunctionType | None:
+    """The system's function as one of Python, or None."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
     return kind(madvise()) if madvise() else None
 
 
-def _inside(first: int, size: int) -> tuple[int, int]:
+def inside(first: int, size: int) -> tuple[int, int]:
     """Where the whole pages among so many bytes begin, and their size: the others belong to more than this array."""
     start = -(-first // PAGE) * PAGE
     return start, (first + size) // PAGE * PAGE - start
 
 
-_inlined = inline(_inside)
-
-
 def ask(first: int, size: int) -> None:
     """Ask for huge pages for an output of `size` bytes at this address, if it is large and nobody has written it."""
-    if size >= LEAST and (advise := _from_python()) is not None:
-        advise(*_inside(first, size), HUGE)
-
-
-@inline
-def ask_by(madvise: int, first: int, size: int) -> None:
-    """`ask` in compiled code, by the function at this address."""
-    if size >= LEAST and madvise != 0:
-        start, whole = _inlined(first, size)
-        call(madvise, start, whole, HUGE)
+    if size >= LEAST and (advise := from_python()) is not None:
+        advise(*inside(first, size), HUGE)

@@ -60,7 +60,7 @@ def accelerate(model: Model) -> Model:
     >>> torch.allclose(before, after, atol=1e-5)
     True
     >>> model.backbone.layers[0].mixer.subquad_runs
-    'causal_conv1d (numba), selective_scan (numba)'
+    'causal_conv1d (compiled), selective_scan (compiled)'
     """
     _check(model)
     found = {name: (module, mixin) for name, module in model.named_modules() if (mixin := family_of(module))}

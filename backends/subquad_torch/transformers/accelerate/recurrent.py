@@ -166,6 +166,6 @@ def documents(kwargs: dict[str, Any], x: Tensor) -> Tensor | None:
 
 
 def runs(*calls: tuple[Any, Sequence[Any]]) -> str:
-    """The kernels of calls, and which implementation of each would run: 'selective_scan (numba)'."""
+    """The kernels of calls, and which implementation of each would run: 'selective_scan (compiled)'."""
     choices = [choice for function, args in calls for choice in explain(function, *args).choices]
     return ", ".join(f"{choice.kernel} ({choice.implementation})" for choice in choices)
