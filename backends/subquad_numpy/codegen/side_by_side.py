@@ -9,6 +9,7 @@ time: eight registers hide the four cycles of an operation.
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
@@ -16,6 +17,7 @@ from subquad_numpy.codegen import processor
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic, types
 
+C0, C1, C2 = 0.6931471805599453, 0.2402335515698872, 0.05550508525196963
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
 
@@ -138,6 +140,67 @@ def scaled_exp2(typingctx: Any, xs: Any) -> Any:
         return context.make_tuple(builder, sig.return_type, [*lines.powers(shifted), *rests])
 
     return types.UniTuple(xs.dtype, 2 * xs.count)(xs), codegen
+
+
+@cache
+def _sixteenths() -> tuple[list[int], list[float]]:
+    """For j / 16 at place j modulo 16, |j| <= 8: its power of two in float32, and what that lacks, relative to it.
+
+    The power is given as bits that a whole number of sixteenths, moved to where a float32 has its exponent, lacks.
+    """
+    bits, rests = [], []
+    for place in range(16):
+        j = place - 16 if place > 8 else place
+        exact = 2.0 ** (j / 16)
+        near = np.float32(exact)
+        bits.append(int(near.view(np.int32)) - int(np.float32(1).view(np.int32)) - (j << 19))
+        rests.append(exact / float(near) - 1)
+    return bits, rests
+
+
+@intrinsic
+def decays(typingctx: Any, xs: Any) -> Any:
+    """`scaled_exp2`, where `power` need be no power of two: it may be 2^x rounded to a sixteenth in x.
+
+    The 16 numbers of a register then make a table, and the rest of x is so small that a short polynomial does. The rest
+    has what the number in the table lacks, so that no decay has one and the same error at every step.
+    """
+    if xs.dtype.element != types.float32 or not processor.has("avx512f"):
+        return scaled_exp2._defn(typingctx, xs)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lines = _Lines(context, builder, xs.dtype)
+        wide, whole = context.get_value_type(xs.dtype), lines.wide
+        bits, lacks = _sixteenths()
+        x = lines.bounded(cgutils.unpack_tuple(builder, args[0]), lines.constant(-127.0, 0), lines.constant(128.0, 0))
+        rounding = [lines.constant(1.5 * 2**19 + 127, 0)] * len(x)
+        shifted = lines.sums(x, rounding)
+        places = [builder.bitcast(y, whole) for y in shifted]
+        parts = lines.less(x, lines.less(shifted, rounding))
+        values = lines.sums(lines.products(parts, [lines.constant(C2, 0)] * len(x)), [lines.constant(C1, 0)] * len(x))
+        values = side_by_side(builder, values)
+        values = lines.sums(lines.products(values, parts), [lines.constant(C0, 0)] * len(x))
+        values = side_by_side(builder, values)
+        rests = [_looked_up(builder, ir.Constant(wide, lacks), at) for at in places]
+        rests = lines.sums(lines.products(values, parts), rests)
+        shift = ir.Constant(whole, [19] * 16)
+        powers = [
+            builder.bitcast(
+                builder.add(builder.shl(at, shift), _looked_up(builder, ir.Constant(whole, bits), at)), wide
+            )
+            for at in places
+        ]
+        return context.make_tuple(builder, sig.return_type, [*powers, *rests])
+
+    return types.UniTuple(xs.dtype, 2 * xs.count)(xs), codegen
+
+
+def _looked_up(builder: Any, table: Any, places: Any) -> Any:
+    """The numbers of a table of 16 at these places modulo 16."""
+    letter = "f" if table.type.element == ir.FloatType() else "i"
+    kind = ir.FunctionType(table.type, [table.type, places.type])
+    name = f"llvm.x86.avx512.permvar.s{letter}.512"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [table, places])
 
 
 @intrinsic
