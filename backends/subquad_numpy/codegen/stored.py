@@ -175,12 +175,6 @@ def prefetch_stored(memory: Any, stored: int, index: int) -> None:
 
 
 @inline
-def prefetch_stored(memory: Any, stored: int, index: int) -> None:
-    """Ask for the cache line of memory[index]; the address may lie outside of the array."""
-    prefetch(memory, index if stored == AS_COMPUTED else index // 2)
-
-
-@inline
 def asked_rows(memory: Any, stored: int, index: int, step: int) -> Rows:
     """Rows as `prefetch` counts: in numbers as they are computed."""
     if stored == AS_COMPUTED:

@@ -8,7 +8,7 @@ Notes of a step lie `pitch` numbers before those of the next one; each has two v
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, shifted, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, processor, shifted, store, zeros
 from subquad_numpy.codegen.side_by_side import decays
 from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, stored_as
 from subquad_numpy.runtime.stored import AS_COMPUTED
@@ -17,6 +17,7 @@ from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_po
 
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
 GATE, NOTES = 7, 8
+HAS_MANY_REGISTERS = processor.has("avx512f")  # 32; others have 16, and half as wide
 
 
 @inline
@@ -44,9 +45,16 @@ def by_powers(h: Four, note: Any, drive: Four, lanes: int) -> tuple[Four, Any]:
 
 
 @inline
-def decays_of(a: Four, step: Any) -> tuple[Four, Four]:
+def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
     """The two parts of the decays exp(Δ A): see `decays`."""
-    p0, p1, p2, p3, r0, r1, r2, r3 = decays((step * a[0], step * a[1], step * a[2], step * a[3]))
+    if not few:
+        p, r = decays((step * a[0],))
+        return (p, p, p, p), (r, r, r, r)
+    if HAS_MANY_REGISTERS:
+        p0, p1, p2, p3, r0, r1, r2, r3 = decays((step * a[0], step * a[1], step * a[2], step * a[3]))
+        return (p0, p1, p2, p3), (r0, r1, r2, r3)
+    p0, p1, r0, r1 = decays((step * a[0], step * a[1]))
+    p2, p3, r2, r3 = decays((step * a[2], step * a[3]))
     return (p0, p1, p2, p3), (r0, r1, r2, r3)
 
 
@@ -127,28 +135,16 @@ def _advance_by_decays(
     few: bool, notes: Any, pitch: int, length: int, lanes: int, states: Any, Ar: Any, B: Any, B_step: int,
     constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
 ) -> None:  # fmt: skip
-    """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one.
-
-    The decays of the next step are begun before the states go a step on: neither then waits for the other.
-    """
+    """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one."""
     a, h, nothing = loaded(Ar, 0, lanes, few), loaded(states, 0, lanes, few), zeros(notes)
-    p, r = decays_of(a, load(notes, STEP * 2 * lanes))
-    for i in range(length - 1):
-        p_next, r_next = decays_of(a, load(notes, (i + 1) * pitch + STEP * 2 * lanes))
+    for i in range(length):
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
-        b, c = mapped(B, i * B_step, 0, lanes, few, constant_B), mapped(C, i * C_step, 0, lanes, few, constant_C)
         note = shifted(notes, i * pitch)
-        h = by_decays(h, p, r, times(load(note, DRIVE * 2 * lanes), b))
-        add_out(note, h, c, lanes, few)
-        p, r = p_next, r_next
-    i = length - 1
-    if has_resets and resets[i * reset_step] != 0:
-        h = (nothing, nothing, nothing, nothing)
-    b, c = mapped(B, i * B_step, 0, lanes, few, constant_B), mapped(C, i * C_step, 0, lanes, few, constant_C)
-    note = shifted(notes, i * pitch)
-    h = by_decays(h, p, r, times(load(note, DRIVE * 2 * lanes), b))
-    add_out(note, h, c, lanes, few)
+        p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
+        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
+        h = by_decays(h, p, r, drive)
+        add_out(note, h, mapped(C, i * C_step, 0, lanes, few, constant_C), lanes, few)
     keep(states, 0, h, lanes, few)
 
 

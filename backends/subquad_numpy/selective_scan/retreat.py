@@ -7,7 +7,7 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, processor, shifted, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, shifted, store, zeros
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import padded_rows_of
 from subquad_numpy.codegen.vector_math import LOG2_E
@@ -15,6 +15,7 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.advance import (
     DRIVE,
     FACTOR,
+    HAS_MANY_REGISTERS,
     KEPT,
     MORE,
     OUT,
@@ -40,7 +41,7 @@ from subquad_numpy.selective_scan.four import (
 from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
 
 LN_2 = 1 / LOG2_E
-TOGETHER = 2 if processor.has("avx512f") else 1  # vectors that share B, C and sums: others have half the registers
+TOGETHER = 2 if HAS_MANY_REGISTERS else 1  # vectors that share B, C and sums: others have half the registers
 LEFT = 3 * AT_ONCE  # vectors that states leave behind at each step: themselves, and the two parts of decays
 INPUT, SLOPE, GATE_SLOPE, G, ALONG_A, ALONG_B = range(KEPT + 1, KEPT + 7)  # the notes of the gradient alone
 NOTES = ALONG_B + 1
@@ -231,7 +232,7 @@ def _there(h: Four, a: Four, note: Any, left: Any, b: Four, lanes: int, few: boo
     if is_even:
         after, _ = by_powers(h, note, drive, lanes)
         return after
-    p, r = decays_of(a, load(note, STEP * 2 * lanes))
+    p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
     keep(left, AT_ONCE * lanes, p, lanes, few)
     keep(left, 2 * AT_ONCE * lanes, r, lanes, few)
     return by_decays(h, p, r, drive)
