@@ -27,21 +27,25 @@ def noted(notes: Any, what: int, lanes: int) -> Any:
 
 
 @inline
-def by_powers(h: Four, note: Any, drive: Four, lanes: int) -> tuple[Four, Any]:
-    """(the states after a step, what the decay of the state after them follows from): see `start_powers`."""
-    ratio, more, kept = (
-        load(note, RATIO * 2 * lanes), load(note, MORE * 2 * lanes), load(note, KEPT * 2 * lanes),
-    )  # fmt: skip
+def powers_of(note: Any, lanes: int, few: bool) -> tuple[Four, Any]:
+    """(what decays follow from for the states, for the one after them): see `start_powers`."""
+    ratio, more = load(note, RATIO * 2 * lanes), load(note, MORE * 2 * lanes)
     f0 = load(note, FACTOR * 2 * lanes)
     f1 = f0 * ratio + more
     f2 = f1 * ratio + more
     f3 = f2 * ratio + more
+    return (f0, f1, f2, f3), f3 * ratio + more if few else f1
+
+
+@inline
+def by_powers(h: Four, f: Four, kept: Any, drive: Four) -> Four:
+    """The states after a step, from what their decays follow from."""
     return (
-        (f0 * h[0] + drive[0]) + masked(h[0], kept),
-        (f1 * h[1] + drive[1]) + masked(h[1], kept),
-        (f2 * h[2] + drive[2]) + masked(h[2], kept),
-        (f3 * h[3] + drive[3]) + masked(h[3], kept),
-    ), f3 * ratio + more
+        (f[0] * h[0] + drive[0]) + masked(h[0], kept),
+        (f[1] * h[1] + drive[1]) + masked(h[1], kept),
+        (f[2] * h[2] + drive[2]) + masked(h[2], kept),
+        (f[3] * h[3] + drive[3]) + masked(h[3], kept),
+    )
 
 
 @inline
@@ -124,7 +128,8 @@ def _advance_by_powers(
             h = (nothing, nothing, nothing, nothing)
         note = shifted(notes, i * pitch)
         drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
-        h, following = by_powers(h, note, drive, lanes)
+        f, following = powers_of(note, lanes, True)
+        h = by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
         store(note, FACTOR * 2 * lanes, following)
         add_out(note, h, mapped(C, i * C_step, 0, lanes, True, constant_C), lanes, True)
     keep(states, 0, h, lanes, True)

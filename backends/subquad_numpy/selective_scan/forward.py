@@ -4,8 +4,9 @@
 
 with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex, and 0 in place of h[t-1] at a reset. A task is one
 block of channels of one batch item, over one chunk of time. Tasks share nothing, and the result for a channel does not
-depend on the width of blocks. Within a task the loops are over time, vectors of channels, and states. State and A of
-the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
+depend on the width of blocks. Within a task the loops are over tiles of time, pairs of vectors of channels, a few states
+at a time, and steps (see `advance`); for complex states over steps, vectors of channels, and states (see `rotate`).
+State and A of the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
 """
 
 from functools import cache
@@ -45,7 +46,8 @@ from subquad_numpy.selective_scan.rotate import read_step, rotate
 #     checkpoints  the states before each `tile` steps, for the gradient, or address 0: see `place_of_states`
 FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0, "checkpoints": 0})
 
-# How many steps ahead rows are prefetched: they lie a page or more apart, out of reach of the hardware's prefetching.
+# How many steps ahead rows are prefetched for complex states: they lie a page or more apart, out of reach of the
+# hardware's prefetching. For real states it is one tile.
 ROWS_AHEAD = 4
 
 

@@ -26,6 +26,7 @@ from subquad_numpy.selective_scan.advance import (
     by_powers,
     decays_of,
     noted,
+    powers_of,
 )
 from subquad_numpy.selective_scan.four import (
     AT_ONCE,
@@ -230,8 +231,8 @@ def _there(h: Four, a: Four, note: Any, left: Any, b: Four, lanes: int, few: boo
     keep(left, 0, h, lanes, few)
     drive = times(load(note, DRIVE * 2 * lanes), b)
     if is_even:
-        after, _ = by_powers(h, note, drive, lanes)
-        return after
+        f, _ = powers_of(note, lanes, few)
+        return by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
     p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
     keep(left, AT_ONCE * lanes, p, lanes, few)
     keep(left, 2 * AT_ONCE * lanes, r, lanes, few)
@@ -251,7 +252,7 @@ def _back(
     store(note, ALONG_B * 2 * lanes, along_B)
     to_B = times(load(note, DRIVE * 2 * lanes), (G0, G1, G2, G3))
     if is_even:
-        f, following = _powers(note, lanes, few)
+        f, following = powers_of(note, lanes, few)
         kept = load(note, KEPT * 2 * lanes)
         store(note, FACTOR * 2 * lanes, following)
         G0, G1 = f[0] * G0 + masked(G0, kept), f[1] * G1 + masked(G1, kept)
@@ -267,17 +268,6 @@ def _back(
         along_A = along_A + a[1] * X1 + a[2] * X2 + a[3] * X3
     store(note, ALONG_A * 2 * lanes, along_A)
     return (G0, G1, G2, G3), plus(by_A, times(step, (X0, X1, X2, X3))), to_B
-
-
-@inline
-def _powers(note: Any, lanes: int, few: bool) -> tuple[Four, Any]:
-    """(what decays follow from for the states, for the one after them): see `start_powers`."""
-    ratio, more = load(note, RATIO * 2 * lanes), load(note, MORE * 2 * lanes)
-    f0 = load(note, FACTOR * 2 * lanes)
-    f1 = f0 * ratio + more
-    f2 = f1 * ratio + more
-    f3 = f2 * ratio + more
-    return (f0, f1, f2, f3), f3 * ratio + more if few else f1
 
 
 @inline
