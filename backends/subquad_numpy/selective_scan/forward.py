@@ -4,9 +4,9 @@
 
 with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex, and 0 in place of h[t-1] at a reset. A task is one
 block of channels of one batch item, over one chunk of time. Tasks share nothing, and the result for a channel does not
-depend on the width of blocks. Within a task the loops are over tiles of time, pairs of vectors of channels, a few states
-at a time, and steps (see `advance`); for complex states over steps, vectors of channels, and states (see `rotate`).
-State and A of the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
+depend on the width of blocks. Within a task the loops are over tiles of time, pairs of vectors of channels, a few
+states at a time, and steps (see `advance`); for complex states over steps, vectors, and states (see `rotate`). State
+and A of the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
 """
 
 from functools import cache
