@@ -480,7 +480,7 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store
-    from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
+    from subquad_numpy.codegen.side_by_side import decays, exp_negative, scaled_exp2
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
@@ -491,6 +491,11 @@ def test_polynomials_keep_their_promise() -> None:
     @inline
     def scaled(x: Any) -> Any:
         _, power, _, rest = scaled_exp2((x, x))
+        return power + power * rest
+
+    @inline
+    def decay(x: Any) -> Any:
+        _, power, _, rest = decays((x, x))
         return power + power * rest
 
     @inline
@@ -514,6 +519,7 @@ def test_polynomials_keep_their_promise() -> None:
         for function, exact, low, high, bound in (
             (exp2, np.exp2, -largest, largest, 2),
             (scaled, np.exp2, -largest, largest, 2),
+            (decay, np.exp2, -largest, largest, 2),
             (negative, lambda x: np.exp(-np.abs(x)), -largest * 0.69, largest * 0.69, 2),
             (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
             (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),

@@ -6,9 +6,11 @@ its window holds, and LLVM puts one chain behind the other. Here they advance to
 time: eight registers hide the four cycles of an operation.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 
 from subquad_numpy.codegen import processor, types
@@ -16,6 +18,9 @@ from subquad_numpy.codegen.blocks import function_of, parts_of
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic
 
+# (2^x - 1) / x for |x| <= 1/32: see `vector_math`
+EXP2_OF_SIXTEENTHS = (0.6931471805599453, 0.2402335515698872, 0.05550508525196963)
+SIXTEENTH_BITS = 19  # a float32 of this exponent has sixteenths as its last digits
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
 
@@ -112,9 +117,65 @@ class _Lines:
         bits = [self.builder.shl(self.builder.bitcast(x, self.wide), shift) for x in shifted]
         return [self.builder.bitcast(x, shifted[0].type) for x in bits]
 
+    def looked_up(self, table: tuple[float, ...], places: Any) -> Any:
+        """The numbers of a table of 16, integers or float32, at these places modulo 16."""
+        is_whole = isinstance(table[0], int)
+        kind = self.wide if is_whole else ir.VectorType(ir.FloatType(), 16)
+        name = f"llvm.x86.avx512.permvar.{'si' if is_whole else 'sf'}.512"
+        function = function_of(self.builder.module, ir.FunctionType(kind, [kind, self.wide]), name)
+        return self.builder.call(function, [ir.Constant(kind, list(table)), places])
+
     def rounding(self) -> Any:
         """A number plus this one is rounded to a whole number, and has that plus the bias in its lowest bits."""
         return self.constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
+
+
+def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]]) -> Any:
+    """What an intrinsic returns that takes a tuple of vectors and gives two parts of each, as `by` makes them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lines = _Lines(context, builder, xs.dtype)
+        x = parts_of(builder, args[0])
+        x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
+        return context.make_tuple(builder, sig.return_type, by(lines, x))
+
+    return types.Tuple([xs.dtype] * (2 * xs.count))(xs), codegen
+
+
+def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
+    rounding = [lines.rounding()] * len(x)
+    shifted = lines.sums(x, rounding)
+    rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
+    return [*lines.powers(shifted), *rests]
+
+
+def _by_sixteenths(lines: _Lines, x: list[Any]) -> list[Any]:
+    builder, shift = lines.builder, ir.Constant(lines.wide, [SIXTEENTH_BITS] * lines.vector.lanes)
+    rounding = [lines.constant(1.5 * 2**SIXTEENTH_BITS + 127, 0)] * len(x)
+    shifted = lines.sums(x, rounding)
+    places = [builder.bitcast(w, lines.wide) for w in shifted]
+    parts = lines.less(x, lines.less(shifted, rounding))
+    *terms, last = ([lines.constant(c, 0)] * len(x) for c in EXP2_OF_SIXTEENTHS)
+    values = last
+    for term in reversed(terms):
+        values = side_by_side(builder, lines.sums(lines.products(values, parts), term))
+    bits, lacks = _sixteenths()
+    rests = lines.sums(lines.products(values, parts), [lines.looked_up(lacks, at) for at in places])
+    powers = [builder.add(builder.shl(at, shift), lines.looked_up(bits, at)) for at in places]
+    return [*(builder.bitcast(power, x[0].type) for power in powers), *rests]
+
+
+@cache
+def _sixteenths() -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """For j/16 at place j modulo 16, |j| <= 8: the float32 next to 2^(j/16), and what that lacks, relative to it.
+
+    The number stands as bits, less those that j itself has where a float32 has its exponent and its first digits.
+    """
+    numbers = [place - 16 if place > 8 else place for place in range(16)]
+    near = [np.float32(2.0 ** (j / 16)) for j in numbers]
+    one = int(np.float32(1).view(np.int32))
+    bits = (int(x.view(np.int32)) - one - (j << SIXTEENTH_BITS) for x, j in zip(near, numbers, strict=True))
+    return tuple(bits), tuple(2.0 ** (j / 16) / float(x) - 1 for x, j in zip(near, numbers, strict=True))
 
 
 @intrinsic
@@ -127,17 +188,18 @@ def scaled_exp2(xs: Any) -> Any:
     `power` is 0 where 2^x is below the normal numbers, and infinite from x = 127.5 (1023.5) on. NaN stays NaN, in
     `rest`. The product with an infinite h may be NaN.
     """
+    return _parted(xs, _by_powers)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lines = _Lines(context, builder, xs.dtype)
-        x = parts_of(builder, args[0])
-        x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
-        rounding = [lines.rounding()] * len(x)
-        shifted = lines.sums(x, rounding)
-        rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
-        return context.make_tuple(builder, sig.return_type, [*lines.powers(shifted), *rests])
 
-    return types.Tuple([xs.dtype] * (2 * xs.count))(xs), codegen
+@intrinsic
+def decays(xs: Any) -> Any:
+    """`scaled_exp2`, where `power` need be no power of two: the fastest way of the machine.
+
+    A register of 16 numbers makes a table of the powers of sixteenths. The rest of x then is so small that a polynomial
+    of three terms does, and `rest` has what the number in the table lacks too. `power` is 1 for |x| < 1/32.
+    """
+    has_table = xs.dtype.element == types.float32 and processor.has("avx512f")
+    return _parted(xs, _by_sixteenths if has_table else _by_powers)
 
 
 @intrinsic

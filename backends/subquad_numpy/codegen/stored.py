@@ -19,6 +19,9 @@ from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_
 HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a float32 has beyond it, a bit of a NaN
 
 
+Rows = tuple[Any, int]  # (pointer to the first row, distance between two rows)
+
+
 def _widens_half() -> bool:
     """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
     is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
@@ -171,6 +174,14 @@ def prefetch_stored(memory: Any, stored: int, index: int) -> None:
     prefetch(memory, index if stored == AS_COMPUTED else index // 2)
 
 
+@inline
+def asked_rows(memory: Any, stored: int, index: int, step: int) -> Rows:
+    """Rows as `prefetch` counts: in numbers as they are computed."""
+    if stored == AS_COMPUTED:
+        return shifted(memory, index), step
+    return shifted(memory, index // 2), step // 2
+
+
 @apart
 def widen_rows(
     memory: Any, stored: int, index: int, step: int, rows: int, width: int, lanes: int, target: Any, pitch: int
@@ -216,6 +227,31 @@ def rows_of(
         return shifted(memory, index), step
     widen_rows(memory, stored, index, step, rows, width, lanes, scratch, width)
     return scratch, width
+
+
+@apart
+def pad_rows(
+    memory: Any, stored: int, index: int, step: int, rows: int, width: int, lanes: int, target: Any, pitch: int
+) -> None:
+    """`widen_rows`, and zeros from `width` to `pitch`."""
+    widen_rows(memory, stored, index, step, rows, width, lanes, target, pitch)
+    for r in range(rows):
+        for c in range(max(width, 0), pitch):
+            target[r * pitch + c] = 0
+
+
+@inline
+def padded_rows_of(
+    memory: Any, stored: int, index: int, step: int, rows: int, width: int, pitch: int, lanes: int, scratch: Any
+) -> tuple[Any, int]:
+    """`rows_of` for rows that may be read up to `pitch`: where they are if they have as many numbers, or in `scratch`.
+
+    `scratch` has room for rows · pitch numbers.
+    """
+    if stored == AS_COMPUTED and width >= pitch:
+        return shifted(memory, index), step
+    pad_rows(memory, stored, index, step, rows, width, lanes, scratch, pitch)
+    return scratch, pitch
 
 
 @inline

@@ -37,6 +37,7 @@ from subquad_numpy.codegen.side_by_side import scaled_exp2
 from subquad_numpy.codegen.turn import totals
 from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.selective_scan.advance import advance
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
 from subquad_numpy.selective_scan.layout import (
     HEAD,
@@ -51,16 +52,9 @@ from subquad_numpy.selective_scan.layout import (
     resets_of,
     sizes_of,
 )
-from subquad_numpy.selective_scan.recurrence import find_gaps, read_step
-from subquad_numpy.selective_scan.retreat import (
-    LEFT,
-    LN_2,
-    NOTES,
-    go_on,
-    note_step,
-    through_tile,
-    write_step,
-)
+from subquad_numpy.selective_scan.recurrence import find_gaps
+from subquad_numpy.selective_scan.retreat import LEFT, LN_2, NOTES, note_tile, through_tile, write_step
+from subquad_numpy.selective_scan.rotate import read_step
 
 # Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
 #     OF_ROWS      the shapes of u, delta, z, initial_state
@@ -137,7 +131,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             + (6 + 2 * of_steps + swept) * planes
             + (2 * tile + 4) * row_sums
             + (10 + 4 * of_steps) * rows
-            + 2 * tile * (NOTES + LEFT) * lanes
+            + 2 * tile * (NOTES + LEFT + 4) * lanes
+            + (3 * rows if is_complex else 0)
             + 6 * lanes,
             kind,
         )
@@ -170,6 +165,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         slopes = shifted(gs, of_steps * rows)
         notes = shifted(slopes, of_steps * rows)  # of real states: see `retreat`
         left = shifted(notes, 2 * tile * NOTES * lanes)
+        pairs_here = shifted(left, 2 * tile * LEFT * lanes)  # rows of inputs, where these end within a vector
         sums = np.empty(6 * matrix + 2 * rows + 8, np.float64)  # sums over all tiles
         sum_A = aligned(sums)
         sum_B = shifted(sum_A, 2 * matrix)
@@ -228,41 +224,35 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     elif not constant_B or not constant_C:
                         clear(row_B, 2 * (tile + 2) * row_sums)
                     for pair in range(0, width, 2 * lanes):
-                        for i in range(length):
-                            # Half of the prefetches are here, half below: a burst would be dropped. Rows of most
-                            # arrays do not begin with a cache line, and the last vector of a block ends in one more.
-                            row = first_row + i * of_row + pair
-                            for part in range(3):
-                                at = row + min(part * lanes, 2 * lanes - 1)
-                                prefetch(delta, at + next_tile)
-                                prefetch(grad_y, at + next_tile)
-                                prefetch(grad_u, at)
-                                prefetch(grad_delta, at)
-                            note_step(
-                                notes, i, delta, u, z, grad_y, first_row + i * of_row, width, lanes, edge, pair, bias,
-                                skip, bases, gaps, even, has_z, delta_softplus != 0,
-                            )  # fmt: skip
+                        # Half of the prefetches are here, half below: a burst would be dropped.
+                        left_here = min(width - pair, 2 * lanes)
+                        note_tile(
+                            notes, length, delta, u, z, grad_y, grad_u, grad_delta, first_row + pair, of_row, next_tile,
+                            left_here, lanes, pairs_here, shifted(bias, pair), shifted(skip, pair),
+                            shifted(bases, pair), shifted(gaps, pair), even[pair] != 0 or even[pair + lanes] != 0,
+                            has_z, delta_softplus != 0,
+                        )  # fmt: skip
                         j = pair * d_state
                         B_now = shifted(Br, j) if constant_B else shifted(B, first_B)
                         C_now = shifted(Cr, j) if constant_C else shifted(C, first_C)
                         if goes_back:
                             through_tile(
-                                notes, left, length, lanes, d_state, min(2, (width - pair + lanes - 1) // lanes),
+                                notes, left, length, lanes, d_state, (left_here + lanes - 1) // lanes,
                                 shifted(even, pair), has_z,
                                 shifted(before, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j), B_now, of_maps,
                                 constant_B, shifted(tile_B, j) if constant_B else row_B, of_B, C_now, of_maps,
                                 constant_C, shifted(tile_C, j) if constant_C else row_C, of_C, first_reset, sign,
                                 has_resets,
                             )  # fmt: skip
+                        if not goes_back:
+                            advance(
+                                notes, NOTES * 2 * lanes, length, lanes, d_state, (left_here + lanes - 1) // lanes,
+                                shifted(even, pair), shifted(after, j), shifted(Ar, j), B_now, of_maps, constant_B,
+                                B_now, of_maps, constant_B, first_reset, sign, has_resets,
+                            )  # fmt: skip
+                            continue
                         for at in range(pair, min(width, pair + 2 * lanes), lanes):
                             now, j = shifted(notes, at - pair), at * d_state
-                            if not goes_back:
-                                go_on(
-                                    now, length, lanes, d_state, even[at] != 0, shifted(after, j), shifted(Ar, j),
-                                    shifted(Br, j) if constant_B else B_now, of_maps, constant_B, first_reset, sign,
-                                    has_resets,
-                                )  # fmt: skip
-                                continue
                             if has_saved:
                                 for s in range(0, d_state * lanes, lanes):
                                     prefetch(saved, next_place + j + s)
@@ -311,14 +301,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     powers_now, rests_now = shifted(powers, i * matrix), shifted(rests, i * planes)
                     steps_now, inputs_now = shifted(steps, i * rows), shifted(inputs, i * rows)
                     gs_now = shifted(gs, i * rows)
-                    for v in range(vectors):
-                        prefetch(delta, row + v * lanes + ahead)
-                        prefetch(u, row + v * lanes + ahead)
-                        prefetch(z, row + v * lanes + ahead)
-                        prefetch(grad_y, row + v * lanes + ahead)
                     read_step(
-                        delta, u, z, 0, row, width, lanes, edge, bias, has_z, delta_softplus != 0, True, steps_now,
-                        inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
+                        delta, u, z, grad_y, 0, row, ahead, width, lanes, pairs_here, bias, has_z, delta_softplus != 0,
+                        True, steps_now, inputs_now, gates, bases, gaps, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
                     clear(row_C, 2 * row_sums)
                     for v in range(vectors):

@@ -4,8 +4,9 @@
 
 with 2 Re(C[t] · h[t]) in place of C[t] · h[t] where A is complex, and 0 in place of h[t-1] at a reset. A task is one
 block of channels of one batch item, over one chunk of time. Tasks share nothing, and the result for a channel does not
-depend on the width of blocks. Within a task the loops are over time, vectors of channels, and states. State and A of
-the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
+depend on the width of blocks. Within a task the loops are over tiles of time, pairs of vectors of channels, a few
+states at a time, and steps (see `advance`); for complex states over steps, vectors, and states (see `rotate`). State
+and A of the block stay in cache, each as (vectors, d_state, lanes); a complex matrix is two of these.
 """
 
 from functools import cache
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, copy, load, pointer, shifted, spread, store
+from subquad_numpy.codegen import aligned, carray, copy, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
-from subquad_numpy.codegen.side_by_side import scaled_exp2
-from subquad_numpy.codegen.stored import prefetch_stored, row_of, store_stored_part, stored_as
-from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
+from subquad_numpy.codegen.stored import rows_of, stored_as
+from subquad_numpy.codegen.vector_math import LOG2_E
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.selective_scan.advance import NOTES, STEP, advance, note_tile, noted, sum_steps, write_tile
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     find_step,
@@ -33,7 +34,8 @@ from subquad_numpy.selective_scan.layout import (
     resets_of,
     sizes_of,
 )
-from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_step, start_powers
+from subquad_numpy.selective_scan.recurrence import find_gaps
+from subquad_numpy.selective_scan.rotate import read_step, rotate
 
 # Results of a scan:
 #     state        (batch, chunks, d, d_state), the state after each chunk; initial_state has this shape too, and may
@@ -43,7 +45,8 @@ from subquad_numpy.selective_scan.recurrence import advance, find_gaps, read_ste
 #     checkpoints  the states before each `tile` steps, for the gradient, or address 0: see `place_of_states`
 FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0, "checkpoints": 0})
 
-# How many steps ahead rows are prefetched: they lie a page or more apart, out of reach of the hardware's prefetching.
+# How many steps ahead rows are prefetched for complex states: they lie a page or more apart, out of reach of the
+# hardware's prefetching. For real states it is one tile.
 ROWS_AHEAD = 4
 
 
@@ -58,7 +61,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, FORWARD_RECORD)
-    def forward(first: int, last: int, records: Any) -> int:
+    def forward(first_task: int, last_task: int, records: Any) -> int:
         f = carray(records, 1)[0]
         _, n, d, groups, d_state, block, chunk, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
@@ -69,12 +72,16 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         has_y, has_sum, saves = f.y != 0, f.delta_sum != 0, f.checkpoints != 0
 
         chunks = -(-n // chunk)
-        ahead = -ROWS_AHEAD * d if reverse else ROWS_AHEAD * d
+        sign = -1 if reverse else 1
+        of_row, of_maps = sign * d, sign * groups * d_state * parts  # from one step of time to the next
 
         pairs = -(-block // (2 * lanes))
         rows = pairs * 2 * lanes  # of a row in scratch: vectors of channels go by pairs
         matrix = rows * d_state
-        buffer = np.empty(9 * matrix + 14 * rows + 2 * d_state + 2 * lanes, kind)
+        of_rows, of_tile = (8 * rows, 0) if is_complex else (0, tile)
+        buffer = np.empty(
+            9 * matrix + 7 * rows + of_rows + of_tile * (2 * d_state + 2 * (NOTES + 3) * lanes) + 3 * lanes, kind
+        )
         edge = aligned(buffer)
         # hr, hi: the state, real and imaginary part; skip: D; time_sum, time_rest: the sum of Δ and its rounding error
         hr = shifted(edge, lanes)
@@ -86,16 +93,16 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         bases = shifted(time_rest, rows)
         gaps = shifted(bases, rows)
         even = shifted(gaps, rows)
-        steps = shifted(even, rows)  # Δ, u, the gate and what `first_power` gives, of one step
-        inputs = shifted(steps, rows)
-        gates = shifted(inputs, rows)
-        factors = shifted(gates, rows)
-        ratios = shifted(factors, rows)
-        mores = shifted(ratios, rows)
-        kepts = shifted(mores, rows)
-        maps = shifted(kepts, rows)  # B and C of one step, if they are stored in half precision
+        steps = shifted(even, rows)  # of complex states: Δ, u and the gate of one step
+        inputs = shifted(steps, of_rows // 8)
+        gates = shifted(inputs, of_rows // 8)
+        far_steps = shifted(gates, of_rows // 8)
+        far_gates = shifted(far_steps, of_rows // 8)
+        notes = shifted(steps, of_rows)  # of real states: see `advance`
+        pairs_here = shifted(far_gates, of_rows // 8) if is_complex else shifted(notes, 2 * of_tile * NOTES * lanes)
+        maps = shifted(notes, 2 * of_tile * (NOTES + 3) * lanes)  # rows of B and C, if they are in half precision
 
-        for task in range(first, last):
+        for task in range(first_task, last_task):
             item, group, _, c0, width = locate(task // chunks, d, groups, block)
             start = task % chunks * chunk
             row_of_A = c0 * d_state * parts
@@ -118,70 +125,69 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             if has_bias:
                 load_padded_row(delta_bias, c0, width, lanes, bias)
 
-            for t in range(start, min(n, start + chunk)):
-                time, row, row_of_B, row_of_C = find_step(
-                    t, item, n, d, c0, groups, group, d_state * parts, B_step, C_step, reverse
-                )
-                if saves and t % tile == 0:
-                    place, plane = place_of_states(f, item, t // tile, group, c0, lanes, parts)
+            stop = min(n, start + chunk)
+            for k in range(start // tile, -(-stop // tile)):
+                first = max(start, k * tile)
+                length = min(stop, (k + 1) * tile) - first
+                if saves and first == k * tile:
+                    place, plane = place_of_states(f, item, k, group, c0, lanes, parts)
                     for p in range(parts):
                         there = shifted(checkpoints, place + p * plane)
                         copy(shifted(hr, p * matrix), vectors * d_state * lanes, there)
-                if has_resets and resets[item * n + time] != 0:
-                    clear(hr, 2 * matrix)
-                for v in range(vectors):
-                    at = v * lanes
-                    prefetch_stored(delta, stored_as(f.stored, 1), row + at + ahead)
-                    prefetch_stored(u, stored_as(f.stored, 0), row + at + ahead)
-                    prefetch_stored(z, stored_as(f.stored, 2), row + at + ahead)
-                read_step(
-                    delta, u, z, f.stored, row, width, lanes, edge, bias, has_z, delta_softplus != 0, False, steps,
-                    inputs, gates, gates, gates,
-                )  # fmt: skip
-                B_now, C_now = shifted(B, row_of_B), shifted(C, row_of_C)
-                if not is_complex:
-                    if not constant_B:
-                        B_now = row_of(B, stored_as(f.stored, 3), row_of_B, d_state, lanes, maps)
-                    if not constant_C:
-                        C_now = row_of(C, stored_as(f.stored, 4), row_of_C, d_state, lanes, shifted(maps, d_state))
-                    start_powers(steps, bases, gaps, even, width, lanes, factors, ratios, mores, kepts)
-                for v in range(vectors):
-                    at = v * lanes
-                    count = width - at
-                    step, x = load(steps, at), load(inputs, at)
-                    drive = step * x
-                    out = x * load(skip, at)
-                    if is_complex:
-                        out = out * 0.5  # the sum is doubled below, for 2 Re(C · h), and D u must not be
-                        for s in range(d_state):
-                            i = at * d_state + s * lanes
-                            b = load(Br, i) if constant_B else spread(B, row_of_B + 2 * s)
-                            c = load(Cr, i) if constant_C else spread(C, row_of_C + 2 * s)
-                            b_i = load(Bi, i) if constant_B else spread(B, row_of_B + 2 * s + 1)
-                            c_i = load(Ci, i) if constant_C else spread(C, row_of_C + 2 * s + 1)
-                            power, rest = scaled_exp2((step * load(Ar, i),))
-                            a, a_i = scaled_rotation(rest, step, load(Ai, i), load(Ai_rest, i))
-                            h, h_i = load(hr, i) * power, load(hi, i) * power
-                            h, h_i = h + ((a * h - a_i * h_i) + drive * b), h_i + ((a * h_i + a_i * h) + drive * b_i)
-                            store(hr, i, h)
-                            store(hi, i, h_i)
-                            out = out + h * c - h_i * c_i
-                    else:
-                        out = advance(
-                            hr, at, d_state, lanes, step, drive, out, Ar, B_now, 0, Br, constant_B, C_now, 0, Cr,
-                            constant_C, even[at] != 0, factors, ratios, mores, kepts,
+                time, row, row_of_B, row_of_C = find_step(
+                    first, item, n, d, c0, groups, group, d_state * parts, B_step, C_step, reverse
+                )
+                first_reset = shifted(resets, item * n + time)
+                if is_complex:
+                    for i in range(length):
+                        if has_resets and first_reset[i * sign] != 0:
+                            clear(hr, 2 * matrix)
+                        here = row + i * of_row
+                        read_step(
+                            delta, u, z, y, f.stored, here, ROWS_AHEAD * of_row, width, lanes, pairs_here, bias, has_z,
+                            delta_softplus != 0, False, steps, inputs, gates, far_steps, far_gates, gates, gates,
                         )  # fmt: skip
-                    if is_complex:
-                        out = out * 2.0
-                    if has_z:
-                        out = out * load(gates, at)
+                        rotate(
+                            vectors, lanes, d_state, width, steps, inputs, gates, skip, hr, hi, Ar, Ai, Ai_rest,
+                            shifted(B, row_of_B + i * of_maps), Br, Bi, constant_B,
+                            shifted(C, row_of_C + i * of_maps), Cr, Ci, constant_C, y, stored_as(f.stored, 0), here,
+                            edge, has_y, has_z,
+                        )  # fmt: skip
+                        if has_sum:
+                            for at in range(0, width, lanes):
+                                sum_steps(
+                                    shifted(steps, at), 0, 1, lanes, shifted(time_sum, at), shifted(time_rest, at)
+                                )
+                    continue
+                B_now, C_now = (Br, 0), (Cr, 0)
+                if not constant_B:
+                    B_now = rows_of(B, stored_as(f.stored, 3), row_of_B, of_maps, length, d_state, lanes, maps)
+                if not constant_C:
+                    second = shifted(maps, tile * d_state)
+                    C_now = rows_of(C, stored_as(f.stored, 4), row_of_C, of_maps, length, d_state, lanes, second)
+                for pair in range(0, width, 2 * lanes):
+                    here, left, j = row + pair, min(width - pair, 2 * lanes), pair * d_state
+                    note_tile(
+                        notes, length, delta, u, z, y, f.stored, here, of_row, tile * of_row, left, lanes, pairs_here,
+                        shifted(bias, pair), shifted(skip, pair), shifted(bases, pair), shifted(gaps, pair),
+                        even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0,
+                    )  # fmt: skip
+                    advance(
+                        notes, NOTES * 2 * lanes, length, lanes, d_state, (left + lanes - 1) // lanes,
+                        shifted(even, pair), shifted(hr, j), shifted(Ar, j), shifted(B_now[0], j if constant_B else 0),
+                        B_now[1], constant_B, shifted(C_now[0], j if constant_C else 0), C_now[1], constant_C,
+                        first_reset, sign, has_resets,
+                    )  # fmt: skip
                     if has_y:
-                        store_stored_part(y, stored_as(f.stored, 0), row + at, out, count, lanes, edge)
-                    if has_sum:  # Kahan's compensated sum, since a chunk may be long
-                        term = step - load(time_rest, at)
-                        longer = load(time_sum, at) + term
-                        store(time_rest, at, (longer - load(time_sum, at)) - term)
-                        store(time_sum, at, longer)
+                        write_tile(
+                            notes, length, lanes, y, stored_as(f.stored, 0), here, of_row, left, pairs_here, has_z
+                        )
+                    if has_sum:
+                        for k in range(0, left, lanes):
+                            at, now = pair + k, shifted(noted(notes, STEP, lanes), k)
+                            sum_steps(
+                                now, NOTES * 2 * lanes, length, lanes, shifted(time_sum, at), shifted(time_rest, at)
+                            )
 
             if is_complex:
                 store_joined(state, row_of_state, width, d_state, lanes, hr, hi)

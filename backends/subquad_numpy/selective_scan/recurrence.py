@@ -1,21 +1,28 @@
-"""What both passes of the scan compute for one step of a block of channels: steps, gates, decays, the next states."""
+"""What both passes of the scan compute before the states: steps, gates, and what decays follow from.
+
+A run is of pairs of vectors of channels: those of one step of time, or one of them through the steps of a tile. What
+belongs to one pair lies in scratch, `pitch` numbers before that of the next. Each function takes a whole run: the
+constants of its polynomials then stay in registers, and the chains of several pairs advance together.
+"""
 
 from typing import Any
 
 from subquad_numpy.codegen import (
     absolute,
     bits_where_zero,
+    inline,
     load,
     masked,
     merged,
+    prefetch,
     replace_where_zero,
+    shifted,
     signs,
-    spread,
     store,
     where_negative,
 )
 from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
-from subquad_numpy.codegen.stored import load_stored_part, stored_as
+from subquad_numpy.codegen.stored import Rows
 from subquad_numpy.codegen.vector_math import ONE, polynomial, sigmoid_from, softplus_from
 
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
@@ -43,106 +50,92 @@ def find_gaps(Ar: Any, vectors: int, d_state: int, lanes: int, bases: Any, gaps:
         even[v * lanes] = 1 if found == (1 << lanes) - 1 and d_state >= FEW_STATES else 0
 
 
-@merged
-def read_step(
-    delta: Any, u: Any, z: Any, stored: int, row: int, width: int, lanes: int, edge: Any, bias: Any, has_z: bool,
-    softplus: bool, slopes_too: bool, steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any,
-) -> None:  # fmt: skip
-    """Write Δ, u and silu(z) of one step; if asked, also the slopes of the softplus and of silu.
+@inline
+def ask_for_pair(rows: Rows, i: int, lanes: int) -> None:
+    """Prefetch two vectors of row i: three lines, since few rows begin with one."""
+    prefetch(rows[0], i * rows[1])
+    prefetch(rows[0], i * rows[1] + lanes)
+    prefetch(rows[0], i * rows[1] + 2 * lanes - 1)
 
-    Rows in scratch are whole pairs of vectors.
-    """
-    for at in range(0, width, 2 * lanes):
-        to = at + lanes
-        store(inputs, at, load_stored_part(u, stored_as(stored, 0), row + at, width - at, lanes, edge))
-        store(inputs, to, load_stored_part(u, stored_as(stored, 0), row + to, width - to, lanes, edge))
-        x = load_stored_part(delta, stored_as(stored, 1), row + at, width - at, lanes, edge) + load(bias, at)
-        y = load_stored_part(delta, stored_as(stored, 1), row + to, width - to, lanes, edge) + load(bias, to)
+
+@merged
+def read_run(
+    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, next_delta: Rows, next_u: Rows, bias: Rows,
+    has_z: bool, softplus: bool, steps: Any, inputs: Any, gates: Any, far_steps: Any, far_gates: Any,
+) -> None:  # fmt: skip
+    """Write Δ as it is before the softplus, u and z, and with them exp(-|Δ|) and exp(-|z|), which `open_run` takes."""
+    for i in range(count):
+        at, to = i * pitch, i * pitch + lanes
+        ask_for_pair(next_delta, i, lanes)
+        ask_for_pair(next_u, i, lanes)
+        of_delta, of_bias = shifted(delta[0], i * delta[1]), shifted(bias[0], i * bias[1])
+        store(inputs, at, load(u[0], i * u[1]))
+        store(inputs, to, load(u[0], i * u[1] + lanes))
+        x, y = load(of_delta, 0) + load(of_bias, 0), load(of_delta, lanes) + load(of_bias, lanes)
+        store(steps, at, x)
+        store(steps, to, y)
         if softplus or has_z:
             g, k = x, y
             if has_z:
-                g = load_stored_part(z, stored_as(stored, 2), row + at, width - at, lanes, edge)
-                k = load_stored_part(z, stored_as(stored, 2), row + to, width - to, lanes, edge)
+                g, k = load(z[0], i * z[1]), load(z[0], i * z[1] + lanes)
+                store(gates, at, g)
+                store(gates, to, k)
             e = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
-            if slopes_too:
-                store(slopes, at, sigmoid_from(x, e[0]))
-                store(slopes, to, sigmoid_from(y, e[1]))
-                far_g, far_k = ONE(g) / (e[2] + 1.0), ONE(k) / (e[3] + 1.0)
-                near_g, near_k = e[2] * far_g, e[3] * far_k
-                open_g, open_k = where_negative(g, near_g, far_g), where_negative(k, near_k, far_k)
-                store(gates, at, g * open_g)
-                store(gates, to, k * open_k)
-                store(gate_slopes, at, open_g * (g * where_negative(g, far_g, near_g) + 1.0))
-                store(gate_slopes, to, open_k * (k * where_negative(k, far_k, near_k) + 1.0))
-            else:
-                store(gates, at, g * sigmoid_from(g, e[2]))
-                store(gates, to, k * sigmoid_from(k, e[3]))
+            store(far_steps, at, e[0])
+            store(far_steps, to, e[1])
+            store(far_gates, at, e[2])
+            store(far_gates, to, e[3])
+
+
+@merged
+def open_run(
+    count: int, pitch: int, lanes: int, next_z: Rows, next_y: Rows, has_z: bool, softplus: bool, slopes_too: bool,
+    steps: Any, gates: Any, far_steps: Any, far_gates: Any, slopes: Any, gate_slopes: Any,
+) -> None:  # fmt: skip
+    """Replace what `read_run` wrote by Δ and silu(z); if asked, write the slopes of the softplus and of silu too."""
+    for i in range(count):
+        ask_for_pair(next_z, i, lanes)
+        ask_for_pair(next_y, i, lanes)
+        for at in range(i * pitch, i * pitch + 2 * lanes, lanes):
             if softplus:
-                x, y = softplus_from(x, e[0]), softplus_from(y, e[1])
-        store(steps, at, x)
-        store(steps, to, y)
+                x, e = load(steps, at), load(far_steps, at)
+                store(steps, at, softplus_from(x, e))
+                if slopes_too:
+                    store(slopes, at, sigmoid_from(x, e))
+            if has_z:
+                g, e = load(gates, at), load(far_gates, at)
+                if slopes_too:
+                    far = ONE(g) / (e + 1.0)
+                    near = e * far
+                    opened = where_negative(g, near, far)
+                    store(gates, at, g * opened)
+                    store(gate_slopes, at, opened * (g * where_negative(g, far, near) + 1.0))
+                else:
+                    store(gates, at, g * sigmoid_from(g, e))
 
 
 @merged
 def start_powers(
-    steps: Any, bases: Any, gaps: Any, even: Any, width: int, lanes: int, factors: Any, ratios: Any, mores: Any,
+    count: int, pitch: int, lanes: int, steps: Any, bases: Any, gaps: Any, factors: Any, ratios: Any, mores: Any,
     kepts: Any,
 ) -> None:  # fmt: skip
-    """Write what the decays exp(Δ A[s]) = exp(Δ A[0]) exp(Δ gap)^s of one step follow from, where rates are even.
+    """Write what the decays exp(Δ A[s]) = exp(Δ A[0]) exp(Δ gap)^s of a pair follow from, for each of `count` steps.
 
     The decay of state s times h is f h + masked(h, kept), where f begins with `factor` at s = 0, and goes on to the
     next state as ratio f + more. Where |Δ A[0]| < 1/2 (in powers of 2), f is the decay less 1, with all its digits, and
     `kept` has all bits set. Elsewhere f is the decay, so that the fastest ones keep their digits too.
     """
-    for at in range(0, width, 2 * lanes):
-        to = at + lanes
-        if even[at] != 0 or even[to] != 0:
-            x, y = load(steps, at), load(steps, to)
-            p, p_to, q, q_to, r, r_to, t, t_to = scaled_exp2(
-                (x * load(bases, at), y * load(bases, to), x * load(gaps, at), y * load(gaps, to))
-            )
-            near, near_to = p - 1.0, p_to - 1.0
-            store(factors, at, replace_where_zero(near, p * r + p, r))
-            store(factors, to, replace_where_zero(near_to, p_to * r_to + p_to, r_to))
-            store(ratios, at, q * t + q)
-            store(ratios, to, q_to * t_to + q_to)
-            store(mores, at, masked(q * t + (q - 1.0), bits_where_zero(near)))
-            store(mores, to, masked(q_to * t_to + (q_to - 1.0), bits_where_zero(near_to)))
-            store(kepts, at, bits_where_zero(near))
-            store(kepts, to, bits_where_zero(near_to))
-
-
-@merged
-def advance(
-    states: Any, at: int, d_state: int, lanes: int, step: Any, drive: Any, out: Any, Ar: Any, B: Any, row_of_B: int,
-    Br: Any, constant_B: bool, C: Any, row_of_C: int, Cr: Any, constant_C: bool, is_even: bool, factors: Any,
-    ratios: Any, mores: Any, kepts: Any,
-) -> Any:  # fmt: skip
-    """out + C · h, where the real states h of the vector of channels at `at` go one step on."""
-    top = at * d_state
-    if is_even:
-        factor, ratio, more, kept = load(factors, at), load(ratios, at), load(mores, at), load(kepts, at)
-        for s in range(d_state):
-            i = top + s * lanes
-            b = load(Br, i) if constant_B else spread(B, row_of_B + s)
-            c = load(Cr, i) if constant_C else spread(C, row_of_C + s)
-            h = load(states, i)
-            h = (factor * h + drive * b) + masked(h, kept)
-            store(states, i, h)
-            out = out + h * c
-            factor = factor * ratio + more
-        return out
-    last = d_state - 1
-    for s in range(0, d_state, 2):
-        s1 = min(s + 1, last)
-        i, i1 = top + s * lanes, top + s1 * lanes
-        p, p1, r, r1 = scaled_exp2((step * load(Ar, i), step * load(Ar, i1)))
-        h, h1 = load(states, i) * p, load(states, i1) * p1
-        h = h + (r * h + drive * (load(Br, i) if constant_B else spread(B, row_of_B + s)))
-        h1 = h1 + (r1 * h1 + drive * (load(Br, i1) if constant_B else spread(B, row_of_B + s1)))
-        store(states, i, h)
-        store(states, i1, h1)
-        out = out + h * (load(Cr, i) if constant_C else spread(C, row_of_C + s))
-        if s1 > s:
-            out = out + h1 * (load(Cr, i1) if constant_C else spread(C, row_of_C + s1))
-    return out
+    base, base_to, gap, gap_to = load(bases, 0), load(bases, lanes), load(gaps, 0), load(gaps, lanes)
+    for i in range(count):
+        at, to = i * pitch, i * pitch + lanes
+        x, y = load(steps, at), load(steps, to)
+        p, p_to, q, q_to, r, r_to, t, t_to = scaled_exp2((x * base, y * base_to, x * gap, y * gap_to))
+        near, near_to = p - 1.0, p_to - 1.0
+        store(factors, at, replace_where_zero(near, p * r + p, r))
+        store(factors, to, replace_where_zero(near_to, p_to * r_to + p_to, r_to))
+        store(ratios, at, q * t + q)
+        store(ratios, to, q_to * t_to + q_to)
+        store(mores, at, masked(q * t + (q - 1.0), bits_where_zero(near)))
+        store(mores, to, masked(q_to * t_to + (q_to - 1.0), bits_where_zero(near_to)))
+        store(kepts, at, bits_where_zero(near))
+        store(kepts, to, bits_where_zero(near_to))

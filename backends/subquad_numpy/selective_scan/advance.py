@@ -1,0 +1,227 @@
+"""The scan through one tile of time, for the real states of two vectors of channels.
+
+What a step of two vectors of channels gives to all states is read and computed once, into notes. Then a few of their
+states go through the tile in registers, before the next ones, and add what they give to the output that is noted.
+
+Notes of a step lie `pitch` numbers before those of the next one; each has two vectors.
+"""
+
+from typing import Any
+
+from subquad_numpy.codegen import inline, load, masked, merged, processor, shifted, store, zeros
+from subquad_numpy.codegen.side_by_side import decays
+from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.runtime.stored import AS_COMPUTED
+from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
+from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
+
+STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
+GATE, NOTES = 7, 8
+HAS_MANY_REGISTERS = processor.has("avx512f")  # 32; others have 16, and half as wide
+
+
+@inline
+def noted(notes: Any, what: int, lanes: int) -> Any:
+    """Where a note of the first step lies."""
+    return shifted(notes, what * 2 * lanes)
+
+
+@inline
+def powers_of(note: Any, lanes: int, few: bool) -> tuple[Four, Any]:
+    """(what decays follow from for the states, for the one after them): see `start_powers`."""
+    ratio, more = load(note, RATIO * 2 * lanes), load(note, MORE * 2 * lanes)
+    f0 = load(note, FACTOR * 2 * lanes)
+    f1 = f0 * ratio + more
+    f2 = f1 * ratio + more
+    f3 = f2 * ratio + more
+    return (f0, f1, f2, f3), f3 * ratio + more if few else f1
+
+
+@inline
+def by_powers(h: Four, f: Four, kept: Any, drive: Four) -> Four:
+    """The states after a step, from what their decays follow from."""
+    return (
+        (f[0] * h[0] + drive[0]) + masked(h[0], kept),
+        (f[1] * h[1] + drive[1]) + masked(h[1], kept),
+        (f[2] * h[2] + drive[2]) + masked(h[2], kept),
+        (f[3] * h[3] + drive[3]) + masked(h[3], kept),
+    )
+
+
+@inline
+def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
+    """The two parts of the decays exp(Δ A): see `decays`."""
+    if not few:
+        p, r = decays((step * a[0],))
+        return (p, p, p, p), (r, r, r, r)
+    if HAS_MANY_REGISTERS:
+        p0, p1, p2, p3, r0, r1, r2, r3 = decays((step * a[0], step * a[1], step * a[2], step * a[3]))
+        return (p0, p1, p2, p3), (r0, r1, r2, r3)
+    p0, p1, r0, r1 = decays((step * a[0], step * a[1]))
+    p2, p3, r2, r3 = decays((step * a[2], step * a[3]))
+    return (p0, p1, p2, p3), (r0, r1, r2, r3)
+
+
+@inline
+def by_decays(h: Four, p: Four, r: Four, drive: Four) -> Four:
+    """The states after a step, from the two parts of their decays."""
+    k0, k1, k2, k3 = h[0] * p[0], h[1] * p[1], h[2] * p[2], h[3] * p[3]
+    return (
+        k0 + (r[0] * k0 + drive[0]), k1 + (r[1] * k1 + drive[1]), k2 + (r[2] * k2 + drive[2]),
+        k3 + (r[3] * k3 + drive[3]),
+    )  # fmt: skip
+
+
+@inline
+def add_out(note: Any, h: Four, c: Four, lanes: int, few: bool) -> None:
+    """Add C · h of the states to the output that is noted."""
+    store(note, OUT * 2 * lanes, along(load(note, OUT * 2 * lanes), h, c, few))
+
+
+@merged
+def advance(
+    notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, states: Any, Ar: Any, B: Any,
+    B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
+    has_resets: bool,
+) -> None:  # fmt: skip
+    """Take all states of `count` vectors of channels, one or two, through the tile.
+
+    Steps are the distances between two steps of time. States go by fours: by powers where rates are even, those that
+    are left over one by one, with the decays of each.
+    """
+    some = d_state // AT_ONCE * AT_ONCE
+    for v in range(count):
+        now, is_even = shifted(notes, v * lanes), even[v * lanes] != 0
+        for s in range(0, some, AT_ONCE):
+            j = (v * d_state + s) * lanes
+            h, a = shifted(states, j), shifted(Ar, j)
+            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
+            if is_even:
+                _advance_by_powers(
+                    now, pitch, length, lanes, h, b, B_step, constant_B, c, C_step, constant_C, resets, reset_step,
+                    has_resets,
+                )  # fmt: skip
+            else:
+                _advance_by_decays(
+                    True, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
+                    reset_step, has_resets,
+                )  # fmt: skip
+        for s in range(some, d_state):
+            j = (v * d_state + s) * lanes
+            h, a = shifted(states, j), shifted(Ar, j)
+            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
+            _advance_by_decays(
+                False, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
+                reset_step, has_resets,
+            )  # fmt: skip
+
+
+@merged
+def _advance_by_powers(
+    notes: Any, pitch: int, length: int, lanes: int, states: Any, B: Any, B_step: int, constant_B: bool, C: Any,
+    C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+) -> None:  # fmt: skip
+    """`advance` of four states of one vector. Pointers are to what belongs to the first one."""
+    h, nothing = loaded(states, 0, lanes, True), zeros(notes)
+    for i in range(length):
+        if has_resets and resets[i * reset_step] != 0:
+            h = (nothing, nothing, nothing, nothing)
+        note = shifted(notes, i * pitch)
+        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
+        f, following = powers_of(note, lanes, True)
+        h = by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
+        store(note, FACTOR * 2 * lanes, following)
+        add_out(note, h, mapped(C, i * C_step, 0, lanes, True, constant_C), lanes, True)
+    keep(states, 0, h, lanes, True)
+
+
+@merged
+def _advance_by_decays(
+    few: bool, notes: Any, pitch: int, length: int, lanes: int, states: Any, Ar: Any, B: Any, B_step: int,
+    constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+) -> None:  # fmt: skip
+    """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one."""
+    a, h, nothing = loaded(Ar, 0, lanes, few), loaded(states, 0, lanes, few), zeros(notes)
+    for i in range(length):
+        if has_resets and resets[i * reset_step] != 0:
+            h = (nothing, nothing, nothing, nothing)
+        note = shifted(notes, i * pitch)
+        p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
+        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
+        h = by_decays(h, p, r, drive)
+        add_out(note, h, mapped(C, i * C_step, 0, lanes, few, constant_C), lanes, few)
+    keep(states, 0, h, lanes, few)
+
+
+@merged
+def note_tile(
+    notes: Any, length: int, delta: Any, u: Any, z: Any, y: Any, stored: int, row: int, row_step: int, ahead: int,
+    width: int, lanes: int, scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool,
+    softplus: bool,
+) -> None:  # fmt: skip
+    """Write the notes of the forward pass for two vectors of channels, or for one if `width` has no more.
+
+    The rows that lie `ahead` are prefetched. `scratch` has room for three rows of two vectors at each step.
+    """
+    both = 2 * lanes
+    of_u, of_delta, of_z = stored_as(stored, 0), stored_as(stored, 1), stored_as(stored, 2)
+    second, third = shifted(scratch, length * both), shifted(scratch, 2 * length * both)
+    rows = padded_rows_of(delta, of_delta, row, row_step, length, width, both, lanes, scratch)
+    inputs = padded_rows_of(u, of_u, row, row_step, length, width, both, lanes, second)
+    opened = rows
+    if has_z:
+        opened = padded_rows_of(z, of_z, row, row_step, length, width, both, lanes, third)
+    place, pitch = row + ahead, NOTES * both
+    steps, drives, outs = noted(notes, STEP, lanes), noted(notes, DRIVE, lanes), noted(notes, OUT, lanes)
+    gates, factors, ratios = noted(notes, GATE, lanes), noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes)
+    read_run(
+        length, pitch, lanes, rows, inputs, opened, asked_rows(delta, of_delta, place, row_step),
+        asked_rows(u, of_u, place, row_step), (bias, 0), has_z, softplus, steps, drives, gates, factors, ratios,
+    )  # fmt: skip
+    open_run(
+        length, pitch, lanes, asked_rows(z, of_z, place, row_step), asked_rows(y, of_u, place, row_step), has_z,
+        softplus, False, steps, gates, factors, ratios, gates, gates,
+    )  # fmt: skip
+    if is_even:
+        start_powers(
+            length, pitch, lanes, steps, bases, gaps, factors, ratios, noted(notes, MORE, lanes),
+            noted(notes, KEPT, lanes),
+        )  # fmt: skip
+    for i in range(length):
+        for k in range(0, both, lanes):
+            at = i * pitch + k
+            x = load(drives, at)
+            store(outs, at, x * load(skip, k))
+            store(drives, at, load(steps, at) * x)
+
+
+@merged
+def write_tile(
+    notes: Any, length: int, lanes: int, y: Any, stored: int, row: int, row_step: int, width: int, scratch: Any,
+    has_z: bool,
+) -> None:  # fmt: skip
+    """Write y of two vectors of channels, or of one if `width` has no more."""
+    direct = stored == AS_COMPUTED and width >= 2 * lanes
+    target, step = (shifted(y, row), row_step) if direct else (scratch, 2 * lanes)
+    for i in range(length):
+        note = shifted(notes, i * NOTES * 2 * lanes)
+        for k in range(0, 2 * lanes, lanes):
+            out = load(note, OUT * 2 * lanes + k)
+            if has_z:
+                out = out * load(note, GATE * 2 * lanes + k)
+            store(target, i * step + k, out)
+    if not direct:
+        for i in range(length):
+            round_row(y, stored, row + i * row_step, width, lanes, shifted(scratch, i * step))
+
+
+@merged
+def sum_steps(steps: Any, pitch: int, length: int, lanes: int, sums: Any, rests: Any) -> None:
+    """Add Δ of one vector of channels to `sums`, with Kahan's compensation in `rests`: a chunk may be long."""
+    total, rest = load(sums, 0), load(rests, 0)
+    for i in range(length):
+        term = load(steps, i * pitch) - rest
+        longer = total + term
+        rest, total = (longer - total) - term, longer
+    store(sums, 0, total)
+    store(rests, 0, rest)
