@@ -232,7 +232,7 @@ def _told(rule: Rule, ladder: Sequence[Rung], chosen: Host, error: Host, bound: 
         heads = f"{rule.rungs[index]!r} for {here.sum()} of {here.size} heads"
         known = f"{_range(error[here])}, bound {_range(bound[here])}"
         if index not in ratios:
-            lines.append(f"{heads}: the others have estimated errors of {known} at best")
+            lines.append(f"{heads}: the best of the others has an estimated error of {known}")
             continue
         ratio = "" if math.isnan(ratios[index]) else f", {ratios[index]:.2g} of the time of exact attention"
         missed = ", the least within the budget, and above the tolerance" if is_open[here].any() else ""

@@ -77,7 +77,12 @@ def bounded(known: Sample, weights: Host, out: Array) -> Bounded:
     """The error and its bound of an output (..., heads, r, d_v) at the rows of a sample, from this output alone."""
     xp = namespace_of(known.exact)
     off, size = (np.asarray(floats_of(x), dtype=float) * weights for x in _squares(xp, known, out))
-    sees, total, found = to_host(xp.any(known.seeing, axis=-1), bool), size.sum(axis=-1), off.sum(axis=-1)
+    return bounded_by(off, size, weights, to_host(xp.any(known.seeing, axis=-1), bool))
+
+
+def bounded_by(off: Host, size: Host, weights: Host, sees: Host) -> Bounded:
+    """The error and its bound by w e and w ‖o‖² of the sampled rows, (..., heads, r), if any `sees` a key."""
+    total, found = size.sum(axis=-1), off.sum(axis=-1)
     escaped = ESCAPED * (off - off / weights).max(axis=-1)
 
     def root(part: Host) -> Host:
