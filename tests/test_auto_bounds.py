@@ -54,7 +54,7 @@ def arrays(n: int = N) -> tuple[Any, Any, Any]:
     return np.zeros((n, 2)), np.zeros((n, 2)), np.ones((n, 2))
 
 
-def chosen(*ladder: subquad.Exact, n: int = N, **options: Any) -> Any:
+def chosen(*ladder: Any, n: int = N, **options: Any) -> Any:
     return subquad.Auto(ladder=ladder, crossover=1, **options).with_choice(*arrays(n)).choice
 
 

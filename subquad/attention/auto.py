@@ -52,8 +52,9 @@ class Auto(Method):
     max_time : float, optional
         The most seconds that a call may take, by the times of the crossover. If no method that is fast enough meets the
         tolerance, the most accurate of them is taken, and `subquad.explain` says so; ValueError if none is.
-    rows : int, default 128
-        How many rows are compared with exact attention.
+    rows : int, default 256
+        How many rows are compared with exact attention; up to a quarter of them are rows of which a method of the
+        ladder knows that its error is large there ("clustered": the first rows of causal chunks).
     seed : int, default 0
         Seed of these rows.
     ladder : tuple of method objects, optional
@@ -73,12 +74,11 @@ class Auto(Method):
     Notes
     -----
     The methods are tried from the cheapest on, each on the whole input (a method with a function `on_rows` on the
-    sampled rows alone), until for every head one has the bound of its error within the tolerance. The bound is above
-    the estimate, where few rows carry the error by far. The choice depends on q, k, v, `seed` and the crossover, and on
-    nothing else. That of an item does not depend on the rest of
-    its batch, unless `max_bytes` or `max_time` is given, which are budgets of the whole call. Heads that share keys
-    share the choice, since they share clusters: each of them meets the tolerance. Neighbouring heads of one choice are
-    computed together.
+    sampled rows alone), until for every head one has the bound of its error within the tolerance. The bound leaves room
+    for rows that carry the error and were not sampled. The choice depends on q, k, v, `seed` and the crossover, and on
+    nothing else. That of an item does not depend on the rest of its batch, unless `max_bytes` or `max_time` is given,
+    which are budgets of the whole call. Heads that share keys share the choice, since they share clusters: each of them
+    meets the tolerance. Neighbouring heads of one choice are computed together.
 
     Choosing reads values: under a tracer such as ``jax.jit``, and where calls must not differ in their choice, use
     `with_choice`. The estimates look at the whole input. So in causal calls, a later token may change the choice and
