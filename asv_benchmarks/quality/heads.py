@@ -117,9 +117,10 @@ def choose_often(heads: Heads, tolerances: list[float], seeds: int) -> Iterator[
         numbers, weights = draw(call, auto.rungs, auto.rows, seed)
         before: list[tuple[Any, Array]] = []
         for method, e in zip(auto.rungs[:-1], off, strict=False):
-            sampled = (x[:, numbers] * weights for x in (e, size))
-            bound = bounded_by(*sampled, weights, np.ones(len(heads.q), bool)).bound.reshape(groups)
-            bound = np.broadcast_to(bound.max(axis=1, keepdims=True), bound.shape).reshape(-1)
+            off_here, size_here = (x[:, numbers] * weights for x in (e, size))
+            found = bounded_by(off_here, size_here, weights, np.ones(len(heads.q), bool))
+            of_groups = found.bound.reshape(groups)
+            bound = np.broadcast_to(of_groups.max(axis=1, keepdims=True), of_groups.shape).reshape(-1)
             before.append((method, carried(method, bound, before)))
         bounds = np.stack([*(bound for _, bound in before), np.zeros(len(heads.q))])
         for tolerance in tolerances:
