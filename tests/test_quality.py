@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -144,6 +145,22 @@ def test_heads_at_a_share_of_the_keys_and_within_tolerances(tmp_path: Path) -> N
     assert heads.files([MINILM]) == [MINILM]
     with pytest.raises(FileNotFoundError, match=r"no smol\*.npz in"):
         heads.files([tmp_path])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_choices_of_many_seeds_are_those_of_calls(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(sys.modules["subquad"].__path__[0]) / "data" / "sample.npz"
+    auto = subquad.Auto
+    few, tolerances = heads.read(path, 600, causal=causal), [0.05, 0.2]
+    found = list(heads.choose_often(few, tolerances, 3))
+    assert len(found) == 3 * 2 * 3
+    for seed in range(3):
+        monkeypatch.setattr(subquad, "Auto", functools.partial(auto, seed=seed))
+        for tolerance in tolerances:
+            mine = [x for of, x in found[6 * seed : 6 * seed + 6] if of == tolerance]
+            for x, y in zip(mine, heads.choose(few, tolerance, 1), strict=True):
+                assert (x["exact"], x["share"]) == (y["exact"], y["share"])
+                assert x["error"] == pytest.approx(y["error"], abs=1e-6)
 
 
 def test_candidates_are_those_of_compare_and_windows_with_sinks() -> None:

@@ -2,13 +2,15 @@
 
     python -m asv_benchmarks.quality.heads FILE.npz …      queries, keys and values q (heads, n, d), k and v
     python -m asv_benchmarks.quality.heads DIR --n 4096 --share 0.15 --tolerances 0.05 --times
+    python -m asv_benchmarks.quality.heads DIR --seeds 100                          "auto" with other sampled rows
 
 A folder stands for its files ``smol*.npz``, such as `python -m asv_benchmarks.quality.activations DIR` writes. Causal
 and not, two tables. "Opened" is the largest number of opened clusters with which "clustered" reads at most the share of
 the keys that a row sees. For "auto", an error is that of the whole output, where the choice is by sampled rows, each
 file is a call, and its cost is the share of the keys that its choices read, exact attention 1, of all heads. `--times`
 measures a crossover on this machine first: rungs that are slower than exact attention are then left out, and the time
-that the table predicts is told, relative to exact attention.
+that the table predicts is told, relative to exact attention. `--seeds` takes the choices of that many seeds, from the
+errors of all rows, which are computed once: misses are seldom, and one seed shows few.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import numpy as np
 import subquad
 from asv_benchmarks import harness
 from asv_benchmarks.quality.shares import SHARES
+from subquad.attention.call import enter
+from subquad.attention.error_bounds import bounded_by, carried, draw
 
 Array = np.ndarray
 MISS = 1.2  # times the tolerance that no error should be above
@@ -95,6 +99,37 @@ def choose(heads: Heads, tolerance: float, crossover: Any) -> Iterator[dict[str,
         yield {"error": error, "exact": exact, "share": heads.share(method), "time": time}
 
 
+def choose_often(heads: Heads, tolerances: list[float], seeds: int) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(tolerance, what "auto" chooses for a head with `crossover=1`), as `choose` has it, for seeds 0 … seeds − 1."""
+    auto = subquad.Auto(crossover=1)
+    call = enter(None, {"q": heads.q, "k": heads.k, "v": heads.v}, causal=heads.causal)
+    size = (heads.exact.astype(float) ** 2).sum(axis=-1)
+    off = [
+        ((subquad.attention(heads.q, heads.k, heads.v, x, causal=heads.causal) - heads.exact).astype(float) ** 2).sum(
+            -1
+        )
+        for x in auto.rungs
+    ]
+    errors = [np.sqrt(x.sum(axis=-1) / size.sum(axis=-1)) for x in off]
+    shares = [heads.share(x) for x in auto.rungs]
+    groups = len(heads.k), -1, 1
+    for seed in range(seeds):
+        numbers, weights = draw(call, auto.rungs, auto.rows, seed)
+        before: list[tuple[Any, Array]] = []
+        for method, e in zip(auto.rungs[:-1], off, strict=False):
+            off_here, size_here = (x[:, numbers] * weights for x in (e, size))
+            found = bounded_by(off_here, size_here, weights, np.ones(len(heads.q), bool))
+            of_groups = found.bound.reshape(groups)
+            bound = np.broadcast_to(of_groups.max(axis=1, keepdims=True), of_groups.shape).reshape(-1)
+            before.append((method, carried(method, bound, before)))
+        bounds = np.stack([*(bound for _, bound in before), np.zeros(len(heads.q))])
+        for tolerance in tolerances:
+            for head, number in enumerate((bounds <= tolerance).argmax(axis=0).tolist()):
+                exact = number == len(before)
+                error = errors[number][head]
+                yield tolerance, {"error": error, "exact": exact, "share": shares[number], "time": None}
+
+
 def summary(tolerance: float, found: list[dict[str, Any]]) -> list[str]:
     """A row of the table of "auto"."""
     ratios = [x["error"] / tolerance for x in found]
@@ -117,6 +152,12 @@ def main() -> int:
     add("--share", type=float, default=0.2, help="of the keys that a row sees, at most (default: %(default)s)")
     add("--tolerances", metavar="LIST", default="0.02,0.05,0.1,0.2", help="of auto (default: %(default)s)")
     add("--causal", choices=("yes", "no", "both"), default="both", help="default: %(default)s")
+    add(
+        "--seeds",
+        type=int,
+        default=0,
+        help="of the sampled rows, whose choices are all judged (default: one, by a call)",
+    )
     add("--times", action="store_true", help="measure a crossover on this machine, and tell the time that it predicts")
     add("--threads", type=int, help="of subquad (default: the cores of this process)")
     args = parser.parse_args()
@@ -148,6 +189,10 @@ def _show(paths: list[Path], args: argparse.Namespace, tolerances: list[float], 
         all_errors += row["errors"]
         errors = " ".join(f"{x:.3f}" for x in row["errors"])
         print(f"  {row['name']:32s} {row['opened']:3d} {row['share']:5.3f}   {errors}", flush=True)
+        if args.seeds:
+            for tolerance, choice in choose_often(heads, tolerances, args.seeds):
+                found[tolerance].append(choice)
+            continue
         for tolerance in tolerances:
             found[tolerance] += choose(heads, tolerance, crossover)
     print(f"  {len(all_errors)} heads: median {statistics.median(all_errors):.4f}, worst {max(all_errors):.4f}")

@@ -19,10 +19,11 @@ warnings.simplefilter("ignore", subquad.PoorApproximation)  # the first rungs ar
 for method in rungs:
     out = method(q, k, v)
     errors.append(np.linalg.norm(out - exact, axis=(-2, -1)) / np.linalg.norm(exact, axis=(-2, -1)))
-    estimates.append(subquad.estimate_error(method, q, k, v))
+    estimates.append(subquad.estimate_error(method, q, k, v, rows=256))
 errors = np.array(errors)
 middle, spread = (np.array([getattr(found, name) for found in estimates]) for name in ("error", "spread"))
-choice = [next((i for i, x in enumerate(1.5 * middle[:, head]) if x <= TOLERANCE), None) for head in range(3)]
+auto = subquad.Auto(ladder=rungs, tolerance=TOLERANCE, crossover=1).with_choice(q, k, v)
+choice = auto.choice  # one number, since the heads share keys
 
 figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.75), sharey=True, layout="constrained")
 place = np.arange(len(rungs))
@@ -30,9 +31,9 @@ name = "opened" if hasattr(rungs[0], "opened") else "left"
 for head, axis in enumerate(axes):
     axis.axhline(TOLERANCE, color="0.6", linestyle="--", linewidth=1)
     axis.plot(place, errors[:, head], color="0.3", label="error of the whole output")
-    axis.errorbar(place, middle[:, head], spread[:, head], fmt="o", markersize=4, label="estimate, 128 rows")
-    if choice[head] is not None:
-        axis.axvline(choice[head], color="0.6", linewidth=6, alpha=0.3)
+    axis.errorbar(place, middle[:, head], spread[:, head], fmt="o", markersize=4, label="estimate, 256 rows")
+    if choice < len(rungs):  # else exact attention
+        axis.axvline(choice, color="0.6", linewidth=6, alpha=0.3)
     axis.set(title=f"head {head + 1}", xlabel=name, yscale="log")
     axis.set_xticks(place, [getattr(method, name) for method in rungs])
 axes[0].set_ylabel("relative error")

@@ -1,8 +1,10 @@
 """The method "auto": the cheapest method whose estimated error is within a tolerance; exact attention if none is.
 
-    choice = the first rung, by cost, with 1.5 R ≤ tolerance,    R² = Σ_i ‖ô[i] − o[i]‖² / Σ_i ‖o[i]‖²,    sampled i
+    choice = the first rung, by cost, with U ≤ tolerance,    U² = R² + 8 max_i (w[i] − 1) e[i] / Σ_i w[i] ‖o[i]‖²,
+    R² = Σ_i w[i] e[i] / Σ_i w[i] ‖o[i]‖²,    e[i] = ‖ô[i] − o[i]‖²,    sampled i, each of which stands for w[i] rows
 
-The factor 1.5 makes up for the chance of the rows: at 128 of them, R has a standard deviation of about an eighth.
+Of rungs that differ in the number of opened clusters alone, U falls no faster than that number grows. Why, and which
+rows are sampled, is said in `error_bounds`.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class Auto(Method):
     max_time : float, optional
         The most seconds that a call may take, by the times of the crossover. If no method that is fast enough meets the
         tolerance, the most accurate of them is taken, and `subquad.explain` says so; ValueError if none is.
-    rows : int, default 128
-        How many rows are compared with exact attention.
+    rows : int, default 256
+        How many rows are compared with exact attention; up to a quarter of them are rows of which a method of the
+        ladder knows that its error is large there ("clustered": the first rows of causal chunks).
     seed : int, default 0
         Seed of these rows.
     ladder : tuple of method objects, optional
@@ -71,11 +74,11 @@ class Auto(Method):
     Notes
     -----
     The methods are tried from the cheapest on, each on the whole input (a method with a function `on_rows` on the
-    sampled rows alone), until for every head one has 1.5 times its estimated error within the tolerance. The choice
-    depends on q, k, v, `seed` and the crossover, and on nothing else. That of an item does not depend on the rest of
-    its batch, unless `max_bytes` or `max_time` is given, which are budgets of the whole call. Heads that share keys
-    share the choice, since they share clusters: each of them meets the tolerance. Neighbouring heads of one choice are
-    computed together.
+    sampled rows alone), until for every head one has the bound of its error within the tolerance. The bound leaves room
+    for rows that carry the error and were not sampled. The choice depends on q, k, v, `seed` and the crossover, and on
+    nothing else. That of an item does not depend on the rest of its batch, unless `max_bytes` or `max_time` is given,
+    which are budgets of the whole call. Heads that share keys share the choice, since they share clusters: each of them
+    meets the tolerance. Neighbouring heads of one choice are computed together.
 
     Choosing reads values: under a tracer such as ``jax.jit``, and where calls must not differ in their choice, use
     `with_choice`. The estimates look at the whole input. So in causal calls, a later token may change the choice and
@@ -99,7 +102,7 @@ class Auto(Method):
     tolerance: float = 0.05
     max_bytes: int | None = None
     max_time: float | None = None
-    rows: int = 128
+    rows: int = 256
     seed: int = 0
     ladder: tuple[Method, ...] | None = None
     crossover: Crossover | tuple[Crossover, ...] | int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +11,14 @@ import numpy as np
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.crossover import Crossover, known_crossover
-from subquad.attention.estimate import ErrorEstimate, errors_of, warn_if_poor
+from subquad.attention.error_bounds import bounded, carried, draw, family
+from subquad.attention.estimate import errors_of, warn_if_poor
 from subquad.attention.method import Method
 from subquad.attention.sampled_rows import Sample, sample
 from subquad.backend import Array
 from subquad.core.dtypes import is_half
-from subquad.core.host import to_host
 from subquad.core.loading import backend_of
 
-MARGIN = 1.5  # at 128 rows, an estimate has a standard deviation of about an eighth
 LEAST = 2048  # queries or keys below which no method is tried, and no time is measured
 COPIES = 8  # of the sampled rows' outputs that are held at once
 Host = np.ndarray[Any, Any]
@@ -62,25 +60,32 @@ def choose(call: AttentionCall, rule: Rule) -> Found:
     chosen = np.full(batch, exact)
     if not ladder or 0 in batch:
         return Found(chosen, f"{rule.rungs[exact]!r} for all heads: {why or 'no method keeps within the budget'}")
-    known = sample(call, rule.rows, rule.seed)
-    best, best_error = np.full(batch, -1), np.full(batch, math.inf)
-    is_open, errors = np.ones(batch, dtype=bool), np.full(batch, math.nan)
+    numbers, weights = draw(call, _usable(call, rule), rule.rows, rule.seed)
+    known = sample(call, rule.rows, rule.seed, numbers)
+    # of the rung that is chosen so far, or else of the one with the least bound: its place, estimated error and bound
+    best, error, bound = np.full(batch, -1), np.full(batch, math.inf), np.full(batch, math.inf)
+    is_open = np.ones(batch, dtype=bool)
+    before: list[tuple[Method, Host]] = []
     estimates = {}
-    for rung, found in _estimates(call, known, ladder, rule.tolerance):
-        estimates[rung.place], error = found, _of_group(call, found)
-        meets = is_open & (error * MARGIN <= rule.tolerance)
-        chosen, errors = np.where(meets, rung.place, chosen), np.where(meets, error, errors)
-        is_better = is_open & (error < best_error)
-        best, best_error = np.where(is_better, rung.place, best), np.where(is_better, error, best_error)
+    for rung, out in _outputs_in_turn(call, known, ladder):
+        its_error, its_bound = (_of_group(call, x) for x in bounded(known, weights, out))
+        its_bound = carried(rung.method, its_bound, before)
+        before.append((rung.method, its_bound))
+        if not exact_fits:
+            estimates[rung.place] = errors_of(known, out, rule.tolerance)
+        meets = is_open & (its_bound <= rule.tolerance)
+        is_better = is_open & (its_bound < bound)
+        best, error = np.where(is_better, rung.place, best), np.where(is_better, its_error, error)
+        bound, chosen = np.where(is_better, its_bound, bound), np.where(meets, rung.place, chosen)
         is_open = is_open & ~meets
         if not is_open.any():
             break
     if not exact_fits:
         last = np.where(best < 0, ladder[-1].place, best)  # where no error is known, the most expensive
-        chosen, errors = np.where(is_open, last, chosen), np.where(is_open, best_error, errors)
+        chosen = np.where(is_open, last, chosen)
         for index in np.unique(last[is_open]).tolist():
             warn_if_poor(rule.rungs[index], estimates[index], stacklevel=7)
-    return Found(chosen, _told(rule, ladder, chosen, errors, is_open, best_error))
+    return Found(chosen, _told(rule, ladder, chosen, error, bound, is_open))
 
 
 def _faster(call: AttentionCall, rule: Rule) -> tuple[Crossover | None, list[Rung], str]:
@@ -181,17 +186,15 @@ def _bytes(call: AttentionCall, rule: Rule, method: Method, *, chosen_from: int)
     return max(own, exact) + width * (rows + output)
 
 
-def _estimates(
-    call: AttentionCall, known: Sample, ladder: Sequence[Rung], tolerance: float
-) -> Iterator[tuple[Rung, ErrorEstimate]]:
-    """The estimates of the rungs in turn; rungs of one family are computed together, on the sampled rows alone."""
+def _outputs_in_turn(call: AttentionCall, known: Sample, ladder: Sequence[Rung]) -> Iterator[tuple[Rung, Array]]:
+    """The outputs (..., heads, r, d_v) of the rungs in turn; rungs of one family are computed together."""
     done: dict[int, Array] = {}
     for rung in ladder:
         if rung.place not in done:
             done |= _outputs(call, known, rung, ladder)
         out = done.pop(rung.place)
         whole = call.xp.broadcast_to(out, (*call.batch(), *out.shape[-2:]))
-        yield rung, errors_of(known, call.arrangement.heads.unfold(whole), tolerance)
+        yield rung, call.arrangement.heads.unfold(whole)
 
 
 def _outputs(call: AttentionCall, known: Sample, rung: Rung, ladder: Sequence[Rung]) -> dict[int, Array]:
@@ -199,26 +202,20 @@ def _outputs(call: AttentionCall, known: Sample, rung: Rung, ladder: Sequence[Ru
     on_rows = getattr(rung.method, "on_rows", None)
     if on_rows is None:
         return {rung.place: call.xp.take(rung.method._evaluate(call), known.numbers, axis=-2)}
-    family = [other for other in ladder if _family(other.method) == _family(rung.method)]
+    kin = [other for other in ladder if family(other.method) == family(rung.method)]
     out = on_rows(
         call.q, call.k, call.v, known.numbers, causal=call.causal, key_mask=call.key_mask, scale=call.scale,
-        opened=tuple(other.method.opened for other in family),  # type: ignore[attr-defined]
+        opened=tuple(other.method.opened for other in kin),  # type: ignore[attr-defined]
     )  # fmt: skip
-    return {other.place: out[..., i, :, :] for i, other in enumerate(family)}
+    return {other.place: out[..., i, :, :] for i, other in enumerate(kin)}
 
 
-def _family(method: Any) -> Any:
-    fields = {field.name for field in dataclasses.fields(method)}
-    return replace(method, opened=0) if "opened" in fields else method
-
-
-def _of_group(call: AttentionCall, found: ErrorEstimate) -> Host:
-    """The errors, folded, each the largest of the heads that share keys; infinite where no row sees a key."""
-    errors = np.broadcast_to(fold(call, to_host(found.error, float)), call.batch())
-    errors = np.where(np.isnan(errors), math.inf, errors)
-    if errors.ndim and (call.k.ndim < 3 or call.k.shape[-3] == 1):
-        errors = np.broadcast_to(errors.max(axis=-1, keepdims=True), errors.shape)
-    return errors
+def _of_group(call: AttentionCall, numbers: Host) -> Host:
+    """Numbers of heads (..., heads), folded, each the largest of the heads that share keys."""
+    folded = np.broadcast_to(fold(call, numbers), call.batch())
+    if folded.ndim and (call.k.ndim < 3 or call.k.shape[-3] == 1):
+        folded = np.broadcast_to(folded.max(axis=-1, keepdims=True), folded.shape)
+    return folded
 
 
 def fold(call: AttentionCall, numbers: Host) -> Host:
@@ -226,20 +223,21 @@ def fold(call: AttentionCall, numbers: Host) -> Host:
     return replace(call.arrangement.heads, xp=np).fold(numbers[..., None], tail=1)[..., 0]
 
 
-def _told(rule: Rule, ladder: Sequence[Rung], chosen: Host, errors: Host, is_open: Host, best: Host) -> str:
+def _told(rule: Rule, ladder: Sequence[Rung], chosen: Host, error: Host, bound: Host, is_open: Host) -> str:
     """The choice as text."""
     ratios = {rung.place: rung.ratio for rung in ladder}
     lines = []
     for index in np.unique(chosen).tolist():
         here = chosen == index
         heads = f"{rule.rungs[index]!r} for {here.sum()} of {here.size} heads"
+        known = f"{_range(error[here])}, bound {_range(bound[here])}"
         if index not in ratios:
-            lines.append(f"{heads}: the others have estimated errors of {_range(best[here])} at best")
+            lines.append(f"{heads}: the best of the others has an estimated error of {known}")
             continue
         ratio = "" if math.isnan(ratios[index]) else f", {ratios[index]:.2g} of the time of exact attention"
         missed = ", the least within the budget, and above the tolerance" if is_open[here].any() else ""
-        lines.append(f"{heads}: estimated error {_range(errors[here])}{ratio}{missed}")
-    return f"tolerance {rule.tolerance:g} ≥ {MARGIN} × error; " + "; ".join(lines)
+        lines.append(f"{heads}: estimated error {known}{ratio}{missed}")
+    return f"tolerance {rule.tolerance:g} ≥ bound of the error; " + "; ".join(lines)
 
 
 def _range(numbers: Host) -> str:

@@ -245,6 +245,13 @@ class Clustered(Method):
         joined = [outs[0] if len(outs) == 1 else xp.concat(outs, axis=-2) for outs in zip(*found, strict=True)]
         return xp.stack([call.arrangement.heads.unfold(out) for out in joined], axis=-3)
 
+    def bare_rows(self, call: AttentionCall) -> range:
+        """The rows with no key near them but their own: in causal calls the first of each chunk, except the first."""
+        if not call.causal:
+            return range(0)
+        n, chunk, ahead = call.q.shape[-2], self.chunk, call.k.shape[-2] - call.q.shape[-2]
+        return range(max(chunk, -(-ahead // chunk) * chunk) - ahead, n, chunk)
+
     def _parts(self, call: AttentionCall, own: AttentionCall) -> Iterator[Part]:
         """The rows of a call in parts that read the same clusters; what one has may change with the next one."""
         n, n_kv, chunk = call.q.shape[-2], call.k.shape[-2], self.chunk

@@ -36,16 +36,18 @@ class Sample(NamedTuple):
     all_see: bool  # whether each row surely sees a key
 
 
-def sample(call: AttentionCall, rows: int, seed: int) -> Sample:
+def sample(call: AttentionCall, rows: int, seed: int, drawn: Any = None) -> Sample:
     """Exact attention at `rows` rows of a call with its restrictions, in memory that grows with the rows alone.
 
-    The rows depend on the number of queries and the seed, and on nothing else; those before the first key are left out.
+    The rows depend on the number of queries and the seed, and on nothing else, those before the first key being left
+    out; unless their numbers are given, as integers on the host.
     """
     xp, where, n_kv = call.xp, place_of(call.q), call.k.shape[-2]
     _, early = alignment(call.q.shape[-2], n_kv) if call.causal else (0, 0)
     n = call.q.shape[-2]
     early = min(early, n)
-    numbers = xp.asarray(backend_of(xp).on_host(draw_rows, early, n, rows, seed), device=where)
+    drawn = backend_of(xp).on_host(draw_rows, early, n, rows, seed) if drawn is None else drawn
+    numbers = xp.asarray(drawn, device=where)
     _, start, stop = (xp.take(x, numbers, axis=-1) for x in sight_of(call))
     q = xp.take(call.q, numbers, axis=-2)
     every = max(1, numbers.shape[0] // SPREAD_ROWS)
