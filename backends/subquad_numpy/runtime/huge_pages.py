@@ -13,9 +13,9 @@ import sys
 from functools import cache
 
 from subquad_numpy.codegen import inline
+from subquad_numpy.runtime.arguments import LARGE
 from subquad_numpy.runtime.native_tasks import call
 
-LEAST = 4 << 20  # bytes of an output for which it is worth asking, as NumPy has it
 PAGE = mmap.PAGESIZE
 HUGE = 14  # MADV_HUGEPAGE
 
@@ -28,7 +28,8 @@ def madvise() -> int:
 
 
 @cache
-def _from_python() -> ctypes._CFunctionType | None:
+def from_python() -> ctypes._CFunctionType | None:
+    """The system's function as Python calls it."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
     return kind(madvise()) if madvise() else None
 
@@ -44,13 +45,13 @@ _inlined = inline(_inside)
 
 def ask(first: int, size: int) -> None:
     """Ask for huge pages for an output of `size` bytes at this address, if it is large and nobody has written it."""
-    if size >= LEAST and (advise := _from_python()) is not None:
+    if size >= LARGE and (advise := from_python()) is not None:
         advise(*_inside(first, size), HUGE)
 
 
 @inline
 def ask_by(madvise: int, first: int, size: int) -> None:
     """`ask` in compiled code, by the function at this address."""
-    if size >= LEAST and madvise != 0:
+    if size >= LARGE and madvise != 0:
         start, whole = _inlined(first, size)
         call(madvise, start, whole, HUGE)
