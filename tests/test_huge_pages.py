@@ -18,7 +18,7 @@ from pieces import piece
 
 import subquad
 from subquad_numpy.runtime import huge_pages
-from subquad_numpy.runtime.huge_pages import HUGE, LEAST, PAGE
+from subquad_numpy.runtime.huge_pages import HUGE, LARGE, PAGE
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 N, D_V = 1 << 18, 64  # an output of 64 MiB, more than malloc keeps: every call touches it first
@@ -57,17 +57,17 @@ def asked(request: Any, monkeypatch: Any) -> Iterator[tuple[Callable[[int, int],
 
 def test_asks_for_large_outputs_alone(asked: Any) -> None:
     ask, seen = asked
-    ask(8 * PAGE, LEAST - 1)
+    ask(8 * PAGE, LARGE - 1)
     assert seen == []
-    ask(8 * PAGE, LEAST)
-    assert seen == [(8 * PAGE, LEAST, HUGE)]
+    ask(8 * PAGE, LARGE)
+    assert seen == [(8 * PAGE, LARGE, HUGE)]
 
 
 def test_asks_for_pages_of_nothing_else(asked: Any) -> None:
     ask, seen = asked
-    ask(8 * PAGE + 16, LEAST + PAGE)
-    ask(8 * PAGE - 16, LEAST + 32 + PAGE - 17)
-    assert seen == [(9 * PAGE, LEAST, HUGE), (8 * PAGE, LEAST, HUGE)]
+    ask(8 * PAGE + 16, LARGE + PAGE)
+    ask(8 * PAGE - 16, LARGE + 32 + PAGE - 17)
+    assert seen == [(9 * PAGE, LARGE, HUGE), (8 * PAGE, LARGE, HUGE)]
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
@@ -105,7 +105,7 @@ def test_a_system_without_the_hint_is_not_asked(monkeypatch: Any) -> None:
     huge_pages.from_python.cache_clear()
     try:
         assert huge_pages.madvise() == 0
-        huge_pages.ask(8 * PAGE, LEAST)  # which a system would refuse, were it asked
+        huge_pages.ask(8 * PAGE, LARGE)  # which a system would refuse, were it asked
     finally:
         huge_pages.madvise.cache_clear()
         huge_pages.from_python.cache_clear()

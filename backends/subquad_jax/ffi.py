@@ -37,7 +37,8 @@ from subquad.backend import Like
 from subquad_jax import shard_types
 from subquad_numpy.codegen import carray, inline, intrinsic, pointer, types
 from subquad_numpy.codegen.compile import DONE, compiled, compiled_address
-from subquad_numpy.runtime.huge_pages import HUGE, LEAST, inside, madvise
+from subquad_numpy.runtime.arguments import LARGE
+from subquad_numpy.runtime.huge_pages import HUGE, inside, madvise
 from subquad_numpy.runtime.launch import Launch, Rows
 from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
 
@@ -179,7 +180,7 @@ _inside = inline(inside)
 @inline
 def ask_by(madvise: int, first: int, size: int) -> None:
     """`huge_pages.ask` in compiled code, by the function at this address."""
-    if size >= LEAST and madvise != 0:
+    if size >= LARGE and madvise != 0:
         start, whole = _inside(first, size)
         invoke(madvise, start, whole, HUGE, 0)
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from subquad.backend import Override
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime import addresses
-from subquad_numpy.runtime.arguments import Forms
-from subquad_numpy.runtime.huge_pages import LEAST, ask
+from subquad_numpy.runtime.arguments import LARGE, Forms
 from subquad_torch.adapt import HALF, Reason, first_of, override
 from subquad_torch.conditions import PLAIN
 from subquad_torch.native import Arrays, Native, Static
@@ -67,7 +66,9 @@ def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = Fa
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Tensor:
     """An output, in huge pages if it is large."""
     made = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
-    if made.nbytes >= LEAST:
+    if made.nbytes >= LARGE:
+        from subquad_numpy.runtime.huge_pages import ask
+
         ask(made.data_ptr(), made.nbytes)
     return made
 

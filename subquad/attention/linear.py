@@ -69,11 +69,15 @@ class Linear(FeatureMethod):
         return not callable(self.feature_map)
 
     def _map(self, call: AttentionCall) -> Mapped:
-        root = abs(call.scale) ** 0.5
-        of_queries = -root if call.scale < 0 else root
-        if not callable(self.feature_map):
-            return Elu(root, of_queries), ()
-        like = call.like
+        if not callable(self.feature_map):  # one object for all calls of a form: a kernel compares it by `is`
+            return call.made_of(self, "phi", None, lambda: Elu(*_factors(call.scale))), ()
+        (root, of_queries), like = _factors(call.scale), call.like
         # the map is tried on one row of zeros, to find its number of features m
         row = call.xp.zeros((1, like.shape[-1]), dtype=like.dtype, device=place_of(like))
         return Rowwise(self.feature_map, root, of_queries, map_rows(self.feature_map, row).shape[-1]), ()
+
+
+def _factors(scale: float) -> tuple[float, float]:
+    """The factors of keys and of queries whose product is the scale."""
+    root = abs(scale) ** 0.5
+    return root, -root if scale < 0 else root

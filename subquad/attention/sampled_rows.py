@@ -10,7 +10,7 @@ One kernel computes them, at about r / n of the cost of exact attention for r of
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.restrictions import sight_of

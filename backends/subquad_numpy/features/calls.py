@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,9 @@ def _plan_summarize(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Pl
     batch = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], _mask_batch(key_mask), keys.batch)
     sums = _Sums(batch, k, v, keys, key_mask)
 
+    if old_shift is None and not weights and sums.is_straight:
+        return straight(partial(sums.of_rows))
+
     def summarize(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
         k, v, _, _, _, *weights, key_mask = arrays
         return sums(k, v, key_mask, *operand(weights), new, threads), None
@@ -97,6 +101,17 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     batch = np.broadcast_shapes(q.shape[:-2], queries.batch, _center_batch(weights), numerator.shape[:-2])
     shape, dtype = (*batch, q.shape[-2], numerator.shape[-1]), q.dtype
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
+
+    run, numbers = read.run, read.rows.numbers
+
+    def attend_by_rows(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
+        q, shift, numerator, denominator = arrays
+        out = new(shape, dtype)
+        run((q, None, None, numbers, shift, numerator, denominator, out), threads)
+        return (out,), None
+
+    if not weights and read.is_straight:
+        return straight(attend_by_rows)
 
     def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
         q, shift, numerator, denominator, *weights = arrays
@@ -301,6 +316,13 @@ class _Sums:
                 "stored": stored_word((k, v)),
             },
         )  # fmt: skip
+
+    def of_rows(self, arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None]:
+        """The state of keys without weights, for arrays that a kernel can read as they are."""
+        dtype, column = self.dtype, self.column
+        whole = new(column, dtype), new(self.matrix, dtype), new(column, dtype)
+        self.run((arrays[0], None, None, self.rows.numbers, arrays[1], arrays[5], *whole), threads)
+        return whole, None
 
     def __call__(
         self, k: Array, v: Array, mask: Array | None, W: Array | None, center: Array | None, new: New, threads: Any,

@@ -12,7 +12,8 @@ import mmap
 import sys
 from functools import cache
 
-LEAST = 4 << 20  # bytes of an output for which it is worth asking, as NumPy has it
+from subquad_numpy.runtime.arguments import LARGE
+
 PAGE = mmap.PAGESIZE
 HUGE = 14  # MADV_HUGEPAGE
 
@@ -39,5 +40,5 @@ def inside(first: int, size: int) -> tuple[int, int]:
 
 def ask(first: int, size: int) -> None:
     """Ask for huge pages for an output of `size` bytes at this address, if it is large and nobody has written it."""
-    if size >= LEAST and (advise := from_python()) is not None:
+    if size >= LARGE and (advise := from_python()) is not None:
         advise(*inside(first, size), HUGE)
