@@ -7,7 +7,6 @@ entry points of the group "subquad.methods": each gives the name of a method and
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -300,7 +299,9 @@ def _default(cls: type[Any]) -> Any:
 
 def _from_entry_point(name: str) -> type[Any] | None:
     """The class of a method that an entry point of another distribution names and registers; None if there is none."""
-    for entry in importlib.metadata.entry_points(group=GROUP, name=name):
+    from importlib import metadata  # see `loading`
+
+    for entry in metadata.entry_points(group=GROUP, name=name):
         entry.load()
         return _methods.get(name)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -56,7 +57,8 @@ def check_arrays(**arrays: Array | None) -> ModuleType:
 
 def _namespace(name: str, x: Array) -> ModuleType:
     # The array namespace of `x`; TypeError if it is no array, or a NumPy array that breaks the rules of arrays
-    if isinstance(x, np.ma.MaskedArray | np.matrix):
+    masked = sys.modules.get("numpy.ma")  # loaded by whoever has such an array
+    if isinstance(x, np.matrix) or (masked is not None and isinstance(x, masked.MaskedArray)):
         msg = (
             f"{name} is a numpy {type(x).__name__}, which is not supported; "
             f"pass a plain array (numpy.asarray) and hidden keys as key_mask"

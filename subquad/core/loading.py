@@ -1,15 +1,14 @@
 """The table of backends: `loading.of_<library>` is the `Backend` of that array library, loaded when first asked for.
 
-A backend is a package with an attribute `BACKEND`. An entry point of the group "subquad.backends", whose name is the
-library's, names the package; in a source tree that is not installed it is the package `subquad_<library>`. A library
-without a backend gets the generic code. The table consists of module attributes, not of dictionary entries, because
-tracers read module attributes eagerly: a backend can therefore load while a function is being compiled.
+A backend is a package with an attribute `BACKEND`: the package `subquad_<library>`, or the one that an entry point of
+the group "subquad.backends" names, if its own name is the library's. A library without a backend gets the generic code.
+The table consists of module attributes, not of dictionary entries, because tracers read module attributes eagerly: a
+backend can therefore load while a function is being compiled.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
@@ -60,8 +59,7 @@ def names() -> dict[str, str]:
         for module in pkgutil.iter_modules()
         if module.ispkg and module.name.startswith(PREFIX)
     }
-    found |= {entry.name: entry.value for entry in importlib.metadata.entry_points(group=GROUP)}
-    return dict(sorted(found.items()))
+    return dict(sorted({**_declared(), **found}.items()))
 
 
 def load_imported() -> None:
@@ -78,11 +76,17 @@ def load_imported() -> None:
 
 def load(library: str) -> ModuleType | None:
     """Import the backend package of `library` and return it; None if there is none."""
-    entries = tuple(importlib.metadata.entry_points(group=GROUP, name=library))
-    if entries:
-        return importlib.import_module(entries[0].value)
     package = PREFIX + library
-    return importlib.import_module(package) if importlib.util.find_spec(package) else None
+    if importlib.util.find_spec(package) is None:
+        package = _declared().get(library, "")
+    return importlib.import_module(package) if package else None
+
+
+def _declared() -> dict[str, str]:
+    # Library name → package of every entry point
+    from importlib import metadata  # takes as long to be imported as half of our own modules
+
+    return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
 def checked(package: ModuleType) -> Backend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +13,14 @@ TEXT = (
     "subquad compiles kernels for this machine, once: they are kept on disk (`subquad warmup` compiles ahead of time, "
     "NUMBA_CACHE_DIR names the folder)"
 )
-logger = logging.getLogger("subquad")
 spent = {"seconds": 0.0}  # that this process has compiled for
 
 
 def tell() -> None:
     """Tell the logger "subquad", at level INFO; and the user of a terminal, who would see nothing of that."""
+    import logging
+
+    logger = logging.getLogger("subquad")
     logger.info(TEXT)
     if not logger.isEnabledFor(logging.INFO) and sys.stderr is not None and sys.stderr.isatty():
         print(TEXT, file=sys.stderr, flush=True)
