@@ -134,14 +134,19 @@ def is_sdpa(q: Any, k: Any) -> bool:
     return True
 
 
-def test_a_short_call_of_torch_is_compiled_unless_it_is_recorded() -> None:
-    """Also where the choice for arrays of these shapes is remembered; a long call goes to PyTorch's own attention."""
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_short_call_of_torch_is_compiled_unless_it_is_recorded(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the choice for arrays of these shapes is remembered; a long call goes to PyTorch's own attention, unless
+    PyTorch's products are slow on this processor."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("llvmlite")
+    monkeypatch.setattr("subquad_torch.sdpa.products_are_slow", lambda: slow)
+    monkeypatch.setattr(kernels.softmax_attention, "chosen", {})
     short, long = torch.ones(64, 4), torch.ones(1024, 4)
-    recorded = torch.ones(64, 4, requires_grad=True)
+    recorded, both = torch.ones(64, 4, requires_grad=True), torch.ones(1024, 4, requires_grad=True)
+    by_speed = "compiled" if slow else "sdpa"
     for _ in range(2):
-        for x, name in ((short, "compiled"), (recorded, "sdpa"), (long, "sdpa")):
+        for x, name in ((short, "compiled"), (recorded, "sdpa"), (long, by_speed), (both, by_speed)):
             assert subquad.explain(subquad.attention, x, x, x, "exact").implementation == name
             out = subquad.attention(x, x, x, "exact")
             assert out.requires_grad is x.requires_grad

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
-from subquad_numpy.conditions import few_rows
 from subquad_numpy.half.calls import LEAST, means
 from subquad_numpy.table import COMPILED
 from subquad_torch import array_api, cuda, sdpa
@@ -37,7 +35,7 @@ from subquad_torch.openmp import threads
 TRACED_BLOCKS = 16  # maximum blocks of a traced loop, which is unrolled: more cost compile time, fewer cost memory
 # shown to recorders as one operator: the generic forms are long programs
 WATCHED = ("linear_scan", "lti_scan", "outer_scan", "selective_scan")
-LIMITS = {"softmax_attention": partial(few_rows, holds=holds), "feature_step": fixes_weights}
+LIMITS = {"softmax_attention": sdpa.left, "feature_step": fixes_weights}
 
 
 class TorchBackend(Backend):

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.backend import Accepts, Call, Override
+from subquad.backend import PLAIN, Accepts, Call, Conditions, Override
 from subquad.kernels import softmax_attention
 from subquad.kernels.visibility import CAUSAL, Visibility
+from subquad_numpy.conditions import BOTH, few_rows
 from subquad_torch.conditions import holds, is_eager, is_recorded, needs_generic, transforms
 from subquad_torch.generic import differentiate_generic
 
 # Maximum entries of a mask over queries × keys, which is an array: with more, the blocked form is better.
 MASK_ENTRIES = 2**24
+RECORDED = Conditions(recorded=True)
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since PyTorch 2.7
 # Numbers in the longest vector of a CPU. In rows of fewer logits, unless masked, PyTorch's CPU kernel takes NaN for −∞.
 VECTOR = 16
 # PyTorch's CPU product adds one term after the other along a long inner axis, if it has few rows.
 FEW, LONG = 16, 2**15
+
+
+def left(call: Call) -> str | None:
+    """Why the compiled attention leaves a call to PyTorch's, or None where it takes it.
+
+    It takes calls with few rows, see `few_rows`; and where PyTorch's products are slow, all others that are not traced.
+    """
+    reason = few_rows(call, holds=holds)
+    if reason is None or call.conditions not in (PLAIN, RECORDED) or call.arrays[0].device.type != "cpu":
+        return reason
+    fewest, least = min(x.shape[-2] for x in call.arrays[:2]), BOTH[0] if call.conditions == PLAIN else BOTH[1]
+    return None if fewest >= least and products_are_slow() else reason
+
+
+@cache
+def products_are_slow() -> bool:
+    """Whether PyTorch's products are Intel's on a processor of AMD, on which ours take .4 to .9 of their time."""
+    from subquad_numpy.codegen import processor
+
+    return torch.backends.mkl.is_available() and processor.name().startswith("znver")
 
 
 def declines(call: Call) -> str | None:
