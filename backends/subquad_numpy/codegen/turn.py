@@ -99,5 +99,5 @@ def totals(memory: Any, index: Any) -> Any:
 
 @intrinsic
 def maxima(memory: Any, index: Any) -> Any:
-    """A vector whose lane i is the maximum of the lanes of the vector at memory[index + i · lanes], none of them NaN."""
+    """A vector whose lane i is the maximum of the lanes of the vector at memory[index + i · lanes], without NaN."""
     return _joined(memory, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a))
