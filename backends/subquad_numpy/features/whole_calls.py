@@ -60,11 +60,10 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
             "stored": stored_word((k, v, q, out)),
         },
     )  # fmt: skip
-    k_numbers, q_numbers = rows_k.numbers, rows_q.numbers
 
     def of_rows(arrays: Sequence[Any], new: New, threads: Any) -> tuple[tuple[Array], None]:
         out, (q, k, v, key_mask) = new(shape, out_dtype), arrays
-        run((k, None, None, k_numbers, v, key_mask, q, None, None, q_numbers, out), threads)
+        run((k, None, None, None, v, key_mask, q, None, None, None, out), threads)
         return (out,), None
 
     def whole(arrays: Sequence[Any], new: New, threads: Any) -> tuple[tuple[Array], None]:
