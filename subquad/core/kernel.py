@@ -297,8 +297,8 @@ class Kernel:
             if chosen.override is None:
                 return chosen
             return chosen._replace(run=functools.partial(self._in_float32, chosen.run), override=None)
-        by_parts = implementation == "auto" and self.parts is not None
-        return _Chosen("generic", self.parts if by_parts else self.generic, None, declined, xp)
+        run = self.generic if self.parts is None or implementation == "generic" else self.parts
+        return _Chosen("generic", run, None, declined, xp)
 
     def _runner(self, override: Override) -> Callable[..., Any]:
         """The function of an override, wrapped to drop the optional keywords that the override does not list."""
