@@ -292,7 +292,7 @@ class Kernel:
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
-        if is_half_call:
+        if is_half_call and (self.parts is None or implementation != "auto"):  # else the parts read it
             chosen = self._choose(_widened(xp, arrays), implementation, keywords)
             if chosen.override is None:
                 return chosen
