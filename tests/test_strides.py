@@ -28,6 +28,7 @@ EXAMPLES: dict[str, Example] = {
     "feature_attend": kernels.features("feature_attend", "exponential", ((2, 40),), (2,)),
     "feature_step": kernels.features("feature_step", "exponential", 3 * ((2, 40),), (2,)),
     "feature_summarize": kernels.features("feature_summarize", "exponential", 2 * ((2, 40),), (2,)),
+    "feature_whole": kernels.features("feature_whole", "exponential", 3 * ((2, 40),), None),
 }
 
 
@@ -56,6 +57,7 @@ STRAIGHT: dict[str, tuple[Example, tuple[int, ...]]] = {  # and the places of ar
     "feature_attend": (EXAMPLES["feature_attend"], (0, 2)),
     "feature_step": (EXAMPLES["feature_step"], (0, 1, 2, 4)),
     "feature_summarize": (kernels.features("feature_summarize", "exponential", 2 * ((2, 40),), None), (0, 1)),
+    "feature_whole": (EXAMPLES["feature_whole"], (0, 1, 2)),
     "softmax_attention": (kernels.softmax_attention("few keys", (2, 40), (2, 20)), (0, 2)),
     "linear_scan": (kernels.linear_scan("plain", 40), (0, 1)),
 }

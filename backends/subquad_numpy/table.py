@@ -37,6 +37,7 @@ from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradient_launches as launches
 from subquad_numpy.features import gradient_runs as gradients
 from subquad_numpy.features import launch as of_features
+from subquad_numpy.features.whole_calls import of_one_task, whole
 from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
@@ -107,6 +108,12 @@ COMPILED: dict[str, Compiled] = {
             launches_half=False,
             unaided=frozenset({1}),
             saves=True,
+        ),
+        Compiled(
+            "feature_whole",
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=of_one_task),
+            whole,
+            as_stored=_first(3),
         ),
         Compiled(
             "softmax_attention",

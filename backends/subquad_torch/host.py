@@ -65,7 +65,11 @@ def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = Fa
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Tensor:
     """An output, in huge pages if it is large."""
-    made = like.new_empty(shape, dtype=DTYPES[np.dtype(dtype)])
+    kind = DTYPES.get(dtype) or DTYPES[np.dtype(dtype)]
+    if like.shape == shape and like.dtype is kind and like.is_contiguous():  # half the time
+        made = torch.empty_like(like)
+    else:
+        made = like.new_empty(shape, dtype=kind)
     if made.nbytes >= LARGE:
         from subquad_numpy.runtime.huge_pages import ask
 

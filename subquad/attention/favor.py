@@ -102,7 +102,7 @@ class Favor(FeatureMethod):
     Sums over keys are kept relative to the largest exponent of each feature, a running maximum if causal: nothing
     overflows, and no row depends on a later key. For positive features, the relative variance of the estimate is about
     exp(‖q + k‖²/√d)/m: good for small logits, useless for peaked attention. O(n m (d + d_v)) operations, O(m d_v) extra
-    memory. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
+    memory. Kernels: `feature_whole`, or `feature_step` if causal.
 
     With x = √s (q − q̄) M, y = √s (k − k̄) M⁻¹ and u = ω B, "derf" estimates exp(x·y)/det B, without bias, by
 

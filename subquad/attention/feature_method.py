@@ -10,9 +10,9 @@ from subquad.backend import Array
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.feature_map import FeatureMap
+from subquad.kernels.feature_whole import NO_KEYS, feature_whole
 from subquad.kernels.visibility import alignment
 
-NO_KEYS = None, None, None
 Mapped = tuple[FeatureMap, tuple[Array, ...]]  # a map and its weights
 
 
@@ -39,8 +39,7 @@ class FeatureMethod(Method):
         phi, weights = self._map(call)
         q, k, v, key_mask = call.q, call.k, call.v, call.key_mask
         if not call.causal:
-            state = call.run(self, feature_summarize, k, v, *NO_KEYS, *weights, phi=phi, key_mask=key_mask)
-            return call.run(self, feature_attend, q, *state, *weights, phi=phi)
+            return call.run(self, feature_whole, q, k, v, *weights, phi=phi, key_mask=key_mask)
         ahead, early = alignment(q.shape[-2], k.shape[-2])
         state = NO_KEYS
         if ahead:  # keys before the place of the first query: every row sees them

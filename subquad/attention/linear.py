@@ -36,7 +36,7 @@ class Linear(FeatureMethod):
     -----
     O(n m d_v) operations and O(m d_v) extra memory. `scale` is 1 by default, as in the paper; φ is applied to √scale q
     and √scale k. A map that is not positive may let the denominator vanish or change its sign; a row whose denominator
-    is exactly 0 is 0. Kernels: `feature_summarize` and `feature_attend`, or `feature_step` if causal.
+    is exactly 0 is 0. Kernels: `feature_whole`, or `feature_step` if causal.
 
     References
     ----------

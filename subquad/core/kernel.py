@@ -137,6 +137,9 @@ class Kernel:
         ``pinned(arrays, outputs, **keywords)``: the generic form with the shift of a state, which an implementation is
         free to choose, held constant at its value in `outputs`. Backends differentiate `pinned` in place of `generic`
         if an override chose the shift.
+    parts : callable or None
+        The generic form by other kernels, of which each chooses for itself, and which `explain` then tells. It takes
+        the calls that every override declines.
     reads_half : bool
         Whether arrays may come in half precision: an override may read them as they are. The generic form, `gradient`
         and all other overrides get them in float32, and what they return is rounded to what `outputs` declares.
@@ -151,12 +154,13 @@ class Kernel:
         options: Mapping[str, Any],
         gradient: Callable[..., Any] | None = None,
         pinned: Callable[..., Any] | None = None,
+        parts: Callable[..., Any] | None = None,
         *,
         reads_half: bool = False,
     ) -> None:
         functools.update_wrapper(self, generic)
         self.name, self.generic, self.outputs, self.options = generic.__name__, generic, outputs, dict(options)
-        self.gradient, self.pinned, self.reads_half = gradient, pinned, reads_half
+        self.gradient, self.pinned, self.parts, self.reads_half = gradient, pinned, parts, reads_half
         if reads_half:
             self.generic = functools.wraps(generic)(functools.partial(self._in_float32, generic))
             self.gradient = None if gradient is None else functools.partial(self._gradient_in_float32, gradient)
@@ -195,6 +199,8 @@ class Kernel:
         within = NO_CONTEXT if computing is None else computing(arrays[0])
         with within:
             chosen = self._choose(arrays, implementation, keywords)
+            if _listener.choices is not None and chosen.run is self.parts:
+                return chosen.run(*arrays, **keywords)
             if _listener.choices is not None:
                 reasons = tuple((other, "; ".join(why)) for other, why in chosen.declined)
                 _listener.choices.append(Choice(self.name, chosen.name, reasons))
@@ -286,12 +292,13 @@ class Kernel:
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
-        if is_half_call:
+        if is_half_call and (self.parts is None or implementation != "auto"):  # else the parts read it
             chosen = self._choose(_widened(xp, arrays), implementation, keywords)
             if chosen.override is None:
                 return chosen
             return chosen._replace(run=functools.partial(self._in_float32, chosen.run), override=None)
-        return _Chosen("generic", self.generic, None, declined, xp)
+        run = self.generic if self.parts is None or implementation == "generic" else self.parts
+        return _Chosen("generic", run, None, declined, xp)
 
     def _runner(self, override: Override) -> Callable[..., Any]:
         """The function of an override, wrapped to drop the optional keywords that the override does not list."""
@@ -317,10 +324,11 @@ def kernel(
     options: Mapping[str, Any] | None = None,
     gradient: Callable[..., Any] | None = None,
     pinned: Callable[..., Any] | None = None,
+    parts: Callable[..., Any] | None = None,
     reads_half: bool = False,
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a replaceable operation: a decorator of its generic form. The arguments are attributes of `Kernel`."""
-    return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned, reads_half=reads_half)
+    return lambda generic: Kernel(generic, outputs, options or {}, gradient, pinned, parts, reads_half=reads_half)
 
 
 def _widened(xp: ModuleType, arrays: Sequence[Array | None]) -> tuple[Array | None, ...]:

@@ -11,6 +11,7 @@ from subquad.kernels.cluster_summaries import cluster_members, cluster_spread
 from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
+from subquad.kernels.feature_whole import feature_whole
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
@@ -36,6 +37,7 @@ __all__ = [
     "feature_attend",
     "feature_step",
     "feature_summarize",
+    "feature_whole",
     "hashed_attention",
     "hashed_order",
     "iterative_pinv",

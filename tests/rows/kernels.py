@@ -304,10 +304,12 @@ def features(
 ) -> Example:
     """Inputs of a feature kernel: q, k and v as far as it takes them; `state` is the batch shape of the state before."""
     phi, weights = LANDMARKS if map_ == "landmarks" else PHI[map_]
-    widths = {"feature_summarize": (D, D_V), "feature_attend": (D,), "feature_step": (D, D, D_V)}[kernel]
+    whole = D, D, D_V
+    widths = {"feature_summarize": (D, D_V), "feature_attend": (D,)}.get(kernel, whole)
 
     def draw() -> Arrays:
-        before = (None, None, None) if state is None else state_of(phi, weights(), state)
+        before: Arrays = () if kernel == "feature_whole" else (None, None, None)
+        before = before if state is None else state_of(phi, weights(), state)
         given = normal(*((*shape, width) for shape, width in zip(rows, widths, strict=True)))
         return (*given, *before, *weights())
 
@@ -534,6 +536,8 @@ for example in [
     features("feature_summarize", "exponential", ((2100,), (2100,)), None, "many keys"),
     *(features("feature_attend", phi, ((2, 63),), (2,)) for phi in PHI),
     features("feature_attend", "exponential", ((2, 3, 1100),), (1, 1), "many queries"),
+    *(features("feature_whole", phi, ((2, 63), (2, 70), (2, 70)), None) for phi in PHI),
+    features("feature_whole", "exponential", ((300,), (2, 1100), (1100,)), None, "many rows"),
     *(features("feature_step", phi, 3 * ((2, 63),), None) for phi in PHI),
     *(features("feature_step", phi, ((2, 3, 70), (2, 1, 70), (2, 1, 70)), (2, 1), f"{phi} goes on")
       for phi in ("exponential", "elu")),

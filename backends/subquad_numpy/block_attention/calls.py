@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fix_rows, fixed, row_step, run, straight
+from subquad_numpy.runtime.arguments import (
+    Constant,
+    Fix,
+    Forms,
+    Run,
+    fix_items,
+    fix_rows,
+    fixed,
+    row_step,
+    run,
+    straight,
+)
 from subquad_numpy.runtime.stored import common, stored_word, widest
 from subquad_numpy.runtime.threads import thread_count
 
@@ -34,7 +46,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     values, batch, tasks, products = record(arrays, static)
     q, v = values["q"], values["v"]
-    shape, dtype, numbers = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3]), values["numbers"]
+    shape, dtype = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3])
     kinds: list[Any] = [(shape, static.get("out_dtype", common(*arrays[:3]))), (shape[:-1], dtype)]
     kinds[1] = kinds[1] if static.get("needs_lse", True) else None
     kinds += [(shape[:-1], dtype), (shape, dtype)] if static.get("sampled", False) else []
@@ -44,6 +56,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values)
     given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
     places = [NAMES.index(name) for name in given if name in NAMES]
+    chosen = itemgetter(*places)
     others = [None] * (len(given) - len(places) - 1 - len(WRITTEN))  # an order, an output before: see `hashed`
     unused = [None] * (len(WRITTEN) - len(kinds))
     fixes = [None if x is None else fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
@@ -55,7 +68,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         outs = [None if kind is None else new(*kind) for kind in kinds]
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-        planned((numbers, *[arrays[i] for i in places], *others, *outs, *unused), threads)
+        planned((None, *chosen(arrays), *others, *outs, *unused), threads)
         return tuple(outs), None
 
     return block_attention if must_fix else straight(block_attention)
@@ -168,6 +181,6 @@ def record(arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str
     given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(fix_of(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
-    values["numbers"] = np.array([static["scale"]], widest(*arrays[:3]))
+    values["numbers"] = Constant(np.array([static["scale"]], widest(*arrays[:3])))
     batch = np.broadcast_shapes(*(x.shape[: x.ndim - _axes(name)] for name, x in given.items()))
     return values, batch, tasks, products

@@ -38,7 +38,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, given))
         before = {"before_out": out, "before_lse": lse}
     names = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
-    kept = {name: rounds[0][0][name] for name in ("numbers", "blocks")}
+    kept = {"blocks": rounds[0][0]["blocks"]}
     n_kv, size = arrays[1].shape[-2], static["size"]
     own = key_chunks(np, n, n_kv, size, arrays[0])  # type: ignore[arg-type]
 

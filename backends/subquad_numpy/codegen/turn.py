@@ -61,12 +61,9 @@ def turn_tile(source_pairs: bool, target_pairs: bool) -> Callable[..., Any]:
     return turn
 
 
-@intrinsic
-def totals(memory: Any, index: Any) -> Any:
-    """A vector whose lane i is the sum of the lanes of the vector at memory[index + i · lanes], added pairwise.
-
-    Vectors are added in pairs as they turn, which takes a third of the operations of as many sums on their own.
-    """
+def _joined(memory: Any, join: Callable[[Any, Any, Any], Any]) -> tuple[Any, Any]:
+    # signature and code of: a vector whose lane i is the vector at memory[index + i lanes], its halves joined until one
+    # lane is left. Vectors join in pairs as they turn, which takes a third of the operations of each on its own
     vector = Vector(memory.dtype)
     lanes = vector.lanes
 
@@ -87,8 +84,20 @@ def totals(memory: Any, index: Any) -> Any:
         rows, half = [row(i) for i in range(lanes)], lanes // 2
         while half:
             pairs = zip(rows[:half], rows[half:], strict=True)
-            rows = [builder.fadd(chosen(a, b, half, False), chosen(a, b, half, True)) for a, b in pairs]
+            rows = [join(builder, chosen(a, b, half, False), chosen(a, b, half, True)) for a, b in pairs]
             half //= 2
         return rows[0]
 
     return vector(memory, types.intp), codegen
+
+
+@intrinsic
+def totals(memory: Any, index: Any) -> Any:
+    """A vector whose lane i is the sum of the lanes of the vector at memory[index + i · lanes], added pairwise."""
+    return _joined(memory, lambda builder, a, b: builder.fadd(a, b))
+
+
+@intrinsic
+def maxima(memory: Any, index: Any) -> Any:
+    """A vector whose lane i is the maximum of the lanes of the vector at memory[index + i · lanes], without NaN."""
+    return _joined(memory, lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a))

@@ -7,11 +7,11 @@ other half of Nyström attention.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, load, pointer, replace_where_zero, room, spread, store, zeros
+from subquad_numpy.codegen import carray, cut, inline, load, pointer, replace_where_zero, room, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
@@ -40,6 +40,40 @@ ROWS = 8 * TILE_ROWS  # rows of a block: their exponents for 256 features take 6
 ATTEND_RECORD = fields(HEAD, OF_QUERIES, {"out": 2})
 
 
+class Reading(NamedTuple):
+    """What a block of queries needs in scratch memory, with at most ROWS rows."""
+
+    phi_q: Any  # a `Matrix`
+    result: Any  # (ROWS, d_out or lanes)
+    seen: Any
+    level: Any
+
+
+@inline
+def read_rows(
+    q: Any, q_as: int, row: int, stop: int, queries: Any, state: Any, numerator: Any, m: int, out: Any, out_as: int,
+    d_v: int, reading: Any, scratch: Any, lanes: int, phi: int,
+) -> None:  # fmt: skip
+    """Write the output of the queries from `row` to `stop`, which read `state` and its numerator, packed in panels."""
+    seen, result, d_out, width = reading.seen, reading.result, padded(d_v, lanes), queries.width
+    for first in range(row, stop, ROWS):
+        count = min(ROWS, stop - first)
+        whole = padded(count, TILE_ROWS)
+        query_exponents(q, q_as, first, count, queries, state.start, reading.phi_q, scratch, lanes, phi)
+        query_features(reading.phi_q, count, state, width, lanes, phi, seen, reading.level, result)
+        nothing, product = rows_at(scratch.nothing, 0), rows_at(result, d_out)
+        multiply(reading.phi_q, whole, numerator, m, d_out, lanes, nothing, product)
+        for r in range(0, count, lanes):
+            found = load(seen, r)
+            # where the state has no key, the row is 0, and stays 0
+            store(seen, r, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))
+        for r in range(count):
+            factor = spread(seen, r)
+            for j in range(0, d_v, lanes):
+                value = load(result, r * d_out + j) * factor
+                store_stored_part(out, out_as, (first + r) * d_v + j, value, d_v - j, lanes, scratch.edge)
+
+
 @cache
 def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile the output of queries; among the tasks of an item the chunk varies fastest."""
@@ -54,7 +88,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         width, _, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         sizes = (
             *(lanes, ROWS, ROWS, width, width, d_out, d_in, d * width, width * d_out),
-            *(ROWS * stride, ROWS * d_out, ROWS * d),
+            *(ROWS * stride, ROWS * max(d_out, lanes), ROWS * d),
         )
         buffer = np.empty(room(sizes), kind)
         edge, seen, level, start, k_sum, nothing, center, packed, kv, y, result, rows = cut(buffer, sizes)
@@ -62,7 +96,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         clear(center, d_in)
         clear(y, ROWS * stride)
         directions, numerator, state = Panels(packed, d), Panels(kv, m), State(start, k_sum)
-        scratch = Scratch(rows, nothing, edge)
+        reading, scratch = Reading(rows_at(y, stride), result, seen, level), Scratch(rows, nothing, edge)
 
         packed_for = -1  # the item whose directions and state are in scratch: often that of the task before
         for task in range(first, last):
@@ -78,23 +112,11 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 load_start(f, m, width, zero, start, k_sum)
             queries = Side(d, center, numbers, directions, width)
 
-            stop = min(n, (task % chunks + 1) * chunk)
-            for row in range(task % chunks * chunk, stop, ROWS):
-                count = min(ROWS, stop - row)
-                whole = padded(count, TILE_ROWS)
-                phi_q, product = rows_at(y, stride), rows_at(result, d_out)
-                query_exponents(rows_at(q, q_row), q_as, row, count, queries, start, phi_q, scratch, lanes, phi)
-                query_features(phi_q, count, state, width, lanes, phi, seen, level)
-                multiply(phi_q, whole, numerator, m, d_out, lanes, rows_at(nothing, 0), product)
-                for r in range(0, count, lanes):
-                    found = load(seen, r)
-                    # where the state has no key, the row is 0, and stays 0
-                    store(seen, r, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))
-                for r in range(count):
-                    factor = spread(seen, r)
-                    for j in range(0, d_v, lanes):
-                        value = load(result, r * d_out + j) * factor
-                        store_stored_part(out, out_as, (row + r) * d_v + j, value, d_v - j, lanes, edge)
+            row = task % chunks * chunk
+            read_rows(
+                rows_at(q, q_row), q_as, row, min(n, row + chunk), queries, state, numerator, m, out, out_as,
+                d_v, reading, scratch, lanes, phi,
+            )  # fmt: skip
         buffer[0] = 0  # see `cut`
         return DONE
 

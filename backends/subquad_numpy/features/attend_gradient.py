@@ -112,7 +112,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 count = min(ROWS, stop - row)
                 whole = padded(count, TILE_ROWS)
                 query_exponents(rows_at(q, q_row), AS_COMPUTED, row, count, queries, start, phi_q, scratch, lanes, phi)
-                query_features(phi_q, count, state, width, lanes, phi, seen, level)
+                query_features(phi_q, count, state, width, lanes, phi, seen, level, result)
                 for r in range(count):
                     if has_W:
                         for p in range(0, d, lanes):

@@ -16,6 +16,7 @@ from subquad_numpy.codegen import at_least, inline, largest, load, pointer, spre
 from subquad_numpy.codegen.copies import load_padded_row, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
 from subquad_numpy.codegen.stored import load_stored_part
+from subquad_numpy.codegen.turn import maxima, totals
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.phi import ELU, log_after, times_value
 from subquad_numpy.runtime.arguments import Fields
@@ -168,13 +169,23 @@ def query_exponents(
 
 
 @inline
-def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: int, seen: Any, level: Any) -> None:
-    """Write φ of each row over exp(level) in place of y; `level` is the row's largest exponent, and `seen` is φᵀ s."""
+def query_features(
+    y: Any, count: int, state: Any, width: int, lanes: int, phi: int, seen: Any, level: Any, parts: Any
+) -> None:
+    """Write φ of each row over exp(level) in place of y; `level` is the row's largest exponent, and `seen` is φᵀ s.
+
+    `parts` is scratch memory, a vector for each row: lanes of as many rows as a vector has join at once.
+    """
+    full = count // lanes * lanes
     for r in range(count):
         top = log_after(load(y.data, r * y.row), state.start, 0, phi)
         for i in range(lanes, width, lanes):
             top = at_least(log_after(load(y.data, r * y.row + i), state.start, i, phi), top)
-        level[r] = largest(at_least(top, LEAST(top)))
+        store(parts, r * lanes, at_least(top, LEAST(top)))
+    for r in range(0, full, lanes):
+        store(level, r, maxima(parts, r * lanes))
+    for r in range(full, count):
+        level[r] = largest(load(parts, r * lanes))
     for r in range(count):  # a loop of its own: what a row waits for is short, and rows overlap
         highest = spread(level, r)
         along = zeros(y.data)
@@ -183,7 +194,11 @@ def query_features(y: Any, count: int, state: Any, width: int, lanes: int, phi: 
             e = times_value(exp_negative(log_after(part, state.start, i, phi) - highest), part, phi)
             store(y.data, r * y.row + i, e)
             along = along + e * load(state.k_sum, i)
-        seen[r] = total(along)
+        store(parts, r * lanes, along)
+    for r in range(0, full, lanes):
+        store(seen, r, totals(parts, r * lanes))
+    for r in range(full, count):
+        seen[r] = total(load(parts, r * lanes))
 
 
 @inline

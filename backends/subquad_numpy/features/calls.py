@@ -102,12 +102,12 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     shape, dtype = (*batch, q.shape[-2], numerator.shape[-1]), q.dtype
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
 
-    run, numbers = read.run, read.rows.numbers
+    run = read.run
 
     def attend_by_rows(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
         q, shift, numerator, denominator = arrays
         out = new(shape, dtype)
-        run((q, None, None, numbers, shift, numerator, denominator, out), threads)
+        run((q, None, None, None, shift, numerator, denominator, out), threads)
         return (out,), None
 
     if not weights and read.is_straight:
@@ -321,7 +321,7 @@ class _Sums:
         """The state of keys without weights, for arrays that a kernel can read as they are."""
         dtype, column = self.dtype, self.column
         whole = new(column, dtype), new(self.matrix, dtype), new(column, dtype)
-        self.run((arrays[0], None, None, self.rows.numbers, arrays[1], arrays[5], *whole), threads)
+        self.run((arrays[0], None, None, None, arrays[1], arrays[5], *whole), threads)
         return whole, None
 
     def __call__(

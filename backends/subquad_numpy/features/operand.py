@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.kernels.feature_map import Elu, Exponential
-from subquad_numpy.runtime.arguments import fix_elements, fix_items, fix_rows, row_step
+from subquad_numpy.runtime.arguments import Constant, fix_elements, fix_items, fix_rows, row_step
 from subquad_numpy.runtime.stored import computed
 
 Array = np.ndarray[Any, Any]
@@ -73,25 +73,25 @@ class Rows:
         self.fix_x, self.fix_W = fix_rows(x), None if W is None else fix_elements(W)
         self.fix_center = None if center is None else fix_items(center, 1)
         self.is_straight = self.fix_x is self.fix_W is self.fix_center is None
-        self.numbers = np.array([operand.factor, operand.half_scale], computed(x.dtype))
+        self.numbers = Constant(np.array([operand.factor, operand.half_scale], computed(x.dtype)))
 
     def fields(self, x: Array, operand: Operand, prefix: str = "") -> dict[str, Any]:
         """The fields of the record for the arrays that the form was taken from."""
-        rows, W, center, numbers = self(x, operand.W, operand.center)
+        rows, W, center, _ = self(x, operand.W, operand.center)
         W_row, W_column = (0, 0) if W is None else (stride // W.itemsize for stride in W.strides[-2:])
         own: dict[str, Any] = {"x_row": row_step(rows), "W_row": W_row, "W_column": W_column}
-        own |= {"x": rows, "W": W, "center": center, "numbers": numbers}
+        own |= {"x": rows, "W": W, "center": center, "numbers": self.numbers}
         return {prefix + name: value for name, value in own.items()}
 
     def __call__(self, x: Array, W: Array | None, center: Array | None) -> tuple[Any, ...]:
-        """(rows, directions, center, numbers) with strides that a kernel can read; numbers are (factor, h)."""
+        """(rows, directions, center, None) with strides that a kernel can read; (factor, h) are constant."""
         if self.fix_x is not None:
             x = self.fix_x(x)
         if self.fix_W is not None:
             W = self.fix_W(W)
         if self.fix_center is not None:
             center = self.fix_center(center)
-        return x, W, center, self.numbers
+        return x, W, center, None
 
 
 def operand_from(

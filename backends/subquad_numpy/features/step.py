@@ -229,7 +229,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     copy(shift, m, shifted(pointer(f.shifts, zero), row // block * m))
                 rows_of_q = rows_at(q, q_row)
                 query_exponents(rows_of_q, q_as, row, count, queries, reference, phi_rows, scratch, lanes, phi)
-                query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest)
+                query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest, weights)
 
                 largest_exponents(x, opposite, m, top, space)
                 features(x, above, opposite, top, m, phi, phi_k, space)

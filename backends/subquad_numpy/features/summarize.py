@@ -8,14 +8,14 @@ of the features. The shift grows from block to block; sums over earlier blocks a
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.codegen import at_least, carray, copy, cut, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen import at_least, carray, copy, cut, inline, load, pointer, room, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, rows_at, turned
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.stored import load_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.blocks import (
@@ -43,11 +43,86 @@ ROWS = 16 * TILE_ROWS  # rows of a block: their exponents for 256 features take 
 SUMMARIZE_RECORD = fields(HEAD, OF_KEYS, {"most": None, "shift": 2, "kv": 2, "k_sum": 2, "chunk_step": None})
 
 
+class Sums(NamedTuple):
+    """The sums over keys in scratch memory, and what the sums of a block of rows need there."""
+
+    shift: Any
+    k_sum: Any
+    kv: Any  # (m, d_out)
+    new: Any  # the shift with a block
+    block_sum: Any
+    block_kv: Any
+    phi_k: Any  # a `Matrix` of ROWS rows
+    panels: Any  # of values
+    places: Any  # of the rows of a block
+
+
+@inline
+def sum_rows(
+    k: Any, k_as: int, v: Any, v_as: int, d_v: int, mask: Any, has_mask: bool, row: int, stop: int, keys: Any, m: int,
+    sums: Any, scratch: Any, lanes: int, phi: int,
+) -> None:  # fmt: skip
+    """Write the sums over the keys from `row` to `stop`, for m features; k and v are a `Matrix` each."""
+    shift, k_sum, new, block_sum, x, stride = (
+        sums.shift, sums.k_sum, sums.new, sums.block_sum, sums.phi_k.data, sums.phi_k.row,
+    )  # fmt: skip
+    width, height, _, _, d_out = widths_of(m, keys.d, d_v, lanes)
+    for i in range(stride):
+        shift[i] = -float("inf")
+    begun = False
+    while True:
+        count, row = visible_rows(mask, has_mask, row, stop, ROWS, sums.places)
+        if count == 0:
+            break
+        key_exponents(k, k_as, sums.places, count, keys, sums.phi_k, scratch, lanes, phi)
+        for r in range(count):
+            for j in range(0, d_v, lanes):
+                value = load_stored_part(v.data, v_as, sums.places[r] * v.row + j, d_v - j, lanes, scratch.edge)
+                into_panels(sums.panels, r, j, d_out, value, lanes)
+        # the new shift is the maximum of the old one and of the block's exponents, for each feature
+        copy(shift, width, new)
+        for r in range(0, count, 4):  # a maximum waits for the one before: four rows in one step
+            last = count - 1 - r
+            for i in range(0, width, lanes):
+                place = r * stride + i
+                a, b = log_of(load(x, place), phi), log_of(load(x, place + min(1, last) * stride), phi)
+                c = log_of(load(x, place + min(2, last) * stride), phi)
+                d = log_of(load(x, place + min(3, last) * stride), phi)
+                store(new, i, at_least(load(new, i), at_least(at_least(a, b), at_least(c, d))))
+        clear(block_sum, width)
+        for r in range(count):
+            for i in range(0, width, lanes):
+                y = load(x, r * stride + i)
+                e = times_value(exp_negative(log_of(y, phi) - at_least(load(new, i), LEAST(y))), y, phi)
+                store(x, r * stride + i, e)
+                store(block_sum, i, load(block_sum, i) + e)
+        target = sums.block_kv if begun else sums.kv
+        zero_row = rows_at(scratch.nothing, 0)
+        multiply(turned(sums.phi_k), height, sums.panels, count, d_out, lanes, zero_row, rows_at(target, d_out))
+        if begun:
+            for i in range(0, width, lanes):
+                y = load(new, i)
+                fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))  # held in `shift` until the loops end
+                store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
+                store(shift, i, fade)
+            for i in range(m):
+                fade = spread(shift, i)
+                for j in range(0, d_out, lanes):
+                    place = i * d_out + j
+                    store(sums.kv, place, load(sums.kv, place) * fade + load(sums.block_kv, place))
+        else:
+            copy(block_sum, width, k_sum)
+        copy(new, width, shift)
+        begun = True
+    if not begun:
+        clear(k_sum, width)
+        clear(sums.kv, height * d_out)
+
+
 @cache
 def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     """Compile the sums over keys; among the tasks of an item the chunk varies fastest, then the range of features."""
     lanes, kind, zero = element(dtype)
-    lowest = dtype.type(-np.inf)
     phi = MAPS[phi_name].number
 
     @compiled(f"summarize {dtype} {phi_name}", SUMMARIZE_RECORD)
@@ -67,8 +142,10 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         clear(nothing, max(stride, d_out))
         clear(x, ROWS * stride)
         clear(center, d_in)
-        phi_k, directions, panels = rows_at(x, stride), Panels(packed, depth), Panels(values, ROWS)
-        numerator, block_numerator = rows_at(kv, d_out), rows_at(block_kv, d_out)
+        directions, numerator = Panels(packed, depth), rows_at(kv, d_out)
+        sums = Sums(
+            shift, k_sum, kv, new, block_sum, block_kv, rows_at(x, stride), Panels(values, ROWS), places,
+        )  # fmt: skip
         scratch = Scratch(rows, nothing, edge)
 
         packed_W = packed_from = -1  # which directions `packed` holds: often those of the task before
@@ -78,54 +155,17 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             k_row, v_row, mask = f.x_row, f.v_row, pointer(f.mask, np.uint8(0))
             begin = task // chunks % parts * most
             m = min(most, all_m - begin)
-            width, height, _, _, _ = widths_of(m, d, d_v, lanes)
             load_center(f, d, lanes, center, zero)
             if phi != ELU and (packed_W != f.W or packed_from != begin):
                 packed_W, packed_from = f.W, begin
                 W = shifted(pointer(f.W, zero), begin * f.W_column)
                 pack_keys(Matrix(W, f.W_row, f.W_column), d, m, numbers[0], lanes, directions)
-            keys = Side(d, center, numbers, directions, width)
-            for i in range(stride):
-                shift[i] = lowest
-                k_sum[i] = 0
-            clear(kv, stride * d_out)
-
+            keys = Side(d, center, numbers, directions, padded(m, lanes))
             row = task % chunks * chunk
-            stop = min(n, row + chunk)
-            while True:
-                count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
-                if count == 0:
-                    break
-                key_exponents(rows_at(k, k_row), k_as, places, count, keys, phi_k, scratch, lanes, phi)
-                for r in range(count):
-                    for j in range(0, d_v, lanes):
-                        value = load_stored_part(v, v_as, places[r] * v_row + j, d_v - j, lanes, edge)
-                        into_panels(panels, r, j, d_out, value, lanes)
-                # the new shift is the maximum of the old one and of the block's exponents, for each feature
-                copy(shift, width, new)
-                for r in range(0, count, 2):  # a maximum waits for the one before: two rows in one step
-                    other = min(r + 1, count - 1) * stride
-                    for i in range(0, width, lanes):
-                        both = at_least(log_of(load(x, r * stride + i), phi), log_of(load(x, other + i), phi))
-                        store(new, i, at_least(load(new, i), both))
-                clear(block_sum, width)
-                for r in range(count):
-                    for i in range(0, width, lanes):
-                        y = load(x, r * stride + i)
-                        e = times_value(exp_negative(log_of(y, phi) - at_least(load(new, i), LEAST(y))), y, phi)
-                        store(x, r * stride + i, e)
-                        store(block_sum, i, load(block_sum, i) + e)
-                multiply(turned(phi_k), height, panels, count, d_out, lanes, rows_at(nothing, 0), block_numerator)
-                for i in range(0, width, lanes):
-                    y = load(new, i)
-                    fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))  # held in `shift` until the loops end
-                    store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
-                    store(shift, i, fade)
-                for i in range(m):
-                    fade = spread(shift, i)
-                    for j in range(0, d_out, lanes):
-                        store(kv, i * d_out + j, load(kv, i * d_out + j) * fade + load(block_kv, i * d_out + j))
-                copy(new, width, shift)
+            sum_rows(
+                rows_at(k, k_row), k_as, rows_at(v, v_row), v_as, d_v, mask, f.mask != 0, row, min(n, row + chunk),
+                keys, m, sums, scratch, lanes, phi,
+            )  # fmt: skip
 
             place = task % chunks * f.chunk_step + begin
             copy(shift, m, shifted(pointer(f.shift, zero), place))

@@ -190,7 +190,7 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 start[i] = shift[i] if shift[i] != lowest or i >= m else 0
                 if phi != ELU:
                     y[i] += start[i]
-            query_features(rows_at(y, width), 1, State(start, k_sum), width, lanes, phi, seen, level)
+            query_features(rows_at(y, width), 1, State(start, k_sum), width, lanes, phi, seen, level, edge)
             divisor = zeros(edge) + (seen[0] if seen[0] != 0 else zero + 1)  # a row that sees no key is 0
 
             if keeps:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,17 @@ def fields(*parts: Mapping[str, int | None]) -> Fields:
     return dict(sorted(whole.items(), key=lambda field: field[1] is not None))
 
 
+class Constant(NamedTuple):
+    """An array that all calls of a `Run` read, which therefore has its address: a call gives None in its place."""
+
+    array: Array
+
+
 class Run:
     """A kernel with argument records made for arrays of one form, so that a call only adds the arrays' addresses.
 
-    `values` holds, by field, a number (or one number for each item) or an example of the arrays to come; an array
-    field that is missing from `values` must be None at every call.
+    `values` holds, by field, a number (or one number for each item), an example of the arrays to come, or a `Constant`;
+    an array field that is missing from `values` must be None at every call.
     `tasks` and `products` count tasks and multiply-adds of one item: a small call runs on one thread.
     """
 
@@ -51,10 +57,13 @@ class Run:
         # An address field holds the bytes from the start of the array to the item's part, until a call adds the start.
         self.records = np.zeros((items, len(fields)), np.int64)
         self.first = sum(axes is None for axes in fields.values())
+        self.constants = [x for x in values.values() if isinstance(x, Constant)]
         for place, (name, axes) in enumerate(fields.items()):
             x = values.get(name)
             if axes is None:
                 self.records[:, place] = 0 if x is None else x
+            elif isinstance(x, Constant):
+                self.records[:, place] = address_of(x.array)
             elif items > 1 and x is not None and x.ndim > axes:
                 self.records[:, place] = offsets(x, batch, axes)
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
@@ -76,7 +85,7 @@ class Run:
         if is_alone and self.direct is not None:
             done = FOREIGN
             if not self.meets_foreign:
-                done = self.direct(self.of_objects + self.pack(*[0 if x is None else id(x) for x in arrays]))
+                done = self.direct(self.of_objects + self.pack(*map(id, arrays)))
             if done == FOREIGN:
                 self.meets_foreign = True
                 done = self.direct(self.of_addresses + self.pack(*[0 if x is None else address_of(x) for x in arrays]))
@@ -97,7 +106,8 @@ def run(
     **values: Any,
 ) -> None:  # fmt: skip
     """Run a kernel once, on the numbers and arrays of `values`."""
-    arrays = [values.get(name) for name, axes in fields.items() if axes is not None]
+    given = [values.get(name) for name, axes in fields.items() if axes is not None]
+    arrays = [None if isinstance(x, Constant) else x for x in given]
     Run(kernel, fields, batch, tasks, products, values)(arrays, threads)
 
 

@@ -20,8 +20,9 @@ from subquad_numpy.runtime.native_tasks import call
 
 # Places in the words of a call, int64: the address of the kernel; its tasks; the records, to which addresses are to be
 # added: how many, their fields, how many of these are numbers, and where they are; the address of NumPy's class of
-# arrays, or 0; then, for each field that is no number, an array object, or 0. Without the class, addresses.
-KERNEL, TASKS, RECORDS, FIELDS, NUMBERS, MEMORY, ARRAY, HEAD = range(8)
+# arrays, or 0, and that of None; then, for each field that is no number, an array object, or None. Without the class,
+# addresses, or 0.
+KERNEL, TASKS, RECORDS, FIELDS, NUMBERS, MEMORY, ARRAY, NOTHING, HEAD = range(9)
 TYPE, NUMBERS_AT = DATA // 8 - 1, DATA // 8  # of an object, in words: its class; of an array: where its numbers are
 
 
@@ -34,7 +35,7 @@ def direct() -> Callable[[bytes], int]:
     kind, numbers_at = TYPE, NUMBERS_AT
 
     def run(words: Any) -> int:
-        fields, numbers, array = words[FIELDS], words[NUMBERS], words[ARRAY]
+        fields, numbers, array, nothing = words[FIELDS], words[NUMBERS], words[ARRAY], words[NOTHING]
         size = words[RECORDS] * fields
         given = pointer(words[MEMORY], np.int64(0))
         records = np.empty(size, np.int64)
@@ -42,7 +43,9 @@ def direct() -> Callable[[bytes], int]:
             records[i] = given[i]
         for i in range(numbers, fields):
             word = words[HEAD + i - numbers]
-            if array != 0 and word != 0:
+            if word == nothing:
+                continue
+            if array != 0:
                 found = pointer(word, np.int64(0))
                 if found[kind] != array:
                     return FOREIGN
@@ -59,5 +62,5 @@ def direct() -> Callable[[bytes], int]:
 
 def head_of(kernel: Any, tasks: int, records: np.ndarray, numbers: int, *, objects: bool) -> bytes:
     """The words of a call but for its objects, or its addresses; `records` must outlive them."""
-    array = id(np.ndarray) if objects else 0
-    return np.array([kernel.address, tasks, *records.shape, numbers, address_of(records), array], np.int64).tobytes()
+    kinds = (id(np.ndarray), id(None)) if objects else (0, 0)
+    return np.array([kernel.address, tasks, *records.shape, numbers, address_of(records), *kinds], np.int64).tobytes()
