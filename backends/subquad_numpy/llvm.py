@@ -1,4 +1,4 @@
-"""Cannot be imported where llvmlite is there but cannot compile kernels: an old one, or one whose LLVM does not load."""
+"""Cannot be imported where llvmlite cannot compile kernels: an old one, or one whose LLVM does not load."""
 
 import llvmlite
 from llvmlite import binding
