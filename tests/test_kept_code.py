@@ -10,7 +10,9 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
+from subquad.attention import crossover
 from subquad_numpy.codegen import compile as codegen_compile
+from subquad_numpy.codegen import machine
 
 PARTS = [  # a kernel, and where a part of it or a number in it is written
     ("subquad_numpy.clustered.forward", "subquad_numpy.clustered.forward"),
@@ -22,7 +24,7 @@ PARTS = [  # a kernel, and where a part of it or a number in it is written
 ]
 STRANGERS = [
     ("subquad_numpy.clustered.forward", "subquad_numpy.features.step"),
-    ("subquad_numpy.clustered.forward", "subquad.backend"),
+    ("subquad_numpy.clustered.forward", "subquad.core.gather"),  # imported by the formulas
 ]
 
 
@@ -53,3 +55,20 @@ def test_a_change_of_a_part_is_a_change_of_the_kernel(
 
 def test_sources_that_cannot_be_read_have_no_fingerprint(tmp_path: Path) -> None:
     assert codegen_compile.fingerprint(tmp_path / "missing.py") == ""
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container: kernels are kept beside their sources or not at all, and so are the times of "auto"."""
+    for name in ("NUMBA_CACHE_DIR", "LOCALAPPDATA", "XDG_CACHE_HOME", "SUBQUAD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def home() -> Path:
+        msg = "Could not determine home directory."
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(Path, "home", home)
+    (tmp_path / "__pycache__").touch()  # no folder
+    assert machine.kept(tmp_path, "name", "0" * 16, "options", lambda: b"code") == b"code"
+    folder = crossover.cache_folder()
+    with pytest.raises(OSError, match=str(folder.parent)):
+        folder.mkdir(parents=True)

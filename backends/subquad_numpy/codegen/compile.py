@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-import subquad
+from subquad import backend
 from subquad_numpy.codegen import machine, types
 from subquad_numpy.codegen.notice import patience
 from subquad_numpy.codegen.translate import translated
@@ -25,7 +25,7 @@ DONE = 1  # what a kernel returns; one that finds no memory for its scratch retu
 compile_seconds: dict[str, float] = {}
 """Seconds until each kernel was callable in this process, compiled or read from the disk, by name."""
 CODEGEN = Path(__file__).parent
-LIBRARY = Path(subquad.__file__).parent
+LIBRARY = Path(backend.__file__).parent
 
 
 @cache
