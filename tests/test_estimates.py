@@ -291,6 +291,24 @@ def test_of_nothing(eager: Library, name: str) -> None:
         assert np.all(rows == 0)
 
 
+def test_of_values_without_channels(eager: Library) -> None:
+    q, k = np.ones((2, 2, 40, 4))
+    found = eager.call(lambda *x: list(subquad.estimate_error("exact", *x))[:-1], q, k, k[..., :0], dtype="float32")
+    error, _, share, *_, effective, _, rows, norm = map(eager.numpy, found)
+    assert [x.tolist() for x in (error, share, effective.round(4), rows, norm)] == [2 * [x] for x in (0, 0, 40, 40, 0)]
+
+
+def test_a_row_that_misses_an_infinite_value_is_above_any_tolerance(eager: Library) -> None:
+    """All rows see the value, and a window only near it."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 40, 4))
+    v[20, 0] = np.inf
+
+    def share(*x: Any) -> Any:
+        return subquad.estimate_error(subquad.Window(left=2, right=2), *x, tolerance=1e3).share_above
+
+    assert eager.numpy(eager.call(share, q, k, v, dtype="float32")) == 1
+
+
 def test_prints_as_a_table() -> None:
     q, k, v = (np.random.default_rng(6).standard_normal((2, 12, 150, D)) for _ in range(3))
     found = subquad.estimate_error("window", q, k, v, left=20)
