@@ -341,6 +341,21 @@ def test_a_traced_estimate_has_no_table(jax_library: Jax) -> None:
     assert str(found).startswith("head")
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_compiled_estimate_of_torch(masked: bool) -> None:
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.asarray(x) for x in np.random.default_rng(0).standard_normal((3, 2, 200, 4)))
+    mask = torch.arange(200) % 3 > 0 if masked else None
+
+    def estimate(q: Any, k: Any, v: Any) -> list[Any]:
+        return list(subquad.estimate_error("window", q, k, v, left=20, key_mask=mask, rows=32))[:-1]
+
+    torch.compiler.reset()
+    found = torch.compile(estimate, fullgraph=True, backend="aot_eager")(q, k, v)
+    for got, expected in zip(found, estimate(q, k, v), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
 def test_a_poor_approximation_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
     rng = np.random.default_rng(7)
     q, k, v = (rng.standard_normal((500, D)) for _ in range(3))

@@ -325,9 +325,14 @@ def _bound(xp: ModuleType, found: Array, count: Array, known: Sample) -> Array:
     return xp.reshape(gather(xp, table, xp.reshape(index, (-1,))), found.shape)
 
 
-@functools.lru_cache(maxsize=16)
 def _bounds_of(r: int, all_see: bool) -> Any:
-    # The bounds of k of r for k = 0 … r, or of k of c for c = 0 … r one after the other
+    # The bounds of k of r for k = 0 … r, or of k of c for c = 0 … r one after the other. `torch.compile` calls
+    # functions alone, not what `lru_cache` makes of them
+    return _cached_bounds(r, all_see)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_bounds(r: int, all_see: bool) -> Any:
     k, c = np.arange(r + 1), np.arange(r + 1)[:, None]
     return upper_bounds(k, np.asarray(r)) if all_see else upper_bounds(np.minimum(k, c), c).reshape(-1)
 
