@@ -681,6 +681,8 @@ def why_missing(package: str, *, load: bool = True) -> str | None:
     try:
         importlib.import_module(package)
     except Exception as error:  # a package may raise anything at import, such as beside a NumPy that is too new for it
+        if "." in package and isinstance(error, ImportError):  # a module of a backend, which says what is wrong
+            return str(error)
         return f"{package} is installed, but its import raises {type(error).__name__}: {error}"
     return None
 

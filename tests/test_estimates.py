@@ -291,6 +291,24 @@ def test_of_nothing(eager: Library, name: str) -> None:
         assert np.all(rows == 0)
 
 
+def test_of_values_without_channels(eager: Library) -> None:
+    q, k = np.ones((2, 2, 40, 4))
+    found = eager.call(lambda *x: list(subquad.estimate_error("exact", *x))[:-1], q, k, k[..., :0], dtype="float32")
+    error, _, share, *_, effective, _, rows, norm = map(eager.numpy, found)
+    assert [x.tolist() for x in (error, share, effective.round(4), rows, norm)] == [2 * [x] for x in (0, 0, 40, 40, 0)]
+
+
+def test_a_row_that_misses_an_infinite_value_is_above_any_tolerance(eager: Library) -> None:
+    """All rows see the value, and a window only near it."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 40, 4))
+    v[20, 0] = np.inf
+
+    def share(*x: Any) -> Any:
+        return subquad.estimate_error(subquad.Window(left=2, right=2), *x, tolerance=1e3).share_above
+
+    assert eager.numpy(eager.call(share, q, k, v, dtype="float32")) == 1
+
+
 def test_prints_as_a_table() -> None:
     q, k, v = (np.random.default_rng(6).standard_normal((2, 12, 150, D)) for _ in range(3))
     found = subquad.estimate_error("window", q, k, v, left=20)
@@ -321,6 +339,21 @@ def test_a_traced_estimate_has_no_table(jax_library: Jax) -> None:
     assert texts[0].startswith("ErrorEstimate(")
     assert isinstance(found, subquad.ErrorEstimate)  # a pytree: it comes out of the compiled program
     assert str(found).startswith("head")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_compiled_estimate_of_torch(masked: bool) -> None:
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.asarray(x) for x in np.random.default_rng(0).standard_normal((3, 2, 200, 4)))
+    mask = torch.arange(200) % 3 > 0 if masked else None
+
+    def estimate(q: Any, k: Any, v: Any) -> list[Any]:
+        return list(subquad.estimate_error("window", q, k, v, left=20, key_mask=mask, rows=32))[:-1]
+
+    torch.compiler.reset()
+    found = torch.compile(estimate, fullgraph=True, backend="aot_eager")(q, k, v)
+    for got, expected in zip(found, estimate(q, k, v), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
 
 
 def test_a_poor_approximation_is_told_once(recwarn: pytest.WarningsRecorder) -> None:

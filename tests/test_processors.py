@@ -39,3 +39,30 @@ def test_every_kernel_compiles_for(name: str, tmp_path: object) -> None:
     count, named, wide, whole = python(COMPILED.replace("{cpu}", cpu), Path(__file__).parent, **settings).split()
     assert int(count) >= 27
     assert (named, wide, whole) == ("True", str(name == "avx512"), "True")
+
+
+HALF = """
+    import numpy as np, subquad
+
+    rng = np.random.default_rng(0)
+    u, z, steps = rng.standard_normal((3, 2, 40, 8))
+    B, C = rng.standard_normal((2, 2, 40, 4))
+    decay = 1 / (1 + steps**2)
+    for name, function, given in (
+        ("selective_scan", subquad.selective_scan, (u, decay, -np.ones((8, 4)), B, C)),
+        ("linear_scan", subquad.linear_scan, (decay, u)),
+        ("causal_conv1d", subquad.causal_conv1d, (u, rng.standard_normal((8, 4)))),
+        ("gated_linear_attention", subquad.gated_linear_attention, (B, C, u, np.log(decay[..., :4]))),
+        ("window", lambda q, k, v: subquad.attention(q, k, v, "window", left=8), (u, z, steps)),
+    ):
+        given = [x.astype(np.float16) for x in given]
+        expected = function(*(x.astype(np.float64) for x in given))
+        if not np.allclose(function(*given), expected, rtol=0.01, atol=0.01):
+            print(name)
+"""
+
+
+def test_float16_without_an_instruction_that_converts_it(tmp_path: Path) -> None:
+    """Kernels that would read float16 as it is stored decline; it was read as bfloat16."""
+    cpu, features = PROCESSORS["sse2"]
+    assert python(HALF, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path)) == ""

@@ -100,6 +100,22 @@ def test_an_installed_llvmlite_that_cannot_be_imported(tmp_path: Any) -> None:
     assert "llvmlite is installed, but its import raises ImportError: for another machine" in python(code)
 
 
+def test_an_llvmlite_that_is_too_old(tmp_path: Any) -> None:
+    """Such as an old Numba comes with: the generic form serves, and `explain` says what is needed."""
+    (tmp_path / "llvmlite").mkdir()
+    (tmp_path / "llvmlite" / "__init__.py").write_text('__version__ = "0.43.0"')
+    (tmp_path / "llvmlite" / "binding.py").write_text("")
+    code = f"""
+        import sys; sys.path.insert(0, {str(tmp_path)!r})
+        import numpy as np, subquad
+        x = np.ones((40, 4))
+        print(subquad.linear_scan(x, x).shape, subquad.explain("linear_scan", x, x))
+    """
+    told = python(code)
+    assert "(40, 4) linear_scan on numpy: generic" in told
+    assert "compiled declined: kernels need llvmlite 0.44 or newer, and 0.43.0 is installed" in told
+
+
 @pytest.mark.parametrize("form", ["pyc", "zip"])
 def test_the_package_without_its_source_files(form: str, tmp_path: Any) -> None:
     """A zip file: kernels are compiled anew in each process. Compiled files alone: the generic forms serve."""

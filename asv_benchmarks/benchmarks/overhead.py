@@ -30,7 +30,7 @@ class Compile(harness.PerOperator):
     def setup(self, backend: str, operator: str) -> None:
         """Import the library and make the arrays, with empty caches of compiled code."""
         self.empty = tempfile.TemporaryDirectory()
-        os.environ["NUMBA_CACHE_DIR"] = self.empty.name  # read when Numba is first imported
+        os.environ["NUMBA_CACHE_DIR"] = self.empty.name
         os.environ["CUPY_CACHE_IN_MEMORY"] = "1"  # read when CuPy compiles a kernel
         problem = harness.case(operator).random(256)
         self.first = harness.Prepared(harness.target(backend), problem.bind(), tuple(problem.arrays.values()))

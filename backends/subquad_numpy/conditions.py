@@ -137,6 +137,11 @@ def stored(call: Call) -> str | None:
     return "it computes in one precision" if len(found) > 1 else None
 
 
+def converted(call: Call) -> str | None:
+    """The reason to decline float16, or None."""
+    return _no_half("float16") if "float16" in {dtype_name(x) for x in call.arrays if x is not None} else None
+
+
 def few_to_project(call: Call) -> str | None:
     """The reason to leave a product to the library, or None."""
     x, W, _ = call.arrays

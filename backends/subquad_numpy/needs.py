@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from subquad.backend import why_missing
 
-NEEDS = ("llvmlite", "subquad_numpy.sources")
+NEEDS = ("llvmlite", "subquad_numpy.llvm", "subquad_numpy.sources")
 
 
 def why_not_compiled() -> str | None:

@@ -16,6 +16,7 @@ from subquad_numpy.clustered import launch as of_clustered
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.conditions import (
     REAL,
+    converted,
     few_to_project,
     few_to_step,
     fused_features,
@@ -207,7 +208,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "selective_scan",
-            Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=NEEDS),
+            Accepts(dtypes=("float16", "bfloat16", *COMPLEX), one_dtype=False, needs=NEEDS, also=converted),
             selective_scan.scan,
             in_float32(selective_scan.scan_backward),
             of_selective_scan.launch,

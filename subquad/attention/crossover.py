@@ -232,7 +232,10 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     general = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(general) if general else Path.home() / ".cache") / "subquad"
+    try:
+        return (Path(general) if general else Path.home() / ".cache") / "subquad"
+    except RuntimeError:  # a user may have no home, as in a container: nothing can be kept here, which is told
+        return Path(os.devnull, "subquad")
 
 
 def _measure(like: Array, methods: Sequence[Method], path: Path, *, causal: bool) -> Crossover:

@@ -92,32 +92,35 @@ class ErrorEstimate(NamedTuple):
         since errors of heads may go together, and `bound` the largest of the heads'.
         """
         xp = namespace_of(self.error)
-        flat = [xp.reshape(x, (-1,)) for x in self[:-1]]
-        if flat[0].shape[0] == 0:  # of no heads: a head without rows
-            one = xp.ones((1,), dtype=self.error.dtype, device=place_of(self.error))
-            flat = [one * x for x in (*[math.nan] * 3, 1.0, *[math.nan] * 2, 0.0, 0.0)]
-            flat[6] = xp.astype(flat[6], xp.int32)
-        error, spread, share, bound, effective, of_mean, rows, norm = flat
-        largest, counted = xp.max(norm), rows > 0
-        square = xp.where(counted, xp.where(largest == 0, 1.0, (norm / xp.where(largest == 0, 1.0, largest)) ** 2), 0.0)
-        count = xp.astype(rows, norm.dtype)
+        with backend_of(xp).computing(self.error):
+            flat = [xp.reshape(x, (-1,)) for x in self[:-1]]
+            if flat[0].shape[0] == 0:  # of no heads: a head without rows
+                one = xp.ones((1,), dtype=self.error.dtype, device=place_of(self.error))
+                flat = [one * x for x in (*[math.nan] * 3, 1.0, *[math.nan] * 2, 0.0, 0.0)]
+                flat[6] = xp.astype(flat[6], xp.int32)
+            error, spread, share, bound, effective, of_mean, rows, norm = flat
+            largest, counted = xp.max(norm), rows > 0
+            square = xp.where(
+                counted, xp.where(largest == 0, 1.0, (norm / xp.where(largest == 0, 1.0, largest)) ** 2), 0.0
+            )
+            count = xp.astype(rows, norm.dtype)
 
-        def pooled(x: Array, weight: Array) -> Array:
-            total = xp.sum(weight)
-            return xp.sum(xp.where(weight > 0, weight * x, 0.0)) / xp.where(total == 0, math.nan, total)
+            def pooled(x: Array, weight: Array) -> Array:
+                total = xp.sum(weight)
+                return xp.sum(xp.where(weight > 0, weight * x, 0.0)) / xp.where(total == 0, math.nan, total)
 
-        joined = pooled(error**2, square) ** 0.5
-        fields = [
-            joined,
-            pooled(error * spread, square) / xp.where(joined == 0, 1.0, joined),
-            pooled(share, count),
-            xp.where(xp.any(counted), xp.max(xp.where(counted, bound, 0.0)), 1.0),
-            pooled(effective, count),
-            pooled(of_mean**2, square) ** 0.5,
-            xp.sum(rows, dtype=xp.int32),
-            largest * xp.sum(xp.where(largest == 0, 0.0, square)) ** 0.5,
-        ]
-        return _made(xp, fields, self.tolerance)
+            joined = pooled(error**2, square) ** 0.5
+            fields = [
+                joined,
+                pooled(error * spread, square) / xp.where(joined == 0, 1.0, joined),
+                pooled(share, count),
+                xp.where(xp.any(counted), xp.max(xp.where(counted, bound, 0.0)), 1.0),
+                pooled(effective, count),
+                pooled(of_mean**2, square) ** 0.5,
+                xp.sum(rows, dtype=xp.int32),
+                largest * xp.sum(xp.where(largest == 0, 0.0, square)) ** 0.5,
+            ]
+            return _made(xp, fields, self.tolerance)
 
     def __str__(self) -> str:
         if not backend_of(namespace_of(self.error)).is_concrete(*self[:-1]):
@@ -234,7 +237,7 @@ def errors_of(known: Sample, out: Array, tolerance: float) -> ErrorEstimate:
     off_of_mean = _squares(xp, (known.mean - exact) / unit, known.seeing)
     total, none = xp.sum(size, axis=-1), count == 0
     error = _share(xp, xp.sum(off, axis=-1), total, none) ** 0.5
-    above = known.seeing & ~(off <= tolerance**2 * size)
+    above = known.seeing & ~((off <= tolerance**2 * size) & xp.isfinite(off))  # ∞ ≤ ∞ says nothing
     found = xp.sum(xp.astype(above, exact.dtype), axis=-1)
     one = xp.where(none, 1.0, count)
     looked = xp.sum(xp.astype(known.effective > 0, exact.dtype), axis=-1)
@@ -322,9 +325,14 @@ def _bound(xp: ModuleType, found: Array, count: Array, known: Sample) -> Array:
     return xp.reshape(gather(xp, table, xp.reshape(index, (-1,))), found.shape)
 
 
-@functools.lru_cache(maxsize=16)
 def _bounds_of(r: int, all_see: bool) -> Any:
-    # The bounds of k of r for k = 0 … r, or of k of c for c = 0 … r one after the other
+    # The bounds of k of r for k = 0 … r, or of k of c for c = 0 … r one after the other. `torch.compile` calls
+    # functions alone, not what `lru_cache` makes of them
+    return _cached_bounds(r, all_see)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_bounds(r: int, all_see: bool) -> Any:
     k, c = np.arange(r + 1), np.arange(r + 1)[:, None]
     return upper_bounds(k, np.asarray(r)) if all_see else upper_bounds(np.minimum(k, c), c).reshape(-1)
 

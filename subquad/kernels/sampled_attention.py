@@ -46,11 +46,11 @@ def sampled_attention(
     and 0. `lse_twice` is that of the rows 0, every, 2 every …: here, that of all would cost half as much as the rest.
     q, k and v may have half precision in place of float32, which the outputs have.
     """
-    xp, few = namespace_of(q), slice(None, None, every)
+    xp, few, first = namespace_of(q), slice(None, None, every), slice(0, min(1, v.shape[-1]))
     options: dict[str, Any] = {"size": 1, "key_mask": key_mask}
     out, lse = block_attention(q, k, v, start, stop, *NO_LIST, scale=scale, **options)
     _, lse_twice = block_attention(
-        q[..., few, :], k, v[..., :1], start[..., few], stop[..., few], *NO_LIST, scale=2 * scale, **options
+        q[..., few, :], k, v[..., first], start[..., few], stop[..., few], *NO_LIST, scale=2 * scale, **options
     )
     found = out, lse, lse_twice, visible_means(xp, v, key_mask, start, stop)
     likes = outputs(q, k, v, start, stop, scale=scale, every=every, key_mask=key_mask)
@@ -73,7 +73,8 @@ def visible_means(xp: ModuleType, v: Array, key_mask: Array | None, start: Array
 
     def add(carry: Any, v: Array, mask: Array | None) -> tuple[Any, None]:
         total, first = carry
-        fine, one = xp.all(xp.isfinite(v), axis=-1, keepdims=True), xp.ones_like(v[..., :1])
+        fine = xp.all(xp.isfinite(v), axis=-1, keepdims=True)
+        one = xp.ones_like(fine, dtype=v.dtype)
         # the last columns count values, and those that are not finite: with these, other rows' sums would be NaN too
         values = xp.concat([xp.where(fine, v, 0.0), one, xp.where(fine, 0.0, one)], axis=-1)
         values = values if mask is None else xp.where(mask, values, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from subquad import backend
 from subquad_numpy.codegen import machine, types
 from subquad_numpy.codegen.notice import patience
 from subquad_numpy.codegen.translate import translated
@@ -23,20 +25,39 @@ DONE = 1  # what a kernel returns; one that finds no memory for its scratch retu
 compile_seconds: dict[str, float] = {}
 """Seconds until each kernel was callable in this process, compiled or read from the disk, by name."""
 CODEGEN = Path(__file__).parent
-RUNTIME = CODEGEN.parent / "runtime"
+LIBRARY = Path(backend.__file__).parent
 
 
 @cache
-def fingerprint(folder: Path) -> str:
-    """Hash of the sources that a kernel of this folder is made of: `codegen`, and what is written in its language.
+def fingerprint(path: Path) -> str:
+    """Hash of the sources that a kernel in this file is made of: `codegen`, the file, and what it imports of ours.
 
-    That is, in the folder and in `runtime`. It is empty where there are no sources to read, as in a zip file; then
-    nothing is kept on disk.
+    A file imports by lines that begin with ``from subquad``; of this library itself, whose formulas and numbers are no
+    code of kernels, only the file is read, not what that imports. The hash is empty where there are no sources to read,
+    as in a zip file; then nothing is kept on disk.
     """
-    sources = [path.read_bytes() for path in sorted(CODEGEN.glob("*.py"))]
-    own = (path.read_bytes() for place in (folder, RUNTIME) for path in sorted(place.glob("*.py")))
-    found = [source for source in own if re.search(rb"^from subquad_numpy\.codegen", source, re.MULTILINE)]
-    return sha256(b"".join(sources + found)).hexdigest()[:16] if sources and found else ""
+    found, left = dict[Path, bytes](), {*CODEGEN.glob("*.py"), path}
+    try:
+        while left:
+            path = left.pop()
+            found[path], imported = read_source(path)
+            left |= imported - found.keys()
+    except OSError:
+        return ""
+    return sha256(b"".join(found[path] for path in sorted(found))).hexdigest()[:16]
+
+
+@cache
+def read_source(path: Path) -> tuple[bytes, frozenset[Path]]:
+    """The hash of a source, and the files of the modules of this library and its backends that it imports."""
+    source, imported = path.read_bytes(), set[Path]()
+    if LIBRARY not in path.parents:
+        for home, names in re.findall(rb"^from (subquad[\w.]*) import (\([^)]*\)|.*)", source, re.MULTILINE):
+            for name in re.findall(rb"\w+", names):
+                module = sys.modules.get(f"{home.decode()}.{name.decode()}") or sys.modules.get(home.decode())
+                if module is not None:
+                    imported.add(Path(str(module.__file__)))
+    return sha256(source).digest(), frozenset(imported)
 
 
 class Kernel:
@@ -58,8 +79,8 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
 
     What the function closes over, but for functions, is part of what it is found by, beside its name and its sources.
     """
-    folder, base = Path(function.__code__.co_filename).parent, re.sub(r"\W+", "_", name)
-    symbol, stamp = f"subquad_{base}", fingerprint(folder)
+    path, base = Path(function.__code__.co_filename), re.sub(r"\W+", "_", name)
+    symbol, stamp = f"subquad_{base}", fingerprint(path)
     cells = (cell.cell_contents for cell in function.__closure__ or ())
     closed = [repr(x) for x in cells if isinstance(x, (bool, int, float, str, tuple, np.generic, np.dtype))]
 
@@ -69,7 +90,7 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
 
     start = time.perf_counter()
     if keeps and stamp:
-        found = machine.loaded(machine.kept(folder, base, stamp, f"{kinds} {closed}", make), symbol)
+        found = machine.loaded(machine.kept(path.parent, base, stamp, f"{kinds} {closed}", make), symbol)
     else:
         found = machine.loaded(make(), symbol)
     compile_seconds[name] = time.perf_counter() - start

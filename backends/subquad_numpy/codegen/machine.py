@@ -76,8 +76,10 @@ def folders(beside: Path) -> Iterator[Path]:
         yield Path(own) / "subquad"
         return
     yield beside / "__pycache__"
-    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    yield Path(os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or default) / "subquad" / "kernels"
+    general = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    with suppress(RuntimeError):  # a user may have no home, as in a container
+        default = "Library/Caches" if sys.platform == "darwin" else ".cache"
+        yield (Path(general) if general else Path.home() / default) / "subquad" / "kernels"
 
 
 def kept(beside: Path, name: str, stamp: str, rest: str, make: Callable[[], bytes]) -> bytes:

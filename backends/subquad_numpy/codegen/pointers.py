@@ -93,12 +93,7 @@ def shifted(memory: Any, count: Any) -> Any:
 
 @intrinsic
 def aligned(buffer: Any) -> Any:
-    """A pointer to the first element of `buffer` that lies on a boundary of `BYTES`.
-
-    Functions take this pointer in place of the array because Numba counts references to an array, and the calls that
-    count push everything out of the vector registers. For the same reason `buffer` must be used once more after the
-    last use of the pointer: Numba frees an array after its last use.
-    """
+    """A pointer to the first element of `buffer` that lies on a boundary of `BYTES`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _aligned(context, builder, sig.args[0], args[0])
@@ -139,10 +134,7 @@ def room(sizes: Any) -> Any:
 
 @intrinsic
 def cut(buffer: Any, sizes: Any) -> Any:
-    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`.
-
-    As with `aligned`, `buffer` must be used once more after the last use of the pointers.
-    """
+    """Pointers to parts of `buffer` of these sizes, each on a boundary of `BYTES`."""
     parts = types.Tuple([types.CPointer(buffer.dtype)] * len(sizes))
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:

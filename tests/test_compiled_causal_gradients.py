@@ -11,7 +11,7 @@ pytest.importorskip("llvmlite")
 
 from compiled_calls import Done, Mapped, causal_product, elu, gradients
 from compiled_calls import exponential as exponential_map
-from test_numba_gradients import TOLERANCE, autograd, check, draw
+from test_compiled_gradients import TOLERANCE, autograd, check, draw
 
 import subquad
 
