@@ -365,8 +365,20 @@ def test_warmup_compiles_what_operators_need(
     done = subprocess.run(request, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "3 calls are compiled" in done.stdout  # linear attention, causal too, and the scan once
     kept = {path.name.partition(".")[0] for path in tmp_path.rglob("*.o")}
-    expected = {"linear_scan_float64", "summarize_float64_elu", "attend_float64_elu", "step_float64_elu"}
+    kernels = ("linear_scan", "whole", "summarize", "attend", "step")  # for short and for long calls
+    expected = {f"{name}_float64{'' if name == 'linear_scan' else '_elu'}" for name in kernels}
     assert expected <= kept or not has_compiler()
+
+
+def test_warmup_without_a_compiler_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And counts no call as compiled."""
+    monkeypatch.setattr("subquad_numpy.bench.why_not_compiled", lambda: "there is none")
+    assert main(["warmup", "--method", "linear", "--backends", "numpy"]) == 0
+    told = capsys.readouterr().out
+    assert "numpy: nothing is compiled for the CPU, since there is none" in told
+    assert "0 calls are compiled" in told
 
 
 def test_warmup_of_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

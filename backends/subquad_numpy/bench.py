@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.needs import why_not_compiled
+from subquad_numpy.needs import why_not_compiled as why_not_compiled
 
 
 def describe() -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from subquad_numpy.needs import why_not_compiled as why_not_compiled
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler narrates each start and stop on stderr
 
 

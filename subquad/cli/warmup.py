@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from subquad.cli.cases import Case, Problem, find_case, parse, reason_against_causal, shown
+from subquad.cli.cases import Case, find_case, parse, reason_against_causal, shown
 from subquad.cli.errors import CommandError, missing_for
 from subquad.cli.libraries import Target, targets
 from subquad.cli.measure import Prepared
 
-N = 1024  # tokens of the calls: enough for every path of a kernel
+LENGTHS = 64, 2048  # tokens of the calls: short ones have kernels of their own, long ones all others
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILED = 1
 
@@ -40,10 +40,17 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise CommandError(missing_for("warmup", error)) from error
     chosen, notes = targets(args.backends)
+    reasons = {x.label: x.bench.why_not_compiled() for x in chosen if hasattr(x.bench, "why_not_compiled")}
+    notes += [f"{label}: nothing is compiled for the CPU, since {why}" for label, why in reasons.items() if why]
     names = ",".join(dict.fromkeys(args.method or [name for name, _ in shown()]))
     cases, _ = parse(names, causal=False, seed=0)
     calls = [
-        call for target in chosen for dtype in args.dtype for case in cases for call in _calls(case, target, dtype)
+        call
+        for target in chosen
+        if reasons.get(target.label) is None or target.device != "cpu"
+        for dtype in args.dtype
+        for case in cases
+        for call in _calls(case, target, dtype)
     ]
     start, failures = time.perf_counter(), []
     with table.progress(len(calls)) as bar:
@@ -68,11 +75,12 @@ def _calls(case: Case, target: Target, dtype: str) -> list[tuple[str, Callable[[
     gradients = (False, True) if hasattr(target.bench, "gradient") else (False,)
     return [
         (f"{target.label}, {form.label}{words}, {dtype}{', gradients' * gradient}",
-         partial(_call, form.random(N), target, dtype, gradient))
+         partial(_call, form, target, dtype, gradient))
         for words, form in forms.items()
         for gradient in gradients
     ]  # fmt: skip
 
 
-def _call(problem: Problem, target: Target, dtype: str, gradient: bool) -> None:
-    Prepared(target, problem.bind(), tuple(problem.arrays.values()), gradient=gradient, dtype=dtype).run()
+def _call(case: Case, target: Target, dtype: str, gradient: bool) -> None:
+    for problem in map(case.random, LENGTHS):
+        Prepared(target, problem.bind(), tuple(problem.arrays.values()), gradient=gradient, dtype=dtype).run()
