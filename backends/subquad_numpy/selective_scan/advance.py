@@ -8,15 +8,29 @@ Notes of a step lie `pitch` numbers before those of the next one; each has two v
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, processor, shifted, store, zeros
-from subquad_numpy.codegen.side_by_side import decays
+from subquad_numpy.codegen import (
+    absolute,
+    at_least,
+    inline,
+    load,
+    masked,
+    merged,
+    processor,
+    shifted,
+    signs,
+    store,
+    zeros,
+)
+from subquad_numpy.codegen.side_by_side import decays, moderate_decays
 from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
 from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
 
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
 GATE, NOTES = 7, 8
+MODERATE = polynomial((126.0,), (1022.0,))
 HAS_MANY_REGISTERS = processor.has("avx512f")  # 32; others have 16, and half as wide
 
 
@@ -50,16 +64,25 @@ def by_powers(h: Four, f: Four, kept: Any, drive: Four) -> Four:
 
 @inline
 def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
-    """The two parts of the decays exp(Δ A): see `decays`."""
+    """The two parts of the decays exp(Δ A), which are `is_moderate` if they are of a few states: see `decays`."""
     if not few:
         p, r = decays((step * a[0],))
         return (p, p, p, p), (r, r, r, r)
     if HAS_MANY_REGISTERS:
-        p0, p1, p2, p3, r0, r1, r2, r3 = decays((step * a[0], step * a[1], step * a[2], step * a[3]))
+        p0, p1, p2, p3, r0, r1, r2, r3 = moderate_decays((step * a[0], step * a[1], step * a[2], step * a[3]))
         return (p0, p1, p2, p3), (r0, r1, r2, r3)
-    p0, p1, r0, r1 = decays((step * a[0], step * a[1]))
-    p2, p3, r2, r3 = decays((step * a[2], step * a[3]))
+    p0, p1, r0, r1 = moderate_decays((step * a[0], step * a[1]))
+    p2, p3, r2, r3 = moderate_decays((step * a[2], step * a[3]))
     return (p0, p1, p2, p3), (r0, r1, r2, r3)
+
+
+@merged
+def is_moderate(notes: Any, pitch: int, length: int, lanes: int, fastest: Any) -> bool:
+    """Whether no |Δ A| of a vector of channels in the tile exceeds what `moderate_decays` takes."""
+    longest = absolute(load(notes, STEP * 2 * lanes))
+    for i in range(1, length):
+        longest = at_least(longest, absolute(load(notes, i * pitch + STEP * 2 * lanes)))
+    return signs(longest * load(fastest, 0) - MODERATE(longest)) == (1 << lanes) - 1
 
 
 @inline
@@ -80,18 +103,20 @@ def add_out(note: Any, h: Four, c: Four, lanes: int, few: bool) -> None:
 
 @merged
 def advance(
-    notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, states: Any, Ar: Any, B: Any,
-    B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
+    notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, fastest: Any, states: Any,
+    Ar: Any, B: Any, B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
     has_resets: bool,
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile.
 
-    Steps are the distances between two steps of time. States go by fours: by powers where rates are even, those that
-    are left over one by one, with the decays of each.
+    Steps are the distances between two steps of time. States go by fours: by powers where rates are even, else
+    with the decays of each. Those that are left over go one by one, and so do all where decays are not moderate.
     """
-    some = d_state // AT_ONCE * AT_ONCE
     for v in range(count):
         now, is_even = shifted(notes, v * lanes), even[v * lanes] != 0
+        some = d_state // AT_ONCE * AT_ONCE
+        if not is_even and not is_moderate(now, pitch, length, lanes, shifted(fastest, v * lanes)):
+            some = 0
         for s in range(0, some, AT_ONCE):
             j = (v * d_state + s) * lanes
             h, a = shifted(states, j), shifted(Ar, j)

@@ -25,6 +25,7 @@ from subquad_numpy.selective_scan.advance import (
     by_decays,
     by_powers,
     decays_of,
+    is_moderate,
     noted,
     powers_of,
 )
@@ -101,9 +102,9 @@ def note_tile(
 
 @merged
 def through_tile(
-    notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, has_z: bool, states: Any,
-    Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any, C_step: int,
-    constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, fastest: Any, has_z: bool,
+    states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any,
+    C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile and back.
 
@@ -111,6 +112,10 @@ def through_tile(
     The sums `by_B` and `by_C` have one vector for each state. Steps are the distances between two steps of time.
     """
     some = d_state // AT_ONCE * AT_ONCE
+    for v in range(count):
+        now, pitch = shifted(notes, v * lanes), NOTES * 2 * lanes
+        if even[v * lanes] == 0 and not is_moderate(now, pitch, length, lanes, shifted(fastest, v * lanes)):
+            some = 0
     two = TOGETHER == 2 and count == 2 and (even[0] != 0) == (even[lanes] != 0)
     for s in range(0, some, AT_ONCE):
         if two:
