@@ -64,7 +64,7 @@ def by_powers(h: Four, f: Four, kept: Any, drive: Four) -> Four:
 
 @inline
 def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
-    """The two parts of the decays exp(Δ A), which are `is_moderate` if they are of a few states: see `decays`."""
+    """The two parts of the decays exp(Δ A), which `are_moderate` if they are of a few states: see `decays`."""
     if not few:
         p, r = decays((step * a[0],))
         return (p, p, p, p), (r, r, r, r)
@@ -77,12 +77,20 @@ def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
 
 
 @merged
-def is_moderate(notes: Any, pitch: int, length: int, lanes: int, fastest: Any) -> bool:
-    """Whether no |Δ A| of a vector of channels in the tile exceeds what `moderate_decays` takes."""
+def longest_step(notes: Any, pitch: int, length: int, lanes: int) -> Any:
+    """The largest |Δ| of each channel of a vector in the tile."""
     longest = absolute(load(notes, STEP * 2 * lanes))
     for i in range(1, length):
         longest = at_least(longest, absolute(load(notes, i * pitch + STEP * 2 * lanes)))
-    return signs(longest * load(fastest, 0) - MODERATE(longest)) == (1 << lanes) - 1
+    return longest
+
+
+@merged
+def are_moderate(longest: Any, Ar: Any, lanes: int) -> bool:
+    """Whether no |Δ A| of a few states exceeds what `moderate_decays` takes."""
+    a = loaded(Ar, 0, lanes, True)
+    rate = at_least(at_least(absolute(a[0]), absolute(a[1])), at_least(absolute(a[2]), absolute(a[3])))
+    return signs(longest * rate - MODERATE(rate)) == (1 << lanes) - 1
 
 
 @inline
@@ -103,8 +111,8 @@ def add_out(note: Any, h: Four, c: Four, lanes: int, few: bool) -> None:
 
 @merged
 def advance(
-    notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, fastest: Any, states: Any,
-    Ar: Any, B: Any, B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
+    notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, states: Any, Ar: Any, B: Any,
+    B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
     has_resets: bool,
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile.
@@ -114,31 +122,31 @@ def advance(
     """
     for v in range(count):
         now, is_even = shifted(notes, v * lanes), even[v * lanes] != 0
-        some = d_state // AT_ONCE * AT_ONCE
-        if not is_even and not is_moderate(now, pitch, length, lanes, shifted(fastest, v * lanes)):
-            some = 0
-        for s in range(0, some, AT_ONCE):
-            j = (v * d_state + s) * lanes
-            h, a = shifted(states, j), shifted(Ar, j)
-            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
-            if is_even:
+        longest = longest_step(now, pitch, length, lanes)
+        for first in range(0, d_state, AT_ONCE):
+            j = (v * d_state + first) * lanes
+            is_whole = first + AT_ONCE <= d_state
+            if is_whole and is_even:
                 _advance_by_powers(
-                    now, pitch, length, lanes, h, b, B_step, constant_B, c, C_step, constant_C, resets, reset_step,
+                    now, pitch, length, lanes, shifted(states, j), shifted(B, j if constant_B else first), B_step,
+                    constant_B, shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step,
                     has_resets,
                 )  # fmt: skip
-            else:
+                continue
+            if is_whole and are_moderate(longest, shifted(Ar, j), lanes):
                 _advance_by_decays(
-                    True, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
-                    reset_step, has_resets,
+                    True, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
+                    shifted(B, j if constant_B else first), B_step, constant_B,
+                    shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step, has_resets,
                 )  # fmt: skip
-        for s in range(some, d_state):
-            j = (v * d_state + s) * lanes
-            h, a = shifted(states, j), shifted(Ar, j)
-            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
-            _advance_by_decays(
-                False, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
-                reset_step, has_resets,
-            )  # fmt: skip
+                continue
+            for s in range(first, min(first + AT_ONCE, d_state)):
+                j = (v * d_state + s) * lanes
+                _advance_by_decays(
+                    False, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
+                    shifted(B, j if constant_B else s), B_step, constant_B, shifted(C, j if constant_C else s), C_step,
+                    constant_C, resets, reset_step, has_resets,
+                )  # fmt: skip
 
 
 @merged

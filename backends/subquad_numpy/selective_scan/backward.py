@@ -130,7 +130,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             (9 + of_steps) * matrix
             + (6 + 2 * of_steps + swept) * planes
             + (2 * tile + 4) * row_sums
-            + (11 + 4 * of_steps) * rows
+            + (10 + 4 * of_steps) * rows
             + 2 * tile * (NOTES + LEFT + 4) * lanes
             + (3 * rows if is_complex else 0)
             + 6 * lanes,
@@ -157,8 +157,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         bases = shifted(tile_bias, rows)
         gaps = shifted(bases, rows)
         even = shifted(gaps, rows)
-        fastest = shifted(even, rows)
-        gates = shifted(fastest, rows)  # silu(z), and its slope
+        gates = shifted(even, rows)  # silu(z), and its slope
         gate_slopes = shifted(gates, rows)
         steps = shifted(gate_slopes, rows)  # of each step of the tile: Δ, u, g, and the slope of the softplus
         inputs = shifted(steps, of_steps * rows)
@@ -182,12 +181,12 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             row_of_state = (item * d + c0) * d_state * parts
 
             clear(checkpoints, planes)
-            clear(skip, 8 * rows)
+            clear(skip, 7 * rows)
             clear(tile_A, 3 * planes)
             clear(sum_A, 6 * matrix + 2 * rows)
             load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
             if not is_complex:
-                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even, fastest)
+                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even)
             load_matrix(grad_state, row_of_state, width, d_state, lanes, is_complex, Gr, Gi)
             if constant_B:
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
@@ -239,7 +238,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         if goes_back:
                             through_tile(
                                 notes, left, length, lanes, d_state, (left_here + lanes - 1) // lanes,
-                                shifted(even, pair), shifted(fastest, pair), has_z,
+                                shifted(even, pair), has_z,
                                 shifted(before, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j), B_now, of_maps,
                                 constant_B, shifted(tile_B, j) if constant_B else row_B, of_B, C_now, of_maps,
                                 constant_C, shifted(tile_C, j) if constant_C else row_C, of_C, first_reset, sign,
@@ -248,8 +247,8 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         if not goes_back:
                             advance(
                                 notes, NOTES * 2 * lanes, length, lanes, d_state, (left_here + lanes - 1) // lanes,
-                                shifted(even, pair), shifted(fastest, pair), shifted(after, j), shifted(Ar, j), B_now,
-                                of_maps, constant_B, B_now, of_maps, constant_B, first_reset, sign, has_resets,
+                                shifted(even, pair), shifted(after, j), shifted(Ar, j), B_now, of_maps, constant_B,
+                                B_now, of_maps, constant_B, first_reset, sign, has_resets,
                             )  # fmt: skip
                             continue
                         for at in range(pair, min(width, pair + 2 * lanes), lanes):

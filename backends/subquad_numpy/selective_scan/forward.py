@@ -80,7 +80,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         matrix = rows * d_state
         of_rows, of_tile = (8 * rows, 0) if is_complex else (0, tile)
         buffer = np.empty(
-            9 * matrix + 8 * rows + of_rows + of_tile * (2 * d_state + 2 * (NOTES + 3) * lanes) + 3 * lanes, kind
+            9 * matrix + 7 * rows + of_rows + of_tile * (2 * d_state + 2 * (NOTES + 3) * lanes) + 3 * lanes, kind
         )
         edge = aligned(buffer)
         # hr, hi: the state, real and imaginary part; skip: D; time_sum, time_rest: the sum of Δ and its rounding error
@@ -93,8 +93,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         bases = shifted(time_rest, rows)
         gaps = shifted(bases, rows)
         even = shifted(gaps, rows)
-        fastest = shifted(even, rows)
-        steps = shifted(fastest, rows)  # of complex states: Δ, u and the gate of one step
+        steps = shifted(even, rows)  # of complex states: Δ, u and the gate of one step
         inputs = shifted(steps, of_rows // 8)
         gates = shifted(inputs, of_rows // 8)
         far_steps = shifted(gates, of_rows // 8)
@@ -110,11 +109,11 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             row_of_state = ((item * chunks + task % chunks) * d + c0) * d_state * parts
 
             clear(hr, 2 * matrix)
-            clear(skip, 8 * rows)
+            clear(skip, 7 * rows)
             load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
             vectors = -(-width // lanes)
             if not is_complex:
-                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even, fastest)
+                find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even)
             if constant_B:
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
             if constant_C:
@@ -175,8 +174,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     )  # fmt: skip
                     advance(
                         notes, NOTES * 2 * lanes, length, lanes, d_state, (left + lanes - 1) // lanes,
-                        shifted(even, pair), shifted(fastest, pair), shifted(hr, j), shifted(Ar, j),
-                        shifted(B_now[0], j if constant_B else 0), B_now[1], constant_B, shifted(C_now[0], j if constant_C else 0), C_now[1], constant_C,
+                        shifted(even, pair), shifted(hr, j), shifted(Ar, j), shifted(B_now[0], j if constant_B else 0),
+                        B_now[1], constant_B, shifted(C_now[0], j if constant_C else 0), C_now[1], constant_C,
                         first_reset, sign, has_resets,
                     )  # fmt: skip
                     if has_y:

@@ -9,7 +9,6 @@ from typing import Any
 
 from subquad_numpy.codegen import (
     absolute,
-    at_least,
     bits_where_zero,
     inline,
     load,
@@ -33,24 +32,19 @@ FEW_STATES = 4  # for fewer states, powers gain nothing
 
 
 @merged
-def find_gaps(
-    Ar: Any, vectors: int, d_state: int, lanes: int, bases: Any, gaps: Any, even: Any, fastest: Any
-) -> None:
+def find_gaps(Ar: Any, vectors: int, d_state: int, lanes: int, bases: Any, gaps: Any, even: Any) -> None:
     """Find the vectors of channels whose rates are A[s] = A[0] + s gap with A[0], gap <= 0, as Mamba's are at first.
 
-    `bases` and `gaps` take A[0] and the gap of each channel, even[v * lanes] whether all channels of vector v have one,
-    `fastest` the largest |A[s]| of each channel.
+    `bases` and `gaps` take A[0] and the gap of each channel, even[v * lanes] whether all channels of vector v have one.
     """
     for v in range(vectors):
         row = v * lanes * d_state
         base = load(Ar, row)
         gap = (load(Ar, row + (d_state - 1) * lanes) - base) * (1.0 / max(1, d_state - 1))
-        found, largest = signs(gap - TINY(gap)) & signs(base - TINY(base)), absolute(base)
+        found = signs(gap - TINY(gap)) & signs(base - TINY(base))
         for s in range(d_state):
             rate = load(Ar, row + s * lanes)
             found &= signs(absolute(rate - (base + gap * s)) - (absolute(rate) * EQUAL(rate) + TINY(rate)))
-            largest = at_least(absolute(rate), largest)  # NaN stays NaN
-        store(fastest, v * lanes, largest)
         store(bases, v * lanes, base)
         store(gaps, v * lanes, gap)
         even[v * lanes] = 1 if found == (1 << lanes) - 1 and d_state >= FEW_STATES else 0

@@ -25,7 +25,8 @@ from subquad_numpy.selective_scan.advance import (
     by_decays,
     by_powers,
     decays_of,
-    is_moderate,
+    are_moderate,
+    longest_step,
     noted,
     powers_of,
 )
@@ -102,40 +103,45 @@ def note_tile(
 
 @merged
 def through_tile(
-    notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, fastest: Any, has_z: bool,
-    states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any,
-    C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, has_z: bool, states: Any,
+    Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any, C_step: int,
+    constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile and back.
 
     `states` are those before the tile. `Gr` is exp(x) G of the step after the tile, and becomes that of its first step.
     The sums `by_B` and `by_C` have one vector for each state. Steps are the distances between two steps of time.
     """
-    some = d_state // AT_ONCE * AT_ONCE
-    for v in range(count):
-        now, pitch = shifted(notes, v * lanes), NOTES * 2 * lanes
-        if even[v * lanes] == 0 and not is_moderate(now, pitch, length, lanes, shifted(fastest, v * lanes)):
-            some = 0
     two = TOGETHER == 2 and count == 2 and (even[0] != 0) == (even[lanes] != 0)
-    for s in range(0, some, AT_ONCE):
-        if two:
+    longest = longest_step(notes, NOTES * 2 * lanes, length, lanes)
+    longest_to = longest_step(shifted(notes, (count - 1) * lanes), NOTES * 2 * lanes, length, lanes)
+    for first in range(0, d_state, AT_ONCE):
+        j, to = first * lanes, ((count - 1) * d_state + first) * lanes
+        is_whole = first + AT_ONCE <= d_state
+        if is_whole and even[0] == 0:
+            is_whole = are_moderate(longest, shifted(Ar, j), lanes)
+        if is_whole and even[(count - 1) * lanes] == 0:
+            is_whole = are_moderate(longest_to, shifted(Ar, to), lanes)
+        if is_whole and two:
             _of_kind(
-                True, True, 0, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
+                True, True, 0, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
                 constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step, has_resets,
             )  # fmt: skip
-        else:
-            for v in range(count):  # one after the other: the same sums over channels then are at hand
+            continue
+        for v in range(count):  # one after the other: the same sums over channels then are at hand
+            if is_whole:
                 _of_kind(
-                    True, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                    True, False, v, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
                     B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
                     has_resets,
                 )  # fmt: skip
-    for s in range(some, d_state):
-        for v in range(count):
-            _of_kind(
-                False, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
-                constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step, has_resets,
-            )  # fmt: skip
+                continue
+            for s in range(first, min(first + AT_ONCE, d_state)):
+                _of_kind(
+                    False, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                    B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
+                    has_resets,
+                )  # fmt: skip
 
 
 @merged
