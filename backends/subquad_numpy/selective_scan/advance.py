@@ -26,7 +26,7 @@ from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, 
 from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
-from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
+from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
 GATE, NOTES = 7, 8
@@ -207,25 +207,17 @@ def note_tile(
     place, pitch = row + ahead, NOTES * both
     steps, drives, outs = noted(notes, STEP, lanes), noted(notes, DRIVE, lanes), noted(notes, OUT, lanes)
     gates, factors, ratios = noted(notes, GATE, lanes), noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes)
-    read_run(
-        length, pitch, lanes, rows, inputs, opened, asked_rows(delta, of_delta, place, row_step),
-        asked_rows(u, of_u, place, row_step), (bias, 0), has_z, softplus, steps, drives, gates, factors, ratios,
-    )  # fmt: skip
     open_run(
-        length, pitch, lanes, asked_rows(z, of_z, place, row_step), asked_rows(y, of_u, place, row_step), has_z,
-        softplus, False, steps, gates, factors, ratios, gates, gates,
+        length, pitch, lanes, rows, inputs, opened, asked_rows(delta, of_delta, place, row_step),
+        asked_rows(u, of_u, place, row_step), asked_rows(z, of_z, place, row_step),
+        asked_rows(y, of_u, place, row_step), (bias, 0), has_z, softplus, False, True, steps, drives, gates, gates,
+        gates, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(
             length, pitch, lanes, steps, bases, gaps, factors, ratios, noted(notes, MORE, lanes),
             noted(notes, KEPT, lanes),
         )  # fmt: skip
-    for i in range(length):
-        for k in range(0, both, lanes):
-            at = i * pitch + k
-            x = load(drives, at)
-            store(outs, at, x * load(skip, k))
-            store(drives, at, load(steps, at) * x)
 
 
 @merged

@@ -303,7 +303,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     gs_now = shifted(gs, i * rows)
                     read_step(
                         delta, u, z, grad_y, 0, row, ahead, width, lanes, pairs_here, bias, has_z, delta_softplus != 0,
-                        True, steps_now, inputs_now, gates, bases, gaps, shifted(slopes, i * rows), gate_slopes,
+                        True, steps_now, inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
                     clear(row_C, 2 * row_sums)
                     for v in range(vectors):

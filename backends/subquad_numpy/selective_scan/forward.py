@@ -96,10 +96,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         steps = shifted(even, rows)  # of complex states: Δ, u and the gate of one step
         inputs = shifted(steps, of_rows // 8)
         gates = shifted(inputs, of_rows // 8)
-        far_steps = shifted(gates, of_rows // 8)
-        far_gates = shifted(far_steps, of_rows // 8)
         notes = shifted(steps, of_rows)  # of real states: see `advance`
-        pairs_here = shifted(far_gates, of_rows // 8) if is_complex else shifted(notes, 2 * of_tile * NOTES * lanes)
+        pairs_here = shifted(gates, of_rows // 8) if is_complex else shifted(notes, 2 * of_tile * NOTES * lanes)
         maps = shifted(notes, 2 * of_tile * (NOTES + 3) * lanes)  # rows of B and C, if they are in half precision
 
         for task in range(first_task, last_task):
@@ -145,7 +143,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         here = row + i * of_row
                         read_step(
                             delta, u, z, y, f.stored, here, ROWS_AHEAD * of_row, width, lanes, pairs_here, bias, has_z,
-                            delta_softplus != 0, False, steps, inputs, gates, far_steps, far_gates, gates, gates,
+                            delta_softplus != 0, False, steps, inputs, gates, gates, gates,
                         )  # fmt: skip
                         rotate(
                             vectors, lanes, d_state, width, steps, inputs, gates, skip, hr, hi, Ar, Ai, Ai_rest,

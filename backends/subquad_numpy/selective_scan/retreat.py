@@ -41,7 +41,7 @@ from subquad_numpy.selective_scan.four import (
     plus,
     times,
 )
-from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
+from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
 LN_2 = 1 / LOG2_E
 TOGETHER = 2 if HAS_MANY_REGISTERS else 1  # vectors that share B, C and sums: others have half the registers
@@ -74,13 +74,11 @@ def note_tile(
     factors, ratios, gates = noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes), drives  # drives come later
     outs, gs, gate_slopes = noted(notes, OUT, lanes), noted(notes, G, lanes), noted(notes, GATE_SLOPE, lanes)
     along_A, along_B, none = noted(notes, ALONG_A, lanes), noted(notes, ALONG_B, lanes), zeros(notes)
-    read_run(
-        length, pitch, lanes, rows, values, opened, (shifted(delta, row + ahead), row_step),
-        (shifted(grad_y, row + ahead), row_step), (bias, 0), has_z, softplus, steps, inputs, gates, factors, ratios,
-    )  # fmt: skip
     open_run(
-        length, pitch, lanes, (shifted(grad_u, row), row_step), (shifted(grad_delta, row), row_step), has_z, softplus,
-        True, steps, gates, factors, ratios, noted(notes, SLOPE, lanes), gate_slopes,
+        length, pitch, lanes, rows, values, opened, (shifted(delta, row + ahead), row_step),
+        (shifted(grad_y, row + ahead), row_step), (shifted(grad_u, row), row_step),
+        (shifted(grad_delta, row), row_step), (bias, 0), has_z, softplus, True, False, steps, inputs, gates,
+        noted(notes, SLOPE, lanes), gate_slopes, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(
