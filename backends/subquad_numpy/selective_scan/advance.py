@@ -15,6 +15,7 @@ from subquad_numpy.codegen import (
     load,
     masked,
     merged,
+    prefetch,
     processor,
     shifted,
     signs,
@@ -22,7 +23,7 @@ from subquad_numpy.codegen import (
     zeros,
 )
 from subquad_numpy.codegen.side_by_side import decays, moderate_decays
-from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.codegen.stored import Rows, padded_rows_of, round_row, stored_as
 from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
@@ -113,12 +114,13 @@ def add_out(note: Any, h: Four, c: Four, lanes: int, few: bool) -> None:
 def advance(
     notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, states: Any, Ar: Any, B: Any,
     B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
-    has_resets: bool,
+    has_resets: bool, asks: bool, asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile.
 
     Steps are the distances between two steps of time. States go by fours: by powers where rates are even, else
     with the decays of each. Those that are left over go one by one, and so do all where decays are not moderate.
+    If it `asks`, the first four rounds prefetch four arrays each step: a burst of so many would wait for memory.
     """
     for v in range(count):
         now, is_even = shifted(notes, v * lanes), even[v * lanes] != 0
@@ -126,18 +128,24 @@ def advance(
         for first in range(0, d_state, AT_ONCE):
             j = (v * d_state + first) * lanes
             is_whole = first + AT_ONCE <= d_state
+            rows = asked[0]
+            if asks:
+                near, far = asked[1] if first > 0 else asked[0], asked[3] if first > 2 * AT_ONCE else asked[2]
+                rows = far if first > AT_ONCE else near
+                rows = shifted(rows[0], (v + 1) * lanes - 1), rows[1]
             if is_whole and is_even:
                 _advance_by_powers(
                     now, pitch, length, lanes, shifted(states, j), shifted(B, j if constant_B else first), B_step,
                     constant_B, shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step,
-                    has_resets,
+                    has_resets, asks, rows,
                 )  # fmt: skip
                 continue
             if is_whole and are_moderate(longest, shifted(Ar, j), lanes):
                 _advance_by_decays(
                     True, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
                     shifted(B, j if constant_B else first), B_step, constant_B,
-                    shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step, has_resets,
+                    shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step, has_resets, asks,
+                    rows,
                 )  # fmt: skip
                 continue
             for s in range(first, min(first + AT_ONCE, d_state)):
@@ -145,14 +153,14 @@ def advance(
                 _advance_by_decays(
                     False, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
                     shifted(B, j if constant_B else s), B_step, constant_B, shifted(C, j if constant_C else s), C_step,
-                    constant_C, resets, reset_step, has_resets,
+                    constant_C, resets, reset_step, has_resets, False, rows,
                 )  # fmt: skip
 
 
 @merged
 def _advance_by_powers(
     notes: Any, pitch: int, length: int, lanes: int, states: Any, B: Any, B_step: int, constant_B: bool, C: Any,
-    C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+    C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool, asked: Rows,
 ) -> None:  # fmt: skip
     """`advance` of four states of one vector. Pointers are to what belongs to the first one."""
     h, nothing = loaded(states, 0, lanes, True), zeros(notes)
@@ -160,6 +168,8 @@ def _advance_by_powers(
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
         note = shifted(notes, i * pitch)
+        if asks:
+            prefetch(asked[0], i * asked[1])
         drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
         f, following = powers_of(note, lanes, True)
         h = by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
@@ -171,7 +181,8 @@ def _advance_by_powers(
 @merged
 def _advance_by_decays(
     few: bool, notes: Any, pitch: int, length: int, lanes: int, states: Any, Ar: Any, B: Any, B_step: int,
-    constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+    constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool,
+    asked: Rows,
 ) -> None:  # fmt: skip
     """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one."""
     a, h, nothing = loaded(Ar, 0, lanes, few), loaded(states, 0, lanes, few), zeros(notes)
@@ -179,6 +190,8 @@ def _advance_by_decays(
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
         note = shifted(notes, i * pitch)
+        if asks:
+            prefetch(asked[0], i * asked[1])
         p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
         drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
         h = by_decays(h, p, r, drive)
@@ -188,13 +201,13 @@ def _advance_by_decays(
 
 @merged
 def note_tile(
-    notes: Any, length: int, delta: Any, u: Any, z: Any, y: Any, stored: int, row: int, row_step: int, ahead: int,
-    width: int, lanes: int, scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool,
-    softplus: bool,
+    notes: Any, length: int, delta: Any, u: Any, z: Any, stored: int, row: int, row_step: int, width: int, lanes: int,
+    scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Write the notes of the forward pass for two vectors of channels, or for one if `width` has no more.
 
-    The rows that lie `ahead` are prefetched. `scratch` has room for three rows of two vectors at each step.
+    If it `asks`, it prefetches. `scratch` has room for three rows of two vectors at each step.
     """
     both = 2 * lanes
     of_u, of_delta, of_z = stored_as(stored, 0), stored_as(stored, 1), stored_as(stored, 2)
@@ -204,14 +217,12 @@ def note_tile(
     opened = rows
     if has_z:
         opened = padded_rows_of(z, of_z, row, row_step, length, width, both, lanes, third)
-    place, pitch = row + ahead, NOTES * both
+    pitch = NOTES * both
     steps, drives, outs = noted(notes, STEP, lanes), noted(notes, DRIVE, lanes), noted(notes, OUT, lanes)
     gates, factors, ratios = noted(notes, GATE, lanes), noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes)
     open_run(
-        length, pitch, lanes, rows, inputs, opened, asked_rows(delta, of_delta, place, row_step),
-        asked_rows(u, of_u, place, row_step), asked_rows(z, of_z, place, row_step),
-        asked_rows(y, of_u, place, row_step), (bias, 0), has_z, softplus, False, True, steps, drives, gates, gates,
-        gates, skip, outs,
+        length, pitch, lanes, rows, inputs, opened, asks, asked, (bias, 0), has_z, softplus, False, True, steps, drives,
+        gates, gates, gates, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(

@@ -17,10 +17,11 @@ import numpy as np
 from subquad_numpy.codegen import aligned, carray, copy, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
-from subquad_numpy.codegen.stored import rows_of, stored_as
+from subquad_numpy.codegen.stored import asked_rows, rows_of, stored_as
 from subquad_numpy.codegen.vector_math import LOG2_E
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.advance import NOTES, STEP, advance, note_tile, noted, sum_steps, write_tile
+from subquad_numpy.selective_scan.four import ENOUGH
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     find_step,
@@ -165,16 +166,23 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     C_now = rows_of(C, stored_as(f.stored, 4), row_of_C, of_maps, length, d_state, lanes, second)
                 for pair in range(0, width, 2 * lanes):
                     here, left, j = row + pair, min(width - pair, 2 * lanes), pair * d_state
+                    place = here + tile * of_row
+                    asked = (
+                        asked_rows(delta, stored_as(f.stored, 1), place, of_row),
+                        asked_rows(u, stored_as(f.stored, 0), place, of_row),
+                        asked_rows(y, stored_as(f.stored, 0), place, of_row),
+                        asked_rows(z, stored_as(f.stored, 2), place, of_row),
+                    )
                     note_tile(
-                        notes, length, delta, u, z, y, f.stored, here, of_row, tile * of_row, left, lanes, pairs_here,
+                        notes, length, delta, u, z, f.stored, here, of_row, left, lanes, pairs_here,
                         shifted(bias, pair), shifted(skip, pair), shifted(bases, pair), shifted(gaps, pair),
-                        even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0,
+                        even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0, d_state < ENOUGH, asked,
                     )  # fmt: skip
                     advance(
                         notes, NOTES * 2 * lanes, length, lanes, d_state, (left + lanes - 1) // lanes,
                         shifted(even, pair), shifted(hr, j), shifted(Ar, j), shifted(B_now[0], j if constant_B else 0),
                         B_now[1], constant_B, shifted(C_now[0], j if constant_C else 0), C_now[1], constant_C,
-                        first_reset, sign, has_resets,
+                        first_reset, sign, has_resets, True, asked,
                     )  # fmt: skip
                     if has_y:
                         write_tile(

@@ -6,6 +6,7 @@ from subquad_numpy.codegen import add_up, inline, load, spread, store
 
 Four = tuple[Any, Any, Any, Any]
 AT_ONCE = 4  # states that go through a tile of time together: more would not fit into sixteen registers
+ENOUGH = 4 * AT_ONCE  # states whose rounds through a tile prefetch all rows of the next one
 
 
 @inline

@@ -61,16 +61,20 @@ def ask_for_pair(rows: Rows, i: int, lanes: int) -> None:
 
 @merged
 def open_run(
-    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, next_delta: Rows, next_u: Rows, next_z: Rows,
-    next_y: Rows, bias: Rows, has_z: bool, softplus: bool, slopes_too: bool, drives_too: bool, steps: Any, inputs: Any,
-    gates: Any, slopes: Any, gate_slopes: Any, skip: Any, outs: Any,
+    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows], bias: Rows, has_z: bool, softplus: bool, slopes_too: bool, drives_too: bool,
+    steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any, skip: Any, outs: Any,
 ) -> None:  # fmt: skip
-    """Write Δ, u and silu(z); if asked, the slopes of the softplus and of silu, or Δ u in place of u, and D u."""
+    """Write Δ, u and silu(z); if asked, the slopes of the softplus and of silu, or Δ u in place of u, and D u.
+
+    If it `asks`, the rows of `asked` are prefetched.
+    """
     for i in range(count):
-        ask_for_pair(next_delta, i, lanes)
-        ask_for_pair(next_u, i, lanes)
-        ask_for_pair(next_z, i, lanes)
-        ask_for_pair(next_y, i, lanes)
+        if asks:
+            ask_for_pair(asked[0], i, lanes)
+            ask_for_pair(asked[1], i, lanes)
+            ask_for_pair(asked[2], i, lanes)
+            ask_for_pair(asked[3], i, lanes)
         at, to = i * pitch, i * pitch + lanes
         of_delta, of_bias = shifted(delta[0], i * delta[1]), shifted(bias[0], i * bias[1])
         x, y = load(of_delta, 0) + load(of_bias, 0), load(of_delta, lanes) + load(of_bias, lanes)

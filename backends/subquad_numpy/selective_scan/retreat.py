@@ -7,9 +7,9 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, shifted, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, store, zeros
 from subquad_numpy.codegen.copies import store_part
-from subquad_numpy.codegen.stored import padded_rows_of
+from subquad_numpy.codegen.stored import Rows, padded_rows_of
 from subquad_numpy.codegen.vector_math import LOG2_E
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.advance import (
@@ -22,10 +22,10 @@ from subquad_numpy.selective_scan.advance import (
     RATIO,
     STEP,
     add_out,
+    are_moderate,
     by_decays,
     by_powers,
     decays_of,
-    are_moderate,
     longest_step,
     noted,
     powers_of,
@@ -53,13 +53,13 @@ NOTES = ALONG_B + 1
 
 @merged
 def note_tile(
-    notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, grad_u: Any, grad_delta: Any, row: int,
-    row_step: int, ahead: int, width: int, lanes: int, scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any,
-    is_even: bool, has_z: bool, softplus: bool,
+    notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, row: int, row_step: int, width: int, lanes: int,
+    scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Write the notes of the gradient for two vectors of channels, or for one if `width` has no more.
 
-    Rows of Δ and of `grad_y` that lie `ahead` are prefetched, and those of the results that will be written.
+    If it `asks`, the rows of `asked` are prefetched.
     """
     both = 2 * lanes
     pitch = NOTES * both
@@ -75,10 +75,8 @@ def note_tile(
     outs, gs, gate_slopes = noted(notes, OUT, lanes), noted(notes, G, lanes), noted(notes, GATE_SLOPE, lanes)
     along_A, along_B, none = noted(notes, ALONG_A, lanes), noted(notes, ALONG_B, lanes), zeros(notes)
     open_run(
-        length, pitch, lanes, rows, values, opened, (shifted(delta, row + ahead), row_step),
-        (shifted(grad_y, row + ahead), row_step), (shifted(grad_u, row), row_step),
-        (shifted(grad_delta, row), row_step), (bias, 0), has_z, softplus, True, False, steps, inputs, gates,
-        noted(notes, SLOPE, lanes), gate_slopes, skip, outs,
+        length, pitch, lanes, rows, values, opened, asks, asked, (bias, 0), has_z, softplus, True, False, steps, inputs,
+        gates, noted(notes, SLOPE, lanes), gate_slopes, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(
@@ -104,11 +102,13 @@ def through_tile(
     notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, has_z: bool, states: Any,
     Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any, C_step: int,
     constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    asked: tuple[Rows, Rows, Rows, Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile and back.
 
     `states` are those before the tile. `Gr` is exp(x) G of the step after the tile, and becomes that of its first step.
     The sums `by_B` and `by_C` have one vector for each state. Steps are the distances between two steps of time.
+    The first four rounds prefetch the rows of `asked`, those of one array on the way there, of another one back.
     """
     two = TOGETHER == 2 and count == 2 and (even[0] != 0) == (even[lanes] != 0)
     longest = longest_step(notes, NOTES * 2 * lanes, length, lanes)
@@ -116,14 +116,22 @@ def through_tile(
     for first in range(0, d_state, AT_ONCE):
         j, to = first * lanes, ((count - 1) * d_state + first) * lanes
         is_whole = first + AT_ONCE <= d_state
+        there, back = asked[6], asked[5]
+        if first == 0:
+            there, back = asked[0], asked[1]
+        elif first == AT_ONCE:
+            there, back = asked[2], asked[3]
+        elif first == 2 * AT_ONCE:
+            there, back = asked[4], asked[5]
         if is_whole and even[0] == 0:
             is_whole = are_moderate(longest, shifted(Ar, j), lanes)
         if is_whole and even[(count - 1) * lanes] == 0:
             is_whole = are_moderate(longest_to, shifted(Ar, to), lanes)
         if is_whole and two:
             _of_kind(
-                True, True, 0, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
-                constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step, has_resets,
+                True, True, 0, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
+                has_resets, there, back,
             )  # fmt: skip
             continue
         for v in range(count):  # one after the other: the same sums over channels then are at hand
@@ -131,14 +139,14 @@ def through_tile(
                 _of_kind(
                     True, False, v, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
                     B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
-                    has_resets,
+                    has_resets, there, back,
                 )  # fmt: skip
                 continue
             for s in range(first, min(first + AT_ONCE, d_state)):
                 _of_kind(
                     False, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
                     B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
-                    has_resets,
+                    has_resets, there, back,
                 )  # fmt: skip
 
 
@@ -147,22 +155,23 @@ def _of_kind(
     few: bool, two: bool, v: int, s: int, notes: Any, left: Any, length: int, lanes: int, d_state: int, even: Any,
     has_z: bool, states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any,
     by_B_step: int, C: Any, C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int,
-    has_resets: bool,
+    has_resets: bool, there: Rows, back: Rows,
 ) -> None:  # fmt: skip
     """`through_tile` of the states from `s` on of vector `v`, and of the next one: by powers where rates are even."""
     now, j, apart = shifted(notes, v * lanes), (v * d_state + s) * lanes, d_state * lanes
     h, G, a, to_A = shifted(states, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j)
     b, to_B = shifted(B, j if constant_B else s), shifted(by_B, j if constant_B else s * lanes)
     c, to_C = shifted(C, j if constant_C else s), shifted(by_C, j if constant_C else s * lanes)
+    there, back = (shifted(there[0], v * lanes), there[1]), (shifted(back[0], v * lanes), back[1])
     if even[v * lanes] != 0:
         _there_and_back(
             now, left, length, lanes, few, two, apart, True, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets,
+            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
         )  # fmt: skip
     else:
         _there_and_back(
             now, left, length, lanes, few, two, apart, False, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets,
+            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
         )  # fmt: skip
 
 
@@ -171,6 +180,7 @@ def _there_and_back(
     notes: Any, left: Any, length: int, lanes: int, few: bool, two: bool, apart: int, is_even: bool, has_z: bool,
     states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any,
     C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    there: Rows, back: Rows,
 ) -> None:  # fmt: skip
     """`through_tile` of a few states, or of one, of one or `two` vectors, whose matrices lie `apart`.
 
@@ -189,6 +199,7 @@ def _there_and_back(
             i * B_step,
             i * C_step,
         )
+        _ask(there, i, lanes, few, two)
         h = _there(h, a, note, now, mapped(B, of_B, 0, lanes, few, constant_B), lanes, few, is_even)
         to_C = times(load(note, G * 2 * lanes), h)
         if has_z:
@@ -215,6 +226,7 @@ def _there_and_back(
             i * C_step,
         )
         b, c = mapped(B, of_B, 0, lanes, few, constant_B), mapped(C, of_C, 0, lanes, few, constant_C)
+        _ask(back, i, lanes, few, two)
         w, by_A, to_B = _back(w, by_A, a, note, now, b, c, lanes, few, is_even)
         if two:
             b, c = mapped(B, of_B, to, lanes, few, constant_B), mapped(C, of_C, to, lanes, few, constant_C)
@@ -232,6 +244,15 @@ def _there_and_back(
     if two:
         keep(Gr, to, w_to, lanes, few)
         add_up_four(sum_A, to, by_A_to, lanes, few)
+
+
+@inline
+def _ask(rows: Rows, i: int, lanes: int, few: bool, two: bool) -> None:
+    """Prefetch the end of a vector of row i, or of two."""
+    if few:
+        prefetch(rows[0], i * rows[1] + lanes - 1)
+        if two:
+            prefetch(rows[0], i * rows[1] + 2 * lanes - 1)
 
 
 @inline

@@ -35,10 +35,15 @@ def read_step(
     opened = rows
     if has_z:
         opened = rows_by_pairs(z, of_z, row, width, whole, lanes, shifted(scratch, 2 * whole))
+    asked = (
+        asked_rows(delta, of_delta, place, both),
+        asked_rows(u, of_u, place, both),
+        asked_rows(z, of_z, place, both),
+        asked_rows(y, of_u, place, both),
+    )
     open_run(
-        pairs, both, lanes, rows, values, opened, asked_rows(delta, of_delta, place, both),
-        asked_rows(u, of_u, place, both), asked_rows(z, of_z, place, both), asked_rows(y, of_u, place, both),
-        (bias, both), has_z, softplus, slopes_too, False, steps, inputs, gates, slopes, gate_slopes, gates, gates,
+        pairs, both, lanes, rows, values, opened, True, asked, (bias, both), has_z, softplus, slopes_too, False, steps,
+        inputs, gates, slopes, gate_slopes, gates, gates,
     )  # fmt: skip
 
 
