@@ -19,6 +19,7 @@ from subquad_numpy.codegen import (
     processor,
     shifted,
     signs,
+    split,
     store,
     zeros,
 )
@@ -157,7 +158,7 @@ def advance(
                 )  # fmt: skip
 
 
-@merged
+@split
 def _advance_by_powers(
     notes: Any, pitch: int, length: int, lanes: int, states: Any, B: Any, B_step: int, constant_B: bool, C: Any,
     C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool, asked: Rows,
@@ -178,7 +179,7 @@ def _advance_by_powers(
     keep(states, 0, h, lanes, True)
 
 
-@merged
+@split
 def _advance_by_decays(
     few: bool, notes: Any, pitch: int, length: int, lanes: int, states: Any, Ar: Any, B: Any, B_step: int,
     constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool,
@@ -199,7 +200,7 @@ def _advance_by_decays(
     keep(states, 0, h, lanes, few)
 
 
-@merged
+@split
 def note_tile(
     notes: Any, length: int, delta: Any, u: Any, z: Any, stored: int, row: int, row_step: int, width: int, lanes: int,
     scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,

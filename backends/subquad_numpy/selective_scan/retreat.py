@@ -7,7 +7,7 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, split, store, zeros
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import Rows, padded_rows_of
 from subquad_numpy.codegen.vector_math import LOG2_E
@@ -51,7 +51,7 @@ NOTES = ALONG_B + 1
 # G is the gradient by C · h + D u; ALONG_A is Σ_s A ∂x, ALONG_B is Σ_s B G
 
 
-@merged
+@split
 def note_tile(
     notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, row: int, row_step: int, width: int, lanes: int,
     scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
@@ -175,7 +175,7 @@ def _of_kind(
         )  # fmt: skip
 
 
-@merged
+@split
 def _there_and_back(
     notes: Any, left: Any, length: int, lanes: int, few: bool, two: bool, apart: int, is_even: bool, has_z: bool,
     states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any,
