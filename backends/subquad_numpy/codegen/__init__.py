@@ -33,6 +33,7 @@ from subquad_numpy.codegen.vector_ops import (
     largest,
     lowest_bit,
     masked,
+    product,
     replace_where_zero,
     rint,
     scale_by_power,
@@ -56,6 +57,6 @@ from subquad_numpy.codegen.vector_type import (
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
     "bit_count", "bits_where_zero", "carray", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest",
-    "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room",
+    "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "product", "replace_where_zero", "rint", "room",
     "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -99,6 +99,10 @@ class _Lines:
     def sums(self, xs: list[Any], ys: list[Any]) -> list[Any]:
         return [self.builder.fadd(x, y, flags=FUSE) for x, y in zip(xs, ys, strict=True)]
 
+    def plain_sums(self, xs: list[Any], ys: list[Any]) -> list[Any]:
+        """Sums that are fused with no product: the same number with and without bounds."""
+        return [self.builder.fadd(x, y) for x, y in zip(xs, ys, strict=True)]
+
     def less(self, xs: list[Any], ys: list[Any]) -> list[Any]:
         return [self.builder.fsub(x, y) for x, y in zip(xs, ys, strict=True)]
 
@@ -145,7 +149,7 @@ def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]], is_moderate: 
 
 def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
     rounding = [lines.rounding()] * len(x)
-    shifted = lines.sums(x, rounding)
+    shifted = lines.plain_sums(x, rounding)
     rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
     return [*lines.powers(shifted), *rests]
 
@@ -153,7 +157,7 @@ def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
 def _by_sixteenths(lines: _Lines, x: list[Any]) -> list[Any]:
     builder, shift = lines.builder, ir.Constant(lines.wide, [SIXTEENTH_BITS] * lines.vector.lanes)
     rounding = [lines.constant(1.5 * 2**SIXTEENTH_BITS + 127, 0)] * len(x)
-    shifted = lines.sums(x, rounding)
+    shifted = lines.plain_sums(x, rounding)
     places = [builder.bitcast(w, lines.wide) for w in shifted]
     parts = lines.less(x, lines.less(shifted, rounding))
     *terms, last = ([lines.constant(c, 0)] * len(x) for c in EXP2_OF_SIXTEENTHS)

@@ -27,7 +27,7 @@ from subquad_numpy.codegen.side_by_side import decays, moderate_decays
 from subquad_numpy.codegen.stored import Rows, padded_rows_of, round_row, stored_as
 from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
-from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
+from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, driven, keep, loaded, mapped
 from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
@@ -171,7 +171,7 @@ def _advance_by_powers(
         note = shifted(notes, i * pitch)
         if asks:
             prefetch(asked[0], i * asked[1])
-        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
+        drive = driven(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
         f, following = powers_of(note, lanes, True)
         h = by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
         store(note, FACTOR * 2 * lanes, following)
@@ -194,7 +194,7 @@ def _advance_by_decays(
         if asks:
             prefetch(asked[0], i * asked[1])
         p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
-        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
+        drive = driven(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
         h = by_decays(h, p, r, drive)
         add_out(note, h, mapped(C, i * C_step, 0, lanes, few, constant_C), lanes, few)
     keep(states, 0, h, lanes, few)

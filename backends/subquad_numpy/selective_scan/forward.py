@@ -46,8 +46,6 @@ from subquad_numpy.selective_scan.rotate import read_step, rotate
 #     checkpoints  the states before each `tile` steps, for the gradient, or address 0: see `place_of_states`
 FORWARD_RECORD = fields(HEAD, {"state": 0, "y": 0, "delta_sum": 0, "checkpoints": 0})
 
-FEW_STEPS = 3  # for so few, powers cost more than they save
-
 # How many steps ahead rows are prefetched for complex states: they lie a page or more apart, out of reach of the
 # hardware's prefetching. For real states it is one tile.
 ROWS_AHEAD = 4
@@ -112,7 +110,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             clear(skip, 7 * rows)
             load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
             vectors = -(-width // lanes)
-            if not is_complex and n > FEW_STEPS:
+            if not is_complex:
                 find_gaps(Ar, vectors, d_state, lanes, bases, gaps, even)
             if constant_B:
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)

@@ -35,6 +35,7 @@ from subquad_numpy.selective_scan.four import (
     Four,
     add,
     add_up_four,
+    driven,
     keep,
     loaded,
     mapped,
@@ -259,7 +260,7 @@ def _ask(rows: Rows, i: int, lanes: int, few: bool, two: bool) -> None:
 def _there(h: Four, a: Four, note: Any, left: Any, b: Four, lanes: int, few: bool, is_even: bool) -> Four:
     """The states after a step from h on; `left` takes h, and decays that are no powers."""
     keep(left, 0, h, lanes, few)
-    drive = times(load(note, DRIVE * 2 * lanes), b)
+    drive = driven(load(note, DRIVE * 2 * lanes), b)
     if is_even:
         f, _ = powers_of(note, lanes, few)
         return by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
