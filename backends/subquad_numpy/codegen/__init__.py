@@ -33,6 +33,7 @@ from subquad_numpy.codegen.vector_ops import (
     largest,
     lowest_bit,
     masked,
+    product,
     replace_where_zero,
     rint,
     scale_by_power,
@@ -40,11 +41,22 @@ from subquad_numpy.codegen.vector_ops import (
     total,
     where_negative,
 )
-from subquad_numpy.codegen.vector_type import BYTES, FUSE, Vector, apart, carray, inline, intrinsic, lanes_of, merged
+from subquad_numpy.codegen.vector_type import (
+    BYTES,
+    FUSE,
+    Vector,
+    apart,
+    carray,
+    inline,
+    intrinsic,
+    lanes_of,
+    merged,
+    split,
+)
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
     "bit_count", "bits_where_zero", "carray", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest",
-    "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "replace_where_zero", "rint", "room",
-    "scale_by_power", "shifted", "signs", "spread", "store", "total", "types", "where_negative", "zeros",
+    "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "product", "replace_where_zero", "rint", "room",
+    "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

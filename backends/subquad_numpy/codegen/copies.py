@@ -7,7 +7,7 @@ scratch memory for one vector, through which the last, incomplete vector of a ro
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, shifted, store
+from subquad_numpy.codegen import inline, load, shifted, split, store
 from subquad_numpy.codegen.turn import turn_tile
 
 turn, part_tile, join_tile = turn_tile(False, False), turn_tile(False, True), turn_tile(True, False)
@@ -45,7 +45,7 @@ def load_transposed(
             scratch[place + s * lanes] = matrix[index + (c * d_state + s) * stride] * scale if c < width else 0.0
 
 
-@inline
+@split
 def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any) -> None:
     """`load_transposed` of a real matrix of the type of `scratch`, by tiles."""
     whole, tiles = width // lanes * lanes, d_state // lanes * lanes
@@ -53,7 +53,7 @@ def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, s
         for s in range(0, tiles, lanes):
             source, target = shifted(matrix, index + c * d_state + s), shifted(scratch, c * d_state + s * lanes)
             turn(source, source, d_state, target, target, lanes)
-    for c in range(-(-width // lanes) * lanes):
+    for c in range(whole if tiles == d_state else 0, -(-width // lanes) * lanes):
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(tiles if c < whole else 0, d_state):
             scratch[place + s * lanes] = matrix[index + c * d_state + s] if c < width else 0.0
@@ -62,7 +62,7 @@ def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, s
             store(scratch, i, load(scratch, i) * scale)
 
 
-@inline
+@split
 def load_parted(
     matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, real: Any, imag: Any
 ) -> None:
@@ -73,7 +73,7 @@ def load_parted(
         for s in range(0, tiles, half):
             source, at = shifted(matrix, index + (c * d_state + s) * 2), c * d_state + s * lanes
             part_tile(source, source, 2 * d_state, shifted(real, at), shifted(imag, at), lanes)
-    for c in range(-(-width // lanes) * lanes):
+    for c in range(whole if tiles == d_state else 0, -(-width // lanes) * lanes):
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(tiles if c < whole else 0, d_state):
             at = index + (c * d_state + s) * 2
@@ -122,7 +122,7 @@ def store_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, 
         for s in range(0, tiles, lanes):
             source, target = shifted(scratch, c * d_state + s * lanes), shifted(matrix, index + c * d_state + s)
             turn(source, source, lanes, target, target, d_state)
-    for c in range(width):
+    for c in range(whole if tiles == d_state else 0, width):
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(tiles if c < whole else 0, d_state):
             matrix[index + c * d_state + s] = scratch[place + s * lanes]
@@ -137,7 +137,7 @@ def store_joined(matrix: Any, index: int, width: int, d_state: int, lanes: int, 
         for s in range(0, tiles, half):
             target, at = shifted(matrix, index + (c * d_state + s) * 2), c * d_state + s * lanes
             join_tile(shifted(real, at), shifted(imag, at), lanes, target, target, 2 * d_state)
-    for c in range(width):
+    for c in range(whole if tiles == d_state else 0, width):
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(tiles if c < whole else 0, d_state):
             at = index + (c * d_state + s) * 2

@@ -301,7 +301,7 @@ class Expressions:
                 args.append(named[name] if name in named else Constant(defaults[name]))
             if callee.mark == "inline":
                 return self.body.run(function, args)
-            return self._linked(function, args, callee.mark == "merged")
+            return self._linked(function, args, callee.mark)
         if callee in (np.empty, np.zeros, np.full):
             element = args[-1].value
             element = element if isinstance(element, types.Type) else from_dtype(np.dtype(element))
@@ -364,10 +364,10 @@ class Expressions:
             )
         return Value(kind, made)
 
-    def _linked(self, function: Any, args: list[Any], merges: bool) -> Any:
-        if not merges:  # one function for all numbers
+    def _linked(self, function: Any, args: list[Any], mark: str) -> Any:
+        if mark == "apart":  # one function for all numbers
             args = [run_time(self.builder, arg) for arg in args]
-        made, form = self.body.translation.function(function, args, merges)
+        made, form = self.body.translation.function(function, args, mark == "merged")
         result = self.builder.call(made, [leaf.ir for arg in args for leaf in leaves(arg)])
         kinds = [leaf.type for leaf in leaves(form)]
         return rebuilt(form, iter([Value(kind, self.builder.extract_value(result, i)) for i, kind in enumerate(kinds)]))

@@ -99,6 +99,10 @@ class _Lines:
     def sums(self, xs: list[Any], ys: list[Any]) -> list[Any]:
         return [self.builder.fadd(x, y, flags=FUSE) for x, y in zip(xs, ys, strict=True)]
 
+    def plain_sums(self, xs: list[Any], ys: list[Any]) -> list[Any]:
+        """Sums that are fused with no product: the same number with and without bounds."""
+        return [self.builder.fadd(x, y) for x, y in zip(xs, ys, strict=True)]
+
     def less(self, xs: list[Any], ys: list[Any]) -> list[Any]:
         return [self.builder.fsub(x, y) for x, y in zip(xs, ys, strict=True)]
 
@@ -130,13 +134,14 @@ class _Lines:
         return self.constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
 
 
-def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]]) -> Any:
+def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]], is_moderate: bool) -> Any:
     """What an intrinsic returns that takes a tuple of vectors and gives two parts of each, as `by` makes them."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         lines = _Lines(context, builder, xs.dtype)
         x = parts_of(builder, args[0])
-        x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
+        if not is_moderate:
+            x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
         return context.make_tuple(builder, sig.return_type, by(lines, x))
 
     return types.Tuple([xs.dtype] * (2 * xs.count))(xs), codegen
@@ -144,7 +149,7 @@ def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]]) -> Any:
 
 def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
     rounding = [lines.rounding()] * len(x)
-    shifted = lines.sums(x, rounding)
+    shifted = lines.plain_sums(x, rounding)
     rests = lines.exp2_less_1(lines.less(x, lines.less(shifted, rounding)))
     return [*lines.powers(shifted), *rests]
 
@@ -152,7 +157,7 @@ def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
 def _by_sixteenths(lines: _Lines, x: list[Any]) -> list[Any]:
     builder, shift = lines.builder, ir.Constant(lines.wide, [SIXTEENTH_BITS] * lines.vector.lanes)
     rounding = [lines.constant(1.5 * 2**SIXTEENTH_BITS + 127, 0)] * len(x)
-    shifted = lines.sums(x, rounding)
+    shifted = lines.plain_sums(x, rounding)
     places = [builder.bitcast(w, lines.wide) for w in shifted]
     parts = lines.less(x, lines.less(shifted, rounding))
     *terms, last = ([lines.constant(c, 0)] * len(x) for c in EXP2_OF_SIXTEENTHS)
@@ -188,7 +193,7 @@ def scaled_exp2(xs: Any) -> Any:
     `power` is 0 where 2^x is below the normal numbers, and infinite from x = 127.5 (1023.5) on. NaN stays NaN, in
     `rest`. The product with an infinite h may be NaN.
     """
-    return _parted(xs, _by_powers)
+    return _parted(xs, _by_powers, False)
 
 
 @intrinsic
@@ -198,8 +203,18 @@ def decays(xs: Any) -> Any:
     A register of 16 numbers makes a table of the powers of sixteenths. The rest of x then is so small that a polynomial
     of three terms does, and `rest` has what the number in the table lacks too. `power` is 1 for |x| < 1/32.
     """
+    return _parted(xs, _fastest(xs), False)
+
+
+@intrinsic
+def moderate_decays(xs: Any) -> Any:
+    """`decays` for |x| <= 126 (1022): no bounds are needed, a sixth of the operations."""
+    return _parted(xs, _fastest(xs), True)
+
+
+def _fastest(xs: Any) -> Callable[[_Lines, list[Any]], list[Any]]:
     has_table = xs.dtype.element == types.float32 and processor.has("avx512f")
-    return _parted(xs, _by_sixteenths if has_table else _by_powers)
+    return _by_sixteenths if has_table else _by_powers
 
 
 @intrinsic

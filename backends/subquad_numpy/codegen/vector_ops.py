@@ -41,6 +41,12 @@ def fma(x: Vector, y: Vector, z: Vector) -> Any:
     return x(x, y, z), _llvm("fma")
 
 
+@intrinsic
+def product(x: Vector, y: Vector) -> Any:
+    """x y rounded, where x * y may be fused with a sum: so that a sum of two products is one number in all places."""
+    return x(x, x), lambda context, builder, sig, args: builder.fmul(*args)
+
+
 def _clamp(predicate: str) -> Callable[..., Any]:
     # code generator of: the bound where x `predicate` bound, else x; a comparison with NaN is false
 

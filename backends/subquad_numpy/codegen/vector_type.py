@@ -29,7 +29,7 @@ def lanes_of(dtype: Any) -> int:
 
 
 class Marked:
-    """A function that kernels call, and how: see the marks `inline`, `merged`, `apart` and `intrinsic`."""
+    """A function that kernels call, and how: see the marks `inline`, `merged`, `split`, `apart` and `intrinsic`."""
 
     def __init__(self, function: Callable[..., Any], mark: str) -> None:
         self.function, self.mark = function, mark
@@ -49,6 +49,11 @@ def inline(function: F) -> F:
 def merged(function: F) -> F:
     """Translate `function` once for its types and constants, and let LLVM merge it into its callers."""
     return Marked(function, "merged")  # type: ignore[return-value]
+
+
+def split(function: F) -> F:
+    """Translate `function` once for its types and constants, and call it: LLVM takes less time for small functions."""
+    return Marked(function, "split")  # type: ignore[return-value]
 
 
 def apart(function: F) -> F:

@@ -8,15 +8,31 @@ Notes of a step lie `pitch` numbers before those of the next one; each has two v
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, processor, shifted, store, zeros
-from subquad_numpy.codegen.side_by_side import decays
-from subquad_numpy.codegen.stored import asked_rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.codegen import (
+    absolute,
+    at_least,
+    inline,
+    load,
+    masked,
+    merged,
+    prefetch,
+    processor,
+    shifted,
+    signs,
+    split,
+    store,
+    zeros,
+)
+from subquad_numpy.codegen.side_by_side import decays, moderate_decays
+from subquad_numpy.codegen.stored import Rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
-from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, keep, loaded, mapped, times
-from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
+from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, driven, keep, loaded, mapped
+from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
 GATE, NOTES = 7, 8
+MODERATE = polynomial((126.0,), (1022.0,))
 HAS_MANY_REGISTERS = processor.has("avx512f")  # 32; others have 16, and half as wide
 
 
@@ -50,16 +66,33 @@ def by_powers(h: Four, f: Four, kept: Any, drive: Four) -> Four:
 
 @inline
 def decays_of(a: Four, step: Any, few: bool) -> tuple[Four, Four]:
-    """The two parts of the decays exp(Δ A): see `decays`."""
+    """The two parts of the decays exp(Δ A), which `are_moderate` if they are of a few states: see `decays`."""
     if not few:
         p, r = decays((step * a[0],))
         return (p, p, p, p), (r, r, r, r)
     if HAS_MANY_REGISTERS:
-        p0, p1, p2, p3, r0, r1, r2, r3 = decays((step * a[0], step * a[1], step * a[2], step * a[3]))
+        p0, p1, p2, p3, r0, r1, r2, r3 = moderate_decays((step * a[0], step * a[1], step * a[2], step * a[3]))
         return (p0, p1, p2, p3), (r0, r1, r2, r3)
-    p0, p1, r0, r1 = decays((step * a[0], step * a[1]))
-    p2, p3, r2, r3 = decays((step * a[2], step * a[3]))
+    p0, p1, r0, r1 = moderate_decays((step * a[0], step * a[1]))
+    p2, p3, r2, r3 = moderate_decays((step * a[2], step * a[3]))
     return (p0, p1, p2, p3), (r0, r1, r2, r3)
+
+
+@merged
+def longest_step(notes: Any, pitch: int, length: int, lanes: int) -> Any:
+    """The largest |Δ| of each channel of a vector in the tile."""
+    longest = absolute(load(notes, STEP * 2 * lanes))
+    for i in range(1, length):
+        longest = at_least(longest, absolute(load(notes, i * pitch + STEP * 2 * lanes)))
+    return longest
+
+
+@merged
+def are_moderate(longest: Any, Ar: Any, lanes: int) -> bool:
+    """Whether no |Δ A| of a few states exceeds what `moderate_decays` takes."""
+    a = loaded(Ar, 0, lanes, True)
+    rate = at_least(at_least(absolute(a[0]), absolute(a[1])), at_least(absolute(a[2]), absolute(a[3])))
+    return signs(longest * rate - MODERATE(rate)) == (1 << lanes) - 1
 
 
 @inline
@@ -82,44 +115,53 @@ def add_out(note: Any, h: Four, c: Four, lanes: int, few: bool) -> None:
 def advance(
     notes: Any, pitch: int, length: int, lanes: int, d_state: int, count: int, even: Any, states: Any, Ar: Any, B: Any,
     B_step: int, constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int,
-    has_resets: bool,
+    has_resets: bool, asks: bool, asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile.
 
-    Steps are the distances between two steps of time. States go by fours: by powers where rates are even, those that
-    are left over one by one, with the decays of each.
+    Steps are the distances between two steps of time. States go by fours: by powers where rates are even, else
+    with the decays of each. Those that are left over go one by one, and so do all where decays are not moderate.
+    If it `asks`, the first four rounds prefetch four arrays each step: a burst of so many would wait for memory.
     """
-    some = d_state // AT_ONCE * AT_ONCE
     for v in range(count):
         now, is_even = shifted(notes, v * lanes), even[v * lanes] != 0
-        for s in range(0, some, AT_ONCE):
-            j = (v * d_state + s) * lanes
-            h, a = shifted(states, j), shifted(Ar, j)
-            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
-            if is_even:
+        longest = longest_step(now, pitch, length, lanes)
+        for first in range(0, d_state, AT_ONCE):
+            j = (v * d_state + first) * lanes
+            is_whole = first + AT_ONCE <= d_state
+            rows = asked[0]
+            if asks:
+                near, far = asked[1] if first > 0 else asked[0], asked[3] if first > 2 * AT_ONCE else asked[2]
+                rows = far if first > AT_ONCE else near
+                rows = shifted(rows[0], (v + 1) * lanes - 1), rows[1]
+            if is_whole and is_even:
                 _advance_by_powers(
-                    now, pitch, length, lanes, h, b, B_step, constant_B, c, C_step, constant_C, resets, reset_step,
-                    has_resets,
+                    now, pitch, length, lanes, shifted(states, j), shifted(B, j if constant_B else first), B_step,
+                    constant_B, shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step,
+                    has_resets, asks, rows,
                 )  # fmt: skip
-            else:
+                continue
+            if is_whole and are_moderate(longest, shifted(Ar, j), lanes):
                 _advance_by_decays(
-                    True, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
-                    reset_step, has_resets,
+                    True, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
+                    shifted(B, j if constant_B else first), B_step, constant_B,
+                    shifted(C, j if constant_C else first), C_step, constant_C, resets, reset_step, has_resets, asks,
+                    rows,
                 )  # fmt: skip
-        for s in range(some, d_state):
-            j = (v * d_state + s) * lanes
-            h, a = shifted(states, j), shifted(Ar, j)
-            b, c = shifted(B, j if constant_B else s), shifted(C, j if constant_C else s)
-            _advance_by_decays(
-                False, now, pitch, length, lanes, h, a, b, B_step, constant_B, c, C_step, constant_C, resets,
-                reset_step, has_resets,
-            )  # fmt: skip
+                continue
+            for s in range(first, min(first + AT_ONCE, d_state)):
+                j = (v * d_state + s) * lanes
+                _advance_by_decays(
+                    False, now, pitch, length, lanes, shifted(states, j), shifted(Ar, j),
+                    shifted(B, j if constant_B else s), B_step, constant_B, shifted(C, j if constant_C else s), C_step,
+                    constant_C, resets, reset_step, has_resets, False, rows,
+                )  # fmt: skip
 
 
-@merged
+@split
 def _advance_by_powers(
     notes: Any, pitch: int, length: int, lanes: int, states: Any, B: Any, B_step: int, constant_B: bool, C: Any,
-    C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+    C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool, asked: Rows,
 ) -> None:  # fmt: skip
     """`advance` of four states of one vector. Pointers are to what belongs to the first one."""
     h, nothing = loaded(states, 0, lanes, True), zeros(notes)
@@ -127,7 +169,9 @@ def _advance_by_powers(
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
         note = shifted(notes, i * pitch)
-        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
+        if asks:
+            prefetch(asked[0], i * asked[1])
+        drive = driven(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, True, constant_B))
         f, following = powers_of(note, lanes, True)
         h = by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
         store(note, FACTOR * 2 * lanes, following)
@@ -135,10 +179,11 @@ def _advance_by_powers(
     keep(states, 0, h, lanes, True)
 
 
-@merged
+@split
 def _advance_by_decays(
     few: bool, notes: Any, pitch: int, length: int, lanes: int, states: Any, Ar: Any, B: Any, B_step: int,
-    constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool,
+    constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool,
+    asked: Rows,
 ) -> None:  # fmt: skip
     """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one."""
     a, h, nothing = loaded(Ar, 0, lanes, few), loaded(states, 0, lanes, few), zeros(notes)
@@ -146,22 +191,24 @@ def _advance_by_decays(
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
         note = shifted(notes, i * pitch)
+        if asks:
+            prefetch(asked[0], i * asked[1])
         p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
-        drive = times(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
+        drive = driven(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
         h = by_decays(h, p, r, drive)
         add_out(note, h, mapped(C, i * C_step, 0, lanes, few, constant_C), lanes, few)
     keep(states, 0, h, lanes, few)
 
 
-@merged
+@split
 def note_tile(
-    notes: Any, length: int, delta: Any, u: Any, z: Any, y: Any, stored: int, row: int, row_step: int, ahead: int,
-    width: int, lanes: int, scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool,
-    softplus: bool,
+    notes: Any, length: int, delta: Any, u: Any, z: Any, stored: int, row: int, row_step: int, width: int, lanes: int,
+    scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Write the notes of the forward pass for two vectors of channels, or for one if `width` has no more.
 
-    The rows that lie `ahead` are prefetched. `scratch` has room for three rows of two vectors at each step.
+    If it `asks`, it prefetches. `scratch` has room for three rows of two vectors at each step.
     """
     both = 2 * lanes
     of_u, of_delta, of_z = stored_as(stored, 0), stored_as(stored, 1), stored_as(stored, 2)
@@ -171,28 +218,18 @@ def note_tile(
     opened = rows
     if has_z:
         opened = padded_rows_of(z, of_z, row, row_step, length, width, both, lanes, third)
-    place, pitch = row + ahead, NOTES * both
+    pitch = NOTES * both
     steps, drives, outs = noted(notes, STEP, lanes), noted(notes, DRIVE, lanes), noted(notes, OUT, lanes)
     gates, factors, ratios = noted(notes, GATE, lanes), noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes)
-    read_run(
-        length, pitch, lanes, rows, inputs, opened, asked_rows(delta, of_delta, place, row_step),
-        asked_rows(u, of_u, place, row_step), (bias, 0), has_z, softplus, steps, drives, gates, factors, ratios,
-    )  # fmt: skip
     open_run(
-        length, pitch, lanes, asked_rows(z, of_z, place, row_step), asked_rows(y, of_u, place, row_step), has_z,
-        softplus, False, steps, gates, factors, ratios, gates, gates,
+        length, pitch, lanes, rows, inputs, opened, asks, asked, (bias, 0), has_z, softplus, False, True, steps, drives,
+        gates, gates, gates, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(
             length, pitch, lanes, steps, bases, gaps, factors, ratios, noted(notes, MORE, lanes),
             noted(notes, KEPT, lanes),
         )  # fmt: skip
-    for i in range(length):
-        for k in range(0, both, lanes):
-            at = i * pitch + k
-            x = load(drives, at)
-            store(outs, at, x * load(skip, k))
-            store(drives, at, load(steps, at) * x)
 
 
 @merged

@@ -39,6 +39,7 @@ from subquad_numpy.codegen.vector_math import LOG2_E, scaled_rotation
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.advance import advance
 from subquad_numpy.selective_scan.forward import ROWS_AHEAD
+from subquad_numpy.selective_scan.four import ENOUGH
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     find_step,
@@ -224,13 +225,21 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     elif not constant_B or not constant_C:
                         clear(row_B, 2 * (tile + 2) * row_sums)
                     for pair in range(0, width, 2 * lanes):
-                        # Half of the prefetches are here, half below: a burst would be dropped.
-                        left_here = min(width - pair, 2 * lanes)
+                        left_here, place = min(width - pair, 2 * lanes), first_row + pair + next_tile
+                        asked = (
+                            (shifted(delta, place), of_row),
+                            (shifted(grad_y, place), of_row),
+                            (shifted(u, place), of_row),
+                            (shifted(z, place), of_row),
+                            (shifted(grad_u, place), of_row),
+                            (shifted(grad_delta, place), of_row),
+                            (shifted(grad_z, place), of_row),
+                        )
                         note_tile(
-                            notes, length, delta, u, z, grad_y, grad_u, grad_delta, first_row + pair, of_row, next_tile,
-                            left_here, lanes, pairs_here, shifted(bias, pair), shifted(skip, pair),
-                            shifted(bases, pair), shifted(gaps, pair), even[pair] != 0 or even[pair + lanes] != 0,
-                            has_z, delta_softplus != 0,
+                            notes, length, delta, u, z, grad_y, first_row + pair, of_row, left_here, lanes, pairs_here,
+                            shifted(bias, pair), shifted(skip, pair), shifted(bases, pair), shifted(gaps, pair),
+                            even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0,
+                            d_state < ENOUGH or not goes_back, asked[:4],
                         )  # fmt: skip
                         j = pair * d_state
                         B_now = shifted(Br, j) if constant_B else shifted(B, first_B)
@@ -242,13 +251,15 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                                 shifted(before, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j), B_now, of_maps,
                                 constant_B, shifted(tile_B, j) if constant_B else row_B, of_B, C_now, of_maps,
                                 constant_C, shifted(tile_C, j) if constant_C else row_C, of_C, first_reset, sign,
-                                has_resets,
+                                has_resets, asked,
                             )  # fmt: skip
                         if not goes_back:
+                            nowhere = delta, 0
                             advance(
                                 notes, NOTES * 2 * lanes, length, lanes, d_state, (left_here + lanes - 1) // lanes,
                                 shifted(even, pair), shifted(after, j), shifted(Ar, j), B_now, of_maps, constant_B,
-                                B_now, of_maps, constant_B, first_reset, sign, has_resets,
+                                B_now, of_maps, constant_B, first_reset, sign, has_resets, False,
+                                (nowhere, nowhere, nowhere, nowhere),
                             )  # fmt: skip
                             continue
                         for at in range(pair, min(width, pair + 2 * lanes), lanes):
@@ -259,11 +270,6 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             to_bias, to_D = zeros(edge), zeros(edge)
                             for i in range(length):
                                 row = first_row + i * of_row + at
-                                prefetch(u, row + next_tile)
-                                prefetch(u, row + next_tile + lanes - 1)
-                                if has_z:
-                                    prefetch(z, row + next_tile)
-                                    prefetch(z, row + next_tile + lanes - 1)
                                 by_delta, by_D = write_step(
                                     now, i, lanes, row, width - at, edge, load(skip, at), has_z, delta_softplus != 0,
                                     grad_u, grad_delta, grad_z,
@@ -303,7 +309,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                     gs_now = shifted(gs, i * rows)
                     read_step(
                         delta, u, z, grad_y, 0, row, ahead, width, lanes, pairs_here, bias, has_z, delta_softplus != 0,
-                        True, steps_now, inputs_now, gates, bases, gaps, shifted(slopes, i * rows), gate_slopes,
+                        True, steps_now, inputs_now, gates, shifted(slopes, i * rows), gate_slopes,
                     )  # fmt: skip
                     clear(row_C, 2 * row_sums)
                     for v in range(vectors):

@@ -17,10 +17,11 @@ import numpy as np
 from subquad_numpy.codegen import aligned, carray, copy, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
-from subquad_numpy.codegen.stored import rows_of, stored_as
+from subquad_numpy.codegen.stored import asked_rows, rows_of, stored_as
 from subquad_numpy.codegen.vector_math import LOG2_E
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.selective_scan.advance import NOTES, STEP, advance, note_tile, noted, sum_steps, write_tile
+from subquad_numpy.selective_scan.four import ENOUGH
 from subquad_numpy.selective_scan.layout import (
     HEAD,
     find_step,
@@ -96,10 +97,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
         steps = shifted(even, rows)  # of complex states: Δ, u and the gate of one step
         inputs = shifted(steps, of_rows // 8)
         gates = shifted(inputs, of_rows // 8)
-        far_steps = shifted(gates, of_rows // 8)
-        far_gates = shifted(far_steps, of_rows // 8)
         notes = shifted(steps, of_rows)  # of real states: see `advance`
-        pairs_here = shifted(far_gates, of_rows // 8) if is_complex else shifted(notes, 2 * of_tile * NOTES * lanes)
+        pairs_here = shifted(gates, of_rows // 8) if is_complex else shifted(notes, 2 * of_tile * NOTES * lanes)
         maps = shifted(notes, 2 * of_tile * (NOTES + 3) * lanes)  # rows of B and C, if they are in half precision
 
         for task in range(first_task, last_task):
@@ -108,7 +107,6 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             row_of_A = c0 * d_state * parts
             row_of_state = ((item * chunks + task % chunks) * d + c0) * d_state * parts
 
-            clear(hr, 2 * matrix)
             clear(skip, 7 * rows)
             load_rates(A, row_of_A, width, d_state, lanes, LOG2_E, is_complex, Ar, Ai, Ai_rest)
             vectors = -(-width // lanes)
@@ -118,7 +116,9 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                 load_matrix(B, row_of_A, width, d_state, lanes, is_complex, Br, Bi)
             if constant_C:
                 load_matrix(C, row_of_A, width, d_state, lanes, is_complex, Cr, Ci)
-            if has_state:
+            if not has_state:
+                clear(hr, parts * matrix)
+            else:
                 load_matrix(initial_state, row_of_state, width, d_state, lanes, is_complex, hr, hi)
             if has_D:
                 load_padded_row(D, c0, width, lanes, skip)
@@ -145,7 +145,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         here = row + i * of_row
                         read_step(
                             delta, u, z, y, f.stored, here, ROWS_AHEAD * of_row, width, lanes, pairs_here, bias, has_z,
-                            delta_softplus != 0, False, steps, inputs, gates, far_steps, far_gates, gates, gates,
+                            delta_softplus != 0, False, steps, inputs, gates, gates, gates,
                         )  # fmt: skip
                         rotate(
                             vectors, lanes, d_state, width, steps, inputs, gates, skip, hr, hi, Ar, Ai, Ai_rest,
@@ -167,16 +167,23 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     C_now = rows_of(C, stored_as(f.stored, 4), row_of_C, of_maps, length, d_state, lanes, second)
                 for pair in range(0, width, 2 * lanes):
                     here, left, j = row + pair, min(width - pair, 2 * lanes), pair * d_state
+                    place = here + tile * of_row
+                    asked = (
+                        asked_rows(delta, stored_as(f.stored, 1), place, of_row),
+                        asked_rows(u, stored_as(f.stored, 0), place, of_row),
+                        asked_rows(y, stored_as(f.stored, 0), place, of_row),
+                        asked_rows(z, stored_as(f.stored, 2), place, of_row),
+                    )
                     note_tile(
-                        notes, length, delta, u, z, y, f.stored, here, of_row, tile * of_row, left, lanes, pairs_here,
+                        notes, length, delta, u, z, f.stored, here, of_row, left, lanes, pairs_here,
                         shifted(bias, pair), shifted(skip, pair), shifted(bases, pair), shifted(gaps, pair),
-                        even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0,
+                        even[pair] != 0 or even[pair + lanes] != 0, has_z, delta_softplus != 0, d_state < ENOUGH, asked,
                     )  # fmt: skip
                     advance(
                         notes, NOTES * 2 * lanes, length, lanes, d_state, (left + lanes - 1) // lanes,
                         shifted(even, pair), shifted(hr, j), shifted(Ar, j), shifted(B_now[0], j if constant_B else 0),
                         B_now[1], constant_B, shifted(C_now[0], j if constant_C else 0), C_now[1], constant_C,
-                        first_reset, sign, has_resets,
+                        first_reset, sign, has_resets, True, asked,
                     )  # fmt: skip
                     if has_y:
                         write_tile(

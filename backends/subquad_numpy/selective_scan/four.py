@@ -2,15 +2,22 @@
 
 from typing import Any
 
-from subquad_numpy.codegen import add_up, inline, load, spread, store
+from subquad_numpy.codegen import add_up, inline, load, product, spread, store
 
 Four = tuple[Any, Any, Any, Any]
 AT_ONCE = 4  # states that go through a tile of time together: more would not fit into sixteen registers
+ENOUGH = 4 * AT_ONCE  # states whose rounds through a tile prefetch all rows of the next one
 
 
 @inline
 def times(x: Any, y: Four) -> Four:
     return x * y[0], x * y[1], x * y[2], x * y[3]
+
+
+@inline
+def driven(x: Any, y: Four) -> Four:
+    """`times`, rounded: a few states and one of them then are the same to the bit."""
+    return product(x, y[0]), product(x, y[1]), product(x, y[2]), product(x, y[3])
 
 
 @inline

@@ -2,7 +2,8 @@
 
 A run is of pairs of vectors of channels: those of one step of time, or one of them through the steps of a tile. What
 belongs to one pair lies in scratch, `pitch` numbers before that of the next. Each function takes a whole run: the
-constants of its polynomials then stay in registers, and the chains of several pairs advance together.
+constants of its polynomials then stay in registers, and the chains of several pairs advance together. What is written
+once is not read again: a store of 64 bytes takes two cycles.
 """
 
 from typing import Any
@@ -59,59 +60,59 @@ def ask_for_pair(rows: Rows, i: int, lanes: int) -> None:
 
 
 @merged
-def read_run(
-    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, next_delta: Rows, next_u: Rows, bias: Rows,
-    has_z: bool, softplus: bool, steps: Any, inputs: Any, gates: Any, far_steps: Any, far_gates: Any,
+def open_run(
+    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows], bias: Rows, has_z: bool, softplus: bool, slopes_too: bool, drives_too: bool,
+    steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any, skip: Any, outs: Any,
 ) -> None:  # fmt: skip
-    """Write Δ as it is before the softplus, u and z, and with them exp(-|Δ|) and exp(-|z|), which `open_run` takes."""
+    """Write Δ, u and silu(z); if asked, the slopes of the softplus and of silu, or Δ u in place of u, and D u.
+
+    If it `asks`, the rows of `asked` are prefetched.
+    """
     for i in range(count):
+        if asks:
+            ask_for_pair(asked[0], i, lanes)
+            ask_for_pair(asked[1], i, lanes)
+            ask_for_pair(asked[2], i, lanes)
+            ask_for_pair(asked[3], i, lanes)
         at, to = i * pitch, i * pitch + lanes
-        ask_for_pair(next_delta, i, lanes)
-        ask_for_pair(next_u, i, lanes)
         of_delta, of_bias = shifted(delta[0], i * delta[1]), shifted(bias[0], i * bias[1])
-        store(inputs, at, load(u[0], i * u[1]))
-        store(inputs, to, load(u[0], i * u[1] + lanes))
         x, y = load(of_delta, 0) + load(of_bias, 0), load(of_delta, lanes) + load(of_bias, lanes)
-        store(steps, at, x)
-        store(steps, to, y)
         if softplus or has_z:
             g, k = x, y
             if has_z:
                 g, k = load(z[0], i * z[1]), load(z[0], i * z[1] + lanes)
-                store(gates, at, g)
-                store(gates, to, k)
-            e = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
-            store(far_steps, at, e[0])
-            store(far_steps, to, e[1])
-            store(far_gates, at, e[2])
-            store(far_gates, to, e[3])
-
-
-@merged
-def open_run(
-    count: int, pitch: int, lanes: int, next_z: Rows, next_y: Rows, has_z: bool, softplus: bool, slopes_too: bool,
-    steps: Any, gates: Any, far_steps: Any, far_gates: Any, slopes: Any, gate_slopes: Any,
-) -> None:  # fmt: skip
-    """Replace what `read_run` wrote by Δ and silu(z); if asked, write the slopes of the softplus and of silu too."""
-    for i in range(count):
-        ask_for_pair(next_z, i, lanes)
-        ask_for_pair(next_y, i, lanes)
-        for at in range(i * pitch, i * pitch + 2 * lanes, lanes):
+            e, e_to, f, f_to = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
             if softplus:
-                x, e = load(steps, at), load(far_steps, at)
-                store(steps, at, softplus_from(x, e))
                 if slopes_too:
                     store(slopes, at, sigmoid_from(x, e))
+                    store(slopes, to, sigmoid_from(y, e_to))
+                x, y = softplus_from(x, e), softplus_from(y, e_to)
             if has_z:
-                g, e = load(gates, at), load(far_gates, at)
-                if slopes_too:
-                    far = ONE(g) / (e + 1.0)
-                    near = e * far
-                    opened = where_negative(g, near, far)
-                    store(gates, at, g * opened)
-                    store(gate_slopes, at, opened * (g * where_negative(g, far, near) + 1.0))
-                else:
-                    store(gates, at, g * sigmoid_from(g, e))
+                _open_gate(g, f, slopes_too, gates, gate_slopes, at)
+                _open_gate(k, f_to, slopes_too, gates, gate_slopes, to)
+        store(steps, at, x)
+        store(steps, to, y)
+        v, w = load(u[0], i * u[1]), load(u[0], i * u[1] + lanes)
+        if drives_too:
+            store(outs, at, v * load(skip, 0))
+            store(outs, to, w * load(skip, lanes))
+            v, w = x * v, y * w
+        store(inputs, at, v)
+        store(inputs, to, w)
+
+
+@inline
+def _open_gate(z: Any, far: Any, slopes_too: bool, gates: Any, gate_slopes: Any, at: int) -> None:
+    """Write silu(z) and, if asked, its slope, for far = exp(-|z|)."""
+    if slopes_too:
+        large = ONE(z) / (far + 1.0)
+        small = far * large
+        opened = where_negative(z, small, large)
+        store(gates, at, z * opened)
+        store(gate_slopes, at, opened * (z * where_negative(z, large, small) + 1.0))
+    else:
+        store(gates, at, z * sigmoid_from(z, far))
 
 
 @merged

@@ -7,9 +7,9 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, shifted, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, split, store, zeros
 from subquad_numpy.codegen.copies import store_part
-from subquad_numpy.codegen.stored import padded_rows_of
+from subquad_numpy.codegen.stored import Rows, padded_rows_of
 from subquad_numpy.codegen.vector_math import LOG2_E
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.advance import (
@@ -22,9 +22,11 @@ from subquad_numpy.selective_scan.advance import (
     RATIO,
     STEP,
     add_out,
+    are_moderate,
     by_decays,
     by_powers,
     decays_of,
+    longest_step,
     noted,
     powers_of,
 )
@@ -33,13 +35,14 @@ from subquad_numpy.selective_scan.four import (
     Four,
     add,
     add_up_four,
+    driven,
     keep,
     loaded,
     mapped,
     plus,
     times,
 )
-from subquad_numpy.selective_scan.recurrence import open_run, read_run, start_powers
+from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
 LN_2 = 1 / LOG2_E
 TOGETHER = 2 if HAS_MANY_REGISTERS else 1  # vectors that share B, C and sums: others have half the registers
@@ -49,15 +52,15 @@ NOTES = ALONG_B + 1
 # G is the gradient by C · h + D u; ALONG_A is Σ_s A ∂x, ALONG_B is Σ_s B G
 
 
-@merged
+@split
 def note_tile(
-    notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, grad_u: Any, grad_delta: Any, row: int,
-    row_step: int, ahead: int, width: int, lanes: int, scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any,
-    is_even: bool, has_z: bool, softplus: bool,
+    notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, row: int, row_step: int, width: int, lanes: int,
+    scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
+    asked: tuple[Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Write the notes of the gradient for two vectors of channels, or for one if `width` has no more.
 
-    Rows of Δ and of `grad_y` that lie `ahead` are prefetched, and those of the results that will be written.
+    If it `asks`, the rows of `asked` are prefetched.
     """
     both = 2 * lanes
     pitch = NOTES * both
@@ -72,13 +75,9 @@ def note_tile(
     factors, ratios, gates = noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes), drives  # drives come later
     outs, gs, gate_slopes = noted(notes, OUT, lanes), noted(notes, G, lanes), noted(notes, GATE_SLOPE, lanes)
     along_A, along_B, none = noted(notes, ALONG_A, lanes), noted(notes, ALONG_B, lanes), zeros(notes)
-    read_run(
-        length, pitch, lanes, rows, values, opened, (shifted(delta, row + ahead), row_step),
-        (shifted(grad_y, row + ahead), row_step), (bias, 0), has_z, softplus, steps, inputs, gates, factors, ratios,
-    )  # fmt: skip
     open_run(
-        length, pitch, lanes, (shifted(grad_u, row), row_step), (shifted(grad_delta, row), row_step), has_z, softplus,
-        True, steps, gates, factors, ratios, noted(notes, SLOPE, lanes), gate_slopes,
+        length, pitch, lanes, rows, values, opened, asks, asked, (bias, 0), has_z, softplus, True, False, steps, inputs,
+        gates, noted(notes, SLOPE, lanes), gate_slopes, skip, outs,
     )  # fmt: skip
     if is_even:
         start_powers(
@@ -104,33 +103,52 @@ def through_tile(
     notes: Any, left: Any, length: int, lanes: int, d_state: int, count: int, even: Any, has_z: bool, states: Any,
     Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any, C_step: int,
     constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    asked: tuple[Rows, Rows, Rows, Rows, Rows, Rows, Rows],
 ) -> None:  # fmt: skip
     """Take all states of `count` vectors of channels, one or two, through the tile and back.
 
     `states` are those before the tile. `Gr` is exp(x) G of the step after the tile, and becomes that of its first step.
     The sums `by_B` and `by_C` have one vector for each state. Steps are the distances between two steps of time.
+    The first four rounds prefetch the rows of `asked`, those of one array on the way there, of another one back.
     """
-    some = d_state // AT_ONCE * AT_ONCE
     two = TOGETHER == 2 and count == 2 and (even[0] != 0) == (even[lanes] != 0)
-    for s in range(0, some, AT_ONCE):
-        if two:
+    longest = longest_step(notes, NOTES * 2 * lanes, length, lanes)
+    longest_to = longest_step(shifted(notes, (count - 1) * lanes), NOTES * 2 * lanes, length, lanes)
+    for first in range(0, d_state, AT_ONCE):
+        j, to = first * lanes, ((count - 1) * d_state + first) * lanes
+        is_whole = first + AT_ONCE <= d_state
+        there, back = asked[6], asked[5]
+        if first == 0:
+            there, back = asked[0], asked[1]
+        elif first == AT_ONCE:
+            there, back = asked[2], asked[3]
+        elif first == 2 * AT_ONCE:
+            there, back = asked[4], asked[5]
+        if is_whole and even[0] == 0:
+            is_whole = are_moderate(longest, shifted(Ar, j), lanes)
+        if is_whole and even[(count - 1) * lanes] == 0:
+            is_whole = are_moderate(longest_to, shifted(Ar, to), lanes)
+        if is_whole and two:
             _of_kind(
-                True, True, 0, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
-                constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step, has_resets,
+                True, True, 0, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
+                has_resets, there, back,
             )  # fmt: skip
-        else:
-            for v in range(count):  # one after the other: the same sums over channels then are at hand
+            continue
+        for v in range(count):  # one after the other: the same sums over channels then are at hand
+            if is_whole:
                 _of_kind(
-                    True, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                    True, False, v, first, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
                     B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
-                    has_resets,
+                    has_resets, there, back,
                 )  # fmt: skip
-    for s in range(some, d_state):
-        for v in range(count):
-            _of_kind(
-                False, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B, B_step,
-                constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step, has_resets,
-            )  # fmt: skip
+                continue
+            for s in range(first, min(first + AT_ONCE, d_state)):
+                _of_kind(
+                    False, False, v, s, notes, left, length, lanes, d_state, even, has_z, states, Gr, Ar, sum_A, B,
+                    B_step, constant_B, by_B, by_B_step, C, C_step, constant_C, by_C, by_C_step, resets, reset_step,
+                    has_resets, there, back,
+                )  # fmt: skip
 
 
 @merged
@@ -138,30 +156,32 @@ def _of_kind(
     few: bool, two: bool, v: int, s: int, notes: Any, left: Any, length: int, lanes: int, d_state: int, even: Any,
     has_z: bool, states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any,
     by_B_step: int, C: Any, C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int,
-    has_resets: bool,
+    has_resets: bool, there: Rows, back: Rows,
 ) -> None:  # fmt: skip
     """`through_tile` of the states from `s` on of vector `v`, and of the next one: by powers where rates are even."""
     now, j, apart = shifted(notes, v * lanes), (v * d_state + s) * lanes, d_state * lanes
     h, G, a, to_A = shifted(states, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j)
     b, to_B = shifted(B, j if constant_B else s), shifted(by_B, j if constant_B else s * lanes)
     c, to_C = shifted(C, j if constant_C else s), shifted(by_C, j if constant_C else s * lanes)
+    there, back = (shifted(there[0], v * lanes), there[1]), (shifted(back[0], v * lanes), back[1])
     if even[v * lanes] != 0:
         _there_and_back(
             now, left, length, lanes, few, two, apart, True, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets,
+            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
         )  # fmt: skip
     else:
         _there_and_back(
             now, left, length, lanes, few, two, apart, False, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets,
+            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
         )  # fmt: skip
 
 
-@merged
+@split
 def _there_and_back(
     notes: Any, left: Any, length: int, lanes: int, few: bool, two: bool, apart: int, is_even: bool, has_z: bool,
     states: Any, Gr: Any, Ar: Any, sum_A: Any, B: Any, B_step: int, constant_B: bool, by_B: Any, by_B_step: int, C: Any,
     C_step: int, constant_C: bool, by_C: Any, by_C_step: int, resets: Any, reset_step: int, has_resets: bool,
+    there: Rows, back: Rows,
 ) -> None:  # fmt: skip
     """`through_tile` of a few states, or of one, of one or `two` vectors, whose matrices lie `apart`.
 
@@ -180,6 +200,7 @@ def _there_and_back(
             i * B_step,
             i * C_step,
         )
+        _ask(there, i, lanes, few, two)
         h = _there(h, a, note, now, mapped(B, of_B, 0, lanes, few, constant_B), lanes, few, is_even)
         to_C = times(load(note, G * 2 * lanes), h)
         if has_z:
@@ -206,6 +227,7 @@ def _there_and_back(
             i * C_step,
         )
         b, c = mapped(B, of_B, 0, lanes, few, constant_B), mapped(C, of_C, 0, lanes, few, constant_C)
+        _ask(back, i, lanes, few, two)
         w, by_A, to_B = _back(w, by_A, a, note, now, b, c, lanes, few, is_even)
         if two:
             b, c = mapped(B, of_B, to, lanes, few, constant_B), mapped(C, of_C, to, lanes, few, constant_C)
@@ -226,10 +248,19 @@ def _there_and_back(
 
 
 @inline
+def _ask(rows: Rows, i: int, lanes: int, few: bool, two: bool) -> None:
+    """Prefetch the end of a vector of row i, or of two."""
+    if few:
+        prefetch(rows[0], i * rows[1] + lanes - 1)
+        if two:
+            prefetch(rows[0], i * rows[1] + 2 * lanes - 1)
+
+
+@inline
 def _there(h: Four, a: Four, note: Any, left: Any, b: Four, lanes: int, few: bool, is_even: bool) -> Four:
     """The states after a step from h on; `left` takes h, and decays that are no powers."""
     keep(left, 0, h, lanes, few)
-    drive = times(load(note, DRIVE * 2 * lanes), b)
+    drive = driven(load(note, DRIVE * 2 * lanes), b)
     if is_even:
         f, _ = powers_of(note, lanes, few)
         return by_powers(h, f, load(note, KEPT * 2 * lanes), drive)

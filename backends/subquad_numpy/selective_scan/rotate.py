@@ -6,7 +6,7 @@ from subquad_numpy.codegen import inline, load, merged, shifted, spread, store
 from subquad_numpy.codegen.side_by_side import scaled_exp2
 from subquad_numpy.codegen.stored import Rows, asked_rows, padded_rows_of, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import scaled_rotation
-from subquad_numpy.selective_scan.recurrence import open_run, read_run
+from subquad_numpy.selective_scan.recurrence import open_run
 
 
 @inline
@@ -19,8 +19,8 @@ def rows_by_pairs(memory: Any, stored: int, row: int, width: int, whole: int, la
 @merged
 def read_step(
     delta: Any, u: Any, z: Any, y: Any, stored: int, row: int, ahead: int, width: int, lanes: int, scratch: Any,
-    bias: Any, has_z: bool, softplus: bool, slopes_too: bool, steps: Any, inputs: Any, gates: Any, far_steps: Any,
-    far_gates: Any, slopes: Any, gate_slopes: Any,
+    bias: Any, has_z: bool, softplus: bool, slopes_too: bool, steps: Any, inputs: Any, gates: Any, slopes: Any,
+    gate_slopes: Any,
 ) -> None:  # fmt: skip
     """Write Δ, u and silu(z) of one step; if asked, also the slopes of the softplus and of silu.
 
@@ -35,13 +35,15 @@ def read_step(
     opened = rows
     if has_z:
         opened = rows_by_pairs(z, of_z, row, width, whole, lanes, shifted(scratch, 2 * whole))
-    read_run(
-        pairs, both, lanes, rows, values, opened, asked_rows(delta, of_delta, place, both),
-        asked_rows(u, of_u, place, both), (bias, both), has_z, softplus, steps, inputs, gates, far_steps, far_gates,
-    )  # fmt: skip
+    asked = (
+        asked_rows(delta, of_delta, place, both),
+        asked_rows(u, of_u, place, both),
+        asked_rows(z, of_z, place, both),
+        asked_rows(y, of_u, place, both),
+    )
     open_run(
-        pairs, both, lanes, asked_rows(z, of_z, place, both), asked_rows(y, of_u, place, both), has_z, softplus,
-        slopes_too, steps, gates, far_steps, far_gates, slopes, gate_slopes,
+        pairs, both, lanes, rows, values, opened, True, asked, (bias, both), has_z, softplus, slopes_too, False, steps,
+        inputs, gates, slopes, gate_slopes, gates, gates,
     )  # fmt: skip
 
 
