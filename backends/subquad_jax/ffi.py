@@ -35,7 +35,7 @@ from llvmlite import ir
 
 from subquad.backend import Like
 from subquad_jax import shard_types
-from subquad_numpy.codegen import carray, inline, intrinsic, pointer, types
+from subquad_numpy.codegen import inline, intrinsic, pointer, types
 from subquad_numpy.codegen.compile import DONE, compiled, compiled_address
 from subquad_numpy.runtime.arguments import LARGE
 from subquad_numpy.runtime.huge_pages import HUGE, inside, madvise
@@ -336,7 +336,7 @@ def _probe_kernel(dtype: str) -> Any:
     @compiled(f"probe {dtype}", fields)
     def probe(first: int, last: int, records: Any) -> int:
         for item in range(first, last):
-            f = carray(records, last)[item]
+            f = records[item]
             x, y, total = pointer(f.x, number), pointer(f.y, number), pointer(f.total, double)
             for i in range(3):
                 y[i] += f.factor * x[i]

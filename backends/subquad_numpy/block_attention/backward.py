@@ -30,7 +30,7 @@ from subquad_numpy.block_attention.tiles import (
     task_rows,
     whole_tile,
 )
-from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, place_in, rows_at, turned
@@ -58,7 +58,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"block attention gradient {dtype}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         d, d_v, n_kv, size, listed, parts = f.d, f.d_v, f.n_kv, f.size, f.listed, f.parts
         high, wide, wide_v = padded(d, TILE_ROWS), padded(d, lanes), padded(d_v, lanes)
         sizes = (
@@ -78,7 +78,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
         limits = Limits(before, stop, avoid, met)
         clear(nothing, max(wide, wide_v, panel))
         for task in range(first, last):
-            f = carray(records, last)[task // parts]
+            f = records[task // parts]
             k, v, numbers, blocks = (
                 pointer(f.k, zero),
                 pointer(f.v, zero),
@@ -206,7 +206,6 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     place, mine = c // panel * panel * high + c % panel, at(order_q, has_q, row + c)
                     for p in range(d):
                         grad_q[mine * d + p] += by_q[place + p * panel] * numbers[0]
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return backward

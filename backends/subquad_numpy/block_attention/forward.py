@@ -26,7 +26,6 @@ from subquad_numpy.block_attention.tiles import (
 from subquad_numpy.block_attention.visible_sums import add_visible, write_means
 from subquad_numpy.codegen import (
     at_least,
-    carray,
     cut,
     load,
     pointer,
@@ -60,7 +59,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"block attention {dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         d, d_v, n_kv, size, listed = f.d, f.d_v, f.n_kv, f.size, f.listed
         high_v, wide_v = padded(d_v, TILE_ROWS), padded(d_v, lanes)
         tall_v, averaged = max(high_v, wide_v), 1 if f.mean != 0 else 0
@@ -88,7 +87,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
-            f = carray(records, last)[task // f.tiles]
+            f = records[task // f.tiles]
             block, row, count = task_rows(task % f.tiles, f.n, size, listed)
             if count == 0:
                 continue
@@ -235,7 +234,6 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         for p in range(d_v):
                             own[p] += before_out[mine * d_v + p] * shares[c]
                     round_row(out, out_as, mine * d_v, d_v, lanes, own)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return forward

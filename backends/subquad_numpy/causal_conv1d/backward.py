@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_before, sizes_of
-from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, zeros
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
@@ -35,7 +35,7 @@ def backward_kernel(dtype: str) -> Any:
 
     @compiled(f"causal conv gradient {dtype}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, width, block, reverse, silu = sizes_of(f)
         history = width - 1
         x_as, y_as, by_x_as = stored_as(f.stored, 0), stored_as(f.stored, 1), stored_as(f.stored, 2)
@@ -125,7 +125,6 @@ def backward_kernel(dtype: str) -> Any:
                 for k in range(width):
                     grad_weight[(item * width + k) * d + c0 + c] = whole_sums[k * block + c]
                 grad_bias[item * d + c0 + c] = whole_sums[width * block + c]
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return backward

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.causal_conv1d.layout import HEAD, place, seeing_after, seen_before, sizes_of
-from subquad_numpy.codegen import aligned, carray, inline, load, pointer, shifted
+from subquad_numpy.codegen import aligned, inline, load, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.codegen.stored import (
@@ -71,7 +71,7 @@ def forward_kernel(dtype: str) -> Any:
 
     @compiled(f"causal conv {dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, width, block, reverse, silu = sizes_of(f)
         given, resets = pointer(f.weight, zero), pointer(f.resets, byte)
         y, state = pointer(f.y, zero), pointer(f.state, zero)
@@ -157,7 +157,6 @@ def forward_kernel(dtype: str) -> Any:
                     row = pointer(source, zero)
                     for c in range(d):
                         state[(item * history + i) * d + c] = number_at(row, kind_of_row, c)
-        buffer[0] = 0  # see `aligned`
         taps[0] = 0
         return DONE
 

@@ -15,7 +15,6 @@ from subquad_numpy.clustered.selection import choose, collect, find_bound, room_
 from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
 from subquad_numpy.codegen import (
     at_least,
-    carray,
     cut,
     load,
     pointer,
@@ -46,7 +45,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"clustered attention {dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         d, d_v, n, clusters, size, groups = f.d, f.d_v, f.n, f.clusters, f.size, f.groups
         widest, entries = max(f.opened, f.expanded), f.clusters + f.groups
         high_v, wide_v, wide_s = padded(d_v, TILE_ROWS), padded(d_v, lanes), padded(size, lanes)
@@ -88,7 +87,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
         for s in range(wide_s):
             here[s] = s
         for task in range(first, last):
-            f = carray(records, last)[task // f.tasks]
+            f = records[task // f.tasks]
             row = task % f.tasks * ROWS
             count = min(ROWS, n - row)
             q, k, v, numbers = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
@@ -276,7 +275,6 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         value += before_out[(row + r) * d_v + p] * share
                     out[(row + r) * d_v + p] = value
                 lse[row + r] = level
-        buffer[0], lists[0] = 0, 0  # see `cut`
         return DONE
 
     return forward

@@ -9,7 +9,7 @@ import numpy as np
 
 from subquad.kernels.cluster_summaries import SPREAD_STEPS
 from subquad_numpy.clustered.tree import dot
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, shifted, spread, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_padded_row
 from subquad_numpy.codegen.matmul import padded
@@ -31,14 +31,14 @@ def cluster_members_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"cluster members {dtype}", MEMBERS_RECORD)
     def members(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         d, size = f.d, f.size
         wide = padded(d, lanes)
         sizes = (size * wide, wide)
         buffer = np.empty(room(sizes), kind)
         rows, mean = cut(buffer, sizes)
         for task in range(first, last):
-            f = carray(records, last)[task // f.tasks]
+            f = records[task // f.tasks]
             x, order, counts = pointer(f.x, zero), pointer(f.order, word), pointer(f.counts, word)
             begin = task % f.tasks * CLUSTERS
             for c in range(begin, min(begin + CLUSTERS, f.clusters)):
@@ -55,7 +55,6 @@ def cluster_members_kernel(dtype: np.dtype[Any]) -> Any:
                     for s in range(size):
                         for p in range(d):
                             out[s * d + p] = rows[s * wide + p] if s < many else 0
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return members
@@ -69,7 +68,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"cluster spread {dtype}", SPREAD_RECORD)
     def spread_of(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         d, size, bands = f.d, f.size, f.bands
         wide = padded(d, lanes)
         sizes = (size * wide, size * wide, wide, wide, wide, wide, size)
@@ -77,7 +76,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
         far, seen, mean, g, u, variance, along = cut(buffer, sizes)
         width = -(-d // bands) if bands > 0 else d
         for task in range(first, last):
-            f = carray(records, last)[task // f.tasks]
+            f = records[task // f.tasks]
             x, as_seen, sight = pointer(f.x, zero), pointer(f.seen, zero), pointer(f.sight, zero)
             order, counts, made = pointer(f.order, word), pointer(f.counts, word), pointer(f.spread, zero)
             begin = task % f.tasks * CLUSTERS
@@ -117,7 +116,6 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                         left += (variance[p] - u[p] * u[p]) * sight[c * d + p]
                         weight += sight[c * d + p]
                     out[d + b] = left / weight
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return spread_of

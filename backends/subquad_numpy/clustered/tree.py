@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, spread, store, total, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
@@ -28,7 +28,7 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"balanced tree {dtype}", TREE_RECORD)
     def tree(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         n, d, directions, size = f.n, f.d, f.directions, f.size
         wide, columns, rows = padded(d, lanes), padded(directions, lanes), padded(n, TILE_ROWS)
         as_given = d == wide and n == rows  # vectors and tiles read nothing beside the rows
@@ -50,7 +50,7 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
         order, names, other = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
         clear(nothing, columns)
         for task in range(first, last):
-            f = carray(records, last)[task]
+            f = records[task]
             given, mask, found = pointer(f.x, zero), pointer(f.mask, byte), pointer(f.order, word)
             x = given if as_given else copied
             if not as_given:
@@ -84,7 +84,6 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
                 width = half
             for i in range(f.places):
                 found[i] = order[i] if i < n else n - 1
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return tree

@@ -69,12 +69,6 @@ def intrinsic(function: F) -> F:
     return Marked(function, "intrinsic")  # type: ignore[return-value]
 
 
-@intrinsic
-def carray(memory: Any, count: Any) -> Any:
-    """The memory itself."""
-    return memory(memory, types.intp), lambda context, builder, sig, args: args[0]
-
-
 def spread_scalar(context: Any, builder: Any, fromty: Any, toty: Vector, value: Any) -> Any:
     # a vector with the scalar `value` in every lane
     scalar = context.cast(builder, value, fromty, toty.element)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, copy, load, merged, pointer, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import aligned, copy, load, merged, pointer, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.stored import (
@@ -65,7 +65,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
 
     @compiled(f"delta scan gradient {dtype} {gate} {form}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, heads, d, d_v, reverse, steps, in_segment = f.n, f.heads, f.d, f.d_v, f.reverse, f.tile, f.segment
         x = arrays_of(f, zero)
         has_resets, scale = f.resets != 0, pointer(f.numbers, zero)[0]
@@ -255,7 +255,6 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                 for p in range(pairs):
                     count, index = d_v - p * width, number * d * d_v + p * width
                     store_tile(grad_initial_state, index, d, d_v, count, lanes, shifted(G, p * block), edge)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return backward

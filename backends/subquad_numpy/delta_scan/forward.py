@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, load, merged, pointer, shifted, store, zeros
+from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part, store_part
 from subquad_numpy.delta_scan.layout import HEAD, arrays_of, kinds_of, task_of
@@ -25,7 +25,7 @@ def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
 
     @compiled(f"delta scan {dtype} {gate} {form}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, heads, d, d_v, reverse = f.n, f.heads, f.d, f.d_v, f.reverse
         x = arrays_of(f, zero)
         initial_state, has_state, has_resets = pointer(f.initial_state, zero), f.initial_state != 0, f.resets != 0
@@ -49,7 +49,6 @@ def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
                 numbers[0], S, 0, gates, wide, edge,
             )  # fmt: skip
             store_tile(state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return forward

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, replace_where_zero, room, spread, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, replace_where_zero, room, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
@@ -82,7 +82,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"attend {dtype} {phi_name}", ATTEND_RECORD)
     def attend(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
         q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
         width, _, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
@@ -101,7 +101,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         packed_for = -1  # the item whose directions and state are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
-            f = carray(records, last)[item]
+            f = records[item]
             q, q_row, numbers, out = pointer(f.x, zero), f.x_row, pointer(f.numbers, zero), pointer(f.out, zero)
             if packed_for != item:
                 packed_for = item
@@ -117,7 +117,6 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 rows_at(q, q_row), q_as, row, min(n, row + chunk), queries, state, numerator, m, out, out_as,
                 d_v, reading, scratch, lanes, phi,
             )  # fmt: skip
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return attend

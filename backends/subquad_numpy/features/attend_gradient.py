@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import copy, cut, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, pack, padded, rows_at, turned
@@ -58,7 +58,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"gradient of attend {dtype} {phi_name}", ATTEND_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
         has_W = f.grad_W != 0
         depth = d_v + 1  # the last number of G is e
@@ -87,7 +87,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         packed_for = -1  # the item whose directions and state are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
-            f = carray(frames, last)[item]
+            f = frames[item]
             q, numbers, out = pointer(f.x, zero), pointer(f.numbers, zero), pointer(f.out, zero)
             grad, grad_q = pointer(f.grad, zero), pointer(f.grad_q, zero)
             q_row, out_row, grad_row = f.x_row, f.out_row, f.grad_row
@@ -152,7 +152,6 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             store_rows(shifted(pointer(f.grad_kv, zero), place * d_v), m, d_v, kv_gradient, lanes, edge)
             if has_W:
                 store_rows(shifted(pointer(f.grad_W, zero), place * d), m, d, W_gradient, lanes, edge)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return differentiate

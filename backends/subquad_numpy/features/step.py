@@ -25,7 +25,6 @@ import numpy as np
 from subquad_numpy.codegen import (
     at_least,
     at_most,
-    carray,
     copy,
     cut,
     lanes_of,
@@ -123,7 +122,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"step {dtype} {phi_name}", STEP_RECORD)
     def step(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
         k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
         q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
@@ -164,7 +163,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         earlier, part_rows, zero_row = rows_at(from_state, d_out), rows_at(part, d_out), rows_at(nothing, 0)
 
         for item in range(first, last):
-            f = carray(frames, last)[item]
+            f = frames[item]
             q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
             q_row, k_row, v_row = f.q_x_row, f.x_row, f.v_row
             has_mask, mask, out = f.mask != 0, pointer(f.mask, np.uint8(0)), pointer(f.out, zero)
@@ -312,7 +311,6 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         new_kv[i * d_v + j] = kv[place_in(numerator, i, j, d_out, lanes)]
             for i in range(row * d_v, n * d_v):
                 put_number(out, out_as, i, nothing_known)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return step

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import at_most, carray, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import at_most, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
@@ -64,7 +64,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"gradient of step {dtype} {phi_name}", STEP_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, d, m, d_v = f.n, f.d, f.m, f.d_v
         blocks = -(-n // block)
         depth, depth_v = d + 1, d_v + 1
@@ -104,7 +104,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         part_rows, zero_row = rows_at(part, d_out), rows_at(nothing, 0)
 
         for item in range(first, last):
-            f = carray(frames, last)[item]
+            f = frames[item]
             q, k, v = pointer(f.q_x, zero), pointer(f.x, zero), pointer(f.v, zero)
             out, grad = pointer(f.out, zero), pointer(f.grad, zero)
             q_row, k_row, v_row, out_row, g_row = f.q_x_row, f.x_row, f.v_row, f.out_row, f.grad_row
@@ -239,7 +239,6 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
             copy(sums, m, pointer(f.grad_sum, zero))
             store_rows(pointer(f.grad_kv, zero), m, d_v, state_rows, lanes, edge)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return differentiate

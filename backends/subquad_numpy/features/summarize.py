@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.codegen import at_least, carray, copy, cut, inline, load, pointer, room, shifted, spread, store
+from subquad_numpy.codegen import at_least, copy, cut, inline, load, pointer, room, shifted, spread, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
@@ -127,7 +127,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"summarize {dtype} {phi_name}", SUMMARIZE_RECORD)
     def summarize(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, d, all_m, d_v, chunks, chunk = sizes_of(f)
         k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
         most, parts = f.most, -(-all_m // f.most)
@@ -150,7 +150,7 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
         packed_W = packed_from = -1  # which directions `packed` holds: often those of the task before
         for task in range(first, last):
-            f = carray(frames, last)[task // (chunks * parts)]
+            f = frames[task // (chunks * parts)]
             k, v, numbers = pointer(f.x, zero), pointer(f.v, zero), pointer(f.numbers, zero)
             k_row, v_row, mask = f.x_row, f.v_row, pointer(f.mask, np.uint8(0))
             begin = task // chunks % parts * most
@@ -171,7 +171,6 @@ def summarize_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             copy(shift, m, shifted(pointer(f.shift, zero), place))
             copy(k_sum, m, shifted(pointer(f.k_sum, zero), place))
             store_rows(shifted(pointer(f.kv, zero), place * d_v), m, d_v, numerator, lanes, edge)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return summarize

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, into_panels, multiply, pack, padded, rows_at, turned
@@ -56,7 +56,7 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"gradient of summarize {dtype} {phi_name}", SUMMARIZE_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, d, m, d_v, chunks, chunk = sizes_of(f)
         has_W = f.grad_W != 0
         depth = d + 1  # the last number of a key is −h|k|²
@@ -85,7 +85,7 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         packed_for = -1  # the item whose directions and sums are in scratch: often that of the task before
         for task in range(first, last):
             item = task // chunks
-            f = carray(frames, last)[item]
+            f = frames[item]
             k, v, numbers = pointer(f.x, zero), pointer(f.v, zero), pointer(f.numbers, zero)
             k_row, v_row, mask = f.x_row, f.v_row, pointer(f.mask, np.uint8(0))
             grad_k, grad_v = pointer(f.grad_k, zero), pointer(f.grad_v, zero)
@@ -152,7 +152,6 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             if has_W:
                 place = task % chunks * f.chunk_step * d
                 store_rows(shifted(pointer(f.grad_W, zero), place), m, d, W_gradient, lanes, edge)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return differentiate

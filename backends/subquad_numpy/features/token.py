@@ -14,7 +14,6 @@ import numpy as np
 
 from subquad_numpy.codegen import (
     at_least,
-    carray,
     copy,
     cut,
     inline,
@@ -105,7 +104,7 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"token {dtype} {phi_name}", STEP_RECORD)
     def token(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         d, m, d_v = f.d, f.m, f.d_v
         k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
         q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
@@ -122,7 +121,7 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         q_directions = shifted(directions, (copies - 1) * packed)
         packed_W = packed_q_W = -1  # which directions lie in scratch: often those of the item before
         for item in range(first, last):
-            f = carray(frames, last)[item]
+            f = frames[item]
             numbers, q_numbers = pointer(f.numbers, zero), pointer(f.q_numbers, zero)
             kv, new_kv = pointer(f.kv, zero), pointer(f.new_kv, zero)
             shifts, sums = pointer(f.shift, zero), pointer(f.k_sum, zero)
@@ -237,7 +236,6 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             out = pointer(f.out, zero)
             for j in range(0, d_v, lanes):
                 store_stored_part(out, out_as, j, load(result, j) / divisor, d_v - j, lanes, edge)
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return token

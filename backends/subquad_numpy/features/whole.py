@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, pointer, room
+from subquad_numpy.codegen import cut, pointer, room
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, Matrix, Panels, pack, rows_at
@@ -52,7 +52,7 @@ def whole_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
     @compiled(f"whole {dtype} {phi_name}", WHOLE_RECORD)
     def whole(first: int, last: int, frames: Any) -> int:
-        f = carray(frames, last)[0]
+        f = frames[0]
         n, n_q, d, m, d_v = f.n, f.n_q, f.d, f.m, f.d_v
         k_as, v_as = stored_as(f.stored, KEYS), stored_as(f.stored, VALUES)
         q_as, out_as = stored_as(f.stored, QUERIES), stored_as(f.stored, OUTPUT)
@@ -82,7 +82,7 @@ def whole_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
         packed_W = packed_q_W = -1  # which directions are in scratch: often those of the item before
         for item in range(first, last):
-            f = carray(frames, last)[item]
+            f = frames[item]
             numbers, q_numbers = pointer(f.numbers, zero), pointer(f.q_numbers, zero)
             load_center(f, d, lanes, center, zero)
             if f.q_center != 0:
@@ -109,7 +109,6 @@ def whole_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             read_rows(
                 q, q_as, 0, n_q, queries, state, numerator, m, out, out_as, d_v, reading, scratch, lanes, phi,
             )  # fmt: skip
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return whole

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, pointer, room, shifted, zeros
+from subquad_numpy.codegen import cut, pointer, room, shifted, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import load_stored_part, round_row, widen_rows
@@ -32,7 +32,7 @@ def convert_kernel() -> Any:
     @compiled("float16", RECORD)
     def convert(first: int, last: int, records: Any) -> int:
         for task in range(first, last):
-            f = carray(records, last)[task // carray(records, 1)[0].tasks]
+            f = records[task // records[0].tasks]
             x, out = pointer(f.x, zero), pointer(f.out, zero)
             start = task % f.tasks * PART
             count = min(PART, f.size - start)
@@ -55,7 +55,7 @@ def means_kernel() -> Any:
         buffer = np.empty(room((lanes,)), kind)
         (edge,) = cut(buffer, (lanes,))
         for task in range(first, last):
-            f = carray(records, last)[task // carray(records, 1)[0].tasks]
+            f = records[task // records[0].tasks]
             x, out, d, stored = pointer(f.x, zero), pointer(f.out, zero), f.d, f.stored
             begin = task % f.tasks * f.some
             factor = zero + 1 / f.rows
@@ -68,7 +68,6 @@ def means_kernel() -> Any:
                             part = part + load_stored_part(x, stored, (s * f.rows + r) * d + c, d - c, lanes, edge)
                         total = total + part
                     store_part(out, s * d + c, total * factor, d - c, lanes, edge)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return means

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import absolute, carray, cut, inline, load, pointer, room, shifted, where_negative, zeros
+from subquad_numpy.codegen import absolute, cut, inline, load, pointer, room, shifted, where_negative, zeros
 from subquad_numpy.codegen.argmax import least_place_of_largest
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
@@ -51,7 +51,7 @@ def order_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"hashed order {dtype}", ORDER_RECORD)
     def hash_and_sort(begin: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         n, d, columns, half_1, half_2 = f.n, f.d, f.columns, f.first // 2, f.second // 2
         width_1, width_2 = padded(half_1, lanes), padded(half_2, lanes)
         width, count = width_1 + width_2, f.first * max(f.second, 1)
@@ -64,7 +64,7 @@ def order_kernel(dtype: np.dtype[Any]) -> Any:
         for lane in range(lanes):
             steps[lane] = 2 * lane
         for task in range(begin, last):
-            f = carray(records, last)[task // f.rounds]
+            f = records[task // f.rounds]
             r = task % f.rounds
             x, mask = pointer(f.x, zero), pointer(f.mask, byte)
             rotation = shifted(pointer(f.rotations, zero), r * d * columns)
@@ -105,7 +105,6 @@ def order_kernel(dtype: np.dtype[Any]) -> Any:
                 order[place] = i
                 if r < f.kept:
                     chunk[i * f.kept + r] = place // f.size
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return hash_and_sort

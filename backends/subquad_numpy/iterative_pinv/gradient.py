@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import apart, carray, cut, inline, load, pointer, room, shifted, store
+from subquad_numpy.codegen import apart, cut, inline, load, pointer, room, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, into_panels, multiply, pack, padded, rows_at, turned
@@ -66,7 +66,7 @@ def pinv_gradient_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"gradient of iterative pinv {dtype}", GRADIENT_RECORD)
     def differentiate(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         m, iterations = f.m, f.iterations
         all_a, all_grad_z, all_grad_a = pointer(f.a, zero), pointer(f.grad_z, zero), pointer(f.grad_a, zero)
         width = padded(m, lanes)
@@ -159,7 +159,6 @@ def pinv_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                     elif a[i * width + j] == 0:
                         by_size = zero
                     grad_a[i * m + j] = by_a[i * width + j] + by_z[j * width + i] / norms + by_size
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return differentiate

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, apart, carray, inline, load, pointer, shifted, store
+from subquad_numpy.codegen import aligned, apart, inline, load, pointer, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, panel_at, place_in, rows_at
@@ -48,7 +48,7 @@ def pinv_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"iterative pinv {dtype}", PINV_RECORD)
     def invert(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         m, iterations = f.m, f.iterations
         all_a, all_z = pointer(f.a, zero), pointer(f.z, zero)
         width = -(-m // lanes) * lanes
@@ -103,7 +103,6 @@ def pinv_kernel(dtype: np.dtype[Any]) -> Any:
                 before, columns = panel_at(j, width, lanes)
                 for i in range(m):
                     out[i * m + j] = z[before * rows + i * columns + j - before]
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return invert

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, inline, load, pointer, shifted, store
+from subquad_numpy.codegen import aligned, inline, load, pointer, shifted, store
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as
@@ -44,7 +44,7 @@ def linear_scan_kernel(dtype: str) -> Any:
 
     @compiled(f"linear scan {dtype}", SCAN_RECORD)
     def scan(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, b = pointer(f.a, zero), pointer(f.b, zero)
         initial_state, h = pointer(f.initial_state, zero), pointer(f.h, zero)
@@ -78,7 +78,6 @@ def linear_scan_kernel(dtype: str) -> Any:
                         value = rate * load(state, at) + load_stored_part(b, b_as, row + at, count, lanes, edge)
                         store(state, at, value)
                         store_stored_part(h, h_as, row + at, value, count, lanes, edge)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return scan
@@ -92,7 +91,7 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
 
     @compiled(f"linear scan gradient {dtype}", GRADIENT_RECORD)
     def gradient(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, block, reverse = f.n, f.d, f.block, f.reverse
         a, h = pointer(f.a, zero), pointer(f.h, zero)
         initial_state, grad_h = pointer(f.initial_state, zero), pointer(f.grad_h, zero)
@@ -145,7 +144,6 @@ def linear_scan_gradient_kernel(dtype: str) -> Any:
                     clear(carry, block)
             for c in range(width):
                 grad_initial_state[item * d + c0 + c] = carry[c]
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return gradient

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, shifted, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
@@ -43,7 +43,7 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
 
     @compiled(f"lti gradient {'complex ' * is_complex}{dtype}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, d_state, block, reverse = sizes_of(f)
         u, rate, B, C = pointer(f.u, zero), pointer(f.rate, zero), pointer(f.B, zero), pointer(f.C, zero)
         D, initial_state = pointer(f.D, zero), pointer(f.initial_state, zero)
@@ -186,7 +186,6 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
                             grad_rate[to] = sums[of]
                             grad_B[to] = sums[2 * matrix + of]
                             grad_C[to] = sums[4 * matrix + of]
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return backward

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
 from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as
@@ -42,7 +42,7 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
 
     @compiled(f"lti forward {'complex ' * is_complex}{dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, d, d_state, block, reverse = sizes_of(f)
         u, rate, B, C = pointer(f.u, zero), pointer(f.rate, zero), pointer(f.B, zero), pointer(f.C, zero)
         D, initial_state = pointer(f.D, zero), pointer(f.initial_state, zero)
@@ -153,7 +153,6 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
                 store_joined(state, row_of_state, width, d_state, lanes, h, h_i)
             else:
                 store_turned(state, row_of_state, width, d_state, lanes, h)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return forward

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, pointer, shifted
+from subquad_numpy.codegen import aligned, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.mamba_step.layout import (
@@ -54,7 +54,7 @@ def step_kernel(dtype: str, stored: str) -> Any:
 
     @compiled(f"mamba step {dtype} by {stored}", HEAD)
     def step(first: int, last: int, records: Any) -> int:
-        record = carray(records, 1)
+        record = records
         f = record[0]
         addresses = shifted(pointer(record.ctypes.data, word), of_head)
         batch, d_model, d_inner, d_state, rank, width, give_way = (
@@ -64,7 +64,6 @@ def step_kernel(dtype: str, stored: str) -> Any:
         bits = np.empty(1, np.int64)
         bits[0] = f.eps
         eps = pointer(bits.ctypes.data, double)[0]
-        bits[0] = 0  # see `aligned`
         buffer = np.empty((width + 1) * BLOCK + batch * d_model + 4 * lanes, kind)
         edge = aligned(buffer)
         taps = shifted(edge, lanes)
@@ -149,7 +148,6 @@ def step_kernel(dtype: str, stored: str) -> Any:
                 task = next_task(own, 3, 1)
             if turn + 1 < f.layers:
                 wait(own, 3, blocks_of_out, give_way)
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return step

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, inline, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen import total as total_of
 from subquad_numpy.codegen.argmax import least_place_of_largest
 from subquad_numpy.codegen.compile import DONE, compiled, element
@@ -59,7 +59,7 @@ def nearest_kernel(dtype: np.dtype[Any]) -> Any:
 
     @compiled(f"nearest {dtype}", NEAREST_RECORD)
     def nearest(first: int, last: int, records: Any) -> int:
-        f = carray(records, last)[0]
+        f = records[0]
         n, m, d, d_v = f.n, f.m, f.d, f.d_v
         width = padded(m, lanes)
         sizes = (d, d * width, width, (ROWS + TILE_ROWS) * d, (ROWS + TILE_ROWS) * width, lanes, ROWS)
@@ -69,7 +69,7 @@ def nearest_kernel(dtype: np.dtype[Any]) -> Any:
         for lane in range(lanes):
             steps[lane] = lane
         for task in range(first, last):
-            f = carray(records, last)[task // f.parts]
+            f = records[task // f.parts]
             part = task % f.parts
             x, centres, values = pointer(f.x, zero), pointer(f.centres, zero), pointer(f.values, zero)
             mask, index = pointer(f.mask, byte), pointer(f.index, word)
@@ -120,7 +120,6 @@ def nearest_kernel(dtype: np.dtype[Any]) -> Any:
                         if f.values != 0:
                             _add(shifted(values, (i + t) * f.v_row), d_v, lanes, shifted(summed, own * d_v))
                     index[i + t] = own
-        buffer[0] = 0  # see `cut`
         return DONE
 
     return nearest

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, copy, cut, inline, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen import copy, cut, inline, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, number_at, store_stored_part
@@ -89,7 +89,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, groups, heads, d, d_v, reverse = f.n, f.groups, f.heads, f.d, f.d_v, f.reverse
         q, k, v, g = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero)
         weight, skip, resets = pointer(f.weight, zero), pointer(f.skip, zero), pointer(f.resets, byte)
@@ -319,7 +319,6 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
                     for r in range(d):
                         for c in range(columns):
                             grad_initial_state[state_row + r * d_v + c] = G[r * width + c]
-        buffer[0] = 0  # see `aligned`
         modes[0] = 0
         return DONE
 

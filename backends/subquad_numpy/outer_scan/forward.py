@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import carray, cut, load, pointer, room, shifted, store, total, zeros
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
 from subquad_numpy.codegen.stored import load_stored_part, number_at, rows_of, store_stored_part
@@ -47,7 +47,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
 
     @compiled(name, FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         n, heads, d, d_v, reverse = f.n, f.heads, f.d, f.d_v, f.reverse
         q, k, v, g = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.g, zero)
         weight, skip, resets = pointer(f.weight, zero), pointer(f.skip, zero), pointer(f.resets, byte)
@@ -186,7 +186,6 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                 for r in range(d):
                     for c in range(0, width, lanes):
                         store_part(state, state_row + r * d_v + c, load(S, r * width + c), columns - c, lanes, edge)
-        buffer[0] = 0  # see `aligned`
         modes[0] = 0
         return DONE
 

@@ -6,7 +6,7 @@ A task is a block of outputs. Each output is the same sum in the same order for 
 from functools import cache
 from typing import Any
 
-from subquad_numpy.codegen import carray, pointer
+from subquad_numpy.codegen import pointer
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.dots import STORED, multiply
 from subquad_numpy.runtime.arguments import fields
@@ -23,7 +23,7 @@ def project_kernel(dtype: str, stored: str) -> Any:
 
     @compiled(f"project {dtype} by {stored}", RECORD)
     def project(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         x, W, y, bias = pointer(f.x, zero), pointer(f.W, weight), pointer(f.y, zero), pointer(f.bias, zero)
         start, stop = first * f.block, min(f.outputs, last * f.block)
         multiply(x, f.inputs, f.rows, W, f.inputs, start, stop, y, f.outputs, bias, f.bias != 0)

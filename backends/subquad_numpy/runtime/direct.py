@@ -52,9 +52,7 @@ def direct() -> Callable[[bytes], int]:
                 word = found[numbers_at]
             for place in range(i, size, fields):
                 records[place] += word
-        done = call(words[KERNEL], 0, words[TASKS], records.ctypes.data)
-        records[0] = 0  # see `codegen.pointers.aligned`
-        return done
+        return call(words[KERNEL], 0, words[TASKS], records.ctypes.data)
 
     address = compiled_address(run, "direct", [types.CPointer(types.int64)])
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(address)

@@ -19,7 +19,6 @@ import numpy as np
 from subquad_numpy.codegen import (
     add_up,
     aligned,
-    carray,
     copy,
     inline,
     load,
@@ -98,7 +97,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         _, n, d, groups, d_state, block, _, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
@@ -443,7 +442,6 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
             for i in range(width):
                 grad_D[item * d + c0 + i] = sum_D[i]
                 grad_bias[item * d + c0 + i] = sum_bias[i]
-        buffer[0] = 0  # see `aligned`
         sums[0] = 0
         return DONE
 

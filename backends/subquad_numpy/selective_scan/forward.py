@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, carray, copy, pointer, shifted
+from subquad_numpy.codegen import aligned, copy, pointer, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, store_joined, store_turned
 from subquad_numpy.codegen.stored import asked_rows, rows_of, stored_as
@@ -63,7 +63,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
 
     @compiled(name, FORWARD_RECORD)
     def forward(first_task: int, last_task: int, records: Any) -> int:
-        f = carray(records, 1)[0]
+        f = records[0]
         _, n, d, groups, d_state, block, chunk, tile, B_step, C_step, delta_softplus, reverse = sizes_of(f)
         u, delta, A, B, C, D, z, delta_bias, initial_state = inputs_of(f, zero)
         has_D, has_z, has_bias, has_state = options_of(f)
@@ -203,7 +203,6 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
             if has_sum:
                 for i in range(width):
                     delta_sum[(item * chunks + task % chunks) * d + c0 + i] = time_sum[i]
-        buffer[0] = 0  # see `aligned`
         return DONE
 
     return forward
