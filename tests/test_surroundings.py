@@ -145,7 +145,7 @@ def test_the_package_without_its_source_files(form: str, tmp_path: Any) -> None:
     """
     told = python(code)
     assert "(40, 4) (40, 4)" in told
-    assert ("generic" if form == "pyc" else "attend on numpy: compiled") in told
+    assert ("generic" if form == "pyc" else "on numpy: compiled") in told
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
