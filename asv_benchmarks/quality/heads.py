@@ -76,9 +76,10 @@ def within(method: subquad.Clustered, heads: Heads, share: float) -> subquad.Clu
     return replace(method, opened=opened)
 
 
-def judge(heads: Heads, share: float) -> dict[str, Any]:
-    """The errors of "clustered" on some heads at a share of the keys."""
-    method = within(subquad.Clustered(), heads, share)
+def judge(heads: Heads, share: float, chunk: int | None = None) -> dict[str, Any]:
+    """The errors of "clustered" on some heads at a share of the keys, with chunks of this size or the default."""
+    method = subquad.Clustered() if chunk is None else subquad.Clustered(chunk=chunk)
+    method = within(method, heads, share)
     out = subquad.attention(heads.q, heads.k, heads.v, method, causal=heads.causal)
     errors = harness.head_errors(out, heads.exact)
     return {"name": heads.name, "opened": method.opened, "share": heads.share(method), "errors": errors}
@@ -150,6 +151,7 @@ def main() -> int:
     add("paths", type=Path, nargs="+", metavar="PATH", help="files with q, k and v, or folders of them")
     add("--n", type=int, default=2048, help="tokens, the first ones (default: %(default)s)")
     add("--share", type=float, default=0.2, help="of the keys that a row sees, at most (default: %(default)s)")
+    add("--chunk", type=int, help='rows of a chunk of causal "clustered" (default: that of the method)')
     add("--tolerances", metavar="LIST", default="0.02,0.05,0.1,0.2", help="of auto (default: %(default)s)")
     add("--causal", choices=("yes", "no", "both"), default="both", help="default: %(default)s")
     add(
@@ -185,7 +187,7 @@ def _show(paths: list[Path], args: argparse.Namespace, tolerances: list[float], 
         if args.times and not isinstance(crossover, subquad.Crossover):
             rungs = subquad.Auto().rungs[:-1]
             crossover = subquad.measure_crossover(heads.q[0], rungs, causal=causal, lengths=[args.n])
-        row = judge(heads, args.share)
+        row = judge(heads, args.share, args.chunk)
         all_errors += row["errors"]
         errors = " ".join(f"{x:.3f}" for x in row["errors"])
         print(f"  {row['name']:32s} {row['opened']:3d} {row['share']:5.3f}   {errors}", flush=True)
