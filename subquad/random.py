@@ -91,6 +91,12 @@ def _draw(projection: str, m: int, d: int, seed: int) -> Host:
 
 def draw_rows(first: int, stop: int, count: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     """Numbers of `count` of the rows first … stop − 1, ascending, one of each of `count` equal strata; all if fewer."""
+    return _draw_rows(int(first), int(stop), int(count), int(seed)).copy()
+
+
+@functools.lru_cache(maxsize=16)
+def _draw_rows(first: int, stop: int, count: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    # `draw_rows`, kept: to make a generator takes as long as all the rest of a short estimate
     edges = first + np.arange(min(count, stop - first) + 1) * (stop - first) // max(min(count, stop - first), 1)
     return generator(seed, first, stop).integers(edges[:-1], edges[1:]).astype(np.int32)
 

@@ -40,7 +40,7 @@ from subquad_numpy.codegen.compile import DONE, compiled, compiled_address
 from subquad_numpy.runtime.arguments import LARGE
 from subquad_numpy.runtime.huge_pages import HUGE, inside, madvise
 from subquad_numpy.runtime.launch import Launch, Rows
-from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SHARES_OF_THREAD, SIZE, TASKS, worker
+from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SIZE, TASKS, shares_for, worker
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD, ROW = 4, 4  # words of a plan before the sizes; words of a field before its strides
@@ -174,7 +174,7 @@ def _bytes_of_sums(result: Any, rows: int, wide: int, size: int, zero: int) -> i
     return -(-rows * _count_reals(result, zero) * (8 if wide else size) // LINE) * LINE
 
 
-_inside = inline(inside)
+_inside, _shares_for = inline(inside), inline(shares_for)
 
 
 @inline
@@ -200,7 +200,7 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
     threads = min(threads, tasks)
     words = np.zeros(SIZE, np.int64)
     words[KERNEL], words[TASKS], words[RECORDS] = kernel, tasks, records.ctypes.data
-    words[SHARES] = min(tasks, SHARES_OF_THREAD * threads) if threads > 1 else 1
+    words[SHARES] = _shares_for(tasks, threads) if threads > 1 else 1
     ids = np.zeros(max(threads, 1), np.int64)
     failed = np.zeros(max(threads, 1), np.int64)
     # a thread that cannot be started does not matter: the others take all shares

@@ -116,10 +116,13 @@ def worker() -> Worker:
     return Worker(compiled_address(work, "work", [types.CPointer(types.int64)]))
 
 
+def shares_for(tasks: int, threads: int) -> int:
+    """Into how many shares tasks are cut: a few tasks one by one, since a last share of two keeps others waiting."""
+    return tasks if tasks < 4 * SHARES_OF_THREAD * threads else SHARES_OF_THREAD * threads
+
+
 def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.ndarray:
     """The `words` of a call, with shares for about so many threads; `records` must outlive them."""
     words = np.zeros(SIZE, np.int64)
-    shares = SHARES_OF_THREAD * threads
-    shares = tasks if tasks < shares else shares
-    words[:NEXT] = kernel.address, tasks, shares, address_of(records)
+    words[:NEXT] = kernel.address, tasks, shares_for(tasks, threads), address_of(records)
     return words
