@@ -40,7 +40,23 @@ from subquad_numpy.codegen.compile import DONE, compiled, compiled_address
 from subquad_numpy.runtime.arguments import LARGE
 from subquad_numpy.runtime.huge_pages import HUGE, inside, madvise
 from subquad_numpy.runtime.launch import Launch, Rows
-from subquad_numpy.runtime.native_tasks import FAILED, KERNEL, RECORDS, SHARES, SIZE, TASKS, shares_for, worker
+from subquad_numpy.runtime.native_tasks import (
+    CALLER,
+    CORE,
+    FAILED,
+    GET_CORE,
+    KERNEL,
+    RECORDS,
+    SELF,
+    SHARES,
+    SIZE,
+    SYSTEM,
+    TASKS,
+    TEAM,
+    scheduler,
+    shares_for,
+    worker,
+)
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
 HEAD, ROW = 4, 4  # words of a plan before the sizes; words of a field before its strides
@@ -56,7 +72,7 @@ NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0"
 RESOURCE_EXHAUSTED = 8  # XLA's code of the error
 LINE = 64  # bytes of a cache line; the partial sums of each result begin on a new line
 
-WORK, CREATE, JOIN, MESSAGE, MADVISE, SERVE = range(6)  # places in `_system`
+WORK, CREATE, JOIN, MESSAGE, MADVISE, SERVE, SCHEDULER = range(7)  # places in `_system`
 
 
 def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -131,10 +147,12 @@ def _register(compile: Any, *kind: Any) -> str:  # noqa: A002
 
 @cache
 def _system(real: str) -> np.ndarray:
-    """The addresses that the handler needs: `work`, pthread_create, pthread_join, an error's text, madvise, `serve`."""
+    """The addresses that the handler needs, as their places are named; the scheduler's come last."""
     libc = ctypes.CDLL(None)
     create, join = (ctypes.cast(x, ctypes.c_void_p).value for x in (libc.pthread_create, libc.pthread_join))
-    return np.array([worker().address, create, join, NO_MEMORY.ctypes.data, madvise(), _server(real)], np.int64)
+    return np.array(
+        [worker().address, create, join, NO_MEMORY.ctypes.data, madvise(), _server(real), *scheduler()], np.int64
+    )
 
 
 @intrinsic
@@ -201,6 +219,11 @@ def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any)
     words = np.zeros(SIZE, np.int64)
     words[KERNEL], words[TASKS], words[RECORDS] = kernel, tasks, records.ctypes.data
     words[SHARES] = _shares_for(tasks, threads) if threads > 1 else 1
+    if threads > 1 and system[SCHEDULER] != 0:  # a new thread begins on the core of this one, and leaves it
+        for i in range(SYSTEM, SIZE):
+            words[i] = system[SCHEDULER + i - SYSTEM]
+        words[TEAM], words[CALLER] = threads, invoke(words[SELF], 0, 0, 0, 0)
+        words[CORE] = invoke(words[GET_CORE], 0, 0, 0, 0) & 0xFFFFFFFF
     ids = np.zeros(max(threads, 1), np.int64)
     failed = np.zeros(max(threads, 1), np.int64)
     # a thread that cannot be started does not matter: the others take all shares

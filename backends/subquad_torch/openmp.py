@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from subquad_numpy.runtime.threads import Team
+from subquad_numpy.runtime.threads import Team, current_core
 
 
 class OpenMP(Team):
@@ -26,13 +26,12 @@ class OpenMP(Team):
 
     def run(self, kernel: Any, tasks: int, records: np.ndarray[Any, Any]) -> None:
         """Run all tasks of a call on these threads; `records` are the argument records."""
-        from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, words_for, worker
+        from subquad_numpy.runtime.native_tasks import CALLER, CORE, FAILED, SYSTEM, TEAM, scheduler, words_for, worker
 
         parallel = parallel_function()
         assert parallel is not None
         words = words_for(kernel, tasks, records, self)
-        get_core, addresses = _scheduler()
-        words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), get_core(), addresses
+        words[TEAM], words[CALLER], words[CORE], words[SYSTEM:] = self, get_ident(), current_core(), scheduler()
         parallel(worker().address, words.ctypes.data, self, 0)
         if words[FAILED]:
             msg = "a compiled kernel found no memory for its scratch"
@@ -57,14 +56,6 @@ def parallel_function() -> Any:
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     function.restype = None
     return function
-
-
-@cache
-def _scheduler() -> tuple[Any, list[int | None]]:
-    """(sched_getcpu, addresses of the functions `SELF` … `SET_CORES` of `native_tasks`, in that order)."""
-    system = ctypes.CDLL(None)
-    names = ("pthread_self", "sched_yield", "sched_getcpu", "sched_getaffinity", "sched_setaffinity")
-    return system.sched_getcpu, [ctypes.cast(getattr(system, name), ctypes.c_void_p).value for name in names]
 
 
 def is_fork() -> bool:

@@ -116,6 +116,14 @@ def worker() -> Worker:
     return Worker(compiled_address(work, "work", [types.CPointer(types.int64)]))
 
 
+@cache
+def scheduler() -> list[int]:
+    """The addresses of the functions `SELF` … `SET_CORES`, in that order; of 0 where the system has not all of them."""
+    names = ("pthread_self", "sched_yield", "sched_getcpu", "sched_getaffinity", "sched_setaffinity")
+    found = [getattr(ctypes.CDLL(None), name, None) for name in names]
+    return [0 if None in found else ctypes.cast(x, ctypes.c_void_p).value or 0 for x in found]
+
+
 def shares_for(tasks: int, threads: int) -> int:
     """Into how many shares tasks are cut: a few tasks one by one, since a last share of two keeps others waiting."""
     return tasks if tasks < 4 * SHARES_OF_THREAD * threads else SHARES_OF_THREAD * threads

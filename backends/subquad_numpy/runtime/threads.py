@@ -138,7 +138,7 @@ def _part_from_caller(pool: _Pool) -> None:
     The operating system wakes a thread on the core of its waker, and moves it once another core is idle. But threads
     of other libraries wait for work by spinning, longer than a call of ours lasts, so that no core becomes idle.
     """
-    others = os.sched_getaffinity(0) - {_current_core()}
+    others = os.sched_getaffinity(0) - {current_core()}
     try:
         for member in pool.members if others else ():
             os.sched_setaffinity(member, others)
@@ -153,7 +153,7 @@ def _getenv(name: bytes) -> bytes | None:
 
 
 if sys.platform == "linux":
-    _current_core = ctypes.CDLL(None).sched_getcpu
+    current_core = ctypes.CDLL(None).sched_getcpu
     _getenv = ctypes.PyDLL(None).getenv  # reads one variable faster than `os.environ`
     _getenv.argtypes, _getenv.restype = (ctypes.c_char_p,), ctypes.c_char_p
 if hasattr(os, "register_at_fork"):
