@@ -126,7 +126,7 @@ def scheduler() -> list[int]:
 
 def shares_for(tasks: int, threads: int) -> int:
     """Into how many shares tasks are cut: a few tasks one by one, since a last share of two keeps others waiting."""
-    return tasks if tasks < 4 * SHARES_OF_THREAD * threads else SHARES_OF_THREAD * threads
+    return tasks if tasks < 2 * SHARES_OF_THREAD * threads else SHARES_OF_THREAD * threads
 
 
 def words_for(kernel: Any, tasks: int, records: np.ndarray, threads: int) -> np.ndarray:
