@@ -36,11 +36,8 @@ def left(call: Call) -> str | None:
     reason = few_rows(call, holds=holds)
     if reason is None or call.conditions not in (PLAIN, RECORDED) or call.arrays[0].device.type != "cpu":
         return reason
-    q, k = call.arrays[:2]
-    if call.conditions == RECORDED and q.dtype in (torch.float16, torch.bfloat16):  # its gradient is fast there
-        return reason
-    least = BOTH[0] if call.conditions == PLAIN else BOTH[1]
-    return None if min(q.shape[-2], k.shape[-2]) >= least and products_are_slow() else reason
+    fewest, least = min(x.shape[-2] for x in call.arrays[:2]), BOTH[0] if call.conditions == PLAIN else BOTH[1]
+    return None if fewest >= least and products_are_slow() else reason
 
 
 @cache

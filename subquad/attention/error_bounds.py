@@ -21,12 +21,12 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from subquad.attention.call import AttentionCall
+from subquad.attention.estimate import row_squares, unit_of
 from subquad.attention.method import Method
 from subquad.attention.sampled_rows import Sample
 from subquad.backend import Array
@@ -75,8 +75,10 @@ def draw(call: AttentionCall, methods: Iterable[Method], rows: int, seed: int) -
 
 def bounded(known: Sample, weights: Host, out: Array) -> Bounded:
     """The error and its bound of an output (..., heads, r, d_v) at the rows of a sample, from this output alone."""
-    xp = namespace_of(known.exact)
-    off, size = (np.asarray(floats_of(x), dtype=float) * weights for x in _squares(xp, known, out))
+    xp, exact = namespace_of(known.exact), known.exact
+    unit = unit_of(xp, exact)
+    parts = (cast(xp, out, exact.dtype) - exact) / unit, exact / unit
+    off, size = (np.asarray(floats_of(row_squares(xp, x, known.seeing)), dtype=float) * weights for x in parts)
     return bounded_by(off, size, weights, to_host(xp.any(known.seeing, axis=-1), bool))
 
 
@@ -104,17 +106,3 @@ def family(method: Any) -> Any:
     """What methods have in common that differ in `opened` alone; the method itself if it has no such option."""
     fields = {field.name for field in dataclasses.fields(method)}
     return replace(method, opened=0) if "opened" in fields else method
-
-
-def _squares(xp: ModuleType, known: Sample, out: Array) -> tuple[Array, Array]:
-    # (e, ‖o‖²) of each row, in units in which they stay within the range of float32; 0 of a row that sees no key
-    exact = known.exact
-    out = cast(xp, out, exact.dtype)
-    if 0 in exact.shape[-2:]:
-        unit: Any = 1.0
-    else:
-        most = xp.max(xp.abs(exact), axis=(-2, -1), keepdims=True)
-        unit = xp.where(xp.isfinite(most) & (most > 0), most, 1.0)
-    parts = (out - exact) / unit, exact / unit
-    e, size = (xp.where(known.seeing, xp.sum(x * x, axis=-1), 0.0) for x in parts)
-    return e, size

@@ -231,10 +231,10 @@ def errors_of(known: Sample, out: Array, tolerance: float) -> ErrorEstimate:
     xp = namespace_of(exact)
     out = cast(xp, out, exact.dtype)
     count = xp.sum(xp.astype(known.seeing, exact.dtype), axis=-1)
-    unit = _largest(xp, exact)  # squares of what is left stay within the range of float32
-    size = _squares(xp, exact / unit, known.seeing)
-    off = _squares(xp, (out - exact) / unit, known.seeing)
-    off_of_mean = _squares(xp, (known.mean - exact) / unit, known.seeing)
+    unit = unit_of(xp, exact)  # squares of what is left stay within the range of float32
+    size = row_squares(xp, exact / unit, known.seeing)
+    off = row_squares(xp, (out - exact) / unit, known.seeing)
+    off_of_mean = row_squares(xp, (known.mean - exact) / unit, known.seeing)
     total, none = xp.sum(size, axis=-1), count == 0
     error = _share(xp, xp.sum(off, axis=-1), total, none) ** 0.5
     above = known.seeing & ~((off <= tolerance**2 * size) & xp.isfinite(off))  # ∞ ≤ ∞ says nothing
@@ -278,8 +278,8 @@ def warn_if_poor(method: Method, found: ErrorEstimate, *, stacklevel: int) -> No
     warnings.warn(msg, PoorApproximation, stacklevel=stacklevel)
 
 
-def _largest(xp: ModuleType, x: Array) -> Array:
-    # The largest magnitude in finite rows of each item (..., r, d_v), to be broadcast; 1 if there is none above 0
+def unit_of(xp: ModuleType, x: Array) -> Array:
+    """The largest magnitude in finite rows of each item (..., r, d_v), to be broadcast; 1 if there is none above 0."""
     if 0 in x.shape[-2:]:
         return xp.ones((1, 1), dtype=x.dtype, device=place_of(x))
     size = xp.max(xp.abs(x), axis=-1, keepdims=True)
@@ -287,8 +287,8 @@ def _largest(xp: ModuleType, x: Array) -> Array:
     return xp.where(most == 0, 1.0, most)
 
 
-def _squares(xp: ModuleType, x: Array, seeing: Array) -> Array:
-    # Σ x² of each row (..., r); 0 where the row does not count
+def row_squares(xp: ModuleType, x: Array, seeing: Array) -> Array:
+    """Σ x² of each row (..., r); 0 where the row does not count."""
     return xp.where(seeing, xp.sum(x * x, axis=-1), 0.0)
 
 
