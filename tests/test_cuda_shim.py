@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")  # gradients of the reference
-from cuda_shim import COMPILER, SOURCE, Library, NumpyDevice, TorchHost, build  # noqa: E402
+from cuda_shim import COMPILER, Library, NumpyDevice, TorchHost, build  # noqa: E402
 from cuda_shim.cases import (  # noqa: E402
     CASES,
     LOW,
@@ -28,17 +28,17 @@ from cuda_shim.mutated import MUTATED  # noqa: E402
 from interpreter import PATIENCE  # noqa: E402
 from rows.libraries import relative_error  # noqa: E402
 
-from subquad.backend import PLAIN, Backend, Call  # noqa: E402
+from subquad.backend import Backend, Call  # noqa: E402
+from subquad.core.override import PLAIN  # noqa: E402
 from subquad.kernels.selective_scan import Inputs, selective_scan  # noqa: E402
+from subquad_cupy.compile import source  # noqa: E402
 from subquad_cupy.selective_scan import calls, passes, plan  # noqa: E402
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="g++ is not installed")
 
 SINGLE = 5e-7  # 8 units in the last place of float32: sums of 32-bit products, in the order of the kernel
 DOUBLE = 1e-14
-BARRIERS = [
-    number for number, line in enumerate(SOURCE.read_text(encoding="utf-8").splitlines(), 1) if "__syncthreads" in line
-]
+BARRIERS = [number for number, line in enumerate(source().splitlines(), 1) if "__syncthreads" in line]
 
 
 def kernels_of(cases):

@@ -6,10 +6,14 @@ import functools
 from importlib.resources import files
 from typing import Any
 
+PARTS = ("numbers", "vectors", "scan", "sums", "lanes", "tiles", "forward", "chunks", "backward")
 
+
+@functools.cache
 def source() -> str:
-    """The text of the CUDA source."""
-    return files("subquad_cupy.selective_scan").joinpath("scan.cu").read_text(encoding="utf-8")
+    """The text of the CUDA source: its parts, each of which needs those before it."""
+    folder = files("subquad_cupy.selective_scan") / "cuda"
+    return "\n".join(folder.joinpath(f"{part}.cu").read_text(encoding="utf-8") for part in PARTS)
 
 
 @functools.cache

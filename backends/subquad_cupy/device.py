@@ -1,6 +1,6 @@
 """What the scan needs of an array library: pointers, strides, memory and a launch on the current stream.
 
-`SCAN` is the argument record of all kernels, struct Scan of scan.cu.
+`SCAN` is the argument record of all kernels, struct Scan of selective_scan/cuda/scan.cu.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ import numpy as np
 from interpreter import PATIENCE
 
 from subquad_cupy import device
+from subquad_cupy.compile import source
 
 HERE = Path(__file__).parent
-SOURCE = Path(device.__file__).with_name("selective_scan") / "scan.cu"
 COMPILER = shutil.which("g++")
 FAILURES = {1: "no such kernel", 2: "a shuffle without its whole warp", 3: "a thread left before a barrier"}
 
@@ -23,10 +23,11 @@ def build(kernels: Iterable[str], folder: Path, flags: Iterable[str] = ()) -> Pa
     """Compile the instantiations named in `kernels`."""
     assert COMPILER is not None
     header, binary = folder / "instantiations.h", folder / "shim.so"
+    (folder / "joined.cu").write_text(source(), encoding="utf-8")
     header.write_text("".join(f"KERNEL({kernel})\n" for kernel in sorted(kernels)), encoding="utf-8")
     command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-fno-strict-aliasing", *flags]
     command += ["-march=native", "-ffp-contract=fast"]  # fused multiply-add, as nvcc has it
-    command += [f"-I{HERE}", f"-I{SOURCE.parent}", f'-DINSTANTIATIONS="{header}"']
+    command += [f"-I{HERE}", f"-I{folder}", f'-DINSTANTIATIONS="{header}"']
     subprocess.run([*command, "-o", str(binary), str(HERE / "driver.cpp")], check=True, timeout=PATIENCE)
     return binary
 
@@ -48,7 +49,7 @@ class Library:
         ]
 
     def run(self, kernel: str, blocks: int, arguments: np.ndarray, *, seed: int = 0, skipped_line: int = 0) -> None:
-        """Run one launch, without the barrier in line `skipped_line` of the source."""
+        """Run one launch, without the barrier in line `skipped_line` of `source()`."""
         pointer = arguments.ctypes.data
         if result := self._launch(kernel.encode(), blocks, pointer, seed, skipped_line):
             msg = f"{kernel}: {FAILURES[result]}"

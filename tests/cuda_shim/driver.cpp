@@ -1,7 +1,7 @@
 // The kernels by name, for ctypes. INSTANTIATIONS is a header of lines KERNEL(scan_forward<float, 4, 4, 2, false, false>).
 #include "cuda_shim.h"
 
-#include "scan.cu"
+#include "joined.cu"
 
 static Scan arguments;
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from subquad.backend import Accepts, Call, dtype_name
+from subquad.backend import Accepts, Call
+from subquad.core.override import dtype_name
 from subquad.kernels.selective_scan import Gradients, Inputs
 from subquad_cupy.device import STORAGE, Device, launcher
 from subquad_cupy.selective_scan import plan
