@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from asv_benchmarks import harness
-from asv_benchmarks.quality import table
+from asv_benchmarks.quality import console, table
 from asv_benchmarks.quality.packages import MINILM, SMOLLM2
 from subquad.cli.errors import CommandError
 
@@ -93,11 +90,10 @@ def _measure(models: list[str], args: argparse.Namespace) -> Iterator[dict[str, 
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    console = Console(width=max(Console().width, 140))
-    for title, cells in table.tables(rows):
-        console.print(_rich(title, cells))
+    for title, (header, *cells) in table.tables(rows):
+        console.show(title, header, cells)
     for line in table.failures(rows):
-        console.print(Text(line))
+        console.console().print(Text(line))
 
 
 def _write(args: argparse.Namespace, threads: int, rows: list[dict[str, Any]]) -> None:
@@ -128,15 +124,6 @@ def joined(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dic
         {tuple(row[name] for name in ("model", "text", "n", "method")): row for row in some} for some in (before, rows)
     ]
     return list((found[0] | found[1]).values())
-
-
-def _rich(title: str, rows: list[list[str]]) -> Table:
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
-    for i, name in enumerate(rows[0]):
-        shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
-    for cells in rows[1:]:
-        shown.add_row(*cells)
-    return shown
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 import subquad
 from asv_benchmarks import harness
-from asv_benchmarks.quality import candidates
+from asv_benchmarks.quality import candidates, console
 from subquad.cli.errors import CommandError
 
 Array = np.ndarray
@@ -93,9 +93,8 @@ def main() -> int:
         for n in map(int, args.n.split(",")):
             q, k, v = read(args.folder, args.layer, n)
             table = measure(q[: args.heads], k[: -(-args.heads // 3)], v[: -(-args.heads // 3)], chosen, args.repeat)
-            print(f"\nlayer {args.layer}, n = {n}: seconds, times faster than exact attention, errors of the heads")
-            for name, *cells in table:
-                print(f"  {name:60s} {cells[0]:>9s} {cells[1]:>7s}   {cells[2]}", flush=True)
+            header = ["method", "seconds", "times faster", "errors of heads"]
+            console.show(f"layer {args.layer}, n = {n}, beside exact attention", header, table)
     except CommandError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 import subquad
 from asv_benchmarks import harness
+from asv_benchmarks.quality import console
 from asv_benchmarks.quality.shares import SHARES
 from subquad.attention.call import enter
 from subquad.attention.error_bounds import bounded_by, carried, draw
@@ -176,33 +179,40 @@ def main() -> int:
 
 
 def _show(paths: list[Path], args: argparse.Namespace, tolerances: list[float], *, causal: bool) -> None:
-    kind, all_errors = "causal" if causal else "not causal", []
+    kind, all_errors, rows = "causal" if causal else "not causal", [], []
     found: dict[float, list[dict[str, Any]]] = {x: [] for x in tolerances}
     crossover: Any = 1
-    print(
-        f"\n{kind}, n = {args.n}: 'clustered' at {args.share:.0%} of the keys\n  file, opened, share, errors of heads"
-    )
-    for path in paths:
+    for path in track(paths, kind, console=Console(stderr=True)):
         heads = read(path, args.n, causal=causal)
         if args.times and not isinstance(crossover, subquad.Crossover):
             rungs = subquad.Auto().rungs[:-1]
             crossover = subquad.measure_crossover(heads.q[0], rungs, causal=causal, lengths=[args.n])
         row = judge(heads, args.share, args.chunk)
         all_errors += row["errors"]
-        errors = " ".join(f"{x:.3f}" for x in row["errors"])
-        print(f"  {row['name']:32s} {row['opened']:3d} {row['share']:5.3f}   {errors}", flush=True)
+        rows.append(
+            [row["name"], str(row["opened"]), f"{row['share']:.3f}", " ".join(f"{x:.3f}" for x in row["errors"])]
+        )
         if args.seeds:
             for tolerance, choice in choose_often(heads, tolerances, args.seeds):
                 found[tolerance].append(choice)
             continue
         for tolerance in tolerances:
             found[tolerance] += choose(heads, tolerance, crossover)
-    print(f"  {len(all_errors)} heads: median {statistics.median(all_errors):.4f}, worst {max(all_errors):.4f}")
+    title = f"{kind}, n = {args.n}: 'clustered' at {args.share:.0%} of the keys"
+    total = f"median {statistics.median(all_errors):.4f}, worst {max(all_errors):.4f}"
+    rows.append([f"{len(all_errors)} heads", "", "", total])
+    console.show(title, ["file", "opened", "share", "errors of heads"], rows)
     if tolerances:
-        print(f"\n{kind}, n = {args.n}: 'auto'")
-        header = ["tolerance", "met", "worst / tol.", f"above {MISS:g}", "exact", "share of keys", "predicted time"]
-        for cells in (header, *(summary(x, found[x]) for x in tolerances)):
-            print("  " + "".join(f"{x:>15s}" for x in cells), flush=True)
+        header = [
+            "tolerance",
+            "met",
+            "worst / tolerance",
+            f"above {MISS:g}",
+            "exact",
+            "share of keys",
+            "predicted time",
+        ]
+        console.show(f"{kind}, n = {args.n}: 'auto'", header, [summary(x, found[x]) for x in tolerances])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 
 import subquad
 from asv_benchmarks import harness
+from asv_benchmarks.quality import console
 
 Array = np.ndarray[Any, Any]
 Layer = tuple[Array, Array, Array]
@@ -109,9 +110,8 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     for title, layers in groups.items():
-        print(f"\n{title}: mean error, of segment means, of medians, milliseconds of one layer")
-        for name, *cells in table(layers, args.landmarks, args.repeat):
-            print(f"  {name:14s}" + "".join(f"{cell:>9s}" for cell in cells), flush=True)
+        header = ["method", "mean error", "of that of segment means", "of medians", "ms of a layer"]
+        console.show(title, header, table(layers, args.landmarks, args.repeat))
     return 0
 
 
