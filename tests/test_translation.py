@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -15,7 +16,8 @@ pytest.importorskip("llvmlite")
 
 from pieces import piece
 
-from subquad_numpy.codegen import apart, inline, merged, notice, pointer, types
+from subquad_numpy.codegen import apart, cut, inline, merged, notice, pointer, types
+from subquad_numpy.codegen.compile import uncollected
 from subquad_numpy.codegen.translate import translated
 
 ZERO, DOUBLE, SINGLE = np.int64(0), np.float64(0), np.float32(0)
@@ -114,6 +116,25 @@ def test_without_memory_a_kernel_returns_0() -> None:
 
     run = piece(wants)
     assert (run(8, 1), run(1 << 56, 1)) == (7, 0)
+
+
+def test_llvm_does_not_see_how_parts_of_a_buffer_lie() -> None:
+    """It would try to make every address of a loop from the sizes of all parts before: most of the time to compile."""
+
+    def parted(size: int) -> int:
+        one, two, three = cut(np.empty(4 * size, SINGLE.dtype), (size, size, size))
+        one[0], two[0], three[0] = 1, 2, 3
+        return int(one[0] + two[0] + three[0])
+
+    assert str(translated(parted, "parted", [types.int64])).count('"=r,0"') == 3
+
+
+def test_garbage_is_collected_again_after_a_translation() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+    with pytest.raises(TypeError), uncollected():
+        len(None)  # type: ignore[arg-type]
+    assert gc.isenabled()
 
 
 def test_what_is_not_in_the_language_is_told_with_its_line() -> None:

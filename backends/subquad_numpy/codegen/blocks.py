@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -22,6 +23,20 @@ def variable_of(builder: Any, value: Any) -> Any:
     made = variable(builder, value.type)
     builder.store(value, made)
     return made
+
+
+def hidden(builder: Any, address: Any) -> Any:
+    """The same address, of which LLVM does not see how it is made: it then looks for no better way to make it.
+
+    In a loop over many addresses that search is long: a quarter of a second for a tile of 16 rows that is transposed.
+    """
+    return builder.asm(ir.FunctionType(address.type, [address.type]), "", "=r,0", [address], side_effect=False)
+
+
+@cache
+def lanes_of_vectors(lanes: tuple[int, ...]) -> Any:
+    """The constant by which a shuffle chooses lanes; its text is long, and made once."""
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 def function_of(module: Any, kind: Any, name: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -74,6 +76,18 @@ class Kernel:
             raise MemoryError(msg)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for garbage: it would take a third of a translation, whose objects all live until its end."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[Any], *, keeps: bool = True) -> int:
     """The address of a function of arguments of these types, compiled or, if it `keeps` its code there, from the disk.
 
@@ -85,7 +99,7 @@ def compiled_address(function: Callable[..., Any], name: str, kinds: Sequence[An
     closed = [repr(x) for x in cells if isinstance(x, (bool, int, float, str, tuple, np.generic, np.dtype))]
 
     def make() -> bytes:
-        with patience():
+        with patience(), uncollected():
             return machine.object_of(translated(function, symbol, kinds))
 
     start = time.perf_counter()

@@ -46,7 +46,7 @@ def load_transposed(
 
 
 @split
-def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any) -> None:
+def turn_matrix(matrix: Any, index: int, width: int, d_state: int, lanes: int, scratch: Any) -> None:
     """`load_transposed` of a real matrix of the type of `scratch`, by tiles."""
     whole, tiles = width // lanes * lanes, d_state // lanes * lanes
     for c in range(0, whole, lanes):
@@ -57,6 +57,12 @@ def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, s
         place = c // lanes * d_state * lanes + c % lanes
         for s in range(tiles if c < whole else 0, d_state):
             scratch[place + s * lanes] = matrix[index + c * d_state + s] if c < width else 0.0
+
+
+@inline
+def load_turned(matrix: Any, index: int, width: int, d_state: int, lanes: int, scale: float, scratch: Any) -> None:
+    """`turn_matrix`, times `scale`: one function of a kernel turns matrices of all scales."""
+    turn_matrix(matrix, index, width, d_state, lanes, scratch)
     if scale != 1.0:
         for i in range(0, -(-width // lanes) * lanes * d_state, lanes):
             store(scratch, i, load(scratch, i) * scale)

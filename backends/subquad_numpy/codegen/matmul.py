@@ -69,26 +69,30 @@ def emit_tile(
 def _tile(vectors: int) -> Callable[..., Any]:
     """The intrinsic C[r, :] = C₀[r, :] + Σ_p A[r, p] B[p, :] for the rows of one tile and `vectors` vectors of columns.
 
-    `a_row`, `c_0_row` and `c_row` are strides from row to row in elements, `a_step` is A's from column to column.
+    `a_row`, `b_row`, `c_0_row` and `c_row` are strides from row to row in elements, `a_step` is A's from column to
+    column.
     """
 
     @intrinsic
-    def tile(a: Any, a_row: Any, a_step: Any, b: Any, depth: Any, c_0: Any, c_0_row: Any, c: Any, c_row: Any) -> Any:
+    def tile(
+        a: Any, a_row: Any, a_step: Any, b: Any, b_row: Any, depth: Any, c_0: Any, c_0_row: Any, c: Any, c_row: Any
+    ) -> Any:
         vector = Vector(a.dtype)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            a, a_row, a_step, b, depth, c_0, c_0_row, c, c_row = args
+            a, a_row, a_step, b, b_row, depth, c_0, c_0_row, c, c_row = args
 
             def rows_of(memory: Any, stride: Any) -> list[Any]:
                 return [builder.gep(memory, [builder.mul(stride, number(r))]) for r in range(TILE_ROWS)]
 
             emit_tile(
-                context, builder, vector, vectors, a_step, b, number(vectors * vector.lanes), depth,
+                context, builder, vector, vectors, a_step, b, b_row, depth,
                 rows_of(a, a_row), rows_of(c_0, c_0_row), rows_of(c, c_row),
             )  # fmt: skip
             return context.get_dummy_value()
 
-        return types.none(a, types.intp, types.intp, b, types.intp, c_0, types.intp, c, types.intp), codegen
+        word = types.intp
+        return types.none(a, word, word, b, word, word, c_0, word, c, word), codegen
 
     return tile
 
@@ -191,6 +195,15 @@ def multiply(a: Any, rows: int, b: Any, depth: int, width: int, lanes: int, star
             left, first = shifted(a.data, r * a.row), shifted(start.data, r * start.row + j)
             target = shifted(c.data, r * c.row + j)
             if width - j > lanes:
-                _panel_tile(left, a.row, a.column, panel, depth, first, start.row, target, c.row)
+                step = PANEL_VECTORS * lanes
+                _panel_tile(left, a.row, a.column, panel, step, depth, first, start.row, target, c.row)
             else:
-                _last_tile(left, a.row, a.column, panel, depth, first, start.row, target, c.row)
+                _last_tile(left, a.row, a.column, panel, lanes, depth, first, start.row, target, c.row)
+
+
+@apart
+def multiply_vector(a: Any, rows: int, b: Any, b_row: int, depth: int, start: Any, c: Any) -> None:
+    """`multiply` for one vector of columns of a panel, whose rows are `b_row` numbers apart."""
+    for r in range(0, rows, TILE_ROWS):
+        left, first = shifted(a.data, r * a.row), shifted(start.data, r * start.row)
+        _last_tile(left, a.row, a.column, b, b_row, depth, first, start.row, shifted(c.data, r * c.row), c.row)

@@ -8,7 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from subquad_numpy.codegen import types
-from subquad_numpy.codegen.blocks import WORD, function_of
+from subquad_numpy.codegen.blocks import WORD, function_of, hidden
 from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_scalar
 
 
@@ -141,7 +141,7 @@ def cut(buffer: Any, sizes: Any) -> Any:
         places = [_aligned(context, builder, sig.args[0], args[0])]
         for size in _whole(context, builder, sizes, args[1]):
             places.append(builder.gep(places[-1], [size]))
-        return context.make_tuple(builder, parts, places[:-1])
+        return context.make_tuple(builder, parts, [hidden(builder, place) for place in places[:-1]])
 
     return parts(buffer, sizes), codegen
 

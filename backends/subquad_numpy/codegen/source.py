@@ -77,12 +77,14 @@ class _Uses(ast.NodeVisitor):
 
 @cache
 def _syntax(path: str) -> dict[tuple[str, int], ast.FunctionDef]:
-    text = "".join(linecache.getlines(path))
+    left: list[ast.AST] = [ast.parse("".join(linecache.getlines(path)))]
     found = {}
-    for node in ast.walk(ast.parse(text)):
+    while left:
+        node = left.pop()
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             found[node.name, first] = node
+        left.extend(part for field in ("body", "orelse") for part in getattr(node, field, ()))
     return found
 
 

@@ -20,6 +20,7 @@ HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a
 
 
 Rows = tuple[Any, int]  # (pointer to the first row, distance between two rows)
+StoredRows = tuple[Any, int, int]  # (pointer to the first row, distance in elements as stored, how they are stored)
 
 
 def _widens_half() -> bool:
@@ -145,6 +146,23 @@ def load_stored(memory: Any, stored: Any, index: Any) -> Any:
 
 
 @intrinsic
+def shifted_stored(memory: Any, stored: Any, index: Any) -> Any:
+    """The pointer to memory[index]."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        memory, stored, index = args
+        if sig.args[0].dtype != types.float32:
+            return builder.gep(memory, [index])
+        start, half = (builder.bitcast(memory, ir.IntType(bits).as_pointer()) for bits in (8, HALF_BITS))
+        as_computed = builder.icmp_signed("==", stored, ir.Constant(stored.type, AS_COMPUTED))
+        places = (builder.bitcast(builder.gep(memory, [index]), start.type), builder.gep(half, [index]))
+        found = builder.select(as_computed, places[0], builder.bitcast(places[1], start.type))
+        return builder.bitcast(found, memory.type)
+
+    return memory(memory, types.int64, types.intp), codegen
+
+
+@intrinsic
 def number_at(memory: Any, stored: Any, index: Any) -> Any:
     """The number memory[index]."""
     return memory.dtype(memory, types.int64, types.intp), _load(lambda _: 1)
@@ -243,15 +261,15 @@ def pad_rows(
 @inline
 def padded_rows_of(
     memory: Any, stored: int, index: int, step: int, rows: int, width: int, pitch: int, lanes: int, scratch: Any
-) -> tuple[Any, int]:
-    """`rows_of` for rows that may be read up to `pitch`: where they are if they have as many numbers, or in `scratch`.
+) -> StoredRows:
+    """Rows that may be read up to `pitch`: where they are if they have as many numbers, else widened in `scratch`.
 
     `scratch` has room for rows · pitch numbers.
     """
-    if stored == AS_COMPUTED and width >= pitch:
-        return shifted(memory, index), step
+    if width >= pitch:
+        return shifted_stored(memory, stored, index), step, stored
     pad_rows(memory, stored, index, step, rows, width, lanes, scratch, pitch)
-    return scratch, pitch
+    return scratch, pitch, AS_COMPUTED
 
 
 @inline

@@ -1,6 +1,7 @@
 """The type of a vector, 64 bytes of float32 or float64 as one value, and the marks of functions that kernels call."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from llvmlite import ir
@@ -69,12 +70,18 @@ def intrinsic(function: F) -> F:
     return Marked(function, "intrinsic")  # type: ignore[return-value]
 
 
+@cache
+def _spread_constant(vector: Vector, scalar: Any) -> Any:
+    # one constant for each number: its text is long, and made once
+    return ir.Constant(ir.VectorType(scalar.type, vector.lanes), [scalar] * vector.lanes)
+
+
 def spread_scalar(context: Any, builder: Any, fromty: Any, toty: Vector, value: Any) -> Any:
     # a vector with the scalar `value` in every lane
     scalar = context.cast(builder, value, fromty, toty.element)
     wide = context.get_value_type(toty)
     if isinstance(scalar, ir.Constant):
-        return ir.Constant(wide, [scalar] * toty.lanes)
+        return _spread_constant(toty, scalar)
     zero = ir.Constant(ir.IntType(32), 0)
     first = builder.insert_element(ir.Constant(wide, ir.Undefined), scalar, zero)
     return builder.shuffle_vector(

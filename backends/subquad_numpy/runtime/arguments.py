@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,17 +46,19 @@ class Run:
 
     `values` holds, by field, a number (or one number for each item), an example of the arrays to come, or a `Constant`;
     an array field that is missing from `values` must be None at every call.
-    `tasks` and `products` count tasks and multiply-adds of one item: a small call runs on one thread.
+    `tasks` and `products` count tasks and multiply-adds of one item: a small call runs on one thread. `given` names the
+    array fields that a call gives, in this order; by default all.
     """
 
     def __init__(
         self, kernel: Any, fields: Fields, batch: tuple[int, ...], tasks: int, products: float,
-        values: Mapping[str, Any],
+        values: Mapping[str, Any], given: Iterable[str] | None = None,
     ) -> None:  # fmt: skip
         items = math.prod(batch)
         # An address field holds the bytes from the start of the array to the item's part, until a call adds the start.
         self.records = np.zeros((items, len(fields)), np.int64)
-        self.first = sum(axes is None for axes in fields.values())
+        places = {name: place for place, (name, axes) in enumerate(fields.items()) if axes is not None}
+        self.places = np.array([places[name] for name in (places if given is None else given)], np.int64)
         self.constants = [x for x in values.values() if isinstance(x, Constant)]
         for place, (name, axes) in enumerate(fields.items()):
             x = values.get(name)
@@ -67,18 +69,18 @@ class Run:
             elif items > 1 and x is not None and x.ndim > axes:
                 self.records[:, place] = offsets(x, batch, axes)
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
-        self.pack = struct.Struct(f"{len(fields) - self.first}q").pack
+        self.pack = struct.Struct(f"{len(self.places)}q").pack
         self.direct: Any = None  # the compiled call on one thread
         if self.tasks and address_of is read_address:
             from subquad_numpy.runtime.direct import direct, head_of
 
             self.direct, self.meets_foreign = direct(), False  # arrays of other libraries go by addresses at once
             self.of_objects, self.of_addresses = (
-                head_of(kernel, self.tasks, self.records, self.first, objects=objects) for objects in (True, False)
+                head_of(kernel, self.tasks, self.records, self.places, objects=objects) for objects in (True, False)
             )
 
     def __call__(self, arrays: Sequence[Any], threads: int | None) -> None:
-        """Run all tasks on these arrays, given in the order of the address fields: NumPy's, or of `addresses.KNOWN`."""
+        """Run all tasks on the arrays of the fields that are given: NumPy's, or of `addresses.KNOWN`."""
         if self.tasks == 0:
             return
         is_alone = self.small or threads == 1
@@ -94,7 +96,7 @@ class Run:
                 raise MemoryError(msg)
             return
         records = self.records.copy()
-        records[:, self.first :] += [0 if x is None else address_of(x) for x in arrays]
+        records[:, self.places] += [0 if x is None else address_of(x) for x in arrays]
         if is_alone:
             self.kernel(0, self.tasks, address_of(records))
         else:
@@ -158,13 +160,12 @@ class Forms:
         planned, new, static = self.planned(arrays, static, save=False), np.empty, dict(static)
         layouts = [None if x is None or x.flags.carray else x.strides for x in arrays]
 
-        def run(*arrays: Array | None, **_static: Any) -> Any:
-            outputs, _ = planned(arrays, new, None) if have_layouts(arrays, layouts) else self(arrays, static)
+        def run(*arrays: Array | None, key_mask: Array | None = None, **_static: Any) -> Any:
+            given = (*arrays, key_mask) if masked else arrays
+            outputs, _ = planned(given, new, None) if have_layouts(given, layouts) else self(given, static)
             return outputs if len(outputs) > 1 else outputs[0]
 
-        if not masked:
-            return run
-        return lambda *arrays, key_mask=None, **_static: run(*arrays, key_mask)
+        return run
 
 
 def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,7 +176,7 @@ def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
 
 def have_layouts(arrays: Sequence[Array | None], layouts: Sequence[tuple[int, ...] | None]) -> bool:
     """Whether all arrays are aligned, writeable, and contiguous (None) or of these strides."""
-    for x, strides in zip(arrays, layouts, strict=True):
+    for x, strides in zip(arrays, layouts):  # noqa: B905  # a check of lengths takes time at every call
         if x is not None:
             flags = x.flags
             if not (flags.carray if strides is None else flags.behaved and x.strides == strides):

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import pointer, types
+from subquad_numpy.codegen import copy, pointer, types
 from subquad_numpy.codegen.compile import compiled_address
 from subquad_numpy.runtime.addresses import DATA, address_of
 from subquad_numpy.runtime.arguments import FOREIGN
 from subquad_numpy.runtime.native_tasks import call
 
 # Places in the words of a call, int64: the address of the kernel; its tasks; the records, to which addresses are to be
-# added: how many, their fields, how many of these are numbers, and where they are; the address of NumPy's class of
-# arrays, or 0, and that of None; then, for each field that is no number, an array object, or None. Without the class,
-# addresses, or 0.
-KERNEL, TASKS, RECORDS, FIELDS, NUMBERS, MEMORY, ARRAY, NOTHING, HEAD = range(9)
+# added: how many, their fields, and where they are; how many fields are given, and the address of their numbers; the
+# address of NumPy's class of arrays, or 0, and that of None; then, for each field that is given, an array object, or
+# None. Without the class, addresses, or 0.
+KERNEL, TASKS, RECORDS, FIELDS, MEMORY, GIVEN, PLACES, ARRAY, NOTHING, HEAD = range(10)
 TYPE, NUMBERS_AT = DATA // 8 - 1, DATA // 8  # of an object, in words: its class; of an array: where its numbers are
 
 
@@ -35,14 +35,13 @@ def direct() -> Callable[[bytes], int]:
     kind, numbers_at = TYPE, NUMBERS_AT
 
     def run(words: Any) -> int:
-        fields, numbers, array, nothing = words[FIELDS], words[NUMBERS], words[ARRAY], words[NOTHING]
+        fields, array, nothing = words[FIELDS], words[ARRAY], words[NOTHING]
         size = words[RECORDS] * fields
-        given = pointer(words[MEMORY], np.int64(0))
+        memory, places = pointer(words[MEMORY], np.int64(0)), pointer(words[PLACES], np.int64(0))
         records = np.empty(size, np.int64)
-        for i in range(size):
-            records[i] = given[i]
-        for i in range(numbers, fields):
-            word = words[HEAD + i - numbers]
+        copy(memory, size, pointer(records.ctypes.data, np.int64(0)))
+        for i in range(words[GIVEN]):
+            word = words[HEAD + i]
             if word == nothing:
                 continue
             if array != 0:
@@ -50,7 +49,7 @@ def direct() -> Callable[[bytes], int]:
                 if found[kind] != array:
                     return FOREIGN
                 word = found[numbers_at]
-            for place in range(i, size, fields):
+            for place in range(places[i], size, fields):
                 records[place] += word
         return call(words[KERNEL], 0, words[TASKS], records.ctypes.data)
 
@@ -58,7 +57,8 @@ def direct() -> Callable[[bytes], int]:
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)(address)
 
 
-def head_of(kernel: Any, tasks: int, records: np.ndarray, numbers: int, *, objects: bool) -> bytes:
-    """The words of a call but for its objects, or its addresses; `records` must outlive them."""
+def head_of(kernel: Any, tasks: int, records: np.ndarray, places: np.ndarray, *, objects: bool) -> bytes:
+    """The words of a call but for its objects, or its addresses; `records` and `places` must outlive them."""
     kinds = (id(np.ndarray), id(None)) if objects else (0, 0)
-    return np.array([kernel.address, tasks, *records.shape, numbers, address_of(records), *kinds], np.int64).tobytes()
+    of_records = *records.shape, address_of(records), len(places), address_of(places)
+    return np.array([kernel.address, tasks, *of_records, *kinds], np.int64).tobytes()
