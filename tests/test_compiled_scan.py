@@ -204,10 +204,14 @@ def test_step_agrees_with_another_implementation(name: str) -> None:
     assert error(state, stored["state_out"].reshape(state.shape)) < 1e-5
 
 
-def test_powers_of_two_exponentials_are_exact_to_rounding() -> None:
-    """Where rates are even, the decays of all states follow from two exponentials; beside the same rates, moved apart."""
+@pytest.mark.parametrize("slowest", [1.0, 0.25, (1.0, 0.25)])
+def test_powers_of_two_exponentials_are_exact_to_rounding(slowest: Any) -> None:
+    """Where rates are even, the decays of all states follow from two exponentials; beside the same rates, moved apart.
+
+    One exponential does where the slowest rate is their distance, as in Mamba's rates at first.
+    """
     given = draw(1, 500, 32, 16, options="")
-    given["A"] = np.tile(-np.arange(1.0, 17, dtype=np.float32), (32, 1))
+    given["A"] = -(np.resize(slowest, (32, 1)) + np.arange(16)).astype(np.float32)
     errors = []
     for scale in (1, 1 + 1e-5 * np.random.default_rng(0).uniform(size=given["A"].shape)):
         for size in (1e-3, 0.05, 0.7, 8):
@@ -477,6 +481,29 @@ def test_linear_scan_and_gradient_are_those_of_the_definition(
     for value, gradient in zip(by_input, gradients, strict=start):
         assert error(value, gradient) < tolerance
     assert start or by_input[2] is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_over_lanes_turn_in_two_stages(dtype: str) -> None:
+    from subquad_numpy.codegen import load, pointer, store
+    from subquad_numpy.codegen.turn import quarters, totals_of_quarters
+
+    zero, lanes = np.dtype(dtype).type(0), 64 // np.dtype(dtype).itemsize
+
+    def turn(source: int, parts: int, target: int) -> int:
+        x, between, y = pointer(source, zero), pointer(parts, zero), pointer(target, zero)
+        for i in range(0, lanes, 4):
+            at, to = i * lanes, i // 4 * lanes
+            found = quarters(load(x, at), load(x, at + lanes), load(x, at + 2 * lanes), load(x, at + 3 * lanes))
+            store(between, to, found)
+        store(y, 0, totals_of_quarters(between, 0))
+        return 0
+
+    x = np.random.default_rng(0).integers(-100, 100, (lanes, lanes)).astype(dtype)
+    between, y = np.empty((lanes // 4, lanes), dtype), np.empty(lanes, dtype)
+    piece(turn)(x.ctypes.data, between.ctypes.data, y.ctypes.data)
+    assert np.array_equal(y, x.sum(axis=1))
+    assert np.array_equal(between.reshape(lanes // 4, lanes // 4, 4).sum(axis=1).ravel(), x.sum(axis=1))
 
 
 def test_polynomials_keep_their_promise() -> None:

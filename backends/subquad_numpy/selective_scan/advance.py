@@ -24,7 +24,7 @@ from subquad_numpy.codegen import (
     zeros,
 )
 from subquad_numpy.codegen.side_by_side import decays, moderate_decays
-from subquad_numpy.codegen.stored import Rows, padded_rows_of, round_row, stored_as
+from subquad_numpy.codegen.stored import Rows, padded_rows_of, round_row, shifted_stored, store_stored, stored_as
 from subquad_numpy.codegen.vector_math import polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, driven, keep, loaded, mapped
@@ -238,18 +238,23 @@ def write_tile(
     has_z: bool,
 ) -> None:  # fmt: skip
     """Write y of two vectors of channels, or of one if `width` has no more."""
-    direct = stored == AS_COMPUTED and width >= 2 * lanes
-    target, step = (shifted(y, row), row_step) if direct else (scratch, 2 * lanes)
+    direct, both = width >= 2 * lanes, 2 * lanes
+    target = shifted_stored(y, stored, row)
     for i in range(length):
-        note = shifted(notes, i * NOTES * 2 * lanes)
-        for k in range(0, 2 * lanes, lanes):
-            out = load(note, OUT * 2 * lanes + k)
-            if has_z:
-                out = out * load(note, GATE * 2 * lanes + k)
-            store(target, i * step + k, out)
-    if not direct:
-        for i in range(length):
-            round_row(y, stored, row + i * row_step, width, lanes, shifted(scratch, i * step))
+        note = shifted(notes, i * NOTES * both)
+        a, b = load(note, OUT * both), load(note, OUT * both + lanes)
+        if has_z:
+            a, b = a * load(note, GATE * both), b * load(note, GATE * both + lanes)
+        if direct and stored == AS_COMPUTED:
+            store(target, i * row_step, a)
+            store(target, i * row_step + lanes, b)
+        elif direct:
+            store_stored(target, stored, i * row_step, a)
+            store_stored(target, stored, i * row_step + lanes, b)
+        else:
+            store(scratch, 0, a)
+            store(scratch, lanes, b)
+            round_row(target, stored, i * row_step, width, lanes, scratch)
 
 
 @merged

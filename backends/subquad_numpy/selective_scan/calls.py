@@ -80,7 +80,8 @@ def scan_backward(
     Sums over batch and time are in float64. The number of threads does not change the result.
     """
     from subquad_numpy.codegen import lanes_of
-    from subquad_numpy.selective_scan.backward import BACKWARD_RECORD, OF_MAPS, OF_ROWS, OVER_TIME, backward_kernel
+    from subquad_numpy.selective_scan.backward import backward_kernel
+    from subquad_numpy.selective_scan.gradient import BACKWARD_RECORD, OF_MAPS, OF_ROWS, OVER_TIME
 
     given, p = Inputs(*arrays), _as_kernels_take(arrays)
     batch, n, d = p.u.shape
@@ -95,8 +96,8 @@ def scan_backward(
         else new((batch, d, d_state), wide)
         for name, x in (("B", p.B), ("C", p.C))
     }
-    results |= {"grad_A": new((batch, d, d_state), wide), "grad_D": new((batch, d))}
-    results |= {"grad_delta_bias": new((batch, d)), "grad_initial_state": new((batch, d, d_state), state)}
+    results |= {"grad_A": new((batch, d, d_state), wide), "grad_D": new((batch, d), np.float64)}
+    results |= {"grad_delta_bias": new((batch, d), np.float64), "grad_initial_state": new((batch, d, d_state), state)}
     results |= {"grad_u": new(p.u.shape, p.u.dtype), "grad_delta": new(p.u.shape, p.u.dtype)}
     if p.z is not None:
         results["grad_z"] = new(p.u.shape, p.u.dtype)

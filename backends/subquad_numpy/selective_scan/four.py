@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from subquad_numpy.codegen import add_up, inline, load, product, spread, store
+from subquad_numpy.codegen import add_up, inline, load, product, spread, store, zeros
+from subquad_numpy.codegen.turn import quarters
 
 Four = tuple[Any, Any, Any, Any]
 AT_ONCE = 4  # states that go through a tile of time together: more would not fit into sixteen registers
@@ -72,3 +73,13 @@ def add_up_four(sums: Any, at: int, x: Four, lanes: int, few: bool) -> None:
         add_up(sums, at + lanes, x[1])
         add_up(sums, at + 2 * lanes, x[2])
         add_up(sums, at + 3 * lanes, x[3])
+
+
+@inline
+def add_over_channels(sums: Any, at: int, x: Four, few: bool) -> None:
+    """Add up over the lanes, for which `quarters` have a place in `sums` for each state."""
+    if few:
+        add_up(sums, at, quarters(x[0], x[1], x[2], x[3]))
+    else:  # the state's place is the first one from `at` on, and every fourth
+        none = zeros(sums)
+        add_up(sums, at, quarters(x[0], none, none, none))

@@ -52,8 +52,9 @@ def launch_backward(
     """The gradients by all inputs, by one launch; the outputs are not read."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
-    from subquad_numpy.selective_scan.backward import BACKWARD_RECORD, backward_kernel
+    from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.calls import TILE, cut_gradient
+    from subquad_numpy.selective_scan.gradient import BACKWARD_RECORD
 
     given = Inputs(*arrays)
     xp = array_namespace(given.u)

@@ -23,8 +23,9 @@ from subquad_numpy.codegen import (
     where_negative,
 )
 from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
-from subquad_numpy.codegen.stored import Rows
+from subquad_numpy.codegen.stored import Rows, StoredRows, load_stored
 from subquad_numpy.codegen.vector_math import ONE, polynomial, sigmoid_from, softplus_from
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
 EQUAL = polynomial((2.0**-22,), (2.0**-51,))
@@ -37,11 +38,14 @@ def find_gaps(Ar: Any, vectors: int, d_state: int, lanes: int, bases: Any, gaps:
     """Find the vectors of channels whose rates are A[s] = A[0] + s gap with A[0], gap <= 0, as Mamba's are at first.
 
     `bases` and `gaps` take A[0] and the gap of each channel, even[v * lanes] whether all channels of vector v have one.
+    Gaps that are A[0] but for rounding are A[0].
     """
     for v in range(vectors):
         row = v * lanes * d_state
         base = load(Ar, row)
         gap = (load(Ar, row + (d_state - 1) * lanes) - base) * (1.0 / max(1, d_state - 1))
+        if signs(absolute(gap - base) + base * EQUAL(base)) == (1 << lanes) - 1:
+            gap = base
         found = signs(gap - TINY(gap)) & signs(base - TINY(base))
         for s in range(d_state):
             rate = load(Ar, row + s * lanes)
@@ -61,13 +65,13 @@ def ask_for_pair(rows: Rows, i: int, lanes: int) -> None:
 
 @merged
 def open_run(
-    count: int, pitch: int, lanes: int, delta: Rows, u: Rows, z: Rows, asks: bool,
+    count: int, pitch: int, lanes: int, delta: StoredRows, u: StoredRows, z: StoredRows, asks: bool,
     asked: tuple[Rows, Rows, Rows, Rows], bias: Rows, has_z: bool, softplus: bool, slopes_too: bool, drives_too: bool,
     steps: Any, inputs: Any, gates: Any, slopes: Any, gate_slopes: Any, skip: Any, outs: Any,
 ) -> None:  # fmt: skip
     """Write Δ, u and silu(z); if asked, the slopes of the softplus and of silu, or Δ u in place of u, and D u.
 
-    If it `asks`, the rows of `asked` are prefetched.
+    If it `asks`, the rows of `asked` are prefetched. Without z, its rows are those of Δ.
     """
     for i in range(count):
         if asks:
@@ -76,12 +80,19 @@ def open_run(
             ask_for_pair(asked[2], i, lanes)
             ask_for_pair(asked[3], i, lanes)
         at, to = i * pitch, i * pitch + lanes
-        of_delta, of_bias = shifted(delta[0], i * delta[1]), shifted(bias[0], i * bias[1])
-        x, y = load(of_delta, 0) + load(of_bias, 0), load(of_delta, lanes) + load(of_bias, lanes)
+        of_bias, in_delta, in_u, in_z = shifted(bias[0], i * bias[1]), i * delta[1], i * u[1], i * z[1]
+        if delta[2] | u[2] | z[2] == AS_COMPUTED:  # one question for all rows, where it is the usual case
+            x, y = load(delta[0], in_delta), load(delta[0], in_delta + lanes)
+            v, w = load(u[0], in_u), load(u[0], in_u + lanes)
+            g, k = load(z[0], in_z), load(z[0], in_z + lanes)
+        else:
+            x, y = load_stored(delta[0], delta[2], in_delta), load_stored(delta[0], delta[2], in_delta + lanes)
+            v, w = load_stored(u[0], u[2], in_u), load_stored(u[0], u[2], in_u + lanes)
+            g, k = load_stored(z[0], z[2], in_z), load_stored(z[0], z[2], in_z + lanes)
+        x, y = x + load(of_bias, 0), y + load(of_bias, lanes)
         if softplus or has_z:
-            g, k = x, y
-            if has_z:
-                g, k = load(z[0], i * z[1]), load(z[0], i * z[1] + lanes)
+            if not has_z:
+                g, k = x, y
             e, e_to, f, f_to = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
             if softplus:
                 if slopes_too:
@@ -93,7 +104,6 @@ def open_run(
                 _open_gate(k, f_to, slopes_too, gates, gate_slopes, to)
         store(steps, at, x)
         store(steps, to, y)
-        v, w = load(u[0], i * u[1]), load(u[0], i * u[1] + lanes)
         if drives_too:
             store(outs, at, v * load(skip, 0))
             store(outs, to, w * load(skip, lanes))
@@ -124,19 +134,32 @@ def start_powers(
 
     The decay of state s times h is f h + masked(h, kept), where f begins with `factor` at s = 0, and goes on to the
     next state as ratio f + more. Where |Δ A[0]| < 1/2 (in powers of 2), f is the decay less 1, with all its digits, and
-    `kept` has all bits set. Elsewhere f is the decay, so that the fastest ones keep their digits too.
+    `kept` has all bits set. Elsewhere f is the decay, so that the fastest ones keep their digits too. Where the gap is
+    A[0], as in Mamba's rates at first, one exponential is both.
     """
     base, base_to, gap, gap_to = load(bases, 0), load(bases, lanes), load(gaps, 0), load(gaps, lanes)
+    alike = signs(absolute(base - gap) - TINY(base)) & signs(absolute(base_to - gap_to) - TINY(base))
+    if alike == (1 << lanes) - 1:
+        for i in range(count):
+            at, to = i * pitch, i * pitch + lanes
+            p, p_to, r, r_to = scaled_exp2((load(steps, at) * base, load(steps, to) * base_to))
+            _keep_powers(p, r, p, r, factors, ratios, mores, kepts, at)
+            _keep_powers(p_to, r_to, p_to, r_to, factors, ratios, mores, kepts, to)
+        return
     for i in range(count):
         at, to = i * pitch, i * pitch + lanes
         x, y = load(steps, at), load(steps, to)
         p, p_to, q, q_to, r, r_to, t, t_to = scaled_exp2((x * base, y * base_to, x * gap, y * gap_to))
-        near, near_to = p - 1.0, p_to - 1.0
-        store(factors, at, replace_where_zero(near, p * r + p, r))
-        store(factors, to, replace_where_zero(near_to, p_to * r_to + p_to, r_to))
-        store(ratios, at, q * t + q)
-        store(ratios, to, q_to * t_to + q_to)
-        store(mores, at, masked(q * t + (q - 1.0), bits_where_zero(near)))
-        store(mores, to, masked(q_to * t_to + (q_to - 1.0), bits_where_zero(near_to)))
-        store(kepts, at, bits_where_zero(near))
-        store(kepts, to, bits_where_zero(near_to))
+        _keep_powers(p, r, q, t, factors, ratios, mores, kepts, at)
+        _keep_powers(p_to, r_to, q_to, t_to, factors, ratios, mores, kepts, to)
+
+
+@inline
+def _keep_powers(p: Any, r: Any, q: Any, t: Any, factors: Any, ratios: Any, mores: Any, kepts: Any, at: int) -> None:
+    """Write the notes of `start_powers` for one vector, from the two parts of exp(Δ A[0]), and of exp(Δ gap)."""
+    near = p - 1.0
+    kept = bits_where_zero(near)
+    store(factors, at, replace_where_zero(near, p * r + p, r))
+    store(ratios, at, q * t + q)
+    store(mores, at, masked(q * t + (q - 1.0), kept))
+    store(kepts, at, kept)

@@ -8,18 +8,12 @@ registers, and what they leave behind on the way fits into a first-level cache.
 from typing import Any
 
 from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, split, store, zeros
-from subquad_numpy.codegen.copies import store_part
-from subquad_numpy.codegen.stored import Rows, padded_rows_of
-from subquad_numpy.codegen.vector_math import LOG2_E
-from subquad_numpy.runtime.stored import AS_COMPUTED
+from subquad_numpy.codegen.stored import Rows
 from subquad_numpy.selective_scan.advance import (
     DRIVE,
     FACTOR,
     HAS_MANY_REGISTERS,
     KEPT,
-    MORE,
-    OUT,
-    RATIO,
     STEP,
     add_out,
     are_moderate,
@@ -27,13 +21,13 @@ from subquad_numpy.selective_scan.advance import (
     by_powers,
     decays_of,
     longest_step,
-    noted,
     powers_of,
 )
 from subquad_numpy.selective_scan.four import (
     AT_ONCE,
     Four,
     add,
+    add_over_channels,
     add_up_four,
     driven,
     keep,
@@ -42,60 +36,10 @@ from subquad_numpy.selective_scan.four import (
     plus,
     times,
 )
-from subquad_numpy.selective_scan.recurrence import open_run, start_powers
+from subquad_numpy.selective_scan.notes import ALONG_A, ALONG_B, NOTES, G
 
-LN_2 = 1 / LOG2_E
 TOGETHER = 2 if HAS_MANY_REGISTERS else 1  # vectors that share B, C and sums: others have half the registers
 LEFT = 3 * AT_ONCE  # vectors that states leave behind at each step: themselves, and the two parts of decays
-INPUT, SLOPE, GATE_SLOPE, G, ALONG_A, ALONG_B = range(KEPT + 1, KEPT + 7)  # the notes of the gradient alone
-NOTES = ALONG_B + 1
-# G is the gradient by C · h + D u; ALONG_A is Σ_s A ∂x, ALONG_B is Σ_s B G
-
-
-@split
-def note_tile(
-    notes: Any, length: int, delta: Any, u: Any, z: Any, grad_y: Any, row: int, row_step: int, width: int, lanes: int,
-    scratch: Any, bias: Any, skip: Any, bases: Any, gaps: Any, is_even: bool, has_z: bool, softplus: bool, asks: bool,
-    asked: tuple[Rows, Rows, Rows, Rows],
-) -> None:  # fmt: skip
-    """Write the notes of the gradient for two vectors of channels, or for one if `width` has no more.
-
-    If it `asks`, the rows of `asked` are prefetched.
-    """
-    both = 2 * lanes
-    pitch = NOTES * both
-    size = length * both
-    rows = padded_rows_of(delta, AS_COMPUTED, row, row_step, length, width, both, lanes, scratch)
-    values = padded_rows_of(u, AS_COMPUTED, row, row_step, length, width, both, lanes, shifted(scratch, size))
-    grads = padded_rows_of(grad_y, AS_COMPUTED, row, row_step, length, width, both, lanes, shifted(scratch, 2 * size))
-    opened = rows
-    if has_z:
-        opened = padded_rows_of(z, AS_COMPUTED, row, row_step, length, width, both, lanes, shifted(scratch, 3 * size))
-    steps, inputs, drives = noted(notes, STEP, lanes), noted(notes, INPUT, lanes), noted(notes, DRIVE, lanes)
-    factors, ratios, gates = noted(notes, FACTOR, lanes), noted(notes, RATIO, lanes), drives  # drives come later
-    outs, gs, gate_slopes = noted(notes, OUT, lanes), noted(notes, G, lanes), noted(notes, GATE_SLOPE, lanes)
-    along_A, along_B, none = noted(notes, ALONG_A, lanes), noted(notes, ALONG_B, lanes), zeros(notes)
-    open_run(
-        length, pitch, lanes, rows, values, opened, asks, asked, (bias, 0), has_z, softplus, True, False, steps, inputs,
-        gates, noted(notes, SLOPE, lanes), gate_slopes, skip, outs,
-    )  # fmt: skip
-    if is_even:
-        start_powers(
-            length, pitch, lanes, steps, bases, gaps, factors, ratios, noted(notes, MORE, lanes),
-            noted(notes, KEPT, lanes),
-        )  # fmt: skip
-    for i in range(length):
-        for k in range(0, both, lanes):
-            at = i * pitch + k
-            x, g = load(inputs, at), load(grads[0], i * grads[1] + k)
-            if has_z:
-                store(gate_slopes, at, g * load(gate_slopes, at))
-                g = g * load(gates, at)
-                store(outs, at, x * load(skip, k))
-            store(gs, at, g)
-            store(drives, at, load(steps, at) * x)
-            store(along_A, at, none)
-            store(along_B, at, none)
 
 
 @merged
@@ -108,7 +52,8 @@ def through_tile(
     """Take all states of `count` vectors of channels, one or two, through the tile and back.
 
     `states` are those before the tile. `Gr` is exp(x) G of the step after the tile, and becomes that of its first step.
-    The sums `by_B` and `by_C` have one vector for each state. Steps are the distances between two steps of time.
+    The sums `by_B` and `by_C` have one vector for each state of a constant map, else `quarters` of four states. Steps
+    are the distances between two steps of time.
     The first four rounds prefetch the rows of `asked`, those of one array on the way there, of another one back.
     """
     two = TOGETHER == 2 and count == 2 and (even[0] != 0) == (even[lanes] != 0)
@@ -161,8 +106,9 @@ def _of_kind(
     """`through_tile` of the states from `s` on of vector `v`, and of the next one: by powers where rates are even."""
     now, j, apart = shifted(notes, v * lanes), (v * d_state + s) * lanes, d_state * lanes
     h, G, a, to_A = shifted(states, j), shifted(Gr, j), shifted(Ar, j), shifted(sum_A, j)
-    b, to_B = shifted(B, j if constant_B else s), shifted(by_B, j if constant_B else s * lanes)
-    c, to_C = shifted(C, j if constant_C else s), shifted(by_C, j if constant_C else s * lanes)
+    of_sums = s // AT_ONCE * lanes + s % AT_ONCE
+    b, to_B = shifted(B, j if constant_B else s), shifted(by_B, j if constant_B else of_sums)
+    c, to_C = shifted(C, j if constant_C else s), shifted(by_C, j if constant_C else of_sums)
     there, back = (shifted(there[0], v * lanes), there[1]), (shifted(back[0], v * lanes), back[1])
     if even[v * lanes] != 0:
         _there_and_back(
@@ -215,7 +161,10 @@ def _there_and_back(
                 add(by_C, to, to_C_to, lanes, few)
             else:
                 to_C = plus(to_C, to_C_to)
-        add(by_C, i * by_C_step, to_C, lanes, few)
+        if constant_C:
+            add(by_C, 0, to_C, lanes, few)
+        else:
+            add_over_channels(by_C, i * by_C_step, to_C, few)
 
     w, w_to = loaded(Gr, 0, lanes, few), loaded(Gr, to, lanes, few)
     by_A, by_A_to = none, none
@@ -237,7 +186,10 @@ def _there_and_back(
                 add(by_B, to, to_B_to, lanes, few)
             else:
                 to_B = plus(to_B, to_B_to)
-        add(by_B, i * by_B_step, to_B, lanes, few)
+        if constant_B:
+            add(by_B, 0, to_B, lanes, few)
+        else:
+            add_over_channels(by_B, i * by_B_step, to_B, few)
         if has_resets and resets[i * reset_step] != 0:  # no step before sees what comes after
             w, w_to = none, none
     keep(Gr, 0, w, lanes, few)
@@ -299,23 +251,3 @@ def _back(
         along_A = along_A + a[1] * X1 + a[2] * X2 + a[3] * X3
     store(note, ALONG_A * 2 * lanes, along_A)
     return (G0, G1, G2, G3), plus(by_A, times(step, (X0, X1, X2, X3))), to_B
-
-
-@inline
-def write_step(
-    notes: Any, i: int, lanes: int, row: int, count: int, edge: Any, skip: Any, has_z: bool, softplus: bool,
-    grad_u: Any, grad_delta: Any, grad_z: Any,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Write the gradients by the inputs of step i of one vector; (∂Δ, what D gets)."""
-    note = shifted(notes, i * NOTES * 2 * lanes)
-    x, along_B = load(note, INPUT * 2 * lanes), load(note, ALONG_B * 2 * lanes)
-    step, g = load(note, STEP * 2 * lanes), load(note, G * 2 * lanes)
-    store_part(grad_u, row, g * skip + step * along_B, count, lanes, edge)
-    to_delta = load(note, ALONG_A * 2 * lanes) * LN_2 + x * along_B
-    if softplus:
-        to_delta = to_delta * load(note, SLOPE * 2 * lanes)
-    store_part(grad_delta, row, to_delta, count, lanes, edge)
-    if has_z:
-        grad = load(note, GATE_SLOPE * 2 * lanes) * load(note, OUT * 2 * lanes)
-        store_part(grad_z, row, grad, count, lanes, edge)
-    return to_delta, g * x

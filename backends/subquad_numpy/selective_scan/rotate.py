@@ -4,16 +4,16 @@ from typing import Any
 
 from subquad_numpy.codegen import inline, load, merged, shifted, spread, store
 from subquad_numpy.codegen.side_by_side import scaled_exp2
-from subquad_numpy.codegen.stored import Rows, asked_rows, padded_rows_of, store_stored_part, stored_as
+from subquad_numpy.codegen.stored import StoredRows, asked_rows, padded_rows_of, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import scaled_rotation
 from subquad_numpy.selective_scan.recurrence import open_run
 
 
 @inline
-def rows_by_pairs(memory: Any, stored: int, row: int, width: int, whole: int, lanes: int, scratch: Any) -> Rows:
+def rows_by_pairs(memory: Any, stored: int, row: int, width: int, whole: int, lanes: int, scratch: Any) -> StoredRows:
     """One row as rows of two vectors of channels, `whole` numbers in all."""
-    start, _ = padded_rows_of(memory, stored, row, 0, 1, width, whole, lanes, scratch)
-    return start, 2 * lanes
+    start, _, kind = padded_rows_of(memory, stored, row, 0, 1, width, whole, lanes, scratch)
+    return start, 2 * lanes, kind
 
 
 @merged
