@@ -145,3 +145,18 @@ def test_unknown_chunk_sizes_are_refused() -> None:
     x = chunked(np.zeros((10, 4)), (5, 4))
     with pytest.raises(TypeError, match=r"q is a dask array whose chunks have unknown sizes.*compute_chunk_sizes"):
         subquad.attention(x[x[:, 0] == 0], x, x, "favor")
+
+
+@pytest.mark.parametrize("shape", [(0, 40, 8), (2, 0, 40, 8), (2, 0, 8)], ids=str)
+@pytest.mark.parametrize("method", sorted(subquad.METHODS))
+def test_an_output_without_an_element(method: str, shape: tuple[int, ...]) -> None:
+    """Dask's own `max` raises where another axis than the reduced one has no element."""
+    out = subquad.attention(*(chunked(np.zeros(shape), shape) for _ in range(3)), method)
+    assert isinstance(out, da.Array)
+    assert out.compute().shape == shape
+
+
+def test_grouped_heads_without_an_element() -> None:
+    q, k = (chunked(np.zeros(shape, np.float32), shape) for shape in ((0, 4, 40, 8), (0, 2, 40, 8)))
+    out = subquad.attention(q, k, k, "exact").compute()
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)

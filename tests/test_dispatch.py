@@ -49,7 +49,7 @@ def test_override_is_what_a_call_reaches() -> None:
         assert calls == [{"scale": 0.5, "visible": None, "key_mask": None}]
         subquad.attention(q, q, q, "exact", implementation="generic")
         assert len(calls) == 1
-        subquad.attention(q, q, q, "nystrom", num_landmarks=2)
+        subquad.attention(q, q, q, "nystrom", num_landmarks=2, landmarks="uniform")
         assert len(calls) == 3
         subquad.explain(subquad.attention, q, q, q, "exact")
         assert len(calls) == 3

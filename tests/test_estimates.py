@@ -471,3 +471,35 @@ def test_error_of_a_scan_of_documents_with_padding_and_limits() -> None:
 def test_error_of_a_scan_that_is_traced(jax_library: Jax) -> None:
     with pytest.raises(ValueError, match="have no values to compare: call estimate_scan_error outside of it"):
         jax_library.call(lambda u: subquad.estimate_scan_error(u, u, u[0, :4], u, u), x[None], dtype="float32")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_grouped_heads_without_channels_of_values_have_no_error(causal: bool) -> None:
+    q, k, v = (np.ones(shape, np.float32) for shape in ((2, 4, 40, 8), (2, 2, 40, 8), (2, 2, 40, 0)))
+    found = subquad.estimate_error("exact", q, k, v, rows=7, causal=causal)
+    assert np.array_equal(found.error, np.zeros((2, 4)))
+    assert np.array_equal(found.rows, np.full((2, 4), 7))
+
+
+def test_rows_are_those_of_the_seed_in_every_call_of_a_signature(rng: np.random.Generator) -> None:
+    """They are kept for the last seed; a recorded call after others gives gradients, and no warning."""
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(rng.standard_normal((2, 300, 8), dtype=np.float32)) for _ in range(3))
+
+    def error(seed: int, rows: int = 64) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.simplefilter("ignore", subquad.PoorApproximation)
+            return subquad.estimate_error("window", q, k, v, left=4, seed=seed, rows=rows).error
+
+    with torch.inference_mode():
+        first = [error(0), error(1), error(0), error(0, 32)]
+    assert torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[3])
+    assert torch.equal(error(0), first[0])
+    q.requires_grad_()
+    recorded = error(0)
+    recorded.sum().backward()
+    assert torch.allclose(recorded, first[0], rtol=1e-5)
+    assert bool(torch.isfinite(q.grad).all())

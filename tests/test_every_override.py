@@ -24,7 +24,8 @@ from rows.kernels import (
 )
 from rows.libraries import Jax, Library, NumPy, Torch, relative_error, tolerance
 
-from subquad.backend import UNLESS_UNDER, Call, Conditions, Override
+from subquad.backend import Call, Conditions, Override
+from subquad.core.override import UNLESS_UNDER
 
 FLOATS = (*HALVES, "float32", "float64")
 REAL = {"complex64": "float32", "complex128": "float64"}

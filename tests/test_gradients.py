@@ -260,3 +260,19 @@ def test_gradient_of_the_first_row(row: Row, causal: bool) -> None:
     else:
         assert bool((v.grad[:, 0] > 0).all())
         assert float(k.grad[1:].abs().min()) > 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [1e-20, 1e-24])
+def test_gradients_of_tiny_relu_features(size: float, causal: bool) -> None:
+    """Products of two rows of this size, or their inverse, are beyond float32, and the gradient is not."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    q, k, v, by = (torch.from_numpy(rng.standard_normal((40, D)) * x) for x in (size, size, 1, 1))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = subquad.attention(*given, subquad.Favor(num_features=32, features="relu"), causal=causal)
+        found.append(torch.autograd.grad(out, given, by.to(dtype)))
+    for exact, single in zip(*found, strict=True):
+        assert relative_error(single.double().numpy(), exact.numpy()) < 1e-5

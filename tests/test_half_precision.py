@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -26,6 +27,7 @@ READ = ("linear_scan", "delta_rule", "gated_linear_attention", "lti_scan", "caus
 METHODS: dict[str, dict[str, Any]] = {
     "favor": {"num_features": 32}, "linear": {}, "linformer": {"rank": 16}, "nystrom": {"num_landmarks": 16},
     "window": {"left": 40}, "bigbird": {}, "lsh": {"bucket_size": 16, "num_rounds": 3},
+    "clustered": {"chunk": 32, "cluster_size": 8, "opened": 3, "spans": 2},
 }  # fmt: skip
 LIMIT = 1 << 20  # bytes
 
@@ -84,6 +86,33 @@ def test_bits_are_those_of_float32_rounded_once(
     assert np.array_equal(np.asarray(library.numpy(out), np.float32), expected.astype(HALF[dtype]).astype(np.float32))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("of_q", "of_k", "of_mask"),
+    [
+        ((1, 8), (90, 8), None),  # chunks before the first query have none
+        ((2, 3, 8), (2, 90, 8), (2, 90)),
+        ((0, 90, 8), (0, 90, 8), None),
+        ((90, 8), (90, 8), (3, 90)),  # a mask alone may make the batch
+        ((1, 2, 90, 8), (2, 90, 8), (3, 1, 90)),
+        ((2, 4, 90, 8), (2, 2, 90, 8), (2, 1, 90)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", HALF)
+def test_clusters_of_any_batch_have_the_bits_of_float32(
+    dtype: str, of_q: tuple[int, ...], of_k: tuple[int, ...], of_mask: tuple[int, ...] | None, causal: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    half = [rng.standard_normal(shape).astype(HALF[dtype]) for shape in (of_q, of_k, of_k)]
+    mask = None if of_mask is None else rng.random(of_mask) < 0.7
+    call = partial(subquad.attention, key_mask=mask, method="clustered", causal=causal, **METHODS["clustered"])
+    expected = call(*(x.astype(np.float32) for x in half)).astype(HALF[dtype])
+    found = call(*half)
+    assert found.shape == expected.shape
+    assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
+
+
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_scan_makes_no_copy(dtype: str, name: str) -> None:
@@ -103,7 +132,8 @@ def test_a_method_makes_no_copy(dtype: str, name: str, causal: bool) -> None:
     half = [x.astype(HALF[dtype]) for x in single]
     assert half[0].size * 4 > LIMIT, "a copy would not be seen"
     own, others = (peak_extra_memory(lambda given=given: call(*given)) for given in (half, single))
-    joined = 4 * single[2].size if name == "lsh" else 0  # its rounds are joined before they are rounded
+    # rounds of "lsh" are joined before they are rounded; "clustered" copies keys and values in the order of clusters
+    joined = {"lsh": 4 * single[2].size, "clustered": others}.get(name, 0)
     assert own < LIMIT + joined or own < others  # "bigbird" puts its output together of parts
 
 
@@ -184,12 +214,13 @@ def test_only_native_numbers_are_converted_by_a_kernel(dtype: str) -> None:
     np.testing.assert_array_equal(array_api.astype(x, np.float32), np.arange(1 << 15).astype(np.float16))
 
 
+@pytest.mark.parametrize("d", [37, 150])  # a few vectors at once, and one after the other
 @pytest.mark.parametrize("rows", [1, 31, 33, 100])
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
-def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: str, rows: int) -> None:
+def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: str, rows: int, d: int) -> None:
     pytest.importorskip("llvmlite")
-    x = np.random.default_rng(0).standard_normal((2, 3, 300, rows, 37), dtype=np.float32) + 100
+    x = np.random.default_rng(0).standard_normal((2, 3, 300, rows, d), dtype=np.float32) + 100
     given = library.array(x, dtype)
     means = [landmarks_mean(library, given[:, 1:]), landmarks_mean(library, given)[:, 1:]]
     wide = library.numpy(given).astype(np.float64)[:, 1:]
@@ -214,6 +245,17 @@ def test_long_sequences_have_the_bits_of_float32_too(library: Library, dtype: st
     wide = [library.array(library.numpy(x).astype(np.float32), "float32") for x in half]
     out, expected = (attend(name, causal=False)(*given) for given in (half, wide))
     assert np.array_equal(library.numpy(out), library.numpy(expected).astype(HALF[dtype]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_an_empty_batch(library: Library, dtype: str, name: str) -> None:
+    q, k, v = (library.array(x, dtype)[:, :0] for x in rows(150, 20, 9))
+    for causal in (False, True):
+        if not causal or subquad.METHODS[name].causal is True:
+            out = attend(name, causal=causal)(q, k, v)
+            assert (tuple(out.shape), out.dtype) == ((1, 0, 150, 9), q.dtype)
 
 
 def stored_copy(like: Any, b: Any) -> Any:

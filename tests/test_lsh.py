@@ -234,3 +234,11 @@ def test_a_key_of_norm_0_has_a_finite_gradient_and_a_hidden_one_none() -> None:
         grads = torch.autograd.grad(out.sin().sum(), (q, k, v))
         assert all(torch.isfinite(x).all() for x in grads)
         assert mask is None or not grads[1][0].any()
+
+
+def test_a_program_of_any_length() -> None:
+    torch = pytest.importorskip("torch")
+    program = torch.compile(lambda q: subquad.attention(q, q, q, "lsh"), dynamic=True, backend="aot_eager")
+    for n in (100, 130):
+        q = torch.from_numpy(np.random.default_rng(0).standard_normal((2, n, 8)))
+        assert torch.allclose(program(q), subquad.attention(q, q, q, "lsh"), rtol=1e-12)

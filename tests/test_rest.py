@@ -245,3 +245,15 @@ def test_no_cluster_weighs_nothing() -> None:
     out, lse = centroid_attention(*given, scale=1.0, size=4, per_block=4, length=16)
     assert np.array_equal(out, np.zeros((3, 5)))
     assert np.array_equal(lse, np.full(3, -np.inf))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "generic"])
+@forms
+def test_values_alone_may_have_a_batch(name: str, causal: bool, implementation: str) -> None:
+    q, k, v, _ = drawn()
+    options = METHODS[name] | {"rest": "centroids", "causal": causal, "implementation": implementation}
+    if name == "bigbird":  # heads draw random blocks of their own
+        options["num_random_blocks"] = 0
+    found = subquad.attention(q[0], k[0], v, **options)
+    expected = [subquad.attention(q[0], k[0], x, **options) for x in v]
+    assert relative_error(found, np.stack(expected)) < 1e-12

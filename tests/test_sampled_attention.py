@@ -49,3 +49,26 @@ def test_equals_its_definition(example: Example, masked: bool, fine: bool, eager
                 np.testing.assert_allclose(
                     got[~is_bad], value[~is_bad], rtol=50 * tolerance(dtype), atol=50 * tolerance(dtype)
                 )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("count", [12, 48, 100])
+def test_vectors_of_rows_see_other_keys(turned: bool, count: int, eager: Library) -> None:
+    """Rows in order, as those of causal calls: of a panel the first vector has ended, or the second, and one is whole."""
+    n_kv = 900
+    last = np.sort(np.random.default_rng(4).integers(1, n_kv, count)).astype(np.int32)
+    if turned:
+        last = last[::-1].copy()
+    start = np.maximum(last - 500, 0).astype(np.int32)
+    drawn = np.random.default_rng(5).standard_normal((2 * n_kv + count, 32))
+    q, k, v = np.split(drawn, [count, count + n_kv])
+    example = Example("sampled_attention", "", lambda: (q, k, v, start, last), {"scale": 0.3, "every": 3})
+    expected = definition(example, None, v)
+    for dtype in eager.dtypes:
+        found = eager.call(
+            lambda *x: KERNELS["sampled_attention"](*x, **example.static), *example.arrays, dtype=dtype
+        )  # fmt: skip
+        if eager.has_values:
+            for got, value in zip(found, expected, strict=True):
+                bound = 50 * tolerance(dtype)
+                np.testing.assert_allclose(eager.numpy(got), value, rtol=bound, atol=bound)

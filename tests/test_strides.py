@@ -18,6 +18,7 @@ EXAMPLES: dict[str, Example] = {
     "hashed_attention": kernels.hashed_attention("causal avoid", (2, 40), (2, 50)),
     "block_attention": kernels.block_attention("lists items", (2, 40), (2, 50)),
     "sampled_attention": kernels.sampled_attention("items", (2, 40), (2, 150)),
+    "sampled_errors": kernels.sampled_errors("rows", (2, 40), (2, 40)),
     "clustered_attention": kernels.clustered_attention("prefix groups near before", (2, 40), (2, 64)),
     "cluster_members": kernels.cluster_members(2, 40, size=8),
     "cluster_spread": kernels.cluster_spread(2, 40, size=8),
@@ -29,6 +30,7 @@ EXAMPLES: dict[str, Example] = {
     "feature_step": kernels.features("feature_step", "exponential", 3 * ((2, 40),), (2,)),
     "feature_summarize": kernels.features("feature_summarize", "exponential", 2 * ((2, 40),), (2,)),
     "feature_whole": kernels.features("feature_whole", "exponential", 3 * ((2, 40),), None),
+    "landmark_attention": kernels.landmark_attention("plain", (2, 40), (2, 50), 7),
 }
 
 
@@ -58,6 +60,7 @@ STRAIGHT: dict[str, tuple[Example, tuple[int, ...]]] = {  # and the places of ar
     "feature_step": (EXAMPLES["feature_step"], (0, 1, 2, 4)),
     "feature_summarize": (kernels.features("feature_summarize", "exponential", 2 * ((2, 40),), None), (0, 1)),
     "feature_whole": (EXAMPLES["feature_whole"], (0, 1, 2)),
+    "landmark_attention": (EXAMPLES["landmark_attention"], (0, 1, 2)),
     "softmax_attention": (kernels.softmax_attention("few keys", (2, 40), (2, 20)), (0, 2)),
     "linear_scan": (kernels.linear_scan("plain", 40), (0, 1)),
 }

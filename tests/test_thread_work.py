@@ -29,6 +29,7 @@ PRODUCTS: dict[str, tuple[Example, tuple[str, ...], list[int]]] = {
     "softmax": (kernels.softmax_attention("plain", *ATTENTION), (), [40 * 50 * 11]),
     "intervals": (kernels.block_attention("plain", *ATTENTION), (), [40 * 50 * 11]),
     "samples": (kernels.sampled_attention("rows", *ATTENTION), (), [40 * 50 * 11]),
+    "errors": (kernels.sampled_errors("rows", (2, 40), (2, 40)), (), [3 * 40 * 3]),
     "lists": (kernels.block_attention("lists", *ATTENTION), (), [40 * (3 * 16) * 11]),
     "long lists": (kernels.block_attention("lists", *ATTENTION, size=40), (), [40 * 40 * 11]),
     "rounds": (kernels.hashed_attention("causal", *ATTENTION), (), 3 * [40 * (2 * 16) * 11]),
@@ -47,6 +48,11 @@ PRODUCTS: dict[str, tuple[Example, tuple[str, ...], list[int]]] = {
     "readings": (kernels.features("feature_attend", "exponential", ((2, 40),), (2,)), (), [40 * 8 * 12]),
     "steps": (kernels.features("feature_step", "exponential", 3 * ((2, 40),), (2,)), (), [4 * 40 * 8 * 12]),
     "whole": (kernels.features("feature_whole", "exponential", ((2, 40), (2, 50), (2, 50)), None), (), [90 * 8 * 12]),
+    "landmarks": (
+        kernels.landmark_attention("plain", (2, 40), (2, 50), 5),
+        (),
+        [5 * ((40 + 50 + 5) * 11 + 24 * 5 * 5)],
+    ),
 }
 # tasks of each run of two items, by hand: each has so many rows, or is an item, a round or a block of a list
 TASKS: dict[str, tuple[Example, list[int]]] = {
@@ -57,8 +63,10 @@ TASKS: dict[str, tuple[Example, list[int]]] = {
     "long readings": (kernels.features("feature_attend", "exponential", ((2, 1025),), (2,)), [2 * 2]),
     "steps": (kernels.features("feature_step", "exponential", 3 * ((2, 3000),), (2,)), [2]),
     "whole": (kernels.features("feature_whole", "exponential", 3 * ((2, 1024),), None), [2]),
+    "landmarks": (kernels.landmark_attention("plain", (2, 200), (2, 300), 5), [2]),
     "rows by few keys": (kernels.softmax_attention("rows", (2, 3000), (2, 50)), [2 * 47]),
     "samples": (kernels.sampled_attention("rows", (2, 129), (2, 50)), [2 * 3]),
+    "errors": (kernels.sampled_errors("rows", (2, 400), (2, 400)), [2]),
     "lists": (kernels.block_attention("lists", *ATTENTION), [2 * 3]),
     "rounds": (kernels.hashed_attention("causal", *ATTENTION), 3 * [2 * 3]),
     "buckets": (kernels.hashed_order("one", (2, 40)), [2 * 3]),
@@ -80,8 +88,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int, int]]:
     noted: list[tuple[float, int, int]] = []
     make = Run.__init__
 
-    def planned(self: Any, kernel: Any, fields: Any, batch: Any, tasks: int, products: float, values: Any) -> None:
-        make(self, kernel, fields, batch, tasks, products, values)
+    def planned(self: Any, kernel: Any, fields: Any, batch: Any, tasks: int, products: float, *values: Any) -> None:
+        make(self, kernel, fields, batch, tasks, products, *values)
         self.products = products
 
     def asked(self: Any, arrays: Any, threads: Any) -> None:

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from subquad.backend import UNLESS_UNDER, Call, Override
+from subquad.backend import Call, Override
+from subquad.core.override import UNLESS_UNDER
 from subquad_jax import conditions
 from subquad_jax.batch_axes import Arrays, Function
 from subquad_jax.gradients import with_gradient

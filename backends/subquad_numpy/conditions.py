@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from subquad.backend import PLAIN, Call, dtype_name
+from subquad.backend import Call
 from subquad.core.beside import namespace_of
 from subquad.core.loading import backend_of
+from subquad.core.override import PLAIN, dtype_name
 from subquad.kernels.feature_map import Elu, Exponential
 from subquad_numpy.mamba_step import calls as mamba_step
 from subquad_numpy.project import calls as project
@@ -53,7 +54,11 @@ def few_rows(call: Call, holds: Callable[[Any], bool] = bool) -> str | None:
 
 def small_matrices(call: Call) -> str | None:
     """The reason to decline matrices that do not stay in cache, or None."""
-    m = 0 if call.arrays[0] is None else call.arrays[0].shape[-1]
+    return small_inverse(0 if call.arrays[0] is None else call.arrays[0].shape[-1])
+
+
+def small_inverse(m: int) -> str | None:
+    """The reason to decline the inverse of a matrix of m columns, or None."""
     return f"matrices of {m} columns do not stay in a core's cache" if m > MAX_COLUMNS else None
 
 
@@ -111,7 +116,7 @@ def some_cluster(call: Call) -> str | None:
 def some_cluster_of_rows(call: Call) -> str | None:
     """The reason to decline calls without rows or without clusters, or None."""
     counts = call.arrays[-1] if len(call.arrays) == 3 else call.arrays[3]
-    return some_row(call) or ("there is no cluster" if counts.shape[-1] == 0 else None)
+    return some_row(call) or ("there is no cluster" if counts.shape[-1] == 0 else stored(call))
 
 
 def some_number(call: Call) -> str | None:

@@ -43,6 +43,8 @@ from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
+from subquad_numpy.landmark_attention.calls import landmark_attention
+from subquad_numpy.landmark_attention.calls import of_one_task as short_by_landmarks
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.lti_scan import calls as lti_scan
@@ -57,6 +59,8 @@ from subquad_numpy.outer_scan import launch as of_outer_scan
 from subquad_numpy.project import calls as project
 from subquad_numpy.project import launch as of_project
 from subquad_numpy.runtime.stored import in_float32
+from subquad_numpy.sampled_errors import calls as sampled_errors
+from subquad_numpy.sampled_errors import launch as of_sampled_errors
 from subquad_numpy.selective_scan import calls as selective_scan
 from subquad_numpy.selective_scan import launch as of_selective_scan
 
@@ -135,6 +139,12 @@ COMPILED: dict[str, Compiled] = {
             saves=True,
         ),
         Compiled(
+            "landmark_attention",
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=short_by_landmarks),
+            landmark_attention,
+            as_stored=_first(3),
+        ),
+        Compiled(
             "block_attention",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=intervals),
             block_attention.block_attention,
@@ -149,6 +159,12 @@ COMPILED: dict[str, Compiled] = {
             block_attention.sampled_attention,
             launch=of_block_attention.launch_sampled,
             as_stored=_first(3),
+        ),
+        Compiled(
+            "sampled_errors",
+            Accepts(dtypes=REAL, needs=NEEDS, also=some_row),
+            sampled_errors.sampled_errors,
+            launch=of_sampled_errors.launch,
         ),
         Compiled(
             "hashed_attention",
@@ -186,9 +202,13 @@ COMPILED: dict[str, Compiled] = {
         *(
             Compiled(
                 name,
-                Accepts(dtypes=REAL, options=options, needs=NEEDS, also=some_cluster_of_rows),
+                Accepts(
+                    dtypes=(*HALF, *REAL), one_dtype=False, options=options, needs=NEEDS, also=some_cluster_of_rows
+                ),
                 forward,
                 launch=partial(of_clustered.launch_summary, name),
+                launches_half=False,
+                as_stored=_first(1),
             )
             for name, forward, options in (
                 ("cluster_members", clustered.cluster_members, frozenset({"turned"})),

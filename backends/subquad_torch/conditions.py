@@ -10,7 +10,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _get_flash_sdp_enabled, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -21,13 +22,14 @@ STRIDED = torch.strided
 PLAIN = (Tensor, torch.nn.Parameter)  # classes whose tensors have memory, and do not override operations
 is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 transforms_active = torch._C._are_functorch_transforms_active
+is_compiling = torch.compiler.is_compiling  # names of this module, since a signature is found at every call
 
 
 def signature(arrays: Sequence[Any]) -> Hashable | None:
     """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
-    if torch.compiler.is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
+    if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
         return None
-    found: list[Any] = [torch.is_grad_enabled(), torch._C._get_flash_sdp_enabled()]
+    found: list[Any] = [is_grad_enabled(), _get_flash_sdp_enabled()]
     for x in arrays:
         if x is None:
             found.append(None)
@@ -61,7 +63,7 @@ def is_recorded(arrays: Sequence[Tensor | None]) -> bool:
 
 def is_watched() -> bool:
     """Whether something sees each operation: a dispatch mode (counters, make_fx), or torch.jit.trace."""
-    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._get_tracing_state() is not None
+    return bool(_len_torch_dispatch_stack()) or _get_tracing_state() is not None
 
 
 def is_transformed(arrays: Sequence[Tensor]) -> bool:

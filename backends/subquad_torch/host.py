@@ -16,7 +16,7 @@ from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime import addresses
 from subquad_numpy.runtime.arguments import LARGE, Forms
 from subquad_torch.adapt import HALF, Reason, first_of, override
-from subquad_torch.conditions import PLAIN
+from subquad_torch.conditions import PLAIN, is_recorded
 from subquad_torch.native import Arrays, Native, Static
 from subquad_torch.openmp import threads
 
@@ -87,7 +87,7 @@ def _bind(
     if not isinstance(forward, Forms) or like is None or like.device.type != "cpu":
         return None
     layouts = [None if x is None or x.is_contiguous() else x.stride() for x in given]
-    if not _have_layouts(given, layouts):
+    if is_recorded(given) or not _have_layouts(given, layouts):  # the signature tells the former
         return None
     if any(x is not None and x.dtype in HALVES and not _is_read(compiled, i) for i, x in enumerate(given)):
         return None
@@ -115,13 +115,12 @@ def _is_read(compiled: Compiled, place: int) -> bool:
 
 
 def _have_layouts(arrays: Arrays, layouts: Sequence[tuple[int, ...] | None]) -> bool:
-    """Whether tensors are contiguous (None) or of these strides, memory holds their numbers, and none is recorded."""
-    records = torch.is_grad_enabled()
-    for x, strides in zip(arrays, layouts, strict=True):
+    """Whether tensors are contiguous (None) or of these strides, and memory holds their numbers."""
+    for x, strides in zip(arrays, layouts):  # noqa: B905  # a check of lengths takes time at every call
         if x is not None:
             if not (x.is_contiguous() if strides is None else x.stride() == strides):
                 return False
-            if x.is_neg() or x.is_conj() or (records and x.requires_grad):
+            if x.is_neg() or x.is_conj():
                 return False
     return True
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from subquad.backend import PLAIN, Accepts, Call, Conditions, Override
+from subquad.backend import Accepts, Call, Conditions, Override
+from subquad.core.override import PLAIN
 from subquad.kernels import softmax_attention
 from subquad.kernels.visibility import CAUSAL, Visibility
 from subquad_numpy.conditions import BOTH, few_rows

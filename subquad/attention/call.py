@@ -14,12 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
-from subquad.backend import PLAIN, Array, Backend
+from subquad.backend import Array, Backend
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
 from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype, stored_dtype
 from subquad.core.kernel import Kernel, signature_of
 from subquad.core.loading import backend_of
+from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch, check_mask_axes
 from subquad.core.states import State, StateSpec
 
@@ -80,11 +81,14 @@ class AttentionCall:
     ) -> Any:
         """The outputs of a kernel that `method` calls once, for arrays whose shapes and dtypes follow from the call.
 
-        In a remembered call of this method, the implementation is remembered with it.
+        In a remembered call of this method, the implementation is remembered with it. The kernel runs in the context of
+        the library, which it enters by itself unless it needs none.
         """
-        if self.is_whole and self.arrangement.owner() is method:
-            return kernel.call_in(self.arrangement, None, arrays, implementation, keywords)
-        return kernel(*arrays, implementation=implementation, **keywords)
+        made = self.arrangement
+        if self.is_whole and made.owner() is method:
+            return kernel.call_in(made, made.backend.computing, arrays, implementation, keywords)
+        with self.computing():
+            return kernel(*arrays, implementation=implementation, **keywords)
 
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
         """What `make()` makes of the numbers of an option that is an array; with None, of the call's signature alone.

@@ -30,6 +30,7 @@ from subquad.attention.method import Merging, Method
 from subquad.attention.query_metric import (
     ChunkMetrics,
     counted_rows,
+    in_metric,
     mean_squares_of,
     metrics_of_chunks,
     pooled,
@@ -46,6 +47,7 @@ from subquad.core.checks import check_count, check_seed
 from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
+from subquad.kernels.cluster_summaries import cluster_spread
 from subquad.kernels.clustered_attention import bands_of, clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
@@ -184,9 +186,21 @@ class Clustered(Method):
         place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
         if 0 in (n, call.k.shape[-2]):
             return self.read_keys(call, call.q, start, stop, None)
-        rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
-        if not call.arrangement.backend.is_concrete(call.q, call.k, call.v):
+        dtype, backend = call.arrangement.compute, call.arrangement.backend
+        if not backend.may_fill(call.q, call.k, call.v):
+            call = call.widened()
+        stored = call.q.dtype  # queries of a part are widened at once, so that outputs are rounded when they are joined
+        width = call.v.shape[-1] + (0 if stored == dtype else call.q.shape[-1])
+        rows = max(PART // max(math.prod(call.batch()) * width, 1) // ROWS, 1) * ROWS
+        if not backend.is_concrete(call.q, call.k, call.v):
             rows = n
+
+        def widened(q: Array) -> Array:
+            return q if stored == dtype else xp.astype(q, dtype)
+
+        def rounded(of_part: tuple[Array, Array]) -> tuple[Array, ...]:
+            out, lse = of_part
+            return out if stored == dtype else xp.astype(out, stored), lse[..., None]
 
         def parts() -> Iterator[tuple[Array, ...]]:
             own = with_own_keys(call)
@@ -198,8 +212,7 @@ class Clustered(Method):
                     some = slice(i, min(i + rows, part.end))
                     listed = (some.start - part.begin) // SIZE, (some.stop - part.begin + SIZE - 1) // SIZE
                     these = None if blocks is None else blocks[..., slice(*listed), :]
-                    out, lse = self._read(near, own, part, call.q[..., some, :], place[..., some], these)
-                    yield out, lse[..., None]
+                    yield rounded(self._read(near, own, part, widened(call.q[..., some, :]), place[..., some], these))
 
         out, lse = join_rows(xp, n, parts())
         return out, lse[..., 0]
@@ -295,9 +308,12 @@ class Clustered(Method):
         stop = xp.zeros_like(place) + part.clusters.counts.shape[-1]
         return self.read(own, part.clusters, q, stop, of_near, (part.clusters.order, place, part.cluster_of))
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return not streaming
+
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         d, d_v, n, n_kv = call.q.shape[-1], call.v.shape[-1], call.q.shape[-2], call.k.shape[-2]
-        width = call.xp.finfo(call.q.dtype).bits // 8
+        width = call.xp.finfo(call.arrangement.compute).bits // 8
         keys, heads = (max(1, math.prod(x)) for x in (with_own_keys(call).k.shape[:-2], call.batch()))
         slots = n_kv + n_kv // self.chunk * self.cluster_size + 2 * self.cluster_size
         of_keys = slots * (5 * d + 3 * d_v) + slots // self.cluster_size * (3 * d + bands_of(d) + d_v)
@@ -438,7 +454,10 @@ class Clustered(Method):
         sight = xp.broadcast_to(of_chunks, (*of_chunks.shape[:-2], self.clusters_of_chunk, k.shape[-1]))
         sight = xp.reshape(sight, (*sight.shape[:-3], chunks * self.clusters_of_chunk, k.shape[-1]))
         rows = xp.reshape(rows, (*rows.shape[:-3], chunks * chunk, k.shape[-1]))
-        return self._with_sinks(xp, k, v, seen, sinks, order, counts, (rows, sight))
+        order, counts, sight = self._with_sinks(xp, seen, sinks, order, counts, sight)
+        spread = self._spread(k, rows, order, counts, sight)
+        del rows  # as large as the keys, which are copied next
+        return summarize_clusters(k, v, order, counts, self.cluster_size, spread, sight, self.implementation)
 
     def close_keys(
         self, xp: ModuleType, k: Array, v: Array, seen: Array, metric: Array, *, begins: bool
@@ -447,11 +466,14 @@ class Clustered(Method):
         size, n = self.cluster_size, k.shape[-2]
         sinks = min(self.sinks, n) if begins else 0
         clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        rows = k @ metric
+        rows = in_metric(xp, k, metric)
         order = find_order(xp, rows, clustered, size, self.seed, self.implementation)
         counts, sight = counts_of(xp, clustered, size), mean_squares_of(xp, metric)[..., None, :]
         sight = xp.broadcast_to(sight, (*sight.shape[:-2], counts.shape[-1], k.shape[-1]))
-        return self._with_sinks(xp, k, v, seen, sinks, order, counts, (rows, sight))
+        order, counts, sight = self._with_sinks(xp, seen, sinks, order, counts, sight)
+        spread = self._spread(k, rows, order, counts, sight)
+        del rows  # as large as the keys, which are copied next
+        return summarize_clusters(k, v, order, counts, size, spread, sight, self.implementation)
 
     def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
         """The clusters of all keys, and the cluster of each key, −1 for none."""
@@ -466,25 +488,26 @@ class Clustered(Method):
         return found, xp.where(clustered, cluster_of, -1)
 
     def _with_sinks(
-        self, xp: ModuleType, k: Array, v: Array, seen: Array, sinks: int, order: Array, counts: Array,
-        as_seen: tuple[Array, Array],
-    ) -> KeyClusters:  # fmt: skip
-        """The summaries of clusters, with those of the first keys before them."""
+        self, xp: ModuleType, seen: Array, sinks: int, order: Array, counts: Array, sight: Array
+    ) -> tuple[Array, Array, Array]:
+        """The order, counts and sight of clusters, with those of the first keys before them."""
         size = self.cluster_size
         if sinks:
-            own = seen[..., :sinks]
+            own, where = seen[..., :sinks], place_of(order)
             first = xp.astype(xp.argsort(xp.astype(~own, xp.int32), axis=-1, stable=True), xp.int32)
             lacking = -sinks % size
             if lacking:
-                first = xp.concat(
-                    [first, xp.zeros((*own.shape[:-1], lacking), dtype=xp.int32, device=place_of(k))], axis=-1
-                )
+                first = xp.concat([first, xp.zeros((*own.shape[:-1], lacking), dtype=xp.int32, device=where)], axis=-1)
             order, counts = (
                 xp.concat([xp.broadcast_to(x, (*y.shape[:-1], x.shape[-1])), y], axis=-1)
                 for x, y in ((first, order), (counts_of(xp, own, size), counts))
             )
-            rows, sight = as_seen
             lacking = counts.shape[-1] - sight.shape[-2]
             before = xp.broadcast_to(sight[..., :1, :], (*sight.shape[:-2], lacking, sight.shape[-1]))
-            as_seen = rows, xp.concat([before, sight], axis=-2)
-        return summarize_clusters(k, v, order, counts, size, as_seen, self.implementation)
+            sight = xp.concat([before, sight], axis=-2)
+        return order, counts, sight
+
+    def _spread(self, k: Array, rows: Array, order: Array, counts: Array, sight: Array) -> Array:
+        """How far the keys of clusters spread, with `rows` for them in the metric of the queries."""
+        size = self.cluster_size
+        return cluster_spread(k, rows, order, counts, sight, size=size, implementation=self.implementation)

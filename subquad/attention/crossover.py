@@ -22,11 +22,12 @@ import numpy as np
 
 from subquad.attention.exact import Exact
 from subquad.attention.method import Method
-from subquad.backend import Array, dtype_name
+from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of, library_of
+from subquad.core.override import dtype_name
 from subquad.random import generator
 
 LENGTHS = (2048, 4096, 8192, 16384)

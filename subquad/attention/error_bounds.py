@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.attention.call import AttentionCall
-from subquad.attention.estimate import row_squares, unit_of
 from subquad.attention.method import Method
 from subquad.attention.sampled_rows import Sample
 from subquad.backend import Array
 from subquad.core.beside import namespace_of
 from subquad.core.dtypes import cast
 from subquad.core.host import floats_of, to_host
+from subquad.kernels.sampled_errors import row_squares, unit_of
 from subquad.kernels.visibility import alignment
 from subquad.random import draw_rows
 

@@ -23,6 +23,7 @@ from subquad.core.dtypes import cast
 from subquad.core.gather import gather
 from subquad.core.host import to_host
 from subquad.core.loading import backend_of
+from subquad.kernels.sampled_errors import sampled_errors
 
 MOST_TABLED = 1024  # rows up to which the bounds of all shares are computed once
 SHOWN = 16  # heads that a table lists; of more, the first half and the last half
@@ -214,7 +215,8 @@ def estimate_error(
     check_count("rows", rows)
     check_seed(seed)
     check_positive("tolerance", tolerance)
-    call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale)
+    arrays = {"q": q, "k": k, "v": v}
+    call = enter(None, arrays, key_mask=key_mask, causal=causal, scale=scale, owner=estimate_error)
     if segments is not None or visible is not None:
         call = restrict(call, segments=segments, visible=visible)
     out = made(q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible)
@@ -230,35 +232,22 @@ def errors_of(known: Sample, out: Array, tolerance: float) -> ErrorEstimate:
     exact = known.exact
     xp = namespace_of(exact)
     out = cast(xp, out, exact.dtype)
-    count = xp.sum(xp.astype(known.seeing, exact.dtype), axis=-1)
-    unit = unit_of(xp, exact)  # squares of what is left stay within the range of float32
-    size = row_squares(xp, exact / unit, known.seeing)
-    off = row_squares(xp, (out - exact) / unit, known.seeing)
-    off_of_mean = row_squares(xp, (known.mean - exact) / unit, known.seeing)
-    total, none = xp.sum(size, axis=-1), count == 0
-    error = _share(xp, xp.sum(off, axis=-1), total, none) ** 0.5
-    above = known.seeing & ~((off <= tolerance**2 * size) & xp.isfinite(off))  # ∞ ≤ ∞ says nothing
-    found = xp.sum(xp.astype(above, exact.dtype), axis=-1)
-    one = xp.where(none, 1.0, count)
+    error, spread, of_mean, norm, rows, above = sampled_errors(
+        exact, known.mean, out, known.seeing, tolerance=float(tolerance), out_of=known.out_of
+    )
+    none = rows == 0
+    share = xp.astype(above, exact.dtype) / xp.where(none, math.nan, xp.astype(rows, exact.dtype))
     looked = xp.sum(xp.astype(known.effective > 0, exact.dtype), axis=-1)
     effective = xp.sum(known.effective, axis=-1) / xp.where(looked == 0, math.nan, looked)
-    fields: list[Any] = [
-        error,
-        _spread(xp, off, size, error, count, known.out_of),
-        xp.where(none, math.nan, found / one),
-        _bound(xp, found, count, known),
-        effective,
-        _share(xp, xp.sum(off_of_mean, axis=-1), total, none) ** 0.5,
-        xp.astype(count, xp.int32),
-        unit[..., 0, 0] * total**0.5,
-    ]
     shape = error.shape  # an option of the method may have more batch axes than q, k and v
-    return _made(xp, [x if x.shape == shape else xp.broadcast_to(x, shape) for x in fields], tolerance)
+    effective = effective if effective.shape == shape else xp.broadcast_to(effective, shape)
+    bound = _bound(xp, above, rows, share, known)
+    return _made(xp, [error, spread, share, bound, effective, of_mean, rows, norm], tolerance)
 
 
 def _made(xp: ModuleType, fields: list[Array], tolerance: Any) -> ErrorEstimate:
     # The estimate with these fields: sums of NumPy's over all axes are scalars, and become arrays of shape ()
-    return ErrorEstimate._make([*map(xp.asarray, fields), tolerance])
+    return ErrorEstimate._make([*(xp.asarray(x) if isinstance(x, np.generic) else x for x in fields), tolerance])
 
 
 def warn_if_poor(method: Method, found: ErrorEstimate, *, stacklevel: int) -> None:
@@ -278,51 +267,20 @@ def warn_if_poor(method: Method, found: ErrorEstimate, *, stacklevel: int) -> No
     warnings.warn(msg, PoorApproximation, stacklevel=stacklevel)
 
 
-def unit_of(xp: ModuleType, x: Array) -> Array:
-    """The largest magnitude in finite rows of each item (..., r, d_v), to be broadcast; 1 if there is none above 0."""
-    if 0 in x.shape[-2:]:
-        return xp.ones((1, 1), dtype=x.dtype, device=place_of(x))
-    size = xp.max(xp.abs(x), axis=-1, keepdims=True)
-    most = xp.max(xp.where(xp.isfinite(size), size, 0.0), axis=-2, keepdims=True)
-    return xp.where(most == 0, 1.0, most)
-
-
-def row_squares(xp: ModuleType, x: Array, seeing: Array) -> Array:
-    """Σ x² of each row (..., r); 0 where the row does not count."""
-    return xp.where(seeing, xp.sum(x * x, axis=-1), 0.0)
-
-
-def _share(xp: ModuleType, part: Array, total: Array, none: Array) -> Array:
-    # part / total; 0 / 0 is 0, and NaN where nothing was counted
-    share = part / xp.where(total == 0, 1.0, total)
-    share = xp.where((total == 0) & (part > 0), math.inf, share)
-    return xp.where(none, math.nan, share)
-
-
-def _spread(xp: ModuleType, off: Array, size: Array, error: Array, count: Array, out_of: int) -> Array:
-    # The standard deviation of `error`, a root of a ratio of two sums, by the delta method
-    if off.shape[-1] == out_of:
-        return xp.zeros_like(error)
-    total = xp.sum(size, axis=-1)
-    residual = off - (error**2)[..., None] * size
-    sums = xp.sum(residual * residual, axis=-1) * (count / xp.where(count == 1, math.nan, count - 1))
-    below = 2 * xp.where(error == 0, 1.0, error) * xp.where(total == 0, 1.0, total)
-    return ((1 - count / out_of) * sums) ** 0.5 / below
-
-
-def _bound(xp: ModuleType, found: Array, count: Array, known: Sample) -> Array:
-    # The Clopper–Pearson bound, in the dtype of `found`
+def _bound(xp: ModuleType, above: Array, rows: Array, share: Array, known: Sample) -> Array:
+    # The Clopper–Pearson bound of the share above / rows
     if known.numbers.shape[0] == known.out_of:
-        return xp.where(count == 0, 1.0, found / xp.where(count == 0, 1.0, count))
-    backend, where = backend_of(xp), place_of(found)
+        return xp.where(rows == 0, 1.0, share)
+    backend, where = backend_of(xp), place_of(share)
     r = known.exact.shape[-2]
-    if backend.is_concrete(found, count):
-        number, of = (to_host(x, float).astype(np.int64) for x in (found, count))
-        host = _bounds_of(r, True)[number] if known.all_see and r <= MOST_TABLED else upper_bounds(number, of)
-        return xp.asarray(host, dtype=found.dtype, device=where)
-    index = xp.astype(found if known.all_see else found + count * (r + 1), xp.int32)
-    table = xp.asarray(backend.on_host(_bounds_of, r, known.all_see), dtype=found.dtype, device=where)
-    return xp.reshape(gather(xp, table, xp.reshape(index, (-1,))), found.shape)
+    if backend.is_concrete(above, rows):
+        number = to_host(above, int)
+        tabled = known.all_see and r <= MOST_TABLED
+        host = _bounds_of(r, True)[number] if tabled else upper_bounds(number, to_host(rows, int))
+        return xp.asarray(host, dtype=share.dtype, device=where)
+    index = above if known.all_see else above + rows * (r + 1)
+    table = xp.asarray(backend.on_host(_bounds_of, r, known.all_see), dtype=share.dtype, device=where)
+    return xp.reshape(gather(xp, table, xp.reshape(index, (-1,))), share.shape)
 
 
 def _bounds_of(r: int, all_see: bool) -> Any:

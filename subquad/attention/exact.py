@@ -55,6 +55,9 @@ class Exact(Method):
 
     implementation: str = "auto"
 
+    def _runs_alone(self) -> bool:
+        return True
+
     def _evaluate(self, call: AttentionCall) -> Array:
         is_last = call.arrangement.backend.holds(call.q.shape[-2] == 1)  # one query stands at the end and sees all keys
         return call.run(

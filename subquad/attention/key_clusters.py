@@ -10,7 +10,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.loading import backend_of
 from subquad.kernels.balanced_tree import balanced_tree
-from subquad.kernels.cluster_summaries import cluster_members, cluster_spread, spread_of
+from subquad.kernels.cluster_summaries import cluster_members, spread_of
 from subquad.random import generator
 
 DIRECTIONS = 32  # random directions by which the row farthest from the mean is found
@@ -77,16 +77,10 @@ def find_order(xp: ModuleType, rows: Array, seen: Array | None, size: int, seed:
 
 
 def summarize_clusters(
-    k: Array, v: Array, order: Array, counts: Array, size: int, as_seen: tuple[Array, Array] | None, implementation: str
+    k: Array, v: Array, order: Array, counts: Array, size: int, spread: Array, sight: Array | None, implementation: str
 ) -> KeyClusters:
-    """The clusters of keys k (..., n, d) and values v for an order (..., C · size) and numbers of keys (..., C).
-
-    `as_seen` are the keys in the metric of the queries, and the `sight` (..., C, d). Without it, the spread of a
-    cluster is the variance of each channel.
-    """
-    rows, sight = (None, None) if as_seen is None else as_seen
+    """The clusters of keys k (..., n, d) and values v for an order (..., C · size) and numbers of keys (..., C)."""
     columns, means = cluster_members(k, order, counts, size=size, turned=True, implementation=implementation)
-    spread = cluster_spread(k, rows, order, counts, sight, size=size, implementation=implementation)
     members, mean_values = cluster_members(v, order, counts, size=size, implementation=implementation)
     return KeyClusters(columns, members, order, counts, means, spread, mean_values, sight)
 

@@ -68,6 +68,9 @@ class Linear(FeatureMethod):
     def _reads_half(self, *, streaming: bool = False) -> bool:
         return not callable(self.feature_map)
 
+    def _runs_alone(self) -> bool:
+        return not callable(self.feature_map)
+
     def _map(self, call: AttentionCall) -> Mapped:
         if not callable(self.feature_map):  # one object for all calls of a form: a kernel compares it by `is`
             return call.made_of(self, "phi", None, lambda: Elu(*_factors(call.scale))), ()

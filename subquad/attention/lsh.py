@@ -254,7 +254,10 @@ class LSH(Method):
         """The rotations (num_rounds, d, columns), given or drawn."""
         d, columns = like.shape[-1], sum(factors) // 2
         if self.rotations is None:
-            host = backend_of(xp).on_host(_on_host, self.num_rounds, d, columns, self.seed or 0)
+            backend = backend_of(xp)
+            # `torch.compile(dynamic=True)` has no source for sizes of an array made here, and lists have none
+            drawing = _on_host if backend.is_concrete(like) else _as_lists
+            host = backend.on_host(drawing, self.num_rounds, d, columns, self.seed or 0)
             return xp.asarray(host, dtype=dtype, device=place_of(like))
         check_arrays(q=like, rotations=self.rotations)
         check_floating(xp, rotations=self.rotations)
@@ -297,6 +300,11 @@ def bucket_factors(n: int, size: int) -> tuple[int, ...]:
 def _on_host(rounds: int, d: int, columns: int, seed: int) -> Any:
     """A copy of `_drawn(…)`; a plain function, because tracers cannot be told to call an `lru_cache` object."""
     return _drawn(rounds, d, columns, seed).copy()
+
+
+def _as_lists(rounds: int, d: int, columns: int, seed: int) -> Any:
+    """The numbers of `_drawn(…)` as lists of lists, which programs hold as constants."""
+    return _drawn(rounds, d, columns, seed).tolist()
 
 
 def _inverse(xp: ModuleType, order: Array) -> Array:

@@ -143,12 +143,22 @@ class Method:
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
         is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
+        is_plain = is_plain and softcap is None and return_lse is False
+        if is_plain and call.is_whole and self._runs_alone():
+            return call.leave(self._evaluate(call))
         with call.computing():
-            if is_plain and softcap is None and return_lse is False:
-                return call.leave(self._evaluate(call))
+            if is_plain:
+                return call.leave(self._evaluate(call) if call.arrangement.backend.reduces_empty else self._some(call))
             given = {"segments": segments, "visible": visible, "mask": mask, "bias": bias, "softcap": softcap}
             given = {name: x for name, x in (given | {"sinks": sinks}).items() if x is not None}
             return self._evaluate_restricted(call, given, check_flag("return_lse", return_lse))
+
+    def _some(self, call: AttentionCall) -> Array:
+        """The output; without computing where it has no element."""
+        shape = (*call.batch(), call.q.shape[-2], call.v.shape[-1])
+        if 0 not in shape:
+            return self._evaluate(call)
+        return call.xp.zeros(shape, dtype=call.arrangement.out_dtype, device=place_of(call.q))
 
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """Sum up a chunk of keys and values in a state, which `attend` reads and `merge` and `step` continue.
@@ -364,6 +374,10 @@ class Method:
 
         The output may then have it too.
         """
+        return False
+
+    def _runs_alone(self) -> bool:
+        """Whether `_evaluate` computes by `AttentionCall.run` alone, which enters the context where one is needed."""
         return False
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:

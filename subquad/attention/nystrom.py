@@ -30,11 +30,11 @@ from subquad.core.shapes import check_mask_axes
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_summarize
 from subquad.kernels.feature_map import Exponential
+from subquad.kernels.landmark_attention import finite_queries, landmark_attention, landmark_weights
 from subquad.kernels.max_shift import divide_or_zero
 from subquad.kernels.softmax_attention import softmax_attention
 from subquad.registry import register
 
-HIDDEN = -1e30  # finite, since gradients of rows of −∞ would be NaN, of items without keys whose A nobody reads
 LANDMARKS = ("segment-means", "uniform", "kmeans")
 DRAWN = ("uniform", "kmeans")  # landmarks that a seed has an effect on
 
@@ -94,8 +94,8 @@ class Nystrom(Method):
     -----
     `causal=True` raises NotImplementedError, because a landmark mixes rows of all positions. The output is not a convex
     combination of values: large entries of A⁺ make single rows large. `summarize` and `attend` need landmarks that are
-    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `softmax_attention`, `iterative_pinv`,
-    `nearest` with "kmeans", and `feature_summarize` in `summarize`.
+    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `landmark_attention`, which
+    is `softmax_attention` and `iterative_pinv`; `nearest` with "kmeans", and `feature_summarize` in `summarize`.
 
     "kmeans" compares m centres with the 8 m rows of the sample, `kmeans_iterations` times, and with all rows once
     [2]_. Half of the centres of the keys begin at those of the largest logits to the mean query, if these have more
@@ -235,6 +235,11 @@ class Nystrom(Method):
             return add_convolution(call, out, self.conv_weights)
         if self.pinv == "ridge-fit":
             return add_convolution(call, self._fitted(call, query_mask), self.conv_weights)
+        if self._is_plain() and key_mask is None:
+            out = call.run(
+                self, landmark_attention, call.q, k, v, m=self._m(), iterations=self.iterations or 6, scale=scale
+            )
+            return add_convolution(call, out, self.conv_weights)
         q_land, q_valid, k_land, k_valid = self._landmarks(call, query_mask)
         at_landmarks = softmax_attention(q_land, k, v, scale=scale, key_mask=key_mask)
         values = self._landmark_values(xp, q_land, q_valid, k_land, k_valid, at_landmarks, scale)
@@ -292,6 +297,10 @@ class Nystrom(Method):
         if self.pinv != "ridge-fit" or self.ridge is not None:
             return None
         return 'weights of pinv="ridge-fit" depend on the values, by which λ is chosen; give it, as ridge'
+
+    def _is_plain(self) -> bool:
+        """Whether the kernel `landmark_attention` computes the method, without masks."""
+        return self.landmarks == "segment-means" and self.pinv == "iterative" and self.query_mask is None
 
     def _m(self) -> int:
         return self.num_landmarks or 64
@@ -383,8 +392,7 @@ class Nystrom(Method):
     def _choose_queries(self, call: AttentionCall, mask: Array | None) -> tuple[Array, Array | None]:
         """(q̃, which of q̃ hold a row or None: all do)."""
         q_land, valid = self._choose(call.xp, call.q, mask)
-        # a query that is not finite spoils its own row of the output, not the landmark that all rows read
-        return call.xp.where(call.xp.isfinite(q_land), q_land, 0.0), valid
+        return finite_queries(call.xp, q_land), valid
 
     def _holds_arrays(self, *, streaming: bool = False) -> bool:
         return streaming or not isinstance(self.landmarks, str)
@@ -431,10 +439,5 @@ class Nystrom(Method):
         scale: float,
     ) -> Array:
         """A⁺ (B v), the values (..., m, d_v) of the landmark keys; `at_landmarks` is B v."""
-        logits = (q_land * scale) @ xp.matrix_transpose(k_land)
-        if k_valid is not None:
-            logits = xp.where(k_valid[..., None, :], logits, HIDDEN)
-        a = backend_of(xp).softmax(xp, logits)
-        # rows of NaN are set to 0, since decompositions would raise or never end; B v has NaN too
-        a = xp.where(a >= 0 if q_valid is None else (a >= 0) & q_valid[..., :, None], a, 0.0)
+        a = landmark_weights(xp, q_land, k_land, scale, q_valid, k_valid)
         return pinv_times(xp, a, at_landmarks, self.pinv, self._tuning())

@@ -7,18 +7,22 @@ plain length.
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from subquad.attention.call import AttentionCall
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.decompositions import decomposition
+from subquad.core.dtypes import compute_dtype
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
 POWER = 0.25
 SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
+AT_ONCE = 2**18  # numbers of half precision that are widened at once, or those of one item
 
 
 class ChunkMetrics(NamedTuple):
@@ -41,7 +45,7 @@ class ChunkMetrics(NamedTuple):
         """The rows of keys (..., chunks, chunk, d), each chunk in its metric."""
         first, parts = 0, []
         for i, count in enumerate(self.chunks_of):
-            parts.append(k[..., first : first + count, :, :] @ self.metrics[..., i : i + 1, :, :])
+            parts.append(in_metric(xp, k[..., first : first + count, :, :], self.metrics[..., i : i + 1, :, :]))
             first += count
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-3)
 
@@ -79,7 +83,42 @@ def query_metric(xp: ModuleType, moment: Array) -> Array:
 
 def second_moment(xp: ModuleType, q: Array, counted: Array | None) -> Array:
     """Σ q qᵀ (..., d, d) over the rows of q that are finite and `counted` (..., n); constant for gradients."""
-    q = backend_of(xp).constant(q)
+    q, dtype = backend_of(xp).constant(q), compute_dtype(xp, q)
+    if q.dtype == dtype:
+        return _moment_of(xp, q, counted)
+    d = q.shape[-1]
+    if counted is not None:  # a mask may have more items than the queries, and an item of its own for each
+        batch = broadcast_batch(q=q.shape[:-2], key_mask=counted.shape[:-1])
+        q, counted = xp.broadcast_to(q, (*batch, *q.shape[-2:])), xp.broadcast_to(counted, (*batch, q.shape[-2]))
+        counted = xp.reshape(counted, (math.prod(batch), q.shape[-2]))
+    if 0 in q.shape:  # no queries: those of early chunks, where there are fewer than keys
+        return xp.zeros((*q.shape[:-2], d, d), dtype=dtype, device=place_of(q))
+    parts = [_moment_of(xp, rows, None if counted is None else counted[i]) for i, rows in _in_parts(xp, q, dtype)]
+    return xp.reshape(xp.concat(parts, axis=0), (*q.shape[:-2], d, d))
+
+
+def in_metric(xp: ModuleType, k: Array, metric: Array) -> Array:
+    """The rows of keys (..., n, d) in a metric (..., d, d), in its dtype: k may have half precision beside float32."""
+    if k.dtype == metric.dtype:
+        return k @ metric
+    d = k.shape[-1]
+    metrics = xp.reshape(xp.broadcast_to(metric, (*k.shape[:-2], d, d)), (math.prod(k.shape[:-2]), d, d))
+    found = xp.empty((metrics.shape[0], *k.shape[-2:]), dtype=metric.dtype, device=place_of(k))
+    for i, rows in _in_parts(xp, k, metric.dtype):
+        found[i] = rows @ metrics[i]
+    return xp.reshape(found, k.shape)
+
+
+def _in_parts(xp: ModuleType, x: Array, dtype: Any) -> Iterator[tuple[slice, Array]]:
+    """Items of x (..., n, d) in this dtype, a few at a time, and which these are of all."""
+    items = xp.reshape(x, (math.prod(x.shape[:-2]), *x.shape[-2:]))
+    count = max(1, AT_ONCE // math.prod(x.shape[-2:]))
+    for first in range(0, items.shape[0], count):
+        some = slice(first, first + count)
+        yield some, xp.astype(items[some], dtype)
+
+
+def _moment_of(xp: ModuleType, q: Array, counted: Array | None) -> Array:
     if counted is None and backend_of(xp).is_concrete(q):
         found = xp.matrix_transpose(q) @ q
         if bool(xp.all(xp.isfinite(found))):  # then so are all rows

@@ -18,6 +18,7 @@ from subquad.core.checks import check_count
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.centroid_attention import centroid_attention
+from subquad.kernels.cluster_summaries import cluster_spread
 
 SIZE = 16  # keys of a cluster, by default
 KEYS_PER_SINGLE = 64  # one key out of so many is a cluster of its own
@@ -95,7 +96,9 @@ def centroids(
     order = order + xp.arange(count, dtype=xp.int32, device=where)[:, None] * block
     order = xp.reshape(xp.where(order < n, order, n - 1), (*batch, count * per_block * size))
     counts = xp.reshape(counts, (*batch, count * per_block))
-    found = summarize_clusters(k, v, order, counts, size, None, only_generic(implementation))
+    kind = only_generic(implementation)
+    spread = cluster_spread(k, None, order, counts, None, size=size, implementation=kind)
+    found = summarize_clusters(k, v, order, counts, size, spread, None, kind)
     places = xp.reshape(order, (*batch, count * per_block, size))
     members = xp.where(xp.arange(size, dtype=xp.int32, device=where) < counts[..., None], places, -1)
     return Centroids(found.means, found.spread, found.mean_values, members, per_block, block)

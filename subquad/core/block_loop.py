@@ -7,7 +7,6 @@ replaces the Python loop by `Backend.fold_blocks`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -81,18 +80,27 @@ def join_rows(xp: ModuleType, n: int, parts: Iterator[tuple[Array, ...]]) -> tup
 
     Where arrays may be filled, the parts are written into one as they come: no second copy of them all exists.
     """
-    first = next(parts)
-    if first[0].shape[-2] == n:
-        return first
-    if not backend_of(xp).may_fill(*first):
-        return tuple(xp.concat(list(arrays), axis=-2) for arrays in zip(first, *parts, strict=True))
-    joined = tuple(xp.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device=x.device) for x in first)
+    part: tuple[Array, ...] | None = next(parts)
+    assert part is not None
+    if part[0].shape[-2] == n:
+        return part
+    if not backend_of(xp).may_fill(*part):
+        return tuple(xp.concat(list(arrays), axis=-2) for arrays in zip(part, *parts, strict=True))
+    joined = tuple(xp.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device=x.device) for x in part)
     start = 0
-    for part in itertools.chain([first], parts):
-        for whole, rows in zip(joined, part, strict=True):
-            whole[..., start : start + rows.shape[-2], :] = rows
-        start += part[0].shape[-2]
+    while part is not None:
+        start = _put_rows(joined, start, part)
+        part = None  # its memory serves the next one
+        part = next(parts, None)
     return joined
+
+
+def _put_rows(joined: tuple[Array, ...], start: int, part: tuple[Array, ...]) -> int:
+    """Write the rows of a part from `start` on, and return where they end."""
+    stop = start + part[0].shape[-2]
+    for whole, rows in zip(joined, part, strict=True):
+        whole[..., start:stop, :] = rows
+    return stop
 
 
 def row_count(arrays: Sequence[Array | None]) -> int:

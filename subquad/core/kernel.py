@@ -186,10 +186,11 @@ class Kernel:
         They are computed within ``computing(arrays[0])``, if that is given; what an override has bound to such arrays
         needs no context.
         """
+        static = keywords
         if "key_mask" in keywords:  # an array: the form tells of it
-            key: Any = (form, implementation, *[item for item in keywords.items() if item[0] != "key_mask"])
-        else:
-            key = (form, implementation, *keywords.items())
+            static = dict(keywords)
+            del static["key_mask"]
+        key: Any = (form, implementation, *static.items())
         try:
             run = self.chosen.get(key)
         except TypeError:  # such as a list given as `implementation`: `_choose` raises for it

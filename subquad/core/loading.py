@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from subquad.backend import UNLESS_UNDER, Backend, Override, hooks
+from subquad.backend import Backend, Override, hooks
+from subquad.core.override import UNLESS_UNDER
 from subquad.core.spelling import nearest
 
 GROUP = "subquad.backends"

@@ -15,6 +15,7 @@ from subquad.kernels.feature_whole import feature_whole
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
+from subquad.kernels.landmark_attention import landmark_attention
 from subquad.kernels.linear_scan import linear_scan
 from subquad.kernels.lti_scan import lti_scan
 from subquad.kernels.mamba_step import mamba_step
@@ -22,6 +23,7 @@ from subquad.kernels.nearest import nearest
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.project import project
 from subquad.kernels.sampled_attention import sampled_attention
+from subquad.kernels.sampled_errors import sampled_errors
 from subquad.kernels.selective_scan import selective_scan
 from subquad.kernels.softmax_attention import softmax_attention
 
@@ -41,6 +43,7 @@ __all__ = [
     "hashed_attention",
     "hashed_order",
     "iterative_pinv",
+    "landmark_attention",
     "linear_scan",
     "lti_scan",
     "mamba_step",
@@ -48,6 +51,7 @@ __all__ = [
     "outer_scan",
     "project",
     "sampled_attention",
+    "sampled_errors",
     "selective_scan",
     "softmax_attention",
 ]

@@ -128,6 +128,7 @@ def centroid_attention(
         numerator = xp.where(xp.any(seen & ~fine, axis=-1, keepdims=True), math.nan, weight @ values)
         none = denominator == 0
         level = xp.where(none, -math.inf, shift + xp.log(xp.where(none, 1.0, denominator)))
+        level = xp.broadcast_to(level, (*numerator.shape[:-1], 1))  # values may have more batch axes than weights
         joined = xp.concat([divide_or_zero(xp, numerator, denominator), level], axis=-1)
         joined = xp.broadcast_to(joined, (*batch, *joined.shape[-3:]))
         return None, xp.reshape(joined, (*joined.shape[:-2], size * (d_v + 1)))

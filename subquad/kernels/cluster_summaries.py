@@ -13,6 +13,7 @@ from types import ModuleType
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import BLOCK_ELEMENTS, join_rows
+from subquad.core.dtypes import compute_dtype
 from subquad.core.gather import gather_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -29,10 +30,11 @@ def outputs_of_members(
     batch = broadcast_batch(x=x.shape[:-2], order=order.shape[:-1], counts=counts.shape[:-1])
     clusters, width = counts.shape[-1], x.shape[-1]
     shape = (clusters * width, size) if turned else (clusters * size, width)
-    return Like((*batch, *shape), x.dtype), Like((*batch, clusters, width), x.dtype)
+    dtype = compute_dtype(namespace_of(x), x)
+    return Like((*batch, *shape), dtype), Like((*batch, clusters, width), dtype)
 
 
-@kernel(outputs=outputs_of_members, options={"turned": False})
+@kernel(outputs=outputs_of_members, options={"turned": False}, reads_half=True)
 def cluster_members(
     x: Array, order: Array, counts: Array, /, *, size: int, turned: bool = False
 ) -> tuple[Array, Array]:
@@ -40,6 +42,7 @@ def cluster_members(
 
     Place s of cluster c holds row `order`[c · size + s] (..., C · size), int32, if s < `counts`[c] (..., C), int32, and
     else 0. With `turned`, the members of a cluster are columns, (..., C · width, size). The mean of no row is 0.
+    Rows may have half precision in place of float32, which the outputs have.
     """
     xp, (clusters, width) = namespace_of(x), (counts.shape[-1], x.shape[-1])
 
@@ -60,10 +63,11 @@ def outputs_of_spread(
     rows = {"x": x, "seen": seen, "sight": sight}
     shapes = {name: array.shape[:-2] for name, array in rows.items() if array is not None}
     batch, d = broadcast_batch(**shapes, order=order.shape[:-1], counts=counts.shape[:-1]), x.shape[-1]
-    return (Like((*batch, counts.shape[-1], d if seen is None else d + bands_of(d)), x.dtype),)
+    shape = (*batch, counts.shape[-1], d if seen is None else d + bands_of(d))
+    return (Like(shape, compute_dtype(namespace_of(x), x)),)
 
 
-@kernel(outputs=outputs_of_spread)
+@kernel(outputs=outputs_of_spread, reads_half=True)
 def cluster_spread(
     x: Array, seen: Array | None, order: Array, counts: Array, sight: Array | None, /, *, size: int
 ) -> Array:
@@ -71,7 +75,7 @@ def cluster_spread(
 
     `order` and `counts` are those of `cluster_members`, `seen` (..., n, d) the same rows in the metric of queries, and
     `sight` (..., C, d) the mean squares of the channels of queries. Without both, it is the variance of each channel,
-    (..., C, d).
+    (..., C, d). x may have half precision in place of float32, which the output has.
     """
     xp = namespace_of(x)
 

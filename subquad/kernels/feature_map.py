@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from subquad.backend import Array
+from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
 Features = tuple[Array | None, Array | None]  # (value, log)
 MapRows = Callable[[Array], Features]
+TINY = 2.0**-40  # rows of smaller numbers are divided by it
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,12 @@ class Elementwise(FeatureMap):
         return self._apply(xp, k @ weights[0]), None
 
     def map_queries(self, xp: ModuleType, shift: Array, *weights: Array) -> MapRows:
-        return lambda q: (self._apply(xp, q @ weights[1]), None)
+        def rows(q: Array) -> tuple[Array, None]:
+            if self.function == "relu" and not self.epsilon:  # a factor of a row has no effect on its output
+                q = _not_tiny(xp, q)
+            return self._apply(xp, q @ weights[1]), None
+
+        return rows
 
     def _apply(self, xp: ModuleType, projected: Array) -> Array:
         if isinstance(self.function, str):
@@ -228,6 +235,14 @@ def _elu_plus_one(xp: ModuleType, x: Array, factor: float) -> tuple[Array, Array
     y = x if factor == 1 else x * factor
     positive = y > 0
     return xp.where(positive, y, 0.0) + 1, xp.where(positive, 0.0, y)
+
+
+def _not_tiny(xp: ModuleType, x: Array) -> Array:
+    """The rows of x, those of tiny numbers times a power of two: products with tiny keys have a finite inverse."""
+    size = backend_of(xp).constant(xp.max(xp.abs(x), axis=-1, keepdims=True))
+    if backend_of(xp).is_concrete(size) and not bool(xp.any(size < TINY)):
+        return x
+    return x * xp.where(size < TINY**2, TINY**-2, xp.where(size < TINY, 1 / TINY, 1.0))
 
 
 def _waves(xp: ModuleType, projected: Array) -> Array:

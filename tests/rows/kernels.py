@@ -76,6 +76,13 @@ def some_hidden(*shape: int) -> Array:
     return np.random.default_rng(1).random(shape) < 0.7
 
 
+def landmark_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], m: int, d_v: int = D_V) -> Example:
+    return Example(
+        "landmark_attention", name, lambda: tuple(normal((*q, D), (*kv, D), (*kv, d_v))),
+        {"m": m, "iterations": 6, "scale": D**-0.5},
+    )  # fmt: skip
+
+
 def softmax_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], d: int = D, d_v: int = D_V) -> Example:
     return Example(
         "softmax_attention", name, lambda: tuple(normal((*q, d), (*kv, d), (*kv, d_v))),
@@ -127,6 +134,18 @@ def sampled_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v
         "sampled_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), start, stop),
         {"scale": 0.3, "every": every}, {"key_mask": some_hidden(*kv)},
     )  # fmt: skip
+
+
+def sampled_errors(
+    name: str, rows: tuple[int, ...], outs: tuple[int, ...], *, d_v: int = D_V, out_of: int = 999
+) -> Example:
+    """Rows of an output with some batch axes, about half of which count."""
+
+    def draw() -> Arrays:
+        exact, mean, off = normal((*rows, d_v), (*rows, d_v), (*outs, d_v))
+        return exact, mean, exact + off / 5, np.random.default_rng(3).random(rows) < 0.5
+
+    return Example("sampled_errors", name, draw, {"tolerance": 0.2, "out_of": out_of})
 
 
 def hashed_attention(
@@ -498,6 +517,9 @@ for example in [
     sampled_attention("items", (2, 3, 40), (2, 1, 300), every=3),
     sampled_attention("items, wide values", (2, 100), (2, 150), d_v=37, every=7),
     sampled_attention("one row", (1,), (2, 70), every=4),
+    sampled_errors("rows", (2, 40), (2, 40)),
+    sampled_errors("more outputs, all rows", (2, 1, 33), (2, 3, 33), d_v=37, out_of=33),
+    sampled_errors("one item", (40,), (40,), d_v=D),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),
@@ -538,6 +560,9 @@ for example in [
     features("feature_attend", "exponential", ((2, 3, 1100),), (1, 1), "many queries"),
     *(features("feature_whole", phi, ((2, 63), (2, 70), (2, 70)), None) for phi in PHI),
     features("feature_whole", "exponential", ((300,), (2, 1100), (1100,)), None, "many rows"),
+    landmark_attention("plain", (2, 63), (2, 70), 5),
+    landmark_attention("equal segments, shared keys", (2, 3, 64), (3, 96), 16, d_v=37),
+    landmark_attention("as many as rows", (2, 7), (2, 7), 7),
     *(features("feature_step", phi, 3 * ((2, 63),), None) for phi in PHI),
     *(features("feature_step", phi, ((2, 3, 70), (2, 1, 70), (2, 1, 70)), (2, 1), f"{phi} goes on")
       for phi in ("exponential", "elu")),
@@ -597,6 +622,8 @@ def observed(kernel: str, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
     keys, −∞, is 0. Integers have no gradient, and are left out."""
     if kernel in ("nearest", "hashed_order", "balanced_tree"):
         return outputs[2:]
+    if kernel == "sampled_errors":
+        return outputs[:4]
     if kernel in ("block_attention", "centroid_attention", "clustered_attention", "hashed_attention"):
         out, lse = outputs
         return out, array_namespace(lse).where(lse == -np.inf, 0.0, lse)

@@ -66,7 +66,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             *(d * width, d_v * width, wide * width, wide_v * width, keys * panel, keys * panel),
             *(high * width, high * panel, keys * wide, keys * wide_v),
             *(keys * padded(d, TILE_ROWS), keys * padded(d, TILE_ROWS), keys * padded(d_v, TILE_ROWS)),
-            *(max(d, d_v), d_v),
+            *(width * max(d, d_v), d_v),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
@@ -99,10 +99,10 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                 used = padded(count, panel)
                 low, upper, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
                 pack_rows(
-                    rows, q_as, f.q_row, order_q, has_q, row, count, d, used, panel, numbers[0], q, lanes, wide_row
+                    rows, q_as, f.q_row, order_q, has_q, row, count, d, used, numbers[0], q, lanes, wide_row
                 )  # fmt: skip
                 pack_rows(
-                    grad_out, by_as, d_v, order_q, has_q, row, count, d_v, used, panel, 1, grad, lanes, wide_row
+                    grad_out, by_as, d_v, order_q, has_q, row, count, d_v, used, 1, grad, lanes, wide_row
                 )  # fmt: skip
                 for base in range(0, used, panel):
                     clear(shifted(q_rows, base * wide), panel * wide)

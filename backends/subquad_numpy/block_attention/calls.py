@@ -50,26 +50,24 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     kinds: list[Any] = [(shape, static.get("out_dtype", common(*arrays[:3]))), (shape[:-1], dtype)]
     kinds[1] = kinds[1] if static.get("needs_lse", True) else None
     kinds += [(shape[:-1], dtype), (shape, dtype)] if static.get("sampled", False) else []
-    examples = [None if kind is None else np.empty(*kind) for kind in kinds]
-    values |= dict(zip(WRITTEN, examples, strict=False))
+    written = {name: kind for name, kind in zip(WRITTEN, kinds, strict=False) if kind is not None}
+    values |= {name: np.empty(*kind) for name, kind in written.items()}
     values["stored"] = stored_word((*arrays[:3], values["out"]))
-    planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values)
-    given = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
-    places = [NAMES.index(name) for name in given if name in NAMES]
-    chosen = itemgetter(*places)
-    others = [None] * (len(given) - len(places) - 1 - len(WRITTEN))  # an order, an output before: see `hashed`
-    unused = [None] * (len(WRITTEN) - len(kinds))
+    values["items"] = math.prod(batch) if static.get("sampled", False) else 0
+    given = [name for name, x in zip(NAMES, arrays, strict=True) if x is not None and name in FORWARD_RECORD]
+    chosen = itemgetter(*map(NAMES.index, given))
+    planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values, (*given, *written))
     fixes = [None if x is None else fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
-    must_fix = any(fix is not None for fix in fixes)
+    must_fix, has_lse = any(fix is not None for fix in fixes), "lse" in written
 
     def block_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array | None, ...], None]:
-        outs = [None if kind is None else new(*kind) for kind in kinds]
+        outs = [new(*kind) for kind in written.values()]
         if must_fix:
             arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
-        planned((None, *chosen(arrays), *others, *outs, *unused), threads)
-        return tuple(outs), None
+        planned((*chosen(arrays), *outs), threads)
+        return tuple(outs) if has_lse else (outs[0], None, *outs[1:]), None
 
     return block_attention if must_fix else straight(block_attention)
 
@@ -156,7 +154,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     listed = 0 if blocks is None else blocks.shape[-1]
     tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
     sizes = {
-        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tiles": tasks,
+        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tiles": tasks, "items": 0,
         "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
         "q_row": d, "k_row": d, "v_row": d_v,
     }  # fmt: skip

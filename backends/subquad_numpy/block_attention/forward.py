@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from subquad_numpy.block_attention.sampled import Ahead, weigh
 from subquad_numpy.block_attention.tiles import (
     ARRAYS,
     INFINITY,
@@ -18,7 +19,9 @@ from subquad_numpy.block_attention.tiles import (
     is_finite,
     load_limits,
     pack_rows,
+    seeing_columns,
     sees_tile,
+    sees_whole_tile,
     task_rows,
     visible_keys,
     whole_tile,
@@ -38,7 +41,17 @@ from subquad_numpy.codegen import (
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, turn
-from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, panel_at, rows_at, turned
+from subquad_numpy.codegen.matmul import (
+    PANEL_VECTORS,
+    TILE_ROWS,
+    Panels,
+    multiply,
+    multiply_vector,
+    padded,
+    panel_at,
+    rows_at,
+    turned,
+)
 from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import Fields, fields
@@ -66,7 +79,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         sizes = (
             *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
             *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
-            *(width, width, d, lanes * wide_v),
+            *(width, width, width * d, lanes * wide_v),
             *(
                 width,
                 averaged * (keys + 1) * wide_v,
@@ -87,8 +100,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         limits = Limits(before, stop, avoid, met)
         clear(nothing, panel)
         for task in range(first, last):
-            f = records[task // f.tiles]
-            block, row, count = task_rows(task % f.tiles, f.n, size, listed)
+            item, tile = task // f.tiles, task % f.tiles
+            if f.items != 0:  # of causal rows, the last ones take longest, and threads end together if these come first
+                item, tile = task % f.items, f.tiles - 1 - task // f.items
+            f = records[item]
+            block, row, count = task_rows(tile, f.n, size, listed)
             if count == 0:
                 continue
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
@@ -99,8 +115,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
             pack_rows(
-                pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, panel, numbers[0], q,
-                lanes, wide,
+                pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, numbers[0], q, lanes,
+                wide,
             )  # fmt: skip
             clear(total, tall_v * used)
             for i in range(0, used, lanes):
@@ -125,7 +141,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     shown = visible_keys(f, j, many, byte)
                     if shown == 0:
                         continue
-                    is_whole = every and shown == many and j >= inner_low and j + many <= inner_high
+                    is_plain = every and shown == many  # but for the intervals of rows
+                    is_whole = is_plain and j >= inner_low and j + many <= inner_high
                     has_order = f.order_k != 0
                     a = whole_tile(k, k_as, f.k_row, order_k, has_order, j, many, d, n_kv, False, lanes, own_k)
                     b = whole_tile(v, v_as, f.v_row, order_k, has_order, j, many, d_v, n_kv, True, lanes, own_v)
@@ -153,17 +170,29 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             counts,
                             edge,
                         )
-                    for base in range(0, used, panel):
-                        columns = min(panel, used - base)
-                        if not is_whole and not sees_tile(f, limits, base, columns, j, many):
-                            continue
-                        multiply(
-                            a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns, lanes,
-                            rows_at(nothing, 0), rows_at(x, columns),
-                        )  # fmt: skip
+                    active, done = 0, 0  # vectors of rows that see a key of the tile
+                    for i in range(0, used if f.lse_twice != 0 else 0, lanes):
+                        active += 1 if is_whole or sees_tile(f, limits, i, lanes, j, many) else 0
+                    for start in range(0, used, panel):
+                        step = min(panel, used - start)
+                        base, columns = start, step
+                        if not is_whole:
+                            base, columns = seeing_columns(f, limits, start, step, lanes, j, many)
+                            if columns == 0:
+                                continue
+                        if columns == step:  # else one vector of two
+                            multiply(
+                                a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns, lanes,
+                                rows_at(nothing, 0), rows_at(x, columns),
+                            )  # fmt: skip
+                        else:
+                            multiply_vector(
+                                a, padded(many, TILE_ROWS), shifted(q, start * d + base - start), step, d,
+                                rows_at(nothing, 0), rows_at(x, columns),
+                            )  # fmt: skip
                         for column in range(0, columns, lanes):
                             i = base + column
-                            if not is_whole:
+                            if not is_whole and not (is_plain and sees_whole_tile(limits, i, lanes, j, many)):
                                 hide(f, j, many, i, width, lanes, limits, word, byte, column, x, columns)
                             if is_bad:
                                 for t in range(many):
@@ -179,28 +208,33 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             if many % 2 != 0:
                                 new = at_least(new, load(x, (many - 1) * columns + column))
                             fade = exp_negative(old - new)
+                            store(top, i, new)
+                            store(faded, column, fade)
+                            if f.lse_twice != 0:
+                                here = j + KEYS + done * -(-KEYS // active)
+                                weigh(
+                                    shifted(x, column), columns, many, new, fade, shifted(seen, i), shifted(twice, i),
+                                    active, Ahead(k, k_as, here * f.k_row, f.k_row, d),
+                                    Ahead(v, v_as, here * f.v_row, f.v_row, d_v), lanes,
+                                )  # fmt: skip
+                                done += 1
+                                continue
                             along = load(seen, i) * fade
                             for t in range(many):
                                 e = exp_negative(load(x, t * columns + column) - new)
                                 store(x, t * columns + column, e)
                                 along = along + e
-                            if f.lse_twice != 0:
-                                squares = load(twice, i) * (fade * fade)
-                                for t in range(many):
-                                    squares = squares + load(x, t * columns + column) * load(x, t * columns + column)
-                                store(twice, i, squares)
-                            store(top, i, new)
                             store(seen, i, along)
-                            store(faded, column, fade)
                         multiply(
                             turned(b), high_v, Panels(x, many), many, columns, lanes, rows_at(nothing, 0),
                             rows_at(part, columns),
                         )  # fmt: skip
+                        sums = shifted(total, start * tall_v + base - start)
                         for column in range(0, columns, lanes):
                             fade = load(faded, column)
-                            for p in range(column, high_v * columns, columns):
-                                sums = shifted(total, base * tall_v)
-                                store(sums, p, load(sums, p) * fade + load(part, p))
+                            for p in range(high_v):
+                                at_p = p * step + column
+                                store(sums, at_p, load(sums, at_p) * fade + load(part, p * columns + column))
             for i in range(0, used, lanes):
                 found = load(seen, i)
                 store(factors, i, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))

@@ -48,6 +48,7 @@ def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like,
     out, lse = likes[:2]
     sizes["stored"] = stored_word((*arrays[:3], out))
     batch, results = tuple(lse.shape[:-1]), dict(zip(WRITTEN, likes, strict=False))
+    sizes["items"] = math.prod(batch) if static.get("sampled", False) else 0
     made = Launch(
         block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, results, sizes, batch, tasks,
         threads_for(int(math.prod(batch) * products)),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, total, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, pack_up_to, padded, rows_at, turned
-from subquad_numpy.codegen.stored import row_of, widen_rows
+from subquad_numpy.codegen.stored import rows_of, widen_rows
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -18,10 +18,26 @@ ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel o
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
-# columns of `met` that count; tiles of rows of an item. Strides in elements from row to row. `stored`: how q, k, v and
-# the output are stored, and to the gradient the one by the output.
+# columns of `met` that count; tiles of rows of an item; the number of items, if the last tiles of all of them are the
+# first tasks, else 0. Strides in elements from row to row. `stored`: how q, k, v and the output are stored, and to the
+# gradient the one by the output.
 SIZES: Fields = dict.fromkeys(
-    ("n", "n_kv", "d", "d_v", "size", "listed", "rounds", "tiles", "q_row", "k_row", "v_row", "met_row", "stored")
+    (
+        "n",
+        "n_kv",
+        "d",
+        "d_v",
+        "size",
+        "listed",
+        "rounds",
+        "tiles",
+        "items",
+        "q_row",
+        "k_row",
+        "v_row",
+        "met_row",
+        "stored",
+    )
 )
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
@@ -85,24 +101,19 @@ def load_limits(f: Any, first: int, count: int, width: int, word: Any, limits: A
 @inline
 def pack_rows(
     x: Any, stored: int, row: int, order: Any, has_order: bool, first: int, count: int, d: int, width: int,
-    panel: int, scale: Any, packed: Any, lanes: int, scratch: Any,
+    scale: Any, packed: Any, lanes: int, scratch: Any,
 ) -> None:  # fmt: skip
-    """Copy rows, times `scale`, into panels (width / panel, d, panel), the last of which may have fewer columns.
+    """Copy rows, times `scale`, into panels of `width` columns, the last of which may have fewer than the others.
 
-    Lanes beyond the last row are 0. `scratch` has room for a row.
+    Lanes beyond the last row are 0. `scratch` has room for the rows.
     """
-    if stored == AS_COMPUTED and not has_order:
-        matrix = turned(rows_at(shifted(x, first * row), row))
-        pack_up_to(matrix, d, count, width, scale, lanes, Panels(packed, d))
-        return
-    for c in range(width):
-        base = c // panel * panel
-        place, columns = base * d + c - base, min(panel, width - base)
-        source = x
-        if c < count:
-            source = row_of(x, stored, at(order, has_order, first + c) * row, d, lanes, scratch)
-        for p in range(d):
-            packed[place + p * columns] = source[p] * scale if c < count else 0
+    if has_order:
+        for c in range(count):
+            widen_rows(x, stored, order[first + c] * row, 0, 1, d, lanes, shifted(scratch, c * d), 0)
+        source, step = scratch, d
+    else:
+        source, step = rows_of(x, stored, first * row, row, count, d, lanes, scratch)
+    pack_up_to(turned(rows_at(source, step)), d, count, width, scale, lanes, Panels(packed, d))
 
 
 @inline
@@ -145,11 +156,30 @@ def visible_keys(f: Any, first: int, count: int, byte: Any) -> int:
 
 @inline
 def sees_tile(f: Any, limits: Any, begin: int, count: int, first: int, many: int) -> bool:
-    """Whether a row of a panel may see one of the keys first … first + many − 1: any, if keys have places."""
+    """Whether one of `count` rows may see one of the keys first … first + many − 1: any, if keys have places."""
     seeing = 1 if f.place != 0 or f.order_k != 0 else 0
     for c in range(begin, begin + count):
         seeing += 1 if -limits.before[c] < first + many and limits.stop[c] > first else 0
     return seeing > 0
+
+
+@inline
+def seeing_columns(f: Any, limits: Any, begin: int, count: int, lanes: int, first: int, many: int) -> tuple[int, int]:
+    """(first column, columns) of a panel without the vectors at its ends of which no row sees the tile."""
+    low, high = begin + count, begin
+    for i in range(begin, begin + count, lanes):
+        if sees_tile(f, limits, i, lanes, first, many):
+            low, high = min(low, i), i + lanes
+    return low, max(high - low, 0)
+
+
+@inline
+def sees_whole_tile(limits: Any, begin: int, lanes: int, first: int, many: int) -> bool:
+    """Whether each row of a vector has all keys first … first + many − 1 in its interval."""
+    missing = 0
+    for c in range(begin, begin + lanes):
+        missing += 1 if -limits.before[c] > first or limits.stop[c] < first + many else 0
+    return missing == 0
 
 
 @inline

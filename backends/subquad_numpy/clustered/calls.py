@@ -14,6 +14,7 @@ from subquad.kernels.balanced_tree import outputs as tree_outputs
 from subquad.kernels.cluster_summaries import outputs_of_members, outputs_of_spread
 from subquad.kernels.clustered_attention import bands_of, outputs
 from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
+from subquad_numpy.runtime.stored import computed, stored_word
 
 Array = np.ndarray[Any, Any]
 NAMES = (
@@ -137,7 +138,8 @@ def summary_work(kernel: str, given: Mapping[str, Any], static: Mapping[str, Any
     (n, d), clusters, size = given["x"].shape[-2:], given["counts"].shape[-1], static["size"]
     tasks, seen = -(-clusters // CLUSTERS), given.get("seen") is not None
     sizes = {"n": n, "d": d, "clusters": clusters, "size": size, "tasks": tasks,
-             "turned": int(static.get("turned", False)), "bands": bands_of(d) if seen else 0}  # fmt: skip
+             "turned": int(static.get("turned", False)), "bands": bands_of(d) if seen else 0,
+             "stored": stored_word((given["x"],))}  # fmt: skip
     passes = {"cluster_members": 2, "cluster_spread": 12 if seen else 3}[kernel]
     return sizes, tasks, float(clusters * size * d * passes)
 
@@ -164,7 +166,9 @@ def _plan_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any], s
     likes, names, (kernel, record) = outputs_of_summary(name, arrays, static), GIVEN[name], kernel_of_summary(name)
     work = summary_work(name, dict(zip(names, arrays, strict=True)), static)
     batch = next(iter(likes.values())).shape[:-2]
-    return _planned((kernel(arrays[0].dtype), record), work, batch, names, arrays, likes, {})
+    dtype = computed(arrays[0].dtype)
+    likes = {of: Like(like.shape, dtype) for of, like in likes.items()}
+    return _planned((kernel(dtype), record), work, batch, names, arrays, likes, {})
 
 
 cluster_members, cluster_spread = (Forms(partial(_plan_summary, name)) for name in GIVEN)

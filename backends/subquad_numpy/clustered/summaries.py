@@ -11,13 +11,15 @@ from subquad.kernels.cluster_summaries import SPREAD_STEPS
 from subquad_numpy.clustered.tree import dot
 from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import load_padded_row
 from subquad_numpy.codegen.matmul import padded
+from subquad_numpy.codegen.stored import pad_rows
 from subquad_numpy.runtime.arguments import Fields, fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 CLUSTERS = 32  # of a task
-# rows, numbers of a row, clusters, places of a cluster, tasks of an item, whether members are columns, bands
-SIZES: Fields = dict.fromkeys(("n", "d", "clusters", "size", "tasks", "turned", "bands"))
+# rows, numbers of a row, clusters, places of a cluster, tasks of an item, whether members are columns, bands, how rows
+# are stored
+SIZES: Fields = dict.fromkeys(("n", "d", "clusters", "size", "tasks", "turned", "bands", "stored"))
 ARRAYS: Fields = {"x": 2, "order": 1, "counts": 1}
 MEMBERS_RECORD = fields(SIZES, ARRAYS, {"members": 2, "means": 2})
 SPREAD_RECORD = fields(SIZES, ARRAYS, {"seen": 2, "sight": 2, "spread": 2})
@@ -44,7 +46,7 @@ def cluster_members_kernel(dtype: np.dtype[Any]) -> Any:
             for c in range(begin, min(begin + CLUSTERS, f.clusters)):
                 out, of_mean = shifted(pointer(f.members, zero), c * size * d), shifted(pointer(f.means, zero), c * d)
                 many = min(max(counts[c], 0), size)
-                read(x, shifted(order, c * size), many, d, wide, lanes, rows, mean)
+                read(x, f.stored, shifted(order, c * size), many, d, wide, lanes, rows, mean)
                 for p in range(d):
                     of_mean[p] = mean[p]
                 if f.turned != 0:
@@ -82,7 +84,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
             begin = task % f.tasks * CLUSTERS
             for c in range(begin, min(begin + CLUSTERS, f.clusters)):
                 many, out = min(max(counts[c], 0), size), shifted(made, c * (d + bands))
-                read(x, shifted(order, c * size), many, d, wide, lanes, far, mean)
+                read(x, f.stored, shifted(order, c * size), many, d, wide, lanes, far, mean)
                 center(far, many, wide, lanes, mean)
                 share = 1 / max(many, 1)
                 for p in range(0, wide, lanes):
@@ -94,7 +96,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                     for p in range(d):
                         out[p] = variance[p]
                     continue
-                read(as_seen, shifted(order, c * size), many, d, wide, lanes, seen, mean)
+                read(as_seen, AS_COMPUTED, shifted(order, c * size), many, d, wide, lanes, seen, mean)
                 center(seen, many, wide, lanes, mean)
                 turn_along(seen, many, wide, lanes, g, along)
                 # Σ g / √(gᵀ Σ g), for along = far g
@@ -122,10 +124,10 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
 
 
 @inline
-def read(x: Any, order: Any, many: int, d: int, wide: int, lanes: int, rows: Any, mean: Any) -> None:
+def read(x: Any, stored: int, order: Any, many: int, d: int, wide: int, lanes: int, rows: Any, mean: Any) -> None:
     """Copy the rows order[0], …, order[many − 1] of x, and their mean."""
     for s in range(many):
-        load_padded_row(x, order[s] * d, d, lanes, shifted(rows, s * wide))
+        pad_rows(x, stored, order[s] * d, 0, 1, d, lanes, shifted(rows, s * wide), wide)
     share = 1 / max(many, 1)
     for p in range(0, wide, lanes):
         along = zeros(rows)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from subquad.backend import PLAIN, Call
+from subquad.backend import Call
+from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_attention import keys_batch
 from subquad_numpy.conditions import fused_features

@@ -1,0 +1,41 @@
+"""The weights of sampled rows: sums of their squares, and keys and values asked for before they are needed."""
+
+from typing import Any, NamedTuple
+
+from subquad_numpy.codegen import apart, load, store
+from subquad_numpy.codegen.stored import prefetch_stored
+from subquad_numpy.codegen.vector_math import exp_negative
+
+
+class Ahead(NamedTuple):
+    """Rows of a matrix that are read next: `step` and `width` in numbers."""
+
+    data: Any
+    stored: int
+    first: int
+    step: int
+    width: int
+
+
+@apart
+def weigh(
+    x: Any, columns: int, many: int, top: Any, fade: Any, seen: Any, twice: Any, parts: int, k: Any, v: Any, lanes: int
+) -> None:
+    """Turn the logits of a vector of rows into weights exp(x − top), and add them and their squares to the sums so far.
+
+    Few rows read all keys and values from memory. Each step asks for lines of the next ones, which so come while the
+    processor computes; asked for all at once, they would be waited for. Of `parts` vectors of rows, each asks for
+    its share of the rows.
+    """
+    along, squares = load(seen, 0) * fade, load(twice, 0) * (fade * fade)
+    for t in range(many):
+        e = exp_negative(load(x, t * columns) - top)
+        store(x, t * columns, e)
+        along, squares = along + e, squares + e * e
+        row, part = t // parts, t % parts * lanes
+        for p in range(part, k.width, parts * lanes):
+            prefetch_stored(k.data, k.stored, k.first + row * k.step + p)
+        for p in range(part, v.width, parts * lanes):
+            prefetch_stored(v.data, v.stored, v.first + row * v.step + p)
+    store(seen, 0, along)
+    store(twice, 0, squares)

@@ -1,0 +1,1 @@
+"""Nyström attention of short sequences in one run."""

@@ -1,0 +1,1 @@
+"""What an output is off at sampled rows, compiled."""

@@ -1,0 +1,87 @@
+"""One kernel for short Nyström attention: the numbers of the kernels that it stands for, and who is chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rows.libraries import relative_error
+
+import subquad
+from subquad.kernels import landmark_attention
+
+pytest.importorskip("llvmlite")
+PARTS = ["softmax_attention", "iterative_pinv"]
+SIZES = [(64, 64, 32, 32, 16), (70, 133, 19, 37, 7), (17, 20, 8, 5, 16), (3, 3, 2, 80, 1), (90, 40, 16, 16, 24)]
+
+
+def _rows(n: int, n_kv: int, d: int, d_v: int, dtype: Any = np.float32) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in ((2, 3, n, d), (3, n_kv, d), (2, 1, n_kv, d_v))]
+
+
+def _both(q: Any, k: Any, v: Any, m: int) -> tuple[Any, Any]:
+    """The output of the one kernel, and that of the kernels it stands for."""
+    static = {"m": m, "iterations": 6, "scale": q.shape[-1] ** -0.5}
+    with np.errstate(all="ignore"):
+        found = landmark_attention(q, k, v, **static, implementation="compiled")
+        return found, landmark_attention.parts(q, k, v, **static)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_are_those_of_the_kernels_that_it_stands_for(sizes: tuple[int, ...], dtype: Any) -> None:
+    q, k, v = _rows(*sizes[:4], dtype)
+    found, expected = _both(q, k, v, sizes[4])
+    assert found.dtype == expected.dtype == dtype
+    assert found.shape == expected.shape
+    assert relative_error(found, expected) < (1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", range(3))
+def test_numbers_that_are_not_finite_reach_the_same_rows(number: float, place: int) -> None:
+    """A query spoils its own row; a key or a value all rows of its item."""
+    arrays = _rows(64, 64, 32, 32)
+    arrays[place][(0, 0, 10, 3)[-arrays[place].ndim :]] = number
+    found, expected = _both(*arrays, 16)
+    assert not np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _chosen(q: Any, k: Any, **options: Any) -> list[str]:
+    given: dict[str, Any] = {"num_landmarks": 8, **options}
+    return [choice.kernel for choice in subquad.explain(subquad.attention, q, k, k, "nystrom", **given).choices]
+
+
+def test_short_calls_take_it_and_others_the_kernels_it_is_made_of() -> None:
+    q, k = np.zeros((2, 40, 8)), np.zeros((2, 50, 8))
+    assert _chosen(q, k) == ["landmark_attention"]
+    assert _chosen(np.zeros((200, 400, 8)), k[0]) == PARTS
+    assert _chosen(q, k, key_mask=np.arange(50) < 45) == PARTS
+    for options in ({"landmarks": "uniform"}, {"landmarks": (q[:, :8], k[:, :8])}, {"query_mask": np.arange(40) < 30}):
+        assert _chosen(q, k, **options) == PARTS
+    assert "landmark_attention" not in _chosen(q, k, pinv="ridge")
+    assert _chosen(q[:, :8], k) == ["softmax_attention"]  # exact attention
+    halves = np.zeros((2, 40, 8), np.float16)
+    assert _chosen(halves, halves) == ["landmark_attention"]
+
+
+def test_recorded_calls_of_pytorch_take_the_kernels_it_is_made_of() -> None:
+    torch = pytest.importorskip("torch")
+    q, k = torch.zeros(2, 40, 8), torch.zeros(2, 50, 8)
+    assert _chosen(q, k) == ["landmark_attention"]
+    assert _chosen(q.requires_grad_(), k) == PARTS
+    learned, plain = (subquad.attention(x, k, k, "nystrom", num_landmarks=8) for x in (q, q.detach()))
+    assert learned.requires_grad
+    assert not plain.requires_grad
+    torch.testing.assert_close(learned.detach(), plain)
+
+
+def test_half_precision_is_read_as_it_is_and_rounded_once() -> None:
+    q, k, v = _rows(70, 133, 19, 37, np.float16)
+    found, _ = _both(q, k, v, 7)
+    expected, _ = _both(*(x.astype(np.float32) for x in (q, k, v)), 7)
+    assert found.dtype == np.float16
+    assert (found == expected.astype(np.float16)).all()
