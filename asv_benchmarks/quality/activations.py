@@ -15,6 +15,7 @@ README = """Real queries, keys and values, float16, of the texts of asv_benchmar
 
 smol_{prose,code}_{tune,report}_l{layer}.npz   SmolLM2-135M: q (9, n, 64), k and v (3, n, 64), query head i reads key
                                                head i // 3; after rotary embedding, scale 1/8, causal
+smol_window{00 to 15}_l{layer}.npz             of sixteen other texts (--windows)
 mini_{tune,report}_l{layer}.npz                MiniLM-L6, prose: q, k, v (12, 16 · 512, 32), bidirectional, scale 1/√32;
                                                16 stretches of 512 tokens in a row, each attended by itself in the model
 """
@@ -42,19 +43,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m asv_benchmarks.quality.activations", description=__doc__)
     parser.add_argument("out", type=Path, metavar="DIR", help="folder for the files")
     parser.add_argument("--n", type=int, default=smollm2.CONTEXT, help="tokens of SmolLM2 (default %(default)s)")
+    parser.add_argument("--layers", default=",".join(map(str, SMOL_LAYERS)), help="of SmolLM2 (default %(default)s)")
+    parser.add_argument(
+        "--windows", action="store_true", help="of sixteen other texts in place of the four, SmolLM2's only"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "README").write_text(README, encoding="utf-8")
+    layers = tuple(map(int, args.layers.split(",")))
+    named = {f"smol_{kind}_{use}": texts.read(kind, use) for kind, use in texts.SOURCES}
+    if args.windows:
+        named = {f"smol_window{i:02}": text for i, text in enumerate(texts.windows())}
+    else:
+        encode(args.out)
+    model = smollm2.SmolLM2()
+    model.layers = max(layers) + 1  # what comes after is not written
+    for name, text in named.items():
+        model.hidden(model.encode(text, args.n), Recorder(args.out, name, layers, smollm2.exact))
+
+
+def encode(out: Path) -> None:
+    """Write the activations of MiniLM."""
     encoder = minilm.MiniLM()
     for use in texts.USES:
-        recorder = Recorder(args.out, f"mini_{use}", tuple(range(minilm.LAYERS)), minilm.exact)
+        recorder = Recorder(out, f"mini_{use}", tuple(range(minilm.LAYERS)), minilm.exact)
         encoder.embed(encoder.chunks(texts.read("prose", use), 16), recorder)
-    model = smollm2.SmolLM2()
-    for kind, use in texts.SOURCES:
-        tokens = model.encode(texts.read(kind, use), args.n)
-        model.hidden(tokens, Recorder(args.out, f"smol_{kind}_{use}", SMOL_LAYERS, smollm2.exact))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,22 @@ SOURCES = {
     ("code", "report"): ("asyncio.base_events",),
 }
 
+# modules of 8192 tokens and more, for sequences beyond what a model was trained on: windows of different texts, joined
+MODULES = ("tarfile", "zipfile", "typing", "inspect", "turtle", "subprocess", "difflib", "enum")
+
 
 def read(kind: str, use: str) -> str:
     """The text of a kind, "prose" or "code", for a use, "tune" or "report"."""
     return "\n\n".join(map(_chapter if kind == "prose" else _module, SOURCES[kind, use]))
+
+
+def windows() -> list[str]:
+    """Sixteen different texts of 8192 tokens and more each: parts of Python's manual, and modules, in turn."""
+    manual = "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    size, found = len(manual) // len(MODULES), []
+    for i, name in enumerate(MODULES):
+        found += [manual[i * size : (i + 1) * size], _module(name)]
+    return found
 
 
 def digest(text: str) -> str:
