@@ -1,8 +1,8 @@
 """`python -m asv_benchmarks.frameworks`: one call on two array libraries, in turn in one process.
 
-A ratio is that of the medians. Without options it is JAX beside NumPy: no other library is loaded, since PyTorch's threads spin on for a while after a call.
-With `--gradients` JAX beside PyTorch, each with the gradients of all arguments, and PyTorch's own forward pass. With
-`--fused` exact attention of NumPy beside PyTorch's fused attention.
+A ratio is that of the medians. Without options it is JAX beside NumPy: no other library is loaded, since PyTorch's
+threads spin on for a while after a call. With `--gradients` JAX beside PyTorch, each with the gradients of all
+arguments, and PyTorch's own forward pass. With `--fused` exact attention of NumPy beside PyTorch's fused attention.
 """
 
 from __future__ import annotations
