@@ -112,7 +112,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     limit = min(stop[row + base + c], clusters) if c < many_rows else 0
                     stops[c] = limit
                     most, least = max(most, limit), min(least, limit) if c < many_rows else least
-                pack_queries(q, row + base, many_rows, d, f.bands, panel, scale, packed, squares)
+                pack_queries(q, row + base, many_rows, d, f.bands, panel, lanes, scale, packed, squares)
                 # groups first, then clusters, of which the rows of the panel weigh some
                 whole = max(0, min(groups, (most - f.always) // f.group))
                 runs = append_run(firsts, runs_of, 0, 0, 0, whole)
@@ -241,20 +241,18 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     multiply_listed(
                         shifted(q, row * d), d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s
                     )
-                    for t in range(together):
-                        r = of_row[i + t]
-                        own_at = float(place[row + r]) if f.place != 0 else 0.0
-                        weigh_members(
-                            shifted(e, t * wide_s), scale, size, many, r, wide_v, lanes, apart, own_at, reach, here,
-                            top, seen, of_members, shifted(acc, r * wide_v),
-                        )  # fmt: skip
-                        if careful:
-                            for s in range(many):
-                                if e[t * wide_s + s] != 0 or abs(apart[s] - own_at) > f.reach:
-                                    add_values(
-                                        shifted(e, t * wide_s + s), 1, shifted(rows_v, s * d_v), d_v, wide_v, lanes,
-                                        shifted(acc, r * wide_v),
-                                    )  # fmt: skip
+                    weigh_members(
+                        e, wide_s, together, these, scale, size, many, wide_v, lanes, apart, place, row, reach, here, top,
+                        seen, of_members, acc,
+                    )  # fmt: skip
+                    for t in range(together if careful else 0):
+                        own_at = place[row + these[t]]
+                        for s in range(many):
+                            if e[t * wide_s + s] != 0 or abs(apart[s] - own_at) > f.reach:
+                                add_values(
+                                    shifted(e, t * wide_s + s), 1, shifted(rows_v, s * d_v), d_v, wide_v, lanes,
+                                    shifted(acc, these[t] * wide_v),
+                                )  # fmt: skip
                     if not careful:
                         add_listed(e, wide_s, these, together, rows_v, d_v, many, wide_v, lanes, nothing, acc, wide_v)
                 begin = end

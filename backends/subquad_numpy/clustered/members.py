@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import at_least, inline, largest, load, spread, store, where_negative, zeros
-from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.codegen import at_least, inline, largest, load, shifted, spread, store, where_negative, zeros
+from subquad_numpy.codegen.side_by_side import exp_negative
+from subquad_numpy.codegen.vector_math import LEAST
 
 
 @inline
@@ -18,41 +19,50 @@ def hide_members(logit: Any, s: int, many: int, here: Any) -> Any:
 
 @inline
 def weigh_members(
-    e: Any, scale: Any, size: int, many: int, r: int, width: int, lanes: int, apart: Any, place: float, reach: float,
-    here: Any, top: Any, before: Any, seen: Any, mine: Any,
+    e: Any, wide: int, together: int, rows: Any, scale: Any, size: int, many: int, width: int, lanes: int, apart: Any,
+    place: Any, row: int, reach: float, here: Any, top: Any, before: Any, seen: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """Turn the products `e` of a row into weights, and rescale its sums to the new largest logit.
+    """Turn the products `e` of the rows of a tile into weights, and rescale sums of rows to their new largest logits.
 
-    The sum of its weights is `before`, plus the lanes of the row's vector in `seen`.
+    The products of a row are `wide` numbers apart from those of the next one; memory for an even number of rows is
+    needed. The sum of the weights of a row is `before`, plus the lanes of the row's vector in `seen`.
 
-    Keys whose place, in `apart`, is at most `reach` from that of the row are hidden; a negative `reach` hides none.
+    Keys whose place, in `apart`, is at most `reach` from that of the row, `row` places on in `place`, are hidden; a
+    negative `reach` hides none.
     """
-    best = LEAST(zeros(e))
-    for s in range(0, size, lanes):
-        logit = load(e, s) * scale
-        if s + lanes > many:
-            logit = hide_members(logit, s, many, here)
-        if reach >= 0:
-            distance = load(apart, s) - place
-            far = where_negative(distance + (reach + 0.5), logit, zeros(e) - INFINITY)
-            logit = where_negative(distance * -1.0 + (reach + 0.5), logit, far)
-        store(e, s, logit)
-        best = at_least(best, logit)
-    old = top[r]
-    new = max(old, largest(best))
-    if new > old:
-        fade = math.exp(old - new)
-        before[r] = before[r] * fade
-        store(seen, r * lanes, load(seen, r * lanes) * fade)
-        for p in range(0, width, lanes):
-            store(mine, p, load(mine, p) * fade)
-        top[r] = new
-    along = load(seen, r * lanes)
-    for s in range(0, size, lanes):
-        weight = exp_negative(load(e, s) - new)
-        store(e, s, weight)
-        along = along + weight
-    store(seen, r * lanes, along)
+    for t in range(together):
+        r, mine, best = rows[t], shifted(e, t * wide), LEAST(zeros(e))
+        for s in range(0, size, lanes):
+            logit = load(mine, s) * scale
+            if s + lanes > many:
+                logit = hide_members(logit, s, many, here)
+            if reach >= 0:
+                distance = load(apart, s) - float(place[row + r])
+                far = where_negative(distance + (reach + 0.5), logit, zeros(e) - INFINITY)
+                logit = where_negative(distance * -1.0 + (reach + 0.5), logit, far)
+            store(mine, s, logit)
+            best = at_least(best, logit)
+        old = top[r]
+        new = max(old, largest(best))
+        if new > old:
+            fade = math.exp(old - new)
+            before[r] = before[r] * fade
+            store(seen, r * lanes, load(seen, r * lanes) * fade)
+            for p in range(r * width, (r + 1) * width, lanes):
+                store(sums, p, load(sums, p) * fade)
+            top[r] = new
+        for s in range(0, size, lanes):
+            store(mine, s, load(mine, s) - new)
+    for s in range(0, together * wide, 2 * lanes):
+        x, y = exp_negative((load(e, s), load(e, s + lanes)))
+        store(e, s, x)
+        store(e, s + lanes, y)
+    for t in range(together):
+        r = rows[t]
+        along = load(seen, r * lanes)
+        for s in range(t * wide, t * wide + size, lanes):
+            along = along + load(e, s)
+        store(seen, r * lanes, along)
 
 
 @inline

@@ -27,15 +27,28 @@ def find_bound(first: int, most: int, opened: int, panel: int, lanes: int, x: An
     group = max(1, (most - first) // (GROUPS * opened))
     for i in range(0, opened * panel, lanes):
         store(largest, i, zeros(x) - INFINITY)
-    for begin in range(first, most, group):
+    for begin in range(first, most, 4 * group):  # four peaks pass the list at once
         for column in range(0, panel, lanes):
-            peak = zeros(x) - INFINITY
-            for t in range(begin, min(begin + group, most)):
-                peak = at_least(peak, load(x, t * panel + column))
+            one = _peak(begin, group, most, panel, column, x)
+            two = _peak(begin + group, group, most, panel, column, x)
+            three = _peak(begin + 2 * group, group, most, panel, column, x)
+            four = _peak(begin + 3 * group, group, most, panel, column, x)
             for r in range(opened):
                 own = load(largest, r * panel + column)
-                store(largest, r * panel + column, at_least(own, peak))
-                peak = at_most(peak, own)
+                own, one = at_least(own, one), at_most(one, own)
+                own, two = at_least(own, two), at_most(two, own)
+                own, three = at_least(own, three), at_most(three, own)
+                own, four = at_least(own, four), at_most(four, own)
+                store(largest, r * panel + column, own)
+
+
+@inline
+def _peak(begin: int, group: int, most: int, panel: int, column: int, x: Any) -> Any:
+    """The largest weights of one group of clusters."""
+    peak = zeros(x) - INFINITY
+    for t in range(begin, min(begin + group, most)):
+        peak = at_least(peak, load(x, t * panel + column))
+    return peak
 
 
 @inline

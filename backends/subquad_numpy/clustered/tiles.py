@@ -13,7 +13,7 @@ from typing import Any
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
 from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
-from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
+from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack_up_to, padded, rows_at, turned
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -39,20 +39,21 @@ ARRAYS: Fields = {
 
 @inline
 def pack_queries(
-    q: Any, first: int, count: int, d: int, bands: int, panel: int, scale: Any, packed: Any, squares: Any
+    q: Any, first: int, count: int, d: int, bands: int, panel: int, lanes: int, scale: Any, packed: Any, squares: Any
 ) -> None:
     """Copy rows, times the scale, into a panel (d, panel), and SPREAD times the sums of their squares over each band.
 
     Lanes without a row are 0.
     """
-    width = -(-d // bands) if bands > 0 else 1
-    for c in range(panel):
-        for b in range(bands):
-            squares[b * panel + c] = 0
-        for p in range(d):
-            value = q[(first + c) * d + p] * scale if c < count else 0
-            packed[p * panel + c] = value
-            squares[p // width * panel + c] = squares[p // width * panel + c] + value * value * SPREAD
+    pack_up_to(turned(rows_at(shifted(q, first * d), d)), d, count, panel, scale, lanes, Panels(packed, d))
+    width = -(-d // bands) if bands > 0 else d
+    for b in range(bands):
+        for column in range(0, panel, lanes):
+            along = zeros(q)
+            for p in range(b * width, min((b + 1) * width, d)):
+                value = load(packed, p * panel + column)
+                along = along + value * value
+            store(squares, b * panel + column, along * SPREAD)
 
 
 @inline

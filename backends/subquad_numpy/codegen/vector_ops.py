@@ -6,7 +6,7 @@ from typing import Any
 from llvmlite import ir
 
 from subquad_numpy.codegen import types
-from subquad_numpy.codegen.blocks import function_of
+from subquad_numpy.codegen.blocks import function_of, lanes_of_vectors
 from subquad_numpy.codegen.vector_type import FUSE, Vector, intrinsic
 
 
@@ -197,10 +197,15 @@ def largest(x: Vector) -> Any:
     """The maximum of the lanes that are not NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        wide = args[0].type
-        letter = "f32" if x.element == types.float32 else "f64"
-        kind = ir.FunctionType(wide.element, [wide])
-        function = function_of(builder.module, kind, f"llvm.vector.reduce.fmax.v{x.lanes}{letter}")
-        return builder.call(function, args)
+        # LLVM's own reduction compares one lane after the other
+        found, half = args[0], x.lanes // 2
+        letter, one = "f32" if x.element == types.float32 else "f64", found.type.element
+        while half:
+            kind = ir.VectorType(one, half)
+            larger = function_of(builder.module, ir.FunctionType(kind, [kind, kind]), f"llvm.maxnum.v{half}{letter}")
+            parts = (lanes_of_vectors(tuple(range(start, start + half))) for start in (0, half))
+            found = builder.call(larger, [builder.shuffle_vector(found, found, part) for part in parts])
+            half //= 2
+        return builder.extract_element(found, ir.Constant(ir.IntType(32), 0))
 
     return x.element(x), codegen
