@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.block_attention.tiles import INFINITY, is_finite, whole_tile
-from subquad_numpy.clustered.members import add_values, has_bad, weigh_members
+from subquad_numpy.clustered.members import add_values, ask_for_part, has_bad, weigh_members
 from subquad_numpy.clustered.runs import append_run, list_clusters
 from subquad_numpy.clustered.selection import choose, collect, find_bound, room_for, search
 from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
@@ -235,8 +235,14 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         apart[s] = order[c * size + s]
                 reach = float(f.reach) if f.place != 0 else -1.0
                 careful = f.place != 0 and has_bad(rows_v, many, d_v)
+                ahead = c + 1  # the next cluster that is read
+                while ahead < clusters - 1 and starts[ahead] == end:
+                    ahead += 1
+                tiles = -(-(end - begin) // TILE_ROWS)
                 for i in range(begin, end, TILE_ROWS):
                     together = min(TILE_ROWS, end - i)
+                    ask_for_part(k, ahead * d * size, d * size, (i - begin) // TILE_ROWS, tiles, lanes)
+                    ask_for_part(v, ahead * size * d_v, size * d_v, (i - begin) // TILE_ROWS, tiles, lanes)
                     these = shifted(of_row, i)
                     multiply_listed(
                         shifted(q, row * d), d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s

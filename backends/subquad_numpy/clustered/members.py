@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import at_least, inline, largest, load, shifted, spread, store, where_negative, zeros
+from subquad_numpy.codegen import at_least, inline, largest, load, prefetch, shifted, spread, store, where_negative, zeros
+from subquad_numpy.codegen.matmul import padded
 from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.vector_math import LEAST
 
@@ -63,6 +64,14 @@ def weigh_members(
         for s in range(t * wide, t * wide + size, lanes):
             along = along + load(e, s)
         store(seen, r * lanes, along)
+
+
+@inline
+def ask_for_part(memory: Any, first: int, count: int, part: int, parts: int, lanes: int) -> None:
+    """Ask for the cache lines of one of the parts of `count` numbers from memory[first] on."""
+    share = padded(-(-count // parts), lanes)
+    for i in range(first + part * share, first + min((part + 1) * share, count), lanes):
+        prefetch(memory, i)
 
 
 @inline
