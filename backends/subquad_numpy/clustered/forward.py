@@ -152,7 +152,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             for t in range(many):
                                 names[t] = t
                         if wanted > 0 and collected[c] <= room_for(wanted, lanes):
-                            many += choose(c, collected[c], wanted, lanes, values, numbers_of, names, many)
+                            many += choose(c, collected[c], wanted, lanes, here, values, numbers_of, names, many)
                         elif wanted > 0:
                             many += search(c, kept, length - begin, wanted, panel, mine, values, names, many)
                         if is_group:

@@ -6,7 +6,18 @@ import math
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import at_least, inline, largest, load, prefetch, shifted, spread, store, where_negative, zeros
+from subquad_numpy.codegen import (
+    at_least,
+    inline,
+    largest,
+    load,
+    prefetch,
+    shifted,
+    spread,
+    store,
+    where_negative,
+    zeros,
+)
 from subquad_numpy.codegen.matmul import padded
 from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.vector_math import LEAST

@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import at_least, at_most, bit_count, inline, load, lowest_bit, signs, store, zeros
+from subquad_numpy.codegen import (
+    at_least,
+    at_most,
+    inline,
+    load,
+    lowest_bit,
+    signs,
+    spread,
+    store,
+    where_negative,
+    zeros,
+)
 from subquad_numpy.codegen.vector_math import LEAST
 
 GROUPS = 4  # groups of clusters for each cluster to be opened
@@ -75,23 +86,31 @@ def collect(
 
 
 @inline
-def choose(c: int, count: int, opened: int, lanes: int, values: Any, names: Any, chosen: Any, begin: int) -> int:
+def choose(
+    c: int, count: int, opened: int, lanes: int, here: Any, values: Any, names: Any, chosen: Any, begin: int
+) -> int:
     """The clusters of the `opened` largest of `count` collected weights of row c, into `chosen`; how many they are.
 
-    Of equal weights the first ones count.
+    Of equal weights the first ones count. `here` counts the lanes.
     """
-    room, many = room_for(opened, lanes), 0
-    for i in range(count):
-        own, rank = values[c * room + i], 0
+    first, many, one, none = c * room_for(opened, lanes), 0, zeros(values) + 1.0, zeros(values)
+    for j in range(0, count, lanes):
+        rank, own = none, load(values, first + j)
         if count > opened:
-            for j in range(0, count, lanes):
-                others = load(values, c * room + j)
-                lower, higher = signs(others - own), signs(others * -1.0 + own)
-                mask = (1 << min(lanes, count - j)) - 1
-                before = (1 << min(max(i - j, 0), lanes)) - 1
-                rank += bit_count(higher & mask) + bit_count(~(lower | higher) & before)
-        if rank < opened:
-            chosen[begin + many] = names[c * room + i]
+            for i in range(j):
+                rank = rank + where_negative(spread(values, first + i) - own, none, one)
+            for i in range(j, min(j + lanes, count)):
+                gap = own - spread(values, first + i)
+                behind = where_negative(
+                    (float(i - j) + 0.5) - load(here, 0), where_negative(gap * -1.0, none, one), none
+                )
+                rank = rank + where_negative(gap, one, behind)
+            for i in range(j + lanes, count):
+                rank = rank + where_negative(own - spread(values, first + i), one, none)
+        kept = signs(rank - (float(opened) - 0.5)) & ((1 << min(lanes, count - j)) - 1)
+        while kept != 0:
+            chosen[begin + many] = names[first + j + lowest_bit(kept)]
+            kept = kept & (kept - 1)
             many += 1
     return many
 

@@ -27,7 +27,6 @@ from subquad_numpy.codegen.vector_ops import (
     add_where_zero,
     at_least,
     at_most,
-    bit_count,
     bits_where_zero,
     fma,
     largest,
@@ -55,7 +54,7 @@ from subquad_numpy.codegen.vector_type import (
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
-    "bit_count", "bits_where_zero", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest",
+    "bits_where_zero", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest",
     "load", "lowest_bit", "masked", "merged", "pointer", "prefetch", "product", "replace_where_zero", "rint", "room",
     "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative", "zeros",
 ]  # fmt: skip

@@ -91,28 +91,16 @@ def signs(x: Vector) -> Any:
     return types.int64(x), codegen
 
 
-def _bit_count(name: str, *flags: bool) -> Callable[..., Any]:
-    # the code generator of an intrinsic of LLVM that counts bits of an integer
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word, *[ir.IntType(1) for _ in flags]])
-        function = function_of(builder.module, kind, f"llvm.{name}.i64")
-        return builder.call(function, [args[0], *[ir.Constant(ir.IntType(1), flag) for flag in flags]])
-
-    return codegen
-
-
 @intrinsic
 def lowest_bit(bits: Any) -> Any:
     """The place of the lowest bit that is set, of an integer other than 0."""
-    return types.int64(types.int64), _bit_count("cttz", True)
 
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word, flag = ir.IntType(64), ir.IntType(1)
+        function = function_of(builder.module, ir.FunctionType(word, [word, flag]), "llvm.cttz.i64")
+        return builder.call(function, [args[0], ir.Constant(flag, True)])
 
-@intrinsic
-def bit_count(bits: Any) -> Any:
-    """How many bits of an integer are set."""
-    return types.int64(types.int64), _bit_count("ctpop")
+    return types.int64(types.int64), codegen
 
 
 def _select_zero(when_zero: Callable[..., Any]) -> Callable[..., Any]:
