@@ -248,8 +248,8 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         shifted(q, row * d), d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s
                     )
                     weigh_members(
-                        e, wide_s, together, these, scale, size, many, wide_v, lanes, apart, place, row, reach, here, top,
-                        seen, of_members, acc,
+                        e, wide_s, together, these, scale, size, many, wide_v, lanes, apart, place, row, reach, here,
+                        top, seen, of_members, acc,
                     )  # fmt: skip
                     for t in range(together if careful else 0):
                         own_at = place[row + these[t]]
