@@ -233,6 +233,7 @@ COMPILED: dict[str, Compiled] = {
             in_float32(selective_scan.scan_backward),
             of_selective_scan.launch,
             of_selective_scan.launch_backward,
+            saves=True,
             unread=frozenset({10, 11}),
             as_stored=frozenset({0, 1, 3, 4, 6}).__contains__,
         ),

@@ -179,18 +179,29 @@ def add_up(sums: Any, index: Any, x: Vector) -> Any:
     return types.none(sums, types.intp, x), codegen
 
 
-@intrinsic
-def prefetch(memory: Any, index: Any) -> Any:
-    """Ask for the cache line of memory[index]; the address may lie outside of the array."""
+def _prefetch(memory: Any, keep: int) -> tuple[Any, Any]:
+    # signature and code of a request for a cache line; `keep` is LLVM's hint: 3 the nearest cache, 2 the second one
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address = _address(context, builder, sig.args[0], *args)
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         function = function_of(builder.module, kind, "llvm.prefetch.p0")
-        read, keep, data = 0, 3, 1
+        read, data = 0, 1
         hints = [ir.Constant(word, hint) for hint in (read, keep, data)]
         builder.call(function, [builder.bitcast(address, byte), *hints])
         return context.get_dummy_value()
 
     return types.none(memory, types.intp), codegen
+
+
+@intrinsic
+def prefetch(memory: Any, index: Any) -> Any:
+    """Ask for the cache line of memory[index]; the address may lie outside of the array."""
+    return _prefetch(memory, 3)
+
+
+@intrinsic
+def prefetch_far(memory: Any, index: Any) -> Any:
+    """`prefetch` into the second-level cache, where the first one is full of what is used before that line."""
+    return _prefetch(memory, 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import add_up, aligned, copy, load, pointer, prefetch, shifted, zeros
+from subquad_numpy.codegen import add_up, aligned, copy, load, pointer, prefetch_far, shifted
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.vector_math import LOG2_E
@@ -33,7 +33,7 @@ from subquad_numpy.selective_scan.layout import (
     resets_of,
     sizes_of,
 )
-from subquad_numpy.selective_scan.notes import NOTES, note_tile, write_step
+from subquad_numpy.selective_scan.notes import NOTES, note_tile, write_tile
 from subquad_numpy.selective_scan.recurrence import find_gaps
 from subquad_numpy.selective_scan.retreat import LEFT, through_tile
 from subquad_numpy.selective_scan.rotate_back import complex_kernel
@@ -181,17 +181,11 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                         now, j = shifted(notes, at - pair), at * d_state
                         if has_saved:
                             for s in range(0, d_state * lanes, lanes):
-                                prefetch(saved, next_place + j + s)
-                        to_bias, to_D = zeros(edge), zeros(edge)
-                        for i in range(length):
-                            row = first_row + i * of_row + at
-                            by_delta, by_D = write_step(
-                                now, i, lanes, row, width - at, edge, load(skip, at), has_z, delta_softplus != 0,
-                                grad_u, grad_delta, grad_z,
-                            )  # fmt: skip
-                            to_bias, to_D = to_bias + by_delta, to_D + by_D
-                        add_up(sum_bias, at, to_bias)
-                        add_up(sum_D, at, to_D)
+                                prefetch_far(saved, next_place + j + s)
+                        write_tile(
+                            now, length, lanes, first_row + at, of_row, width - at, edge, load(skip, at), has_z,
+                            delta_softplus != 0, grad_u, grad_delta, grad_z, shifted(sum_bias, at), shifted(sum_D, at),
+                        )  # fmt: skip
                 if goes_back:
                     for i in range(length):
                         time = n - 1 - start - i if reverse else start + i

@@ -16,19 +16,23 @@ from subquad.kernels.selective_scan import Inputs, widened
 from subquad_numpy.runtime.launch import Launch, Rows, Run
 
 
-def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The outputs of the kernel `selective_scan`, by one launch."""
+def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, save: bool = False) -> tuple[Array, ...]:
+    """The outputs of the kernel `selective_scan`, by one launch; what is saved is the state before each tile."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
-    from subquad_numpy.selective_scan.calls import SMALL, TILE, cut_channels
+    from subquad_numpy.selective_scan.calls import SMALL, TILE, cut_channels, states_of_tiles
     from subquad_numpy.selective_scan.forward import FORWARD_RECORD, forward_kernel
 
     xp, stored = array_namespace(arrays[0]), Inputs(*arrays).u.dtype
     p = _prepared(xp, Inputs(*arrays))
     batch, n, d = p.u.shape
     threads = 1 if math.prod(p.u.shape) * p.A.shape[1] < SMALL else thread_count()
-    block, tasks = cut_channels(batch, _groups(p), d, threads, lanes_of(np.dtype(p.u.dtype)))
+    groups, lanes = _groups(p), lanes_of(np.dtype(p.u.dtype))
+    block, tasks = cut_channels(batch, groups, d, threads, lanes)
     results = {"y": Like(p.u.shape, p.u.dtype), "state": Like((batch, *p.A.shape), p.A.dtype)}
+    if save:
+        shape = states_of_tiles(batch, n, groups, d // groups, p.A.shape[1], lanes)
+        results["checkpoints"] = Like(shape, p.A.dtype)
     made = Launch(
         forward_kernel,
         _kind(p),
@@ -39,7 +43,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
         threads=threads,
     )
     found = run(made, p._asdict())
-    return cast(xp, found["y"], stored), found["state"]
+    return cast(xp, found["y"], stored), found["state"], *((found["checkpoints"],) if save else ())
 
 
 def launch_backward(
@@ -49,7 +53,7 @@ def launch_backward(
     grads: Sequence[Array],
     run: Run,
 ) -> tuple[Array | None, ...]:
-    """The gradients by all inputs, by one launch; the outputs are not read."""
+    """The gradients by all inputs, by one launch, from the states that `launch` has saved; y and state are not read."""
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
     from subquad_numpy.selective_scan.backward import backward_kernel
@@ -80,11 +84,12 @@ def launch_backward(
         _sizes(p, static) | {"block": block, "chunk": n, "tile": TILE},
         tasks=batch * groups * blocks,
         threads=thread_count(),
-        zeros=frozenset(results),
+        zeros=frozenset() if math.prod(p.u.shape) > 0 else frozenset(results),  # else the kernel writes every number
         summed=summed,
     )
     grad_y, grad_state = grads
-    found = run(made, p._asdict() | {"grad_y": cast(xp, grad_y, p.u.dtype), "grad_state": grad_state})
+    given_by = {"grad_y": cast(xp, grad_y, p.u.dtype), "grad_state": grad_state, "checkpoints": outputs[2]}
+    found = run(made, p._asdict() | given_by)
 
     def of(name: str, x: Array) -> Array:
         """The gradient by input x, with the groups and the dtype of x."""

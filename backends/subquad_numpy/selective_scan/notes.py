@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, shifted, split, store, zeros
+from subquad_numpy.codegen import add_up, inline, load, shifted, split, store, zeros
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import Rows, padded_rows_of
 from subquad_numpy.codegen.vector_math import LOG2_E
@@ -62,8 +62,30 @@ def note_tile(
             store(along_B, at, none)
 
 
+@split
+def write_tile(
+    notes: Any, length: int, lanes: int, row: int, row_step: int, count: int, edge: Any, skip: Any, has_z: bool,
+    softplus: bool, grad_u: Any, grad_delta: Any, grad_z: Any, sum_bias: Any, sum_D: Any,
+) -> None:  # fmt: skip
+    """Write the gradients by the inputs of one vector, and add up those by its bias and D."""
+    to_bias, to_D = zeros(notes), zeros(notes)
+    for i in range(length):
+        at = row + i * row_step
+        if count >= lanes:  # no question then for each number that is written
+            by_delta, by_D = _write_step(
+                notes, i, lanes, at, lanes, edge, skip, has_z, softplus, grad_u, grad_delta, grad_z
+            )
+        else:
+            by_delta, by_D = _write_step(
+                notes, i, lanes, at, count, edge, skip, has_z, softplus, grad_u, grad_delta, grad_z
+            )
+        to_bias, to_D = to_bias + by_delta, to_D + by_D
+    add_up(sum_bias, 0, to_bias)
+    add_up(sum_D, 0, to_D)
+
+
 @inline
-def write_step(
+def _write_step(
     notes: Any, i: int, lanes: int, row: int, count: int, edge: Any, skip: Any, has_z: bool, softplus: bool,
     grad_u: Any, grad_delta: Any, grad_z: Any,
 ) -> tuple[Any, Any]:  # fmt: skip

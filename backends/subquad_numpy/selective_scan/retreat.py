@@ -7,7 +7,7 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, prefetch, shifted, split, store, zeros
+from subquad_numpy.codegen import inline, load, masked, merged, prefetch_far, shifted, split, store, zeros
 from subquad_numpy.codegen.stored import Rows
 from subquad_numpy.selective_scan.advance import (
     DRIVE,
@@ -17,8 +17,6 @@ from subquad_numpy.selective_scan.advance import (
     STEP,
     add_out,
     are_moderate,
-    by_decays,
-    by_powers,
     decays_of,
     longest_step,
     powers_of,
@@ -29,7 +27,6 @@ from subquad_numpy.selective_scan.four import (
     add,
     add_over_channels,
     add_up_four,
-    driven,
     keep,
     loaded,
     mapped,
@@ -203,23 +200,31 @@ def _there_and_back(
 def _ask(rows: Rows, i: int, lanes: int, few: bool, two: bool) -> None:
     """Prefetch the end of a vector of row i, or of two."""
     if few:
-        prefetch(rows[0], i * rows[1] + lanes - 1)
+        prefetch_far(rows[0], i * rows[1] + lanes - 1)
         if two:
-            prefetch(rows[0], i * rows[1] + 2 * lanes - 1)
+            prefetch_far(rows[0], i * rows[1] + 2 * lanes - 1)
 
 
 @inline
 def _there(h: Four, a: Four, note: Any, left: Any, b: Four, lanes: int, few: bool, is_even: bool) -> Four:
     """The states after a step from h on; `left` takes h, and decays that are no powers."""
     keep(left, 0, h, lanes, few)
-    drive = driven(load(note, DRIVE * 2 * lanes), b)
+    drive = load(note, DRIVE * 2 * lanes)
     if is_even:
         f, _ = powers_of(note, lanes, few)
-        return by_powers(h, f, load(note, KEPT * 2 * lanes), drive)
-    p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
-    keep(left, AT_ONCE * lanes, p, lanes, few)
-    keep(left, 2 * AT_ONCE * lanes, r, lanes, few)
-    return by_decays(h, p, r, drive)
+        kept = load(note, KEPT * 2 * lanes)
+        k0, k1, k2, k3 = masked(h[0], kept), masked(h[1], kept), masked(h[2], kept), masked(h[3], kept)
+    else:
+        p, f = decays_of(a, load(note, STEP * 2 * lanes), few)
+        keep(left, AT_ONCE * lanes, p, lanes, few)
+        keep(left, 2 * AT_ONCE * lanes, f, lanes, few)
+        k0, k1, k2, k3 = h[0] * p[0], h[1] * p[1], h[2] * p[2], h[3] * p[3]
+        h = k0, k1, k2, k3
+    # Rounded once more than in the forward pass, and one operation less: errors add up over this tile alone.
+    return (
+        f[0] * h[0] + (drive * b[0] + k0), f[1] * h[1] + (drive * b[1] + k1), f[2] * h[2] + (drive * b[2] + k2),
+        f[3] * h[3] + (drive * b[3] + k3),
+    )  # fmt: skip
 
 
 @inline
