@@ -4,7 +4,8 @@ For each head, FAVOR+ and Nyström attention take two products and one exponenti
 queries, and two and one on the side of the keys. Exact attention takes two and one of n × n numbers, and half of these
 where it is causal. A window, BigBird and LSH take them for the pairs that they visit, Linformer for n × m: what hashes
 or pools counts for nothing. The floor is the time that the array library itself needs for these, block by block in
-cache, in the same run.
+cache, in the same run. Each is measured alone: the threads of a library's products spin on for some milliseconds, on
+cores that the method would otherwise have.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def calls(backend: str, method: str, n: int) -> dict[str, harness.Run]:
     return found
 
 
+def measure(found: dict[str, harness.Run], repeat: int) -> dict[str, list[float]]:
+    """The times of the functions of `calls`, each alone."""
+    return harness.interleave(found, repeat, alone=True)
+
+
 def multiple(times: dict[str, list[float]]) -> float:
     """Time of the method divided by the floor, by minimum times: other load on the machine can only add to a time."""
     return min(times["ours"]) / (min(times["products"]) + min(times["exponentials"]))
@@ -104,7 +110,7 @@ def main() -> None:
     table = Table("operator", "products / ms", "exponentials / ms", "ours / ms", "multiple", title=title)
     for method, backend in ((method, backend) for method in WORK for backend in harness.backends()):
         try:
-            times = harness.interleave(calls(backend, method, args.n), args.repeat)
+            times = measure(calls(backend, method, args.n), args.repeat)
         except NotImplementedError:
             continue
         medians = [f"{1e3 * statistics.median(times[x]):.1f}" for x in ("products", "exponentials", "ours")]

@@ -120,7 +120,9 @@ def test_gradient_of_linear_attention(size: tuple[int, ...], dtype: str, mask: s
 
 @pytest.mark.parametrize("mask", ["none", "some", "a head sees nothing"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("size", [(2, 2, 600, 70, 16, 9), (4, 1, 60, 700, 20, 33), (1, 1, 5000, 64, 64, 64)])
+@pytest.mark.parametrize(
+    "size", [(2, 2, 600, 70, 16, 9), (4, 1, 60, 700, 20, 33), (2, 1, 40, 700, 32, 16), (1, 1, 5000, 64, 64, 64)]
+)
 def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: str) -> None:
     heads, shared, n, n_kv, d, d_v = size
     q, k, v, grad = draw(dtype, (heads, n, d), (shared, n_kv, d), (shared, n_kv, d_v), (heads, n, d_v))
@@ -128,6 +130,19 @@ def test_gradient_of_softmax_attention(size: tuple[int, ...], dtype: str, mask: 
     seen = {"none": None, "some": some, "a head sees nothing": some & (np.arange(shared) > 0)[:, None]}[mask]
     got = softmax_gradients(q, k, v, grad, scale=-0.3, key_mask=seen)
     check(got, autograd(lambda *x: softmax(-0.3, seen, *x), [q, k, v], grad), dtype)
+
+
+@pytest.mark.parametrize(("n", "n_kv"), [(600, 40), (40, 600)])
+def test_rows_anywhere_have_the_numbers_of_rows_together(n: int, n_kv: int) -> None:
+    """Heads lie between rows and channels, as a projection leaves them; rows are whole vectors, and so read in place."""
+    q, k, v = draw("float32", (n, 3, 32), (n_kv, 3, 32), (n_kv, 3, 16))
+    (grad,) = draw("float32", (3, n, 16))
+    apart = [x.swapaxes(0, 1) for x in (q, k, v)]
+    together = [x.copy() for x in apart]
+    of_apart, of_together = (softmax_gradients(*x, grad, scale=0.3) for x in (apart, together))
+    outs = [compiled_calls.softmax(*x, scale=0.3) for x in (apart, together)]
+    for got, expected in [*zip(of_apart, of_together, strict=True), outs]:
+        assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize(("shape", "iterations"), [((2, 33, 33), 2), ((3, 20, 20), 6), ((5, 5), 0), ((1, 1, 1), 3)])

@@ -14,6 +14,7 @@ pytest.importorskip("rich")
 from asv_benchmarks import gate, harness, tree
 from asv_benchmarks.gate import Finding, compare
 from asv_benchmarks.harness import ROOT
+from subquad.cli import clock
 
 CASE = {"selective_scan step": gate.cases()["selective_scan step"]}
 PAIRS = 15
@@ -122,3 +123,13 @@ def test_every_case_runs_in_the_working_tree() -> None:
     with tree.process(ROOT, {}) as ask:
         for question in gate.cases().values():
             ask(question)
+
+
+def test_calls_measured_alone_run_once_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call follows a pause and itself, so that it meets neither the threads nor the caches of another one."""
+    done: list[str] = []
+    monkeypatch.setattr(clock.time, "sleep", lambda _: done.append("pause"))
+    calls = {name: lambda name=name: done.append(name) for name in "ab"}
+    times = harness.interleave(calls, 2, alone=True)
+    assert done == [*"ab", "pause", *(2 * ["pause", "a", "a", "pause", "b", "b"])]
+    assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}

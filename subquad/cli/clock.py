@@ -19,12 +19,16 @@ def seconds(call: Callable[[], Any], count: int = 1) -> float:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, *, enough: float = math.inf, least: int = LEAST
-) -> dict[str, list[float]]:
+    calls: Mapping[str, Callable[[], Any]], rounds: int, *, enough: float = math.inf, least: int = LEAST,
+    alone: bool = False,
+) -> dict[str, list[float]]:  # fmt: skip
     """The times of each call in seconds, one for each round, after one call of each that is not timed.
 
     The calls take turns, A B C A B C …, so that the drift of a shared machine reaches all of them. There are `rounds`
     rounds. After `enough` seconds the rounds stop earlier, but not before `least` rounds.
+
+    Calls that are measured `alone` find neither threads of the call before, which spin on the cores that the next one
+    needs, nor its numbers in the caches: each waits until these threads sleep, and runs once before it is timed.
     """
     for call in calls.values():
         call()
@@ -35,5 +39,8 @@ def interleave(
         if done >= least and time.perf_counter() > end:
             break
         for name, call in calls.items():
+            if alone:
+                time.sleep(PAUSE)
+                call()
             times[name].append(seconds(call))
     return times

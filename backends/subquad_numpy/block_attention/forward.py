@@ -126,6 +126,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 store(twice, i, zeros(twice))
             clear(sums_seen, averaged * (width + 1) * wide_v)
             clear(counts, width + 1)
+            is_alone = f.tiles == 1 and listed == 0 and f.place == 0 and f.order_k == 0
             every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0
             for entry in range(max(listed, 1)):
                 begin, end = (low // ROWS * ROWS, high) if f.place == 0 else (0, n_kv)
@@ -170,8 +171,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             counts,
                             edge,
                         )
+                    # few rows read all keys from memory; more rows find them in a cache
+                    asks = f.lse_twice != 0 or (is_alone and j + KEYS < end)
                     active, done = 0, 0  # vectors of rows that see a key of the tile
-                    for i in range(0, used if f.lse_twice != 0 else 0, lanes):
+                    for i in range(0, used if asks else 0, lanes):
                         active += 1 if is_whole or sees_tile(f, limits, i, lanes, j, many) else 0
                     for start in range(0, used, panel):
                         step = min(panel, used - start)
@@ -210,7 +213,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             fade = exp_negative(old - new)
                             store(top, i, new)
                             store(faded, column, fade)
-                            if f.lse_twice != 0:
+                            if asks:
                                 here = j + KEYS + done * -(-KEYS // active)
                                 weigh(
                                     shifted(x, column), columns, many, new, fade, shifted(seen, i), shifted(twice, i),

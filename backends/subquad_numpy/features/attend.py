@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.codegen import cut, inline, load, pointer, replace_where_zero, room, spread, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, replace_where_zero, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
@@ -34,6 +34,7 @@ from subquad_numpy.features.blocks import (
 )
 from subquad_numpy.features.phi import ELU, MAPS
 from subquad_numpy.runtime.arguments import fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS = 8 * TILE_ROWS  # rows of a block: their exponents for 256 features take 64 kB
 
@@ -51,27 +52,40 @@ class Reading(NamedTuple):
 
 @inline
 def read_rows(
-    q: Any, q_as: int, row: int, stop: int, queries: Any, state: Any, numerator: Any, m: int, out: Any, out_as: int,
-    d_v: int, reading: Any, scratch: Any, lanes: int, phi: int,
+    q: Any, q_as: int, row: int, stop: int, n: int, has_center: bool, queries: Any, state: Any, numerator: Any, m: int,
+    out: Any, out_as: int, d_v: int, reading: Any, scratch: Any, lanes: int, phi: int,
 ) -> None:  # fmt: skip
-    """Write the output of the queries from `row` to `stop`, which read `state` and its numerator, packed in panels."""
-    seen, result, d_out, width = reading.seen, reading.result, padded(d_v, lanes), queries.width
+    """Write the output of the queries from `row` to `stop` of n, which read `state` and its numerator, in panels.
+
+    Queries are read where they lie and products are written where they belong, if that can be: memory is then waited
+    for while products are computed, and not by a copy.
+    """
+    seen, d_out, width, y, start = reading.seen, padded(d_v, lanes), queries.width, reading.phi_q, state.start
+    nothing = rows_at(scratch.nothing, 0)
     for first in range(row, stop, ROWS):
         count = min(ROWS, stop - first)
         whole = padded(count, TILE_ROWS)
-        query_exponents(q, q_as, first, count, queries, state.start, reading.phi_q, scratch, lanes, phi)
-        query_features(reading.phi_q, count, state, width, lanes, phi, seen, reading.level, result)
-        nothing, product = rows_at(scratch.nothing, 0), rows_at(result, d_out)
-        multiply(reading.phi_q, whole, numerator, m, d_out, lanes, nothing, product)
+        if phi != ELU and q_as == AS_COMPUTED and not has_center and first + whole <= n:
+            own = rows_at(shifted(q.data, first * q.row), q.row)
+            multiply(own, whole, queries.packed, queries.d, width, lanes, rows_at(start, 0), y)
+        else:
+            query_exponents(q, q_as, first, count, queries, start, y, scratch, lanes, phi)
+        query_features(y, count, state, width, lanes, phi, seen, reading.level, reading.result)
         for r in range(0, count, lanes):
             found = load(seen, r)
             # where the state has no key, the row is 0, and stays 0
             store(seen, r, replace_where_zero(found, (zeros(seen) + 1.0) / found, found))
+        fits = out_as == AS_COMPUTED and d_v == d_out and count == whole
+        product = shifted(out, first * d_v) if fits else reading.result
+        multiply(y, whole, numerator, m, d_out, lanes, nothing, rows_at(product, d_out))
         for r in range(count):
             factor = spread(seen, r)
             for j in range(0, d_v, lanes):
-                value = load(result, r * d_out + j) * factor
-                store_stored_part(out, out_as, (first + r) * d_v + j, value, d_v - j, lanes, scratch.edge)
+                value = load(product, r * d_out + j) * factor
+                if fits:
+                    store(product, r * d_out + j, value)
+                else:
+                    store_stored_part(out, out_as, (first + r) * d_v + j, value, d_v - j, lanes, scratch.edge)
 
 
 @cache
@@ -114,8 +128,8 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
             row = task % chunks * chunk
             read_rows(
-                rows_at(q, q_row), q_as, row, min(n, row + chunk), queries, state, numerator, m, out, out_as,
-                d_v, reading, scratch, lanes, phi,
+                rows_at(q, q_row), q_as, row, min(n, row + chunk), n, f.center != 0, queries, state, numerator, m,
+                out, out_as, d_v, reading, scratch, lanes, phi,
             )  # fmt: skip
         return DONE
 

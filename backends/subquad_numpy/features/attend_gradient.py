@@ -103,6 +103,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 for i in range(0, width, lanes):
                     into_panels(kv_turned, d_v, i, width, load(k_sum, i), lanes)
             queries = Side(d, center, numbers, directions, width)
+            is_whole = phi != ELU and f.center == 0 and d == d_in
             clear(by_kv, stride * d_out)
             clear(by_W, stride * d_in)
             clear(by_sum, stride)
@@ -111,12 +112,21 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             for row in range(task % chunks * chunk, stop, ROWS):
                 count = min(ROWS, stop - row)
                 whole = padded(count, TILE_ROWS)
-                query_exponents(rows_at(q, q_row), AS_COMPUTED, row, count, queries, start, phi_q, scratch, lanes, phi)
+                # rows in whole tiles and vectors are read where they lie, and their gradients written where they belong
+                fits = is_whole and count == whole
+                here, step = rows, d
+                if fits:
+                    here, step = shifted(q, row * q_row), q_row
+                    multiply(rows_at(here, step), whole, directions, d, width, lanes, rows_at(start, 0), phi_q)
+                else:
+                    query_exponents(
+                        rows_at(q, q_row), AS_COMPUTED, row, count, queries, start, phi_q, scratch, lanes, phi
+                    )  # fmt: skip
                 query_features(phi_q, count, state, width, lanes, phi, seen, level, result)
                 for r in range(count):
                     if has_W:
                         for p in range(0, d, lanes):
-                            x = load_part(rows, r * d + p, d - p, lanes, edge)
+                            x = load_part(here, r * step + p, d - p, lanes, edge)
                             into_panels(q_panels, r, p, d_in, x, lanes)
                     inverse = one / seen[r] if seen[r] != 0 else zero
                     along = zeros(rows)
@@ -141,6 +151,9 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 add_product(turned(phi_q), height, g_panels, count, kv_gradient, part, nothing, lanes)
                 if phi == ELU:
                     store_rows(shifted(grad_q, row * d), count, d, by_phi, lanes, edge)
+                elif fits:
+                    target = rows_at(shifted(grad_q, row * d), d)
+                    multiply(by_phi, whole, directions_turned, m, d_in, lanes, zero_row, target)
                 else:
                     multiply(by_phi, whole, directions_turned, m, d_in, lanes, zero_row, product)
                     store_rows(shifted(grad_q, row * d), count, d, product, lanes, edge)

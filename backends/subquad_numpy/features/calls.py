@@ -37,7 +37,7 @@ New = Callable[[tuple[int, ...], Any], Array]
 Planned = Callable[[Arrays, New, Any], tuple[tuple[Array, ...], Any] | None]  # see `runtime.arguments.Forms`
 
 SUMMARY_CHUNK, MAX_CHUNKS = 4096, 16  # minimum keys of a task of `summarize`; maximum chunks, whose sums take memory
-READING_CHUNK = 1024  # queries of a task of `attend`
+READING_CHUNK = 512  # queries of a task of `attend`
 TILE = 8  # queries that fill a tile
 SMALL_KEYS, QUERIES = 512, 256  # maximum keys whose values stay in cache; maximum features of a task of `summarize`
 
@@ -212,7 +212,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
 
 
 def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:
-    """`softmax_attention`; for a gradient, where one side is small, by features: see `is_by_tiles`."""
+    """`softmax_attention`; where one side is small, perhaps by features: see `is_by_tiles`."""
     q, k, v, key_mask = arrays
     scale, dtype = static["scale"], q.dtype
     n, n_kv, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
@@ -266,14 +266,15 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
 
 
 def is_by_tiles(n: int, n_kv: int, static: Mapping[str, Any], save: bool) -> bool:
-    """Whether softmax attention goes by the tiles of block attention, and not by features, whose gradient is faster.
+    """Whether softmax attention goes by the tiles of block attention, and not by features.
 
-    For a gradient, small numbers of rows or keys go by features. One query would fill one lane of a vector: it reads
-    many keys by products of the library.
+    Queries of a small number of keys go by features, which turn no rows: with 64 keys that takes two thirds of the time
+    of tiles. For a gradient, small numbers of rows go by features too. One query would fill one lane of a vector: it
+    reads many keys by products of the library.
     """
     if static.get("visible") is not None:
         return True
-    return n > SMALL_KEYS < n_kv if save else n > 1 or n_kv <= SMALL_KEYS
+    return n > SMALL_KEYS < n_kv if save else n > 1 and not (n >= 2 * TILE and is_by_keys(n, n_kv))
 
 
 def is_by_keys(n: int, n_kv: int) -> bool:

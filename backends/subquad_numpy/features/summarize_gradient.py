@@ -90,6 +90,7 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             k_row, v_row, mask = f.x_row, f.v_row, pointer(f.mask, np.uint8(0))
             grad_k, grad_v = pointer(f.grad_k, zero), pointer(f.grad_v, zero)
             factor, half_scale = numbers[0], numbers[1]
+            is_whole = phi != ELU and f.mask == 0 and f.center == 0 and half_scale == 0 and d == d_in and d_v == d_out
             if packed_for != item:
                 packed_for = item
                 load_center(f, d, lanes, center, zero)
@@ -110,20 +111,30 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 count, row = visible_rows(mask, f.mask != 0, row, stop, ROWS, places)
                 if count == 0:
                     break
-                key_exponents(rows_at(k, k_row), AS_COMPUTED, places, count, keys, phi_k, scratch, lanes, phi)
-                for r in range(count):
-                    for p in range(0, 0 if phi == ELU else d, lanes):
-                        x = load_part(rows, r * depth + p, d - p, lanes, edge)
-                        store(by_k, r * d_in + p, x)
-                        if has_W:
-                            into_panels(block, r, p, d_in, x, lanes)
-                    for j in range(0, d_v, lanes):
-                        value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
-                        store_part(values, r * d_v + j, value, d_v - j, lanes, edge)
                 whole = padded(count, TILE_ROWS)
-                for i in range(count * d_v, whole * d_v):
-                    values[i] = 0
-                multiply(rows_at(values, d_v), whole, kv_turned, d_v, width, lanes, rows_at(by_sum, 0), by_phi)
+                # rows in whole tiles and vectors are read where they lie, and their gradients written where they belong
+                fits = is_whole and count == whole
+                here_k, here_v, step_v = shifted(k, places[0] * k_row), values, d_v
+                if fits:
+                    here_v, step_v = shifted(v, places[0] * v_row), v_row
+                    multiply(rows_at(here_k, k_row), whole, directions, d, width, lanes, zero_row, phi_k)
+                    for r in range(count if has_W else 0):
+                        for p in range(0, d, lanes):
+                            into_panels(block, r, p, d_in, load(here_k, r * k_row + p), lanes)
+                else:
+                    key_exponents(rows_at(k, k_row), AS_COMPUTED, places, count, keys, phi_k, scratch, lanes, phi)
+                    for r in range(count):
+                        for p in range(0, 0 if phi == ELU else d, lanes):
+                            x = load_part(rows, r * depth + p, d - p, lanes, edge)
+                            store(by_k, r * d_in + p, x)
+                            if has_W:
+                                into_panels(block, r, p, d_in, x, lanes)
+                        for j in range(0, d_v, lanes):
+                            value = load_part(v, places[r] * v_row + j, d_v - j, lanes, edge)
+                            store_part(values, r * d_v + j, value, d_v - j, lanes, edge)
+                    for i in range(count * d_v, whole * d_v):
+                        values[i] = 0
+                multiply(rows_at(here_v, step_v), whole, kv_turned, d_v, width, lanes, rows_at(by_sum, 0), by_phi)
                 for r in range(count):
                     sum_phi = zeros(rows)
                     for i in range(0, width, lanes):
@@ -133,15 +144,21 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         store(y, r * stride + i, times_value(e, exponent, phi))
                         store(by_y, r * stride + i, change * factor if phi == ELU else change)
                         sum_phi = sum_phi + change
-                    if phi != ELU:
+                    if phi != ELU and not fits:
                         edge[0] = -2 * half_scale * total(sum_phi)
                         norm = spread(edge, 0)
                         for p in range(0, d, lanes):
                             store(by_k, r * d_in + p, load(by_k, r * d_in + p) * norm)
-                multiply(phi_k, whole, kv_panels, m, d_out, lanes, zero_row, v_gradient)
-                if phi != ELU:
-                    multiply(by_phi, whole, directions_turned, m, d_in, lanes, k_gradient, k_gradient)
-                for r in range(count):
+                if fits:
+                    by_rows = rows_at(shifted(grad_v, places[0] * d_v), d_v)
+                    multiply(phi_k, whole, kv_panels, m, d_out, lanes, zero_row, by_rows)
+                    by_rows = rows_at(shifted(grad_k, places[0] * d), d)
+                    multiply(by_phi, whole, directions_turned, m, d_in, lanes, zero_row, by_rows)
+                else:
+                    multiply(phi_k, whole, kv_panels, m, d_out, lanes, zero_row, v_gradient)
+                    if phi != ELU:
+                        multiply(by_phi, whole, directions_turned, m, d_in, lanes, k_gradient, k_gradient)
+                for r in range(0 if fits else count):
                     by_row = rows_at(shifted(by_y, r * stride) if phi == ELU else shifted(by_k, r * d_in), 0)
                     store_rows(shifted(grad_k, places[r] * d), 1, d, by_row, lanes, edge)
                     by_value = rows_at(shifted(by_v, r * d_out), 0)

@@ -107,7 +107,8 @@ def whole_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             q, out = rows_at(pointer(f.q_x, zero), f.q_x_row), pointer(f.out, zero)
             queries = Side(d, q_center, q_numbers, q_directions, width)
             read_rows(
-                q, q_as, 0, n_q, queries, state, numerator, m, out, out_as, d_v, reading, scratch, lanes, phi,
+                q, q_as, 0, n_q, n_q, f.q_center != 0, queries, state, numerator, m, out, out_as, d_v, reading,
+                scratch, lanes, phi,
             )  # fmt: skip
         return DONE
 

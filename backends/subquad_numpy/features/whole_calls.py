@@ -12,13 +12,13 @@ from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_attention import keys_batch
 from subquad_numpy.conditions import fused_features
-from subquad_numpy.features.calls import QUERIES, READING_CHUNK, SUMMARY_CHUNK, New
+from subquad_numpy.features.calls import QUERIES, SUMMARY_CHUNK, New
 from subquad_numpy.features.operand import Rows, keys_of, operand_from, queries_of
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fix_rows, fixed, row_step, straight
 from subquad_numpy.runtime.stored import stored_word, widest
 
 Array = np.ndarray[Any, Any]
-MOST_KEYS = 2 * SUMMARY_CHUNK - 1  # more are summed up by several tasks
+MOST_QUERIES, MOST_KEYS = 1024, 2 * SUMMARY_CHUNK - 1  # more are read, or summed up, by several tasks
 
 
 def of_one_task(call: Call) -> str | None:
@@ -30,8 +30,8 @@ def of_one_task(call: Call) -> str | None:
     if call.conditions != PLAIN:
         return "calls that are recorded, traced or transformed go by the kernels that it is made of"
     m, _ = phi.sizes(k.shape[-1], *weights)
-    if q.shape[-2] > READING_CHUNK or k.shape[-2] > MOST_KEYS or m > QUERIES:
-        return f"it is for at most {READING_CHUNK} queries, {MOST_KEYS} keys and {QUERIES} features"
+    if q.shape[-2] > MOST_QUERIES or k.shape[-2] > MOST_KEYS or m > QUERIES:
+        return f"it is for at most {MOST_QUERIES} queries, {MOST_KEYS} keys and {QUERIES} features"
     kept = keys_batch(phi, weights, k, v, call.key_mask)
     batch = broadcast_batch(q=q.shape[:-2], state=kept, center=phi.batch(*weights))
     return None if tuple(kept) == tuple(batch) else "queries of several items read the same keys"
