@@ -162,6 +162,28 @@ def test_kernel_follows_its_definition() -> None:
         assert np.isclose(lse[i], np.log(total) if terms else -np.inf)
 
 
+@pytest.mark.parametrize("opened", [2, 16, 60])
+def test_means_that_are_not_finite_are_opened_within_the_room_of_a_row(opened: int) -> None:
+    """NaN compares with nothing: neither it nor what is ranked beside it may take more than `opened` places."""
+    rng = np.random.default_rng(0)
+    n, clusters = 256, 240
+    q, k, v = (rng.standard_normal((x, D)) for x in (n, clusters, clusters))
+    q[:, 0], k[:, 0] = 1, np.linspace(0, 9, clusters)
+    k[120::2] = np.nan
+    stop = np.where(np.arange(n) % 2 == 0, 120, clusters).astype(np.int32)
+
+    def attend(k: np.ndarray, implementation: str) -> np.ndarray:
+        spread, counts = np.zeros((clusters, D + bands_of(D))), np.ones(clusters, dtype=np.int32)
+        given = q, k.reshape(-1, 1), v, None, k, spread, v, counts, None, None, None, stop, *[None] * 4
+        return clustered_attention(*given, scale=1.0, opened=opened, implementation=implementation)[0]
+
+    clean = attend(np.where(np.isnan(k), 0.0, k), "generic")
+    for implementation in ("generic", "compiled"):
+        out = attend(k, implementation)
+        assert relative_error(out[::2], clean[::2]) < 1e-13
+        assert np.all(np.isnan(out[1::2]))
+
+
 @both_forms
 def test_error_falls_with_opened_clusters_on_real_keys(causal: bool) -> None:
     q, k, v = sample()

@@ -65,7 +65,7 @@ def collect(
 def choose(c: int, count: int, opened: int, lanes: int, values: Any, names: Any, chosen: Any, begin: int) -> int:
     """The clusters of the `opened` largest of `count` collected weights of row c, into `chosen`; how many they are.
 
-    Of equal weights the first ones count.
+    Of equal weights the first ones count. NaN has no rank: a row that has some may open any clusters, but never more.
     """
     room, many = room_for(opened, lanes), 0
     for i in range(count):
@@ -77,7 +77,7 @@ def choose(c: int, count: int, opened: int, lanes: int, values: Any, names: Any,
                 mask = (1 << min(lanes, count - j)) - 1
                 before = (1 << min(max(i - j, 0), lanes)) - 1
                 rank += bit_count(higher & mask) + bit_count(~(lower | higher) & before)
-        if rank < opened:
+        if rank < opened and many < opened:
             chosen[begin + many] = names[c * room + i]
             many += 1
     return many
