@@ -24,6 +24,7 @@ from subquad.attention.cluster_spans import span_of
 from subquad.attention.key_clusters import spread_of
 from subquad.cli.inputs import read_npz, read_sample
 from subquad.core import loading
+from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.clustered_attention import band_sums, bands_of, clustered_attention
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -89,6 +90,35 @@ def test_outputs_are_convex_combinations(options: dict[str, Any], causal: bool) 
         low, high = v.min(axis=-2, keepdims=True), v.max(axis=-2, keepdims=True)
         room = 1e-12 * np.abs(v).max()
         assert np.all((out >= low - room) & (out <= high + room))
+
+
+@pytest.mark.parametrize("implementation", ["generic", "compiled"])
+@pytest.mark.parametrize("exponent", [-100, -30, 10, 20, 60, 120])
+def test_clusters_do_not_depend_on_the_unit_of_keys(exponent: int, implementation: str) -> None:
+    """A power of two changes no digit, and the sixth powers that the search for a direction takes do not overflow."""
+    rng = np.random.default_rng(0)
+    x, sketch = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 100, D), (D, 32)))
+    orders = [balanced_tree(y, sketch, size=4, implementation=implementation) for y in (x, x * 2.0**exponent)]
+    assert np.array_equal(*orders)
+    assert not np.array_equal(np.sort(orders[0][0]), orders[0][0])
+
+
+@both_forms
+@pytest.mark.parametrize("options", [SMALL | {"opened": 0}, SMALL, GROUPED], ids=("closed", "opened", "grouped"))
+@pytest.mark.parametrize("implementation", ["generic", "auto"])
+@pytest.mark.parametrize("size", [1e9, 1e18, 1e19, 1e36])
+def test_large_logits_have_finite_weights(
+    size: float, implementation: str, options: dict[str, Any], causal: bool
+) -> None:
+    """Also where the square of a logit, of a query, or of a key is beyond the range of the dtype."""
+    q, k, v = (x.astype(np.float32) for x in drawn())
+    k[..., 0] = 0  # no spread in a channel: 0 · ∞ is NaN
+    large = np.float32(size)
+    with np.errstate(all="ignore"):
+        for given in ((q * large, k / 64, v), (q / 64, k * large, v), (q * large**0.5, k * large**0.5, v)):
+            out = attend(*given, causal=causal, implementation=implementation, **options)
+            assert np.all(out <= v.max(axis=-2, keepdims=True) + 1e-5)
+            assert np.all(out >= v.min(axis=-2, keepdims=True) - 1e-5)
 
 
 @both_forms

@@ -112,7 +112,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     limit = min(stop[row + base + c], clusters) if c < many_rows else 0
                     stops[c] = limit
                     most, least = max(most, limit), min(least, limit) if c < many_rows else least
-                pack_queries(q, row + base, many_rows, d, f.bands, panel, scale, packed, squares)
+                pack_queries(q, row + base, many_rows, d, f.bands, panel, scale, packed, squares, lanes)
                 # groups first, then clusters, of which the rows of the panel weigh some
                 whole = max(0, min(groups, (most - f.always) // f.group))
                 runs = append_run(firsts, runs_of, 0, 0, 0, whole)

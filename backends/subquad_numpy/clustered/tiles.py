@@ -12,8 +12,9 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import at_least, at_most, inline, load, pointer, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at
+from subquad_numpy.codegen.vector_math import MOST
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -39,7 +40,7 @@ ARRAYS: Fields = {
 
 @inline
 def pack_queries(
-    q: Any, first: int, count: int, d: int, bands: int, panel: int, scale: Any, packed: Any, squares: Any
+    q: Any, first: int, count: int, d: int, bands: int, panel: int, scale: Any, packed: Any, squares: Any, lanes: int
 ) -> None:
     """Copy rows, times the scale, into a panel (d, panel), and SPREAD times the sums of their squares over each band.
 
@@ -53,6 +54,15 @@ def pack_queries(
             value = q[(first + c) * d + p] * scale if c < count else 0
             packed[p * panel + c] = value
             squares[p // width * panel + c] = squares[p // width * panel + c] + value * value * SPREAD
+    bound(squares, bands * panel, lanes)
+
+
+@inline
+def bound(x: Any, size: int, lanes: int) -> None:
+    """`subquad.kernels.max_shift.bounded` of numbers, in place; their number is a multiple of the lanes."""
+    for i in range(0, size, lanes):
+        own = load(x, i)
+        store(x, i, at_least(at_most(own, MOST(own)), MOST(own) * -1.0))
 
 
 @inline
@@ -76,6 +86,7 @@ def weigh(
         store(x, i, along * along * SPREAD)
     of_bands = rows_at(shifted(a.data, d), a.row)
     multiply(of_bands, rows, Panels(squares, f.bands), f.bands, panel, lanes, target, target)
+    bound(x, many * panel, lanes)
     a = whole_tile(means, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
     multiply(a, rows, Panels(packed, d), d, panel, lanes, target, target)
     for t in range(many):
