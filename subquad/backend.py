@@ -42,16 +42,12 @@ class Backend:
     loops_any_length : bool
         Whether programs leave lengths open, down to parts of an array that have no rows; `fold_blocks` can then record
         a loop over any number of rows.
-    reduces_empty : bool
-        Whether reductions of arrays without an element work. Where they do not, the output of attention that has no
-        element is made without a kernel.
     """
 
     library: ClassVar[str] = ""
     overrides: ClassVar[tuple[Override, ...]] = ()
     fills_in_place: ClassVar[bool] = False
     loops_any_length: ClassVar[bool] = False
-    reduces_empty: ClassVar[bool] = True
 
     def namespace(self, array: Array) -> ModuleType:
         """Return the array namespace of an array; TypeError if it is none.

@@ -24,6 +24,7 @@ from subquad.attention.cluster_spans import span_of
 from subquad.attention.key_clusters import spread_of
 from subquad.cli.inputs import read_npz, read_sample
 from subquad.core import loading
+from subquad.kernels.balanced_tree import balanced_tree
 from subquad.kernels.clustered_attention import band_sums, bands_of, clustered_attention
 
 MINILM = Path(__file__).with_name("data") / "minilm.npz"
@@ -89,6 +90,35 @@ def test_outputs_are_convex_combinations(options: dict[str, Any], causal: bool) 
         low, high = v.min(axis=-2, keepdims=True), v.max(axis=-2, keepdims=True)
         room = 1e-12 * np.abs(v).max()
         assert np.all((out >= low - room) & (out <= high + room))
+
+
+@pytest.mark.parametrize("implementation", ["generic", "compiled"])
+@pytest.mark.parametrize("exponent", [-100, -30, 10, 20, 60, 120])
+def test_clusters_do_not_depend_on_the_unit_of_keys(exponent: int, implementation: str) -> None:
+    """A power of two changes no digit, and the sixth powers that the search for a direction takes do not overflow."""
+    rng = np.random.default_rng(0)
+    x, sketch = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 100, D), (D, 32)))
+    orders = [balanced_tree(y, sketch, size=4, implementation=implementation) for y in (x, x * 2.0**exponent)]
+    assert np.array_equal(*orders)
+    assert not np.array_equal(np.sort(orders[0][0]), orders[0][0])
+
+
+@both_forms
+@pytest.mark.parametrize("options", [SMALL | {"opened": 0}, SMALL, GROUPED], ids=("closed", "opened", "grouped"))
+@pytest.mark.parametrize("implementation", ["generic", "auto"])
+@pytest.mark.parametrize("size", [1e9, 1e18, 1e19, 1e36])
+def test_large_logits_have_finite_weights(
+    size: float, implementation: str, options: dict[str, Any], causal: bool
+) -> None:
+    """Also where the square of a logit, of a query, or of a key is beyond the range of the dtype."""
+    q, k, v = (x.astype(np.float32) for x in drawn())
+    k[..., 0] = 0  # no spread in a channel: 0 · ∞ is NaN
+    large = np.float32(size)
+    with np.errstate(all="ignore"):
+        for given in ((q * large, k / 64, v), (q / 64, k * large, v), (q * large**0.5, k * large**0.5, v)):
+            out = attend(*given, causal=causal, implementation=implementation, **options)
+            assert np.all(out <= v.max(axis=-2, keepdims=True) + 1e-5)
+            assert np.all(out >= v.min(axis=-2, keepdims=True) - 1e-5)
 
 
 @both_forms
@@ -160,6 +190,28 @@ def test_kernel_follows_its_definition() -> None:
         expected = sum((np.exp(w) * y for w, y in terms), np.zeros(D)) / (total or 1)
         assert np.allclose(out[i], expected, rtol=0, atol=1e-13)
         assert np.isclose(lse[i], np.log(total) if terms else -np.inf)
+
+
+@pytest.mark.parametrize("opened", [2, 16, 60])
+def test_means_that_are_not_finite_are_opened_within_the_room_of_a_row(opened: int) -> None:
+    """NaN compares with nothing: neither it nor what is ranked beside it may take more than `opened` places."""
+    rng = np.random.default_rng(0)
+    n, clusters = 256, 240
+    q, k, v = (rng.standard_normal((x, D)) for x in (n, clusters, clusters))
+    q[:, 0], k[:, 0] = 1, np.linspace(0, 9, clusters)
+    k[120::2] = np.nan
+    stop = np.where(np.arange(n) % 2 == 0, 120, clusters).astype(np.int32)
+
+    def attend(k: np.ndarray, implementation: str) -> np.ndarray:
+        spread, counts = np.zeros((clusters, D + bands_of(D))), np.ones(clusters, dtype=np.int32)
+        given = q, k.reshape(-1, 1), v, None, k, spread, v, counts, None, None, None, stop, *[None] * 4
+        return clustered_attention(*given, scale=1.0, opened=opened, implementation=implementation)[0]
+
+    clean = attend(np.where(np.isnan(k), 0.0, k), "generic")
+    for implementation in ("generic", "compiled"):
+        out = attend(k, implementation)
+        assert relative_error(out[::2], clean[::2]) < 1e-13
+        assert np.all(np.isnan(out[1::2]))
 
 
 @both_forms

@@ -160,3 +160,25 @@ def test_grouped_heads_without_an_element() -> None:
     q, k = (chunked(np.zeros(shape, np.float32), shape) for shape in ((0, 4, 40, 8), (0, 2, 40, 8)))
     out = subquad.attention(q, k, k, "exact").compute()
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 2)], ids=str)
+def test_attention_of_an_empty_batch_with_restrictions(batch: tuple[int, ...]) -> None:
+    """Each reduction, reshape and constant takes an array without an element, so any path through a method does."""
+    q, k, v = (np.zeros((*batch, 8, width)) for width in (4, 4, 3))
+    given: dict[str, dict[str, Any]] = {
+        "softcap": {"softcap": 3.0}, "lse": {"return_lse": True}, "bias": {"bias": np.zeros((8, 8))},
+        "mask": {"mask": np.ones((8, 8), dtype=bool)}, "segments": {"segments": np.arange(8) // 4},
+        "visible": {"visible": np.arange(8) + 1}, "sinks": {"sinks": np.zeros(batch[-1:])},
+    }  # fmt: skip
+    taken = {"exact": list(given), "window": ["lse", "segments", "visible"], "clustered": ["lse"]}
+    for method, names in taken.items():
+        for options in (given[name] for name in names):
+            want = subquad.attention(q, k, v, method, **options)
+            lazy = {name: chunked(x, x.shape) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+            got = subquad.attention(*(chunked(x, x.shape) for x in (q, k, v)), method, **lazy)
+            for one, two in zip(got, want, strict=True) if "return_lse" in options else [(got, want)]:
+                assert np.asarray(one).shape == two.shape
+    for method in subquad.METHODS:
+        got = subquad.attention(*(chunked(x, x.shape) for x in (q, k, v)), method)
+        assert np.asarray(got).shape == v.shape

@@ -247,3 +247,14 @@ def test_no_private_name_crosses_a_package_border() -> None:
 def test_a_private_name_is_seen(code: str) -> None:
     assert len(private_names(ast.parse(code), "tests")) == 1
     assert not private_names(ast.parse("from subquad import __main__, attention\nattention.__name__"), "tests")
+
+
+def test_bounds_have_the_names_of_the_standard() -> None:
+    """Of `clip`, in every namespace that has its own, also of libraries that are not installed."""
+    found = 0
+    for file in (ROOT / "backends").glob("*/array_api.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "clip":
+                assert [argument.arg for argument in node.args.args][-2:] == ["min", "max"], file
+                found += 1
+    assert found >= 4

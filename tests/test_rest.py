@@ -48,6 +48,21 @@ def test_is_exact_where_the_keys_of_a_cluster_are_equal(name: str, causal: bool)
 
 
 @forms
+@pytest.mark.parametrize("size", [1e18, 1e19, 1e36])
+def test_large_logits_have_finite_weights(name: str, causal: bool, size: float) -> None:
+    """Also where the square of a logit, of a query, or of a key is beyond the range of the dtype."""
+    q, k, v, _ = drawn()
+    q, k, v = (x.astype(np.float32) for x in (q, k, v))
+    k[..., 0] = 0  # no spread in a channel: 0 · ∞ is NaN
+    large = np.float32(size)
+    with np.errstate(all="ignore"):
+        for given in ((q * large, k / 64, v), (q / 64, k * large, v)):
+            out = subquad.attention(*given, causal=causal, rest="centroids", **METHODS[name])
+            assert np.all(out <= v.max(axis=-2, keepdims=True) + 1e-5)
+            assert np.all(out >= v.min(axis=-2, keepdims=True) - 1e-5)
+
+
+@forms
 def test_every_key_counts_once(name: str, causal: bool) -> None:
     """To queries of 0 all keys are alike: a block or chunk of keys weighs as much as it has visible keys."""
     q, k, _, mask = drawn()

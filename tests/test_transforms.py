@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from interpreter import python
 from rows.libraries import Jax, relative_error, tolerance
-from rows.methods import Case, D, Row, named, rows
+from rows.methods import MAIN, Case, D, Row, named, rows
 from rows.scans import Scan, scans
 
 import subquad
@@ -143,7 +143,7 @@ def test_torch_compile_cold() -> None:
     python(COLD)
 
 
-@rows(ROUTES)
+@rows(MAIN)
 def test_torch_vmap(torch: Any, row: Row) -> None:
     q, k, v, mask = inputs(torch)
     function = row.call(causal=row.causal)

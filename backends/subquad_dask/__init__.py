@@ -18,7 +18,6 @@ class DaskBackend(ChunkedBackend):
 
     library = "dask"
     _blocks, overrides = BLOCKS, overrides(BLOCKS)
-    reduces_empty = False  # `max` over an axis that has elements raises too, where another one has none
 
     def namespace(self, array: Array) -> ModuleType:
         return array_api if isinstance(array, da.Array) else super().namespace(array)

@@ -142,9 +142,9 @@ def _number(find: Any, x: mx.array, axis: int | None, keepdims: Any) -> mx.array
     return find(x, axis=axis, keepdims=keepdims).astype(int32)
 
 
-def clip(x: mx.array, least: Any = None, most: Any = None) -> mx.array:
+def clip(x: mx.array, min: Any = None, max: Any = None) -> mx.array:  # noqa: A002, F811  names of the standard
     """The entries within bounds."""
-    return mx.clip(x, least, most)
+    return mx.clip(x, min, max)
 
 
 def cumulative_sum(x: mx.array, *, axis: int, dtype: mx.Dtype | None = None) -> mx.array:

@@ -280,9 +280,9 @@ def _larger(function: Any, node: Any, a: Any, b: Any) -> Any:
     return graph(function(scalar(a), scalar(b)))
 
 
-def clip(x: Any, least: Any = None, most: Any = None) -> Any:
+def clip(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002  names of the standard
     """The entries within bounds."""
-    return graph(ndx.clip(x, scalar(least), scalar(most)))
+    return graph(ndx.clip(x, scalar(min), scalar(max)))
 
 
 def broadcast_arrays(*arrays: Any) -> list[Any]:

@@ -196,10 +196,10 @@ def minimum(x: Any, y: Any) -> Any:
     return _wide(paddle.minimum)(*_alike(x, y))
 
 
-def clip(x: Any, least: Any = None, most: Any = None) -> Any:
+def clip(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002  names of the standard
     """The entries within bounds."""
-    x = x if least is None else maximum(x, least)
-    return x if most is None else minimum(x, most)
+    x = x if min is None else maximum(x, min)
+    return x if max is None else minimum(x, max)
 
 
 def logaddexp(x: Any, y: Any) -> Any:

@@ -279,10 +279,10 @@ def _reduced(function: Any) -> Any:
 all, any, max, min, mean = map(_reduced, (tf.reduce_all, tf.reduce_any, tf.reduce_max, tf.reduce_min, tf.reduce_mean))  # noqa: A001
 
 
-def clip(x: tf.Tensor, least: Any = None, most: Any = None) -> tf.Tensor:
+def clip(x: tf.Tensor, min: Any = None, max: Any = None) -> tf.Tensor:  # noqa: A002  names of the standard
     """The entries within bounds."""
-    x = x if least is None else tf.maximum(*_alike(x, least))
-    return x if most is None else tf.minimum(*_alike(x, most))
+    x = x if min is None else tf.maximum(*_alike(x, min))
+    return x if max is None else tf.minimum(*_alike(x, max))
 
 
 def logaddexp(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

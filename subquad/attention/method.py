@@ -148,17 +148,10 @@ class Method:
             return call.leave(self._evaluate(call))
         with call.computing():
             if is_plain:
-                return call.leave(self._evaluate(call) if call.arrangement.backend.reduces_empty else self._some(call))
+                return call.leave(self._evaluate(call))
             given = {"segments": segments, "visible": visible, "mask": mask, "bias": bias, "softcap": softcap}
             given = {name: x for name, x in (given | {"sinks": sinks}).items() if x is not None}
             return self._evaluate_restricted(call, given, check_flag("return_lse", return_lse))
-
-    def _some(self, call: AttentionCall) -> Array:
-        """The output; without computing where it has no element."""
-        shape = (*call.batch(), call.q.shape[-2], call.v.shape[-1])
-        if 0 not in shape:
-            return self._evaluate(call)
-        return call.xp.zeros(shape, dtype=call.arrangement.out_dtype, device=place_of(call.q))
 
     def summarize(self, k: Array, v: Array, /, *, key_mask: Array | None = None, scale: float | None = None) -> State:
         """Sum up a chunk of keys and values in a state, which `attend` reads and `merge` and `step` continue.

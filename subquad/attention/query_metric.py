@@ -73,7 +73,8 @@ def query_metric(xp: ModuleType, moment: Array) -> Array:
     d = moment.shape[-1]
     identity = xp.eye(d, dtype=moment.dtype, device=place_of(moment))
     trace = xp.sum(moment * identity, axis=(-2, -1), keepdims=True)
-    usable = (trace > 0) & xp.all(xp.isfinite(moment), axis=(-2, -1), keepdims=True)
+    finite = xp.isfinite(trace) & xp.all(xp.isfinite(moment), axis=(-2, -1), keepdims=True)
+    usable = (trace > 0) & finite
     moment = xp.where(usable, moment / xp.where(usable, trace, 1.0), identity / d)
     values, vectors = decomposition(xp, "eigh", moment, "take another method than clustered")(moment)
     least = SMALLEST * values[..., -1:]

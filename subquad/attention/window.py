@@ -325,13 +325,18 @@ def _by_residue(xp: ModuleType, x: Array, step: int) -> Array:
         zeros = xp.zeros((*x.shape[:-2], lacking, x.shape[-1]), dtype=x.dtype, device=place_of(x))
         x = xp.concat([zeros, x], axis=-2)
     x = xp.reshape(x, (*x.shape[:-2], x.shape[-2] // step, step, x.shape[-1]))
-    return xp.moveaxis(x, -2, -3)
+    return _swapped(xp, x)
 
 
 def _joined(xp: ModuleType, x: Array) -> Array:
     """The rows of all residues in their order, the inverse of `_by_residue` but for the zeros."""
-    x = xp.moveaxis(x, -3, -2)
+    x = _swapped(xp, x)
     return xp.reshape(x, (*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1]))
+
+
+def _swapped(xp: ModuleType, x: Array) -> Array:
+    """The axes −3 and −2 swapped, not by `moveaxis`, which PyTorch's `vmap` does not know."""
+    return xp.permute_dims(x, (*range(x.ndim - 3), x.ndim - 2, x.ndim - 3, x.ndim - 1))
 
 
 def _places(call: AttentionCall, mask: Array) -> tuple[Array | None, Any]:

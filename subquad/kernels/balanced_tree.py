@@ -66,6 +66,8 @@ def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
     """The order (..., rows) that puts the lower half of each set first; x is (..., rows, d), `seen` (..., rows, 1)."""
     half = x.shape[-2] // 2
     x = (x - _mean(xp, x, seen)) * seen
+    size = xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
+    x = x / xp.where(size > 0, size, 1.0)  # a step of power iteration takes sixth powers, which must not overflow
     far = xp.argmax(xp.sum((x @ sketch) ** 2, axis=-1, keepdims=True), axis=-2, keepdims=True)
     direction = xp.matrix_transpose(xp.take_along_axis(x, far, axis=-2))
     for _ in range(POWER_STEPS):

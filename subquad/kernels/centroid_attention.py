@@ -22,7 +22,7 @@ from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import as_blocks, batch_of, met
 from subquad.kernels.clustered_attention import SPREAD
-from subquad.kernels.max_shift import divide_or_zero, finite_shift
+from subquad.kernels.max_shift import bounded, divide_or_zero, finite_shift
 
 FEWEST = 16  # rows that a block is not cut below
 
@@ -120,7 +120,8 @@ def centroid_attention(
         q = q * scale
         left = left_of(tuple(others), listed)
         seen = left > 0 if place is None else (left > 0) & (ends <= place)
-        weight = q @ across + SPREAD * ((q * q) @ variances) + xp.log(xp.where(seen, left, 1.0))
+        variance = bounded(xp, SPREAD * (bounded(xp, q * q) @ variances))
+        weight = q @ across + variance + xp.log(xp.where(seen, left, 1.0))
         weight = xp.where(seen, weight, -math.inf)
         shift = finite_shift(xp, xp.max(weight, axis=-1, keepdims=True))
         weight = xp.exp(weight - shift)

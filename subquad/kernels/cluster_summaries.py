@@ -19,6 +19,7 @@ from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.clustered_attention import band_sums, bands_of
+from subquad.kernels.max_shift import bounded
 
 SPREAD_STEPS = 2  # of power iteration, towards the direction in which the rows of a cluster spread most
 
@@ -82,7 +83,7 @@ def cluster_spread(
     def spread(order: Array, counts: Array, sight: Array | None = None) -> tuple[Array]:
         far, share = _around_mean(xp, x, order, counts, size)
         if seen is None or sight is None:
-            return (xp.sum(far * far * share, axis=-2),)
+            return (bounded(xp, xp.sum(far * far * share, axis=-2)),)
         return (spread_of(xp, far, share, _around_mean(xp, seen, order, counts, size)[0], sight),)
 
     return _by_clusters(xp, spread, order, counts, sight, x, size)[0]
@@ -109,7 +110,10 @@ def spread_of(xp: ModuleType, far: Array, share: Array, seen: Array, sight: Arra
     some = total > 0
     root = xp.where(some, xp.where(some, total, 1.0) ** -0.5, 0.0)
     u = (xp.sum(share * along * far, axis=-2, keepdims=True) * root)[..., 0, :]
-    left = band_sums(xp, (xp.sum(share * far * far, axis=-2) - u * u) * sight) / band_sums(xp, sight)
+    rest_of_channels = bounded(xp, xp.sum(share * far * far, axis=-2)) - bounded(xp, u * u)
+    left = xp.clip(
+        band_sums(xp, rest_of_channels * sight) / band_sums(xp, sight), min=0.0
+    )  # by rounding it may be below
     return xp.concat([u, left if rest is None else left + rest], axis=-1)
 
 

@@ -26,7 +26,7 @@ from subquad.core.gather import gather_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import batch_of, join
-from subquad.kernels.max_shift import divide_or_zero, finite_shift
+from subquad.kernels.max_shift import bounded, divide_or_zero, finite_shift
 
 SPREAD = 0.25  # weight of the variance of s q·k in w
 BANDS = 4  # runs of channels, at most, in which what u leaves of the variance is the same for all
@@ -196,8 +196,8 @@ class Centroids(NamedTuple):
         """The weights w (..., n, C) of clusters that have keys left and are visible, −∞ of others."""
         d = q.shape[-1]
         along, bands = (xp.matrix_transpose(x) for x in (self.spread[..., :d], self.spread[..., d:]))
-        variance = (q @ along) ** 2 + band_sums(xp, q * q) @ bands
-        logits = q @ xp.matrix_transpose(self.means) + SPREAD * variance
+        variance = (q @ along) ** 2 + bounded(xp, band_sums(xp, q * q)) @ bands
+        logits = q @ xp.matrix_transpose(self.means) + bounded(xp, SPREAD * variance)
         logits = xp.where(self.finite_keys, logits, math.nan)
         seen = (left > 0) & visible
         return xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)

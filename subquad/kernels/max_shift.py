@@ -24,3 +24,12 @@ def rescale(xp: ModuleType, old: Array, new: Array) -> Array:
 def divide_or_zero(xp: ModuleType, numerator: Array, denominator: Array) -> Array:
     """numerator / denominator, and 0 where the denominator is 0: the row sees no key, or its weights cancel."""
     return numerator / xp.where(denominator == 0, math.inf, denominator)
+
+
+def bounded(xp: ModuleType, x: Array) -> Array:
+    """x within a 64th of the range of its dtype, so that sums with it are finite; NaN stays NaN.
+
+    For squares of logits, which overflow long before logits do.
+    """
+    most = float(xp.finfo(x.dtype).max) / 64
+    return xp.clip(x, -most, most)

@@ -91,7 +91,8 @@ def choose(
 ) -> int:
     """The clusters of the `opened` largest of `count` collected weights of row c, into `chosen`; how many they are.
 
-    Of equal weights the first ones count. `here` counts the lanes.
+    Of equal weights the first ones count. NaN has no rank: a row that has some may open any clusters, but never more.
+    `here` counts the lanes.
     """
     first, many, one, none = c * room_for(opened, lanes), 0, zeros(values) + 1.0, zeros(values)
     for j in range(0, count, lanes):
@@ -108,7 +109,7 @@ def choose(
             for i in range(j + lanes, count):
                 rank = rank + where_negative(own - spread(values, first + i), one, none)
         kept = signs(rank - (float(opened) - 0.5)) & ((1 << min(lanes, count - j)) - 1)
-        while kept != 0:
+        while kept != 0 and many < opened:
             chosen[begin + many] = names[first + j + lowest_bit(kept)]
             kept = kept & (kept - 1)
             many += 1

@@ -9,10 +9,11 @@ import numpy as np
 
 from subquad.kernels.cluster_summaries import SPREAD_STEPS
 from subquad_numpy.clustered.tree import dot
-from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, zeros
+from subquad_numpy.codegen import at_most, cut, inline, load, pointer, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.matmul import padded
 from subquad_numpy.codegen.stored import pad_rows
+from subquad_numpy.codegen.vector_math import MOST
 from subquad_numpy.runtime.arguments import Fields, fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -73,9 +74,9 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
         f = records[0]
         d, size, bands = f.d, f.size, f.bands
         wide = padded(d, lanes)
-        sizes = (size * wide, size * wide, wide, wide, wide, wide, size)
+        sizes = (size * wide, size * wide, wide, wide, wide, wide, wide, size)
         buffer = np.empty(room(sizes), kind)
-        far, seen, mean, g, u, variance, along = cut(buffer, sizes)
+        far, seen, mean, g, u, squared, variance, along = cut(buffer, sizes)
         width = -(-d // bands) if bands > 0 else d
         for task in range(first, last):
             f = records[task // f.tasks]
@@ -91,7 +92,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                     squares = zeros(far)
                     for s in range(many):
                         squares = squares + load(far, s * wide + p) * load(far, s * wide + p)
-                    store(variance, p, squares * share)
+                    store(variance, p, at_most(squares * share, MOST(squares)))
                 if bands == 0:
                     for p in range(d):
                         out[p] = variance[p]
@@ -112,12 +113,14 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                     add_rows(far, along, many, wide, lanes, u)
                 for p in range(d):
                     out[p] = u[p]
+                for p in range(0, wide, lanes):
+                    store(squared, p, at_most(load(u, p) * load(u, p), MOST(load(u, p))))
                 for b in range(bands):
                     left, weight = 0.0, 0.0
                     for p in range(b * width, min((b + 1) * width, d)):
-                        left += (variance[p] - u[p] * u[p]) * sight[c * d + p]
+                        left += (variance[p] - squared[p]) * sight[c * d + p]
                         weight += sight[c * d + p]
-                    out[d + b] = left / weight
+                    out[d + b] = 0.0 if left < 0 else left / weight
         return DONE
 
     return spread_of

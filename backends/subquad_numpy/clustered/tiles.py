@@ -12,8 +12,9 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import at_least, at_most, inline, load, pointer, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack_up_to, padded, rows_at, turned
+from subquad_numpy.codegen.vector_math import MOST
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -54,6 +55,15 @@ def pack_queries(
                 value = load(packed, p * panel + column)
                 along = along + value * value
             store(squares, b * panel + column, along * SPREAD)
+    bound(squares, bands * panel, lanes)
+
+
+@inline
+def bound(x: Any, size: int, lanes: int) -> None:
+    """`subquad.kernels.max_shift.bounded` of numbers, in place; their number is a multiple of the lanes."""
+    for i in range(0, size, lanes):
+        own = load(x, i)
+        store(x, i, at_least(at_most(own, MOST(own)), MOST(own) * -1.0))
 
 
 @inline
@@ -77,6 +87,7 @@ def weigh(
         store(x, i, along * along * SPREAD)
     of_bands = rows_at(shifted(a.data, d), a.row)
     multiply(of_bands, rows, Panels(squares, f.bands), f.bands, panel, lanes, target, target)
+    bound(x, many * panel, lanes)
     a = whole_tile(means, AS_COMPUTED, d, nothing, False, first, many, d, count, False, lanes, own)
     multiply(a, rows, Panels(packed, d), d, panel, lanes, target, target)
     for t in range(many):

@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
-from subquad_numpy.codegen import cut, inline, load, pointer, room, spread, store, total, zeros
+from subquad_numpy.codegen import (
+    absolute,
+    at_least,
+    cut,
+    inline,
+    largest,
+    load,
+    pointer,
+    room,
+    spread,
+    store,
+    total,
+    zeros,
+)
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
@@ -98,14 +111,23 @@ def split(
     share = 1 / many
     sum_rows(x, order, begin, 0, many, wide, lanes, mean)
     sum_rows(projected, order, begin, 0, many, columns, lanes, middle)
-    best, far = -1.0, 0
+    most = zeros(x)
     for i in range(many):
         row = order[begin + i]
         for p in range(0, wide, lanes):
-            store(y, i * wide + p, load(x, row * wide + p) - load(mean, p) * share)
+            rest = load(x, row * wide + p) - load(mean, p) * share
+            store(y, i * wide + p, rest)
+            most = at_least(most, absolute(rest))
+    size = largest(most)
+    size = size if size > 0 else size * 0 + 1
+    best, far = -1.0, 0
+    for i in range(many):
+        row = order[begin + i]
+        for p in range(0, wide, lanes):  # a step of power iteration takes sixth powers, which must not overflow
+            store(y, i * wide + p, load(y, i * wide + p) / size)
         along = zeros(x)
         for p in range(0, columns, lanes):
-            part = load(projected, row * columns + p) - load(middle, p) * share
+            part = (load(projected, row * columns + p) - load(middle, p) * share) / size
             along = along + part * part
         length = total(along)
         if length > best:
