@@ -130,7 +130,7 @@ COMPILED: dict[str, Compiled] = {
                 also=some_key,
             ),
             features.softmax,
-            in_float32(gradients.softmax_backward),
+            gradients.softmax_backward,
             of_features.launch_softmax,
             launches.launch_softmax_backward,
             broadcasts=True,
@@ -266,6 +266,12 @@ COMPILED: dict[str, Compiled] = {
             of_outer_scan.launch_backward,
             unread=frozenset({9, 10}),
             as_stored=_first(5),
+        ),
+        Compiled(
+            "gated_outer_scan",
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=some_step),
+            outer_scan.scan,
+            as_stored=frozenset({0, 1, 2, 3, 4, 9}).__contains__,
         ),
         Compiled(
             "project",

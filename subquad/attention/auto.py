@@ -27,6 +27,7 @@ from subquad.attention.grouped_heads import Heads
 from subquad.attention.method import Method
 from subquad.backend import Array
 from subquad.core.checks import check_count, check_positive, check_seed
+from subquad.core.dtypes import cast
 from subquad.core.kernel import computing_for_real, is_listening, note
 from subquad.registry import METHODS, register
 
@@ -189,6 +190,9 @@ class Auto(Method):
             check_bytes(call, self._rule(), numbers_in(plan))
         return self._run(call, plan)
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return True
+
     def _rule(self) -> Rule:
         return Rule(self.rungs, self.tolerance, self.rows, self.seed, self.max_bytes, self.max_time, self.crossover)
 
@@ -203,7 +207,9 @@ class Auto(Method):
             method = self.rungs[plan]
             if call.causal and method.causal is not True:
                 raise NotImplementedError(method.causal)
-            return call.leave_rows(method._evaluate(call), call.q.shape[-2])
+            given = call if method._reads_half() else call.widened()
+            out = cast(call.xp, method._evaluate(given), call.arrangement.out_dtype)
+            return call.leave_rows(out, call.q.shape[-2])
         axis, parts = plan
         outs = [self._run(call.items(axis, start, stop), part) for start, stop, part in parts]
         return call.xp.concat(outs, axis=axis - 1)

@@ -114,7 +114,7 @@ def _faster(call: AttentionCall, rule: Rule) -> tuple[Crossover | None, list[Run
     if isinstance(table, int):
         return None, [Rung(rule.rungs.index(x), x, math.nan) for x in usable], ""
     if table is None:
-        table = known_crossover(call.q, usable, causal=call.causal)
+        table = known_crossover(call.like, usable, causal=call.causal)
     timed = [Rung(rule.rungs.index(x), x, table.ratio(x, n)) for x in usable]
     ladder = sorted((rung for rung in timed if rung.ratio < 1), key=lambda rung: rung.ratio)
     return table, ladder, "" if ladder else f"at n = {n}, no other method is faster on this machine"
@@ -143,7 +143,7 @@ def _affordable(
     if rule.max_time is not None:
         n, heads = min(call.q.shape[-2], call.k.shape[-2]), max(1, math.prod(call.batch()))
         if table is None:
-            table = known_crossover(call.q, _usable(call, rule), causal=call.causal)
+            table = known_crossover(call.like, _usable(call, rule), causal=call.causal)
         seconds = heads * table.exact_seconds(n, call.q.shape[-1], call.v.shape[-1])
         is_fast = seconds <= rule.max_time
         fast = [rung for rung in ladder if seconds * rung.ratio <= rule.max_time]
@@ -160,7 +160,7 @@ def check_bytes(call: AttentionCall, rule: Rule, numbers: Sequence[int]) -> None
     assert rule.max_bytes is not None
     needs = max(_bytes(call, rule, rule.rungs[number], chosen_from=0) for number in numbers)
     if len(set(numbers)) > 1:  # parts of the output are joined
-        width = call.xp.finfo(call.q.dtype).bits // 8
+        width = call.xp.finfo(call.arrangement.compute).bits // 8
         needs += width * math.prod(call.batch()) * call.q.shape[-2] * call.v.shape[-1]
     if needs > rule.max_bytes:
         told = f"takes up to {needs:.0f} bytes" if math.isfinite(needs) else "does not say how much it takes"
@@ -174,7 +174,7 @@ def _bytes(call: AttentionCall, rule: Rule, method: Method, *, chosen_from: int)
     if own is None:
         return math.inf
     heads, n, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.q.shape[-2], call.k.shape[-2:], call.v.shape[-1]
-    width = call.xp.finfo(call.q.dtype).bits // 8
+    width = call.xp.finfo(call.arrangement.compute).bits // 8
     if is_half(call.xp, call.arrangement.out_dtype):  # computed in copies
         own += width * heads * (n * (d + d_v) + n_kv * (d + d_v))
     if not chosen_from:
@@ -201,7 +201,7 @@ def _outputs(call: AttentionCall, known: Sample, rung: Rung, ladder: Sequence[Ru
     """The outputs at the sampled rows of a rung, and of all others that differ in `opened` alone."""
     on_rows = getattr(rung.method, "on_rows", None)
     if on_rows is None:
-        return {rung.place: call.xp.take(rung.method._evaluate(call), known.numbers, axis=-2)}
+        return {rung.place: call.xp.take(rung.method._evaluate(call.widened()), known.numbers, axis=-2)}
     kin = [other for other in ladder if family(other.method) == family(rung.method)]
     out = on_rows(
         call.q, call.k, call.v, known.numbers, causal=call.causal, key_mask=call.key_mask, scale=call.scale,

@@ -44,6 +44,7 @@ from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
+from subquad.core.dtypes import cast
 from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
@@ -239,7 +240,10 @@ class Clustered(Method):
         array, shape (..., len(opened), r, d_v)
             The outputs, in the compute dtype.
         """
-        call = enter(None, {"q": q, "k": k, "v": v}, key_mask=key_mask, causal=causal, scale=scale, owner=self)
+        arrays = {"q": q, "k": k, "v": v}
+        call = enter(None, arrays, key_mask=key_mask, causal=causal, scale=scale, owner=self, as_stored=True)
+        if not call.arrangement.backend.may_fill(q, k, v):
+            call = call.widened()
         return self._within(call)._read_rows(call, rows, opened)
 
     def _read_rows(self, call: AttentionCall, rows: Array, opened: tuple[int, ...]) -> Array:
@@ -251,7 +255,8 @@ class Clustered(Method):
             if begin == end:
                 continue
             some, near = rows[begin:end], self._near_keys(call, part)
-            q_some, of_some = xp.take(call.q, some, axis=-2), xp.take(place, some, axis=-1)
+            q_some = cast(xp, xp.take(call.q, some, axis=-2), call.arrangement.compute)
+            of_some = xp.take(place, some, axis=-1)
             found.append(
                 [replace(self, opened=count)._read(near, own, part, q_some, of_some, None)[0] for count in opened]
             )

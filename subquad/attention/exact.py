@@ -58,6 +58,9 @@ class Exact(Method):
     def _runs_alone(self) -> bool:
         return True
 
+    def _reads_half(self, *, streaming: bool = False) -> bool:
+        return True
+
     def _evaluate(self, call: AttentionCall) -> Array:
         is_last = call.arrangement.backend.holds(call.q.shape[-2] == 1)  # one query stands at the end and sees all keys
         return call.run(
@@ -70,10 +73,12 @@ class Exact(Method):
         heads, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.k.shape[-2:], call.v.shape[-1]
         block = max(BLOCK_ELEMENTS, 64 * heads * MANY_KEYS)
         copies = (0 if call.key_mask is None else 2) + call.causal  # of k and v, which some libraries make
-        return (8 * block + copies * heads * n_kv * (d + d_v)) * (call.xp.finfo(call.q.dtype).bits // 8)
+        return (8 * block + copies * heads * n_kv * (d + d_v)) * (call.xp.finfo(call.arrangement.compute).bits // 8)
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
         xp, given = call.xp, call.restrictions
+        if given.sinks is not None:  # an output that is changed must not be rounded before
+            call = call.widened()
         _, start, stop = sight_of(call)
         hidden = None, None, None, None, None
         out, lse = block_attention(

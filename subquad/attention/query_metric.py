@@ -22,7 +22,7 @@ from subquad.core.shapes import broadcast_batch
 
 POWER = 0.25
 SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
-AT_ONCE = 2**18  # numbers of half precision that are widened at once, or those of one item
+AT_ONCE = 2**17  # numbers of half precision that are widened at once, or those of one item
 
 
 class ChunkMetrics(NamedTuple):

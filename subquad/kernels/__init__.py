@@ -12,6 +12,7 @@ from subquad.kernels.clustered_attention import clustered_attention
 from subquad.kernels.delta_scan import delta_scan
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.feature_whole import feature_whole
+from subquad.kernels.gated_outer_scan import gated_outer_scan
 from subquad.kernels.hashed_attention import hashed_attention
 from subquad.kernels.hashed_order import hashed_order
 from subquad.kernels.iterative_pinv import iterative_pinv
@@ -40,6 +41,7 @@ __all__ = [
     "feature_step",
     "feature_summarize",
     "feature_whole",
+    "gated_outer_scan",
     "hashed_attention",
     "hashed_order",
     "iterative_pinv",

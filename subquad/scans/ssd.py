@@ -17,6 +17,7 @@ from subquad.core.checks import check_arrays, check_flag, check_floating, check_
 from subquad.core.dtypes import cast, compute_dtype, stored_dtype
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import StateSpec, merge_by_decay
+from subquad.kernels.gated_outer_scan import gated_outer_scan
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import skip_and_gate, step_sizes
 from subquad.registry import Host, Inputs, register_scan
@@ -345,7 +346,7 @@ def ssd(
     -----
     O(n heads p d_state) operations; no array of n states exists. float16 and bfloat16 are computed in float32. The
     generic form multiplies matrices in chunks, by segment sums of Δ A [1]_. There a value of a later step of the chunk
-    that is not finite may reach an earlier step. Kernel: `outer_scan`.
+    that is not finite may reach an earlier step. Kernels: `outer_scan`, and `gated_outer_scan` for z.
 
     References
     ----------
@@ -378,17 +379,21 @@ def _scan(
     """(y, last state, states at positions) of a call, by its form."""
     softplus, limits, xp = check_flag("delta_softplus", delta_softplus), check_limits(delta_limits), form.xp
     x, delta, A, B, C, D, z, delta_bias, start = form.enter(arrays)
+    is_one = z is not None and form.backend.may_fill(*(a for a in arrays if a is not None))  # scan and gate
+    if z is not None and not is_one:  # y is gated before it is rounded
+        x, z = (cast(xp, a, form.outputs[1].dtype) for a in (x, z))
+    kernel, gates = (gated_outer_scan, 1) if is_one else (outer_scan, 0)
 
     def scan(rows: Rows, start: Array | None, resets: Array | None) -> tuple[Array, Array]:
         x, delta, B, C, z = rows
         assert delta is not None
         g = (delta * A)[..., None]
-        given = C, B, x, g, delta, None, D, start, resets
+        given = C, B, x, g, delta, None, D, start, resets, *[z] * gates
         if time.is_plain:
-            y, state = form.run(outer_scan, given, implementation, scale=1.0, reverse=time.reverse)
+            y, state = form.run(kernel, given, implementation, scale=1.0, reverse=time.reverse)
         else:
-            y, state = outer_scan(*given, scale=1.0, reverse=time.reverse, implementation=implementation)
-        return skip_and_gate(xp, y, x, None, z), state
+            y, state = kernel(*given, scale=1.0, reverse=time.reverse, implementation=implementation)
+        return y if gates else skip_and_gate(xp, y, x, None, z), state
 
     with form.computing(x):
         # filled before too: 0 times the slope at a NaN is NaN
@@ -415,7 +420,7 @@ def _form(given: tuple[Any, ...], *, time: int) -> Form:
     n, (heads, p), d_state = x.shape[-3] if time else 1, x.shape[-2:], B.shape[-1]
 
     def target(name: str, x: Array | None) -> Target | None:
-        is_read = name in ("B", "C") or (name == "x" and arrays["z"] is None)  # y is gated before it is rounded
+        is_read = name in ("x", "B", "C", "z")
         found = flat_target(x, stored_dtype(xp, x, compute) if is_read else compute, batch, tails[name])
         if found is None or name in ("initial_state", "state"):
             return found

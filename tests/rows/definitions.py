@@ -821,3 +821,11 @@ def outer_scan(
         S = (1 if g is None else np.exp(g[:, t, :, :, None])) * S + kv
         o[:, t] = scale * np.einsum("bhdv,bhd->bhv", S if read is None else read, q[:, t])
     return (o if skip is None else o + skip * v), S
+
+
+def gated_outer_scan(*arrays: Array | None, scale: float = 1.0, reverse: bool = False) -> tuple[Array, Array]:
+    """(o silu(z), state) of `outer_scan`; z (batch, n, heads, d_v) is the last array."""
+    *given, z = arrays
+    assert z is not None
+    o, S = outer_scan(*given, scale=scale, reverse=reverse)  # type: ignore[arg-type]
+    return o * z / (1 + np.exp(-z)), S

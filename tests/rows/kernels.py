@@ -400,7 +400,7 @@ def delta_scan(name: str, n: int, *, heads: int = 2, d: int = D, d_v: int = D_V,
 
 def outer_scan(
     name: str, n: int, *, sizes: tuple[int, ...] = (2, 1, 3, 7, 5), decay: str = "", given: str = "",
-    reverse: bool = False,
+    reverse: bool = False, gated: bool = False,
 ) -> Example:  # fmt: skip
     """Sizes are batch, groups, heads of a group, d and d_v; decay "head" or "channel"; `given` names other inputs."""
     batch, groups, shared, d, d_v = sizes
@@ -415,7 +415,11 @@ def outer_scan(
         others = {"weight": weight, "bonus": bonus, "skip": skip, "state": start, "resets": resets}
         return q, k, v, g, *(x if key in given.split() else None for key, x in others.items())
 
-    return Example("outer_scan", name, draw, {"scale": 0.3, "reverse": reverse})
+    def draw_gated() -> Arrays:
+        return *draw(), *normal((batch, n, heads, d_v), seed=9)
+
+    static = {"scale": 0.3, "reverse": reverse}
+    return Example("gated_outer_scan", name, draw_gated, static) if gated else Example("outer_scan", name, draw, static)
 
 
 def causal_conv1d(
@@ -583,6 +587,10 @@ for example in [
     outer_scan("resets by channel", 40, decay="channel", given="weight resets state", reverse=True),
     outer_scan("resets alone", 33, sizes=(1, 1, 1, 4, 16), given="resets bonus"),
     outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), decay="channel", given="weight state skip"),
+    outer_scan("plain", 40, gated=True),
+    outer_scan("head", 70, sizes=(2, 2, 1, 16, 40), decay="head", given="weight skip state", gated=True, reverse=True),
+    outer_scan("resets", 40, decay="channel", given="bonus resets state", gated=True),
+    outer_scan("one step", 1, sizes=(3, 1, 2, 8, 16), given="weight skip state", gated=True),
     project("one row", 1, 50, 37),
     project("fewer inputs than lanes", 1, 5, 3, bare=True),
     project("few rows", 7, 70, 131),

@@ -93,7 +93,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
             grad_v = shifted(pointer(f.grad_v, zero), task % parts * f.v_step)
             every = f.place == 0 and not has_k and f.avoid == 0 and f.rounds == 0 and f.mask == 0
             for tile in range(task % parts, f.tiles, parts):
-                block, row, count = task_rows(tile, f.n, size, listed)
+                block, row, count = task_rows(tile, f.n, size, ROWS, listed)
                 if count == 0:
                     continue
                 used = padded(count, panel)

@@ -32,6 +32,7 @@ INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
 # fields of the argument record, batch, tiles of rows of an item, multiply-adds of an item
 Record = tuple[dict[str, Any], tuple[int, ...], int, float]
 WRITTEN = "out", "lse", "lse_twice", "mean"  # the last fields of the record
+MANY_TILES = 32  # of a call, which so occupy all threads
 NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
 NO_ORDERS: Mapping[str, Array] = {}
 
@@ -39,12 +40,13 @@ NO_ORDERS: Mapping[str, Array] = {}
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """The output, of `out_dtype` if that is given, and the log-sum-exp of the kernel `block_attention`.
 
-    The latter is None unless `needs_lse`, an option of other kernels, as `out_dtype` and `sampled` are: with that, the
-    outputs of `sampled_attention`.
+    The latter is None unless `needs_lse`, an option of other kernels, as `out_dtype`, `from_first` and `sampled` are:
+    with that, the outputs of `sampled_attention`. `from_first`: all rows see the first key.
     """
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     values, batch, tasks, products = record(arrays, static)
+    values, tasks = with_many_rows(values, tasks, batch, static)
     q, v = values["q"], values["v"]
     shape, dtype = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3])
     kinds: list[Any] = [(shape, static.get("out_dtype", common(*arrays[:3]))), (shape[:-1], dtype)]
@@ -154,11 +156,27 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     listed = 0 if blocks is None else blocks.shape[-1]
     tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
     sizes = {
-        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "listed": listed, "tiles": tasks, "items": 0,
-        "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
+        "n": n, "n_kv": n_kv, "d": d, "d_v": d_v, "size": size, "rows": ROWS, "listed": listed, "tiles": tasks,
+        "items": 0, "rounds": 0 if met is None else met.shape[-1], "met_row": 0 if met is None else met.shape[-1],
         "q_row": d, "k_row": d, "v_row": d_v,
     }  # fmt: skip
     return sizes, tasks, n * (d + d_v) * float(min(listed * size, n_kv) if listed else n_kv)
+
+
+def with_many_rows(
+    sizes: dict[str, Any], tasks: int, batch: tuple[int, ...], static: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The sizes and tasks of a forward pass by tiles of many rows, if all rows see the first key and many tiles remain.
+
+    Keys and values that have half precision are widened for a tile, and so less often. No number depends on it, since
+    tiles of keys begin at the first one.
+    """
+    from subquad_numpy.block_attention.tiles import MANY_ROWS
+
+    many = -(-sizes["n"] // MANY_ROWS)
+    if not static.get("from_first", False) or many * math.prod(batch) < MANY_TILES:
+        return sizes, tasks
+    return sizes | {"rows": MANY_ROWS, "tiles": many}, many
 
 
 def _axes(name: str) -> int:

@@ -66,7 +66,6 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile the output and the log-sum-exp of rows; a task is a block of rows, or a part of one."""
     lanes, kind, zero = element(dtype)
     panel = PANEL_VECTORS * lanes
-    width = -(-ROWS // panel) * panel  # rows of a tile in whole panels
     word, byte = np.int32(0), np.uint8(0)
     keys = -(-KEYS // TILE_ROWS) * TILE_ROWS
 
@@ -74,6 +73,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
     def forward(first: int, last: int, records: Any) -> int:
         f = records[0]
         d, d_v, n_kv, size, listed = f.d, f.d_v, f.n_kv, f.size, f.listed
+        width = padded(f.rows, panel)
         high_v, wide_v = padded(d_v, TILE_ROWS), padded(d_v, lanes)
         tall_v, averaged = max(high_v, wide_v), 1 if f.mean != 0 else 0
         sizes = (
@@ -104,7 +104,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             if f.items != 0:  # of causal rows, the last ones take longest, and threads end together if these come first
                 item, tile = task % f.items, f.tiles - 1 - task // f.items
             f = records[item]
-            block, row, count = task_rows(tile, f.n, size, listed)
+            block, row, count = task_rows(tile, f.n, size, f.rows, listed)
             if count == 0:
                 continue
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)

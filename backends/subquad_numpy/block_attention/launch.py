@@ -24,6 +24,7 @@ from subquad_numpy.block_attention.calls import (
     as_block_attention,
     cut_work,
     parts_of,
+    with_many_rows,
 )
 from subquad_numpy.runtime.launch import Launch, Run, threads_for, to_shape
 from subquad_numpy.runtime.stored import stored_word, widest
@@ -31,7 +32,8 @@ from subquad_numpy.runtime.stored import stored_word, widest
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `block_attention`, by one launch."""
-    return _launch(arrays, static, outputs_of(*arrays[:-1], key_mask=arrays[-1], **static), run)
+    options = {name: static[name] for name in ("scale", "size")}
+    return _launch(arrays, static, outputs_of(*arrays[:-1], key_mask=arrays[-1], **options), run)
 
 
 def launch_sampled(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
@@ -48,6 +50,7 @@ def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like,
     out, lse = likes[:2]
     sizes["stored"] = stored_word((*arrays[:3], out))
     batch, results = tuple(lse.shape[:-1]), dict(zip(WRITTEN, likes, strict=False))
+    sizes, tasks = with_many_rows(sizes, tasks, batch, static)
     sizes["items"] = math.prod(batch) if static.get("sampled", False) else 0
     made = Launch(
         block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, results, sizes, batch, tasks,

@@ -15,12 +15,13 @@ from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel of rows take 8 kB of float32
+MANY_ROWS = 2 * ROWS  # rows of a tile of the forward pass where many tiles remain
 INFINITY = float("inf")
 
-# Sizes: rows, keys, numbers of a row and of a value; rows of a listed block and blocks listed for each (0: no list);
-# columns of `met` that count; tiles of rows of an item; the number of items, if the last tiles of all of them are the
-# first tasks, else 0. Strides in elements from row to row. `stored`: how q, k, v and the output are stored, and to the
-# gradient the one by the output.
+# Sizes: rows, keys, numbers of a row and of a value; rows of a listed block, rows of a tile, and blocks listed for each
+# block (0: no list); columns of `met` that count; tiles of rows of an item; the number of items, if the last tiles of
+# all are the first tasks, else 0. Strides in elements from row to row. `stored`: how q, k, v and the output are stored,
+# and to the gradient the one by the output.
 SIZES: Fields = dict.fromkeys(
     (
         "n",
@@ -28,6 +29,7 @@ SIZES: Fields = dict.fromkeys(
         "d",
         "d_v",
         "size",
+        "rows",
         "listed",
         "rounds",
         "tiles",
@@ -65,14 +67,17 @@ def at(order: Any, has_order: bool, i: int) -> int:
 
 
 @inline
-def task_rows(task: int, n: int, size: int, listed: int) -> tuple[int, int, int]:
-    """(block, first row, number of rows) of a task; the number is 0 for a part of a last block that does not exist."""
+def task_rows(task: int, n: int, size: int, rows: int, listed: int) -> tuple[int, int, int]:
+    """(block, first row, number of rows) of a tile of at most `rows`; the number is 0 for a tile that does not exist.
+
+    Such are parts of a last block.
+    """
     if listed == 0:
-        return 0, task * ROWS, min(ROWS, n - task * ROWS)
-    parts = -(-size // ROWS)
+        return 0, task * rows, min(rows, n - task * rows)
+    parts = -(-size // rows)
     block, part = task // parts, task % parts
-    first = block * size + part * ROWS
-    return block, first, max(min(min(ROWS, size - part * ROWS), n - first), 0)
+    first = block * size + part * rows
+    return block, first, max(min(min(rows, size - part * rows), n - first), 0)
 
 
 @inline

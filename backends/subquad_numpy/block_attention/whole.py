@@ -107,7 +107,8 @@ def as_intervals(
         length = -(-n_kv // chunks)
         begin = xp.reshape(xp.arange(chunks, dtype=xp.int32) * length, (chunks, *(1,) * axes, 1))
         start, stop = xp.maximum(start, begin), xp.minimum(stop, begin + length)
-    return (q, k, v, start, stop, *calls.NO_LIST, key_mask), {"scale": static["scale"], "size": 1}
+    options = {"scale": static["scale"], "size": 1, "from_first": chunks == 1}
+    return (q, k, v, start, stop, *calls.NO_LIST, key_mask), options
 
 
 def joined(xp: ModuleType, parts: Any, levels: Any) -> tuple[Any, Any]:

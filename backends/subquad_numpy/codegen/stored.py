@@ -17,6 +17,7 @@ from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic
 from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_BITS
 
 HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a float32 has beyond it, a bit of a NaN
+WIDE, SUBNORMAL = 16, 0x20  # lanes of the vectors that an instruction rounds to bfloat16; a class of numbers
 
 
 Rows = tuple[Any, int]  # (pointer to the first row, distance between two rows)
@@ -49,11 +50,43 @@ def widened(builder: Any, value: Any, stored: int, lanes: int) -> Any:
     return builder.bitcast(bits, _like(ir.FloatType(), lanes))
 
 
+class _BFloat(ir.Type):
+    """bfloat16 of LLVM, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
 def rounded(builder: Any, value: Any, stored: int, lanes: int) -> Any:
     """Numbers of float32 as the 16 bits of the nearest ones of half precision, ties to even."""
-    word, short = ir.IntType(32), _like(ir.IntType(HALF_BITS), lanes)
+    short = _like(ir.IntType(HALF_BITS), lanes)
     if stored == FLOAT16:
         return builder.bitcast(builder.fptrunc(value, _like(ir.HalfType(), lanes)), short)
+    if lanes != WIDE or not processor.has("avx512bf16"):
+        return _rounded_bits(builder, value, lanes)
+    # an instruction rounds to bfloat16, but takes subnormal numbers of float32 for 0
+    narrow, flags = ir.VectorType(_BFloat(), lanes), ir.VectorType(ir.IntType(1), lanes)
+    declare = builder.module.declare_intrinsic
+    rounds = declare("llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(narrow, [value.type]))
+    classes = declare("llvm.x86.avx512.fpclass.ps.512", (), ir.FunctionType(flags, [value.type, ir.IntType(32)]))
+    is_subnormal = builder.call(classes, [value, ir.Constant(ir.IntType(32), SUBNORMAL)])
+    some = builder.icmp_unsigned("!=", builder.bitcast(is_subnormal, ir.IntType(lanes)), ir.IntType(lanes)(0))
+    found = variable(builder, short)
+    builder.store(builder.bitcast(builder.call(rounds, [value]), short), found)
+    with builder.if_then(some, likely=False):
+        builder.store(_rounded_bits(builder, value, lanes), found)
+    return builder.load(found)
+
+
+def _rounded_bits(builder: Any, value: Any, lanes: int) -> Any:
+    """Numbers of float32 as bfloat16, by their bits."""
+    word, short = ir.IntType(32), _like(ir.IntType(HALF_BITS), lanes)
 
     def each(number: int) -> Any:
         return _each(word, lanes, number)

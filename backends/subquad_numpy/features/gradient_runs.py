@@ -15,6 +15,7 @@ from subquad_numpy.features.calls import MAX_CHUNKS, Array, Arrays, RowSums, Tra
 from subquad_numpy.features.gradients import ByKeys, ByQueries, ByStep
 from subquad_numpy.features.operand import Operand, Rows, keys_of, queries_of
 from subquad_numpy.runtime.arguments import row_step, run, with_whole_items, with_whole_rows
+from subquad_numpy.runtime.stored import in_float32
 
 GRADIENT_CHUNK = 2048  # minimum rows of a task
 
@@ -49,9 +50,17 @@ def softmax_backward(
     arrays: Arrays, static: Mapping[str, Any], saved: RowSums | Array | None, outputs: Arrays, grads: Arrays,
     need: Sequence[bool], *, threads: int | None = None,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """The gradients of `softmax`."""
+    """The gradients of `softmax`: by tiles they read half precision as it is stored, by features they convert it."""
     if isinstance(saved, np.ndarray):  # the log-sum-exp, of attention by tiles
         return whole.backward(arrays, static, saved, outputs[0], grads[0], need, threads=threads)
+    return _softmax_backward(arrays, static, saved, outputs, grads, need, threads=threads)
+
+
+@in_float32
+def _softmax_backward(
+    arrays: Arrays, static: Mapping[str, Any], saved: RowSums | None, outputs: Arrays, grads: Arrays,
+    need: Sequence[bool], *, threads: int | None = None,
+) -> tuple[Array | None, ...]:  # fmt: skip
     return gradients.by_softmax(OnHost(threads), arrays, static, outputs, grads, saved or ())
 
 

@@ -24,20 +24,22 @@ WHOLE = {"bonus": 2, "initial_state": 3}  # inputs of which an item must be cont
 
 
 def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
-    """`outer_scan`: o and the last state."""
+    """`outer_scan`: o and the last state; or `gated_outer_scan`, which has one array more."""
     from subquad_numpy.outer_scan.forward import FORWARD_RECORD, forward_kernel
 
-    given = Inputs(*arrays)
+    given, gates = Inputs(*arrays[: len(Inputs._fields)]), arrays[len(Inputs._fields) :]
     (batch, n, heads, d_v), d, dtype = given.v.shape, given.q.shape[-1], dtype_of(given)
     out_dtype = common(given.q, given.k, given.v)
     fix = [None if x is None else fix_for(name, x) for name, x in given._asdict().items()]
     if given.initial_state is not None:
         fix[Inputs._fields.index("initial_state")] = fix_matrices(given.initial_state)
+    fix += map(fix_rows, gates)
     must_fix = any(f is not None for f in fix)
     tasks = batch * heads * panels_of(d_v, dtype)
     numbers = np.array([static["scale"]], dtype)
     is_small = batch * n * heads * d * d_v < SMALL
     runs: list[Run] = []
+    no_gate = () if gates else (None,)
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
         o, state = new((batch, n, heads, d_v), out_dtype), new((batch, heads, d, d_v), dtype)
@@ -45,9 +47,12 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         if must_fix:
             mine = [None if x is None else fixed(f, x) for f, x in zip(fix, arrays, strict=True)]
         if not runs:
-            sizes = sizes_of(Inputs(*mine), static, strides_of) | {"stored": stored_of(given, o)}
+            inputs, own_gates = Inputs(*mine[: len(fix) - len(gates)]), mine[len(fix) - len(gates) :]
+            sizes = sizes_of(inputs, static, strides_of) | {"stored": stored_of(given, o, *gates)}
+            for z in own_gates:
+                sizes |= dict(zip(("z_item", "z_step", "z_head"), strides_of(z), strict=False))
             runs.append(Run(forward_kernel(*kind_of(given)), FORWARD_RECORD, (), tasks, math.inf, sizes))
-        runs[0]((*mine, numbers, o, state), 1 if is_small else thread_count(threads))
+        runs[0]((*mine, *no_gate, numbers, o, state), 1 if is_small else thread_count(threads))
         return (o, state), None
 
     return scan
@@ -138,7 +143,7 @@ def _states(
         tasks = batch * heads * panels_of(d_v, dtype_of(p))
         state = np.empty((batch, heads, p.q.shape[-1], d_v), dtype_of(p))
         run = Run(forward_kernel(*kind_of(p)), FORWARD_RECORD, (), tasks, math.inf, sizes)
-        run((*mine, numbers, None, state), threads)
+        run((*mine, None, numbers, None, state), threads)
         states.append(state)
     return states
 

@@ -15,10 +15,12 @@ import numpy as np
 from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row, load_part, store_part
-from subquad_numpy.codegen.stored import load_stored_part, number_at, rows_of, store_stored_part
+from subquad_numpy.codegen.stored import load_stored_part, number_at, rows_of, store_stored_part, stored_as
+from subquad_numpy.codegen.vector_math import sigmoid
 from subquad_numpy.outer_scan.layout import (
     BLOCK,
     HEAD,
+    Kinds,
     along,
     cut_at_resets,
     decays_of_channels,
@@ -29,8 +31,10 @@ from subquad_numpy.outer_scan.layout import (
 from subquad_numpy.outer_scan.tile import NEAR, PANEL_VECTORS, TILE_ROWS, advance_tile
 from subquad_numpy.runtime.arguments import fields
 
-FORWARD_RECORD = fields(HEAD, {"numbers": 0, "o": 0, "state": 0})
-"""The argument record; `numbers` holds the scale. Without o (address 0) only the state is found."""
+Z = len(Kinds._fields)  # the place of z in `stored`
+FORWARD_RECORD = fields(HEAD, dict.fromkeys(("z_item", "z_step", "z_head")), {"z": 0, "numbers": 0, "o": 0, "state": 0})
+"""The argument record; `numbers` holds the scale. Without o (address 0) only the state is found. Without z (address 0)
+the output is not gated; how z is stored comes last in `stored`."""
 
 
 @cache
@@ -54,7 +58,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
         initial_state, bonus = pointer(f.initial_state, zero), pointer(f.bonus, zero)
         o, state = pointer(f.o, zero), pointer(f.state, zero)
         scale, has_bonus = pointer(f.numbers, zero)[0], f.bonus != 0
-        kinds = kinds_of(f.stored)
+        kinds, z, z_as = kinds_of(f.stored), pointer(f.z, zero), stored_as(f.stored, Z)
         panels = -(-d_v // panel)
         shared = heads // f.groups
         d_whole = -(-d // lanes) * lanes
@@ -66,6 +70,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
         weight_first, weight_step = along(f.weight_step, n, reverse)
         resets_first, resets_step = along(f.resets_step, n, reverse)
         o_first, o_step = along(heads * d_v, n, reverse)
+        z_first, z_step = along(f.z_step, n, reverse)
 
         sizes = (
             *(lanes, d * panel, BLOCK * panel, BLOCK * panel, BLOCK * factors + lanes, BLOCK * factors + lanes),
@@ -85,6 +90,7 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
             g_row = item * f.g_item + head * f.g_head + g_first
             weight_row = item * f.weight_item + head * f.weight_head + weight_first
             resets_row = item * f.resets_item + resets_first
+            z_row = item * f.z_item + head * f.z_head + z_first + c0
             o_row = (item * n * heads + head) * d_v + o_first + c0
             state_row = (item * heads + head) * d * d_v + c0
 
@@ -181,6 +187,9 @@ def forward_kernel(dtype: str, by_channel: bool) -> Any:
                         if f.skip != 0:
                             x = load_stored_part(v, kinds.v, at + c, columns - c, lanes, edge)
                             value = value + load(factor_of_v, c) * x
+                        if f.z != 0:
+                            gate = load_stored_part(z, z_as, z_row + (start + i) * z_step + c, columns - c, lanes, edge)
+                            value = value * (gate * sigmoid(gate))
                         store_stored_part(o, kinds.o, o_row + (start + i) * o_step + c, value, columns - c, lanes, edge)
             if not in_place:
                 for r in range(d):
