@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from subquad.attention.key_clusters import KeyClusters, counts_of, find_order
+from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, groups_between
 from subquad.attention.query_metric import ChunkMetrics, mean_squares_of
 from subquad.backend import Array
 from subquad.core.beside import place_of
@@ -81,12 +81,23 @@ def _clustered_again(
         _put_others(method, xp, part, these, metric[i], fills)
     if not some:
         found = _put_others(method, xp, found, these, metric, fills)
-    kept = None
-    if found.groups is not None:
-        whole = max(these.start - method.clusters_of_sinks, 0) // method.group
-        one, two, three = (x[..., :whole, :] for x in found.groups)
-        kept = one, two, three
-    return found._replace(order=None, groups=kept)
+    groups = found.groups
+    if groups is not None:
+        begin = max(these.start - method.clusters_of_sinks, 0) // method.group
+        end = min(-(-(these.stop - method.clusters_of_sinks) // method.group), groups[0].shape[-2])
+        if begin < end:
+            again = groups_between(xp, found, method.group, method.clusters_of_sinks, begin, end)
+            one, two, three = (_put(xp, x, y, begin, end, fills) for x, y in zip(groups, again, strict=True))
+            groups = one, two, three
+    return found._replace(order=None, groups=groups)
+
+
+def _put(xp: ModuleType, x: Array, y: Array, begin: int, end: int, fills: bool) -> Array:
+    """Array x with y in the rows begin … end − 1; if `fills`, written into x."""
+    if fills:
+        x[..., begin:end, :] = y
+        return x
+    return xp.concat([x[..., :begin, :], y, x[..., end:, :]], axis=-2)
 
 
 def _items_at_once(found: KeyClusters, keys: int, metric: Array) -> list[tuple[slice, ...]]:
@@ -112,11 +123,7 @@ def _put_others(
     size, count, d = method.cluster_size, these.stop - these.start, found.means.shape[-1]
 
     def put(x: Array, y: Array, factor: int = 1) -> Array:
-        a, b = these.start * factor, these.stop * factor
-        if fills:
-            x[..., a:b, :] = y
-            return x
-        return xp.concat([x[..., :a, :], y, x[..., b:, :]], axis=-2)
+        return _put(xp, x, y, these.start * factor, these.stop * factor, fills)
 
     def keys() -> Array:
         columns = found.k[..., these.start * d : these.stop * d, :]

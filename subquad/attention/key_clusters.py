@@ -39,10 +39,21 @@ def with_groups(xp: ModuleType, found: KeyClusters, group: int, first: int) -> K
     count = max(found.means.shape[-2] - first, 0) // group if group > 1 else 0
     if found.groups is not None and have == count:
         return found
-    own = slice(first + have * group, first + count * group)
+    more = groups_between(xp, found, group, first, have, count)
+    if found.groups is not None:
+        one, two, three = (xp.concat([x, y], axis=-2) for x, y in zip(found.groups, more, strict=True))
+        more = one, two, three
+    return found._replace(groups=more)
+
+
+def groups_between(
+    xp: ModuleType, found: KeyClusters, group: int, first: int, begin: int, end: int
+) -> tuple[Array, Array, Array]:
+    """Means, spread and mean values of the groups begin … end − 1 of clusters from `first` on."""
+    own = slice(first + begin * group, first + end * group)
 
     def split(x: Array) -> Array:
-        return xp.reshape(x, (*x.shape[:-2], count - have, group, x.shape[-1]))
+        return xp.reshape(x, (*x.shape[:-2], end - begin, group, x.shape[-1]))
 
     keys = xp.astype(found.counts[..., own, None], found.means.dtype)
     share = split(keys)
@@ -56,11 +67,7 @@ def with_groups(xp: ModuleType, found: KeyClusters, group: int, first: int) -> K
     far, twice = xp.concat([means - middle, spread[..., :d]], axis=-2), xp.concat([share, share], axis=-2)
     seen = far * (sight**0.25)[..., None, :]
     spread = spread_of(xp, far, twice, seen, sight, xp.sum(share * spread[..., d:], axis=-2))
-    more = middle[..., 0, :], spread, xp.sum(share * values, axis=-2)
-    if found.groups is not None:
-        one, two, three = (xp.concat([x, y], axis=-2) for x, y in zip(found.groups, more, strict=True))
-        more = one, two, three
-    return found._replace(groups=more)
+    return middle[..., 0, :], spread, xp.sum(share * values, axis=-2)
 
 
 def find_order(xp: ModuleType, rows: Array, seen: Array | None, size: int, seed: int, implementation: str) -> Array:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
+from subquad_numpy.block_attention.tiles import INFINITY
 from subquad_numpy.codegen import (
     absolute,
     at_least,
+    at_most,
     cut,
     inline,
     largest,
@@ -20,6 +23,7 @@ from subquad_numpy.codegen import (
     spread,
     store,
     total,
+    where_negative,
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
@@ -30,7 +34,8 @@ from subquad_numpy.runtime.arguments import Fields, fields
 # rows, numbers of a row, random directions, rows of a cluster, slots (a power of two times `size`), places of `order`
 SIZES: Fields = dict.fromkeys(("n", "d", "directions", "size", "slots", "places"))
 TREE_RECORD = fields(SIZES, {"x": 2, "sketch": 2, "mask": 1, "order": 1})
-RUN = 8  # numbers that are sorted by insertion before runs are merged
+RUN = 64  # numbers that are sorted by their ranks before runs are merged
+BISECTIONS = 40
 
 
 @cache
@@ -55,13 +60,16 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
             wide,
             wide,
             columns,
+            padded(n, lanes),
             n,
-            n,
+            2 * lanes,
         )
         buffer = np.empty(room(sizes), kind)
-        copied, projected, packed, nothing, y, mean, u, v, middle, values, merged = cut(buffer, sizes)
+        copied, projected, packed, nothing, y, mean, u, v, middle, values, merged, here = cut(buffer, sizes)
         order, names, other = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
         clear(nothing, columns)
+        for i in range(lanes):
+            here[i] = i
         for task in range(first, last):
             f = records[task]
             given, mask, found = pointer(f.x, zero), pointer(f.mask, byte), pointer(f.order, word)
@@ -92,7 +100,7 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
                     many = min(width, seen - begin)
                     split(
                         x, projected, order, begin, many, min(half, many), wide, columns, lanes, y, mean, u, v, middle,
-                        values, merged, names, other,
+                        values, merged, names, other, here,
                     )  # fmt: skip
                 width = half
             for i in range(f.places):
@@ -105,7 +113,7 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
 @inline
 def split(
     x: Any, projected: Any, order: Any, begin: int, many: int, half: int, wide: int, columns: int, lanes: int, y: Any,
-    mean: Any, u: Any, v: Any, middle: Any, values: Any, merged: Any, names: Any, other: Any,
+    mean: Any, u: Any, v: Any, middle: Any, values: Any, merged: Any, names: Any, other: Any, here: Any,
 ) -> None:  # fmt: skip
     """Order the rows order[begin], … by their projections: the lower ones, `half` of them, are one half of the set."""
     share = 1 / many
@@ -148,14 +156,22 @@ def split(
     for step in range(MEANS_STEPS + 1):
         for i in range(many):
             values[i] = dot(y, i * wide, u, wide, lanes)
-            names[i] = i
-        sort(values, names, many, merged, other)
         if step < MEANS_STEPS and half < many:
-            sum_rows(y, names, 0, 0, half, wide, lanes, u)
-            sum_rows(y, names, 0, half, many, wide, lanes, v)
-            low, high = 1 / half, 1 / (many - half)
-            for p in range(0, wide, lanes):
-                store(u, p, load(v, p) * high - load(u, p) * low)
+            bound = bound_of(values, many, half, lanes)
+            if bound == bound:
+                for p in range(0, wide, lanes):
+                    store(v, p, zeros(x))
+                for i in range(many):
+                    share = 1 if values[i] < bound else 0
+                    for p in range(0, wide, lanes):
+                        store(v, p, load(v, p) + load(y, i * wide + p) * share)
+            else:
+                sort(values, names, many, merged, other, here, lanes)
+                sum_rows(y, names, 0, 0, half, wide, lanes, v)
+            for p in range(0, wide, lanes):  # the mean of all is 0: that of the upper half lies opposite
+                store(u, p, load(v, p) * -1.0)
+        elif step == MEANS_STEPS:
+            sort(values, names, many, merged, other, here, lanes)
     for i in range(many):
         other[i] = order[begin + names[i]]
     for i in range(many):
@@ -182,22 +198,48 @@ def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, 
 
 
 @inline
-def sort(values: Any, names: Any, count: int, merged: Any, other: Any) -> None:
-    """Sort values, and the names beside them; equal values keep their order. NaN goes last."""
+def bound_of(values: Any, count: int, half: int, lanes: int) -> Any:
+    """A number that exactly `half` of the values are below; NaN if bisection finds none, as among equal values."""
+    one, none, low, high = zeros(values) + 1.0, zeros(values), zeros(values) + INFINITY, zeros(values) - INFINITY
+    whole = padded(count, lanes)
+    for i in range(count, whole):
+        values[i] = values[0]
+    for i in range(0, count, lanes):
+        low, high = at_most(low, load(values, i)), at_least(high, load(values, i))
+    for i in range(count, whole):
+        values[i] = INFINITY
+    least, most, found = -largest(low * -1.0), largest(high), values[0] * math.nan
+    for _ in range(BISECTIONS):
+        bound, below = (least + most) / 2, none
+        for i in range(0, count, lanes):
+            below = below + where_negative(load(values, i) - bound, one, none)
+        many = int(total(below))
+        if many == half:
+            found = bound
+            break
+        if many < half:
+            least = bound
+        else:
+            most = bound
+    return found
+
+
+@inline
+def sort(values: Any, names: Any, count: int, merged: Any, other: Any, here: Any, lanes: int) -> None:
+    """Sort values, and put the places that they had into `names`; equal ones keep their order. NaN becomes infinite."""
+    for i in range(count):
+        names[i] = i
+    for i in range(0, count, lanes):
+        store(values, i, at_most(zeros(values) + INFINITY, load(values, i)))
     for begin in range(0, count, RUN):
-        for i in range(begin + 1, min(begin + RUN, count)):
-            value, name, at = values[i], names[i], i
-            while at > begin and after(values[at - 1], value):
-                values[at], names[at] = values[at - 1], names[at - 1]
-                at -= 1
-            values[at], names[at] = value, name
+        sort_run(values, names, begin, min(begin + RUN, count), merged, other, here, lanes)
     width = RUN
     while width < count:
         for begin in range(0, count, 2 * width):
             i, middle, last = begin, min(begin + width, count), min(begin + 2 * width, count)
             j = middle
             for place in range(begin, last):
-                if i < middle and (j >= last or not after(values[i], values[j])):
+                if i < middle and (j >= last or not values[i] > values[j]):
                     merged[place], other[place] = values[i], names[i]
                     i += 1
                 else:
@@ -209,6 +251,22 @@ def sort(values: Any, names: Any, count: int, merged: Any, other: Any) -> None:
 
 
 @inline
-def after(one: Any, two: Any) -> bool:
-    """Whether the first value must come after the second."""
-    return one > two or (one != one and two == two)
+def sort_run(values: Any, names: Any, begin: int, end: int, merged: Any, other: Any, here: Any, lanes: int) -> None:
+    """Sort a few values by their ranks, how many come before each, in all lanes at once; `here` counts the lanes."""
+    one, none = zeros(values) + 1.0, zeros(values)
+    for j in range(begin, end, lanes):
+        own, rank = load(values, j), none
+        for i in range(begin, j):
+            rank = rank + where_negative(own - spread(values, i), none, one)
+        for i in range(j, min(j + lanes, end)):
+            before = where_negative(own - spread(values, i), none, one)
+            behind = where_negative(spread(values, i) - own, one, none)
+            rank = rank + where_negative((float(i - j) + 0.5) - load(here, 0), before, behind)
+        for i in range(j + lanes, end):
+            rank = rank + where_negative(spread(values, i) - own, one, none)
+        store(here, lanes, rank)
+        for i in range(j, min(j + lanes, end)):
+            place = begin + int(here[lanes + i - j])
+            merged[place], other[place] = values[i], names[i]
+    for i in range(begin, end):
+        values[i], names[i] = merged[i], other[i]
