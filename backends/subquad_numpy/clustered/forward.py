@@ -25,7 +25,7 @@ from subquad_numpy.codegen import (
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
-from subquad_numpy.codegen.copies import clear
+from subquad_numpy.codegen.copies import clear, turn
 from subquad_numpy.codegen.listed_rows import add_listed, multiply_listed
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
@@ -58,7 +58,13 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 widest * panel,
                 groups * panel,
             ),
-            *(entries, panel, panel, whole_keys * max(padded(d + f.bands, TILE_ROWS), high_v), high_v * panel),
+            *(
+                entries,
+                panel,
+                panel,
+                whole_keys * max(padded(d + f.bands, TILE_ROWS), high_v),
+                max(high_v, wide_v) * panel,
+            ),
             *(ROWS * wide_v, ROWS, ROWS, wide_s, TILE_ROWS * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
             panel * room_for(widest, lanes),
             *(whole_keys, panel, ROWS * lanes),
@@ -204,11 +210,14 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         rows_at(sums, panel), rows_at(sums, panel),
                     )  # fmt: skip
                     done += many
-                for c in range(many_rows):
-                    for p in range(d_v):
-                        acc[(base + c) * wide_v + p] = sums[p * panel + c] + poison[c]
-                    for p in range(d_v, wide_v):
-                        acc[(base + c) * wide_v + p] = 0
+                for p in range(wide_v):
+                    for column in range(0, panel, lanes):
+                        own_sum = load(sums, p * panel + column) + load(poison, column) if p < d_v else zeros(x)
+                        store(sums, p * panel + column, own_sum)
+                for column in range(0, many_rows, lanes):
+                    for p in range(0, wide_v, lanes):
+                        source, target = shifted(sums, p * panel + column), shifted(acc, (base + column) * wide_v + p)
+                        turn(source, source, panel, target, target, wide_v)
             clear(of_members, count * lanes)
             # rows by the clusters that they opened
             for c in range(clusters):
@@ -273,11 +282,18 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     old = math.exp(before_lse[row + r] - both)
                     new = math.exp(level - both) if found != 0 else old * 0
                     share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
-                for p in range(d_v):
-                    value = acc[r * wide_v + p] * factor if found != 0 else found
+                mine, given, to = shifted(acc, r * wide_v), shifted(before_out, (row + r) * d_v), (row + r) * d_v
+                whole = d_v // lanes * lanes if found != 0 else 0
+                for p in range(0, whole, lanes):
+                    value = load(mine, p) * factor
                     if joins:
-                        value += before_out[(row + r) * d_v + p] * share
-                    out[(row + r) * d_v + p] = value
+                        value = value + load(given, p) * share
+                    store(out, to + p, value)
+                for p in range(whole, d_v):
+                    value = mine[p] * factor if found != 0 else found
+                    if joins:
+                        value += given[p] * share
+                    out[to + p] = value
                 lse[row + r] = level
         return DONE
 
