@@ -63,6 +63,31 @@ def test_clusters_of_one_key_are_exact(causal: bool) -> None:
         assert relative_error(got, subquad.attention(q, k, v, "exact", causal=causal)) < 1e-12
 
 
+@pytest.mark.parametrize("implementation", ["generic", "compiled"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_keys_that_are_not_finite_stay_before_hidden_ones(bad: float, implementation: str) -> None:
+    """They take places of clusters like other visible keys: no hidden one comes before them."""
+    rng = np.random.default_rng(0)
+    x, sketch, seen = rng.standard_normal((300, 5)), rng.standard_normal((5, 32)), rng.random(300) < 0.8
+    x[rng.integers(0, 300, 9), 0] = bad
+    with np.errstate(all="ignore"):
+        order = np.asarray(balanced_tree(x, sketch, size=8, key_mask=seen, implementation=implementation))
+    assert np.array_equal(np.sort(order[: seen.sum()]), np.flatnonzero(seen))
+
+
+@pytest.mark.parametrize("n", [63, 64, 65, 700, 2100])
+def test_compiled_clusters_are_those_of_the_definition(n: int) -> None:
+    """Also where keys are equal, where sets are sorted in several runs, and where all is one key."""
+    rng = np.random.default_rng(0)
+    sketch, drawn = rng.standard_normal((8, 32)), rng.standard_normal((n, 8))
+    for x in (drawn, drawn[rng.integers(0, 2, n)], drawn[rng.integers(0, n // 9, n)], drawn[:1] + np.zeros((n, 1))):
+        orders = [np.asarray(balanced_tree(x, sketch, size=16, implementation=y)) for y in ("generic", "compiled")]
+        clusters = [np.sort(order[: n // 16 * 16].reshape(-1, 16), axis=-1) for order in orders]
+        assert (
+            np.mean(clusters[0] == clusters[1]) > 0.97
+        )  # where projections are equal but for rounding, they may differ
+
+
 @both_forms
 @pytest.mark.parametrize("options", [SMALL | {"opened": 0}, SMALL, GROUPED], ids=("closed", "opened", "grouped"))
 def test_every_key_counts_once(options: dict[str, Any], causal: bool) -> None:

@@ -75,7 +75,8 @@ def _split(xp: ModuleType, x: Array, seen: Array, sketch: Array) -> Array:
         norm = xp.sqrt(xp.sum(direction * direction, axis=-2, keepdims=True))
         direction = direction / xp.where(norm > 0, norm, 1.0)
     for step in range(MEANS_STEPS + 1):
-        projection = xp.where(seen > 0, x @ direction, math.inf)[..., 0]
+        along = x @ direction
+        projection = xp.where((seen > 0) & (along == along), along, math.inf)[..., 0]  # NaN goes before hidden rows
         order = xp.argsort(projection, axis=-1, stable=True)
         if step < MEANS_STEPS:
             rank = xp.argsort(order, axis=-1)[..., None]
