@@ -37,15 +37,16 @@ CALLS = {
     "selective_scan": SCAN,
     "linear_scan": LINEAR,
 }
-COMPARE = ["compare", "--backends", "numpy", "--methods", "exact,favor,linear,nystrom,selective_scan", "--out", "."]
+COMMAND = "import sys\nfrom subquad.cli import main\nsys.exit(main())\n"
+METHODS = "exact,favor,linear,nystrom,selective_scan"
+COMPARE = ["-c", COMMAND, "compare", "--backends", "numpy", "--methods", METHODS, "--out", "."]
 
 
 def first(tree: Path, command: list[str], folder: Path) -> float:
-    """Seconds of one process in which the tree's subquad is imported; `folder` keeps compiled code."""
+    """Seconds of one process of Python in which the tree's subquad is imported; `folder` keeps compiled code."""
     path = os.pathsep.join([str(tree), str(tree / "backends")])
     env = os.environ | {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(folder)}
-    run = ["-c", "import sys; from subquad.cli import main; sys.exit(main())", *command[1:]]
-    full = [sys.executable, *(run if command[0] == "compare" else command)]
+    full = [sys.executable, *command]
     with tempfile.TemporaryDirectory() as work:
         return harness.seconds(lambda: subprocess.run(full, check=True, env=env, cwd=work, capture_output=True))
 
@@ -76,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     commands = {name: ["-c", HEAD + text] for name, text in CALLS.items() if args.only in name}
     if args.compare:
-        commands["subquad compare"] = ["compare", *COMPARE[1:]]
+        commands["subquad compare"] = COMPARE
     table = Table("", "base / s", "tree / s", "ratio", "base, on disk / s", "tree, on disk / s", title="first calls")
     with tempfile.TemporaryDirectory(prefix="subquad-first-") as folder:
         trees = {"base": check_out(harness.ROOT, args.base, Path(folder)), "tree": harness.ROOT}

@@ -20,7 +20,7 @@ import subquad
 from subquad.cli import cases, compare, definitions, libraries, main, measure
 from subquad.cli.inputs import read_npz, read_sample
 from subquad.core import loading
-from subquad.registry import SCANS
+from subquad.registry import METHODS, SCANS
 
 FAST = ["--backends", "numpy", "--n", "16,40", "--repeat", "2"]
 
@@ -108,6 +108,13 @@ def test_picture_is_a_picture(tmp_path: Path) -> None:
 
     pixels = imread(tmp_path / "compare.png")[..., :3]
     assert len(np.unique((pixels * 255).astype(int).reshape(-1, 3), axis=0)) > 20
+
+
+def test_no_two_methods_look_alike() -> None:
+    from subquad.cli.plot import colour_of, fill_of
+
+    names = [*METHODS, *SCANS]
+    assert len({(colour_of(name), fill_of(name)) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("method", ["exact", "favor:num_features=8"])

@@ -50,6 +50,16 @@ def test_numbers_that_are_not_finite_reach_the_same_rows(number: float, place: i
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("d", [1, 32])
+def test_means_of_large_keys_are_finite(d: int) -> None:
+    q, k, v = _rows(8, 8, d, 5)
+    k *= np.float32(1e38 / np.abs(k).max())
+    k[..., :4, 0] = 2e38  # whose sum overflows
+    found, expected = _both(q * np.float32(1e-38), k, v, 2)
+    assert np.isfinite(expected).all()
+    assert relative_error(found, expected) < 1e-5
+
+
 def _chosen(q: Any, k: Any, **options: Any) -> list[str]:
     given: dict[str, Any] = {"num_landmarks": 8, **options}
     return [choice.kernel for choice in subquad.explain(subquad.attention, q, k, k, "nystrom", **given).choices]

@@ -203,15 +203,8 @@ def _show(paths: list[Path], args: argparse.Namespace, tolerances: list[float], 
     rows.append([f"{len(all_errors)} heads", "", "", total])
     console.show(title, ["file", "opened", "share", "errors of heads"], rows)
     if tolerances:
-        header = [
-            "tolerance",
-            "met",
-            "worst / tolerance",
-            f"above {MISS:g}",
-            "exact",
-            "share of keys",
-            "predicted time",
-        ]
+        judged = ["tolerance", "met", "worst / tolerance", f"above {MISS:g}"]
+        header = [*judged, "exact", "share of keys", "predicted time"]
         console.show(f"{kind}, n = {args.n}: 'auto'", header, [summary(x, found[x]) for x in tolerances])
 
 

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sphinx.util.docutils import SphinxDirective
 
+from asv_benchmarks.papers.memory import LEAST_BYTES
 from asv_benchmarks.quality.table import failures
 from asv_benchmarks.quality.table import tables as tables_of_models
 from subquad.cli.digits import three_digits
 from subquad.cli.plot import COLOURS, MARKERS
 
 RESULTS = Path(__file__).parents[2] / "asv_benchmarks" / "results"
-LEAST = 1.0  # megabytes: of less, the measurement tells no more than that (asv_benchmarks/papers/memory.py)
+LEAST = LEAST_BYTES / 1e6  # megabytes
 ERRORS = {"error_ours": "error: ours", "error_theirs": "theirs", "error_mean": "mean of v"}
 Record = dict[str, Any]
 

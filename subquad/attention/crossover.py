@@ -242,7 +242,7 @@ def cache_folder() -> Path:
 def _measure(like: Array, methods: Sequence[Method], path: Path, *, causal: bool) -> Crossover:
     logger.warning(
         "subquad measures from which length on 'auto' is faster than exact attention on this machine, once for this "
-        "dtype, device and ladder; the times are kept in %s. Pass crossover= to avoid it",
+        "dtype, device and ladder, which takes about a minute; the times are kept in %s. Pass crossover= to avoid it",
         path,
     )
     table = measure_crossover(like, methods, causal=causal, lengths=LENGTHS)

@@ -94,8 +94,8 @@ class Nystrom(Method):
     -----
     `causal=True` raises NotImplementedError, because a landmark mixes rows of all positions. The output is not a convex
     combination of values: large entries of A⁺ make single rows large. `summarize` and `attend` need landmarks that are
-    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `landmark_attention`, which
-    is `softmax_attention` and `iterative_pinv`; `nearest` with "kmeans", and `feature_summarize` in `summarize`.
+    arrays, such as `with_landmarks` makes; there is no `step`. Kernels: `landmark_attention`, which is
+    `softmax_attention` and `iterative_pinv`; `nearest` with "kmeans", and `feature_summarize` in `summarize`.
 
     "kmeans" compares m centres with the 8 m rows of the sample, `kmeans_iterations` times, and with all rows once
     [2]_. Half of the centres of the keys begin at those of the largest logits to the mean query, if these have more

@@ -16,13 +16,12 @@ from subquad.attention.call import AttentionCall
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.core.decompositions import decomposition
-from subquad.core.dtypes import compute_dtype
+from subquad.core.dtypes import HALF_ELEMENTS, compute_dtype
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 
 POWER = 0.25
 SMALLEST = 1e-6  # least eigenvalue of Σ, as a fraction of the largest
-AT_ONCE = 2**17  # numbers of half precision that are widened at once, or those of one item
 
 
 class ChunkMetrics(NamedTuple):
@@ -113,7 +112,7 @@ def in_metric(xp: ModuleType, k: Array, metric: Array) -> Array:
 def _in_parts(xp: ModuleType, x: Array, dtype: Any) -> Iterator[tuple[slice, Array]]:
     """Items of x (..., n, d) in this dtype, a few at a time, and which these are of all."""
     items = xp.reshape(x, (math.prod(x.shape[:-2]), *x.shape[-2:]))
-    count = max(1, AT_ONCE // math.prod(x.shape[-2:]))
+    count = max(1, HALF_ELEMENTS // math.prod(x.shape[-2:]))
     for first in range(0, items.shape[0], count):
         some = slice(first, first + count)
         yield some, xp.astype(items[some], dtype)

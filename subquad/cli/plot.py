@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ COLOURS = (
     *("#882255", "#332288", "#999933", "#7A4A1E"),
 )
 MARKERS = ("o", "s", "^", "D", "P", "v", "X")
+Fill = Literal["full", "none"]
 EXACT = "exact"
 HEIGHTS = {"approximations": 2.8, "rounding": 0.9}  # height of a panel in inches
 WIDTH, MARGINS = 4.0, (1.3, 1.9)  # inches: width of a panel; margins beside and above all panels
@@ -77,7 +78,7 @@ def draw(rows: Sequence[Measurement], path: Path, *, title: str, baseline: Mappi
             line[-1].annotate(f"n = {n}", (1.03, 0.5), xycoords="axes fraction", va="center", rotation=-90, fontsize=12)
     for axes, backend in zip(grid[0], columns, strict=True):
         axes.set_title(backend, fontsize=12, fontweight="bold")
-    handles = [_legend(method, colour_of(method)) for method in methods]
+    handles = [_legend(method, colour_of(method), fill=fill_of(method)) for method in methods]
     handles += [_legend("as long as exact attention", "black", "--")] if EXACT in methods else []
     handles += [_legend("error of answering the mean of v", "0.4", ":")] if "approximations" in limits else []
     at_top = {"loc": "outside upper center", "title": title, "title_fontsize": 12, "frameon": False}
@@ -94,8 +95,14 @@ def colour_of(method: str) -> str:
     return "black" if method == EXACT else COLOURS[others.index(method) % len(COLOURS)]
 
 
-def _legend(label: str, colour: str, linestyle: str = "") -> Line2D:
-    return Line2D([], [], color=colour, label=label, linestyle=linestyle, marker="" if linestyle else "o", markersize=7)
+def fill_of(method: str) -> Fill:
+    """How the marks of a method are filled: those of scans, which share the colours of attention, are hollow."""
+    return "none" if method in registry.SCANS else "full"
+
+
+def _legend(label: str, colour: str, linestyle: str = "", *, fill: Fill = "full") -> Line2D:
+    marker = "" if linestyle else "o"
+    return Line2D([], [], color=colour, label=label, linestyle=linestyle, marker=marker, markersize=7, fillstyle=fill)
 
 
 def _limits(points: Sequence[Point], baseline: Mapping[int, float]) -> dict[str, tuple[float, float]]:
@@ -131,6 +138,7 @@ def _fill(axes: Axes, points: Sequence[Point], panel: str, marker: str, baseline
     here = [point for point in points if point.panel == panel]
     for method in dict.fromkeys(point.row.method for point in here):
         style: dict[str, Any] = {"color": colour_of(method), "marker": marker, "markersize": 7, "linewidth": 1}
+        style["fillstyle"] = fill_of(method)
         axes.plot(*zip(*((x.time, x.error) for x in here if x.row.method == method), strict=True), **style)
     # the mark is labelled with the size; the legend has the name
     texts = [row.label.removeprefix(row.method).strip() for _, _, row in here]

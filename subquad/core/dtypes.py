@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from subquad.backend import Array
 
+HALF_ELEMENTS = 2**17  # numbers of half precision that are widened at once: half a megabyte of float32
+
 
 class FloatInfo(NamedTuple):
     """What `finfo` of the Array API standard tells of a dtype, for namespaces of libraries that tell less."""

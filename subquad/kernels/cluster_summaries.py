@@ -111,9 +111,8 @@ def spread_of(xp: ModuleType, far: Array, share: Array, seen: Array, sight: Arra
     root = xp.where(some, xp.where(some, total, 1.0) ** -0.5, 0.0)
     u = (xp.sum(share * along * far, axis=-2, keepdims=True) * root)[..., 0, :]
     rest_of_channels = bounded(xp, xp.sum(share * far * far, axis=-2)) - bounded(xp, u * u)
-    left = xp.clip(
-        band_sums(xp, rest_of_channels * sight) / band_sums(xp, sight), min=0.0
-    )  # by rounding it may be below
+    left = band_sums(xp, rest_of_channels * sight) / band_sums(xp, sight)
+    left = xp.clip(left, min=0.0)  # a difference of nearly equal numbers may be below
     return xp.concat([u, left if rest is None else left + rest], axis=-1)
 
 

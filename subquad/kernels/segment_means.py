@@ -10,10 +10,8 @@ from types import ModuleType
 
 from subquad.backend import Array
 from subquad.core.beside import place_of
-from subquad.core.dtypes import cast, compute_dtype
+from subquad.core.dtypes import HALF_ELEMENTS, cast, compute_dtype
 from subquad.core.loading import backend_of
-
-HALF_ELEMENTS = 2**17  # numbers of half precision that are widened at once
 
 
 def means_of_segments(xp: ModuleType, x: Array, m: int) -> Array:

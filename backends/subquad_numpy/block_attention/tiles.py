@@ -24,23 +24,10 @@ INFINITY = float("inf")
 # and to the gradient the one by the output.
 SIZES: Fields = dict.fromkeys(
     (
-        "n",
-        "n_kv",
-        "d",
-        "d_v",
-        "size",
-        "rows",
-        "listed",
-        "rounds",
-        "tiles",
-        "items",
-        "q_row",
-        "k_row",
-        "v_row",
-        "met_row",
-        "stored",
+        "n", "n_kv", "d", "d_v", "size", "rows", "listed", "rounds", "tiles", "items", "q_row", "k_row", "v_row",
+        "met_row", "stored",
     )
-)
+)  # fmt: skip
 ARRAYS: Fields = {
     "numbers": 1, "q": 2, "k": 2, "v": 2, "start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2,
     "met_k": 2, "mask": 1, "order_q": 1, "order_k": 1,

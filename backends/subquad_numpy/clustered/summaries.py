@@ -9,11 +9,11 @@ import numpy as np
 
 from subquad.kernels.cluster_summaries import SPREAD_STEPS
 from subquad_numpy.clustered.tree import dot
-from subquad_numpy.codegen import at_most, cut, inline, load, pointer, room, shifted, spread, store, zeros
+from subquad_numpy.codegen import cut, inline, load, pointer, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.matmul import padded
 from subquad_numpy.codegen.stored import pad_rows
-from subquad_numpy.codegen.vector_math import MOST
+from subquad_numpy.codegen.vector_math import bounded
 from subquad_numpy.runtime.arguments import Fields, fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -92,7 +92,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                     squares = zeros(far)
                     for s in range(many):
                         squares = squares + load(far, s * wide + p) * load(far, s * wide + p)
-                    store(variance, p, at_most(squares * share, MOST(squares)))
+                    store(variance, p, bounded(squares * share))
                 if bands == 0:
                     for p in range(d):
                         out[p] = variance[p]
@@ -114,7 +114,7 @@ def cluster_spread_kernel(dtype: np.dtype[Any]) -> Any:
                 for p in range(d):
                     out[p] = u[p]
                 for p in range(0, wide, lanes):
-                    store(squared, p, at_most(load(u, p) * load(u, p), MOST(load(u, p))))
+                    store(squared, p, bounded(load(u, p) * load(u, p)))
                 for b in range(bands):
                     left, weight = 0.0, 0.0
                     for p in range(b * width, min((b + 1) * width, d)):

@@ -12,9 +12,9 @@ from typing import Any
 
 from subquad.kernels.clustered_attention import SPREAD
 from subquad_numpy.block_attention.tiles import INFINITY, whole_tile
-from subquad_numpy.codegen import at_least, at_most, inline, load, pointer, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import inline, load, pointer, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack_up_to, padded, rows_at, turned
-from subquad_numpy.codegen.vector_math import MOST
+from subquad_numpy.codegen.vector_math import bounded
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -60,10 +60,9 @@ def pack_queries(
 
 @inline
 def bound(x: Any, size: int, lanes: int) -> None:
-    """`subquad.kernels.max_shift.bounded` of numbers, in place; their number is a multiple of the lanes."""
+    """`bounded` of numbers, in place; their number is a multiple of the lanes."""
     for i in range(0, size, lanes):
-        own = load(x, i)
-        store(x, i, at_least(at_most(own, MOST(own)), MOST(own) * -1.0))
+        store(x, i, bounded(load(x, i)))
 
 
 @inline

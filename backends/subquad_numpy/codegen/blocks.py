@@ -39,6 +39,16 @@ def lanes_of_vectors(lanes: tuple[int, ...]) -> Any:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
+def ask_for_line(builder: Any, address: Any, level: int = 1) -> None:
+    """Ask for the cache line of an address, to be read from the cache of this level."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = function_of(builder.module, kind, "llvm.prefetch.p0")
+    reads, keep, data = 0, 4 - level, 1
+    hints = [ir.Constant(word, hint) for hint in (reads, keep, data)]
+    builder.call(function, [builder.bitcast(address, byte), *hints])
+
+
 def function_of(module: Any, kind: Any, name: str) -> Any:
     """A function of another module, or of LLVM, by its name."""
     return module.globals[name] if name in module.globals else ir.Function(module, kind, name)

@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import ir
 
 from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, processor, types
-from subquad_numpy.codegen.blocks import WORD, for_range, function_of, variable, variable_of
+from subquad_numpy.codegen.blocks import WORD, ask_for_line, for_range, function_of, variable, variable_of
 from subquad_numpy.codegen.stored import widened
 from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16
 
@@ -82,7 +82,7 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
                 at = builder.mul(loop.index, word(vector.lanes))
                 for byte in range(0, share, BYTES):
                     next_line = builder.add(builder.mul(loop.index, word(share)), word(byte))
-                    _prefetch(builder, builder.gep(ahead, [next_line]))
+                    ask_for_line(builder, builder.gep(ahead, [next_line]))
                 weights = [weight(memory, at, vector.lanes) for memory in of_W]
                 for r, memory in enumerate(of_x):
                     address = builder.bitcast(builder.gep(memory, [at]), wide.as_pointer())
@@ -122,14 +122,6 @@ def _dot_tile(rows: int, outputs: int, passes: int) -> Callable[..., Any]:
         return types.none(*given), codegen
 
     return tile
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    function = function_of(builder.module, kind, "llvm.prefetch.p0")
-    read, keep, data = 0, 3, 1
-    builder.call(function, [builder.bitcast(address, byte), *(ir.Constant(word, hint) for hint in (read, keep, data))])
 
 
 def _add_product(builder: Any, total: Any, x: Any, y: Any) -> None:

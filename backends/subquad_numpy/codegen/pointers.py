@@ -8,7 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from subquad_numpy.codegen import types
-from subquad_numpy.codegen.blocks import WORD, function_of, hidden
+from subquad_numpy.codegen.blocks import WORD, ask_for_line, function_of, hidden
 from subquad_numpy.codegen.vector_type import BYTES, Vector, intrinsic, spread_scalar
 
 
@@ -179,17 +179,11 @@ def add_up(sums: Any, index: Any, x: Vector) -> Any:
     return types.none(sums, types.intp, x), codegen
 
 
-def _prefetch(memory: Any, keep: int) -> tuple[Any, Any]:
-    # signature and code of a request for a cache line; `keep` is LLVM's hint: 3 the nearest cache, 2 the second one
+def _prefetch(memory: Any, level: int) -> tuple[Any, Any]:
+    # signature and code of a request for a cache line
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        address = _address(context, builder, sig.args[0], *args)
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = function_of(builder.module, kind, "llvm.prefetch.p0")
-        read, data = 0, 1
-        hints = [ir.Constant(word, hint) for hint in (read, keep, data)]
-        builder.call(function, [builder.bitcast(address, byte), *hints])
+        ask_for_line(builder, _address(context, builder, sig.args[0], *args), level)
         return context.get_dummy_value()
 
     return types.none(memory, types.intp), codegen
@@ -198,7 +192,7 @@ def _prefetch(memory: Any, keep: int) -> tuple[Any, Any]:
 @intrinsic
 def prefetch(memory: Any, index: Any) -> Any:
     """Ask for the cache line of memory[index]; the address may lie outside of the array."""
-    return _prefetch(memory, 3)
+    return _prefetch(memory, 1)
 
 
 @intrinsic

@@ -71,7 +71,7 @@ LN2_LOW = polynomial((-2.12194440054690583e-4,), (1.90821492927058770002e-10,))
 ZERO = polynomial((0.0,), (0.0,))
 ONE = polynomial((1.0,), (1.0,))
 LEAST = polynomial((-3.4028234663852886e38,), (-1.7976931348623157e308,))  # stands in for −∞, as −∞ − (−∞) is NaN
-MOST = polynomial((2.0**122,), (2.0**1018,))  # `subquad.kernels.max_shift.bounded`, of which a few may be added
+MOST = polynomial((2.0**122,), (2.0**1018,))  # a 64th of the range of numbers, of which a few may be added
 LOG2_E = 1.4426950408889634
 
 # (2^x - 1) / x for |x| <= 1/2
@@ -132,6 +132,12 @@ def split_exp2(x: Any) -> Any:
     part = x - whole
     q = _EXP2(part)
     return replace_where_zero(whole, scale_by_power(part * q + 1.0, whole), part * q), whole
+
+
+@inline
+def bounded(x: Any) -> Any:
+    """`subquad.kernels.max_shift.bounded` of a vector: x within a 64th of the range of its numbers."""
+    return at_least(at_most(x, MOST(x)), -MOST(x))
 
 
 @inline

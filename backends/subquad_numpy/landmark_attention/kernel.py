@@ -3,7 +3,7 @@
     out = softmax(s q k̃ᵀ) A⁺ (softmax(s q̃ kᵀ) v),    A = softmax(s q̃ k̃ᵀ) I
 
 Attentions and inverse are the compiled kernels `block_attention` and `iterative_pinv`, called by their addresses on
-scratch memory, with a copy of records that are made beforehand.
+scratch memory, with a copy of records that are made beforehand. Rows of NaN in A stay: softmax(s q̃ kᵀ) has them too.
 """
 
 from functools import cache
@@ -36,20 +36,20 @@ LINE = 64  # bytes of a cache line, from which on each matrix begins
 
 @inline
 def _write_means(x: Any, stored: int, row: int, n: int, d: int, m: int, means: Any, lanes: int) -> None:
-    """The means (m, d) of the segments of n rows."""
+    """The means (m, d) of the segments of n rows. Rows have their weight before they are added: no sum overflows."""
     length, longer, first = n // m, n % m, 0
     for i in range(m):
         count = length + 1 if i < longer else length
+        weight = 1.0 / count
         for c in range(0, d // lanes * lanes, lanes):
             found = zeros(means)
             for r in range(first, first + count):
-                found = found + load_stored(x, stored, r * row + c)
-            store(means, i * d + c, found / count)
+                found = found + load_stored(x, stored, r * row + c) * weight
+            store(means, i * d + c, found)
         for c in range(d // lanes * lanes, d):
             means[i * d + c] = 0
             for r in range(first, first + count):
-                means[i * d + c] += number_at(x, stored, r * row + c)
-            means[i * d + c] /= count
+                means[i * d + c] += number_at(x, stored, r * row + c) * weight
         first += count
 
 
@@ -59,15 +59,6 @@ def _make_finite(x: Any, size: int) -> None:
     for i in range(size):
         if x[i] - x[i] != 0:
             x[i] = 0
-
-
-@inline
-def _clear_rows_of_nan(x: Any, m: int) -> None:
-    """Write 0 over rows of NaN: the numbers of a row are all NaN, or none is."""
-    for i in range(m):
-        if x[i * m] != x[i * m]:
-            for j in range(m):
-                x[i * m + j] = 0
 
 
 @inline
@@ -123,7 +114,6 @@ def landmark_attention_kernel(dtype: np.dtype[Any]) -> Any:
             _make_finite(pointer(q_land, zero), m * d)
             _write_means(pointer(f.k, zero), stored_as(f.stored, 1), f.k_row, n_kv, d, m, pointer(k_land, zero), lanes)
             done = _attend(f.attend, among, q_land, k_land, f.eye, a, words)
-            _clear_rows_of_nan(pointer(a, zero), m)
             done += call(f.invert, 0, 1, of_inverse.ctypes.data)
             done += _attend(f.attend, of_keys, q_land, f.k, f.v, at_landmarks, words)
             _write_product(pointer(inverse, zero), pointer(at_landmarks, zero), m, d_v, pointer(values, zero), lanes)

@@ -41,7 +41,7 @@ def backward_kernel(dtype: str, is_complex: bool) -> Any:
     lanes, kind, zero = element(dtype)
     parts, byte, zero64 = 2 if is_complex else 1, np.uint8(0), np.float64(0)
 
-    @compiled(f"lti gradient {'complex ' * is_complex}{dtype}", BACKWARD_RECORD)
+    @compiled(f"lti scan gradient {'complex ' * is_complex}{dtype}", BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
         f = records[0]
         n, d, d_state, block, reverse = sizes_of(f)

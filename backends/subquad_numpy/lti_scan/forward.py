@@ -40,7 +40,7 @@ def forward_kernel(dtype: str, is_complex: bool) -> Any:
     lanes, kind, zero = element(dtype)
     parts, byte = 2 if is_complex else 1, np.uint8(0)
 
-    @compiled(f"lti forward {'complex ' * is_complex}{dtype}", FORWARD_RECORD)
+    @compiled(f"lti scan {'complex ' * is_complex}{dtype}", FORWARD_RECORD)
     def forward(first: int, last: int, records: Any) -> int:
         f = records[0]
         n, d, d_state, block, reverse = sizes_of(f)

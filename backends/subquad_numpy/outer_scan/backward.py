@@ -85,7 +85,7 @@ def backward_kernel(dtype: str, by_channel: bool) -> Any:
     )
     compute, compute_narrow = (states_tile(vectors, by_channel) for vectors in (VECTORS, 1))
     carry, carry_narrow = (gradient_tile(vectors, by_channel) for vectors in (VECTORS, 1))
-    name = f"outer scan backward {dtype}{' by channel' * by_channel}"
+    name = f"outer scan gradient {dtype}{' by channel' * by_channel}"
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:

@@ -45,7 +45,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
     if is_complex:
         return complex_kernel(dtype, constant_B, constant_C)
     lanes, kind, zero = element(dtype)
-    name = f"backward {dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
+    name = f"selective scan gradient {dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:

@@ -59,7 +59,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
     """
     lanes, kind, zero = element(dtype)
     parts = 2 if is_complex else 1
-    name = f"forward {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
+    name = f"selective scan {'complex ' * is_complex}{dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, FORWARD_RECORD)
     def forward(first_task: int, last_task: int, records: Any) -> int:

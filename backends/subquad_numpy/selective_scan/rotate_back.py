@@ -42,7 +42,7 @@ def complex_kernel(dtype: str, constant_B: bool, constant_C: bool) -> Any:
     """`backward_kernel` of complex states."""
     lanes, kind, zero = element(dtype)
     parts = 2
-    name = f"backward complex {dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
+    name = f"selective scan gradient complex {dtype}{' constant B' * constant_B}{' constant C' * constant_C}"
 
     @compiled(name, BACKWARD_RECORD)
     def backward(first: int, last: int, records: Any) -> int:
