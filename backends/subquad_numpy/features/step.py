@@ -53,7 +53,7 @@ from subquad_numpy.codegen.matmul import (
     place_in,
     rows_at,
 )
-from subquad_numpy.codegen.stored import load_stored_part, put_number, store_stored_part, stored_as
+from subquad_numpy.codegen.stored import asked_rows, load_stored_part, put_number, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
@@ -73,6 +73,7 @@ from subquad_numpy.features.blocks import (
 )
 from subquad_numpy.features.phi import ELU, MAPS, times_value
 from subquad_numpy.features.transposed import (
+    Asked,
     Block,
     choose_reference,
     exponents,
@@ -230,8 +231,22 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 query_exponents(rows_of_q, q_as, row, count, queries, reference, phi_rows, scratch, lanes, phi)
                 query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest, weights)
 
-                largest_exponents(x, opposite, m, top, space)
-                features(x, above, opposite, top, m, phi, phi_k, space)
+                # meanwhile the rows of the next block are asked for
+                then, there = row + block, max(0, min(block, n - row - block))
+                largest_exponents(
+                    x, opposite, m, top, space, Asked(*asked_rows(k, k_as, then * k_row, k_row), there, d)
+                )
+                features(
+                    x,
+                    above,
+                    opposite,
+                    top,
+                    m,
+                    phi,
+                    phi_k,
+                    space,
+                    Asked(*asked_rows(v, v_as, then * v_row, v_row), there, d_v),
+                )
                 product(phi_rows, whole, phi_k, m, weights, space)
                 most_seen = lowest
                 for r in range(count):

@@ -38,6 +38,7 @@ from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, directions_of, st
 from subquad_numpy.features.phi import ELU, MAPS, slope_of
 from subquad_numpy.features.step import block_rows
 from subquad_numpy.features.transposed import (
+    Asked,
     Block,
     add_product,
     choose_reference,
@@ -182,11 +183,41 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 exponents(queries, turned_q, d, height, q_factor, phi, y, space)
                 hide(x, keys, m, count, here, has_mask, phi, space)
                 empty = choose_reference(shift, x, m, stride, space, reference, opposite)
-                largest_exponents(x, opposite, m, top, space)
-                largest_exponents(y, reference, m, level, space)
-                features(x, above_k, opposite, top, m, phi, phi_k, space)
-                features(y, above_q, reference, level, m, phi, phi_q, space)
-                features(x, above_k, after, zeroes, m, phi, phi_after, space)
+                # meanwhile the rows of the next step are asked for; the second walk begins with those of the last
+                then, there = row - block if back else row + block, 0
+                if step != blocks - 1 and then >= 0:
+                    there = min(block, n - then)
+                next_q, next_k = (
+                    Asked(shifted(q, then * q_row), q_row, there, d),
+                    Asked(shifted(k, then * k_row), k_row, there, d),
+                )
+                largest_exponents(x, opposite, m, top, space, next_q)
+                largest_exponents(y, reference, m, level, space, next_k)
+                features(
+                    x, above_k, opposite, top, m, phi, phi_k, space, Asked(shifted(v, then * v_row), v_row, there, d_v)
+                )
+                features(
+                    y,
+                    above_q,
+                    reference,
+                    level,
+                    m,
+                    phi,
+                    phi_q,
+                    space,
+                    Asked(shifted(grad, then * g_row), g_row, there, d_v),
+                )
+                features(
+                    x,
+                    above_k,
+                    after,
+                    zeroes,
+                    m,
+                    phi,
+                    phi_after,
+                    space,
+                    Asked(shifted(out, then * out_row), out_row, there, d_v),
+                )
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
@@ -233,7 +264,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                             for p in range(0, d * block, block):
                                 store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
                     lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), space)
-                    features(y, above_q, shift, bound, m, phi, other, space)
+                    features(y, above_q, shift, bound, m, phi, other, space, Asked(q, 0, 0, 0))
 
                 # add the sums over these keys to S, or over these queries to R; both fade as σ changes
                 left, last_row = (other, grads) if back else (phi_after, values)

@@ -6,7 +6,7 @@ a product without packing. "Rows" here are queries or keys, d + 1 numbers each, 
 
 from typing import Any, NamedTuple
 
-from subquad_numpy.codegen import at_least, inline, load, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import at_least, inline, load, prefetch, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.copies import turn
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, padded, rows_at, turned
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
@@ -20,6 +20,26 @@ class Block(NamedTuple):
     lanes: int
     nothing: Any  # a row of zeros
     edge: Any  # one vector, for the ends of rows
+
+
+class Asked(NamedTuple):
+    """Rows of a later block, whose cache lines are asked for while features of this block are computed."""
+
+    memory: Any
+    step: int  # from row to row
+    rows: int
+    width: int
+
+
+@inline
+def ask_next(asked: Any, row: int, column: int, lanes: int) -> tuple[int, int]:
+    """Ask for the cache line of a place in the rows, if there is such a row; returns the place of the next line."""
+    if row < asked.rows:
+        prefetch(asked.memory, row * asked.step + column)
+        column += lanes
+        if column >= asked.width:
+            row, column = row + 1, 0
+    return row, column
 
 
 @inline
@@ -141,21 +161,25 @@ def choose_reference(shift: Any, x: Any, m: int, stride: int, block: Any, refere
 
 
 @inline
-def largest_exponents(x: Any, offset: Any, m: int, top: Any, block: Any) -> None:
+def largest_exponents(x: Any, offset: Any, m: int, top: Any, block: Any, asked: Any) -> None:
     """Write the maximum over features of x + offset, for each row."""
+    row = column = 0
     for j in range(0, block.rows, block.lanes):
         most = zeros(x) - float("inf")
         for i in range(m):
+            row, column = ask_next(asked, row, column, block.lanes)
             most = at_least(load(x, i * block.rows + j) + spread(offset, i), most)
         store(top, j, most)
 
 
 @inline
-def features(x: Any, above: Any, offset: Any, top: Any, m: int, phi: int, target: Any, block: Any) -> None:
+def features(x: Any, above: Any, offset: Any, top: Any, m: int, phi: int, target: Any, block: Any, asked: Any) -> None:
     """Write φ = value · exp(x + offset − top), whose exponent is ≤ 0; the value is a function of `above`, see `phi`."""
+    row = column = 0
     for j in range(0, block.rows, block.lanes):
         most = load(top, j)
         most = at_least(most, LEAST(most))
         for i in range(m):
+            row, column = ask_next(asked, row, column, block.lanes)
             e = exp_negative((load(x, i * block.rows + j) + spread(offset, i)) - most)
             store(target, i * block.rows + j, times_value(e, load(above, i * block.rows + j), phi))
