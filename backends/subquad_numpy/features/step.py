@@ -54,7 +54,8 @@ from subquad_numpy.codegen.matmul import (
     rows_at,
 )
 from subquad_numpy.codegen.stored import asked_rows, load_stored_part, put_number, store_stored_part, stored_as
-from subquad_numpy.codegen.vector_math import exp_negative
+from subquad_numpy.codegen.turn import maxima, totals
+from subquad_numpy.codegen.vector_math import LEAST, ZERO, exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     KEYS,
@@ -82,6 +83,7 @@ from subquad_numpy.features.transposed import (
     largest_exponents,
     load_directions,
     product,
+    rows_to_lanes,
 )
 from subquad_numpy.runtime.arguments import fields
 
@@ -134,7 +136,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
             *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
             *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
-            *(high, high),
+            *(high, high, block * d_in),
         )
         buffer = np.empty(room(sizes), kind)
         # reference, opposite    ρ and −ρ                    kv, values    in panels
@@ -143,10 +145,11 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         # turned                 Wᵀ with a last column of ones
         # keys                   (depth, block), the last row −h|k|²
         # seen                   φ_q · s of each row
+        # lined                  keys less their center, row by row
         (
             edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
             packed, turned, x, phi_k, kv, part,
-            keys, values, rows, phi_q, weights, result, from_state, seen, highest,
+            keys, values, rows, phi_q, weights, result, from_state, seen, highest, lined,
         ) = cut(buffer, sizes)  # fmt: skip
         above = keys if phi == ELU else x  # the y of which φ's value is a function
         clear(nothing, widest)
@@ -194,30 +197,39 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
                 count = min(block, n - row)
-                clear(keys, depth * block)
+                clear(lined, block * d_in)
+                clear(weights, block * lanes)
                 clear(values, block * d_out)
+                strange = zeros(rows)
                 for r in range(count):
                     if has_mask and mask[row + r] == 0:
                         continue
-                    square, odd = zeros(rows), zeros(rows)
+                    odd = zeros(rows)
                     for p in range(0, d, lanes):
                         y = load_stored_part(k, k_as, (row + r) * k_row + p, d - p, lanes, edge)
                         odd = odd + (y - y)  # 0 for finite numbers, else NaN
-                        y = y - load(k_center, p)
-                        square = square + y * y
-                        store(spare, 0, y)
-                        for lane in range(min(lanes, d - p)):
-                            keys[(p + lane) * block + r] = spare[lane]
+                        store(lined, r * d_in + p, y - load(k_center, p))
                     for j in range(0, d_v, lanes):
                         y = load_stored_part(v, v_as, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
                         into_panels(value_panels, r, j, d_out, y, lanes)
-                    # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
-                    keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
-                    if total(odd) != 0:  # this row and all later ones see a number that is not finite
-                        poisoned = True
-                        count = r
-                        break
+                    store(weights, r * lanes, odd)  # `weights` is free
+                    strange = strange + odd
+                if total(strange) != 0:
+                    for r in range(count):
+                        if total(load(weights, r * lanes)) != 0:
+                            poisoned = True  # this row and all later ones see a number that is not finite
+                            count = r
+                            break
+                rows_to_lanes(rows_at(lined, d_in), block, d, mask, False, keys, space)
+                # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
+                for j in range(0, block, lanes):
+                    square = zeros(rows)
+                    if half_scale != 0:
+                        for p in range(d):
+                            square = square + load(keys, p * block + j) * load(keys, p * block + j)
+                        square = square * -half_scale
+                    store(keys, d * block + j, square)
                 whole = padded(count, TILE_ROWS)
                 if count == 0:
                     break
@@ -292,21 +304,32 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     break
 
                 # the state after the block: new shift, fade of the old sums, and the block's own sums
+                # lanes of as many features as a vector has join at once, in `phi_k`, which is free
                 for i in range(m):
                     most = load(x, i * block)
                     for j in range(lanes, block, lanes):
                         most = at_least(load(x, i * block + j), most)
-                    new = max(shift[i], largest(most))
-                    start = new if new != lowest else zero
-                    along = zeros(rows)
+                    store(phi_k, i * lanes, most)
+                for i in range(m, stride):
+                    store(phi_k, i * lanes, zeros(rows) + lowest)
+                for i in range(0, stride, lanes):
+                    old = load(shift, i)
+                    new = at_least(maxima(phi_k, i * lanes), old)
+                    start = where_negative(new - LEAST(new), ZERO(new), new)
+                    store(shift, i, new)
+                    store(opposite, i, start)
+                    store(reference, i, exp_negative(old - start))
+                for i in range(m):
+                    start, along = spread(opposite, i), zeros(rows)
                     for j in range(0, block, lanes):
                         e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), phi)
                         store(x, i * block + j, e)
                         along = along + e
-                    store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))
-                    reference[i] = spare[0]
-                    k_sum[i] = k_sum[i] * spare[0] + total(along)
-                    shift[i] = new
+                    store(phi_k, i * lanes, along)
+                for i in range(m, stride):
+                    store(phi_k, i * lanes, zeros(rows))
+                for i in range(0, stride, lanes):
+                    store(k_sum, i, load(k_sum, i) * load(reference, i) + totals(phi_k, i * lanes))
                 multiply(rows_at(x, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
                 for i in range(m):
                     fade = spread(reference, i)
