@@ -28,9 +28,9 @@ from subquad_numpy.codegen import (
     copy,
     cut,
     lanes_of,
-    largest,
     load,
     pointer,
+    replace_where_zero,
     room,
     shifted,
     spread,
@@ -133,10 +133,11 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         widest = max(stride, d_out, block)
         sizes = (
-            *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
+            *(lanes, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
             *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
             *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
             *(high, high, block * d_in),
+            *(block, block, block, block, block, block, block),
         )
         buffer = np.empty(room(sizes), kind)
         # reference, opposite    ρ and −ρ                    kv, values    in panels
@@ -146,10 +147,12 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         # keys                   (depth, block), the last row −h|k|²
         # seen                   φ_q · s of each row
         # lined                  keys less their center, row by row
+        # peaks                  largest a[j] that each row sees, 0 if it sees none; faded: exp(-R)
         (
-            edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
+            edge, shift, reference, opposite, k_sum, nothing, q_center, k_center, top, later,
             packed, turned, x, phi_k, kv, part,
             keys, values, rows, phi_q, weights, result, from_state, seen, highest, lined,
+            peaks, pivots, divisors, grown, faded, least, row_sums,
         ) = cut(buffer, sizes)  # fmt: skip
         above = keys if phi == ELU else x  # the y of which φ's value is a function
         clear(nothing, widest)
@@ -261,41 +264,50 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 )
                 product(phi_rows, whole, phi_k, m, weights, space)
                 most_seen = lowest
-                for r in range(count):
+                for r in range(block):
                     most_seen = max(most_seen, top[r])
-                    pivot = most_seen if most_seen != lowest else zero
-                    smallest = zeros(rows) + huge
+                    peaks[r] = most_seen if most_seen != lowest else zero
+                for r in range(0, block, lanes):
+                    pivot = load(peaks, r)
+                    divisor = pivot
+                    if not empty:
+                        divisor, pivot = at_least(pivot * half, ZERO(pivot)), at_least(pivot, ZERO(pivot))
+                    store(pivots, r, pivot)
+                    store(divisors, r, divisor)
+                    store(grown, r, (zeros(rows) + one) / exp_negative(divisor - pivot))
+                    store(faded, r, exp_negative(zeros(rows) if empty else -divisor))
+                for r in range(count):
+                    pivot, growth = spread(pivots, r), spread(grown, r)
+                    smallest, weight = zeros(rows) + huge, zeros(rows)
                     for j in range(0, block, lanes):
                         a = load(top, j) + load(later, block - 1 - r + j)
-                        smallest = at_most(where_negative(a + far, smallest, load(weights, r * block + j)), smallest)
+                        w = load(weights, r * block + j)
+                        smallest = at_most(where_negative(a + far, smallest, w), smallest)
+                        w = w * (exp_negative(a - pivot) * growth)
+                        store(weights, r * block + j, w)
+                        weight = weight + w
+                    store(result, r * lanes, -smallest)  # lanes of as many rows as a vector has join at once
+                    store(from_state, r * lanes, weight)
+                for r in range(0, block, lanes):
                     # -largest(-smallest) is the minimum over the keys that the row sees
-                    if -largest(-smallest) < least_product or (pivot > most_above and not empty):
+                    store(least, r, -maxima(result, r * lanes))
+                    sum_of_weights = totals(from_state, r * lanes) + load(faded, r) * load(seen, r)
+                    store(row_sums, r, sum_of_weights)
+                    inverse = (zeros(rows) + one) / sum_of_weights
+                    store(seen, r, replace_where_zero(sum_of_weights, inverse, sum_of_weights))
+                for r in range(count):
+                    if least[r] < least_product or (peaks[r] > most_above and not empty):
                         lost = True
                         count = r
                         break
-                    divisor = pivot
-                    if not empty:
-                        divisor = pivot * half if pivot > 0 else zero
-                        pivot = max(pivot, zero)
-                    store(spare, 0, exp_negative(zeros(rows) + (divisor - pivot)))
-                    grown = one / spare[0]
-                    store(spare, 0, exp_negative(zeros(rows) - (zero if empty else divisor)))
-                    from_before = spare[0]
-                    weight = zeros(rows)
-                    for j in range(0, block, lanes):
-                        a = load(top, j) + load(later, block - 1 - r + j)
-                        w = load(weights, r * block + j) * (exp_negative(a - pivot) * grown)
-                        store(weights, r * block + j, w)
-                        weight = weight + w
-                    edge[0] = total(weight) + from_before * seen[r]
-                    if f.level != 0:
-                        level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
-                    seen[r] = one / edge[0] if edge[0] != 0 else zero
-                    rows[r] = from_before  # `rows` is free: the queries have been read
+                if f.level != 0:
+                    for r in range(count):
+                        found = row_sums[r]
+                        level[row + r] = highest[r] + divisors[r] + math.log(found) if found != 0 else -lowest
                 multiply(pairs, whole, value_panels, count, d_out, lanes, zero_row, products)
                 multiply(phi_rows, whole, numerator, m, d_out, lanes, zero_row, earlier)
                 for r in range(count):
-                    faded_row, inverse = spread(rows, r), spread(seen, r)
+                    faded_row, inverse = spread(faded, r), spread(seen, r)
                     for j in range(0, d_v, lanes):
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
                         store_stored_part(out, out_as, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
