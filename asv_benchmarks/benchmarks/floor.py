@@ -6,7 +6,7 @@ N, ROUNDS = 4096, 7
 
 
 class Floor(harness.PerOperator):
-    """Forward pass of the methods whose floor is known."""
+    """The methods whose floor is known: the forward pass, and where the name ends so with the gradient."""
 
     timeout = 120.0
 

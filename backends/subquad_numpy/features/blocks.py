@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from subquad_numpy.codegen import at_least, inline, largest, load, pointer, spread, store, total, zeros
 from subquad_numpy.codegen.copies import load_padded_row, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
-from subquad_numpy.codegen.stored import load_stored_part
+from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored
 from subquad_numpy.codegen.turn import maxima, totals
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.features.phi import ELU, log_after, times_value
@@ -93,6 +93,13 @@ def load_center(f: Any, d: int, lanes: int, center: Any, zero: Any) -> None:
 def directions_of(f: Any, zero: Any) -> Any:
     """The matrix W of an item's argument record."""
     return Matrix(pointer(f.W, zero), f.W_row, f.W_column)
+
+
+@inline
+def ask_row(memory: Any, stored: int, index: int, width: int, lanes: int) -> None:
+    """Ask for the cache lines of a row of `width` numbers."""
+    for p in range(0, width, lanes):
+        prefetch_stored(memory, stored, index + p)
 
 
 @inline

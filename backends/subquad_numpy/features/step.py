@@ -28,9 +28,9 @@ from subquad_numpy.codegen import (
     copy,
     cut,
     lanes_of,
-    largest,
     load,
     pointer,
+    replace_where_zero,
     room,
     shifted,
     spread,
@@ -53,8 +53,9 @@ from subquad_numpy.codegen.matmul import (
     place_in,
     rows_at,
 )
-from subquad_numpy.codegen.stored import load_stored_part, put_number, store_stored_part, stored_as
-from subquad_numpy.codegen.vector_math import exp_negative
+from subquad_numpy.codegen.stored import asked_rows, load_stored_part, put_number, store_stored_part, stored_as
+from subquad_numpy.codegen.turn import maxima, totals
+from subquad_numpy.codegen.vector_math import LEAST, ZERO, exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     KEYS,
@@ -73,6 +74,7 @@ from subquad_numpy.features.blocks import (
 )
 from subquad_numpy.features.phi import ELU, MAPS, times_value
 from subquad_numpy.features.transposed import (
+    Asked,
     Block,
     choose_reference,
     exponents,
@@ -81,6 +83,7 @@ from subquad_numpy.features.transposed import (
     largest_exponents,
     load_directions,
     product,
+    rows_to_lanes,
 )
 from subquad_numpy.runtime.arguments import fields
 
@@ -130,10 +133,11 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         width, height, stride, d_in, d_out = widths_of(m, d, d_v, lanes)
         widest = max(stride, d_out, block)
         sizes = (
-            *(lanes, stride, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
+            *(lanes, stride, stride, stride, stride, widest, d_in, d_in, block, 2 * block),
             *(d * width, stride * depth, stride * block, stride * block, m * d_out, stride * d_out),
             *(depth * block, block * d_out, high * d, high * stride, high * block, high * d_out, high * d_out),
-            *(high, high),
+            *(high, high, block * d_in),
+            *(block, block, block, block, block, block, block),
         )
         buffer = np.empty(room(sizes), kind)
         # reference, opposite    ρ and −ρ                    kv, values    in panels
@@ -142,10 +146,13 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
         # turned                 Wᵀ with a last column of ones
         # keys                   (depth, block), the last row −h|k|²
         # seen                   φ_q · s of each row
+        # lined                  keys less their center, row by row
+        # peaks                  largest a[j] that each row sees, 0 if it sees none; faded: exp(-R)
         (
-            edge, shift, reference, opposite, k_sum, spare, nothing, q_center, k_center, top, later,
+            edge, shift, reference, opposite, k_sum, nothing, q_center, k_center, top, later,
             packed, turned, x, phi_k, kv, part,
-            keys, values, rows, phi_q, weights, result, from_state, seen, highest,
+            keys, values, rows, phi_q, weights, result, from_state, seen, highest, lined,
+            peaks, pivots, divisors, grown, faded, least, row_sums,
         ) = cut(buffer, sizes)  # fmt: skip
         above = keys if phi == ELU else x  # the y of which φ's value is a function
         clear(nothing, widest)
@@ -193,30 +200,39 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
             row, poisoned, lost = 0, False, False
             while row < n and not poisoned:
                 count = min(block, n - row)
-                clear(keys, depth * block)
+                clear(lined, block * d_in)
+                clear(weights, block * lanes)
                 clear(values, block * d_out)
+                strange = zeros(rows)
                 for r in range(count):
                     if has_mask and mask[row + r] == 0:
                         continue
-                    square, odd = zeros(rows), zeros(rows)
+                    odd = zeros(rows)
                     for p in range(0, d, lanes):
                         y = load_stored_part(k, k_as, (row + r) * k_row + p, d - p, lanes, edge)
                         odd = odd + (y - y)  # 0 for finite numbers, else NaN
-                        y = y - load(k_center, p)
-                        square = square + y * y
-                        store(spare, 0, y)
-                        for lane in range(min(lanes, d - p)):
-                            keys[(p + lane) * block + r] = spare[lane]
+                        store(lined, r * d_in + p, y - load(k_center, p))
                     for j in range(0, d_v, lanes):
                         y = load_stored_part(v, v_as, (row + r) * v_row + j, d_v - j, lanes, edge)
                         odd = odd + (y - y)
                         into_panels(value_panels, r, j, d_out, y, lanes)
-                    # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
-                    keys[d * block + r] = -half_scale * total(square) if half_scale != 0 else 0
-                    if total(odd) != 0:  # this row and all later ones see a number that is not finite
-                        poisoned = True
-                        count = r
-                        break
+                    store(weights, r * lanes, odd)  # `weights` is free
+                    strange = strange + odd
+                if total(strange) != 0:
+                    for r in range(count):
+                        if total(load(weights, r * lanes)) != 0:
+                            poisoned = True  # this row and all later ones see a number that is not finite
+                            count = r
+                            break
+                rows_to_lanes(rows_at(lined, d_in), block, d, mask, False, keys, space)
+                # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
+                for j in range(0, block, lanes):
+                    square = zeros(rows)
+                    if half_scale != 0:
+                        for p in range(d):
+                            square = square + load(keys, p * block + j) * load(keys, p * block + j)
+                        square = square * -half_scale
+                    store(keys, d * block + j, square)
                 whole = padded(count, TILE_ROWS)
                 if count == 0:
                     break
@@ -230,45 +246,68 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 query_exponents(rows_of_q, q_as, row, count, queries, reference, phi_rows, scratch, lanes, phi)
                 query_features(phi_rows, count, State(reference, k_sum), width, lanes, phi, seen, highest, weights)
 
-                largest_exponents(x, opposite, m, top, space)
-                features(x, above, opposite, top, m, phi, phi_k, space)
+                # meanwhile the rows of the next block are asked for
+                then, there = row + block, max(0, min(block, n - row - block))
+                largest_exponents(
+                    x, opposite, m, top, space, Asked(*asked_rows(k, k_as, then * k_row, k_row), there, d)
+                )
+                features(
+                    x,
+                    above,
+                    opposite,
+                    top,
+                    m,
+                    phi,
+                    phi_k,
+                    space,
+                    Asked(*asked_rows(v, v_as, then * v_row, v_row), there, d_v),
+                )
                 product(phi_rows, whole, phi_k, m, weights, space)
                 most_seen = lowest
-                for r in range(count):
+                for r in range(block):
                     most_seen = max(most_seen, top[r])
-                    pivot = most_seen if most_seen != lowest else zero
-                    smallest = zeros(rows) + huge
+                    peaks[r] = most_seen if most_seen != lowest else zero
+                for r in range(0, block, lanes):
+                    pivot = load(peaks, r)
+                    divisor = pivot
+                    if not empty:
+                        divisor, pivot = at_least(pivot * half, ZERO(pivot)), at_least(pivot, ZERO(pivot))
+                    store(pivots, r, pivot)
+                    store(divisors, r, divisor)
+                    store(grown, r, (zeros(rows) + one) / exp_negative(divisor - pivot))
+                    store(faded, r, exp_negative(zeros(rows) if empty else -divisor))
+                for r in range(count):
+                    pivot, growth = spread(pivots, r), spread(grown, r)
+                    smallest, weight = zeros(rows) + huge, zeros(rows)
                     for j in range(0, block, lanes):
                         a = load(top, j) + load(later, block - 1 - r + j)
-                        smallest = at_most(where_negative(a + far, smallest, load(weights, r * block + j)), smallest)
+                        w = load(weights, r * block + j)
+                        smallest = at_most(where_negative(a + far, smallest, w), smallest)
+                        w = w * (exp_negative(a - pivot) * growth)
+                        store(weights, r * block + j, w)
+                        weight = weight + w
+                    store(result, r * lanes, -smallest)  # lanes of as many rows as a vector has join at once
+                    store(from_state, r * lanes, weight)
+                for r in range(0, block, lanes):
                     # -largest(-smallest) is the minimum over the keys that the row sees
-                    if -largest(-smallest) < least_product or (pivot > most_above and not empty):
+                    store(least, r, -maxima(result, r * lanes))
+                    sum_of_weights = totals(from_state, r * lanes) + load(faded, r) * load(seen, r)
+                    store(row_sums, r, sum_of_weights)
+                    inverse = (zeros(rows) + one) / sum_of_weights
+                    store(seen, r, replace_where_zero(sum_of_weights, inverse, sum_of_weights))
+                for r in range(count):
+                    if least[r] < least_product or (peaks[r] > most_above and not empty):
                         lost = True
                         count = r
                         break
-                    divisor = pivot
-                    if not empty:
-                        divisor = pivot * half if pivot > 0 else zero
-                        pivot = max(pivot, zero)
-                    store(spare, 0, exp_negative(zeros(rows) + (divisor - pivot)))
-                    grown = one / spare[0]
-                    store(spare, 0, exp_negative(zeros(rows) - (zero if empty else divisor)))
-                    from_before = spare[0]
-                    weight = zeros(rows)
-                    for j in range(0, block, lanes):
-                        a = load(top, j) + load(later, block - 1 - r + j)
-                        w = load(weights, r * block + j) * (exp_negative(a - pivot) * grown)
-                        store(weights, r * block + j, w)
-                        weight = weight + w
-                    edge[0] = total(weight) + from_before * seen[r]
-                    if f.level != 0:
-                        level[row + r] = highest[r] + divisor + math.log(edge[0]) if edge[0] != 0 else -lowest
-                    seen[r] = one / edge[0] if edge[0] != 0 else zero
-                    rows[r] = from_before  # `rows` is free: the queries have been read
+                if f.level != 0:
+                    for r in range(count):
+                        found = row_sums[r]
+                        level[row + r] = highest[r] + divisors[r] + math.log(found) if found != 0 else -lowest
                 multiply(pairs, whole, value_panels, count, d_out, lanes, zero_row, products)
                 multiply(phi_rows, whole, numerator, m, d_out, lanes, zero_row, earlier)
                 for r in range(count):
-                    faded_row, inverse = spread(rows, r), spread(seen, r)
+                    faded_row, inverse = spread(faded, r), spread(seen, r)
                     for j in range(0, d_v, lanes):
                         value = load(result, r * d_out + j) + faded_row * load(from_state, r * d_out + j)
                         store_stored_part(out, out_as, (row + r) * d_v + j, value * inverse, d_v - j, lanes, edge)
@@ -277,21 +316,32 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     break
 
                 # the state after the block: new shift, fade of the old sums, and the block's own sums
+                # lanes of as many features as a vector has join at once, in `phi_k`, which is free
                 for i in range(m):
                     most = load(x, i * block)
                     for j in range(lanes, block, lanes):
                         most = at_least(load(x, i * block + j), most)
-                    new = max(shift[i], largest(most))
-                    start = new if new != lowest else zero
-                    along = zeros(rows)
+                    store(phi_k, i * lanes, most)
+                for i in range(m, stride):
+                    store(phi_k, i * lanes, zeros(rows) + lowest)
+                for i in range(0, stride, lanes):
+                    old = load(shift, i)
+                    new = at_least(maxima(phi_k, i * lanes), old)
+                    start = where_negative(new - LEAST(new), ZERO(new), new)
+                    store(shift, i, new)
+                    store(opposite, i, start)
+                    store(reference, i, exp_negative(old - start))
+                for i in range(m):
+                    start, along = spread(opposite, i), zeros(rows)
                     for j in range(0, block, lanes):
                         e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), phi)
                         store(x, i * block + j, e)
                         along = along + e
-                    store(spare, 0, exp_negative(zeros(rows) + (shift[i] - start)))
-                    reference[i] = spare[0]
-                    k_sum[i] = k_sum[i] * spare[0] + total(along)
-                    shift[i] = new
+                    store(phi_k, i * lanes, along)
+                for i in range(m, stride):
+                    store(phi_k, i * lanes, zeros(rows))
+                for i in range(0, stride, lanes):
+                    store(k_sum, i, load(k_sum, i) * load(reference, i) + totals(phi_k, i * lanes))
                 multiply(rows_at(x, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
                 for i in range(m):
                     fade = spread(reference, i)

@@ -16,15 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import at_most, copy, cut, load, pointer, room, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import (
+    at_most,
+    copy,
+    cut,
+    load,
+    pointer,
+    room,
+    shifted,
+    spread,
+    store,
+    where_negative,
+    zeros,
+)
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
-from subquad_numpy.codegen.vector_math import ZERO, exp_negative
+from subquad_numpy.codegen.turn import totals
+from subquad_numpy.codegen.vector_math import LEAST, ZERO, exp_negative
 from subquad_numpy.features.blocks import HEAD, OF_KEYS, SIDE, directions_of, store_rows, widths_of
 from subquad_numpy.features.phi import ELU, MAPS, slope_of
 from subquad_numpy.features.step import block_rows
 from subquad_numpy.features.transposed import (
+    Asked,
     Block,
     add_product,
     choose_reference,
@@ -60,7 +74,7 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
     lanes, kind, zero = element(dtype)
     phi = MAPS[phi_name].number
     block = block_rows(dtype)
-    lowest = dtype.type(-np.inf)
+    one, lowest = dtype.type(1), dtype.type(-np.inf)
 
     @compiled(f"gradient of step {dtype} {phi_name}", STEP_GRADIENT_RECORD)
     def differentiate(first: int, last: int, frames: Any) -> int:
@@ -135,25 +149,30 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         for i in range(m):
                             copy(shifted(pointer(given, zero), i * d_v), d_v, shifted(state, i * across))
                             state[i * across + d_v] = sums[i]
-                for i in range(m):
-                    shift[i] = shifts[at * m + i]
-                    after[i] = lowest  # −σ; not needed in the last block if nothing follows
-                    if not is_last or has_after:
-                        sigma = ends[i] if is_last else shifts[(at + 1) * m + i]
-                        after[i] = -sigma if sigma != lowest else 0
+                follows = not is_last or has_after
+                known = ends if is_last else shifted(shifts, (at + 1) * m)
+                for i in range(0, m, lanes):
+                    store(shift, i, load_part(shifts, at * m + i, m - i, lanes, edge))
+                    store(after, i, zeros(x) + lowest)  # −σ; not needed in the last block if nothing follows
+                    if follows:
+                        sigma = load_part(known, i, m - i, lanes, edge)
+                        store(after, i, where_negative(sigma - LEAST(sigma), ZERO(sigma), -sigma))
                 here = shifted(mask, row)
                 rows_to_lanes(rows_at(shifted(q, row * q_row), q_row), count, d, here, False, queries, space)
                 rows_to_lanes(rows_at(shifted(k, row * k_row), k_row), count, d, here, has_mask, keys, space)
                 rows_to_lanes(rows_at(shifted(v, row * v_row), v_row), count, d_v, here, has_mask, values, space)
                 rows_to_lanes(rows_at(shifted(grad, row * g_row), g_row), count, d_v, here, False, grads, space)
                 for r in range(block):
-                    values[d_v * block + r], grads[d_v * block + r], bound[r] = 1, 0, -lowest
+                    along, bound[r] = zeros(x), -lowest
                     if r < count:
-                        along = zeros(x)
+                        bound[r] = levels[row + r]
                         for j in range(0, d_v, lanes):
                             g = load_part(grad, (row + r) * g_row + j, d_v - j, lanes, edge)
                             along = along + g * load_part(out, (row + r) * out_row + j, d_v - j, lanes, edge)
-                        grads[d_v * block + r], bound[r] = -total(along), levels[row + r]
+                    store(pairs, r * lanes, along)
+                for r in range(0, block, lanes):
+                    store(values, d_v * block + r, zeros(x) + one)
+                    store(grads, d_v * block + r, -totals(pairs, r * lanes))
                 if half_scale != 0:
                     for j in range(0, block, lanes):
                         square = zeros(x)
@@ -164,11 +183,41 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 exponents(queries, turned_q, d, height, q_factor, phi, y, space)
                 hide(x, keys, m, count, here, has_mask, phi, space)
                 empty = choose_reference(shift, x, m, stride, space, reference, opposite)
-                largest_exponents(x, opposite, m, top, space)
-                largest_exponents(y, reference, m, level, space)
-                features(x, above_k, opposite, top, m, phi, phi_k, space)
-                features(y, above_q, reference, level, m, phi, phi_q, space)
-                features(x, above_k, after, zeroes, m, phi, phi_after, space)
+                # meanwhile the rows of the next step are asked for; the second walk begins with those of the last
+                then, there = row - block if back else row + block, 0
+                if step != blocks - 1 and then >= 0:
+                    there = min(block, n - then)
+                next_q, next_k = (
+                    Asked(shifted(q, then * q_row), q_row, there, d),
+                    Asked(shifted(k, then * k_row), k_row, there, d),
+                )
+                largest_exponents(x, opposite, m, top, space, next_q)
+                largest_exponents(y, reference, m, level, space, next_k)
+                features(
+                    x, above_k, opposite, top, m, phi, phi_k, space, Asked(shifted(v, then * v_row), v_row, there, d_v)
+                )
+                features(
+                    y,
+                    above_q,
+                    reference,
+                    level,
+                    m,
+                    phi,
+                    phi_q,
+                    space,
+                    Asked(shifted(grad, then * g_row), g_row, there, d_v),
+                )
+                features(
+                    x,
+                    above_k,
+                    after,
+                    zeroes,
+                    m,
+                    phi,
+                    phi_after,
+                    space,
+                    Asked(shifted(out, then * out_row), out_row, there, d_v),
+                )
                 for j in range(0, block, lanes):
                     store(gap, j, load(level, j) - load(bound, j))
 
@@ -215,24 +264,30 @@ def step_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                             for p in range(0, d * block, block):
                                 store(by_rows, p + j, load(by_rows, p + j) + norm * load(keys, p + j))
                     lanes_to_rows(by_rows, count, d, shifted(grad_k, row * d), space)
-                    features(y, above_q, shift, bound, m, phi, other, space)
+                    features(y, above_q, shift, bound, m, phi, other, space, Asked(q, 0, 0, 0))
 
                 # add the sums over these keys to S, or over these queries to R; both fade as σ changes
-                left, rows = (other, grads) if back else (phi_after, values)
+                left, last_row = (other, grads) if back else (phi_after, values)
+                rows, rows_step = (grad, g_row) if back else (v, v_row)
                 for r in range(count):
+                    hidden = not back and has_mask and here[r] == 0
                     for j in range(0, d_v, lanes):
-                        for lane in range(min(lanes, d_v - j)):
-                            edge[lane] = rows[(j + lane) * block + r]
-                        into_panels(value_panels, r, j, d_out, load(edge, 0), lanes)
+                        value = zeros(x)
+                        if not hidden:
+                            value = load_part(rows, (row + r) * rows_step + j, d_v - j, lanes, edge)
+                        into_panels(value_panels, r, j, d_out, value, lanes)
                 multiply(rows_at(left, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
-                for i in range(m):
-                    edge[0] = shift[i] + after[i]
-                    fade = exp_negative(spread(edge, 0))
+                for i in range(m):  # `by_phi` is free: lanes of as many features as a vector has join at once
                     along = zeros(x)
                     for j in range(0, block, lanes):
-                        along = along + load(left, i * block + j) * load(rows, d_v * block + j)
-                    store(edge, 0, fade)
-                    sums[i] = sums[i] * edge[0] + total(along)
+                        along = along + load(left, i * block + j) * load(last_row, d_v * block + j)
+                    store(by_phi, i * lanes, along)
+                for i in range(0, m, lanes):
+                    fade = exp_negative(load(shift, i) + load(after, i))
+                    store(shift, i, fade)
+                    store(sums, i, load(sums, i) * fade + totals(by_phi, i * lanes))
+                for i in range(m):
+                    fade = spread(shift, i)
                     for j in range(0, d_out, lanes):
                         store(state, i * across + j, load(state, i * across + j) * fade + load(part, i * d_out + j))
                     state[i * across + d_v] = sums[i]

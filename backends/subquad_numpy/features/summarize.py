@@ -25,6 +25,7 @@ from subquad_numpy.features.blocks import (
     VALUES,
     Scratch,
     Side,
+    ask_row,
     key_exponents,
     load_center,
     pack_keys,
@@ -91,6 +92,9 @@ def sum_rows(
                 store(new, i, at_least(load(new, i), at_least(at_least(a, b), at_least(c, d))))
         clear(block_sum, width)
         for r in range(count):
+            if row + r < stop:  # rows of the next block are asked for meanwhile
+                ask_row(k.data, k_as, (row + r) * k.row, keys.d, lanes)
+                ask_row(v.data, v_as, (row + r) * v.row, d_v, lanes)
             for i in range(0, width, lanes):
                 y = load(x, r * stride + i)
                 e = times_value(exp_negative(log_of(y, phi) - at_least(load(new, i), LEAST(y))), y, phi)

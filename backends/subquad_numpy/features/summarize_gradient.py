@@ -23,6 +23,7 @@ from subquad_numpy.features.blocks import (
     Scratch,
     Side,
     add_product,
+    ask_row,
     directions_of,
     key_exponents,
     load_center,
@@ -137,6 +138,9 @@ def summarize_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 multiply(rows_at(here_v, step_v), whole, kv_turned, d_v, width, lanes, rows_at(by_sum, 0), by_phi)
                 for r in range(count):
                     sum_phi = zeros(rows)
+                    if row + r < stop:  # rows of the next block are asked for meanwhile
+                        ask_row(k, AS_COMPUTED, (row + r) * k_row, d, lanes)
+                        ask_row(v, AS_COMPUTED, (row + r) * v_row, d_v, lanes)
                     for i in range(0, width, lanes):
                         exponent = load(y, r * stride + i)
                         e = exp_negative(log_of(exponent, phi) - load(shift, i))
