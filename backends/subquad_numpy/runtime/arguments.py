@@ -72,7 +72,7 @@ class Run:
         self.pack = struct.Struct(f"{len(self.places)}q").pack
         # the compiled call on one thread: what is called only once need not wait until that is compiled, too
         self.direct: Any = None
-        self.has_run = False
+        self.has_run = self.meets_foreign = False  # arrays of other libraries go by addresses at once
 
     def __call__(self, arrays: Sequence[Any], threads: int | None) -> None:
         """Run all tasks on the arrays of the fields that are given: NumPy's, or of `addresses.KNOWN`."""
@@ -107,7 +107,6 @@ class Run:
         self.of_objects, self.of_addresses = (
             head_of(self.kernel, self.tasks, self.records, self.places, objects=objects) for objects in (True, False)
         )
-        self.meets_foreign = False  # arrays of other libraries go by addresses at once
         self.direct = direct()
 
 
