@@ -17,6 +17,8 @@ from subquad.kernels import linear_scan as kernel
 from subquad.kernels.sigmoid import sigmoid
 
 pytest.importorskip("llvmlite")
+from subquad_numpy.runtime import direct
+from subquad_numpy.table import COMPILED
 
 STEPS = {
     "linear": lambda a, b, h: subquad.linear_scan_step(h[0], a[0], b[0]),
@@ -67,7 +69,7 @@ FORMS = {
 def test_a_remembered_call_takes_arrays_of_any_layout(name: str, form: str) -> None:
     """The first call binds the layout of its arrays; a later call of the same shapes may have any other."""
     step, given = STEPS[name], arrays()
-    expected = [step(*given) for _ in range(2)][1]
+    expected = [step(*given) for _ in range(3)][2]  # of compiled code alone
     for got in (step(*map(FORMS[form], given)), step(*given)):
         for x, y in zip(got, expected, strict=True):
             assert (np.asarray(x) == y).all()
@@ -98,6 +100,20 @@ def test_outputs_of_two_calls_are_two_arrays() -> None:
     state = second[1].copy()
     second[0][...] = 0  # and the state is not the output
     assert (second[1] == state).all()
+
+
+def test_what_is_called_once_compiles_its_kernel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of compiled code alone is made when a second one has come, and gives the same."""
+    made, make = list[int](), direct.direct
+    monkeypatch.setattr(direct, "direct", lambda: made.append(1) or make())
+    monkeypatch.setattr(COMPILED["linear_scan"].forward, "kept", {})
+    kernel.forget()
+    a, b, _ = arrays()
+    found = []
+    for count in (0, 1, 1, 1):
+        found.append(subquad.linear_scan(a, b))
+        assert len(made) == count
+    assert all((x == found[0]).all() for x in found)
 
 
 def test_another_override_is_asked_at_once() -> None:

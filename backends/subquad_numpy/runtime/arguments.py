@@ -70,14 +70,9 @@ class Run:
                 self.records[:, place] = offsets(x, batch, axes)
         self.kernel, self.tasks, self.small = kernel, items * tasks, items * products < SMALL
         self.pack = struct.Struct(f"{len(self.places)}q").pack
-        self.direct: Any = None  # the compiled call on one thread
-        if self.tasks and address_of is read_address:
-            from subquad_numpy.runtime.direct import direct, head_of
-
-            self.direct, self.meets_foreign = direct(), False  # arrays of other libraries go by addresses at once
-            self.of_objects, self.of_addresses = (
-                head_of(kernel, self.tasks, self.records, self.places, objects=objects) for objects in (True, False)
-            )
+        # the compiled call on one thread: what is called only once need not wait until that is compiled, too
+        self.direct: Any = None
+        self.has_run = self.meets_foreign = False  # arrays of other libraries go by addresses at once
 
     def __call__(self, arrays: Sequence[Any], threads: int | None) -> None:
         """Run all tasks on the arrays of the fields that are given: NumPy's, or of `addresses.KNOWN`."""
@@ -99,8 +94,20 @@ class Run:
         records[:, self.places] += [0 if x is None else address_of(x) for x in arrays]
         if is_alone:
             self.kernel(0, self.tasks, address_of(records))
+            if self.has_run and address_of is read_address:
+                self._call_directly()
+            self.has_run = True
         else:
             run_tasks(self.kernel, self.tasks, records, thread_count(threads), arrays)
+
+    def _call_directly(self) -> None:
+        """Let the calls to come, on one thread, be of compiled code alone."""
+        from subquad_numpy.runtime.direct import direct, head_of
+
+        self.of_objects, self.of_addresses = (
+            head_of(self.kernel, self.tasks, self.records, self.places, objects=objects) for objects in (True, False)
+        )
+        self.direct = direct()
 
 
 def run(
