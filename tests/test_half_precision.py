@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from pieces import piece
+from rows.kernels import EXAMPLES, KERNELS, Example
 from rows.libraries import Jax, Library, NumPy, Torch
 
 import subquad
@@ -111,6 +112,34 @@ def test_clusters_of_any_batch_have_the_bits_of_float32(
     found = call(*half)
     assert found.shape == expected.shape
     assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("example", EXAMPLES["clustered_attention"], ids=str)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_queries_of_clusters_have_half_precision_alone(library: Library, dtype: str, example: Example) -> None:
+    """Joined with an output of float32, which was not rounded before."""
+    arrays, keywords = example.given(library, "float32", example.options)
+    half = library.array(example.arrays[0], dtype)
+    arrays[0] = library.array(library.numpy(half).astype(np.float32), "float32")
+    out, lse = KERNELS[example.kernel](half, *arrays[1:], **keywords)
+    expected, expected_lse = KERNELS[example.kernel](*arrays, **keywords)
+    assert (library.dtype_name(out), library.dtype_name(lse)) == (dtype, "float32")
+    rounded = library.numpy(expected).astype(HALF[dtype])
+    assert np.array_equal(library.numpy(out).astype(np.float32), rounded.astype(np.float32), equal_nan=True)
+    assert np.array_equal(library.numpy(lse), library.numpy(expected_lse))
+
+
+@pytest.mark.parametrize("example", EXAMPLES["block_attention"], ids=str)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_an_output_that_will_be_joined_is_not_rounded(library: Library, dtype: str, example: Example) -> None:
+    half, keywords = example.given(library, dtype, ["wide"])
+    arrays = [x if x is None or library.dtype_name(x) != dtype else library.array(library.numpy(x), "float32")
+              for x in half]  # fmt: skip
+    out, expected = (KERNELS[example.kernel](*given, **keywords)[0] for given in (half, arrays))
+    assert library.dtype_name(out) == "float32"
+    assert np.array_equal(library.numpy(out), library.numpy(expected))
 
 
 @pytest.mark.parametrize("name", READ)
