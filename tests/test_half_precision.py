@@ -114,29 +114,31 @@ def test_clusters_of_any_batch_have_the_bits_of_float32(
     assert np.array_equal(found.astype(np.float32), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("numbers", [2, 5, 7, 1000])  # of items that are computed together, 1 of them at least
+@pytest.mark.parametrize("items", [1, 2, 3])  # that a thread computes together
 @pytest.mark.parametrize(
     ("of_q", "of_k", "of_mask"),
     [((2, 3), (2, 1), (3,)), ((4,), (), ()), ((1, 5), (5,), (2, 1)), ((3, 1, 2), (1, 2), (3, 1, 1))],
     ids=str,
 )
-@pytest.mark.parametrize("dtype", HALF)
-def test_rounds_of_a_few_items_have_the_bits_of_float32(
-    dtype: str, of_q: tuple[int, ...], of_k: tuple[int, ...], of_mask: tuple[int, ...], numbers: int, monkeypatch: Any
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+def test_rounds_of_a_few_items_have_the_bits_of_all(
+    dtype: str, of_q: tuple[int, ...], of_k: tuple[int, ...], of_mask: tuple[int, ...], items: int, monkeypatch: Any
 ) -> None:
     pytest.importorskip("llvmlite")
     from subquad_numpy.block_attention import hashed
 
     rng, n = np.random.default_rng(0), 70
-    half = [rng.standard_normal((*batch, n, 9)).astype(HALF[dtype]) for batch in (of_q, of_k, of_k)]
+    kind = np.dtype(HALF.get(dtype, dtype))
+    given = [rng.standard_normal((*batch, n, 9)).astype(kind) for batch in (of_q, of_k, of_k)]
     method, mask = subquad.LSH(**METHODS["lsh"]), rng.random((*of_mask, n)) < 0.7
-    expected = subquad.attention(*(x.astype(np.float32) for x in half), method, key_mask=mask)
-    monkeypatch.setattr(hashed, "AT_ONCE", numbers * n * 9)
+    expected = subquad.attention(*(x.astype(np.float32) for x in given), method, key_mask=mask)
+    monkeypatch.setattr(hashed, "AT_ONCE", items * n * 9)
+    monkeypatch.setattr(hashed, "thread_count", lambda threads: 1)
     monkeypatch.setattr(hashed.hashed_attention, "kept", {})
     kernels.hashed_attention.forget()
-    found = subquad.attention(*half, method, key_mask=mask)
+    found = subquad.attention(*given, method, key_mask=mask)
     kernels.hashed_attention.forget()
-    assert np.array_equal(found.astype(np.float32), expected.astype(HALF[dtype]).astype(np.float32))
+    assert np.array_equal(found.astype(np.float32), expected.astype(kind).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_items_in_parts_lie_side_by_side(
 ) -> None:
     from subquad_numpy.block_attention import hashed
 
-    monkeypatch.setattr(hashed, "AT_ONCE", numbers * 10)
-    parts = hashed.items_at_once(batch, 10)
+    monkeypatch.setattr(hashed, "AT_ONCE", 5)
+    parts = hashed.items_at_once(batch, 10, 2 * numbers)
     assert [tuple(i for some in part for i in (some.start, some.stop)) for part in parts] == expected
 
 
