@@ -110,7 +110,7 @@ def some_centre(call: Call) -> str | None:
 def some_cluster(call: Call) -> str | None:
     """The reason to decline calls without queries or clusters, or None."""
     q, means = call.arrays[0], call.arrays[4]
-    return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else None
+    return "there is no query or no cluster" if 0 in (q.shape[-2], means.shape[-2]) else stored(call)
 
 
 def some_cluster_of_rows(call: Call) -> str | None:

@@ -146,7 +146,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "block_attention",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=intervals),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK | {"wide"}, needs=NEEDS, also=intervals),
             block_attention.block_attention,
             block_attention.block_attention_backward,
             of_block_attention.launch,
@@ -218,13 +218,16 @@ COMPILED: dict[str, Compiled] = {
         Compiled(
             "clustered_attention",
             Accepts(
-                dtypes=REAL,
+                dtypes=(*HALF, *REAL),
+                one_dtype=False,
                 options=frozenset({"always", "reach", "group", "expanded"}),
                 needs=NEEDS,
                 also=some_cluster,
             ),
             clustered.clustered_attention,
             launch=of_clustered.launch,
+            launches_half=False,
+            as_stored=_first(1),
         ),
         Compiled(
             "selective_scan",

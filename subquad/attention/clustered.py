@@ -187,21 +187,16 @@ class Clustered(Method):
         place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
         if 0 in (n, call.k.shape[-2]):
             return self.read_keys(call, call.q, start, stop, None)
-        dtype, backend = call.arrangement.compute, call.arrangement.backend
+        backend = call.arrangement.backend
         if not backend.may_fill(call.q, call.k, call.v):
             call = call.widened()
-        stored = call.q.dtype  # queries of a part are widened at once, so that outputs are rounded when they are joined
-        width = call.v.shape[-1] + (0 if stored == dtype else call.q.shape[-1])
-        rows = max(PART // max(math.prod(call.batch()) * width, 1) // ROWS, 1) * ROWS
+        rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
         if not backend.is_concrete(call.q, call.k, call.v):
             rows = n
 
-        def widened(q: Array) -> Array:
-            return q if stored == dtype else xp.astype(q, dtype)
-
-        def rounded(of_part: tuple[Array, Array]) -> tuple[Array, ...]:
+        def joinable(of_part: tuple[Array, Array]) -> tuple[Array, ...]:
             out, lse = of_part
-            return out if stored == dtype else xp.astype(out, stored), lse[..., None]
+            return cast(xp, out, call.q.dtype), lse[..., None]  # that of near keys alone is not rounded yet
 
         def parts() -> Iterator[tuple[Array, ...]]:
             own = with_own_keys(call)
@@ -213,7 +208,7 @@ class Clustered(Method):
                     some = slice(i, min(i + rows, part.end))
                     listed = (some.start - part.begin) // SIZE, (some.stop - part.begin + SIZE - 1) // SIZE
                     these = None if blocks is None else blocks[..., slice(*listed), :]
-                    yield rounded(self._read(near, own, part, widened(call.q[..., some, :]), place[..., some], these))
+                    yield joinable(self._read(near, own, part, call.q[..., some, :], place[..., some], these))
 
         out, lse = join_rows(xp, n, parts())
         return out, lse[..., 0]
@@ -435,7 +430,7 @@ class Clustered(Method):
     ) -> tuple[Array, Array]:
         """(out, lse) over the keys within an interval."""
         return block_attention(
-            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE,
+            q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE, wide=True,
             key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
 

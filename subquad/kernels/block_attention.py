@@ -38,28 +38,29 @@ def batch_of(
 def outputs(
     q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None, place: Array | None,
     avoid: Array | None, met_q: Array | None, met_k: Array | None, pairs: Array | None,
-    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, key_mask: Array | None = None,
+    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, wide: bool = False,
+    key_mask: Array | None = None,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `block_attention`."""
     matrices = {"q": q, "k": k, "v": v, "blocks": blocks, "met_q": met_q, "met_k": met_k, "pairs": pairs, "bias": bias}
     batch = batch_of(matrices, {"start": start, "stop": stop, "place": place, "avoid": avoid}, key_mask)
     xp, n = namespace_of(q), q.shape[-2]
-    return (
-        Like((*batch, n, v.shape[-1]), common_dtype(xp, q, k, v)),
-        Like((*batch, n), compute_dtype(xp, q, k, v)),
-    )
+    compute = compute_dtype(xp, q, k, v)
+    return Like((*batch, n, v.shape[-1]), compute if wide else common_dtype(xp, q, k, v)), Like((*batch, n), compute)
 
 
-@kernel(outputs=outputs, options={"softcap": None, "key_mask": None}, reads_half=True)
+@kernel(outputs=outputs, options={"softcap": None, "wide": False, "key_mask": None}, reads_half=True)
 def block_attention(
     q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None, place: Array | None,
     avoid: Array | None, met_q: Array | None, met_k: Array | None, pairs: Array | None,
-    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, key_mask: Array | None = None,
+    bias: Array | None, /, *, scale: float, size: int, softcap: float | None = None, wide: bool = False,
+    key_mask: Array | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) over the keys that each row sees, and its log-sum-exp (..., n).
 
     A row that sees no key gives 0 and −∞. q, k and v may have half precision in place of float32; the output has it if
-    all have the same. All arrays but these are None where they do not restrict anything:
+    all have the same, unless it is `wide`: one that is joined with another must not be rounded before. All arrays but
+    these are None where they do not restrict anything:
 
         start, stop    (..., n)              row i sees keys at the places start[i] … stop[i] − 1
         blocks         (..., q_blocks, r)    the blocks of `size` keys that each block of `size` rows reads, each once;

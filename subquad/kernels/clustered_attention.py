@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from subquad.backend import Array, Like
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.block_loop import BLOCK_ELEMENTS, fold_blocks
+from subquad.core.dtypes import compute_dtype
 from subquad.core.gather import gather_rows
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
@@ -60,10 +61,11 @@ def outputs(
     of_rows = {"counts": counts, "stop": stop, "order": order, "place": place, "cluster_of": cluster_of,
                "before_lse": before_lse}  # fmt: skip
     batch = batch_of(matrices, of_rows, None)
-    return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), Like((*batch, q.shape[-2]), q.dtype)
+    lse = Like((*batch, q.shape[-2]), compute_dtype(namespace_of(q), q))
+    return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), lse
 
 
-@kernel(outputs=outputs, options={"always": 0, "reach": 0, "group": 1, "expanded": 0})
+@kernel(outputs=outputs, options={"always": 0, "reach": 0, "group": 1, "expanded": 0}, reads_half=True)
 def clustered_attention(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
     group_means: Array | None, group_spread: Array | None, group_values: Array | None, stop: Array,
@@ -90,7 +92,8 @@ def clustered_attention(
         cluster_of               (..., n_kv)          the cluster of the key at each place, −1 for none
         before_out, before_lse   (..., n, d_v), (..., n)   output and log-sum-exp over other keys, which are joined
 
-    order, place and cluster_of are None together, and so are those of groups, and before_out and before_lse.
+    order, place and cluster_of are None together, and so are those of groups, and before_out and before_lse. q may have
+    half precision in place of float32, which the output has too.
     """
     xp, where = namespace_of(q), place_of(q)
     n, d, d_v, clusters = q.shape[-2], q.shape[-1], v.shape[-1], means.shape[-2]

@@ -119,7 +119,7 @@ def block_attention(
     ]
     return Example(
         "block_attention", name, lambda: (*normal((*q, d), (*kv, d), (*kv, d_v)), *whole), {"scale": 0.3, "size": size},
-        {"softcap": 1.5, "key_mask": some_hidden(*kv)},
+        {"softcap": 1.5, "wide": True, "key_mask": some_hidden(*kv)},
     )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     values, tasks = with_many_rows(values, tasks, batch, static)
     q, v = values["q"], values["v"]
     shape, dtype = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3])
-    kinds: list[Any] = [(shape, static.get("out_dtype", common(*arrays[:3]))), (shape[:-1], dtype)]
+    of_rows = dtype if static.get("wide", False) else static.get("out_dtype", common(*arrays[:3]))
+    kinds: list[Any] = [(shape, of_rows), (shape[:-1], dtype)]
     kinds[1] = kinds[1] if static.get("needs_lse", True) else None
     kinds += [(shape[:-1], dtype), (shape, dtype)] if static.get("sampled", False) else []
     written = {name: kind for name, kind in zip(WRITTEN, kinds, strict=False) if kind is not None}
@@ -97,7 +98,7 @@ sampled_attention = Forms(_plan_sampled)
 def as_block_attention(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arrays, with the mask last, and options of `block_attention` for those of `sampled_attention`."""
     *rows, key_mask = arrays
-    options = {"scale": static["scale"], "size": 1, "sampled": True, "out_dtype": widest(*arrays[:3])}
+    options = {"scale": static["scale"], "size": 1, "sampled": True, "wide": True}
     return (*rows, *NO_LIST, key_mask), options
 
 

@@ -32,7 +32,7 @@ from subquad_numpy.runtime.stored import stored_word, widest
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `block_attention`, by one launch."""
-    options = {name: static[name] for name in ("scale", "size")}
+    options = {name: static[name] for name in ("scale", "size", "wide") if name in static}
     return _launch(arrays, static, outputs_of(*arrays[:-1], key_mask=arrays[-1], **options), run)
 
 

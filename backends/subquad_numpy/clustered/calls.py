@@ -50,7 +50,7 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     sizes = {
         "n": n, "n_kv": 0 if own is None else own.shape[-1], "d": d, "d_v": d_v, "bands": bands, "clusters": clusters,
         "size": size, "opened": static["opened"], "always": always, "reach": static.get("reach", 0), "groups": groups,
-        "group": group, "expanded": expanded, "tasks": tasks,
+        "group": group, "expanded": expanded, "tasks": tasks, "stored": stored_word((given["q"],)),
     }  # fmt: skip
     weighed = groups + min(clusters, expanded * group) if groups else clusters
     keys = (always + static["opened"]) * size * (d + d_v) + weighed * (2 * d + bands + d_v)
@@ -94,7 +94,8 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     """The output and the log-sum-exp of the kernel `clustered_attention`."""
     from subquad_numpy.clustered.forward import FORWARD_RECORD, clustered_attention_kernel
 
-    likes, dtype = dict(zip(("out", "lse"), outputs(*arrays, **static), strict=True)), arrays[0].dtype
+    likes, dtype = dict(zip(("out", "lse"), outputs(*arrays, **static), strict=True)), computed(arrays[0].dtype)
+    likes["lse"] = Like(likes["lse"].shape, dtype)
     compiled, scale = (clustered_attention_kernel(dtype), FORWARD_RECORD), np.array([static["scale"]], dtype)
     work, batch = cut_work(arrays, static), likes["lse"].shape[:-1]
     return _planned(compiled, work, batch, NAMES, arrays, likes, {"numbers": scale})

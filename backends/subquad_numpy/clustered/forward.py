@@ -28,6 +28,7 @@ from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, turn
 from subquad_numpy.codegen.listed_rows import add_listed, multiply_listed
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, rows_at, turned
+from subquad_numpy.codegen.stored import round_row, rows_of
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
@@ -67,12 +68,12 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
             ),
             *(ROWS * wide_v, ROWS, ROWS, wide_s, TILE_ROWS * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
             panel * room_for(widest, lanes),
-            *(whole_keys, panel, ROWS * lanes),
+            *(whole_keys, panel, ROWS * lanes, ROWS * d),
         )
         buffer = np.empty(room(sizes), kind)
         (
             packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k,
-            own_v, values, fine, poison, of_members,
+            own_v, values, fine, poison, of_members, own_q,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
             np.zeros(entries, np.int32),
@@ -96,7 +97,8 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
             f = records[task // f.tasks]
             row = task % f.tasks * ROWS
             count = min(ROWS, n - row)
-            q, k, v, numbers = pointer(f.q, zero), pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
+            k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
+            q, _ = rows_of(pointer(f.q, zero), f.stored, row * d, d, count, d, lanes, own_q)
             out, lse = pointer(f.out, zero), pointer(f.lse, zero)
             counts, stop = pointer(f.counts, word), pointer(f.stop, word)
             order, place = pointer(f.order, word), pointer(f.place, word)
@@ -118,7 +120,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     limit = min(stop[row + base + c], clusters) if c < many_rows else 0
                     stops[c] = limit
                     most, least = max(most, limit), min(least, limit) if c < many_rows else least
-                pack_queries(q, row + base, many_rows, d, f.bands, panel, lanes, scale, packed, squares)
+                pack_queries(q, base, many_rows, d, f.bands, panel, lanes, scale, packed, squares)
                 # groups first, then clusters, of which the rows of the panel weigh some
                 whole = max(0, min(groups, (most - f.always) // f.group))
                 runs = append_run(firsts, runs_of, 0, 0, 0, whole)
@@ -253,9 +255,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     ask_for_part(k, ahead * d * size, d * size, (i - begin) // TILE_ROWS, tiles, lanes)
                     ask_for_part(v, ahead * size * d_v, size * d_v, (i - begin) // TILE_ROWS, tiles, lanes)
                     these = shifted(of_row, i)
-                    multiply_listed(
-                        shifted(q, row * d), d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s
-                    )
+                    multiply_listed(q, d, these, together, keys, size, d, wide_s, lanes, nothing, e, wide_s)
                     weigh_members(
                         e, wide_s, together, these, scale, size, many, wide_v, lanes, apart, place, row, reach, here,
                         top, seen, of_members, acc,
@@ -282,18 +282,19 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     old = math.exp(before_lse[row + r] - both)
                     new = math.exp(level - both) if found != 0 else old * 0
                     share, factor, level = old / (old + new), factor * new / (old + new), both + math.log(old + new)
-                mine, given, to = shifted(acc, r * wide_v), shifted(before_out, (row + r) * d_v), (row + r) * d_v
+                mine, given = shifted(acc, r * wide_v), shifted(before_out, (row + r) * d_v)
                 whole = d_v // lanes * lanes if found != 0 else 0
                 for p in range(0, whole, lanes):
                     value = load(mine, p) * factor
                     if joins:
                         value = value + load(given, p) * share
-                    store(out, to + p, value)
+                    store(mine, p, value)
                 for p in range(whole, d_v):
                     value = mine[p] * factor if found != 0 else found
                     if joins:
                         value += given[p] * share
-                    out[to + p] = value
+                    mine[p] = value
+                round_row(out, f.stored, (row + r) * d_v, d_v, lanes, mine)
                 lse[row + r] = level
         return DONE
 

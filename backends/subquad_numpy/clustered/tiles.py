@@ -23,11 +23,11 @@ TILE = 64  # clusters of a tile: their means stay in the first cache
 
 # Sizes: rows, keys, numbers of a row and of a value, bands of a row, clusters, keys of a cluster, clusters that are
 # opened by weight and always, places around a row whose keys count elsewhere, groups, clusters of a group, groups that
-# are expanded, tasks of an item.
+# are expanded, tasks of an item, how queries and outputs are stored.
 SIZES: Fields = dict.fromkeys(
     (
         "n", "n_kv", "d", "d_v", "bands", "clusters", "size", "opened", "always", "reach", "groups", "group",
-        "expanded", "tasks",
+        "expanded", "tasks", "stored",
     )
 )  # fmt: skip
 ARRAYS: Fields = {

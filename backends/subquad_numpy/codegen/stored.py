@@ -68,7 +68,8 @@ def rounded(builder: Any, value: Any, stored: int, lanes: int) -> Any:
     short = _like(ir.IntType(HALF_BITS), lanes)
     if stored == FLOAT16:
         return builder.bitcast(builder.fptrunc(value, _like(ir.HalfType(), lanes)), short)
-    if lanes != WIDE or not processor.has("avx512bf16"):
+    # (LLVM of before 16 knows the instruction by another type, and ends the process)
+    if lanes != WIDE or not processor.has("avx512bf16") or binding.llvm_version_info[0] < 16:
         return _rounded_bits(builder, value, lanes)
     # an instruction rounds to bfloat16, but takes subnormal numbers of float32 for 0
     narrow, flags = ir.VectorType(_BFloat(), lanes), ir.VectorType(ir.IntType(1), lanes)

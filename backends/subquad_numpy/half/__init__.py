@@ -1,1 +1,1 @@
-"""float16 to float32 and back, compiled."""
+"""Half precision to float32 and back, compiled."""

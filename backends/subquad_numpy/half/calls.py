@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 LEAST = 1 << 14  # numbers of an array for which this pays: NumPy converts one after the other, these in 25 µs
 MOST_PARTS = 1 << 12  # contiguous parts of an array, each with an argument record
 STORED = {"float32", *KINDS}
-PAIRS = {("float16", "float32"), ("float32", "float16")}
+PAIRS = {("float16", "float32"), ("float32", "float16"), ("float32", "bfloat16")}  # bfloat16 is widened as fast without
 
 
 def converted(x: Array, dtype: Any) -> Array:
@@ -63,7 +63,13 @@ def _plan_convert(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) 
     batch, tasks = shape[: x.ndim - axes], -(-size // PART)
     if math.prod(batch) > MOST_PARTS or not (x.dtype.isnative and x.flags.aligned):
         return lambda arrays, new, threads: ((arrays[0].astype(dtype),), None)
-    numbers = {"size": size, "tasks": tasks, "rounds": int(dtype.itemsize < x.itemsize)}
+    rounds = dtype.itemsize < x.itemsize
+    numbers = {
+        "size": size,
+        "tasks": tasks,
+        "rounds": int(rounds),
+        "stored": KINDS[(dtype if rounds else x.dtype).name],
+    }
     record = SIZES | {"x": axes, "out": axes}
     run = Run(convert_kernel(), record, batch, tasks, size, numbers | {"x": x, "out": np.empty(shape, dtype)})
 

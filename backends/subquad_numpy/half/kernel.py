@@ -12,13 +12,12 @@ from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import store_part
 from subquad_numpy.codegen.stored import load_stored, load_stored_part, round_row, widen_rows
 from subquad_numpy.runtime.arguments import Fields, fields
-from subquad_numpy.runtime.stored import FLOAT16
 
 PART = 1 << 15  # numbers of a task
 ROWS = 32  # whose sum is added to the others at once: sums of many rows stay exact
 TOGETHER = 4  # vectors of a row that are added at once
-# how many numbers an item has, and tasks; whether numbers are rounded, or else widened
-SIZES: Fields = dict.fromkeys(("size", "tasks", "rounds"))
+# how many numbers an item has, and tasks; whether numbers are rounded, or else widened; how those of 16 bits are stored
+SIZES: Fields = dict.fromkeys(("size", "tasks", "rounds", "stored"))
 RECORD = fields(SIZES, {"x": 0, "out": 0})  # of a whole array
 # segments of an item, and of a task; rows of a segment; numbers of a row; how they are stored
 MEANS_RECORD = fields(dict.fromkeys(("segments", "some", "tasks", "rows", "d", "stored")), {"x": 3, "out": 2})
@@ -28,9 +27,8 @@ MEANS_RECORD = fields(dict.fromkeys(("segments", "some", "tasks", "rows", "d", "
 def convert_kernel() -> Any:
     """Compile the conversion; a task is a part of an item."""
     lanes, _, zero = element("float32")
-    half = FLOAT16
 
-    @compiled("float16", RECORD)
+    @compiled("half precision", RECORD)
     def convert(first: int, last: int, records: Any) -> int:
         for task in range(first, last):
             f = records[task // records[0].tasks]
@@ -38,9 +36,9 @@ def convert_kernel() -> Any:
             start = task % f.tasks * PART
             count = min(PART, f.size - start)
             if f.rounds:
-                round_row(out, half, start, count, lanes, shifted(x, start))
+                round_row(out, f.stored, start, count, lanes, shifted(x, start))
             else:
-                widen_rows(x, half, start, 0, 1, count, lanes, shifted(out, start), 0)
+                widen_rows(x, f.stored, start, 0, 1, count, lanes, shifted(out, start), 0)
         return DONE
 
     return convert
