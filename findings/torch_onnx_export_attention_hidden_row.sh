@@ -4,7 +4,7 @@
 #   exported file gives that too. The scale is a number, whatever its sign.
 # Instead: attention is written as plain operations. With a boolean mask the hidden row is the average of all the values that the mask
 #   forbids; with the same mask as numbers it is NaN. The scale is split as a square root over queries and keys, so that a negative one makes
-#   every output NaN. Other rows are right, and nothing is warned. With opset_version=23 hidden rows are 0.
+#   every output NaN. Other rows are right. With opset_version=23 hidden rows are 0.
 # Seen when run (largest number of the hidden row; other rows, largest difference from torch):
 #   mask boolean, opset default: torch 0, exported 0.84; other rows 1.8e-07
 #   mask boolean, opset 23: torch 0, exported 0; other rows 1.2e-07

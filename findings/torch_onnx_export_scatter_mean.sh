@@ -4,7 +4,7 @@
 # Expected: the means, as "sum" is exported right, or a refusal: ONNX has no such reduction.
 # Instead: the reduction is left out. The file writes the rows over each other, and the last row of a group stands for its mean; with
 #   include_self=True what was there before does not count either. Groups of one row are right with include_self=False, so that a
-#   comparison on distinct indices passes. No warning is given.
+#   comparison on distinct indices passes.
 # Seen when run (rows 2, 4, 6 into groups 0, 0, 1; before that all are 10):
 #   sum, include_self=True: torch 16 16 10, exported 16 16 10
 #   sum, include_self=False: torch 6 6 10, exported 6 6 10

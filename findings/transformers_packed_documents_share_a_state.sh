@@ -3,8 +3,8 @@
 # Expected: position_ids that start anew, 0 1 2 … 0 1 2 …, without mask and cache, say where documents begin, as
 #   DataCollatorWithFlattening makes them: Llama and the attention layers of these very models then keep documents apart.
 # Instead: only the masks of attention layers are made from the positions. The short convolution runs over the border and the recurrent
-#   state of the first document goes on into the second, for its whole length. No warning: half of the model trains on documents, the
-#   other half on their concatenation. (Kernels for CUDA take the borders by other arguments, which have to be given.)
+#   state of the first document goes on into the second, for its whole length. Half of the model trains on documents, the
+#   other half on their concatenation.
 # Seen when run (second of two packed documents of 12 tokens, relative difference from it alone):
 #   Llama: 2.8e-07
 #   LFM2, attention layers alone: 4.3e-07
