@@ -14,9 +14,10 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
+from llvmlite import ir
 from pieces import piece
 
-from subquad_numpy.codegen import apart, cut, inline, merged, notice, pointer, types
+from subquad_numpy.codegen import apart, cut, inline, merged, notice, pointer, stored, types
 from subquad_numpy.codegen.compile import uncollected
 from subquad_numpy.codegen.translate import translated
 
@@ -154,3 +155,16 @@ def test_long_compilation_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: 
         with notice.patience():
             time.sleep(seconds)
     assert [record.message for record in caplog.records] == [notice.TEXT]
+
+
+@pytest.mark.parametrize(("version", "has"), [(15, False), (16, True), (22, True)])
+def test_rounding_to_bfloat16_asks_llvm_for_what_it_knows(version: int, has: bool, monkeypatch: Any) -> None:
+    """LLVM of before 16 has another type for the instruction, and ends the process where it meets this one."""
+    monkeypatch.setattr(stored.binding, "llvm_version_info", (version, 0, 0))
+    monkeypatch.setattr(stored.processor, "has", lambda feature: True)
+    module = ir.Module()
+    wide = ir.VectorType(ir.FloatType(), stored.WIDE)
+    function = ir.Function(module, ir.FunctionType(ir.VectorType(ir.IntType(16), stored.WIDE), [wide]), "rounded")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(stored.rounded(builder, function.args[0], stored.BFLOAT16, stored.WIDE))
+    assert ("cvtneps2bf16" in str(module)) == has
