@@ -62,9 +62,9 @@ def expected(x: list[int]) -> int:
 @pytest.fixture
 def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that LLVM compiles, of modules that are cut wherever they can be."""
-    noted, compile_ = list[str](), machine._compiled
+    noted, compile_ = list[str](), machine.compiled_text
     monkeypatch.setattr(parts, "LEAST", 1)
-    monkeypatch.setattr(machine, "_compiled", lambda text: noted.append(text) or compile_(text))
+    monkeypatch.setattr(machine, "compiled_text", lambda text: noted.append(text) or compile_(text))
     return noted
 
 

@@ -65,7 +65,7 @@ def _all_compiled(texts: list[str]) -> list[bytes]:
 
     def work(place: int) -> None:
         try:
-            found[place] = _compiled(texts[place])
+            found[place] = compiled_text(texts[place])
         except Exception as error:
             found[place] = error
 
@@ -85,7 +85,7 @@ def _all_compiled(texts: list[str]) -> list[bytes]:
     return [found[place] for place in range(len(texts))]
 
 
-def _compiled(text: str) -> bytes:
+def compiled_text(text: str) -> bytes:
     """The object file of LLVM's language, in a context of its own."""
     machine, parsed = _machine(), binding.parse_assembly(text, binding.create_context())
     # What should be a vector is one in the source already: to unroll loops doubles the code and the time to compile
