@@ -3,7 +3,7 @@
 A kernel is a function (first, last, records) with argument records of 64-bit numbers and addresses, one record for each
 item of a batch. XLA passes buffers. The last operand is a *plan*, 64-bit words that say what the records hold:
 
-    head             tasks of an item, threads, number of fields, number of batch axes
+    head             tasks of an item, threads, number of fields, number of batch axes, is the call long?
     sizes            the size of each batch axis
     of each field    (what, a, b, c) as below, then a stride in bytes for each batch axis
 
@@ -22,6 +22,7 @@ those of `xla/ffi/api/c_api.h` in jaxlib, in words of 64 bits.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import threading
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ from subquad_numpy.runtime.native_tasks import (
 )
 
 LITERAL, OPERAND, RESULT, SUMMED = range(4)
-HEAD, ROW = 4, 4  # words of a plan before the sizes; words of a field before its strides
+HEAD, ROW = 5, 4  # words of a plan before the sizes; words of a field before its strides
 
 # Offsets in words, by structure of XLA.
 EXTENSION, API, OPERANDS, RESULTS = 1, 2, 9, 14  # call frame; the number of operands is two words before OPERANDS
@@ -70,6 +71,9 @@ METADATA_TYPE, METADATA = 1, 3  # extension: its type if it is metadata (low hal
 API_VERSION, TRAITS = 3, 4  # metadata; the version is major and minor number in one word
 NO_MEMORY = np.frombuffer(b"a compiled kernel found no memory for its scratch\0", np.uint8)
 RESOURCE_EXHAUSTED = 8  # XLA's code of the error
+# Bytes of arrays from which on a call lasts several milliseconds. A thread that leaves its core for one where other
+# threads run waits for its slice of time there, 4 ms, and the call for the thread.
+LONG = 1 << 24
 LINE = 64  # bytes of a cache line; the partial sums of each result begin on a new line
 
 WORK, CREATE, JOIN, MESSAGE, MADVISE, SERVE, SCHEDULER = range(7)  # places in `_system`
@@ -93,7 +97,9 @@ def call(launch: Launch, operands: Mapping[str, Array | None]) -> dict[str, Arra
 def plan_of(launch: Launch, operands: Mapping[str, Any]) -> np.ndarray:
     """The plan of a launch with operands of these shapes."""
     batch, places, outputs = launch.batch, list(operands), list(launch.results)
-    words = [launch.tasks, launch.threads, len(launch.record), len(batch), *batch]
+    arrays = *operands.values(), *launch.results.values()
+    is_long = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays) >= LONG
+    words = [launch.tasks, launch.threads, len(launch.record), len(batch), int(is_long), *batch]
     for name, axes in launch.record.items():
         steps = [0] * len(batch)
         if name in operands:
@@ -213,13 +219,13 @@ def _sum_rows(rows: Any, parts: int, out: Any, count: int) -> None:
 
 
 @inline
-def _run_tasks(kernel: int, tasks: int, threads: int, records: Any, system: Any) -> int:
+def _run_tasks(kernel: int, tasks: int, threads: int, is_long: bool, records: Any, system: Any) -> int:
     """Run all tasks on new threads and this one; returns how many shares of the tasks failed."""
     threads = min(threads, tasks)
     words = np.zeros(SIZE, np.int64)
     words[KERNEL], words[TASKS], words[RECORDS] = kernel, tasks, records.ctypes.data
     words[SHARES] = _shares_for(tasks, threads) if threads > 1 else 1
-    if threads > 1 and system[SCHEDULER] != 0:  # a new thread begins on the core of this one, and leaves it
+    if is_long and threads > 1 and system[SCHEDULER] != 0:  # a thread that begins on the core of this one leaves it
         for i in range(SYSTEM, SIZE):
             words[i] = system[SCHEDULER + i - SYSTEM]
         words[TEAM], words[CALLER] = threads, invoke(words[SELF], 0, 0, 0, 0)
@@ -248,7 +254,7 @@ def _server(real: str) -> int:
     def serve(frame: Any, kernel: int, system: Any) -> int:
         operands, results = pointer(frame[OPERANDS], zero), pointer(frame[RESULTS], zero)
         plan = pointer(pointer(operands[frame[OPERANDS - 2] - 1], zero)[DATA], zero)
-        tasks, threads, fields, axes = plan[0], plan[1], plan[2], plan[3]
+        tasks, threads, fields, axes, is_long = plan[0], plan[1], plan[2], plan[3], plan[4] != 0
         row, start = ROW + axes, HEAD + axes
         items, needed = 1, 0  # batch items, and bytes of partial sums
         for axis in range(axes):
@@ -290,7 +296,7 @@ def _server(real: str) -> int:
                 if place:
                     for i in range(fields):
                         records[item * fields + i] += place * plan[start + i * row + ROW + axis]
-        failed = _run_tasks(kernel, items * tasks, threads, records, system)
+        failed = _run_tasks(kernel, items * tasks, threads, is_long, records, system)
 
         used = 0  # add up the partial sums, in the order in which they were laid out
         for i in range(fields):
