@@ -9,18 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import (
-    at_least,
-    at_most,
-    inline,
-    load,
-    lowest_bit,
-    signs,
-    spread,
-    store,
-    where_negative,
-    zeros,
-)
+from subquad_numpy.clustered.ranks import ranks
+from subquad_numpy.codegen import at_least, at_most, inline, load, lowest_bit, signs, store, zeros
 from subquad_numpy.codegen.vector_math import LEAST
 
 GROUPS = 4  # groups of clusters for each cluster to be opened
@@ -94,20 +84,11 @@ def choose(
     Of equal weights the first ones count. NaN has no rank: a row that has some may open any clusters, but never more.
     `here` counts the lanes.
     """
-    first, many, one, none = c * room_for(opened, lanes), 0, zeros(values) + 1.0, zeros(values)
+    first, many = c * room_for(opened, lanes), 0
     for j in range(0, count, lanes):
-        rank, own = none, load(values, first + j)
+        rank = zeros(values)
         if count > opened:
-            for i in range(j):
-                rank = rank + where_negative(spread(values, first + i) - own, none, one)
-            for i in range(j, min(j + lanes, count)):
-                gap = own - spread(values, first + i)
-                behind = where_negative(
-                    (float(i - j) + 0.5) - load(here, 0), where_negative(gap * -1.0, none, one), none
-                )
-                rank = rank + where_negative(gap, one, behind)
-            for i in range(j + lanes, count):
-                rank = rank + where_negative(own - spread(values, first + i), one, none)
+            rank = ranks(values, first, first + count, first + j, True, here, lanes)
         kept = signs(rank - (float(opened) - 0.5)) & ((1 << min(lanes, count - j)) - 1)
         while kept != 0 and many < opened:
             chosen[begin + many] = names[first + j + lowest_bit(kept)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from subquad.kernels.balanced_tree import MEANS_STEPS, POWER_STEPS
 from subquad_numpy.block_attention.tiles import INFINITY
+from subquad_numpy.clustered.ranks import ranks
 from subquad_numpy.codegen import (
     absolute,
     at_least,
@@ -253,18 +254,8 @@ def sort(values: Any, names: Any, count: int, merged: Any, other: Any, here: Any
 @inline
 def sort_run(values: Any, names: Any, begin: int, end: int, merged: Any, other: Any, here: Any, lanes: int) -> None:
     """Sort a few values by their ranks, how many come before each, in all lanes at once; `here` counts the lanes."""
-    one, none = zeros(values) + 1.0, zeros(values)
     for j in range(begin, end, lanes):
-        own, rank = load(values, j), none
-        for i in range(begin, j):
-            rank = rank + where_negative(own - spread(values, i), none, one)
-        for i in range(j, min(j + lanes, end)):
-            before = where_negative(own - spread(values, i), none, one)
-            behind = where_negative(spread(values, i) - own, one, none)
-            rank = rank + where_negative((float(i - j) + 0.5) - load(here, 0), before, behind)
-        for i in range(j + lanes, end):
-            rank = rank + where_negative(spread(values, i) - own, one, none)
-        store(here, lanes, rank)
+        store(here, lanes, ranks(values, begin, end, j, False, here, lanes))
         for i in range(j, min(j + lanes, end)):
             place = begin + int(here[lanes + i - j])
             merged[place], other[place] = values[i], names[i]
