@@ -7,20 +7,18 @@ through `AttentionCall.leave`. The author of a method implements `_evaluate`; or
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
+from subquad.attention.options import Options
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
 from subquad.backend import Array
-from subquad.core.beside import namespace_of, place_of
+from subquad.core.beside import place_of
 from subquad.core.checks import check_arrays, check_flag, check_floating, whole_call
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
@@ -37,11 +35,8 @@ UNABLE = {  # restriction → why a method cannot take it, if it cannot
 }
 
 
-NUMBERS = (np.number, np.bool_)  # of NumPy; not a union, which compilers of PyTorch cannot read
-
-
 @dataclass(frozen=True, repr=False, eq=False)
-class Method:
+class Method(Options):
     """Base of the attention methods. A method is called like a function; its fields are its options.
 
     Attributes
@@ -61,12 +56,6 @@ class Method:
     state: ClassVar[StateSpec | None] = None
     restrictions: ClassVar[frozenset[str]] = frozenset({"segments"})
     reads: ClassVar[frozenset[str]] = frozenset()
-
-    def __post_init__(self) -> None:
-        """Hold numbers of NumPy as Python's: sums of theirs overflow, and keep their width."""
-        for name, value in vars(self).items():
-            if isinstance(value, NUMBERS):
-                object.__setattr__(self, name, value.item())
 
     @property
     def of_logits(self) -> bool:
@@ -179,15 +168,7 @@ class Method:
             If the method has no state.
         """
         self._check_streams("summarize")
-        call = enter(
-            self.state,
-            {"k": k, "v": v},
-            key_mask=key_mask,
-            scale=self.default_scale(scale),
-            array_options=self._array_options if self._holds_arrays(streaming=True) else None,
-            owner=self,
-            as_stored=self._reads_half(streaming=True),
-        )
+        call = self._enter({"k": k, "v": v}, scale, key_mask=key_mask)
         with call.computing():
             return call.leave_state(self._summarize(call))
 
@@ -261,15 +242,7 @@ class Method:
             If the method has no state, or an option needs more than a state.
         """
         self._check_streams("attend")
-        call = enter(
-            self.state,
-            {"q": q},
-            state=_given(state),
-            scale=self.default_scale(scale),
-            array_options=self._array_options if self._holds_arrays(streaming=True) else None,
-            owner=self,
-            as_stored=self._reads_half(streaming=True),
-        )
+        call = self._enter({"q": q}, scale, state=_given(state))
         with call.computing():
             return call.leave(self._attend(call))
 
@@ -315,17 +288,7 @@ class Method:
         """
         if type(self)._step is Method._step:
             self._no_such_call("step")
-        call = enter(
-            self.state,
-            {"q": q, "k": k, "v": v},
-            key_mask=key_mask,
-            state=state,
-            causal=True,
-            scale=self.default_scale(scale),
-            array_options=self._array_options if self._holds_arrays(streaming=True) else None,
-            owner=self,
-            as_stored=self._reads_half(streaming=True),
-        )
+        call = self._enter({"q": q, "k": k, "v": v}, scale, key_mask=key_mask, state=state, causal=True)
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
@@ -372,6 +335,17 @@ class Method:
     def _runs_alone(self) -> bool:
         """Whether `_evaluate` computes by `AttentionCall.run` alone, which enters the context where one is needed."""
         return False
+
+    def _enter(
+        self, arrays: dict[str, Array], scale: float | None, *, key_mask: Array | None = None,
+        state: Mapping[str, Any] | None = None, causal: bool = False,
+    ) -> AttentionCall:  # fmt: skip
+        """`enter` for the calls that make or read a state."""
+        return enter(
+            self.state, arrays, key_mask=key_mask, state=state, causal=causal, scale=self.default_scale(scale),
+            array_options=self._array_options if self._holds_arrays(streaming=True) else None, owner=self,
+            as_stored=self._reads_half(streaming=True),
+        )  # fmt: skip
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:
         """The output, and its log-sum-exp if asked for, of a call with these restrictions."""
@@ -435,23 +409,6 @@ class Method:
         """What `_array_options` returns where nothing has to be changed; None: not known without a look at a call."""
         return None
 
-    def _in_force(self) -> dict[str, Any]:
-        """The options that take effect, by name, with defaults filled in: what `repr` shows."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both are methods of one class with equal options; arrays are equal if their elements are."""
-        if type(self) is not type(other):
-            return False
-        return all(_equal(getattr(self, x.name), getattr(other, x.name)) for x in dataclasses.fields(self))
-
-    def __hash__(self) -> int:
-        return hash((type(self), *(_hashable(getattr(self, x.name)) for x in dataclasses.fields(self))))
-
-    def __repr__(self) -> str:
-        words = ", ".join(f"{name}={_shown(value)}" for name, value in self._in_force().items())
-        return f"{type(self).__qualname__}({words})"
-
     def _check_streams(self, call: str) -> StateSpec:
         """The specification of the method's state; NotImplementedError, naming the call, if the method has no state."""
         if self.state is None or type(self)._summarize is Method._summarize:
@@ -481,37 +438,3 @@ def _given(state: Any) -> Any:
         msg = "state is a NoneType, expected the dict that summarize, merge or step returned"
         raise TypeError(msg)
     return state
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two options are equal; arrays whose elements cannot be read are equal to themselves alone."""
-    if one is other:
-        return True
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if not _is_array(one) or not _is_array(other):
-        return not _is_array(one) and not _is_array(other) and bool(one == other)
-    if type(one) is not type(other) or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    xp = namespace_of(one)
-    return backend_of(xp).is_concrete(one, other) and bool(xp.all(one == other))
-
-
-def _hashable(value: Any) -> Any:
-    """An option in a form that has a hash; an array is represented by its shape and dtype."""
-    if isinstance(value, tuple):
-        return tuple(map(_hashable, value))
-    return (tuple(value.shape), str(value.dtype)) if _is_array(value) else value
-
-
-def _shown(value: Any) -> str:
-    """The text of an option in `repr`; an array is shown by its shape and dtype."""
-    if _is_array(value):
-        return f"<{tuple(value.shape)} {value.dtype}>"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_shown, value))})"
-    return repr(value)
