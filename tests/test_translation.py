@@ -17,9 +17,11 @@ pytest.importorskip("llvmlite")
 from llvmlite import ir
 from pieces import piece
 
-from subquad_numpy.codegen import apart, cut, inline, merged, notice, pointer, stored, types
+from subquad_numpy.codegen import apart, cut, inline, merged, notice, pointer, types
+from subquad_numpy.codegen import halves as half_precision
 from subquad_numpy.codegen.compile import uncollected
 from subquad_numpy.codegen.translate import translated
+from subquad_numpy.runtime.stored import BFLOAT16
 
 ZERO, DOUBLE, SINGLE = np.int64(0), np.float64(0), np.float32(0)
 
@@ -160,11 +162,13 @@ def test_long_compilation_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: 
 @pytest.mark.parametrize(("version", "has"), [(15, False), (16, True), (22, True)])
 def test_rounding_to_bfloat16_asks_llvm_for_what_it_knows(version: int, has: bool, monkeypatch: Any) -> None:
     """LLVM of before 16 has another type for the instruction, and ends the process where it meets this one."""
-    monkeypatch.setattr(stored.binding, "llvm_version_info", (version, 0, 0))
-    monkeypatch.setattr(stored.processor, "has", lambda feature: True)
+    monkeypatch.setattr(half_precision.binding, "llvm_version_info", (version, 0, 0))
+    monkeypatch.setattr(half_precision.processor, "has", lambda feature: True)
     module = ir.Module()
-    wide = ir.VectorType(ir.FloatType(), stored.WIDE)
-    function = ir.Function(module, ir.FunctionType(ir.VectorType(ir.IntType(16), stored.WIDE), [wide]), "rounded")
+    wide = ir.VectorType(ir.FloatType(), half_precision.WIDE)
+    function = ir.Function(
+        module, ir.FunctionType(ir.VectorType(ir.IntType(16), half_precision.WIDE), [wide]), "rounded"
+    )
     builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(stored.rounded(builder, function.args[0], stored.BFLOAT16, stored.WIDE))
+    builder.ret(half_precision.rounded(builder, function.args[0], BFLOAT16, half_precision.WIDE))
     assert ("cvtneps2bf16" in str(module)) == has

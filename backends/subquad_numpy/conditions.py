@@ -163,7 +163,7 @@ def few_to_project(call: Call) -> str | None:
 def _no_half(stored: str) -> str | None:
     # the reason to decline weights of float16, or None
     if stored == "float16":
-        from subquad_numpy.codegen.stored import WIDENS_HALF
+        from subquad_numpy.codegen.halves import WIDENS_HALF
 
         return None if WIDENS_HALF else "this machine has no instruction that converts float16"
     return None

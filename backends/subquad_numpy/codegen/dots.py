@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from subquad_numpy.codegen import BYTES, FUSE, Vector, apart, intrinsic, processor, types
 from subquad_numpy.codegen.blocks import WORD, ask_for_line, for_range, function_of, variable, variable_of
-from subquad_numpy.codegen.stored import widened
+from subquad_numpy.codegen.halves import widened
 from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16
 
 STORED = {"float16": np.int16(0), "bfloat16": np.uint16(0), "float32": np.float32(0), "float64": np.float64(0)}

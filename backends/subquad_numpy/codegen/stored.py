@@ -8,96 +8,17 @@ any of these dtypes. In kernels of other dtypes everything is stored as it is co
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
-from subquad_numpy.codegen import processor, types
+from subquad_numpy.codegen import types
 from subquad_numpy.codegen.blocks import variable
+from subquad_numpy.codegen.halves import HALF_BITS, WIDENS_HALF, like, rounded, widened
 from subquad_numpy.codegen.pointers import load, prefetch, shifted, store
 from subquad_numpy.codegen.vector_type import Vector, apart, inline, intrinsic
 from subquad_numpy.runtime.stored import AS_COMPUTED, BFLOAT16, FLOAT16, STORED_BITS
 
-HALF_BITS, LAST_BITS, QUIET = 16, 0x7FFF, 0x40  # of bfloat16: its width, what a float32 has beyond it, a bit of a NaN
-WIDE, SUBNORMAL = 16, 0x20  # lanes of the vectors that an instruction rounds to bfloat16; a class of numbers
-
-
 Rows = tuple[Any, int]  # (pointer to the first row, distance between two rows)
 StoredRows = tuple[Any, int, int]  # (pointer to the first row, distance in elements as stored, how they are stored)
-
-
-def _widens_half() -> bool:
-    """Whether this machine converts float16 by an instruction; LLVM would else call a function that may not exist."""
-    is_x86 = "x86" in binding.get_process_triple() or "i686" in binding.get_process_triple()
-    return not is_x86 or processor.has("f16c") or processor.has("avx512f")
-
-
-WIDENS_HALF = _widens_half()  # asked once, and by no compiler that traces a call: it cannot ask the machine
-
-
-def _like(kind: Any, lanes: int) -> Any:
-    return ir.VectorType(kind, lanes) if lanes > 1 else kind
-
-
-def _each(kind: Any, lanes: int, number: int) -> Any:
-    return ir.Constant(_like(kind, lanes), [number] * lanes if lanes > 1 else number)
-
-
-def widened(builder: Any, value: Any, stored: int, lanes: int) -> Any:
-    """Integers of 16 bits, the numbers of an array of half precision, as numbers of float32, exactly."""
-    word = ir.IntType(32)
-    if stored == FLOAT16:
-        return builder.fpext(builder.bitcast(value, _like(ir.HalfType(), lanes)), _like(ir.FloatType(), lanes))
-    bits = builder.shl(builder.zext(value, _like(word, lanes)), _each(word, lanes, HALF_BITS))
-    return builder.bitcast(bits, _like(ir.FloatType(), lanes))
-
-
-class _BFloat(ir.Type):
-    """bfloat16 of LLVM, which llvmlite lacks."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-def rounded(builder: Any, value: Any, stored: int, lanes: int) -> Any:
-    """Numbers of float32 as the 16 bits of the nearest ones of half precision, ties to even."""
-    short = _like(ir.IntType(HALF_BITS), lanes)
-    if stored == FLOAT16:
-        return builder.bitcast(builder.fptrunc(value, _like(ir.HalfType(), lanes)), short)
-    # (LLVM of before 16 knows the instruction by another type, and ends the process)
-    if lanes != WIDE or not processor.has("avx512bf16") or binding.llvm_version_info[0] < 16:
-        return _rounded_bits(builder, value, lanes)
-    # an instruction rounds to bfloat16, but takes subnormal numbers of float32 for 0
-    narrow, flags = ir.VectorType(_BFloat(), lanes), ir.VectorType(ir.IntType(1), lanes)
-    declare = builder.module.declare_intrinsic
-    rounds = declare("llvm.x86.avx512bf16.cvtneps2bf16.512", (), ir.FunctionType(narrow, [value.type]))
-    classes = declare("llvm.x86.avx512.fpclass.ps.512", (), ir.FunctionType(flags, [value.type, ir.IntType(32)]))
-    is_subnormal = builder.call(classes, [value, ir.Constant(ir.IntType(32), SUBNORMAL)])
-    some = builder.icmp_unsigned("!=", builder.bitcast(is_subnormal, ir.IntType(lanes)), ir.IntType(lanes)(0))
-    found = variable(builder, short)
-    builder.store(builder.bitcast(builder.call(rounds, [value]), short), found)
-    with builder.if_then(some, likely=False):
-        builder.store(_rounded_bits(builder, value, lanes), found)
-    return builder.load(found)
-
-
-def _rounded_bits(builder: Any, value: Any, lanes: int) -> Any:
-    """Numbers of float32 as bfloat16, by their bits."""
-    word, short = ir.IntType(32), _like(ir.IntType(HALF_BITS), lanes)
-
-    def each(number: int) -> Any:
-        return _each(word, lanes, number)
-
-    bits = builder.bitcast(value, _like(word, lanes))
-    upper = builder.lshr(bits, each(HALF_BITS))
-    odd = builder.and_(upper, each(1))
-    nearest = builder.lshr(builder.add(bits, builder.add(odd, each(LAST_BITS))), each(HALF_BITS))
-    found = builder.select(builder.fcmp_unordered("uno", value, value), builder.or_(upper, each(QUIET)), nearest)
-    return builder.trunc(found, short)
 
 
 def _by_kind(builder: Any, stored: Any, emit: Callable[[int], None]) -> None:
@@ -125,7 +46,7 @@ def _place(builder: Any, memory: Any, index: Any, kind: int, lanes: int) -> tupl
     element = memory.type.pointee if kind == AS_COMPUTED else ir.IntType(HALF_BITS)
     start = builder.bitcast(memory, element.as_pointer())
     size = {"float": 4, "double": 8}.get(str(element), 2)
-    return builder.bitcast(builder.gep(start, [index]), _like(element, lanes).as_pointer()), size
+    return builder.bitcast(builder.gep(start, [index]), like(element, lanes).as_pointer()), size
 
 
 def _load(lanes_of: Callable[[Any], int]) -> Callable[..., Any]:

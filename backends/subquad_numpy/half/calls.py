@@ -45,7 +45,7 @@ def _declines() -> bool:
     """Whether there is no compiler here, or no instruction for float16."""
     if why_not_compiled():
         return True
-    from subquad_numpy.codegen.stored import WIDENS_HALF
+    from subquad_numpy.codegen.halves import WIDENS_HALF
 
     return not WIDENS_HALF
 
