@@ -277,8 +277,8 @@ def test_torch_without_openmp_has_no_team(library: Any, monkeypatch: pytest.Monk
 def test_threads_of_short_calls_of_jax_stay_on_their_core(rows: int, is_long: bool) -> None:
     """A thread that leaves it may wait for a slice of time, 4 ms, on a core where another thread of JAX runs."""
     pytest.importorskip("jax")
-    from subquad_jax import ffi
+    from subquad_jax import ffi, handler
 
     of_float32 = Like((rows,), np.dtype(np.float32))
     launch = Launch(lambda kind: None, ("float32",), {"x": 1, "y": 1}, {"y": of_float32}, threads=2)
-    assert ffi.plan_of(launch, {"x": of_float32})[ffi.HEAD - 1] == is_long
+    assert ffi.plan_of(launch, {"x": of_float32})[handler.HEAD - 1] == is_long

@@ -28,7 +28,7 @@ KIND = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c
 def by_address() -> Callable[..., int]:
     """The function of (address of madvise, first, size) that XLA's handler calls."""
     pytest.importorskip("jax")
-    from subquad_jax.ffi import ask_by
+    from subquad_jax.handler import ask_by
 
     def ask(madvise: int, first: int, size: int) -> int:
         ask_by(madvise, first, size)

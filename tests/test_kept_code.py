@@ -20,7 +20,7 @@ PARTS = [  # a kernel, and where a part of it or a number in it is written
     ("subquad_numpy.clustered.tree", "subquad.kernels.balanced_tree"),
     ("subquad_numpy.mamba_step.kernel", "subquad_numpy.mamba_step.layout"),
     ("subquad_numpy.linear_scan.kernel", "subquad_numpy.codegen.types"),
-    ("subquad_jax.ffi", "subquad_numpy.runtime.huge_pages"),
+    ("subquad_jax.handler", "subquad_numpy.runtime.huge_pages"),
 ]
 STRANGERS = [
     ("subquad_numpy.clustered.forward", "subquad_numpy.features.step"),
