@@ -11,7 +11,7 @@ s, and the keys of its own block pair by pair. No row depends on a later key, no
 Exponents are relative to ρ: the state's shift, or in a first block the exponents of the first key. Each key is scaled
 by its own largest feature exp(a[j]). Row i is scaled by exp(−R[i]), where R[i] is half the largest a[j] that the row
 sees, so that neither the state nor the new keys underflow. Where that does not suffice, by the criterion of
-`_causal_block` of `subquad.kernels.feature_product`, the kernel reports the row and ends the item there.
+`_causal_block` of `subquad.kernels.feature_attention`, the kernel reports the row and ends the item there.
 
 Keys are in transposed blocks, with one row per feature (`transposed`).
 """
@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.codegen import (
-    at_least,
-    at_most,
     copy,
     cut,
     lanes_of,
@@ -36,7 +34,6 @@ from subquad_numpy.codegen import (
     spread,
     store,
     total,
-    where_negative,
     zeros,
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
@@ -55,7 +52,6 @@ from subquad_numpy.codegen.matmul import (
 )
 from subquad_numpy.codegen.stored import asked_rows, load_stored_part, put_number, store_stored_part, stored_as
 from subquad_numpy.codegen.turn import maxima, totals
-from subquad_numpy.codegen.vector_math import LEAST, ZERO, exp_negative
 from subquad_numpy.features.blocks import (
     HEAD,
     KEYS,
@@ -72,7 +68,8 @@ from subquad_numpy.features.blocks import (
     query_features,
     widths_of,
 )
-from subquad_numpy.features.phi import ELU, MAPS, times_value
+from subquad_numpy.features.causal import add_features, append_squares, scale_rows, shift_on, weigh
+from subquad_numpy.features.phi import ELU, MAPS
 from subquad_numpy.features.transposed import (
     Asked,
     Block,
@@ -225,14 +222,7 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                             count = r
                             break
                 rows_to_lanes(rows_at(lined, d_in), block, d, mask, False, keys, space)
-                # without h the square is not used: |k|² overflows long before k does, and 0 · ∞ is NaN
-                for j in range(0, block, lanes):
-                    square = zeros(rows)
-                    if half_scale != 0:
-                        for p in range(d):
-                            square = square + load(keys, p * block + j) * load(keys, p * block + j)
-                        square = square * -half_scale
-                    store(keys, d * block + j, square)
+                append_squares(keys, d, half_scale, space)
                 whole = padded(count, TILE_ROWS)
                 if count == 0:
                     break
@@ -248,46 +238,13 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
 
                 # meanwhile the rows of the next block are asked for
                 then, there = row + block, max(0, min(block, n - row - block))
-                largest_exponents(
-                    x, opposite, m, top, space, Asked(*asked_rows(k, k_as, then * k_row, k_row), there, d)
-                )
-                features(
-                    x,
-                    above,
-                    opposite,
-                    top,
-                    m,
-                    phi,
-                    phi_k,
-                    space,
-                    Asked(*asked_rows(v, v_as, then * v_row, v_row), there, d_v),
-                )
+                next_keys = Asked(*asked_rows(k, k_as, then * k_row, k_row), there, d)
+                next_values = Asked(*asked_rows(v, v_as, then * v_row, v_row), there, d_v)
+                largest_exponents(x, opposite, m, top, space, next_keys)
+                features(x, above, opposite, top, m, phi, phi_k, space, next_values)
                 product(phi_rows, whole, phi_k, m, weights, space)
-                most_seen = lowest
-                for r in range(block):
-                    most_seen = max(most_seen, top[r])
-                    peaks[r] = most_seen if most_seen != lowest else zero
-                for r in range(0, block, lanes):
-                    pivot = load(peaks, r)
-                    divisor = pivot
-                    if not empty:
-                        divisor, pivot = at_least(pivot * half, ZERO(pivot)), at_least(pivot, ZERO(pivot))
-                    store(pivots, r, pivot)
-                    store(divisors, r, divisor)
-                    store(grown, r, (zeros(rows) + one) / exp_negative(divisor - pivot))
-                    store(faded, r, exp_negative(zeros(rows) if empty else -divisor))
-                for r in range(count):
-                    pivot, growth = spread(pivots, r), spread(grown, r)
-                    smallest, weight = zeros(rows) + huge, zeros(rows)
-                    for j in range(0, block, lanes):
-                        a = load(top, j) + load(later, block - 1 - r + j)
-                        w = load(weights, r * block + j)
-                        smallest = at_most(where_negative(a + far, smallest, w), smallest)
-                        w = w * (exp_negative(a - pivot) * growth)
-                        store(weights, r * block + j, w)
-                        weight = weight + w
-                    store(result, r * lanes, -smallest)  # lanes of as many rows as a vector has join at once
-                    store(from_state, r * lanes, weight)
+                scale_rows(top, empty, lowest, zero, half, one, peaks, pivots, divisors, grown, faded, space)
+                weigh(weights, count, top, later, pivots, grown, far, huge, result, from_state, space)
                 for r in range(0, block, lanes):
                     # -largest(-smallest) is the minimum over the keys that the row sees
                     store(least, r, -maxima(result, r * lanes))
@@ -315,33 +272,9 @@ def step_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if poisoned or lost or (row == n and f.keeps == 0):
                     break
 
-                # the state after the block: new shift, fade of the old sums, and the block's own sums
-                # lanes of as many features as a vector has join at once, in `phi_k`, which is free
-                for i in range(m):
-                    most = load(x, i * block)
-                    for j in range(lanes, block, lanes):
-                        most = at_least(load(x, i * block + j), most)
-                    store(phi_k, i * lanes, most)
-                for i in range(m, stride):
-                    store(phi_k, i * lanes, zeros(rows) + lowest)
-                for i in range(0, stride, lanes):
-                    old = load(shift, i)
-                    new = at_least(maxima(phi_k, i * lanes), old)
-                    start = where_negative(new - LEAST(new), ZERO(new), new)
-                    store(shift, i, new)
-                    store(opposite, i, start)
-                    store(reference, i, exp_negative(old - start))
-                for i in range(m):
-                    start, along = spread(opposite, i), zeros(rows)
-                    for j in range(0, block, lanes):
-                        e = times_value(exp_negative(load(x, i * block + j) - start), load(above, i * block + j), phi)
-                        store(x, i * block + j, e)
-                        along = along + e
-                    store(phi_k, i * lanes, along)
-                for i in range(m, stride):
-                    store(phi_k, i * lanes, zeros(rows))
-                for i in range(0, stride, lanes):
-                    store(k_sum, i, load(k_sum, i) * load(reference, i) + totals(phi_k, i * lanes))
+                # the state after the block; `phi_k` is free
+                shift_on(x, m, stride, lowest, shift, opposite, reference, phi_k, space)
+                add_features(x, above, m, stride, phi, opposite, reference, k_sum, phi_k, space)
                 multiply(rows_at(x, block), height, value_panels, count, d_out, lanes, zero_row, part_rows)
                 for i in range(m):
                     fade = spread(reference, i)
