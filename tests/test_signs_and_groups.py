@@ -136,7 +136,7 @@ def test_groups_of_channels_and_their_gradient(library: Library, implementation:
 def test_blocks_of_a_traced_causal_loop(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled program has a small number of large blocks, in their order, each cut into runs."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr("subquad.kernels.feature_attention.CAUSAL_ROWS", 16)
+    monkeypatch.setattr("subquad.kernels.feature_causal.CAUSAL_ROWS", 16)
     monkeypatch.setattr("subquad_torch.TRACED_BLOCKS", 3)
     q, k, v = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 2, 130, 8)))
     mask = torch.arange(130) % 5 > 0

@@ -12,6 +12,7 @@ from subquad.core.beside import namespace_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import merge_by_shift
 from subquad.kernels import feature_attention as kernels
+from subquad.kernels.feature_sums import keys_batch
 
 
 def feature_summarize(
@@ -55,7 +56,7 @@ def _states(
 ) -> tuple[Array, Array]:  # fmt: skip
     """(the states before each chunk, the state after the last), packed as (..., m, shift + numerator + denominator)."""
     m, _ = phi.sizes(k.shape[-1], *weights)
-    batch = len(kernels.keys_batch(phi, weights, k, v, key_mask, state[2]))
+    batch = len(keys_batch(phi, weights, k, v, key_mask, state[2]))
     summaries = by_chunk(
         blocks,
         partial(_summarize, phi=phi),

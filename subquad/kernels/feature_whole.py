@@ -10,8 +10,9 @@ from __future__ import annotations
 from subquad.backend import Array, Like
 from subquad.core.kernel import kernel
 from subquad.core.shapes import broadcast_batch
-from subquad.kernels.feature_attention import feature_attend, feature_summarize, keys_batch
+from subquad.kernels.feature_attention import feature_attend, feature_summarize
 from subquad.kernels.feature_map import FeatureMap
+from subquad.kernels.feature_sums import keys_batch
 
 NO_KEYS = None, None, None
 

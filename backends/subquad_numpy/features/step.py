@@ -11,7 +11,7 @@ s, and the keys of its own block pair by pair. No row depends on a later key, no
 Exponents are relative to ρ: the state's shift, or in a first block the exponents of the first key. Each key is scaled
 by its own largest feature exp(a[j]). Row i is scaled by exp(−R[i]), where R[i] is half the largest a[j] that the row
 sees, so that neither the state nor the new keys underflow. Where that does not suffice, by the criterion of
-`_causal_block` of `subquad.kernels.feature_attention`, the kernel reports the row and ends the item there.
+`causal_block` of `subquad.kernels.feature_causal`, the kernel reports the row and ends the item there.
 
 Keys are in transposed blocks, with one row per feature (`transposed`).
 """

@@ -10,7 +10,7 @@ import numpy as np
 from subquad.backend import Call
 from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch
-from subquad.kernels.feature_attention import keys_batch
+from subquad.kernels.feature_sums import keys_batch
 from subquad_numpy.conditions import fused_features
 from subquad_numpy.features.calls import QUERIES, SUMMARY_CHUNK, New
 from subquad_numpy.features.operand import Rows, keys_of, operand_from, queries_of
