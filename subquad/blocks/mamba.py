@@ -8,18 +8,15 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 from subquad.backend import Array
-from subquad.blocks.parameters import check_shapes, project, take_parameters, weight_target
+from subquad.blocks.form import block_form, check_block
+from subquad.blocks.parameters import check_shapes, convolve, project, take_parameters
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks
-from subquad.core.checks import check_arrays, check_flag, check_floating, check_given
-from subquad.core.dtypes import compute_dtype
-from subquad.core.shapes import broadcast_batch
+from subquad.core.checks import check_flag
 from subquad.core.states import State, StateSpec
-from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
 from subquad.kernels.mamba_step import mamba_step
 from subquad.kernels.selective_scan import selective_scan as scan_kernel
-from subquad.scans.call import Form, Target, flat_target, form_of
-from subquad.scans.causal_conv1d import pass_over
+from subquad.scans.call import Form, form_of
 from subquad.scans.timeline import timeline
 
 REQUIRED = (
@@ -193,19 +190,11 @@ def mamba(
         b_u, b_z = (None, None) if p["in_proj.bias"] is None else _halves(p["in_proj.bias"], sizes.d_inner)
         taps, product = p["conv1d.weight"][:, 0, :], partial(project, implementation=implementation)
 
-        def convolve(u: Array, state: Any, resets: Array | None) -> tuple[Array, Array]:
-            return conv_kernel(
-                u, taps, p["conv1d.bias"], state, resets, silu=True, reverse=False, implementation=implementation
-            )
-
         def advance(carry: Any, x: Array, resets: Any, mask: Any) -> tuple[Any, Array]:
             conv, ssm = carry
             resets, mask = (None if a is None else a[..., 0] for a in (resets, mask))
             u, z = product(x, W_u, b_u), product(x, W_z, b_z)
-            if mask is None:
-                u, conv = convolve(u, conv, resets)
-            else:
-                u, conv = pass_over(xp, convolve, u, mask, conv, resets, reverse=False)
+            u, conv = convolve(xp, u, taps, p["conv1d.bias"], conv, resets, mask, implementation)
             low = product(u, p["x_proj.weight"])
             delta = product(low[..., : sizes.dt_rank], p["dt_proj.weight"])
             B, C = (xp.expand_dims(a, axis=-2) for a in _halves(low[..., sizes.dt_rank :], sizes.d_state))
@@ -272,29 +261,7 @@ def check_parameters(params: Mapping[str, Array | None]) -> Sizes:
 
 def checked_form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array]) -> Form:
     """The form of a call, after checks of its arrays."""
-    check_given(x=x)
-    named = {f"params[{name!r}]": a for name, a in params.items()}
-    everything: dict[str, Any] = {"x": x, **named, **state}
-    xp = check_arrays(**everything)
-    check_floating(xp, **everything)
+    xp = check_block(x, params, state)
     sizes = check_parameters(params)
-    if x.ndim < 2 or x.shape[-1] != sizes.d_model:
-        msg = f"x has shape {tuple(x.shape)}, expected (..., n, {sizes.d_model}): d_model as in_proj.weight has"
-        raise ValueError(msg)
-    given = {name: state[f"state[{name!r}]"] for name in STATE.fields if state}
     tails = {"conv": (sizes.width - 1, sizes.d_inner), "ssm": (sizes.d_inner, sizes.d_state)}
-    for name, a in given.items():
-        if tuple(a.shape[-2:]) != tails[name]:
-            expected = ", ".join(map(str, tails[name]))
-            msg = f"state[{name!r}] has shape {tuple(a.shape)}, expected (..., {expected})"
-            raise ValueError(msg)
-    batches = {f"state[{name!r}]": tuple(a.shape[:-2]) for name, a in given.items()}
-    batch = broadcast_batch(x=tuple(x.shape[:-2]), **batches)
-    compute = compute_dtype(xp, *(a for a in everything.values() if a is not None))
-    targets = (
-        flat_target(x, compute, batch, tuple(x.shape[-2:])),
-        *(weight_target(name, a, compute) for name, a in params.items()),
-        *(flat_target(given.get(name), compute, batch, tails[name]) for name in STATE.fields),
-    )
-    outs = (Target(compute, None, (*batch, *tails[name])) for name in STATE.fields)
-    return Form(xp, targets, (Target(x.dtype, None, (*batch, *x.shape[-2:])), *outs))
+    return block_form(xp, x, params, state, sizes.d_model, "in_proj.weight", tails)

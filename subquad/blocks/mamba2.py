@@ -9,18 +9,15 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, overload
 
 from subquad.backend import Array
-from subquad.blocks.parameters import check_shapes, project, take_parameters, weight_target
+from subquad.blocks.form import block_form, check_block
+from subquad.blocks.parameters import check_shapes, convolve, project, take_parameters
 from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks
-from subquad.core.checks import check_arrays, check_count, check_flag, check_floating, check_given, check_positive
-from subquad.core.dtypes import compute_dtype
-from subquad.core.shapes import broadcast_batch
+from subquad.core.checks import check_count, check_flag, check_positive
 from subquad.core.states import State, StateSpec
-from subquad.kernels.causal_conv1d import causal_conv1d as conv_kernel
 from subquad.kernels.outer_scan import outer_scan
 from subquad.kernels.selective_scan import skip_and_gate, step_sizes
-from subquad.scans.call import Form, Target, check_limits, flat_target, form_of
-from subquad.scans.causal_conv1d import pass_over
+from subquad.scans.call import Form, check_limits, form_of
 from subquad.scans.timeline import timeline
 
 REQUIRED = ("in_proj.weight", "conv1d.weight", "dt_bias", "A_log", "D", "out_proj.weight")
@@ -173,19 +170,11 @@ def mamba2(
         parts, product = _parts(p, sizes), partial(project, implementation=implementation)
         taps, D = p["conv1d.weight"][:, 0, :], xp.reshape(p["D"], (sizes.heads, -1))
 
-        def convolve(u: Array, state: Any, resets: Array | None) -> tuple[Array, Array]:
-            return conv_kernel(
-                u, taps, p["conv1d.bias"], state, resets, silu=True, reverse=False, implementation=implementation
-            )
-
         def advance(carry: Any, x: Array, resets: Any, mask: Any) -> tuple[Any, Array]:
             conv, ssm = carry
             resets, mask = (None if a is None else a[..., 0] for a in (resets, mask))
             z, u, delta = (product(x, weight, bias) for weight, bias in parts)
-            if mask is None:
-                u, conv = convolve(u, conv, resets)
-            else:
-                u, conv = pass_over(xp, convolve, u, mask, conv, resets, reverse=False)
+            u, conv = convolve(xp, u, taps, p["conv1d.bias"], conv, resets, mask, implementation)
             delta = step_sizes(xp, delta, p["dt_bias"], True, limits)
             if mask is not None:
                 delta = xp.where(mask[..., None], delta, 0.0)
@@ -309,30 +298,7 @@ def check_parameters(params: Mapping[str, Array | None], groups: int) -> Sizes:
 
 def _form(x: Array, params: Mapping[str, Array | None], state: Mapping[str, Array], groups: int) -> Form:
     """The form of a call, after checks of its arrays."""
-    check_given(x=x)
-    named = {f"params[{name!r}]": a for name, a in params.items()}
-    everything: dict[str, Any] = {"x": x, **named, **state}
-    xp = check_arrays(**everything)
-    check_floating(xp, **everything)
-    sizes = check_parameters(params, groups)
-    if x.ndim < 2 or x.shape[-1] != sizes.d_model:
-        msg = f"x has shape {tuple(x.shape)}, expected (..., n, {sizes.d_model}): d_model as out_proj.weight has"
-        raise ValueError(msg)
-    _, d_inner, width, _, d_state, heads = sizes
+    xp = check_block(x, params, state)
+    d_model, d_inner, width, _, d_state, heads = check_parameters(params, groups)
     tails = {"conv": (width - 1, d_inner + 2 * groups * d_state), "ssm": (heads, d_inner // heads, d_state)}
-    given = {name: state[f"state[{name!r}]"] for name in STATE.fields if state}
-    for name, a in given.items():
-        if tuple(a.shape[a.ndim - len(tails[name]) :]) != tails[name]:
-            expected = ", ".join(map(str, tails[name]))
-            msg = f"state[{name!r}] has shape {tuple(a.shape)}, expected (..., {expected})"
-            raise ValueError(msg)
-    batches = {f"state[{name!r}]": tuple(a.shape[: a.ndim - len(tails[name])]) for name, a in given.items()}
-    batch = broadcast_batch(x=tuple(x.shape[:-2]), **batches)
-    compute = compute_dtype(xp, *(a for a in everything.values() if a is not None))
-    targets = (
-        flat_target(x, compute, batch, tuple(x.shape[-2:])),
-        *(weight_target(name, a, compute) for name, a in params.items()),
-        *(flat_target(given.get(name), compute, batch, tails[name]) for name in STATE.fields),
-    )
-    outs = (Target(compute, None, (*batch, *tails[name])) for name in STATE.fields)
-    return Form(xp, targets, (Target(x.dtype, None, (*batch, *x.shape[-2:])), *outs))
+    return block_form(xp, x, params, state, d_model, "out_proj.weight", tails)

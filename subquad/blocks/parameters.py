@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_floating
 from subquad.core.spelling import nearest
+from subquad.kernels.causal_conv1d import causal_conv1d
 from subquad.kernels.project import project as product
-from subquad.scans.call import Target
+from subquad.scans.causal_conv1d import pass_over
 
 STEPS = 1e-3, 1e-1  # range of the step sizes at initialisation
 
@@ -56,9 +58,16 @@ def project(x: Array, weight: Array, bias: Array | None = None, *, implementatio
     return xp.reshape(out, (batch, n, weight.shape[0]))
 
 
-def weight_target(name: str, x: Array | None, dtype: Any) -> Target | None:
-    """What a parameter is brought to: a matrix of a product stays as it is stored, anything else gets `dtype`."""
-    return None if x is None or name.endswith("proj.weight") else Target(dtype)
+def convolve(
+    xp: ModuleType, u: Array, taps: Array, bias: Array | None, state: Array, resets: Array | None, mask: Array | None,
+    implementation: str,
+) -> tuple[Array, Array]:  # fmt: skip
+    """(silu(causal_conv1d(u)), the last inputs); steps that the mask hides are passed over."""
+
+    def run(u: Array, state: Any, resets: Array | None) -> tuple[Array, Array]:
+        return causal_conv1d(u, taps, bias, state, resets, silu=True, reverse=False, implementation=implementation)
+
+    return run(u, state, resets) if mask is None else pass_over(xp, run, u, mask, state, resets, reverse=False)
 
 
 def bias_of_steps(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
