@@ -11,7 +11,60 @@ from torch import Tensor
 from subquad.blocks import init_mamba, init_mamba2, mamba, mamba2
 
 
-class Mamba(torch.nn.Module):
+class _Block(torch.nn.Module):
+    """A block as a module: what both versions have in common."""
+
+    def _begin(self, drawn: Mapping[str, Any], *no_decay: Tensor) -> None:
+        """Set the parameters to those drawn, the others to 0, and mark those that optimisers should not let decay."""
+        with torch.no_grad():
+            for name, x in self.named_parameters():
+                x.copy_(torch.from_numpy(drawn[name])) if name in drawn else x.zero_()
+        for x in no_decay:
+            x._no_weight_decay = True  # type: ignore[attr-defined] # what optimisers look for
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Compute the block.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n, d_model)
+            Input sequence.
+        state : mapping of Tensor, optional
+            What an earlier call returned.
+        return_state : bool, default False
+            Return (out, state) instead of out.
+        segments : Tensor of int, shape (..., n), optional
+            Numbers of documents, each of which is as alone.
+        mask : Tensor of bool, shape (..., n), optional
+            False for a padded step.
+
+        Returns
+        -------
+        Tensor, shape (..., n, d_model), or tuple
+            The output; with `return_state`, the output and the state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `subquad.mamba` or `subquad.mamba2`.
+        """
+        params = dict(self.named_parameters())
+        given: Any = None if state is None else dict(state)
+        return self._block(x, params, state=given, return_state=return_state, segments=segments, mask=mask)
+
+    def _block(self, x: Tensor, params: dict[str, Any], **given: Any) -> Any:
+        raise NotImplementedError
+
+
+class Mamba(_Block):
     """A Mamba block as a module, with the state_dict of mamba-ssm's ``Mamba`` and transformers' ``MambaMixer`` [1]_.
 
     Parameters
@@ -87,52 +140,13 @@ class Mamba(torch.nn.Module):
         self.A_log = torch.nn.Parameter(torch.empty(d_inner, d_state, **made))
         self.D = torch.nn.Parameter(torch.empty(d_inner, **made))
         self.out_proj = torch.nn.Linear(d_inner, d_model, bias=bias, **made)
-        with torch.no_grad():
-            for name, x in self.named_parameters():
-                x.copy_(torch.from_numpy(drawn[name])) if name in drawn else x.zero_()
-        for x in (self.A_log, self.D, self.dt_proj.bias):
-            x._no_weight_decay = True  # type: ignore[attr-defined] # what optimisers look for
+        self._begin(drawn, self.A_log, self.D, self.dt_proj.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Mapping[str, Tensor] | None = None,
-        return_state: bool = False,
-        segments: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Compute the block.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., n, d_model)
-            Input sequence.
-        state : mapping of Tensor, optional
-            What an earlier call returned.
-        return_state : bool, default False
-            Return (out, state) instead of out.
-        segments : Tensor of int, shape (..., n), optional
-            Numbers of documents, each of which is as alone.
-        mask : Tensor of bool, shape (..., n), optional
-            False for a padded step.
-
-        Returns
-        -------
-        Tensor, shape (..., n, d_model), or tuple
-            The output; with `return_state`, the output and the state.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `subquad.mamba`.
-        """
-        params = dict(self.named_parameters())
-        given: Any = None if state is None else dict(state)
-        return mamba(x, params, state=given, return_state=return_state, segments=segments, mask=mask)  # type: ignore[call-overload]
+    def _block(self, x: Tensor, params: dict[str, Any], **given: Any) -> Any:
+        return mamba(x, params, **given)
 
 
-class Mamba2(torch.nn.Module):
+class Mamba2(_Block):
     """A Mamba-2 block as a module, with the state_dict of mamba-ssm's ``Mamba2`` and transformers' ``Mamba2Mixer``.
 
     Parameters
@@ -229,46 +243,7 @@ class Mamba2(torch.nn.Module):
         self.norm = torch.nn.Module()
         self.norm.weight = torch.nn.Parameter(torch.empty(d_inner, **made))
         self.out_proj = torch.nn.Linear(d_inner, d_model, bias=bias, **made)
-        with torch.no_grad():
-            for name, x in self.named_parameters():
-                x.copy_(torch.from_numpy(drawn[name])) if name in drawn else x.zero_()
-        for x in (self.A_log, self.D, self.dt_bias):
-            x._no_weight_decay = True  # type: ignore[attr-defined] # what optimisers look for
+        self._begin(drawn, self.A_log, self.D, self.dt_bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Mapping[str, Tensor] | None = None,
-        return_state: bool = False,
-        segments: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Any:
-        """Compute the block.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., n, d_model)
-            Input sequence.
-        state : mapping of Tensor, optional
-            What an earlier call returned.
-        return_state : bool, default False
-            Return (out, state) instead of out.
-        segments : Tensor of int, shape (..., n), optional
-            Numbers of documents, each of which is as alone.
-        mask : Tensor of bool, shape (..., n), optional
-            False for a padded step.
-
-        Returns
-        -------
-        Tensor, shape (..., n, d_model), or tuple
-            The output; with `return_state`, the output and the state.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `subquad.mamba2`.
-        """
-        params = dict(self.named_parameters())
-        given: Any = None if state is None else dict(state)
-        return mamba2(x, params, state=given, return_state=return_state, segments=segments, mask=mask, **self.how)  # type: ignore[call-overload]
+    def _block(self, x: Tensor, params: dict[str, Any], **given: Any) -> Any:
+        return mamba2(x, params, **given, **self.how)  # type: ignore[call-overload]
