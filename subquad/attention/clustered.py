@@ -16,39 +16,21 @@ from types import ModuleType
 from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
+from subquad.attention.cluster_closing import close_all, close_chunks
 from subquad.attention.cluster_spans import stretches
 from subquad.attention.clustered_stream import CLUSTERED_STATE, attend, merge, step, summarize
-from subquad.attention.key_clusters import (
-    KeyClusters,
-    counts_of,
-    find_order,
-    seen_keys,
-    summarize_clusters,
-    with_groups,
-)
+from subquad.attention.key_clusters import KeyClusters, with_groups
 from subquad.attention.method import Merging, Method
-from subquad.attention.query_metric import (
-    ChunkMetrics,
-    counted_rows,
-    in_metric,
-    mean_squares_of,
-    metrics_of_chunks,
-    pooled,
-    query_metric,
-    second_moment,
-    with_own_keys,
-)
+from subquad.attention.query_metric import metrics_of_chunks, with_own_keys
 from subquad.attention.restrictions import NONE
 from subquad.attention.window import SIZE, near_blocks
 from subquad.backend import Array
-from subquad.core.beside import place_of
 from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
 from subquad.core.dtypes import cast
 from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
-from subquad.kernels.cluster_summaries import cluster_spread
 from subquad.kernels.clustered_attention import bands_of, clustered_attention
 from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
@@ -269,14 +251,14 @@ class Clustered(Method):
         """The rows of a call in parts that read the same clusters; what one has may change with the next one."""
         n, n_kv, chunk = call.q.shape[-2], call.k.shape[-2], self.chunk
         if not call.causal:
-            yield Part(0, n, *self._of_all(own), 0, n_kv)
+            yield Part(0, n, *close_all(self, own), 0, n_kv)
             return
         chunks, ahead = (n_kv - 1) // chunk, n_kv - n
         if chunks == 0:
             yield Part(0, n, None, None, 0, n_kv)
             return
         metrics = metrics_of_chunks(own, chunks, chunk)
-        found = self.close_chunks(own, metrics, begins=True)
+        found = close_chunks(self, own, metrics, begins=True)
         fills = call.arrangement.backend.may_fill(call.q, call.k, call.v)
         for first, last, clusters in stretches(self, call.xp, found, metrics, 0, fills):
             stop = min(last * chunk, n_kv)
@@ -433,81 +415,3 @@ class Clustered(Method):
             q, call.k, call.v, start, stop, blocks, *[None] * 6, scale=call.scale, size=SIZE, wide=True,
             key_mask=call.key_mask, implementation=self.implementation,
         )  # fmt: skip
-
-    def close_chunks(self, call: AttentionCall, metrics: ChunkMetrics, *, begins: bool) -> KeyClusters:
-        """The clusters of the first chunks of the keys, each in its metric.
-
-        Before them are those of the sinks, if the keys are the first of the sequence.
-        """
-        xp, chunk, chunks = call.xp, self.chunk, metrics.chunks
-        k, v = (x[..., : chunks * chunk, :] for x in (call.k, call.v))
-        seen = seen_keys(call)[..., : chunks * chunk]
-        sinks = self.sinks if begins else 0
-        clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
-        rows = metrics.apply(xp, xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])))
-        held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
-        order = find_order(xp, rows, held, self.cluster_size, self.seed, self.implementation)
-        order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
-        counts = counts_of(xp, held, self.cluster_size)
-        order, counts = (xp.reshape(x, (*x.shape[:-2], chunks * x.shape[-1])) for x in (order, counts))
-        of_chunks = metrics.mean_squares(xp)[..., None, :]
-        sight = xp.broadcast_to(of_chunks, (*of_chunks.shape[:-2], self.clusters_of_chunk, k.shape[-1]))
-        sight = xp.reshape(sight, (*sight.shape[:-3], chunks * self.clusters_of_chunk, k.shape[-1]))
-        rows = xp.reshape(rows, (*rows.shape[:-3], chunks * chunk, k.shape[-1]))
-        order, counts, sight = self._with_sinks(xp, seen, sinks, order, counts, sight)
-        spread = self._spread(k, rows, order, counts, sight)
-        del rows  # as large as the keys, which are copied next
-        return summarize_clusters(k, v, order, counts, self.cluster_size, spread, sight, self.implementation)
-
-    def close_keys(
-        self, xp: ModuleType, k: Array, v: Array, seen: Array, metric: Array, *, begins: bool
-    ) -> KeyClusters:
-        """The clusters of these keys in one metric; those of the sinks are before them, if they begin the sequence."""
-        size, n = self.cluster_size, k.shape[-2]
-        sinks = min(self.sinks, n) if begins else 0
-        clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        rows = in_metric(xp, k, metric)
-        order = find_order(xp, rows, clustered, size, self.seed, self.implementation)
-        counts, sight = counts_of(xp, clustered, size), mean_squares_of(xp, metric)[..., None, :]
-        sight = xp.broadcast_to(sight, (*sight.shape[:-2], counts.shape[-1], k.shape[-1]))
-        order, counts, sight = self._with_sinks(xp, seen, sinks, order, counts, sight)
-        spread = self._spread(k, rows, order, counts, sight)
-        del rows  # as large as the keys, which are copied next
-        return summarize_clusters(k, v, order, counts, size, spread, sight, self.implementation)
-
-    def _of_all(self, call: AttentionCall) -> tuple[KeyClusters, Array]:
-        """The clusters of all keys, and the cluster of each key, −1 for none."""
-        xp, k, size, n = call.xp, call.k, self.cluster_size, call.k.shape[-2]
-        seen, sinks = seen_keys(call), min(self.sinks, n)
-        metric = query_metric(xp, pooled(xp, second_moment(xp, call.q, counted_rows(call)), k))
-        found = self.close_keys(xp, k, call.v, seen, metric, begins=True)
-        assert found.order is not None
-        first = -(-sinks // size)
-        cluster_of = xp.astype(xp.argsort(found.order[..., first * size :][..., :n], axis=-1), xp.int32) // size + first
-        clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-        return found, xp.where(clustered, cluster_of, -1)
-
-    def _with_sinks(
-        self, xp: ModuleType, seen: Array, sinks: int, order: Array, counts: Array, sight: Array
-    ) -> tuple[Array, Array, Array]:
-        """The order, counts and sight of clusters, with those of the first keys before them."""
-        size = self.cluster_size
-        if sinks:
-            own, where = seen[..., :sinks], place_of(order)
-            first = xp.astype(xp.argsort(xp.astype(~own, xp.int32), axis=-1, stable=True), xp.int32)
-            lacking = -sinks % size
-            if lacking:
-                first = xp.concat([first, xp.zeros((*own.shape[:-1], lacking), dtype=xp.int32, device=where)], axis=-1)
-            order, counts = (
-                xp.concat([xp.broadcast_to(x, (*y.shape[:-1], x.shape[-1])), y], axis=-1)
-                for x, y in ((first, order), (counts_of(xp, own, size), counts))
-            )
-            lacking = counts.shape[-1] - sight.shape[-2]
-            before = xp.broadcast_to(sight[..., :1, :], (*sight.shape[:-2], lacking, sight.shape[-1]))
-            sight = xp.concat([before, sight], axis=-2)
-        return order, counts, sight
-
-    def _spread(self, k: Array, rows: Array, order: Array, counts: Array, sight: Array) -> Array:
-        """How far the keys of clusters spread, with `rows` for them in the metric of the queries."""
-        size = self.cluster_size
-        return cluster_spread(k, rows, order, counts, sight, size=size, implementation=self.implementation)

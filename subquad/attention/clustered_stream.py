@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from subquad.attention.call import AttentionCall
+from subquad.attention.cluster_closing import close_chunks, close_keys
 from subquad.attention.cluster_spans import stretches
 from subquad.attention.key_clusters import KeyClusters, seen_keys
 from subquad.attention.query_metric import (
@@ -66,7 +67,7 @@ def summarize(method: Clustered, call: AttentionCall) -> State:
     state |= {"moment": xp.broadcast_to(moment, state["moment"].shape), "metric": metric}
     if call.k.shape[-2] == 0:
         return state
-    found = method.close_keys(xp, own.k, own.v, seen_keys(own), metric, begins=True)
+    found = close_keys(method, xp, own.k, own.v, seen_keys(own), metric, begins=True)
     return state | _fields_of(xp, method.grouped(xp, found))
 
 
@@ -78,7 +79,7 @@ def merge(method: Clustered, xp: ModuleType, left: State, right: State) -> State
         k, v, seen = left["keys"], left["values"], left["visible"][..., 0] != 0
         metric = query_metric(xp, pooled(xp, left["moment"], k))
         begins = left["means"].shape[-2] == 0
-        more = method.close_keys(xp, k, v, seen, metric, begins=begins)
+        more = close_keys(method, xp, k, v, seen, metric, begins=begins)
         closed = more if begins else _joined(xp, closed, more)
     found = _joined(xp, closed, _clusters_of(xp, right))
     still_open = {name: right[name] for name in ("keys", "values", "visible")}
@@ -129,7 +130,7 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
         out = method.read(own, found, own.q, xp.zeros_like(place) + clusters, near)[0]
     else:
         of_chunks = ChunkMetrics(xp.stack(metrics, axis=-3), (1,) * chunks)
-        filled = method.close_chunks(own, of_chunks, begins=not clusters)
+        filled = close_chunks(method, own, of_chunks, begins=not clusters)
         found = method.grouped(xp, _joined(xp, found, filled) if clusters else filled)
         full = place // chunk
         seen = clusters + full * method.clusters_of_chunk if clusters else method.clusters_before(xp, full)
