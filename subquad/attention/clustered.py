@@ -9,47 +9,27 @@ time with a small constant, O(n) memory. In long sequences, far clusters are rea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import NamedTuple
 
 from subquad.attention.call import AttentionCall, enter
-from subquad.attention.cluster_closing import close_all, close_chunks
-from subquad.attention.cluster_spans import stretches
+from subquad.attention.cluster_parts import PART, read_all, read_rows
 from subquad.attention.clustered_stream import CLUSTERED_STATE, attend, merge, step, summarize
 from subquad.attention.key_clusters import KeyClusters, with_groups
 from subquad.attention.method import Merging, Method
-from subquad.attention.query_metric import metrics_of_chunks, with_own_keys
+from subquad.attention.query_metric import with_own_keys
 from subquad.attention.restrictions import NONE
-from subquad.attention.window import SIZE, near_blocks
+from subquad.attention.window import SIZE
 from subquad.backend import Array
-from subquad.core.block_loop import join_rows
 from subquad.core.checks import check_count, check_seed
-from subquad.core.dtypes import cast
-from subquad.core.host import to_host
 from subquad.core.states import State
 from subquad.kernels.block_attention import block_attention
 from subquad.kernels.clustered_attention import bands_of, clustered_attention
-from subquad.kernels.visibility import plain_sight
 from subquad.registry import register
 
 SCRATCH = 2**24  # bytes of the scratch of compiled kernels, at most
-ROWS = 256  # rows of a part are a multiple of this number, which is one of blocks and of tasks of compiled kernels
 GROUPS = 4  # groups of clusters of a chunk: two splits of its tree
-PART = 2**19  # numbers of the output over near keys that are held at once
-
-
-class Part(NamedTuple):
-    """Rows begin … end − 1 of a call, which read the same clusters."""
-
-    begin: int
-    end: int
-    clusters: KeyClusters | None
-    cluster_of: Array | None = None  # of each key, where rows may have some of those near
-    first: int = 0  # the first key near one of the rows
-    last: int = 0  # the key after the last one
 
 
 @register(
@@ -155,7 +135,7 @@ class Clustered(Method):
         return self._evaluate_with_lse(call.restricted(NONE))[0]
 
     def _evaluate_with_lse(self, call: AttentionCall) -> tuple[Array, Array]:
-        return self._within(call)._read_all(call)
+        return read_all(self._within(call), call)
 
     def _within(self, call: AttentionCall) -> Clustered:
         """This method with sizes that lie within the sequences of a call: larger ones mean all of it."""
@@ -163,37 +143,6 @@ class Clustered(Method):
         most = {"cluster_size": max(n_kv, 1), "chunk": max(n_kv, self.sinks, 1), "window": n + n_kv}
         larger = {name: size for name, size in most.items() if holds(getattr(self, name) > size)}
         return replace(self, **larger) if larger else self
-
-    def _read_all(self, call: AttentionCall) -> tuple[Array, Array]:
-        xp, n = call.xp, call.q.shape[-2]
-        place, start, stop = plain_sight(xp, call.q, n, call.k.shape[-2])
-        if 0 in (n, call.k.shape[-2]):
-            return self.read_keys(call, call.q, start, stop, None)
-        backend = call.arrangement.backend
-        if not backend.may_fill(call.q, call.k, call.v):
-            call = call.widened()
-        rows = max(PART // max(math.prod(call.batch()) * call.v.shape[-1], 1) // ROWS, 1) * ROWS
-        if not backend.is_concrete(call.q, call.k, call.v):
-            rows = n
-
-        def joinable(of_part: tuple[Array, Array]) -> tuple[Array, ...]:
-            out, lse = of_part
-            return cast(xp, out, call.q.dtype), lse[..., None]  # that of near keys alone is not rounded yet
-
-        def parts() -> Iterator[tuple[Array, ...]]:
-            own = with_own_keys(call)
-            for part in self._parts(call, own):
-                near = self._near_keys(call, part)
-                reach = (self.chunk - 1, 0) if call.causal else (self.window, self.window)
-                blocks = near_blocks(near, *reach)
-                for i in range(part.begin, part.end, rows):
-                    some = slice(i, min(i + rows, part.end))
-                    listed = (some.start - part.begin) // SIZE, (some.stop - part.begin + SIZE - 1) // SIZE
-                    these = None if blocks is None else blocks[..., slice(*listed), :]
-                    yield joinable(self._read(near, own, part, call.q[..., some, :], place[..., some], these))
-
-        out, lse = join_rows(xp, n, parts())
-        return out, lse[..., 0]
 
     def on_rows(
         self, q: Array, k: Array, v: Array, rows: Array, /, *, causal: bool, key_mask: Array | None, scale: float,
@@ -221,24 +170,7 @@ class Clustered(Method):
         call = enter(None, arrays, key_mask=key_mask, causal=causal, scale=scale, owner=self, as_stored=True)
         if not call.arrangement.backend.may_fill(q, k, v):
             call = call.widened()
-        return self._within(call)._read_rows(call, rows, opened)
-
-    def _read_rows(self, call: AttentionCall, rows: Array, opened: tuple[int, ...]) -> Array:
-        xp, own, numbers = call.xp, with_own_keys(call), to_host(rows)
-        place, _, _ = plain_sight(xp, call.q, call.q.shape[-2], call.k.shape[-2])
-        found: list[list[Array]] = []
-        for part in self._parts(call, own):
-            begin, end = (int((numbers < x).sum()) for x in (part.begin, part.end))
-            if begin == end:
-                continue
-            some, near = rows[begin:end], self._near_keys(call, part)
-            q_some = cast(xp, xp.take(call.q, some, axis=-2), call.arrangement.compute)
-            of_some = xp.take(place, some, axis=-1)
-            found.append(
-                [replace(self, opened=count)._read(near, own, part, q_some, of_some, None)[0] for count in opened]
-            )
-        joined = [outs[0] if len(outs) == 1 else xp.concat(outs, axis=-2) for outs in zip(*found, strict=True)]
-        return xp.stack([call.arrangement.heads.unfold(out) for out in joined], axis=-3)
+        return read_rows(self._within(call), call, rows, opened)
 
     def bare_rows(self, call: AttentionCall) -> range:
         """The rows with no key near them but their own: in causal calls the first of each chunk, except the first."""
@@ -246,49 +178,6 @@ class Clustered(Method):
             return range(0)
         n, chunk, ahead = call.q.shape[-2], self.chunk, call.k.shape[-2] - call.q.shape[-2]
         return range(max(chunk, -(-ahead // chunk) * chunk) - ahead, n, chunk)
-
-    def _parts(self, call: AttentionCall, own: AttentionCall) -> Iterator[Part]:
-        """The rows of a call in parts that read the same clusters; what one has may change with the next one."""
-        n, n_kv, chunk = call.q.shape[-2], call.k.shape[-2], self.chunk
-        if not call.causal:
-            yield Part(0, n, *close_all(self, own), 0, n_kv)
-            return
-        chunks, ahead = (n_kv - 1) // chunk, n_kv - n
-        if chunks == 0:
-            yield Part(0, n, None, None, 0, n_kv)
-            return
-        metrics = metrics_of_chunks(own, chunks, chunk)
-        found = close_chunks(self, own, metrics, begins=True)
-        fills = call.arrangement.backend.may_fill(call.q, call.k, call.v)
-        for first, last, clusters in stretches(self, call.xp, found, metrics, 0, fills):
-            stop = min(last * chunk, n_kv)
-            begin, end = max(first * chunk - ahead, 0) if first else 0, stop - ahead
-            if begin < end:
-                yield Part(begin, end, clusters, None, first * chunk, stop)
-
-    def _near_keys(self, call: AttentionCall, part: Part) -> AttentionCall:
-        """The call of the rows of a part over the keys that are near one of them; its last row is at its last key."""
-        if part.end - part.begin == call.q.shape[-2] and part.last - part.first == call.k.shape[-2]:
-            return call
-        keys, mask = slice(part.first, part.last), call.key_mask
-        k, v = (x[..., keys, :] for x in (call.k, call.v))
-        mask = None if mask is None else mask[..., keys]
-        return call.with_keys(k, v, mask).with_rows(call.q[..., part.begin : part.end, :], k, {}).restricted(NONE)
-
-    def _read(
-        self, near: AttentionCall, own: AttentionCall, part: Part, q: Array, place: Array, blocks: Array | None
-    ) -> tuple[Array, Array]:
-        """(out, lse) of rows q of a part at these places, which read the listed blocks of its near keys."""
-        xp = own.xp
-        if own.causal:
-            of_near = self.own_chunk(near, q, place - part.first, blocks)
-            if part.clusters is None:
-                return of_near
-            return self.read(own, part.clusters, q, self.clusters_before(xp, place // self.chunk), of_near)
-        of_near = self.read_keys(near, q, place - self.window, place + self.window + 1, blocks)
-        assert part.clusters is not None
-        stop = xp.zeros_like(place) + part.clusters.counts.shape[-1]
-        return self.read(own, part.clusters, q, stop, of_near, (part.clusters.order, place, part.cluster_of))
 
     def _reads_half(self, *, streaming: bool = False) -> bool:
         return not streaming
@@ -369,11 +258,6 @@ class Clustered(Method):
         """How many clusters a chunk has."""
         return -(-self.chunk // self.cluster_size)
 
-    def own_chunk(self, call: AttentionCall, q: Array, place: Array, blocks: Array | None) -> tuple[Array, Array]:
-        """(out, lse) of causal rows over the keys of their own chunk, which begins at a multiple of `chunk`."""
-        start = call.xp.maximum(place, call.xp.zeros_like(place)) // self.chunk * self.chunk
-        return self.read_keys(call, q, start, place + 1, blocks)
-
     @property
     def group(self) -> int:
         """How many clusters a group has."""
@@ -395,8 +279,7 @@ class Clustered(Method):
         order, place, cluster_of = of_rows
         clusters = found.counts.shape[-1]
         always = min(self.clusters_of_sinks, clusters)
-        # where a row expands all groups, or a group is a cluster, there are none
-        expanded = self.expanded
+        expanded = self.expanded  # where a row expands all groups, or a group is a cluster, there are none
         has_groups = expanded is not None and self.group > 1 and max(clusters - always, 0) // self.group > expanded
         groups = self.grouped(call.xp, found).groups if has_groups else None
         return clustered_attention(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from subquad.attention.call import AttentionCall
 from subquad.attention.cluster_closing import close_chunks, close_keys
+from subquad.attention.cluster_parts import own_chunk
 from subquad.attention.cluster_spans import stretches
 from subquad.attention.key_clusters import KeyClusters, seen_keys
 from subquad.attention.query_metric import (
@@ -115,7 +116,7 @@ def step(method: Clustered, call: AttentionCall) -> tuple[Array, State]:
 
     place = xp.arange(n, dtype=xp.int32, device=place_of(call.k)) + held
     blocks = near_blocks(own, chunk - 1, 0)
-    near, found = method.own_chunk(own, own.q, place, blocks), _clusters_of(xp, state)
+    near, found = own_chunk(method, own, own.q, place, blocks), _clusters_of(xp, state)
     moment, metric, first, metrics = state["moment"], state["metric"], 0, []
     for c in range(chunks + 1):
         last = min((c + 1) * chunk - held, n)
