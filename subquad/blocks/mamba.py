@@ -40,28 +40,14 @@ class Sizes(NamedTuple):
 
 @overload
 def mamba(
-    x: Array,
-    params: Mapping[str, Array],
-    /,
-    *,
-    state: State | None = None,
-    return_state: Literal[False] = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    implementation: str = "auto",
-) -> Array: ...
+    x: Array, params: Mapping[str, Array], /, *, state: State | None = None, return_state: Literal[False] = False,
+    segments: Array | None = None, mask: Array | None = None, implementation: str = "auto",
+) -> Array: ...  # fmt: skip
 @overload
 def mamba(
-    x: Array,
-    params: Mapping[str, Array],
-    /,
-    *,
-    state: State | None = None,
-    return_state: Literal[True],
-    segments: Array | None = None,
-    mask: Array | None = None,
-    implementation: str = "auto",
-) -> tuple[Array, State]: ...
+    x: Array, params: Mapping[str, Array], /, *, state: State | None = None, return_state: Literal[True],
+    segments: Array | None = None, mask: Array | None = None, implementation: str = "auto",
+) -> tuple[Array, State]: ...  # fmt: skip
 def mamba(
     x: Array,
     params: Mapping[str, Array],

@@ -119,36 +119,16 @@ def causal_conv1d_step(
 
 @overload
 def causal_conv1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    /,
-    *,
-    activation: str | None = None,
-    initial_state: Array | None = None,
-    return_state: Literal[False] = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> Array: ...
+    x: Array, weight: Array, bias: Array | None = None, /, *, activation: str | None = None,
+    initial_state: Array | None = None, return_state: Literal[False] = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> Array: ...  # fmt: skip
 @overload
 def causal_conv1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    /,
-    *,
-    activation: str | None = None,
-    initial_state: Array | None = None,
-    return_state: bool = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: Any = None,
-    implementation: str = "auto",
-) -> Any: ...
+    x: Array, weight: Array, bias: Array | None = None, /, *, activation: str | None = None,
+    initial_state: Array | None = None, return_state: bool = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: Any = None, implementation: str = "auto",
+) -> Any: ...  # fmt: skip
 @register_scan(
     "causal_conv1d",
     state=StateSpec({"state": ("width - 1", "d")}, None),

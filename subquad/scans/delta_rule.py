@@ -157,58 +157,23 @@ def delta_rule_step(
 
 @overload
 def delta_rule(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    g: Array | None = None,
-    /,
-    *,
-    scale: float | None = None,
-    initial_state: Array | None = None,
-    return_state: Literal[False] = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> Array: ...
+    q: Array, k: Array, v: Array, beta: Array, g: Array | None = None, /, *, scale: float | None = None,
+    initial_state: Array | None = None, return_state: Literal[False] = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> Array: ...  # fmt: skip
 @overload
 def delta_rule(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    g: Array | None = None,
-    /,
-    *,
-    scale: float | None = None,
-    initial_state: Array | None = None,
-    return_state: Literal[True],
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> tuple[Array, Array]: ...
+    q: Array, k: Array, v: Array, beta: Array, g: Array | None = None, /, *, scale: float | None = None,
+    initial_state: Array | None = None, return_state: Literal[True], reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def delta_rule(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    g: Array | None = None,
-    /,
-    *,
-    scale: float | None = None,
-    initial_state: Array | None = None,
-    return_state: bool = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: Sequence[int] | every,
+    q: Array, k: Array, v: Array, beta: Array, g: Array | None = None, /, *, scale: float | None = None,
+    initial_state: Array | None = None, return_state: bool = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: Sequence[int] | every,
     implementation: str = "auto",
-) -> tuple[Array, ...]: ...
+) -> tuple[Array, ...]: ...  # fmt: skip
 @register_scan(
     "delta_rule",
     state=StateSpec({"state": ("d", "d_v"), "transition": ("d", "d")}, merge_by_transition),

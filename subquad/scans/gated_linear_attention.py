@@ -156,61 +156,24 @@ def gated_linear_attention_step(
 
 @overload
 def gated_linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    g: Array | None = None,
-    /,
-    *,
-    bonus: Array | None = None,
-    scale: float | None = None,
-    normalize: bool = False,
-    initial_state: Array | None = None,
-    return_state: Literal[False] = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
+    q: Array, k: Array, v: Array, g: Array | None = None, /, *, bonus: Array | None = None, scale: float | None = None,
+    normalize: bool = False, initial_state: Array | None = None, return_state: Literal[False] = False,
+    reverse: bool = False, segments: Array | None = None, mask: Array | None = None, states_at: None = None,
     implementation: str = "auto",
-) -> Array: ...
+) -> Array: ...  # fmt: skip
 @overload
 def gated_linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    g: Array | None = None,
-    /,
-    *,
-    bonus: Array | None = None,
-    scale: float | None = None,
-    normalize: bool = False,
-    initial_state: Array | None = None,
-    return_state: Literal[True],
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> tuple[Array, Array]: ...
+    q: Array, k: Array, v: Array, g: Array | None = None, /, *, bonus: Array | None = None, scale: float | None = None,
+    normalize: bool = False, initial_state: Array | None = None, return_state: Literal[True], reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def gated_linear_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    g: Array | None = None,
-    /,
-    *,
-    bonus: Array | None = None,
-    scale: float | None = None,
-    normalize: bool = False,
-    initial_state: Array | None = None,
-    return_state: bool = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: Sequence[int] | every,
+    q: Array, k: Array, v: Array, g: Array | None = None, /, *, bonus: Array | None = None, scale: float | None = None,
+    normalize: bool = False, initial_state: Array | None = None, return_state: bool = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: Sequence[int] | every,
     implementation: str = "auto",
-) -> tuple[Array, ...]: ...
+) -> tuple[Array, ...]: ...  # fmt: skip
 @register_scan(
     "gated_linear_attention",
     state=StateSpec({"state": ("d", "d_v"), "decay": ("d", "d_v")}, merge_by_decay),

@@ -110,46 +110,21 @@ def linear_scan_step(
 
 @overload
 def linear_scan(
-    a: Array,
-    b: Array,
-    /,
-    *,
-    initial_state: Array | None = None,
-    return_state: Literal[False] = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
+    a: Array, b: Array, /, *, initial_state: Array | None = None, return_state: Literal[False] = False,
+    reverse: bool = False, segments: Array | None = None, mask: Array | None = None, states_at: None = None,
     implementation: str = "auto",
-) -> Array: ...
+) -> Array: ...  # fmt: skip
 @overload
 def linear_scan(
-    a: Array,
-    b: Array,
-    /,
-    *,
-    initial_state: Array | None = None,
-    return_state: Literal[True],
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> tuple[Array, Array]: ...
+    a: Array, b: Array, /, *, initial_state: Array | None = None, return_state: Literal[True], reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> tuple[Array, Array]: ...  # fmt: skip
 @overload
 def linear_scan(
-    a: Array,
-    b: Array,
-    /,
-    *,
-    initial_state: Array | None = None,
-    return_state: bool = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: Sequence[int] | every,
+    a: Array, b: Array, /, *, initial_state: Array | None = None, return_state: bool = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: Sequence[int] | every,
     implementation: str = "auto",
-) -> tuple[Array, ...]: ...
+) -> tuple[Array, ...]: ...  # fmt: skip
 @register_scan(
     "linear_scan",
     state=StateSpec({"state": ("d",), "decay": ("d",)}, merge_by_decay),

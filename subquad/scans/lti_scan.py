@@ -160,42 +160,16 @@ def lti_scan_step(
 
 @overload
 def lti_scan(
-    u: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    /,
-    *,
-    delta: Array,
-    discretization: str = "zoh",
-    initial_state: Array | None = None,
-    return_state: Literal[False] = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: None = None,
-    implementation: str = "auto",
-) -> Array: ...
+    u: Array, A: Array, B: Array, C: Array, D: Array | None = None, /, *, delta: Array, discretization: str = "zoh",
+    initial_state: Array | None = None, return_state: Literal[False] = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: None = None, implementation: str = "auto",
+) -> Array: ...  # fmt: skip
 @overload
 def lti_scan(
-    u: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
-    /,
-    *,
-    delta: Array,
-    discretization: str = "zoh",
-    initial_state: Array | None = None,
-    return_state: bool = False,
-    reverse: bool = False,
-    segments: Array | None = None,
-    mask: Array | None = None,
-    states_at: Any = None,
-    implementation: str = "auto",
-) -> Any: ...
+    u: Array, A: Array, B: Array, C: Array, D: Array | None = None, /, *, delta: Array, discretization: str = "zoh",
+    initial_state: Array | None = None, return_state: bool = False, reverse: bool = False,
+    segments: Array | None = None, mask: Array | None = None, states_at: Any = None, implementation: str = "auto",
+) -> Any: ...  # fmt: skip
 @register_scan(
     "lti_scan",
     state=StateSpec({"state": ("d", "d_state"), "decay": ("d", "d_state")}, merge_by_decay),
