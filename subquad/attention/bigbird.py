@@ -209,9 +209,11 @@ class BigBird(Method):
         count = math.prod(batch[-2:] if heads.groups > 1 else batch[-1:]) if batch else None
         first, last = self.global_blocks
         widest = 2 * (-(-n // size) + -(-n_kv // size)) + 1  # blocks of a window that reaches all
-        shared = n, n_kv, size, min(self.window_blocks, widest), first, last, call.causal
+        shared = n, n_kv, size, min(self.window_blocks, widest), first, last
         if self.plan is None:
-            return backend_of(call.xp).on_host(_listing, *shared, self.num_random_blocks, self.seed or 0, count)
+            return backend_of(call.xp).on_host(
+                _listing, *shared, call.causal, self.num_random_blocks, self.seed or 0, count
+            )
         return _with_random(*shared, self._given_plan(-(-n // size), -(-n_kv // size), count))
 
     def _listed(self, call: AttentionCall, listing: Host, begin: int, end: int) -> Array:
@@ -303,14 +305,12 @@ def _drawn(
         block = np.where(chosen < before[:, None], first + chosen, begin[:, None] + chosen - before[:, None])
         found.append(np.where(chosen < 0, -1, block))
     plan = np.stack(found) if heads is not None else found[0]
-    listed = _with_random(n, n_kv, size, window, of_first, of_last, causal, plan)
+    listed = _with_random(n, n_kv, size, window, of_first, of_last, plan)
     listed.setflags(write=False)
     return listed
 
 
-def _with_random(
-    n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, causal: bool, plan: Any
-) -> Host:  # fmt: skip
+def _with_random(n: int, n_kv: int, size: int, window: int, of_first: int, of_last: int, plan: Any) -> Host:
     """The near, global and random blocks of each block of queries, each block once, −1 for none.
 
     Of blocks that read all keys, these only where the list has room for all blocks.

@@ -170,7 +170,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             for column in range(0, panel, lanes):
                                 i = base + column
                                 if not is_whole:
-                                    hide(f, j, many, i, width, lanes, limits, word, byte, column, x, panel)
+                                    hide(f, j, many, i, width, limits, word, byte, column, x, panel)
                                 for t in range(many):
                                     cell = t * panel + column
                                     logit = load(x, cell)

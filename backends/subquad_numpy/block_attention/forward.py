@@ -196,7 +196,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         for column in range(0, columns, lanes):
                             i = base + column
                             if not is_whole and not (is_plain and sees_whole_tile(limits, i, lanes, j, many)):
-                                hide(f, j, many, i, width, lanes, limits, word, byte, column, x, columns)
+                                hide(f, j, many, i, width, limits, word, byte, column, x, columns)
                             if is_bad:
                                 for t in range(many):
                                     if fine[t] == 0:

@@ -176,7 +176,7 @@ def sees_whole_tile(limits: Any, begin: int, lanes: int, first: int, many: int) 
 
 @inline
 def hide(
-    f: Any, first: int, count: int, begin: int, width: int, lanes: int, limits: Any, word: Any, byte: Any, column: int,
+    f: Any, first: int, count: int, begin: int, width: int, limits: Any, word: Any, byte: Any, column: int,
     x: Any, panel: int,
 ) -> None:  # fmt: skip
     """Set the logits of pairs that a row does not see to −∞, for one vector of rows at `column` of x (keys, panel)."""

@@ -258,7 +258,7 @@ def write_tile(
 
 
 @merged
-def sum_steps(steps: Any, pitch: int, length: int, lanes: int, sums: Any, rests: Any) -> None:
+def sum_steps(steps: Any, pitch: int, length: int, sums: Any, rests: Any) -> None:
     """Add Δ of one vector of channels to `sums`, with Kahan's compensation in `rests`: a chunk may be long."""
     total, rest = load(sums, 0), load(rests, 0)
     for i in range(length):

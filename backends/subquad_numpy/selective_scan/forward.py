@@ -155,9 +155,7 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                         )  # fmt: skip
                         if has_sum:
                             for at in range(0, width, lanes):
-                                sum_steps(
-                                    shifted(steps, at), 0, 1, lanes, shifted(time_sum, at), shifted(time_rest, at)
-                                )
+                                sum_steps(shifted(steps, at), 0, 1, shifted(time_sum, at), shifted(time_rest, at))
                     continue
                 B_now, C_now = (Br, 0), (Cr, 0)
                 if not constant_B:
@@ -192,9 +190,8 @@ def forward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: b
                     if has_sum:
                         for k in range(0, left, lanes):
                             at, now = pair + k, shifted(noted(notes, STEP, lanes), k)
-                            sum_steps(
-                                now, NOTES * 2 * lanes, length, lanes, shifted(time_sum, at), shifted(time_rest, at)
-                            )
+                            pitch = NOTES * 2 * lanes
+                            sum_steps(now, pitch, length, shifted(time_sum, at), shifted(time_rest, at))
 
             if is_complex:
                 store_joined(state, row_of_state, width, d_state, lanes, hr, hi)
