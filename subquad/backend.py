@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
@@ -498,8 +498,3 @@ def why_missing(package: str, *, load: bool = True) -> str | None:
             return str(error)
         return f"{package} is installed, but its import raises {type(error).__name__}: {error}"
     return None
-
-
-def hooks(cls: type) -> Iterator[str]:
-    """The public names that a class of backends defines in its own body."""
-    return (name for name in vars(cls) if not name.startswith("_"))

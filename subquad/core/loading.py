@@ -12,14 +12,14 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from subquad.backend import Backend, Override, hooks
+from subquad.backend import Backend, Override
 from subquad.core.override import UNLESS_UNDER
 from subquad.core.spelling import nearest
 
@@ -90,6 +90,11 @@ def _declared() -> dict[str, str]:
     return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
+def _hooks(cls: type) -> Iterator[str]:
+    """The public names that a class of backends defines in its own body."""
+    return (name for name in vars(cls) if not name.startswith("_"))
+
+
 def checked(package: ModuleType) -> Backend:
     """The `BACKEND` of a package, after a check of every name in it.
 
@@ -100,11 +105,11 @@ def checked(package: ModuleType) -> Backend:
     if not isinstance(backend, Backend):
         msg = f"{package.__name__} must have BACKEND, an instance of a subclass of subquad.backend.Backend"
         raise TypeError(msg)
-    known = list(hooks(Backend))
+    known = list(_hooks(Backend))
     for cls in type(backend).__mro__:
         if cls in (Backend, object):
             continue
-        for name in hooks(cls):
+        for name in _hooks(cls):
             if name not in known:
                 msg = f"{cls.__module__}.{cls.__qualname__} has {name!r}, which no backend has; {nearest(name, known)}"
                 raise TypeError(msg)
