@@ -267,9 +267,7 @@ def test_number_of_threads_does_not_change_a_bit(kind: str, n: int, d: int, save
         more_y, more_state = scan_forward(**given, delta_softplus=True, threads=threads)
         np.testing.assert_array_equal(more_y, y)
         np.testing.assert_array_equal(more_state, state)
-        more = scan_backward(
-            **given, delta_softplus=True, reverse=False, grad_y=grad_y, saves=saves, threads=threads
-        )
+        more = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, saves=saves, threads=threads)
         for got, expected in zip(more, one, strict=True):
             np.testing.assert_array_equal(got, expected)
 
