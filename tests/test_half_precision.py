@@ -336,6 +336,17 @@ def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: 
         np.testing.assert_allclose(library.numpy(found), wide.mean(axis=-2), rtol=40 * 2.0**-24)
 
 
+@pytest.mark.parametrize("d", [37, 150])
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_means_of_large_bfloat16_do_not_overflow(library: Library, d: int) -> None:
+    pytest.importorskip("llvmlite")
+    largest = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+    x = largest * (0.5 + 0.5 * np.random.default_rng(0).random((2, 300, 33, d)))
+    given = library.array(x, "bfloat16")
+    wide = library.numpy(given).astype(np.float64)
+    np.testing.assert_allclose(library.numpy(landmarks_mean(library, given)), wide.mean(axis=-2), rtol=40 * 2.0**-24)
+
+
 def landmarks_mean(library: Library, x: Any) -> Any:
     """The means over axis −2, by the library's kernel."""
     found = loading.backend_of(namespace_of(x)).mean_stored_rows(None, x)
