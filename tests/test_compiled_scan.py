@@ -255,17 +255,19 @@ def test_scan_is_its_steps_and_its_parts_to_the_bit(kind: str) -> None:
     np.testing.assert_array_equal(state, last)
 
 
-@pytest.mark.parametrize("kind", ["all options", "groups", "complex"])
-def test_number_of_threads_does_not_change_a_bit(kind: str) -> None:
-    given = draw(2, 300, 90, 4, **KINDS[kind])
+@pytest.mark.parametrize("kind", ["all options", "groups", "constant B", "complex"])
+@pytest.mark.parametrize(("n", "d", "saves"), [(300, 90, False), (70, 300, True)])
+def test_number_of_threads_does_not_change_a_bit(kind: str, n: int, d: int, saves: bool) -> None:
+    """With saved states, one thread takes several blocks of channels side by side, and five take one each."""
+    given = draw(2, n, d, 4, **KINDS[kind])
     y, state = scan_forward(**given, delta_softplus=True, threads=1)
     grad_y = np.ones_like(y)
-    one = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, threads=1)
+    one = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, saves=saves, threads=1)
     for threads in (2, 3, 5):
         more_y, more_state = scan_forward(**given, delta_softplus=True, threads=threads)
         np.testing.assert_array_equal(more_y, y)
         np.testing.assert_array_equal(more_state, state)
-        more = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, threads=threads)
+        more = scan_backward(**given, delta_softplus=True, reverse=False, grad_y=grad_y, saves=saves, threads=threads)
         for got, expected in zip(more, one, strict=True):
             np.testing.assert_array_equal(got, expected)
 

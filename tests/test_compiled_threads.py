@@ -245,6 +245,13 @@ def test_channels_of_a_gradient_are_halved_until_there_are_four_tasks() -> None:
     assert [scan.cut_gradient(batch, 2, 64, 8) for batch in (1, 2)] == [(32, 2), (64, 1)]
 
 
+def test_a_task_of_a_gradient_takes_blocks_side_by_side_where_no_thread_then_has_more() -> None:
+    """Of 12 blocks of one group or of four, and of 16, one, four and five."""
+    assert [scan.blocks_of_task(1, 12, threads) for threads in (1, 2, 3, 4, 6, 8, 12, 64)] == [3, 3, 2, 3, 2, 2, 1, 1]
+    assert [scan.blocks_of_task(4, 12, threads) for threads in (1, 2, 16)] == [3, 3, 3]
+    assert [scan.blocks_of_task(1, blocks, 2) for blocks in (16, 1, 4, 5)] == [2, 1, 2, 3]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a process lists what it has loaded")
 def test_a_process_finds_its_own_copy_of_torch() -> None:
     """By its place a process that was forked before the import is known; others have no copy at that place."""

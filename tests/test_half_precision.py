@@ -129,10 +129,10 @@ def test_rounds_of_a_few_items_have_the_bits_of_all(
 
     rng, n = np.random.default_rng(0), 70
     kind = np.dtype(HALF.get(dtype, dtype))
-    given = [rng.standard_normal((*batch, n, 9)).astype(kind) for batch in (of_q, of_k, of_k)]
+    given = [rng.standard_normal((*batch, n, 21)).astype(kind) for batch in (of_q, of_k, of_k)]
     method, mask = subquad.LSH(**METHODS["lsh"]), rng.random((*of_mask, n)) < 0.7
     expected = subquad.attention(*(x.astype(np.float32) for x in given), method, key_mask=mask)
-    monkeypatch.setattr(hashed, "AT_ONCE", items * n * 9)
+    monkeypatch.setattr(hashed, "AT_ONCE", items * n * 21)
     monkeypatch.setattr(hashed, "thread_count", lambda threads: 1)
     monkeypatch.setattr(hashed.hashed_attention, "kept", {})
     kernels.hashed_attention.forget()
@@ -191,6 +191,17 @@ def test_a_scan_makes_no_copy(dtype: str, name: str) -> None:
     half = [x.astype(HALF[dtype]) if is_real(x) else x for x in given]
     assert max(x.size for x in half) * 4 > LIMIT, "a copy would not be seen"
     assert peak_extra_memory(lambda: call(*half)) < LIMIT
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_rounds_hold_two_bytes_for_each_number_of_one_item(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not rounded yet has its upper half in the output."""
+    pytest.importorskip("llvmlite")
+    monkeypatch.setattr("subquad_numpy.block_attention.hashed.thread_count", lambda threads: 1)
+    single, call = rows(4096, 64, 64), attend("lsh", causal=False)
+    half = [x.astype(HALF[dtype]) for x in single]
+    own, others = (peak_extra_memory(lambda given=given: call(*given)) for given in (half, single))
+    assert own < others + 2.1 * 4096 * 64
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -334,6 +345,17 @@ def test_means_of_segments_are_those_of_what_is_stored(library: Library, dtype: 
     wide = library.numpy(given).astype(np.float64)[:, 1:]
     for found in means:  # of items apart, and of adjacent ones
         np.testing.assert_allclose(library.numpy(found), wide.mean(axis=-2), rtol=40 * 2.0**-24)
+
+
+@pytest.mark.parametrize("d", [37, 150])
+@pytest.mark.parametrize("library", [NumPy(), Torch()], ids=str)
+def test_means_of_large_bfloat16_do_not_overflow(library: Library, d: int) -> None:
+    pytest.importorskip("llvmlite")
+    largest = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+    x = largest * (0.5 + 0.5 * np.random.default_rng(0).random((2, 300, 33, d)))
+    given = library.array(x, "bfloat16")
+    wide = library.numpy(given).astype(np.float64)
+    np.testing.assert_allclose(library.numpy(landmarks_mean(library, given)), wide.mean(axis=-2), rtol=40 * 2.0**-24)
 
 
 def landmarks_mean(library: Library, x: Any) -> Any:

@@ -10,7 +10,11 @@ from rows.kernels import without_overrides
 from rows.libraries import Jax, Library, NumPy, Strict, Torch, relative_error
 
 import subquad
+from subquad.attention.landmarks import segment_means
+from subquad.attention.means import mean_row
+from subquad.core.beside import namespace_of
 from subquad.core.loading import backend_of
+from subquad.kernels.segment_means import _means_of_any, means_of_segments
 
 FEW = [pytest.param(x, id=str(x)) for x in (NumPy(), Strict(), Torch(), Jax())]
 
@@ -192,6 +196,29 @@ def test_hidden_rows_reach_no_gradient(landmarks: str) -> None:
         out.sum().backward()
         assert torch.isfinite(out).all()
         assert torch.isfinite(q.grad).all()
+
+
+@pytest.mark.parametrize("d", [3, 20, 70])  # of few numbers, and of so many that a kernel takes them
+@pytest.mark.parametrize("library", FEW)
+def test_means_of_numbers_near_the_largest_do_not_overflow(library: Library, d: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (np.finfo(np.float32).max * (0.9 + 0.1 * rng.random((2, 1205, d)))).astype(np.float32)
+    mask = rng.random((2, 1205)) < 0.7
+    rows, keep = library.array(x, "float32"), library.array(mask, "float32")
+    xp = namespace_of(rows)
+    expected, kept = x.astype(np.float64), np.where(mask[..., None], x, np.nan).astype(np.float64)
+    parts = [kept[i][mask[i]] for i in range(2)]
+    cases = [
+        (mean_row(xp, rows, None), expected.mean(axis=-2, keepdims=True)),
+        (mean_row(xp, rows, keep), np.nanmean(kept, axis=-2, keepdims=True)),
+        (segment_means(xp, rows, None, 5)[0], expected.reshape(2, 5, 241, d).mean(axis=-2)),
+        (means_of_segments(xp, rows, 7), np.stack([x.mean(axis=-2) for x in np.array_split(expected, 7, axis=-2)], 1)),
+        (segment_means(xp, rows, keep, 7)[0], np.stack([[x.mean(0) for x in np.array_split(p, 7)] for p in parts])),
+    ]
+    if not isinstance(library, Strict):  # whose `where` takes no two plain numbers; the lengths of programs are none
+        cases.append((_means_of_any(xp, rows, 7, 172, 1), cases[3][1]))
+    for found, right in cases:
+        np.testing.assert_allclose(library.numpy(found), right, rtol=1205 * 2.0**-24)
 
 
 @pytest.mark.parametrize("library", [pytest.param(x, id=str(x)) for x in (NumPy(), Torch(), Jax())])

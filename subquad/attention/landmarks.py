@@ -41,18 +41,19 @@ def segment_means(xp: ModuleType, x: Array, mask: Array | None, m: int) -> tuple
         rank < first, rank // (length + 1), longer + (rank - first) // xp.where(length == 0, one, length)
     )
     segment = xp.where(mask, segment, -1)
-    names = xp.arange(m, dtype=segment.dtype, device=place_of(x))
+    names, dtype = xp.arange(m, dtype=segment.dtype, device=place_of(x)), compute_dtype(xp, x)
+    rows_of_segment = xp.where(names < longer, length + 1, length)
+    weight = 1 / xp.astype(xp.where(rows_of_segment == 0, 1, rows_of_segment), dtype)[..., None, :]
 
     def add(total: Array, rows: Array, keep: Array, segment: Array) -> tuple[Array, None]:
-        members = xp.astype(segment == names, dtype)
+        members = xp.astype(segment == names, dtype) * weight  # before rows are added: no sum overflows
         return total + xp.matrix_transpose(members) @ xp.where(keep, cast(xp, rows, dtype), 0.0), None
 
-    batch, dtype = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1]), compute_dtype(xp, x)
+    batch = broadcast_batch(x=x.shape[:-2], mask=mask.shape[:-1])
     total = xp.zeros((*batch, m, x.shape[-1]), dtype=dtype, device=place_of(x))
     size = rows_per_block(math.prod(batch) * m * backend_of(xp).items_behind(x, mask))
     total, _ = fold_blocks(add, total, [x, mask[..., None], segment[..., None]], size, xp=xp)
-    rows = xp.where(names < longer, length + 1, length)
-    return total / xp.astype(xp.where(rows == 0, 1, rows), dtype)[..., None], rows > 0
+    return total, rows_of_segment > 0
 
 
 def uniform_rows(xp: ModuleType, x: Array, mask: Array | None, m: int, seed: int) -> tuple[Array, Array | None]:

@@ -17,19 +17,18 @@ def self_attention_mask(call: AttentionCall) -> Array | None:
 def mean_row(xp: ModuleType, x: Array, mask: Array | None) -> Array:
     """The mean (..., 1, d) of the rows that the mask keeps and that are finite; 0 if there is no such row."""
     keep = None if mask is None else mask[..., None]
-    mean, total = _mean(xp, x, keep)
-    # a finite sum proves that all rows are finite, at a small part of the cost of looking at each row
-    if backend_of(xp).is_concrete(x, mask) and bool(xp.all(xp.isfinite(total))):
+    mean = _mean(xp, x, keep)
+    # a finite mean proves that all rows are finite, at a small part of the cost of looking at each row
+    if backend_of(xp).is_concrete(x, mask) and bool(xp.all(xp.isfinite(mean))):
         return mean
     finite = xp.all(xp.isfinite(x), axis=-1, keepdims=True)
-    return _mean(xp, x, finite if keep is None else keep & finite)[0]
+    return _mean(xp, x, finite if keep is None else keep & finite)
 
 
-def _mean(xp: ModuleType, x: Array, keep: Array | None) -> tuple[Array, Array]:
-    """(mean, sum) of the rows that are kept, (..., 1, d) each."""
+def _mean(xp: ModuleType, x: Array, keep: Array | None) -> Array:
+    """The mean (..., 1, d) of kept rows, which have their weight before they are added: no sum overflows."""
     if keep is None:
-        total = xp.sum(x, axis=-2, keepdims=True)
-        return total / max(x.shape[-2], 1), total
+        return xp.expand_dims(backend_of(xp).mean_rows(xp, x), axis=-2)
     count = xp.sum(xp.astype(keep, x.dtype), axis=-2, keepdims=True)
-    total = xp.sum(xp.where(keep, x, 0.0), axis=-2, keepdims=True)
-    return total / xp.where(count == 0, xp.ones_like(count), count), total
+    weights = xp.astype(keep, x.dtype) / xp.where(count == 0, xp.ones_like(count), count)
+    return xp.matrix_transpose(weights) @ xp.where(keep, x, 0.0)

@@ -53,4 +53,4 @@ def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) ->
     x = cast(xp, x, compute_dtype(xp, x))
     rows = xp.reshape(xp.take(x, xp.reshape(index, (-1,)), axis=-2), (*x.shape[:-2], m, length + 1, x.shape[-1]))
     rows = xp.where((offset < count[:, None])[..., None], rows, 0.0)
-    return xp.sum(rows, axis=-2) / xp.astype(count, x.dtype)[:, None]
+    return xp.sum(rows / xp.astype(count, x.dtype)[:, None, None], axis=-2)  # no sum overflows

@@ -52,13 +52,15 @@ from subquad_numpy.codegen.matmul import (
     rows_at,
     turned,
 )
+from subquad_numpy.codegen.split_halves import add_halves, keep_halves
 from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import Fields, fields
 
+# halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone;
 # lse_twice: log Σ exp(2 x); mean: the mean of the values that a row sees, for rows that read all keys of an interval
-RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "lse": 1, "lse_twice": 1, "mean": 2}
-FORWARD_RECORD = fields(SIZES, ARRAYS, RESULTS)
+RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "lse_twice": 1, "mean": 2}
+FORWARD_RECORD = fields(SIZES, {"keeps": None}, ARRAYS, RESULTS)
 
 
 @cache
@@ -112,6 +114,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             order_q, order_k = pointer(f.order_q, word), pointer(f.order_k, word)
             lse_twice, mean = pointer(f.lse_twice, zero), pointer(f.mean, zero)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
+            halves = pointer(f.halves, zero)
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
             pack_rows(
@@ -268,9 +271,14 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 for c in range(base, min(base + lanes, count)):
                     own, mine = shifted(rows, (c - base) * wide_v), at(order_q, f.order_q != 0, row + c)
                     if f.before_lse != 0 and not shares[c] < 0:  # a share may be NaN
-                        for p in range(d_v):
+                        if f.halves != 0:
+                            add_halves(out, halves, mine * d_v, d_v, lanes, shares[c], own)
+                        for p in range(d_v if f.halves == 0 else 0):
                             own[p] += before_out[mine * d_v + p] * shares[c]
-                    round_row(out, out_as, mine * d_v, d_v, lanes, own)
+                    if f.keeps != 0:
+                        keep_halves(out, halves, mine * d_v, d_v, lanes, own)
+                    else:
+                        round_row(out, out_as, mine * d_v, d_v, lanes, own)
         return DONE
 
     return forward

@@ -2,7 +2,8 @@
 
 Each round is one run of the kernels of block attention, which read rows by their order and join the output of the
 rounds before in place. Items are computed a few at a time, all rounds of one while its rows are in cache. An output of
-half precision is rounded once: rounds before the last one leave float32, of these items alone.
+half precision is rounded once: rounds before the last one leave float32, whose upper halves are in the output, and the
+lower ones, of these items alone, beside it.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ def _plan_whole(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) ->
     (n, d_v), dtype, batch = (arrays[0].shape[-2], arrays[2].shape[-1]), widest(*arrays[:3]), rounds[0][1]
     out_dtype, kernel, runs = common(*arrays[:3]), block_attention_kernel(dtype), list[Run]()
     shape, before = (*batch, n, d_v), dict[str, Array]()
-    lse = np.empty(shape[:-1], dtype)  # memory of examples is not touched
+    out, lse = np.empty(shape, out_dtype), np.empty(shape[:-1], dtype)  # memory of examples is not touched
+    has_halves = out_dtype != dtype and len(rounds) > 1
+    halves = {"halves": np.empty(shape, np.uint16)} if has_halves else {}
+    stored = {"stored": stored_word((*arrays[:3], out))}
     for values, _, tasks, products in rounds:
-        out = np.empty(shape, out_dtype if len(runs) == len(rounds) - 1 else dtype)
-        stored = {"stored": stored_word((*arrays[:3], out))}
-        given = values | before | stored | {"out": out, "lse": lse}
+        keeps = {"keeps": int(has_halves and len(runs) < len(rounds) - 1)}
+        given = values | before | stored | keeps | halves | {"out": out, "lse": lse}
         runs.append(Run(kernel, FORWARD_RECORD, batch, tasks, products, given))
         before = {"before_out": out, "before_lse": lse}
     names = [name for name, axes in FORWARD_RECORD.items() if axes is not None]
@@ -62,18 +65,16 @@ def _plan_whole(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) ->
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, Array], None]:
         out, lse = new(shape, out_dtype), new(shape[:-1], dtype)
-        joined = out if out_dtype == dtype or len(runs) == 1 else np.empty(shape, dtype)
         given: dict[str, Any] = {
             name: x if x is None else fixed(fix, x) for name, fix, x in zip(INPUTS, fixes, arrays, strict=True)
         }
         order_q, order_k = given["order_q"], given["order_k"]
-        given |= kept | {"lse": lse}
+        given |= kept | {"out": out, "lse": lse, "halves": np.empty(shape, np.uint16) if has_halves else None}
         given["met_q"] = key_chunks_met(np, given["met_q"], own, n_kv, size)  # type: ignore[arg-type]
-        outs = [*[joined] * (len(runs) - 1), out]
-        for r, (planned, own_out) in enumerate(zip(runs, outs, strict=True)):
-            given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :], "out": own_out}
+        for r, planned in enumerate(runs):
+            given |= {"order_q": order_q[..., r, :], "order_k": order_k[..., r, :]}
             planned([given.get(name) for name in names], threads)
-            given |= {"before_out": joined, "before_lse": lse}
+            given |= {"before_out": out, "before_lse": lse}
         return (out, lse), None
 
     return hashed_attention

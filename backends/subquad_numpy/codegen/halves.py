@@ -26,7 +26,7 @@ def like(kind: Any, lanes: int) -> Any:
     return ir.VectorType(kind, lanes) if lanes > 1 else kind
 
 
-def _filled(kind: Any, lanes: int, number: int) -> Any:
+def filled(kind: Any, lanes: int, number: int) -> Any:
     return ir.Constant(like(kind, lanes), [number] * lanes if lanes > 1 else number)
 
 
@@ -35,7 +35,7 @@ def widened(builder: Any, value: Any, stored: int, lanes: int) -> Any:
     word = ir.IntType(32)
     if stored == FLOAT16:
         return builder.fpext(builder.bitcast(value, like(ir.HalfType(), lanes)), like(ir.FloatType(), lanes))
-    bits = builder.shl(builder.zext(value, like(word, lanes)), _filled(word, lanes, HALF_BITS))
+    bits = builder.shl(builder.zext(value, like(word, lanes)), filled(word, lanes, HALF_BITS))
     return builder.bitcast(bits, like(ir.FloatType(), lanes))
 
 
@@ -79,7 +79,7 @@ def _rounded_bits(builder: Any, value: Any, lanes: int) -> Any:
     word, short = ir.IntType(32), like(ir.IntType(HALF_BITS), lanes)
 
     def each(number: int) -> Any:
-        return _filled(word, lanes, number)
+        return filled(word, lanes, number)
 
     bits = builder.bitcast(value, like(word, lanes))
     upper = builder.lshr(bits, each(HALF_BITS))

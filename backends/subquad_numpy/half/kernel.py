@@ -46,21 +46,24 @@ def convert_kernel() -> Any:
 
 @inline
 def add_side_by_side(x: Any, stored: int, first: int, rows: int, d: int, lanes: int, factor: Any, out: Any) -> None:
-    """The sums of rows, times `factor`, in four vectors from `first` on: memory is read in its order."""
+    """The sums of rows times `factor` in four vectors from `first` on: memory is read in its order.
+
+    Each row has its factor before it is added: no sum overflows.
+    """
     total = zeros(x), zeros(x), zeros(x), zeros(x)
     for start in range(0, rows, ROWS):
         one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
         for r in range(start, min(start + ROWS, rows)):
             at = first + r * d
-            one = one + load_stored(x, stored, at)
-            two = two + load_stored(x, stored, at + lanes)
-            three = three + load_stored(x, stored, at + 2 * lanes)
-            four = four + load_stored(x, stored, at + 3 * lanes)
+            one = one + load_stored(x, stored, at) * factor
+            two = two + load_stored(x, stored, at + lanes) * factor
+            three = three + load_stored(x, stored, at + 2 * lanes) * factor
+            four = four + load_stored(x, stored, at + 3 * lanes) * factor
         total = total[0] + one, total[1] + two, total[2] + three, total[3] + four
-    store(out, 0, total[0] * factor)
-    store(out, lanes, total[1] * factor)
-    store(out, 2 * lanes, total[2] * factor)
-    store(out, 3 * lanes, total[3] * factor)
+    store(out, 0, total[0])
+    store(out, lanes, total[1])
+    store(out, 2 * lanes, total[2])
+    store(out, 3 * lanes, total[3])
 
 
 @cache
@@ -87,9 +90,9 @@ def means_kernel() -> Any:
                     for start in range(0, f.rows, ROWS):
                         part = zeros(edge)
                         for r in range(start, min(start + ROWS, f.rows)):
-                            part = part + load_stored_part(x, stored, first + r * d + c, d - c, lanes, edge)
+                            part = part + load_stored_part(x, stored, first + r * d + c, d - c, lanes, edge) * factor
                         total = total + part
-                    store_part(out, s * d + c, total * factor, d - c, lanes, edge)
+                    store_part(out, s * d + c, total, d - c, lanes, edge)
         return DONE
 
     return means

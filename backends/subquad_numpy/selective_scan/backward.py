@@ -56,7 +56,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
         resets, has_resets = resets_of(f)
         grad_y, grad_state = pointer(f.grad_y, zero), pointer(f.grad_state, zero)
         grad_u, grad_delta, grad_z, grad_B, grad_C = written_by(f, zero)
-        saved, has_saved = pointer(f.checkpoints, zero), f.checkpoints != 0
+        saved, has_saved, part = pointer(f.checkpoints, zero), f.checkpoints != 0, f.part
 
         tiles = -(-n // tile)
         swept = 0 if has_saved else tiles - 1  # tiles whose states a first sweep finds
@@ -96,6 +96,7 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
 
         for task in range(first, last):
             item, group, block_of_group, c0, width = locate(task, d, groups, block)
+            first_part = block_of_group * block
             row_of_A = c0 * d_state
             row_of_state = (item * d + c0) * d_state
 
@@ -137,9 +138,9 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                 after = shifted(checkpoints, (k + 1) * matrix)
                 if not goes_back:
                     copy(before, matrix, after)
-                elif not constant_B or not constant_C:
-                    clear(row_B, of_sums)
                 for pair in range(0, width, 2 * lanes):
+                    if goes_back and pair % part == 0 and not (constant_B and constant_C):
+                        clear(row_B, of_sums)
                     left_here, place = min(width - pair, 2 * lanes), first_row + pair + next_tile
                     asked = (
                         (shifted(delta, place), of_row),
@@ -186,19 +187,20 @@ def backward_kernel(dtype: str, is_complex: bool, constant_B: bool, constant_C: 
                             now, length, lanes, first_row + at, of_row, width - at, edge, load(skip, at), has_z,
                             delta_softplus != 0, grad_u, grad_delta, grad_z, shifted(sum_bias, at), shifted(sum_D, at),
                         )  # fmt: skip
-                if goes_back:
+                    if pair + 2 * lanes < width and (pair + 2 * lanes) % part != 0:
+                        continue
                     for i in range(length):
                         time = n - 1 - start - i if reverse else start + i
-                        row = row_of_sums(f, item, time, group, block_of_group)
+                        row = row_of_sums(f, item, time, group, (first_part + pair) // part)
                         if not constant_B:
                             write_quarters(shifted(row_B, i * quarters), d_state, lanes, grad_B, row)
                         if not constant_C:
                             write_quarters(shifted(row_C, i * quarters), d_state, lanes, grad_C, row)
-                    if constant_B or constant_C:
-                        for i in range(0, matrix, lanes):
-                            add_up(sum_B, i, load(tile_B, i))
-                            add_up(sum_C, i, load(tile_C, i))
-                        clear(tile_B, 2 * matrix)
+                if goes_back and (constant_B or constant_C):
+                    for i in range(0, matrix, lanes):
+                        add_up(sum_B, i, load(tile_B, i))
+                        add_up(sum_C, i, load(tile_C, i))
+                    clear(tile_B, 2 * matrix)
 
             write_task(
                 f, zero, item, c0, width, lanes, 1, matrix, Gr, sum_A, sum_B, sum_C, sum_D, sum_bias, constant_B,

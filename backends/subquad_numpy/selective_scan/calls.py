@@ -19,6 +19,9 @@ BLOCK = 512
 SHORT_CHUNK = 1024  # minimum steps of a chunk of time: each chunk costs a pass over its matrices
 SMALL = 1 << 17  # state updates of a call, about 50 µs: below that, a second thread costs more than it saves
 GRADIENT_BLOCK, TILE = 128, 16  # channels and steps of a tile: its complex states and decays take 660 kB at 16 states
+# Blocks of the gradient that a task of real states takes side by side: their rows then are a third of a page or more of
+# memory, which is read and written a sixth faster than rows of one block.
+SIDE_BY_SIDE = 3
 OF_STATE = frozenset({"A", "B", "C", "initial_state", "grad_state"})  # complex where A is complex
 
 
@@ -86,12 +89,13 @@ def scan_backward(
     given, p = Inputs(*arrays), _as_kernels_take(arrays)
     batch, n, d = p.u.shape
     d_state, groups, state = p.A.shape[1], _groups(p), p.A.dtype
-    block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(p.u.dtype))
+    part, parts = cut_gradient(batch, groups, d // groups, lanes_of(p.u.dtype))
+    many = 1 if saved is None or np.iscomplexobj(p.A) else blocks_of_task(batch * groups, parts, thread_count(threads))
     wide = np.result_type(state, np.float64)
     has_steps = n > 0 and p.u.size > 0
     new = np.empty if has_steps else np.zeros  # the kernel writes every number of its results
     results = {
-        f"grad_{name}": new((blocks, batch, n, groups, d_state), state)
+        f"grad_{name}": new((parts, batch, n, groups, d_state), state)
         if x.ndim == 4
         else new((batch, d, d_state), wide)
         for name, x in (("B", p.B), ("C", p.C))
@@ -105,8 +109,9 @@ def scan_backward(
                           for by, x in zip(grads, (p.u, results["grad_initial_state"]), strict=True))  # fmt: skip
     if has_steps:
         written = (results.get(name) for name in (*OF_ROWS, *OVER_TIME, *OF_MAPS))
-        sizes = _sizes(p, static, block, n)
-        run = Run(backward_kernel(*_kind(p)), BACKWARD_RECORD, (), batch * groups * blocks, math.inf, sizes)
+        sizes = _sizes(p, static, many * part, n) | {"part": part}
+        tasks = batch * groups * -(-parts // many)
+        run = Run(backward_kernel(*_kind(p)), BACKWARD_RECORD, (), tasks, math.inf, sizes)
         run((*p, grad_y, grad_state, *written, saved), threads)
     else:
         results["grad_initial_state"] = grad_state.copy()
@@ -117,7 +122,7 @@ def scan_backward(
             return None
         value = results[f"grad_{name}"]
         if name in ("B", "C") and x.ndim == 4:
-            value = value[0] if blocks == 1 else value.sum(axis=0)
+            value = value[0] if parts == 1 else value.sum(axis=0)
             value = value.sum(axis=0, keepdims=True) if x.shape[0] != batch else value
             if x.shape[2] < groups:
                 value = value.reshape(*x.shape[:3], groups // x.shape[2], d_state).sum(axis=3)
@@ -149,6 +154,18 @@ def cut_gradient(batch: int, groups: int, width: int, lanes: int) -> tuple[int, 
         block //= 2
     block = max(lanes, min(block, -(-width // lanes) * lanes))
     return block, -(-width // block)
+
+
+def blocks_of_task(groups: int, blocks: int, threads: int) -> int:
+    """How many of the blocks of a group a task takes side by side, so that no thread has more blocks than with one.
+
+    What a block gives is the same alone and beside others.
+    """
+
+    def most_of_a_thread(many: int) -> int:
+        return -(-groups * -(-blocks // many) // threads) * many
+
+    return min(range(min(SIDE_BY_SIDE, blocks), 0, -1), key=most_of_a_thread)
 
 
 def states_of_tiles(batch: int, n: int, groups: int, width: int, d_state: int, lanes: int) -> tuple[int, ...]:

@@ -24,12 +24,18 @@ from subquad_numpy.selective_scan.layout import HEAD
 # Arrays of the argument record. What the kernel reads has the shapes of y, state; what it writes has these shapes:
 #     OF_ROWS      the shapes of u, delta, z, initial_state
 #     OVER_TIME    (batch, d, d_state), (batch, d), (batch, d): sums over time of each batch item, in float64
-#     OF_MAPS      (blocks of a group, batch, n, groups, d_state) from each block of channels; a constant map as A
+#     OF_MAPS      (parts of a group, batch, n, groups, d_state) from each part of the channels; a constant map as A
 OF_OUTPUTS, OF_ROWS = ("grad_y", "grad_state"), ("grad_u", "grad_delta", "grad_z", "grad_initial_state")
 OVER_TIME = ("grad_A", "grad_D", "grad_delta_bias")
 OF_MAPS = ("grad_B", "grad_C")
-BACKWARD_RECORD = fields(HEAD, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS, "checkpoints"), 0))
-"""The argument record of a gradient kernel; `checkpoints` are those of the forward pass, or address 0."""
+BACKWARD_RECORD = fields(
+    HEAD, {"part": None}, dict.fromkeys((*OF_OUTPUTS, *OF_ROWS, *OVER_TIME, *OF_MAPS, "checkpoints"), 0)
+)
+"""The argument record of a gradient kernel.
+
+A block is of whole parts, of so many channels each; complex states have one part a block. `checkpoints` are those of
+the forward pass, or address 0.
+"""
 
 APART = 5  # lines between matrices: a load waits for a store 4096 bytes away, which a machine takes for the same place
 
@@ -44,9 +50,9 @@ def written_by(f: Any, zero: Any) -> Any:
 
 
 @inline
-def row_of_sums(f: Any, item: int, time: int, group: int, block_of_group: int) -> int:
-    """The row of grad_B and grad_C of a step and a block."""
-    return ((block_of_group * f.batch + item) * f.n + time) * f.groups + group
+def row_of_sums(f: Any, item: int, time: int, group: int, part_of_group: int) -> int:
+    """The row of grad_B and grad_C of a step and a part."""
+    return ((part_of_group * f.batch + item) * f.n + time) * f.groups + group
 
 
 @inline

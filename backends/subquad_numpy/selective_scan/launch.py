@@ -57,7 +57,7 @@ def launch_backward(
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.runtime.threads import thread_count
     from subquad_numpy.selective_scan.backward import backward_kernel
-    from subquad_numpy.selective_scan.calls import TILE, cut_gradient
+    from subquad_numpy.selective_scan.calls import TILE, blocks_of_task, cut_gradient
     from subquad_numpy.selective_scan.gradient import BACKWARD_RECORD
 
     given = Inputs(*arrays)
@@ -65,7 +65,9 @@ def launch_backward(
     p = _prepared(xp, given)
     batch, n, d = p.u.shape
     groups = _groups(p)
-    block, blocks = cut_gradient(batch, groups, d // groups, lanes_of(np.dtype(p.u.dtype)))
+    part, parts = cut_gradient(batch, groups, d // groups, lanes_of(np.dtype(p.u.dtype)))
+    is_complex, threads = np.dtype(p.A.dtype).kind == "c", thread_count()
+    many = 1 if is_complex else blocks_of_task(batch * groups, parts, threads)
     given_to = {name: x for name, x in p._asdict().items() if x is not None and name != "resets"}
     results = {f"grad_{name}": Like(x.shape, x.dtype) for name, x in given_to.items()}
     results.setdefault("grad_initial_state", Like((batch, *p.A.shape), p.A.dtype))
@@ -75,15 +77,15 @@ def launch_backward(
     summed = {f"grad_{name}": Rows(batch, wide=True) for name in ("A", "D", "delta_bias")}
     for name, x in (("B", p.B), ("C", p.C)):
         constant = x.ndim == 2
-        summed[f"grad_{name}"] = Rows(batch if constant else blocks * batch // x.shape[0], wide=constant)
+        summed[f"grad_{name}"] = Rows(batch if constant else parts * batch // x.shape[0], wide=constant)
     made = Launch(
         backward_kernel,
         _kind(p),
         BACKWARD_RECORD,
         results,
-        _sizes(p, static) | {"block": block, "chunk": n, "tile": TILE},
-        tasks=batch * groups * blocks,
-        threads=thread_count(),
+        _sizes(p, static) | {"block": many * part, "part": part, "chunk": n, "tile": TILE},
+        tasks=batch * groups * -(-parts // many),
+        threads=threads,
         zeros=frozenset() if math.prod(p.u.shape) > 0 else frozenset(results),  # else the kernel writes every number
         summed=summed,
     )
