@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
 from subquad.backend import Array, Backend
@@ -27,6 +27,7 @@ from subquad.core.states import State, StateSpec
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
 KEPT: dict[Any, Arrangement] = {}
+AGAIN = "again"  # in `Arrangement.made`: what `AttentionCall.by_one_kernel` calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,14 @@ class Arrangement:
     as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
     owner: Callable[[], Any] = lambda: None  # a weak reference to the method, if the arrangement is remembered
     made: dict[str, Any] = field(default_factory=dict)  # of `AttentionCall.made_of`; empty once the method is gone
+
+
+class OneKernel(NamedTuple):
+    """A kernel of (q, k, v) with a key mask, and its keywords but for that."""
+
+    kernel: Kernel
+    implementation: str
+    keywords: dict[str, Any]
 
 
 class AttentionCall:
@@ -89,6 +98,33 @@ class AttentionCall:
             return kernel.call_in(made, made.backend.computing, arrays, implementation, keywords)
         with self.computing():
             return kernel(*arrays, implementation=implementation, **keywords)
+
+    def run_one(self, method: Any, one: OneKernel) -> Array:
+        """The output of a kernel of q, k, v and the mask."""
+        kernel, implementation, keywords = one
+        return self.run(
+            method, kernel, self.q, self.k, self.v, implementation=implementation, key_mask=self.key_mask, **keywords
+        )
+
+    def by_one_kernel(self, method: Any) -> Array | None:
+        """What the caller of `method` gets in a remembered call, if one kernel computes it, else None.
+
+        What calls the kernel is remembered with the call, and then is all that runs.
+        """
+        made = self.arrangement.made
+        again = made.get(AGAIN)
+        if again is not None:
+            out = again(self.q, self.k, self.v, key_mask=self.key_mask)
+            if out is not None:
+                return out
+        one = method._kernel(self)
+        if one is None:
+            return None
+        found = self.run_one(method, one)
+        out = self.leave(found)
+        if out is found:
+            made[AGAIN] = one.kernel.again(self.arrangement, one.implementation, one.keywords)
+        return out
 
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
         """What `make()` makes of the numbers of an option that is an array; with None, of the call's signature alone.
