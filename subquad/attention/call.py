@@ -46,6 +46,15 @@ class Arrangement:
     made: dict[str, Any] = field(default_factory=dict)  # of `AttentionCall.made_of`; empty once the method is gone
 
 
+class Made(NamedTuple):
+    """What `AttentionCall.made_of` has made of the numbers `before` of an option, and how others are compared."""
+
+    made: Any
+    before: Array = None
+    signature: Any = None
+    is_same: Callable[[Array, Array], bool] = lambda x, y: False
+
+
 class OneKernel(NamedTuple):
     """A kernel of (q, k, v) with a key mask, and its keywords but for that."""
 
@@ -137,21 +146,23 @@ class AttentionCall:
         found = kept.get(name)
         if option is None:
             if found is None:
-                found = kept[name] = None, make()
-            return found[1]
+                found = kept[name] = Made(make())
+            return found.made
+        signature = signature_of((option,))
+        # an array may have been changed in place
+        if found is not None and signature == found.signature is not None and found.is_same(option, found.before):
+            return found.made
         xp = namespace_of(option)
         backend = backend_of(xp)
         if found is not None:
-            before = found[0]
-            # an array may have been changed in place
+            before = found.before
             self.is_whole = option.shape == before.shape and option.dtype == before.dtype
         if backend.conditions([option]) != PLAIN or not backend.is_concrete(option):
             self.is_whole = False  # other implementations may be chosen
         if not self.is_whole:
             return make()
-        if found is None or not bool(xp.all(option == found[0])):
-            found = kept[name] = xp.asarray(option, copy=True), make()
-        return found[1]
+        kept[name] = Made(make(), xp.asarray(option, copy=True), signature, backend.same_numbers)
+        return kept[name].made
 
     def restricted(self, restrictions: Any) -> AttentionCall:
         """The call with these restrictions."""
