@@ -272,6 +272,21 @@ class Backend:
         """
         return all(x is None or hasattr(x, "__dlpack__") for x in arrays)
 
+    def same_numbers(self, x: Array, y: Array) -> bool:
+        """Return whether two arrays of one shape and dtype, whose values can be read, hold the same numbers.
+
+        Parameters
+        ----------
+        x, y : array
+            The arrays. NaN is not the same as NaN.
+
+        Returns
+        -------
+        bool
+            Whether all numbers are equal, by default as the array API compares them.
+        """
+        return bool(self.namespace(x).all(x == y))
+
     def may_fill(self, *arrays: Array) -> bool:
         """Return whether arrays like these may be written into, because nobody records or traces what is done to them.
 

@@ -218,3 +218,35 @@ def test_explain_names_arrays_in_place_of_a_function() -> None:
     q, k, v = rows()
     with pytest.raises(ValueError, match=r"got an array of shape \(2, 24, 8\), float64; .*subquad\.attention"):
         subquad.explain(q, k, v)
+
+
+def test_directions_of_pytorch_may_change_between_calls() -> None:
+    """Their numbers in place, by one and by NaN, and whether they are learned."""
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.tensor(x) for x in rows())
+    omega = torch.randn(19, 8, dtype=torch.float64)
+    method = subquad.Favor(omega=omega)
+    for _ in range(4):
+        before = method(q, k, v)
+    omega[3, 2] += 1
+    for _ in range(2):
+        after = method(q, k, v)
+        assert torch.equal(after, subquad.Favor(omega=omega.clone())(q, k, v))
+    assert not torch.equal(after, before)
+    omega.requires_grad_()
+    for _ in range(2):
+        (by,) = torch.autograd.grad(method(q, k, v).sum(), omega)
+        assert (by != 0).any()
+    omega.requires_grad_(False)[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="omega holds NaN"):
+        method(q, k, v)
+
+
+def test_short_calls_to_a_few_keys_are_compiled_on_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    q, k = torch.randn(2, 64, 8), torch.randn(2, 16, 8)
+    chosen = {
+        keys: subquad.explain(subquad.attention, q, k[:, :keys], k[:, :keys], "exact").implementation
+        for keys in (15, 16)
+    }
+    assert chosen == {15: "sdpa", 16: "compiled"}

@@ -26,7 +26,7 @@ def fused_features(call: Call) -> str | None:
 
 
 KEYS, QUERIES = (16, 512), (16, 256)  # minimum: one vector; maximum: what stays in a core's cache
-BOTH = 32, 512  # of both, where nothing is recorded or traced
+BOTH = 32, 512  # queries, of which keys may be as many, where nothing is recorded or traced
 LONG = 2**15  # keys from which on any small number of queries counts as few: the library's own products lose digits
 
 
@@ -43,12 +43,12 @@ def few_rows(call: Call, holds: Callable[[Any], bool] = bool) -> str | None:
         least = LONG if low == 1 else high
         if holds(few >= low) and holds(few <= high) and holds(many > least):
             return None
-    if call.conditions == PLAIN and min(n, n_kv) >= BOTH[0] and max(n, n_kv) <= BOTH[1]:
+    if call.conditions == PLAIN and n >= BOTH[0] and n_kv >= KEYS[0] and max(n, n_kv) <= BOTH[1]:
         return None
     return (
         f"it is for {KEYS[0]} to {KEYS[1]} keys and more queries, for {QUERIES[0]} to {QUERIES[1]} queries and more "
-        f"keys, for fewer queries and more than {LONG} keys, or for {BOTH[0]} to {BOTH[1]} of both in a call that is "
-        f"neither recorded nor traced"
+        f"keys, for fewer queries and more than {LONG} keys, or for {BOTH[0]} to {BOTH[1]} queries and {KEYS[0]} to "
+        f"{BOTH[1]} keys in a call that is neither recorded nor traced"
     )
 
 

@@ -99,6 +99,10 @@ class TorchBackend(Backend):
         """Whether nothing is recorded, traced or transformed."""
         return is_eager(arrays) and not (is_watched() or is_recorded(arrays))
 
+    def same_numbers(self, x: Array, y: Array) -> bool:
+        """Without the array of comparisons, which takes twice the time."""
+        return torch.equal(x, y)
+
     def computing(self, like: Array) -> AbstractContextManager[Any]:
         """A context without `torch.autocast`, whose half precision would put exponents of some hundreds off by 1."""
         if not torch._C._is_any_autocast_enabled():

@@ -27,16 +27,21 @@ is_compiling = torch.compiler.is_compiling  # names of this module, since a sign
 
 def signature(arrays: Sequence[Any]) -> Hashable | None:
     """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
-    if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_watched():
+    if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
+        return None
+    if _len_torch_dispatch_stack() or _get_tracing_state() is not None:  # as `is_watched`, without the call
         return None
     found: list[Any] = [is_grad_enabled(), _get_flash_sdp_enabled()]
-    for x in arrays:
-        if x is None:
-            found.append(None)
-        elif x.__class__ in PLAIN and x.layout is STRIDED and not (is_wrapped(x) or x.is_nested or x.is_quantized):
-            found += (x.shape, x.dtype, x.device, x.requires_grad)
-        else:
-            return None
+    try:
+        for x in arrays:
+            if x is None:
+                found.append(None)
+            elif x.__class__ in PLAIN and x.layout is STRIDED and not is_wrapped(x):
+                found += (x.shape, x.dtype, x.device, x.requires_grad)  # a quantised tensor has a dtype of its own
+            else:
+                return None
+    except RuntimeError:  # a nested tensor has no shape
+        return None
     return tuple(found)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,16 +66,30 @@ def _forward(compiled: Compiled, arrays: Arrays, static: Static, save: bool = Fa
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Tensor:
     """An output, in huge pages if it is large."""
+    return _maker(like, shape, dtype)(like)
+
+
+def _maker(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Callable[[Tensor], Tensor]:
+    """What makes an output beside a tensor of the shape, dtype and layout of `like`."""
     kind = DTYPES.get(dtype) or DTYPES[np.dtype(dtype)]
     if like.shape == shape and like.dtype is kind and like.is_contiguous():  # half the time
-        made = torch.empty_like(like)
+        make: Callable[[Tensor], Tensor] = torch.empty_like
     else:
-        made = like.new_empty(shape, dtype=kind)
-    if made.nbytes >= LARGE:
+
+        def make(like: Tensor) -> Tensor:
+            return like.new_empty(shape, dtype=kind)
+
+    if math.prod(shape) * kind.itemsize < LARGE:
+        return make
+
+    def make_large(like: Tensor) -> Tensor:
         from subquad_numpy.runtime.huge_pages import ask
 
+        made = make(like)
         ask(made.data_ptr(), made.nbytes)
-    return made
+        return made
+
+    return make_large
 
 
 def _bind(
@@ -86,7 +101,7 @@ def _bind(
     like = given[0]
     if not isinstance(forward, Forms) or like is None or like.device.type != "cpu":
         return None
-    layouts = [None if x is None or x.is_contiguous() else x.stride() for x in given]
+    layouts = [Layout.of(x) for x in given]
     if is_recorded(given) or not _have_layouts(given, layouts):  # the signature tells the former
         return None
     if any(x is not None and x.dtype in HALVES and not _is_read(compiled, i) for i, x in enumerate(given)):
@@ -94,11 +109,20 @@ def _bind(
     planned = forward.planned([memory_of(x) for x in given], static, save=False)
     if not getattr(planned, "is_straight", False):
         return None
+    makers: dict[Any, Callable[[Tensor], Tensor]] = {}  # of outputs, by shape and dtype
 
     def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
         given = (*arrays, key_mask) if masked else arrays
         if _have_layouts(given, layouts):
-            found = planned(given, partial(_empty, arrays[0]), threads())
+            like = arrays[0]
+
+            def new(shape: tuple[int, ...], dtype: Any) -> Tensor:
+                make = makers.get((shape, dtype))
+                if make is None:
+                    make = makers[shape, dtype] = _maker(like, shape, dtype)
+                return make(like)
+
+            found = planned(given, new, threads())
             if found is not None:
                 outputs = found[0]
                 return outputs if len(outputs) > 1 else outputs[0]
@@ -114,13 +138,26 @@ def _is_read(compiled: Compiled, place: int) -> bool:
     return compiled.as_stored is not None and compiled.as_stored(place)
 
 
-def _have_layouts(arrays: Arrays, layouts: Sequence[tuple[int, ...] | None]) -> bool:
-    """Whether tensors are contiguous (None) or of these strides, and memory holds their numbers."""
-    for x, strides in zip(arrays, layouts):  # noqa: B905  # a check of lengths takes time at every call
+class Layout(NamedTuple):
+    """How the numbers of a tensor lie in memory."""
+
+    strides: tuple[int, ...] | None  # None: contiguous
+    may_be_conjugate: bool
+
+    @classmethod
+    def of(cls, x: Tensor | None) -> Layout | None:
+        """The layout of a tensor."""
+        return None if x is None else cls(None if x.is_contiguous() else x.stride(), x.is_complex())
+
+
+def _have_layouts(arrays: Arrays, layouts: Sequence[Layout | None]) -> bool:
+    """Whether tensors have these layouts, and memory holds their numbers."""
+    for x, layout in zip(arrays, layouts):  # noqa: B905  # a check of lengths takes time at every call
         if x is not None:
+            strides, may_be_conjugate = layout
             if not (x.is_contiguous() if strides is None else x.stride() == strides):
                 return False
-            if x.is_neg() or x.is_conj():
+            if x.is_neg() or (may_be_conjugate and x.is_conj()):
                 return False
     return True
 

@@ -141,9 +141,11 @@ def attention(
     >>> subquad.attention(q, k, v, subquad.Favor(num_features=128), causal=True).dtype
     dtype('float32')
     """
-    if isinstance(sinks, (int, np.integer)):  # an option of "clustered"; the restriction is an array
+    if sinks is not None and isinstance(
+        sinks, (int, np.integer)
+    ):  # an option of "clustered"; the restriction is an array
         options, sinks = options | {"sinks": sinks}, None
-    return find_method(method, options)(
+    return find_method(method, options).__call__(  # the function: keywords of an object's call cost CPython 1 µs more
         q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible,
         return_lse=return_lse, mask=mask, bias=bias, softcap=softcap, sinks=sinks,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
 from subquad.backend import Array, Backend
@@ -27,6 +27,7 @@ from subquad.core.states import State, StateSpec
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
 KEPT: dict[Any, Arrangement] = {}
+AGAIN = "again"  # in `Arrangement.made`: what `AttentionCall.by_one_kernel` calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,23 @@ class Arrangement:
     as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
     owner: Callable[[], Any] = lambda: None  # a weak reference to the method, if the arrangement is remembered
     made: dict[str, Any] = field(default_factory=dict)  # of `AttentionCall.made_of`; empty once the method is gone
+
+
+class Made(NamedTuple):
+    """What `AttentionCall.made_of` has made of the numbers `before` of an option, and how others are compared."""
+
+    made: Any
+    before: Array = None
+    signature: Any = None
+    is_same: Callable[[Array, Array], bool] = lambda x, y: False
+
+
+class OneKernel(NamedTuple):
+    """A kernel of (q, k, v) with a key mask, and its keywords but for that."""
+
+    kernel: Kernel
+    implementation: str
+    keywords: dict[str, Any]
 
 
 class AttentionCall:
@@ -90,6 +108,33 @@ class AttentionCall:
         with self.computing():
             return kernel(*arrays, implementation=implementation, **keywords)
 
+    def run_one(self, method: Any, one: OneKernel) -> Array:
+        """The output of a kernel of q, k, v and the mask."""
+        kernel, implementation, keywords = one
+        return self.run(
+            method, kernel, self.q, self.k, self.v, implementation=implementation, key_mask=self.key_mask, **keywords
+        )
+
+    def by_one_kernel(self, method: Any) -> Array | None:
+        """What the caller of `method` gets in a remembered call, if one kernel computes it, else None.
+
+        What calls the kernel is remembered with the call, and then is all that runs.
+        """
+        made = self.arrangement.made
+        again = made.get(AGAIN)
+        if again is not None:
+            out = again(self.q, self.k, self.v, key_mask=self.key_mask)
+            if out is not None:
+                return out
+        one = method._kernel(self)
+        if one is None:
+            return None
+        found = self.run_one(method, one)
+        out = self.leave(found)
+        if out is found:
+            made[AGAIN] = one.kernel.again(self.arrangement, one.implementation, one.keywords)
+        return out
+
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
         """What `make()` makes of the numbers of an option that is an array; with None, of the call's signature alone.
 
@@ -101,21 +146,23 @@ class AttentionCall:
         found = kept.get(name)
         if option is None:
             if found is None:
-                found = kept[name] = None, make()
-            return found[1]
+                found = kept[name] = Made(make())
+            return found.made
+        signature = signature_of((option,))
+        # an array may have been changed in place
+        if found is not None and signature == found.signature is not None and found.is_same(option, found.before):
+            return found.made
         xp = namespace_of(option)
         backend = backend_of(xp)
         if found is not None:
-            before = found[0]
-            # an array may have been changed in place
+            before = found.before
             self.is_whole = option.shape == before.shape and option.dtype == before.dtype
         if backend.conditions([option]) != PLAIN or not backend.is_concrete(option):
             self.is_whole = False  # other implementations may be chosen
         if not self.is_whole:
             return make()
-        if found is None or not bool(xp.all(option == found[0])):
-            found = kept[name] = xp.asarray(option, copy=True), make()
-        return found[1]
+        kept[name] = Made(make(), xp.asarray(option, copy=True), signature, backend.same_numbers)
+        return kept[name].made
 
     def restricted(self, restrictions: Any) -> AttentionCall:
         """The call with these restrictions."""

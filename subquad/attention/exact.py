@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, OneKernel
 from subquad.attention.method import Method
 from subquad.attention.restrictions import NAMES, sight_of
 from subquad.backend import Array
@@ -55,19 +55,18 @@ class Exact(Method):
 
     implementation: str = "auto"
 
-    def _runs_alone(self) -> bool:
-        return True
-
     def _reads_half(self, *, streaming: bool = False) -> bool:
         return True
 
+    def _kernel(self, call: AttentionCall) -> OneKernel:
+        # one query stands at the end and sees all keys
+        hides = call.causal and not call.arrangement.backend.holds(call.q.shape[-2] == 1)
+        return OneKernel(
+            softmax_attention, self.implementation, {"scale": call.scale, "visible": CAUSAL if hides else None}
+        )
+
     def _evaluate(self, call: AttentionCall) -> Array:
-        is_last = call.arrangement.backend.holds(call.q.shape[-2] == 1)  # one query stands at the end and sees all keys
-        return call.run(
-            self, softmax_attention, call.q, call.k, call.v, scale=call.scale,
-            visible=CAUSAL if call.causal and not is_last else None, key_mask=call.key_mask,
-            implementation=self.implementation,
-        )  # fmt: skip
+        return call.run_one(self, self._kernel(call))
 
     def _extra_bytes(self, call: AttentionCall) -> int | None:
         heads, (n_kv, d), d_v = max(1, math.prod(call.batch())), call.k.shape[-2:], call.v.shape[-1]

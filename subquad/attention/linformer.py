@@ -24,7 +24,6 @@ from subquad.core.beside import place_of
 from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.checks import check_arrays, check_choice, check_count, check_floating, check_given, check_seed
 from subquad.core.dtypes import cast
-from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 from subquad.kernels.softmax_attention import softmax_attention
@@ -294,7 +293,7 @@ def _project(call: AttentionCall) -> tuple[Array, Array]:
     xp, k, v, keep = call.xp, call.k, call.v, _column(call.key_mask)
     dtype = call.options["E"].dtype
     is_wide = k.dtype == v.dtype == dtype
-    if is_wide and keep is None and backend_of(xp).holds(k.shape[-2] <= LONG):
+    if is_wide and keep is None and call.arrangement.backend.holds(k.shape[-2] <= LONG):
         return call.options["E"] @ k, call.options["F"] @ v
     E_t, F_t = (xp.matrix_transpose(call.options[name]) for name in ("E", "F"))
 
@@ -304,7 +303,9 @@ def _project(call: AttentionCall) -> tuple[Array, Array]:
         return _added(xp, sums, E_t, F_t, cast(xp, k, dtype), cast(xp, v, dtype), keep), None
 
     sums = _no_keys(call, E_t, F_t)
-    items = math.prod(call.batch(E=E_t.shape[:-2], F=F_t.shape[:-2])) * backend_of(xp).items_behind(k, v, E_t, F_t)
+    items = math.prod(call.batch(E=E_t.shape[:-2], F=F_t.shape[:-2])) * call.arrangement.backend.items_behind(
+        k, v, E_t, F_t
+    )
     size = rows_per_block(items * max(E_t.shape[-1], k.shape[-1], v.shape[-1]))
     sums, _ = fold_blocks(add, sums, [E_t, F_t, k, v, keep], size, xp=xp)
     return sums

@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from subquad.attention.call import ArrayOptions, AttentionCall, enter
+from subquad.attention.call import ArrayOptions, AttentionCall, OneKernel, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
@@ -133,8 +133,10 @@ class Method(Options):
             raise NotImplementedError(self.causal)
         is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
         is_plain = is_plain and softcap is None and return_lse is False
-        if is_plain and call.is_whole and self._runs_alone():
-            return call.leave(self._evaluate(call))
+        if is_plain and call.is_whole:
+            out = call.by_one_kernel(self)
+            if out is not None:
+                return out
         with call.computing():
             if is_plain:
                 return call.leave(self._evaluate(call))
@@ -332,9 +334,12 @@ class Method(Options):
         """
         return False
 
-    def _runs_alone(self) -> bool:
-        """Whether `_evaluate` computes by `AttentionCall.run` alone, which enters the context where one is needed."""
-        return False
+    def _kernel(self, call: AttentionCall) -> OneKernel | None:
+        """The kernel that computes the output of q, k, v and the mask by itself; None if none does.
+
+        It follows from the arrangement of the call, whether it is causal, and whether it has a mask.
+        """
+        return None
 
     def _enter(
         self, arrays: dict[str, Array], scale: float | None, *, key_mask: Array | None = None,

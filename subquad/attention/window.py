@@ -8,6 +8,7 @@ O(n (left + right) (d + d_v)) time; extra memory does not grow with n.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -203,7 +204,8 @@ class Window(Method):
         if self.dilation == 1:
             _, start, stop = sight_of(call, left=self.left, right=right)
             blocks = near_blocks(call, self.left, right) if is_aligned else None
-            return self.run(call, call.q, call.k, call.v, start, stop, blocks, key_mask)
+            is_only = self.global_mask is self.rest is None
+            return self.run(call, call.q, call.k, call.v, start, stop, blocks, key_mask, is_only=is_only)
         if not is_aligned:
             msg = "a window with a dilation counts from the places of rows, which visible and pairs of segments move"
             raise NotImplementedError(msg)
@@ -226,10 +228,11 @@ class Window(Method):
 
     def run(
         self, call: AttentionCall, q: Array, k: Array, v: Array, start: Array, stop: Array, blocks: Array | None,
-        key_mask: Array | None, place: Array | None = None,
+        key_mask: Array | None, place: Array | None = None, is_only: bool = False,
     ) -> Parts:  # fmt: skip
-        """(out, lse) over the keys within an interval, by the kernel."""
-        return block_attention(
+        """(out, lse) over the keys within an interval, by the kernel, which a call may need only once."""
+        attend = partial(call.run, self, block_attention) if is_only else block_attention
+        return attend(
             q, k, v, start, stop, blocks, place, *[None] * 5, scale=call.scale, size=SIZE, key_mask=key_mask,
             implementation=self.implementation,
         )  # fmt: skip

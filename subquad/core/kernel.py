@@ -233,9 +233,26 @@ class Kernel:
 
         return run_within
 
+    def again(self, form: Hashable, implementation: str, keywords: Mapping[str, Any]) -> Callable[..., Any] | None:
+        """What computes a call that `call_in` remembers again, without a look at its form; None if none is remembered.
+
+        It takes the arrays and the key mask, and returns None where the choice is to be made anew or to be told.
+        """
+        chosen = self.chosen
+        run = chosen.get((form, implementation, *keywords.items()))
+        if run is None:
+            return None
+
+        def again(*arrays: Array | None, key_mask: Array | None) -> Any:
+            if self.chosen is not chosen or _listener.choices is not None:
+                return None
+            return run(*arrays, key_mask=key_mask, **keywords)
+
+        return again
+
     def forget(self) -> None:
         """Drop all remembered choices; to be called when overrides have changed."""
-        self.chosen.clear()
+        self.chosen = {}
 
     def _in_float32(self, run: Callable[..., Any], *arrays: Array | None, **keywords: Any) -> Any:
         """What `run` returns for arrays of half precision in float32, rounded to the dtypes of the outputs."""

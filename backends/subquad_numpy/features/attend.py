@@ -123,7 +123,7 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 if phi != ELU:
                     pack(directions_of(f, zero), d, m, numbers[0], lanes, directions)
                 pack(Matrix(pointer(f.kv, zero), f.kv_row, 1), m, d_v, 1, lanes, numerator)
-                load_start(f, m, width, zero, start, k_sum)
+                load_start(f, m, width, zero, start, k_sum, lanes)
             queries = Side(d, center, numbers, directions, width)
 
             row = task % chunks * chunk

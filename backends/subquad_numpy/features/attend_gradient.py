@@ -99,7 +99,7 @@ def attend_gradient_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                     pack(W, d, m, numbers[0], lanes, directions)
                     pack(turned(W), m, d, numbers[0], lanes, directions_turned)
                 pack(Matrix(pointer(f.kv, zero), 1, f.kv_row), d_v, m, 1, lanes, kv_turned)
-                load_start(f, m, width, zero, start, k_sum)
+                load_start(f, m, width, zero, start, k_sum, lanes)
                 for i in range(0, width, lanes):
                     into_panels(kv_turned, d_v, i, width, load(k_sum, i), lanes)
             queries = Side(d, center, numbers, directions, width)

@@ -226,14 +226,16 @@ def store_rows(target: Any, rows: int, columns: int, source: Any, lanes: int, ed
 
 
 @inline
-def load_start(f: Any, m: int, width: int, zero: Any, start: Any, k_sum: Any) -> None:
+def load_start(f: Any, m: int, width: int, zero: Any, start: Any, k_sum: Any, lanes: int) -> None:
     """Copy start and s of an item's argument record, in the form of `State`."""
     starts, sums = pointer(f.start, zero), pointer(f.k_sum, zero)
-    for i in range(width):
+    for i in range(0, width, lanes):
+        store(start, i, zeros(start))
+        store(k_sum, i, zeros(k_sum) + 1.0)
+    for i in range(m if f.start != 0 else 0):
+        start[i] = 0 if f.is_shift != 0 and starts[i] == -float("inf") else starts[i]
+    for i in range(m if f.k_sum != 0 else 0):
+        k_sum[i] = sums[i]
+    for i in range(m, width):
         start[i] = -float("inf")
         k_sum[i] = 0
-        if i < m:
-            start[i] = starts[i] if f.start != 0 else 0
-            if f.is_shift != 0 and start[i] == -float("inf"):
-                start[i] = 0
-            k_sum[i] = sums[i] if f.k_sum != 0 else 1

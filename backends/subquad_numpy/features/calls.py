@@ -237,7 +237,13 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
                 out[np.broadcast_to(~seen, batch)] = 0  # even where the query is NaN
             return (out,), None
 
-        return straight(of_all_queries) if read.is_straight and key_mask is None and are_wide else of_all_queries
+        def of_rows(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
+            q, k, v, _ = arrays
+            out = new(shape, dtype)
+            read.run((q, k, None, None, None, v, None, out), threads)  # a transpose begins where its matrix does
+            return (out,), None
+
+        return straight(of_rows) if read.is_straight and key_mask is None and are_wide else of_all_queries
     if not save:
 
         def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:

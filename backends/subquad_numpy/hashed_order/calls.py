@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.hashed_order import outputs
-from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fix_rows, fixed, row_step
+from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fix_rows, fixed, row_step, straight
 from subquad_numpy.runtime.stored import stored_word, widest
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +43,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         run((*given, order, chunk), threads)
         return (order, chunk), None
 
-    return hashed_order
+    return hashed_order if any(fixes) else straight(hashed_order)
 
 
 hashed_order = Forms(_plan)

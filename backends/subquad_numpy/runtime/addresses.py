@@ -18,16 +18,13 @@ KNOWN: dict[type, Callable[[Any], int]] = {}  # class of arrays of another libra
 
 def asked_address(x: Any) -> int:
     """The address of the first element, as its class tells, or the array protocol together with all else."""
-    known = KNOWN.get(x.__class__)
+    known = None if type(x) is np.ndarray else KNOWN.get(type(x))
     return int(x.__array_interface__["data"][0]) if known is None else known(x)
 
 
 def read_address(x: Array) -> int:
     """The address of the first element, read from the array object; asked for of anything but an array of NumPy."""
-    if type(x) is np.ndarray:
-        return _word_at(id(x) + DATA).value
-    known = KNOWN.get(x.__class__)  # as `asked_address`, without the call
-    return asked_address(x) if known is None else known(x)
+    return _word_at(id(x) + DATA).value if type(x) is np.ndarray else asked_address(x)
 
 
 def reads_objects() -> bool:
@@ -40,3 +37,4 @@ def reads_objects() -> bool:
 
 _word_at = c_size_t.from_address
 address_of = read_address if reads_objects() else asked_address
+KNOWN[np.ndarray] = address_of

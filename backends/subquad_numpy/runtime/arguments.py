@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subquad_numpy.runtime.addresses import address_of, read_address
+from subquad_numpy.runtime.addresses import KNOWN, address_of, asked_address, read_address
 from subquad_numpy.runtime.threads import run_tasks, thread_count
 
 Array = np.ndarray[Any, Any]
@@ -85,7 +85,8 @@ class Run:
                 done = self.direct(self.of_objects + self.pack(*map(id, arrays)))
             if done == FOREIGN:
                 self.meets_foreign = True
-                done = self.direct(self.of_addresses + self.pack(*[0 if x is None else address_of(x) for x in arrays]))
+                found = [0 if x is None else KNOWN.get(type(x), asked_address)(x) for x in arrays]  # as `address_of`
+                done = self.direct(self.of_addresses + self.pack(*found))
             if done != DONE:
                 msg = "a compiled kernel found no memory for its scratch"
                 raise MemoryError(msg)
