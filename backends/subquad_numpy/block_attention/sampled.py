@@ -28,14 +28,14 @@ def weigh(
     its share of the rows.
     """
     along, squares = load(seen, 0) * fade, load(twice, 0) * (fade * fade)
-    for t in range(many):
-        e = exp_negative(load(x, t * columns) - top)
-        store(x, t * columns, e)
-        along, squares = along + e, squares + e * e
-        row, part = t // parts, t % parts * lanes
-        for p in range(part, k.width, parts * lanes):
+    for row in range(-(-many // parts)):
+        for p in range(0, k.width, lanes):
             prefetch_stored(k.data, k.stored, k.first + row * k.step + p)
-        for p in range(part, v.width, parts * lanes):
+        for p in range(0, v.width, lanes):
             prefetch_stored(v.data, v.stored, v.first + row * v.step + p)
+        for t in range(row * parts, min((row + 1) * parts, many)):
+            e = exp_negative(load(x, t * columns) - top)
+            store(x, t * columns, e)
+            along, squares = along + e, squares + e * e
     store(seen, 0, along)
     store(twice, 0, squares)
