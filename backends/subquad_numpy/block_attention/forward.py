@@ -66,7 +66,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile the output and the log-sum-exp of rows; a task is a block of rows, or a part of one."""
     lanes, kind, zero = element(dtype)
     panel = PANEL_VECTORS * lanes
-    word, byte = np.int32(0), np.uint8(0)
+    word, byte, line = np.int32(0), np.uint8(0), 64 // np.dtype(dtype).itemsize
     keys = -(-KEYS // TILE_ROWS) * TILE_ROWS
 
     @compiled(f"block attention {dtype}", FORWARD_RECORD)
@@ -218,7 +218,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 weigh(
                                     shifted(x, column), columns, many, new, fade, shifted(seen, i), shifted(twice, i),
                                     active, Ahead(k, k_as, here * f.k_row, f.k_row, d),
-                                    Ahead(v, v_as, here * f.v_row, f.v_row, d_v), lanes,
+                                    Ahead(v, v_as, here * f.v_row, f.v_row, d_v), line,
                                 )  # fmt: skip
                                 done += 1
                                 continue
