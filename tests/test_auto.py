@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rows.libraries import Jax, Library, Torch, relative_error
 
 import subquad
 from subquad.attention import choosing, estimate
-from subquad.attention import crossover as times
+from subquad.attention import machine_times as times
 
 N = 400
 LADDER = (subquad.Window(left=20), subquad.Window(left=80))
@@ -338,21 +339,54 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kept"
 
 
-def test_times_are_measured_once_and_kept(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_times_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = np.zeros((1, 8), dtype=np.float32)
-    with caplog.at_level(logging.WARNING, logger="subquad"):
-        first = times.known_crossover(like, LADDER, causal=True)
-    (record,) = caplog.records
-    assert str(folder) in record.getMessage()
+    first = times.known_crossover(like, LADDER, causal=True)
     assert (first.causal, first.channels, first.lengths) == (True, 8, (64, 128))
     (path,) = folder.iterdir()
     assert json.loads(path.read_text(encoding="utf-8"))["lengths"] == [64, 128]
-    monkeypatch.setattr(times, "measure_crossover", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(times, "seconds_for", lambda *_, **__: pytest.fail("measured again"))
     assert times.known_crossover(like, LADDER, causal=True) == first
     times.KEPT.clear()
     assert times.known_crossover(like, LADDER, causal=True) == first
+
+
+@pytest.mark.parametrize("takes", [0.0, 0.2])
+def test_measuring_ends_and_is_told_when_it_takes_long(
+    takes: float, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four lengths two are measured, and one if that took long."""
+    lengths = []
+
+    def seconds_for(like: Any, methods: Any, n: int, **_: Any) -> list[float]:
+        lengths.append(n)
+        time.sleep(takes)
+        return [1.0] * (1 + len(methods))
+
+    monkeypatch.setattr(times, "LENGTHS", (64, 128, 256, 512))
+    monkeypatch.setattr(times, "ENOUGH", 0.1)
+    monkeypatch.setattr(times, "seconds_for", seconds_for)
+    caplog.set_level(logging.INFO, "subquad")
+    found = times.known_crossover(np.zeros((1, 8), dtype=np.float32), LADDER, causal=True)
+    assert lengths == ([128] if takes else [128, 64])
+    assert found.lengths == (64, 128, 256, 512)
+    assert [str(folder) in record.getMessage() for record in caplog.records] == [True] * bool(takes)
+
+
+def test_times_of_lengths_that_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact attention takes n², methods the median exponent of their class within 1 to 2."""
+    monkeypatch.setattr(times, "LENGTHS", (100, 200, 400))
+    methods = (*(subquad.Window(left=x) for x in (1, 2, 3)), subquad.LSH(seed=0), subquad.BigBird(seed=0))
+    short, long = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [3.0, 2.0**1.5, 2.0, 8.0, 1.0, 8.0]
+    found = times.predicted({200: long, 100: short}, methods, causal=False, channels=8)
+    assert found.seconds == pytest.approx((1.0, 3.0, 12.0))
+    rows = [row for _, row in found.methods]
+    expected = [2.0**1.5 * 2**1.5, 2.0 * 2**1.5, 8.0 * 2**1.5, 1.0 * 2, 8.0 * 4]
+    assert [row[2] for row in rows] == pytest.approx([x / 12 for x in expected])
+    assert [row[:2] for row in rows] == [pytest.approx((x, y / 3)) for x, y in zip(short[1:], long[1:], strict=True)]
+    alone = times.predicted({200: [4.0, 2.0]}, methods[:1], causal=True, channels=8)
+    assert alone.seconds == pytest.approx((1.0, 4.0, 16.0))
+    assert alone.methods[0][1] == pytest.approx([0.5 * 2 ** ((2 - times.GROWTH) * x) for x in (1, 0, -1)])
 
 
 def test_files_that_cannot_be_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("llvmlite")
 
-from subquad.attention import crossover
+from subquad.attention import machine_times
 from subquad_numpy.codegen import compile as codegen_compile
 from subquad_numpy.codegen import machine
 
@@ -69,6 +69,6 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(Path, "home", home)
     (tmp_path / "__pycache__").touch()  # no folder
     assert machine.kept(tmp_path, "name", "0" * 16, "options", lambda: b"code") == b"code"
-    folder = crossover.cache_folder()
+    folder = machine_times.cache_folder()
     with pytest.raises(OSError, match=str(folder.parent)):
         folder.mkdir(parents=True)

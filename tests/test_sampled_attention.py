@@ -21,8 +21,9 @@ def definition(example: Example, mask: Any, v: Any) -> list[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         lse, twice = (np.log(np.exp(times * x).sum(axis=-1)) for times in (1, 2))
         out = np.where(lse[..., None] == -np.inf, 0, np.exp(x - lse[..., None]) @ v)
+        effective = np.where(lse == -np.inf, 0, np.exp(2 * lse - twice))
     mean = seen @ v / np.maximum(seen.sum(axis=-1, keepdims=True), 1)
-    return [np.where(bad, np.nan, out), lse, twice[..., ::every], np.where(bad, np.nan, mean)]
+    return [np.where(bad, np.nan, out), lse, effective[..., ::every], np.where(bad, np.nan, mean)]
 
 
 @pytest.mark.parametrize("example", EXAMPLES["sampled_attention"], ids=str)

@@ -66,7 +66,7 @@ class Auto(Method):
         table for causal calls or not, or both. Methods are tried in the order of their times, and not where they are
         slower than exact attention. A number is the length from which on all of the ladder, which then is in the order
         of costs, is faster. Default: exact attention if there are fewer than 2048 queries or keys; else a table that is
-        measured at the first such call on a machine, which the logger "subquad" tells, and kept in a file.
+        measured at the first such call on a machine, in about two seconds, and kept in a file.
     choice : int or nested tuple of int, optional
         The choice, made before: for each item and head, as an array (..., heads), the number of the method in `rungs`;
         −1 is exact attention. `with_choice` sets it. Of the other options, only `ladder` and `max_bytes` then matter:

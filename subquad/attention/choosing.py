@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subquad.attention.call import AttentionCall
-from subquad.attention.crossover import Crossover, known_crossover
+from subquad.attention.crossover import Crossover
 from subquad.attention.error_bounds import bounded, carried, draw, family
 from subquad.attention.estimate import errors_of, warn_if_poor
+from subquad.attention.machine_times import known_crossover
 from subquad.attention.method import Method
 from subquad.attention.sampled_rows import Sample, sample
 from subquad.backend import Array

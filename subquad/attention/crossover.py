@@ -1,22 +1,12 @@
-"""How long exact attention and other methods take on this machine: measured once, kept in a file, asked by `Auto`.
-
-Files of one machine and version stand in the folder that the environment variable SUBQUAD_CACHE names, by default
-``subquad`` in the user's cache folder (XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache).
-"""
+"""How long exact attention and other methods take by the length of a sequence: a table, and its measurement."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
-import os
-import platform
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,16 +16,12 @@ from subquad.backend import Array
 from subquad.core.beside import namespace_of, place_of
 from subquad.core.checks import check_arrays, check_count, check_flag, check_floating
 from subquad.core.host import to_host
-from subquad.core.loading import backend_of, library_of
-from subquad.core.override import dtype_name
+from subquad.core.loading import backend_of
 from subquad.random import generator
 
 LENGTHS = (2048, 4096, 8192, 16384)
 ENOUGH_SECONDS = 2.0  # longer sequences are left out once exact attention took that long
 ROUNDS = 3
-VERSION = 1  # of the files
-logger = logging.getLogger("subquad")
-KEPT: dict[str, Crossover] = {}
 
 
 @dataclass(frozen=True)
@@ -197,81 +183,35 @@ def measure_crossover(
     if not backend_of(xp).is_concrete(like):
         msg = "like is an array of a program that is traced: measure outside of it, and pass the result as crossover"
         raise ValueError(msg)
-    d, where = like.shape[-1], place_of(like)
     measured: list[tuple[float, list[float]]] = []
     for n in sizes:
-        drawn = generator(0, n).standard_normal((3, heads, n, d))
-        q, k, v = (xp.asarray(x, dtype=like.dtype, device=where) for x in drawn.astype(np.float32))
-        exact, *others = (_seconds(method, q, k, v, causal=causal) / heads for method in (Exact(), *methods))
+        exact, *others = seconds_for(like, methods, n, causal=causal, heads=heads)
         measured.append((exact, [seconds / exact for seconds in others]))
         if exact * heads > ENOUGH_SECONDS:
             break
     by_method = zip(*(ratios for _, ratios in measured), strict=True)
     return Crossover(
-        causal, d, tuple(sizes[: len(measured)]), tuple(exact for exact, _ in measured),
+        causal, like.shape[-1], tuple(sizes[: len(measured)]), tuple(exact for exact, _ in measured),
         tuple((repr(method), tuple(ratios)) for method, ratios in zip(methods, by_method, strict=True)),
     )  # fmt: skip
 
 
-def known_crossover(like: Array, methods: Sequence[Method], *, causal: bool) -> Crossover:
-    """The table of this machine from memory, from its file, or measured now, which is logged and stored."""
-    xp = namespace_of(like)
-    about = (
-        VERSION, platform.node(), platform.machine(), os.cpu_count(), library_of(xp), backend_of(xp).device_kind(like),
-        dtype_name(like), like.shape[-1], causal, *map(repr, methods),
-    )  # fmt: skip
-    key = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
-    if key not in KEPT:
-        path = cache_folder() / f"crossover-{key}.json"
-        KEPT[key] = _read(path) or _measure(like, methods, path, causal=causal)
-    return KEPT[key]
+def seconds_for(
+    like: Array, methods: Sequence[Method], n: int, *, causal: bool, heads: int, rounds: int = ROUNDS
+) -> list[float]:
+    """The least time of some calls of exact attention, then of each method, for one head of a sequence of n.
 
-
-def cache_folder() -> Path:
-    """The folder of the files."""
-    own = os.environ.get("SUBQUAD_CACHE")
-    if own:
-        return Path(own)
-    general = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    try:
-        return (Path(general) if general else Path.home() / ".cache") / "subquad"
-    except RuntimeError:  # a user may have no home, as in a container: nothing can be kept here, which is told
-        return Path(os.devnull, "subquad")
-
-
-def _measure(like: Array, methods: Sequence[Method], path: Path, *, causal: bool) -> Crossover:
-    logger.warning(
-        "subquad measures from which length on 'auto' is faster than exact attention on this machine, once for this "
-        "dtype, device and ladder, which takes about a minute; the times are kept in %s. Pass crossover= to avoid it",
-        path,
-    )
-    table = measure_crossover(like, methods, causal=causal, lengths=LENGTHS)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(table), indent=1), encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        logger.warning("the times cannot be kept: %s; set SUBQUAD_CACHE to a folder that can be written to", error)
-    return table
-
-
-def _read(path: Path) -> Crossover | None:
-    # The table of a file; None if there is none, or it cannot be understood
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        methods = tuple((name, tuple(row)) for name, row in read["methods"])
-        return Crossover(read["causal"], read["channels"], tuple(read["lengths"]), tuple(read["seconds"]), methods)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _seconds(method: Method, q: Array, k: Array, v: Array, *, causal: bool) -> float:
-    # The least time of some calls, after one that compiles; a call has ended once a number of its output is read
-    best = math.inf
-    for number in range(ROUNDS + 1):
-        start = time.perf_counter()
-        to_host(method(q, k, v, causal=causal)[0, -1:, 0], float)
-        if number:
-            best = min(best, time.perf_counter() - start)
-    return best
+    The first call compiles. The others take turns, so that what else the machine does for a moment slows one of each
+    down, and not all of one method. A call has ended once a number of its output is read.
+    """
+    xp, where = namespace_of(like), place_of(like)
+    drawn = generator(0, n).standard_normal((3, heads, n, like.shape[-1]))
+    q, k, v = (xp.asarray(x, dtype=like.dtype, device=where) for x in drawn.astype(np.float32))
+    least = [math.inf] * (1 + len(methods))
+    for number in range(rounds + 1):
+        for i, method in enumerate((Exact(), *methods)):
+            start = time.perf_counter()
+            to_host(method(q, k, v, causal=causal)[0, -1:, 0], float)
+            if number:
+                least[i] = min(least[i], (time.perf_counter() - start) / heads)
+    return least

@@ -235,10 +235,14 @@ def errors_of(known: Sample, out: Array, tolerance: float) -> ErrorEstimate:
     error, spread, of_mean, norm, rows, above = sampled_errors(
         exact, known.mean, out, known.seeing, tolerance=float(tolerance), out_of=known.out_of
     )
-    none = rows == 0
-    share = xp.astype(above, exact.dtype) / xp.where(none, math.nan, xp.astype(rows, exact.dtype))
-    looked = xp.sum(xp.astype(known.effective > 0, exact.dtype), axis=-1)
-    effective = xp.sum(known.effective, axis=-1) / xp.where(looked == 0, math.nan, looked)
+    share, r = xp.astype(above, exact.dtype), exact.shape[-2]
+    effective = xp.sum(known.effective, axis=-1)
+    if known.all_see and r > 0:
+        share, effective = share / r, effective / known.effective.shape[-1]
+    else:
+        looked = xp.sum(xp.astype(known.effective > 0, exact.dtype), axis=-1)
+        share = share / xp.where(rows == 0, math.nan, xp.astype(rows, exact.dtype))
+        effective = effective / xp.where(looked == 0, math.nan, looked)
     shape = error.shape  # an option of the method may have more batch axes than q, k and v
     effective = effective if effective.shape == shape else xp.broadcast_to(effective, shape)
     bound = _bound(xp, above, rows, share, known)

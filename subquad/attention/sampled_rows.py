@@ -1,8 +1,8 @@
 """Exact attention at some rows of a call, and what it says of the whole: the ground of `estimate_error` and `Auto`.
 
-    exact       o[i] = Σ_j p[i, j] v[j],    p[i, j] = exp(x[i, j] − lse[i]),    lse[i] = log Σ_j exp(x[i, j])
+    exact       o[i] = Σ_j p[i, j] v[j],    p[i, j] = exp(x[i, j]) / Σ_j exp(x[i, j])
     mean        the mean of the values that row i sees: what attention that ignores q and k would give
-    effective   1 / Σ_j p[i, j]² = exp(2 lse[i] − log Σ_j exp(2 x[i, j])), the number of keys of equal weight
+    effective   1 / Σ_j p[i, j]², the number of keys of equal weight
 
 One kernel computes them, at about r / n of the cost of exact attention for r of n rows.
 """
@@ -63,13 +63,10 @@ def sample(call: AttentionCall, rows: int, seed: int, drawn: Any = None) -> Samp
     numbers, start, stop = found
     q = xp.take(call.q, numbers, axis=-2)
     every = max(1, numbers.shape[0] // SPREAD_ROWS)
-    out, lse, lse_twice, mean = sampled_attention(
+    out, lse, effective, mean = sampled_attention(
         q, call.k, call.v, start, stop, scale=call.scale, every=every, key_mask=call.key_mask
     )
     seeing = lse != -math.inf
-    some = seeing[..., ::every]
-    once, twice = (xp.where(some, x, 0.0) for x in (lse[..., ::every], lse_twice))  # −∞ − −∞ is NaN
-    effective = xp.where(some, xp.exp(2 * once - twice), 0.0)
     batch = call.batch(out=out.shape[:-2])
 
     def whole(x: Array) -> Array:

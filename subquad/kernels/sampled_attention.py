@@ -1,7 +1,8 @@
 """Softmax attention of a few rows, and what tells how it is spread: the ground of estimates of a method's error.
 
 out[i] = Σ_j p[i, j] v[j],    p[i, j] = exp(x[i, j] − lse[i]),    x[i, j] = s q[i]·k[j]
-lse[i] = log Σ_j exp(x[i, j]),    lse_twice[i] = log Σ_j exp(2 x[i, j]),    so Σ_j p[i, j]² = exp(lse_twice − 2 lse)
+lse[i] = log Σ_j exp(x[i, j])
+effective[i] = 1 / Σ_j p[i, j]² = (Σ_j exp(x[i, j]))² / Σ_j exp(2 x[i, j]): the number of keys of equal weight
 mean[i] = Σ_j v[j] / (number of keys that row i sees): attention that ignores q and k
 """
 
@@ -40,19 +41,22 @@ def sampled_attention(
     q: Array, k: Array, v: Array, start: Array, stop: Array, /, *, scale: float, every: int,
     key_mask: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """(out (..., r, d_v), lse (..., r), lse_twice (..., ⌈r / every⌉), mean (..., r, d_v)) of rows q (..., r, d).
+    """(out (..., r, d_v), lse (..., r), effective (..., ⌈r / every⌉), mean (..., r, d_v)) of rows q (..., r, d).
 
-    Row i sees the keys start[i] … stop[i] − 1, arrays (..., r), that the mask shows. One that sees none gives 0, −∞, −∞
-    and 0. `lse_twice` is that of the rows 0, every, 2 every …: here, that of all would cost half as much as the rest.
+    Row i sees the keys start[i] … stop[i] − 1, arrays (..., r), that the mask shows. One that sees none gives 0, −∞, 0
+    and 0. `effective` is that of the rows 0, every, 2 every …: here, that of all would cost half as much as the rest.
     q, k and v may have half precision in place of float32, which the outputs have.
     """
     xp, few, first = namespace_of(q), slice(None, None, every), slice(0, min(1, v.shape[-1]))
     options: dict[str, Any] = {"size": 1, "key_mask": key_mask}
     out, lse = block_attention(q, k, v, start, stop, *NO_LIST, scale=scale, **options)
-    _, lse_twice = block_attention(
+    _, twice = block_attention(
         q[..., few, :], k, v[..., first], start[..., few], stop[..., few], *NO_LIST, scale=2 * scale, **options
     )
-    found = out, lse, lse_twice, visible_means(xp, v, key_mask, start, stop)
+    some = lse[..., few] != -math.inf
+    once, twice = (xp.where(some, x, 0.0) for x in (lse[..., few], twice))  # −∞ − −∞ is NaN
+    effective = xp.where(some, xp.exp(2 * once - twice), 0.0)
+    found = out, lse, effective, visible_means(xp, v, key_mask, start, stop)
     likes = outputs(q, k, v, start, stop, scale=scale, every=every, key_mask=key_mask)
     wide = (xp.broadcast_to(cast(xp, x, like.dtype), like.shape) for x, like in zip(found, likes, strict=True))
     return tuple(wide)

@@ -31,7 +31,7 @@ INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q":
 INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
 # fields of the argument record, batch, tiles of rows of an item, multiply-adds of an item
 Record = tuple[dict[str, Any], tuple[int, ...], int, float]
-WRITTEN = "out", "lse", "lse_twice", "mean"  # the last fields of the record
+WRITTEN = "out", "lse", "effective", "mean"  # the last fields of the record
 MANY_TILES = 32  # of a call, which so occupy all threads
 NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
 NO_ORDERS: Mapping[str, Array] = {}
@@ -86,8 +86,8 @@ def _plan_sampled(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) 
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, ...], None]:
         *rows, key_mask = arrays
-        (out, lse, lse_twice, mean), _ = planned((*rows, *NO_LIST, key_mask), new, threads)
-        return (out, lse, lse_twice[..., ::every], mean), None
+        (out, lse, effective, mean), _ = planned((*rows, *NO_LIST, key_mask), new, threads)
+        return (out, lse, effective[..., ::every], mean), None
 
     return straight(sampled_attention) if getattr(planned, "is_straight", False) else sampled_attention
 

@@ -57,9 +57,9 @@ from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import Fields, fields
 
-# halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone;
-# lse_twice: log Σ exp(2 x); mean: the mean of the values that a row sees, for rows that read all keys of an interval
-RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "lse_twice": 1, "mean": 2}
+# halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone. For
+# rows that read all keys of an interval: `effective`, (Σ exp x)² / Σ exp(2 x), and the mean of the values they see
+RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "effective": 1, "mean": 2}
 FORWARD_RECORD = fields(SIZES, {"keeps": None}, ARRAYS, RESULTS)
 
 
@@ -68,7 +68,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile the output and the log-sum-exp of rows; a task is a block of rows, or a part of one."""
     lanes, kind, zero = element(dtype)
     panel = PANEL_VECTORS * lanes
-    word, byte = np.int32(0), np.uint8(0)
+    word, byte, line = np.int32(0), np.uint8(0), 64 // np.dtype(dtype).itemsize
     keys = -(-KEYS // TILE_ROWS) * TILE_ROWS
 
     @compiled(f"block attention {dtype}", FORWARD_RECORD)
@@ -112,7 +112,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             k, v, numbers = pointer(f.k, zero), pointer(f.v, zero), pointer(f.numbers, zero)
             blocks, out, lse = pointer(f.blocks, word), pointer(f.out, zero), pointer(f.lse, zero)
             order_q, order_k = pointer(f.order_q, word), pointer(f.order_k, word)
-            lse_twice, mean = pointer(f.lse_twice, zero), pointer(f.mean, zero)
+            effective, mean = pointer(f.effective, zero), pointer(f.mean, zero)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
             halves = pointer(f.halves, zero)
             used = padded(count, lanes)
@@ -175,7 +175,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             edge,
                         )
                     # few rows read all keys from memory; more rows find them in a cache
-                    asks = f.lse_twice != 0 or (is_alone and j + KEYS < end)
+                    asks = f.effective != 0 or (is_alone and j + KEYS < end)
                     active, done = 0, 0  # vectors of rows that see a key of the tile
                     for i in range(0, used if asks else 0, lanes):
                         active += 1 if is_whole or sees_tile(f, limits, i, lanes, j, many) else 0
@@ -221,7 +221,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 weigh(
                                     shifted(x, column), columns, many, new, fade, shifted(seen, i), shifted(twice, i),
                                     active, Ahead(k, k_as, here * f.k_row, f.k_row, d),
-                                    Ahead(v, v_as, here * f.v_row, f.v_row, d_v), lanes,
+                                    Ahead(v, v_as, here * f.v_row, f.v_row, d_v), line,
                                 )  # fmt: skip
                                 done += 1
                                 continue
@@ -255,8 +255,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     shares[c], factors[c] = old / (old + new), factors[c] * new / (old + new)
                     level = both + math.log(old + new)
                 lse[mine] = level
-                if f.lse_twice != 0:
-                    lse_twice[mine] = 2 * top[c] + math.log(twice[c]) if found != 0 else -INFINITY
+                if f.effective != 0:
+                    effective[mine] = found * found / twice[c] if found != 0 else 0
             if f.mean != 0:
                 write_means(f, row, count, lanes, order_q, sums_seen, counts, poison, mean, edge)
             for base in range(0, used, lanes):

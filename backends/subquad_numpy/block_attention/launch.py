@@ -39,8 +39,8 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
 def launch_sampled(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `sampled_attention`, by one launch."""
     likes = sampled_outputs_of(*arrays[:-1], key_mask=arrays[-1], scale=static["scale"], every=1)
-    out, lse, lse_twice, mean = _launch(*as_block_attention(arrays, static), likes, run)
-    return out, lse, lse_twice[..., :: static["every"]], mean
+    out, lse, effective, mean = _launch(*as_block_attention(arrays, static), likes, run)
+    return out, lse, effective[..., :: static["every"]], mean
 
 
 def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like, ...], run: Run) -> tuple[Array, ...]:

@@ -19,23 +19,23 @@ class Ahead(NamedTuple):
 
 @apart
 def weigh(
-    x: Any, columns: int, many: int, top: Any, fade: Any, seen: Any, twice: Any, parts: int, k: Any, v: Any, lanes: int
+    x: Any, columns: int, many: int, top: Any, fade: Any, seen: Any, twice: Any, parts: int, k: Any, v: Any, line: int
 ) -> None:
     """Turn the logits of a vector of rows into weights exp(x − top), and add them and their squares to the sums so far.
 
     Few rows read all keys and values from memory. Each step asks for lines of the next ones, which so come while the
     processor computes; asked for all at once, they would be waited for. Of `parts` vectors of rows, each asks for
-    its share of the rows.
+    its share of the rows. `line` is the numbers of a cache line.
     """
     along, squares = load(seen, 0) * fade, load(twice, 0) * (fade * fade)
-    for t in range(many):
-        e = exp_negative(load(x, t * columns) - top)
-        store(x, t * columns, e)
-        along, squares = along + e, squares + e * e
-        row, part = t // parts, t % parts * lanes
-        for p in range(part, k.width, parts * lanes):
+    for row in range(-(-many // parts)):
+        for p in range(0, k.width, line):
             prefetch_stored(k.data, k.stored, k.first + row * k.step + p)
-        for p in range(part, v.width, parts * lanes):
+        for p in range(0, v.width, line):
             prefetch_stored(v.data, v.stored, v.first + row * v.step + p)
+        for t in range(row * parts, min((row + 1) * parts, many)):
+            e = exp_negative(load(x, t * columns) - top)
+            store(x, t * columns, e)
+            along, squares = along + e, squares + e * e
     store(seen, 0, along)
     store(twice, 0, squares)

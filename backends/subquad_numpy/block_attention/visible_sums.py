@@ -36,20 +36,24 @@ def add_visible(
             store(sums, count * wide + p, load(sums, count * wide + p) + (one + other))
         return
     shown[0] = 0
-    for t in range(many):
-        shown[t + 1] = shown[t] + (1 if f.mask == 0 or mask[first + t] != 0 else 0)
-    for p in range(0, d_v, lanes):
-        total = zeros(sums)
+    for t in range(many if f.mask != 0 else 0):
+        shown[t + 1] = shown[t] + (1 if mask[first + t] != 0 else 0)
+    for p in range(0, d_v, 2 * lanes):
+        after = min(p + lanes, wide - lanes)  # the last vector of an odd number is added up twice
+        total, other = zeros(sums), zeros(sums)
         store(upto, p, total)
+        store(upto, after, other)
         for t in range(many):
-            value = load_part(b.data, t * b.row + p, d_v - p, lanes, edge)
-            total = total + value * (shown[t + 1] - shown[t])
+            weight = shown[t + 1] - shown[t] if f.mask != 0 else 1.0
+            total = total + load_part(b.data, t * b.row + p, d_v - p, lanes, edge) * weight
+            other = other + load_part(b.data, t * b.row + after, d_v - after, lanes, edge) * weight
             store(upto, (t + 1) * wide + p, total)
+            store(upto, (t + 1) * wide + after, other)
     for c in range(count):
         low = min(max(int(-limits.before[c]) - first, 0), many)
         high = min(max(int(limits.stop[c]) - first, 0), many)
         if low < high:
-            counts[c] += shown[high] - shown[low]
+            counts[c] += shown[high] - shown[low] if f.mask != 0 else high - low
             for p in range(0, wide, lanes):
                 more = load(upto, high * wide + p) - load(upto, low * wide + p)
                 store(sums, c * wide + p, load(sums, c * wide + p) + more)
