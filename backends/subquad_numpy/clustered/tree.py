@@ -30,6 +30,7 @@ from subquad_numpy.codegen import (
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.vector_math import SMALLEST
 from subquad_numpy.runtime.arguments import Fields, fields
 
 # rows, numbers of a row, random directions, rows of a cluster, slots (a power of two times `size`), places of `order`
@@ -37,6 +38,7 @@ SIZES: Fields = dict.fromkeys(("n", "d", "directions", "size", "slots", "places"
 TREE_RECORD = fields(SIZES, {"x": 2, "sketch": 2, "mask": 1, "order": 1})
 RUN = 64  # numbers that are sorted by their ranks before runs are merged
 BISECTIONS = 40
+AT_ONCE = 4  # rows that are multiplied, or summed, side by side
 
 
 @cache
@@ -127,16 +129,16 @@ def split(
             rest = load(x, row * wide + p) - load(mean, p) * share
             store(y, i * wide + p, rest)
             most = at_least(most, absolute(rest))
-    size = largest(most)
-    size = size if size > 0 else size * 0 + 1
+    # a step of power iteration takes sixth powers, which must not overflow
+    factor = (zeros(x) + 1.0) / at_least(zeros(x) + largest(most), SMALLEST(zeros(x)))
     best, far = -1.0, 0
     for i in range(many):
         row = order[begin + i]
-        for p in range(0, wide, lanes):  # a step of power iteration takes sixth powers, which must not overflow
-            store(y, i * wide + p, load(y, i * wide + p) / size)
+        for p in range(0, wide, lanes):
+            store(y, i * wide + p, load(y, i * wide + p) * factor)
         along = zeros(x)
         for p in range(0, columns, lanes):
-            part = (load(projected, row * columns + p) - load(middle, p) * share) / size
+            part = (load(projected, row * columns + p) - load(middle, p) * share) * factor
             along = along + part * part
         length = total(along)
         if length > best:
@@ -146,31 +148,33 @@ def split(
     for _ in range(POWER_STEPS):
         for p in range(0, wide, lanes):
             store(v, p, zeros(x))
-        for i in range(many):
-            values[0] = dot(y, i * wide, u, wide, lanes)
-            for p in range(0, wide, lanes):
-                store(v, p, load(v, p) + spread(values, 0) * load(y, i * wide + p))
+        for i in range(0, many, AT_ONCE):
+            here_are = min(AT_ONCE, many - i)
+            project(y, i, here_are, u, wide, lanes, values, 0)
+            add_weighted(values, y, i, here_are, wide, lanes, v)
         norm = dot(v, 0, v, wide, lanes) ** 0.5
-        factor = 1 / norm if norm > 0 else 1.0
+        own = 1 / norm if norm > 0 else 1.0
         for p in range(0, wide, lanes):
-            store(u, p, load(v, p) * factor)
+            store(u, p, load(v, p) * own)
     for step in range(MEANS_STEPS + 1):
-        for i in range(many):
-            values[i] = dot(y, i * wide, u, wide, lanes)
+        for i in range(0, many, AT_ONCE):
+            project(y, i, min(AT_ONCE, many - i), u, wide, lanes, values, i)
+        bound = bound_of(values, many, half, lanes) if half < many else values[0] * math.nan
         if step < MEANS_STEPS and half < many:
-            bound = bound_of(values, many, half, lanes)
             if bound == bound:
                 for p in range(0, wide, lanes):
                     store(v, p, zeros(x))
-                for i in range(many):
-                    share = 1 if values[i] < bound else 0
-                    for p in range(0, wide, lanes):
-                        store(v, p, load(v, p) + load(y, i * wide + p) * share)
+                for i in range(0, many, AT_ONCE):
+                    for j in range(i, min(i + AT_ONCE, many)):
+                        merged[j - i] = 1 if values[j] < bound else 0
+                    add_weighted(merged, y, i, min(AT_ONCE, many - i), wide, lanes, v)
             else:
                 sort(values, names, many, merged, other, here, lanes)
                 sum_rows(y, names, 0, 0, half, wide, lanes, v)
             for p in range(0, wide, lanes):  # the mean of all is 0: that of the upper half lies opposite
                 store(u, p, load(v, p) * -1.0)
+        elif step == MEANS_STEPS and bound == bound:
+            halve(values, names, many, half, bound)
         elif step == MEANS_STEPS:
             sort(values, names, many, merged, other, here, lanes)
     for i in range(many):
@@ -189,13 +193,62 @@ def dot(x: Any, start: int, y: Any, width: int, lanes: int) -> Any:
 
 
 @inline
-def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
-    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x."""
+def project(x: Any, first: int, count: int, u: Any, width: int, lanes: int, found: Any, at: int) -> None:
+    """The products with u of `count` rows of x, at most `AT_ONCE`, from `first` on, into found[at], …."""
+    if count < AT_ONCE:
+        for i in range(count):
+            found[at + i] = dot(x, (first + i) * width, u, width, lanes)
+    else:
+        one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
+        for p in range(0, width, lanes):
+            own, place = load(u, p), first * width + p
+            one = one + load(x, place) * own
+            two = two + load(x, place + width) * own
+            three = three + load(x, place + 2 * width) * own
+            four = four + load(x, place + 3 * width) * own
+        found[at], found[at + 1], found[at + 2], found[at + 3] = total(one), total(two), total(three), total(four)
+
+
+@inline
+def add_weighted(weights: Any, x: Any, first: int, count: int, width: int, lanes: int, sums: Any) -> None:
+    """Add `count` rows of x, at most `AT_ONCE`, from `first` on, times weights[0], …, to a row of sums."""
     for p in range(0, width, lanes):
-        along = zeros(x)
-        for i in range(first, last):
-            along = along + load(x, names[begin + i] * width + p)
+        place, along = first * width + p, load(sums, p)
+        if count < AT_ONCE:
+            for i in range(count):
+                along = along + spread(weights, i) * load(x, place + i * width)
+        else:
+            some = spread(weights, 0) * load(x, place) + spread(weights, 1) * load(x, place + width)
+            more = spread(weights, 2) * load(x, place + 2 * width) + spread(weights, 3) * load(x, place + 3 * width)
+            along = along + (some + more)
         store(sums, p, along)
+
+
+@inline
+def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
+    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x, in sums that do not wait for others."""
+    whole = first + (last - first) // AT_ONCE * AT_ONCE
+    for p in range(0, width, lanes):
+        one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
+        for i in range(begin + first, begin + whole, AT_ONCE):
+            one = one + load(x, names[i] * width + p)
+            two = two + load(x, names[i + 1] * width + p)
+            three = three + load(x, names[i + 2] * width + p)
+            four = four + load(x, names[i + 3] * width + p)
+        for i in range(begin + whole, begin + last):
+            one = one + load(x, names[i] * width + p)
+        store(sums, p, (one + two) + (three + four))
+
+
+@inline
+def halve(values: Any, names: Any, count: int, half: int, bound: Any) -> None:
+    """The places of the `half` values below a bound, in order, and then those of the others."""
+    low, high = 0, half
+    for i in range(count):
+        below = 1 if values[i] < bound else 0
+        place = low if below != 0 else high
+        names[place] = i
+        low, high = low + below, high + 1 - below
 
 
 @inline
