@@ -88,6 +88,40 @@ def test_compiled_clusters_are_those_of_the_definition(n: int) -> None:
         )  # where projections are equal but for rounding, they may differ
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_row_is_in_one_cluster(dtype: Any) -> None:
+    """Also where projections are equal, or differ by a rounding."""
+    pytest.importorskip("llvmlite")
+    rng = np.random.default_rng(0)
+    for n, d, size in ((1, 3, 2), (595, 17, 5), (256, 16, 2), (683, 70, 32), (300, 64, 1), (1024, 64, 16)):
+        drawn, sketch = rng.standard_normal((n, d)).astype(dtype), rng.standard_normal((d, 32)).astype(dtype)
+        for x in (drawn, drawn * dtype(1e-30), np.rint(drawn), np.rint(drawn * 8) / 3):
+            for mask in (None, rng.random(n) < 0.7):
+                order = np.asarray(balanced_tree(x, sketch, size=size, key_mask=mask, implementation="compiled"))
+                assert np.array_equal(np.sort(order[:n]), np.arange(n)), (n, d, size)
+                seen = n if mask is None else int(mask.sum())
+                assert mask is None or np.array_equal(np.sort(order[:seen]), np.flatnonzero(mask))
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax"])
+def test_threads_that_share_a_tree_find_the_same_clusters(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large sets are split by one thread, and their halves by several."""
+    calls, launch = (pytest.importorskip(f"subquad_numpy.clustered.{name}") for name in ("calls", "launch"))
+    xp, rng, found = pytest.importorskip({"numpy": "numpy", "jax": "jax.numpy"}[library]), np.random.default_rng(0), []
+    x, sketch, mask = rng.standard_normal((2**14, 16)), rng.standard_normal((16, 32)), rng.random(2**14) < 0.9
+    given = [xp.asarray(y) for y in (x.astype(np.float32), sketch.astype(np.float32), mask)]
+    for threads in ("1", "2", "4"):
+        for module in (calls, launch):
+            monkeypatch.setattr(module, "thread_count" if module is calls else "threads_for", lambda _, x=threads: int(x))
+        order = balanced_tree(*given[:2], size=16, key_mask=given[2], implementation="compiled")
+        found.append(np.asarray(order))
+        assert np.array_equal(np.sort(found[-1]), np.arange(2**14))
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    assert calls.tree_runs(2**14, 16, 1, 4) == [(1, 2**13), (2, 2**12), (4, 16)]
+    assert calls.tree_runs(2**14, 16, 4, 4) == calls.tree_runs(2**14 - 1, 16, 1, 4) == [(1, 16)]
+
+
 @both_forms
 @pytest.mark.parametrize("options", [SMALL | {"opened": 0}, SMALL, GROUPED], ids=("closed", "opened", "grouped"))
 def test_every_key_counts_once(options: dict[str, Any], causal: bool) -> None:

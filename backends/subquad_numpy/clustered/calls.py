@@ -15,13 +15,16 @@ from subquad.kernels.cluster_summaries import outputs_of_members, outputs_of_spr
 from subquad.kernels.clustered_attention import bands_of, outputs
 from subquad_numpy.runtime.arguments import Fix, Forms, Run, fix_items, fixed
 from subquad_numpy.runtime.stored import computed, stored_word
+from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 NAMES = (
     "q", "k", "v", "order", "means", "spread", "mean_values", "counts", "group_means", "group_spread",
     "group_values", "stop", "place", "cluster_of", "before_out", "before_lse",
 )  # fmt: skip
-INTEGERS = frozenset({"order", "counts", "stop", "place", "cluster_of"})
+INTEGERS = frozenset({"order", "before", "counts", "stop", "place", "cluster_of"})
+TREE_ARRAYS = "x", "sketch", "mask", "before"
+LARGE = 2**12  # rows of a set that is split on one thread while others wait for its halves
 
 
 def axes_of(name: str) -> int:
@@ -104,14 +107,31 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 clustered_attention = Forms(_plan)
 
 
-def tree_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str, int], float]:
+def tree_work(arrays: Sequence[Any], static: Mapping[str, Any], sets: int = 1) -> tuple[dict[str, int], float]:
     """(numbers of the argument record of `balanced_tree`, multiply-adds of an item)."""
-    x, sketch, _ = arrays
+    x, sketch = arrays[:2]
     (n, d), directions, size = x.shape[-2:], sketch.shape[-1], static["size"]
     clusters = -(-n // size)
-    slots = size * 2 ** max(0, math.ceil(math.log2(clusters)))
-    sizes = {"n": n, "d": d, "directions": directions, "size": size, "slots": slots, "places": clusters * size}
+    sizes = {"n": n, "d": d, "directions": directions, "size": size, "slots": slots_of(n, size),
+             "places": clusters * size, "sets": sets}  # fmt: skip
     return sizes, float(n * d * (directions + 12 * math.ceil(math.log2(clusters))))
+
+
+def slots_of(n: int, size: int) -> int:
+    """How many rows the clusters of a whole tree hold, of `size` each, that has room for n rows."""
+    return size * 2 ** max(0, math.ceil(math.log2(-(-n // size))))
+
+
+def tree_runs(n: int, size: int, items: int, threads: int) -> list[tuple[int, int]]:
+    """Runs of the kernel `balanced_tree`, one after the other: (sets that the rows are in before, rows of a cluster).
+
+    Where there are fewer large sets of rows than threads, a run splits each of them once, and the next run has more.
+    """
+    runs, sets = [], 1
+    while items * sets < threads and n // sets >= max(LARGE, 4 * size) and n == slots_of(n, size):
+        runs.append((sets, n // sets // 2))
+        sets *= 2
+    return [*runs, (sets, size)]
 
 
 def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
@@ -119,11 +139,22 @@ def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     from subquad_numpy.clustered.tree import TREE_RECORD, balanced_tree_kernel
 
     (like,) = tree_outputs(*arrays[:2], **static)
-    numbers, products = tree_work(arrays, static)
     compiled = balanced_tree_kernel(arrays[0].dtype), TREE_RECORD
-    return _planned(
-        compiled, (numbers, 1, products), like.shape[:-1], ("x", "sketch", "mask"), arrays, {"order": like}, {}
-    )
+    n, batch, runs = arrays[0].shape[-2], like.shape[:-1], dict[tuple[int, int], Callable[..., Any]]()
+
+    def tree(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
+        found: tuple[Array | None, ...] = (None,)
+        for sets, size in tree_runs(n, static["size"], math.prod(batch), thread_count(threads)):
+            given = (*arrays, *found)
+            planned = runs.get((sets, size))
+            if planned is None:
+                numbers, products = tree_work(arrays, {"size": size}, sets)
+                work = numbers, sets, products
+                planned = runs[sets, size] = _planned(compiled, work, batch, TREE_ARRAYS, given, {"order": like}, {})
+            found, _ = planned(given, new, threads)
+        return found, None
+
+    return tree
 
 
 balanced_tree = Forms(_plan_tree)

@@ -56,7 +56,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 d * panel,
                 f.bands * panel,
                 (padded(entries, TILE_ROWS) + TILE_ROWS) * panel,
-                widest * panel,
+                panel,
                 groups * panel,
             ),
             *(entries, panel, panel, whole_keys * max(padded(d + f.bands, TILE_ROWS), high_v)),

@@ -17,10 +17,12 @@ from subquad_numpy.clustered.calls import (
     GIVEN,
     INTEGERS,
     NAMES,
+    TREE_ARRAYS,
     cut_work,
     kernel_of_summary,
     outputs_of_summary,
     summary_work,
+    tree_runs,
     tree_work,
 )
 from subquad_numpy.runtime.launch import Launch, Run, threads_for
@@ -47,17 +49,21 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
 
 
 def launch_tree(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The output of the kernel `balanced_tree`, by one launch."""
+    """The output of the kernel `balanced_tree`, by one launch, or by several on large sets of rows."""
     from subquad_numpy.clustered.tree import TREE_RECORD, balanced_tree_kernel
 
     (order,) = tree_outputs(*arrays[:2], **static)
-    sizes, products = tree_work(arrays, static)
-    batch = tuple(order.shape[:-1])
-    made = Launch(
-        balanced_tree_kernel, (np.dtype(arrays[0].dtype),), TREE_RECORD, {"order": order}, sizes, batch, 1,
-        threads_for(int(math.prod(batch) * products)),
-    )  # fmt: skip
-    return (run(made, dict(zip(("x", "sketch", "mask"), arrays, strict=True)))["order"],)
+    batch, found, (_, products) = tuple(order.shape[:-1]), None, tree_work(arrays, static)
+    items = math.prod(batch)
+    threads = threads_for(int(items * products))
+    for sets, size in tree_runs(arrays[0].shape[-2], static["size"], items, threads):
+        sizes, _ = tree_work(arrays, {"size": size}, sets)
+        made = Launch(
+            balanced_tree_kernel, (np.dtype(arrays[0].dtype),), TREE_RECORD, {"order": order}, sizes, batch, sets,
+            threads,
+        )  # fmt: skip
+        found = run(made, dict(zip(TREE_ARRAYS, (*arrays, found), strict=True)))["order"]
+    return (found,)
 
 
 def launch_summary(name: str, arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:

@@ -13,6 +13,7 @@ from subquad_numpy.codegen import (
     load,
     prefetch,
     shifted,
+    signs,
     spread,
     store,
     where_negative,
@@ -54,8 +55,9 @@ def weigh_members(
                 logit = where_negative(distance * -1.0 + (reach + 0.5), logit, far)
             store(mine, s, logit)
             best = at_least(best, logit)
-        old = top[r]
-        new = max(old, largest(best))
+        old = new = top[r]
+        if signs(spread(top, r) - best) != 0:  # else no logit is larger, as for most clusters
+            new = max(old, largest(best))
         if new > old:
             fade = math.exp(old - new)
             before[r] = before[r] * fade

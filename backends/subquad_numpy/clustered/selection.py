@@ -1,7 +1,7 @@
 """Which clusters each row opens: those of the largest weights, of all clusters that the row sees.
 
-For all rows of a panel at once, a bound is found that at least as many weights reach as clusters are to be opened: one
-of the largest weights of groups of clusters. The few weights that reach it are collected for each row and ranked.
+For all rows of a panel at once, a bound is found that at least as many weights reach as clusters are to be opened, and
+few more, by bisection. The weights that reach it are collected for each row and, where they are too many, ranked.
 """
 
 from __future__ import annotations
@@ -10,51 +10,64 @@ from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
 from subquad_numpy.clustered.ranks import ranks
-from subquad_numpy.codegen import at_least, at_most, inline, load, lowest_bit, signs, store, zeros
+from subquad_numpy.codegen import at_least, inline, load, lowest_bit, signs, store, where_negative, zeros
 from subquad_numpy.codegen.vector_math import LEAST
 
-GROUPS = 4  # groups of clusters for each cluster to be opened
+ROOM = 4  # weights that are collected, at most, for each cluster to be opened
+STEP, GROWTH, GROWTHS = 8.0, 4.0, 8  # of steps down from the largest weight to a bound that enough weights reach
+HALVES = 9  # of the last step: few weights lie within 1/512 of it
 
 
 @inline
 def room_for(opened: int, lanes: int) -> int:
     """How many weights are collected for a row at most, a multiple of the lanes; of more, which is rare, none is."""
-    return -(-(GROUPS * opened + 64) // lanes) * lanes
+    return -(-(ROOM * opened + 64) // lanes) * lanes
 
 
 @inline
-def find_bound(first: int, most: int, opened: int, panel: int, lanes: int, x: Any, largest: Any) -> None:
-    """The `opened` largest weights of groups of clusters, for each row: (opened, panel), falling."""
-    group = max(1, (most - first) // (GROUPS * opened))
-    for i in range(0, opened * panel, lanes):
-        store(largest, i, zeros(x) - INFINITY)
-    for begin in range(first, most, 4 * group):  # four peaks pass the list at once
-        for column in range(0, panel, lanes):
-            one = _peak(begin, group, most, panel, column, x)
-            two = _peak(begin + group, group, most, panel, column, x)
-            three = _peak(begin + 2 * group, group, most, panel, column, x)
-            four = _peak(begin + 3 * group, group, most, panel, column, x)
-            for r in range(opened):
-                own = load(largest, r * panel + column)
-                own, one = at_least(own, one), at_most(one, own)
-                own, two = at_least(own, two), at_most(two, own)
-                own, three = at_least(own, three), at_most(three, own)
-                own, four = at_least(own, four), at_most(four, own)
-                store(largest, r * panel + column, own)
+def find_bound(first: int, most: int, opened: int, panel: int, lanes: int, x: Any, bounds: Any) -> None:
+    """A bound for each row that at least `opened` of its weights reach, and few more; (panel,).
+
+    It is what halving an interval leaves, whose upper end, the largest weight at first, too few reach. The lower end is
+    sought in steps that grow.
+    """
+    one = zeros(x) + 1.0
+    wanted = zeros(x) + (float(opened) - 0.5)
+    for column in range(0, panel, lanes):
+        high = zeros(x) - INFINITY
+        for t in range(first, most):
+            high = at_least(high, load(x, t * panel + column))
+        low, step = high - STEP, STEP
+        lacks = _reach(first, most, panel, column, x, low, one) - wanted
+        for _ in range(GROWTHS):
+            if signs(lacks) == 0:
+                break
+            step *= GROWTH
+            high, low = where_negative(lacks, low, high), where_negative(lacks, low - step, low)
+            lacks = _reach(first, most, panel, column, x, low, one) - wanted
+        high, low = where_negative(lacks, low, high), where_negative(lacks, LEAST(zeros(x)), low)
+        for _ in range(HALVES):
+            middle = (low + high) * 0.5
+            lacks = _reach(first, most, panel, column, x, middle, one) - wanted
+            high, low = where_negative(lacks, middle, high), where_negative(lacks, low, middle)
+        store(bounds, column, low)
 
 
 @inline
-def _peak(begin: int, group: int, most: int, panel: int, column: int, x: Any) -> Any:
-    """The largest weights of one group of clusters."""
-    peak = zeros(x) - INFINITY
-    for t in range(begin, min(begin + group, most)):
-        peak = at_least(peak, load(x, t * panel + column))
-    return peak
+def _reach(first: int, most: int, panel: int, column: int, x: Any, bound: Any, one: Any) -> Any:
+    """How many weights reach the bound of their row; in sums that do not wait for each other."""
+    some, others = zeros(x), zeros(x)
+    for t in range(first, most - 1, 2):
+        some = where_negative(load(x, t * panel + column) - bound, some, some + one)
+        others = where_negative(load(x, (t + 1) * panel + column) - bound, others, others + one)
+    if (most - first) % 2 != 0:
+        some = where_negative(load(x, (most - 1) * panel + column) - bound, some, some + one)
+    return some + others
 
 
 @inline
 def collect(
-    first: int, most: int, opened: int, panel: int, lanes: int, x: Any, largest: Any, counts: Any, values: Any,
+    first: int, most: int, opened: int, panel: int, lanes: int, x: Any, bounds: Any, counts: Any, values: Any,
     names: Any,
 ) -> None:  # fmt: skip
     """The weights that reach the bound of their row, and the numbers of their clusters: (panel, room); how many."""
@@ -62,7 +75,7 @@ def collect(
     for c in range(panel):
         counts[c] = 0
     for column in range(0, panel, lanes):
-        bound = at_least(load(largest, (opened - 1) * panel + column), LEAST(zeros(x)))
+        bound = at_least(load(bounds, column), LEAST(zeros(x)))
         for t in range(first, most):
             below = signs(load(x, t * panel + column) - bound)
             above = ~below & ((1 << lanes) - 1)

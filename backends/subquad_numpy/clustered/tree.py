@@ -21,6 +21,7 @@ from subquad_numpy.codegen import (
     load,
     pointer,
     room,
+    shifted,
     spread,
     store,
     total,
@@ -29,83 +30,83 @@ from subquad_numpy.codegen import (
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.matmul import Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.vector_math import SMALLEST
 from subquad_numpy.runtime.arguments import Fields, fields
 
-# rows, numbers of a row, random directions, rows of a cluster, slots (a power of two times `size`), places of `order`
-SIZES: Fields = dict.fromkeys(("n", "d", "directions", "size", "slots", "places"))
-TREE_RECORD = fields(SIZES, {"x": 2, "sketch": 2, "mask": 1, "order": 1})
+# Rows, numbers of a row, random directions, rows of a cluster, slots (a power of two times `size`), places of `order`,
+# sets that a set of rows was split into before, of which each is a task; their rows are `before`, one set after the
+# other.
+SIZES: Fields = dict.fromkeys(("n", "d", "directions", "size", "slots", "places", "sets"))
+TREE_RECORD = fields(SIZES, {"x": 2, "sketch": 2, "mask": 1, "before": 1, "order": 1})
 RUN = 64  # numbers that are sorted by their ranks before runs are merged
 BISECTIONS = 40
+PROJECTED = 64  # rows that are projected at once, a multiple of the rows of a tile of products
+AT_ONCE = 4  # rows that are multiplied, or summed, side by side
 
 
 @cache
 def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
-    """Compile the order of rows; a task is an item."""
+    """Compile the order of rows; a task is an item, or one of its `sets`, which all slots then hold a row for."""
     lanes, kind, zero = element(dtype)
     word, byte = np.int32(0), np.uint8(0)
 
     @compiled(f"balanced tree {dtype}", TREE_RECORD)
     def tree(first: int, last: int, records: Any) -> int:
         f = records[0]
-        n, d, directions, size = f.n, f.d, f.directions, f.size
-        wide, columns, rows = padded(d, lanes), padded(directions, lanes), padded(n, TILE_ROWS)
-        as_given = d == wide and n == rows  # vectors and tiles read nothing beside the rows
+        n, d, directions, size = f.n // f.sets, f.d, f.directions, f.size
+        wide, columns = padded(d, lanes), padded(directions, lanes)
+        as_given = d == wide  # vectors read nothing beside the rows
         sizes = (
-            0 if as_given else rows * wide,
-            rows * columns,
-            wide * columns,
-            columns,
-            n * wide,
-            wide,
-            wide,
-            wide,
-            columns,
-            padded(n, lanes),
-            n,
-            2 * lanes,
+            *(0 if as_given else n * wide, PROJECTED * wide, padded(n, PROJECTED) * columns, wide * columns, columns),
+            *(n * wide, wide, wide, wide, columns, padded(n, lanes), max(n, AT_ONCE), 2 * lanes),
         )
         buffer = np.empty(room(sizes), kind)
-        copied, projected, packed, nothing, y, mean, u, v, middle, values, merged, here = cut(buffer, sizes)
-        order, names, other = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+        copied, tile, projected, packed, nothing, y, mean, u, v, middle, values, merged, here = cut(buffer, sizes)
+        order, rows = np.empty(n, np.int32), np.empty(n, np.int32)
+        names, other = np.empty(n, np.int32), np.empty(n, np.int32)
         clear(nothing, columns)
         for i in range(lanes):
             here[i] = i
         for task in range(first, last):
-            f = records[task]
+            f = records[task // f.sets]
+            begin = task % f.sets * n
             given, mask, found = pointer(f.x, zero), pointer(f.mask, byte), pointer(f.order, word)
-            x = given if as_given else copied
-            if not as_given:
+            before = pointer(f.before, word)
+            seen = visible = 0
+            for hidden in range(2):
                 for i in range(n):
-                    for p in range(wide):
-                        copied[i * wide + p] = given[i * d + p] if p < d else 0
-            seen = 0
-            for i in range(n):
-                if f.mask == 0 or mask[i] != 0:
-                    order[seen] = i
-                    seen += 1
-            hidden = seen
-            for i in range(n):
-                if f.mask != 0 and mask[i] == 0:
-                    order[hidden] = i
-                    hidden += 1
+                    row = before[begin + i] if f.before != 0 else i
+                    if (1 if f.mask != 0 and mask[row] == 0 else 0) == hidden:
+                        rows[seen], order[seen] = row, seen
+                        seen += 1
+                if hidden == 0:
+                    visible = seen
+            x = given if as_given else copied
             pack(rows_at(pointer(f.sketch, zero), directions), d, directions, 1, lanes, Panels(packed, d))
-            multiply(
-                rows_at(x, wide), rows, Panels(packed, d), d, columns, lanes, rows_at(nothing, 0),
-                rows_at(projected, columns),
-            )  # fmt: skip
-            width = f.slots
+            for base in range(0, n, PROJECTED):
+                for i in range(base, min(base + PROJECTED, n)):
+                    for p in range(wide):
+                        value = given[rows[i] * d + p] if p < d else 0
+                        tile[(i - base) * wide + p] = value
+                        if not as_given:
+                            copied[rows[i] * wide + p] = value
+                multiply(
+                    rows_at(tile, wide), PROJECTED, Panels(packed, d), d, columns, lanes, rows_at(nothing, 0),
+                    rows_at(shifted(projected, base * columns), columns),
+                )  # fmt: skip
+            width = f.slots // f.sets
             while width > size:
                 half = width // 2
-                for begin in range(0, seen, width):
-                    many = min(width, seen - begin)
+                for i in range(0, visible, width):
+                    many = min(width, visible - i)
                     split(
-                        x, projected, order, begin, many, min(half, many), wide, columns, lanes, y, mean, u, v, middle,
-                        values, merged, names, other, here,
+                        x, projected, rows, order, i, many, min(half, many), wide, columns, lanes, y, mean, u, v,
+                        middle, values, merged, names, other, here,
                     )  # fmt: skip
                 width = half
-            for i in range(f.places):
-                found[i] = order[i] if i < n else n - 1
+            for i in range(n if f.sets > 1 else f.places):
+                found[begin + i] = rows[i] if i < n else n - 1
         return DONE
 
     return tree
@@ -113,30 +114,34 @@ def balanced_tree_kernel(dtype: np.dtype[Any]) -> Any:
 
 @inline
 def split(
-    x: Any, projected: Any, order: Any, begin: int, many: int, half: int, wide: int, columns: int, lanes: int, y: Any,
-    mean: Any, u: Any, v: Any, middle: Any, values: Any, merged: Any, names: Any, other: Any, here: Any,
+    x: Any, projected: Any, rows: Any, order: Any, begin: int, many: int, half: int, wide: int, columns: int,
+    lanes: int, y: Any, mean: Any, u: Any, v: Any, middle: Any, values: Any, merged: Any, names: Any, other: Any,
+    here: Any,
 ) -> None:  # fmt: skip
-    """Order the rows order[begin], … by their projections: the lower ones, `half` of them, are one half of the set."""
+    """Order the rows of x rows[begin], … by their projections: the lower ones, `half` of them, are half of the set.
+
+    `order` has the numbers of these rows in `projected`, and keeps step with them.
+    """
     share = 1 / many
-    sum_rows(x, order, begin, 0, many, wide, lanes, mean)
+    sum_rows(x, rows, begin, 0, many, wide, lanes, mean)
     sum_rows(projected, order, begin, 0, many, columns, lanes, middle)
     most = zeros(x)
     for i in range(many):
-        row = order[begin + i]
+        row = rows[begin + i]
         for p in range(0, wide, lanes):
             rest = load(x, row * wide + p) - load(mean, p) * share
             store(y, i * wide + p, rest)
             most = at_least(most, absolute(rest))
-    size = largest(most)
-    size = size if size > 0 else size * 0 + 1
+    # a step of power iteration takes sixth powers, which must not overflow
+    factor = (zeros(x) + 1.0) / at_least(zeros(x) + largest(most), SMALLEST(zeros(x)))
     best, far = -1.0, 0
     for i in range(many):
         row = order[begin + i]
-        for p in range(0, wide, lanes):  # a step of power iteration takes sixth powers, which must not overflow
-            store(y, i * wide + p, load(y, i * wide + p) / size)
+        for p in range(0, wide, lanes):
+            store(y, i * wide + p, load(y, i * wide + p) * factor)
         along = zeros(x)
         for p in range(0, columns, lanes):
-            part = (load(projected, row * columns + p) - load(middle, p) * share) / size
+            part = (load(projected, row * columns + p) - load(middle, p) * share) * factor
             along = along + part * part
         length = total(along)
         if length > best:
@@ -146,37 +151,46 @@ def split(
     for _ in range(POWER_STEPS):
         for p in range(0, wide, lanes):
             store(v, p, zeros(x))
-        for i in range(many):
-            values[0] = dot(y, i * wide, u, wide, lanes)
-            for p in range(0, wide, lanes):
-                store(v, p, load(v, p) + spread(values, 0) * load(y, i * wide + p))
+        for i in range(0, many, AT_ONCE):
+            here_are = min(AT_ONCE, many - i)
+            project(y, i, here_are, u, wide, lanes, values, 0)
+            add_weighted(values, y, i, here_are, wide, lanes, v)
         norm = dot(v, 0, v, wide, lanes) ** 0.5
-        factor = 1 / norm if norm > 0 else 1.0
+        own = 1 / norm if norm > 0 else 1.0
         for p in range(0, wide, lanes):
-            store(u, p, load(v, p) * factor)
+            store(u, p, load(v, p) * own)
     for step in range(MEANS_STEPS + 1):
-        for i in range(many):
-            values[i] = dot(y, i * wide, u, wide, lanes)
+        for i in range(0, many, AT_ONCE):
+            project(y, i, min(AT_ONCE, many - i), u, wide, lanes, values, i)
+        bound = bound_of(values, many, half, lanes, merged) if half < many else values[0] * math.nan
         if step < MEANS_STEPS and half < many:
-            bound = bound_of(values, many, half, lanes)
             if bound == bound:
                 for p in range(0, wide, lanes):
                     store(v, p, zeros(x))
-                for i in range(many):
-                    share = 1 if values[i] < bound else 0
-                    for p in range(0, wide, lanes):
-                        store(v, p, load(v, p) + load(y, i * wide + p) * share)
+                for i in range(0, many, AT_ONCE):
+                    for j in range(i, min(i + AT_ONCE, many)):
+                        merged[j - i] = 1 if values[j] < bound else 0
+                    add_weighted(merged, y, i, min(AT_ONCE, many - i), wide, lanes, v)
             else:
                 sort(values, names, many, merged, other, here, lanes)
                 sum_rows(y, names, 0, 0, half, wide, lanes, v)
             for p in range(0, wide, lanes):  # the mean of all is 0: that of the upper half lies opposite
                 store(u, p, load(v, p) * -1.0)
+        elif step == MEANS_STEPS and bound == bound:
+            halve(values, names, many, half, bound)
         elif step == MEANS_STEPS:
             sort(values, names, many, merged, other, here, lanes)
+    turn_round(rows, begin, many, names, other)
+    turn_round(order, begin, many, names, other)
+
+
+@inline
+def turn_round(numbers: Any, begin: int, many: int, names: Any, other: Any) -> None:
+    """Put the numbers at the places names[0], … from `begin` on in this order."""
     for i in range(many):
-        other[i] = order[begin + names[i]]
+        other[i] = numbers[begin + names[i]]
     for i in range(many):
-        order[begin + i] = other[i]
+        numbers[begin + i] = other[i]
 
 
 @inline
@@ -189,18 +203,70 @@ def dot(x: Any, start: int, y: Any, width: int, lanes: int) -> Any:
 
 
 @inline
-def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
-    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x."""
+def project(x: Any, first: int, count: int, u: Any, width: int, lanes: int, found: Any, at: int) -> None:
+    """The products with u of `count` rows of x, at most `AT_ONCE`, from `first` on, into found[at], …."""
+    if count < AT_ONCE:
+        for i in range(count):
+            found[at + i] = dot(x, (first + i) * width, u, width, lanes)
+    else:
+        one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
+        for p in range(0, width, lanes):
+            own, place = load(u, p), first * width + p
+            one = one + load(x, place) * own
+            two = two + load(x, place + width) * own
+            three = three + load(x, place + 2 * width) * own
+            four = four + load(x, place + 3 * width) * own
+        found[at], found[at + 1], found[at + 2], found[at + 3] = total(one), total(two), total(three), total(four)
+
+
+@inline
+def add_weighted(weights: Any, x: Any, first: int, count: int, width: int, lanes: int, sums: Any) -> None:
+    """Add `count` rows of x, at most `AT_ONCE`, from `first` on, times weights[0], …, to a row of sums."""
     for p in range(0, width, lanes):
-        along = zeros(x)
-        for i in range(first, last):
-            along = along + load(x, names[begin + i] * width + p)
+        place, along = first * width + p, load(sums, p)
+        if count < AT_ONCE:
+            for i in range(count):
+                along = along + spread(weights, i) * load(x, place + i * width)
+        else:
+            some = spread(weights, 0) * load(x, place) + spread(weights, 1) * load(x, place + width)
+            more = spread(weights, 2) * load(x, place + 2 * width) + spread(weights, 3) * load(x, place + 3 * width)
+            along = along + (some + more)
         store(sums, p, along)
 
 
 @inline
-def bound_of(values: Any, count: int, half: int, lanes: int) -> Any:
-    """A number that exactly `half` of the values are below; NaN if bisection finds none, as among equal values."""
+def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
+    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x, in sums that do not wait for others."""
+    whole = first + (last - first) // AT_ONCE * AT_ONCE
+    for p in range(0, width, lanes):
+        one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
+        for i in range(begin + first, begin + whole, AT_ONCE):
+            one = one + load(x, names[i] * width + p)
+            two = two + load(x, names[i + 1] * width + p)
+            three = three + load(x, names[i + 2] * width + p)
+            four = four + load(x, names[i + 3] * width + p)
+        for i in range(begin + whole, begin + last):
+            one = one + load(x, names[i] * width + p)
+        store(sums, p, (one + two) + (three + four))
+
+
+@inline
+def halve(values: Any, names: Any, count: int, half: int, bound: Any) -> None:
+    """The places of the `half` values below a bound, in order, and then those of the others."""
+    low, high = 0, half
+    for i in range(count):
+        below = 1 if values[i] < bound else 0
+        place = low if below != 0 else high
+        names[place] = i
+        low, high = low + below, high + 1 - below
+
+
+@inline
+def bound_of(values: Any, count: int, half: int, lanes: int, rounded: Any) -> Any:
+    """A number that exactly `half` of the values are below; NaN if bisection finds none, as among equal values.
+
+    It is a number of the dtype of the values, as memory for one, `rounded`, makes it: to compare with it is exact.
+    """
     one, none, low, high = zeros(values) + 1.0, zeros(values), zeros(values) + INFINITY, zeros(values) - INFINITY
     whole = padded(count, lanes)
     for i in range(count, whole):
@@ -211,7 +277,8 @@ def bound_of(values: Any, count: int, half: int, lanes: int) -> Any:
         values[i] = INFINITY
     least, most, found = -largest(low * -1.0), largest(high), values[0] * math.nan
     for _ in range(BISECTIONS):
-        bound, below = (least + most) / 2, none
+        rounded[0] = (least + most) / 2
+        bound, below = rounded[0], none
         for i in range(0, count, lanes):
             below = below + where_negative(load(values, i) - bound, one, none)
         many = int(total(below))

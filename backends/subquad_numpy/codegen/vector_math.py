@@ -71,6 +71,7 @@ LN2_LOW = polynomial((-2.12194440054690583e-4,), (1.90821492927058770002e-10,))
 ZERO = polynomial((0.0,), (0.0,))
 ONE = polynomial((1.0,), (1.0,))
 LEAST = polynomial((-3.4028234663852886e38,), (-1.7976931348623157e308,))  # stands in for −∞, as −∞ − (−∞) is NaN
+SMALLEST = polynomial((2.0**-126,), (2.0**-1022,))  # of the numbers with all digits
 MOST = polynomial((2.0**122,), (2.0**1018,))  # a 64th of the range of numbers, of which a few may be added
 LOG2_E = 1.4426950408889634
 
