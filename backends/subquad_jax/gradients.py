@@ -123,12 +123,12 @@ def _gradient(compiled: Compiled, static: Static, need: Need) -> Callable[[Array
 
 def _of_generic(compiled: Compiled, static: Static) -> Callable[[Arrays, Arrays, Arrays], Arrays]:
     """The gradient in a form that can be differentiated: the kernel's own `gradient`, else that of the generic form."""
-    kernel, function = kernel_of(compiled), generic(compiled, static)
+    kernel = kernel_of(compiled)
 
     def gradient(arrays: Arrays, outputs: Arrays, grads: Arrays) -> Arrays:
         if kernel.gradient is not None:
             return _conj(kernel.gradient(arrays, outputs, _conj(grads), **dict(static)))
-        made, pull = jax.vjp(function, *arrays)
+        made, pull = jax.vjp(generic(compiled, static, outputs), *arrays)
         by = tuple(jnp.zeros_like(x) if by is None else by for x, by in zip(made, grads, strict=True))
         found = pull(by)  # what has no derivative, such as integers, has None here
         return tuple(None if x is None or x.dtype == jax.dtypes.float0 else x for x in found)

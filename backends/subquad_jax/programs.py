@@ -65,14 +65,20 @@ def has_key_mask(compiled: Compiled) -> bool:
     return "key_mask" in kernel_of(compiled).options
 
 
-def generic(compiled: Compiled, static: Static) -> Function:
-    """The generic form as a function of all arrays, the key mask last, that returns a tuple."""
+def generic(compiled: Compiled, static: Static, outputs: Arrays | None = None) -> Function:
+    """The generic form as a function of all arrays, the key mask last, that returns a tuple.
+
+    With the `outputs` of the compiled kernel, the shift of a state is the one that they have: see `Kernel.pinned`.
+    """
     kernel, has_mask = kernel_of(compiled), has_key_mask(compiled)
 
     def function(*arrays: Array | None) -> tuple[Array, ...]:
         *given, mask = arrays if has_mask else (*arrays, None)
         with PRECISE():  # a rule of differentiation may be traced after the call that it belongs to
-            found = kernel.generic(*given, **dict(static), **({"key_mask": mask} if has_mask else {}))
+            keywords = dict(static) | ({"key_mask": mask} if has_mask else {})
+            if kernel.pinned is not None and outputs is not None:
+                return tuple(kernel.pinned(tuple(given), outputs, **keywords))
+            found = kernel.generic(*given, **keywords)
         return tuple(found) if isinstance(found, tuple) else (found,)
 
     return function

@@ -21,6 +21,7 @@ from subquad.core.block_loop import fold_blocks
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.linear_scan import started
+from subquad.kernels.not_finite import causal_product, with_care
 from subquad.kernels.parallel_prefix import cut_runs, join_runs
 from subquad.kernels.selective_scan import read_out
 
@@ -75,16 +76,19 @@ def lti_scan(
         resets = xp.zeros(u.shape[:2], dtype=xp.bool, device=place_of(u)) if resets is None else resets
         mask = xp.ones(u.shape[:2], dtype=xp.bool, device=place_of(u)) if mask is None else mask
         rows += [xp.expand_dims(x, axis=-1) for x in (resets, mask)]
-    if reverse:
-        rows = [xp.flip(x, axis=1) for x in rows]
+    if reverse:  # a copy: products with a view whose strides are negative may round otherwise than those with a copy
+        rows = [xp.concat([xp.flip(x, axis=1)], axis=1) for x in rows]
     products = None if by_runs else Products.of(xp, rate, B, C, min(n, CHUNK))
 
-    def advance(state: Array, u: Array, *where: Array) -> tuple[Array, Array]:
-        if products is not None:
-            return _chunks(xp, state, u, products)
-        return _runs(xp, state, (u, *where), rate, B, C)
+    def scan(careful: bool) -> tuple[Array, Array]:
+        def advance(state: Array, u: Array, *where: Array) -> tuple[Array, Array]:
+            if products is not None:
+                return _chunks(xp, state, u, products, careful)
+            return _runs(xp, state, (u, *where), rate, B, C)
 
-    state, y = fold_blocks(advance, state, rows, (RUN if by_runs else CHUNK) * columns, xp=xp)
+        return fold_blocks(advance, state, rows, (RUN if by_runs else CHUNK) * columns, xp=xp)
+
+    state, y = scan(False) if by_runs or n == 1 else with_care(xp, scan, u, rate, B, C, state)
     if D is not None:
         y = y + D * rows[0]
     if by_runs:
@@ -137,22 +141,24 @@ class Products(NamedTuple):
         )
 
 
-def _chunks(xp: ModuleType, state: Array, u: Array, products: Products) -> tuple[Array, Array]:
+def _chunks(xp: ModuleType, state: Array, u: Array, products: Products, careful: bool) -> tuple[Array, Array]:
     """(state after a span, output of the span) by matrix products; the steps left over are one shorter chunk."""
     n, longest = u.shape[1], products.within.shape[-1]
     columns, rest = n // longest, n % longest
     parts = []
     if columns:
-        state, y = _equal_chunks(xp, state, u[:, : n - rest, :], products, columns)
+        state, y = _equal_chunks(xp, state, u[:, : n - rest, :], products, columns, careful)
         parts.append(y)
     if rest:
-        state, y = _equal_chunks(xp, state, u[:, n - rest :, :], products.shorter(xp, rest), 1)
+        state, y = _equal_chunks(xp, state, u[:, n - rest :, :], products.shorter(xp, rest), 1, careful)
         parts.append(y)
     return state, parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
 
 
-def _equal_chunks(xp: ModuleType, state: Array, u: Array, products: Products, columns: int) -> tuple[Array, Array]:
-    """`_chunks` of a whole number of chunks."""
+def _equal_chunks(
+    xp: ModuleType, state: Array, u: Array, products: Products, columns: int, careful: bool
+) -> tuple[Array, Array]:
+    """`_chunks` of a whole number of chunks; `careful` as in `with_care`."""
     batch, n, d = u.shape
     steps, p = products.left.shape[1:]
     by_channel = xp.reshape(xp.permute_dims(u, (2, 0, 1)), (d, batch * columns, steps))
@@ -165,7 +171,12 @@ def _equal_chunks(xp: ModuleType, state: Array, u: Array, products: Products, co
     last = before[:, -1, ...]
     state = last + (growth * last + left[:, -1, ...])
     heads = xp.reshape(xp.permute_dims(_real(xp, before), (2, 0, 1, 3)), (d, batch * columns, p))
-    y = by_channel @ products.within + heads @ products.out
+
+    def within(u: Array) -> Array:
+        return u @ products.within
+
+    y = causal_product(xp, within, by_channel, -1) if careful else within(by_channel)
+    y = y + heads @ products.out
     return state, xp.permute_dims(xp.reshape(y, (d, batch, n)), (1, 2, 0))
 
 

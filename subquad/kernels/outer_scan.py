@@ -26,6 +26,7 @@ from subquad.core.block_loop import fold_blocks
 from subquad.core.dtypes import common_dtype, compute_dtype
 from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
+from subquad.kernels.not_finite import causal_product, with_care
 from subquad.kernels.parallel_prefix import cut_runs
 
 CHUNK = 64  # steps of a chunk by products of matrices: its pairs cost as much as reading the state of 64 channels
@@ -119,10 +120,14 @@ def outer_scan(
     width = batch * max(pairs, heads * d * d_v) * backend_of(xp).items_behind(q, k, v)
     columns = max(1, min(MOST_CHUNKS, SPAN_ELEMENTS // max(1, width)))
 
-    def advance(state: Array, *span: Array | None) -> tuple[Array, Array]:
-        return _span(xp, sizes, chunk, state, bonus, span)
+    def scan(careful: bool) -> tuple[Array, Array]:
+        def advance(state: Array, *span: Array | None) -> tuple[Array, Array]:
+            return _span(xp, sizes, chunk, state, bonus, span, careful)
 
-    state, o = fold_blocks(advance, state, rows, chunk * columns, xp=xp)
+        return fold_blocks(advance, state, rows, chunk * columns, xp=xp)
+
+    # pairs of steps are masked one by one in chunks of `PAIRED`, which need no care
+    state, o = scan(False) if chunk == PAIRED or n == 1 else with_care(xp, scan, q, k, v, g, weight, state)
     if reverse:
         o = xp.flip(o, axis=1)
     o = xp.reshape(o, (batch, n, heads, d_v))
@@ -148,7 +153,7 @@ class Chunks(NamedTuple):
 
 
 def _span(
-    xp: ModuleType, sizes: Sizes, chunk: int, state: Array, bonus: Array | None, span: tuple[Any, ...]
+    xp: ModuleType, sizes: Sizes, chunk: int, state: Array, bonus: Array | None, span: tuple[Any, ...], careful: bool
 ) -> tuple[Array, Array]:
     """(state after a span, output of the span (batch, n, heads · d_v))."""
     batch, _, groups, shared, d, d_v = sizes
@@ -171,7 +176,7 @@ def _span(
         segment = xp.reshape(xp.cumulative_sum(segment, axis=2), (batch, columns, 1, 1, steps))
     chunks = Chunks(q, k, v, g, segment)
     lag = 0 if bonus is None else 1  # with a bonus, a step reads the state before it
-    own = _within(xp, chunks, lag)
+    own = _within(xp, chunks, lag, careful)
     if bonus is not None:
         bonus = xp.reshape(bonus, (bonus.shape[0], 1, groups, shared, 1, d))
         own = own + xp.sum(q * bonus * k, axis=-1, keepdims=True) * v
@@ -183,8 +188,8 @@ def _span(
     return state, o[:, :n, :]
 
 
-def _within(xp: ModuleType, c: Chunks, lag: int) -> Array:
-    """The part of the outputs that comes from steps of the same chunk."""
+def _within(xp: ModuleType, c: Chunks, lag: int, careful: bool) -> Array:
+    """The part of the outputs that comes from steps of the same chunk; `careful` as in `with_care`."""
     steps, place = c.q.shape[-2], place_of(c.q)
     t = xp.arange(steps, device=place)
     seen = t[:, None] - lag >= t[None, :]  # row t reads column s
@@ -195,7 +200,8 @@ def _within(xp: ModuleType, c: Chunks, lag: int) -> Array:
         scores = c.q @ xp.matrix_transpose(c.k)
         if between is not None:
             scores = scores * xp.exp(xp.where(seen, xp.reshape(between, between.shape[:-1]), -math.inf))
-        return xp.where(seen, scores, 0.0) @ c.v
+        scores = xp.where(seen, scores, 0.0)
+        return causal_product(xp, lambda v: scores @ v, c.v, -2, lag) if careful else scores @ c.v
     seen = seen[..., None]
     q, k, v = (xp.where(seen, x, 0.0) for x in (c.q[..., :, None, :], c.k[..., None, :, :], c.v[..., None, :, :]))
     products = q * k
