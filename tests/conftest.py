@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 
-# programs here run once: what XLA saves by optimising them is less than what it spends
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# programs here run once: what XLA saves by optimising them is less than what it spends, two thirds of it on building
+# the code of fusions out of MLIR
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
 
 import contextlib
 
