@@ -657,8 +657,8 @@ def clustered(
         near = {j for j in near if keep[j]}
         parts = []  # (logit, how many keys it stands for, their keys that are not near, mean value)
         for first, end, cluster, (k_mean, v_mean, main, others) in clusters:
-            left = [j for j in cluster if j not in near]
-            if first <= place < end and left:
+            left = [j for j in cluster if j not in near] if first <= place < end else []
+            if left:
                 variance = (q[i] @ main) ** 2 + q[i] ** 2 @ others  # of the logits of the cluster
                 logit = scale * q[i] @ k_mean + scale**2 * variance / 4
                 parts.append((logit + np.log(len(left)), left, v_mean))
