@@ -12,6 +12,7 @@ os.environ.setdefault(
 )
 
 import contextlib
+import gc
 
 import numpy as np
 import pytest
@@ -26,6 +27,12 @@ def pytest_configure() -> None:
 
         torch.set_num_threads(1)
     compile_share()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what lives to the end: thousands of tests, and the modules of large libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=LIBRARIES)
