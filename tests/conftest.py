@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 
-# programs here run once: what XLA saves by optimising them is less than what it spends
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# programs here run once: what XLA saves by optimising them is less than what it spends, two thirds of it on building
+# the code of fusions out of MLIR
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
 
 import contextlib
+import gc
 
 import numpy as np
 import pytest
@@ -22,6 +27,12 @@ def pytest_configure() -> None:
 
         torch.set_num_threads(1)
     compile_share()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage what lives to the end: thousands of tests, and the modules of large libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=LIBRARIES)

@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+# for JAX, beside the flags that spare its compiler work
+TWO_DEVICES = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"}
 PATIENCE = 300  # seconds for a process of its own: one that hangs must not block the tests for ever
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("llvmlite")
 from compiled_calls import Done, Mapped, causal_product, elu, gradients
 from compiled_calls import exponential as exponential_map
 from test_compiled_gradients import TOLERANCE, autograd, check, draw
+from weighted_means import log_weights, means
 
 import subquad
 
@@ -29,25 +30,12 @@ SIZES = [
 ]
 
 
-def causal(log: Any, v: Any, mask: np.ndarray | None) -> Any:
-    """Means of v with weights Σ_m exp(log), (heads, n, n_kv, m), over the keys that a row sees; 0 without any."""
-    n, n_kv = log.shape[1:3]
-    seen = torch.ones(n, n_kv, dtype=torch.bool).tril(n_kv - n)
-    if mask is not None:
-        seen = seen & torch.tensor(mask)[:, None, :]
-    log = torch.where(seen[..., None], log, -torch.inf)
-    most = log.detach().amax((-2, -1), keepdim=True)
-    weights = torch.exp(log - torch.where(most == -torch.inf, 0.0, most)).sum(-1)
-    total = weights.sum(-1, keepdim=True)
-    return (weights @ v) / torch.where(total == 0, 1.0, total)
-
-
 def exponential(scale: float, keys: np.ndarray, queries: np.ndarray, mask: np.ndarray | None) -> Any:
     keys, queries = (torch.tensor(x, dtype=torch.float64) for x in (keys, queries))
 
     def definition(q: Any, k: Any, v: Any) -> Any:
         log_k = k @ keys - abs(scale) / 2 * (k * k).sum(-1, keepdim=True)
-        return causal((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
+        return means(log_weights(q @ queries, log_k), v, mask, causal=True)
 
     return definition
 
@@ -55,7 +43,7 @@ def exponential(scale: float, keys: np.ndarray, queries: np.ndarray, mask: np.nd
 def linear(phi: Mapped, mask: np.ndarray | None) -> Any:
     def definition(q: Any, k: Any, v: Any) -> Any:
         phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.phi.scale_q * q, phi.phi.scale_k * k))
-        return causal(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, mask)
+        return means(torch.log(phi_q @ phi_k.transpose(-1, -2)), v, mask, causal=True)
 
     return definition
 

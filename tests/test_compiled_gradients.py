@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from interpreter import python
+from weighted_means import log_weights, means
 
 pytest.importorskip("llvmlite")
 
@@ -49,27 +50,17 @@ def autograd(function: Any, arrays: list[np.ndarray], grad: np.ndarray) -> list[
     return [x.numpy() for x in torch.autograd.grad(loss, tensors)]
 
 
-def weighted(log: Any, v: Any, mask: np.ndarray | None) -> Any:
-    """Means of v with weights Σ_m exp(log), (heads, n, n_kv, m); zero where a row sees no key."""
-    if mask is not None:
-        log = torch.where(torch.tensor(mask)[..., None, :, None], log, -torch.inf)
-    most = log.detach().amax((-2, -1), keepdim=True)
-    weights = torch.exp(log - torch.where(most == -torch.inf, 0.0, most)).sum(-1)
-    total = weights.sum(-1, keepdim=True)
-    return (weights @ v) / torch.where(total == 0, 1.0, total)
-
-
 def product(
     scale: float, mask: np.ndarray | None, q: Any, k: Any, v: Any, keys: Any, queries: Any, *center: Any
 ) -> Any:
     q_mean, k_mean = center or (0.0, 0.0)
     k, q = k - k_mean, q - q_mean
     log_k = k @ keys - abs(scale) / 2 * (k * k).sum(-1, keepdim=True) + scale * (k * q_mean).sum(-1, keepdim=True)
-    return weighted((q @ queries)[..., :, None, :] + log_k[..., None, :, :], v, mask)
+    return means(log_weights(q @ queries, log_k), v, mask)
 
 
 def softmax(scale: float, mask: np.ndarray | None, q: Any, k: Any, v: Any) -> Any:
-    return weighted(scale * (q @ k.transpose(-1, -2))[..., None], v, mask)
+    return means(scale * (q @ k.transpose(-1, -2)), v, mask)
 
 
 def check(got: Any, expected: list[np.ndarray], dtype: str) -> None:
@@ -112,7 +103,7 @@ def test_gradient_of_linear_attention(size: tuple[int, ...], dtype: str, mask: s
 
     def definition(q: Any, k: Any, v: Any) -> Any:
         phi_q, phi_k = (torch.nn.functional.elu(z) + 1 for z in (phi.phi.scale_q * q, phi.phi.scale_k * k))
-        return weighted(torch.log(phi_q @ phi_k.transpose(-1, -2))[..., None], v, seen)
+        return means(torch.log(phi_q @ phi_k.transpose(-1, -2)), v, seen)
 
     got = gradients(compiled_calls.product(q, k, v, phi=phi, key_mask=seen, save=True), phi, grad)[:3]
     check(got, autograd(definition, [q, k, v], grad), dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreter import python
+from interpreter import TWO_DEVICES, python
 from rows.libraries import relative_error
 
 import subquad
@@ -118,7 +118,7 @@ def test_scan_checkpoint_and_second_derivatives(name: str) -> None:
     def of_gradient(q: Any, k: Any, v: Any) -> Any:
         return (torch.autograd.grad(of(q, k, v), k, create_graph=True)[0] ** 2).sum()
 
-    twice = jax.grad(lambda *x: (jax.grad(loss, 1)(*x) ** 2).sum(), (0, 1, 2))(q, k, v)
+    twice = jax.jit(jax.grad(lambda *x: (jax.grad(loss, 1)(*x) ** 2).sum(), (0, 1, 2)))(q, k, v)
     same(twice, of_torch(of_gradient, q, k, v), 1e-9)
 
 
@@ -175,8 +175,6 @@ def test_gradient_of_rows_beyond_the_range_of_the_kernel_is_generic() -> None:
 
 
 SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp, numpy as np, subquad
 from jax.sharding import Mesh, PartitionSpec as P
 rng = np.random.default_rng(0)
@@ -196,7 +194,7 @@ print("done")
 def test_shards_of_attention() -> None:
     if not hasattr(jax, "shard_map"):
         pytest.skip("this JAX has it elsewhere")
-    assert python(SHARDED) == "done"
+    assert python(SHARDED, **TWO_DEVICES) == "done"
 
 
 def test_loops_over_shards_have_carries_of_one_type() -> None:

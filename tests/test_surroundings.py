@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreter import python
+from interpreter import TWO_DEVICES, python
 from rows.kernels import without_overrides
 
 import subquad
@@ -83,7 +83,7 @@ def test_sharded_arrays_of_jax(spec: tuple[Any, ...]) -> None:
             assert np.abs(np.asarray(got) - subquad.attention(x, x, x, method, **options)).max() < 1e-4, method
         print("done")
     """
-    assert "done" in python(code, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert "done" in python(code, **TWO_DEVICES)
 
 
 def test_an_installed_llvmlite_that_cannot_be_imported(tmp_path: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreter import python
+from interpreter import TWO_DEVICES, python
 from rows.libraries import Jax, relative_error, tolerance
 from rows.methods import MAIN, Case, D, Row, named, rows
 from rows.scans import Scan, scans
@@ -336,8 +336,6 @@ def test_jax_transforms_of_the_scan(jax_library: Jax, scan: Scan) -> None:
 
 
 SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp, numpy as np, subquad
 from jax.sharding import Mesh, PartitionSpec as P
 subquad.core.block_loop.BLOCK_ELEMENTS = 1
@@ -362,8 +360,6 @@ for choice in ("auto", "generic"):
 """
 
 DIVIDED = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp, numpy as np, subquad
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 x, A = jnp.linspace(0.1, 1, 2 * 9 * 3).reshape(2, 9, 3), -jnp.ones((3, 3))
@@ -393,12 +389,12 @@ def test_jax_shard_map(jax_library: Jax) -> None:
 
     if not hasattr(jax, "shard_map"):
         pytest.skip("this JAX has it elsewhere")
-    python(SHARDED)
+    python(SHARDED, **TWO_DEVICES)
 
 
 def test_jax_arrays_divided_among_devices(jax_library: Jax) -> None:
     """A batch in shards and weights that every device has are on the same devices."""
-    python(DIVIDED)
+    python(DIVIDED, **TWO_DEVICES)
 
 
 @pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "jit(vmap)", "vmap(grad)", "scan", "checkpoint"])

@@ -612,8 +612,8 @@ def clustered(
     sketch = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))).standard_normal((d, 32))
     sink_keys = {j for j in range(n_kv) if j < sinks and keep[j]}
 
-    def clusters_of(keys: range, last: int, places: int) -> list[tuple[list[int], Array]]:
-        """The clusters of some keys, by the queries before row `last`, and the metric of these.
+    def clusters_of(keys: range, last: int, places: int) -> list[tuple[list[int], tuple[Array, ...]]]:
+        """The clusters of some keys, by the queries before row `last`, and what stands for each.
 
         Full clusters would have so many keys.
         """
@@ -627,12 +627,12 @@ def clustered(
             depth += 1
         root = quarter_root(moment)
         found = halves(k @ root, own, cluster_size * 2**depth, cluster_size, sketch)
-        return [(cluster, root) for cluster in found if cluster]
+        return [(own, (k[own].mean(axis=0), v[own].mean(axis=0), *variances(k[own], root))) for own in found if own]
 
     ahead, last = n_kv - n, 0
     clusters: list[
-        tuple[int, float, list[int], Array]
-    ] = []  # (the first place of a row that sees it, of one that does not, keys, metric)
+        tuple[int, float, list[int], tuple[Array, ...]]
+    ] = []  # (the first place of a row that sees it, of one that does not, keys, (means of keys and values, variances))
     if causal:
         places = -(-chunk // cluster_size) * cluster_size
         for c in range(n_kv // chunk):
@@ -642,7 +642,7 @@ def clustered(
             while spans > 1 and (c + 1) % (many * spans) == 0:
                 many *= spans
             start = end - many * chunk  # these keys are clustered again
-            clusters = [(x, min(y, end) if own[0] >= start else y, own, root) for x, y, own, root in clusters]
+            clusters = [(x, min(y, end) if own[0] >= start else y, own, means) for x, y, own, means in clusters]
             clusters += [(end, np.inf, *found) for found in clusters_of(range(start, end), last, many * places)]
     else:
         clusters = [(-n, np.inf, *found) for found in clusters_of(range(n_kv), n, n_kv)]
@@ -656,11 +656,12 @@ def clustered(
             near = sink_keys | {j for j in range(n_kv) if abs(j - place) <= window}
         near = {j for j in near if keep[j]}
         parts = []  # (logit, how many keys it stands for, their keys that are not near, mean value)
-        for first, end, cluster, root in clusters:
-            left = [j for j in cluster if j not in near]
-            if first <= place < end and left:
-                logit = scale * q[i] @ k[cluster].mean(axis=0) + scale**2 * variance_along(q[i], k[cluster], root) / 4
-                parts.append((logit + np.log(len(left)), left, v[cluster].mean(axis=0)))
+        for first, end, cluster, (k_mean, v_mean, main, others) in clusters:
+            left = [j for j in cluster if j not in near] if first <= place < end else []
+            if left:
+                variance = (q[i] @ main) ** 2 + q[i] ** 2 @ others  # of the logits of the cluster
+                logit = scale * q[i] @ k_mean + scale**2 * variance / 4
+                parts.append((logit + np.log(len(left)), left, v_mean))
         parts.sort(key=lambda part: -part[0])
         near = near.union(*(left for _, left, _ in parts[:opened]))
         logits = [scale * q[i] @ k[j] for j in near] + [logit for logit, _, _ in parts[opened:]]
@@ -671,8 +672,8 @@ def clustered(
     return out
 
 
-def variance_along(q: Array, k: Array, root: Array) -> float:
-    """The variance of q·k over a few keys: along one direction exactly, else as if it were that of a band's mean.
+def variances(k: Array, root: Array) -> tuple[Array, Array]:
+    """Variances of a few keys: along one direction, which they are exactly, and of the rest by channels, as of a band's mean.
 
     `root` is Σ^¼ of the moment of queries, in which the direction is found; channels of a band count by their squares.
     """
@@ -684,9 +685,9 @@ def variance_along(q: Array, k: Array, root: Array) -> float:
         direction = direction / max(np.linalg.norm(direction), 1e-300)
     along = direction @ covariance @ direction
     main = covariance @ direction / np.sqrt(along) if along > 0 else 0 * direction
-    left, width = np.diag(covariance) - main**2, -(-len(q) // 4)
-    bands = [slice(b, b + width) for b in range(0, len(q), width)]
-    return (q @ main) ** 2 + sum((q[b] ** 2).sum() * np.average(left[b], weights=sight[b]) for b in bands)
+    left, width = np.diag(covariance) - main**2, -(-len(main) // 4)
+    bands = [slice(b, b + width) for b in range(0, len(main), width)]
+    return main, np.concatenate([np.full_like(left[b], np.average(left[b], weights=sight[b])) for b in bands])
 
 
 def quarter_root(moment: Array) -> Array:

@@ -84,16 +84,23 @@ class Library:
     def context(self, dtype: str) -> Any:
         return contextlib.nullcontext()
 
-    def run(self, function: Callable[..., Any], *arrays: Any) -> Any:
-        return function(*arrays)
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as this library runs it."""
+        return function
 
     def call(self, function: Callable[..., Any], *trees: Any, dtype: str) -> Any:
         """The result of `function`, called on NumPy trees converted to this library: arrays of this library."""
+        return self.calls(function, trees, dtype=dtype)[0]
+
+    def calls(self, function: Callable[..., Any], *several: Any, dtype: str) -> list[Any]:
+        """The results of `function` for several lists of NumPy trees, in one program if their shapes agree."""
+        program, found = self.program(function), []
         with self.context(dtype):
-            out = self.run(function, *self.arrays(trees, dtype))
             example = self.array(np.zeros(1), dtype)
-            tree_map(lambda x: self.check_kin(x, example), out)
-            return out
+            for trees in several:
+                found.append(program(*self.arrays(trees, dtype)))
+                tree_map(lambda x: self.check_kin(x, example), found[-1])
+        return found
 
     def check_kin(self, x: Any, example: Any) -> None:
         """Assert that an array is of this library, and on the device of the inputs."""
@@ -211,9 +218,9 @@ class Jax(Library):
         finally:
             jax.config.update("jax_disable_most_optimizations", False)
 
-    def run(self, function: Callable[..., Any], *arrays: Any) -> Any:
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         jax = pytest.importorskip("jax")
-        return jax.jit(lambda *traced: function(*traced))(*arrays)
+        return jax.jit(lambda *traced: function(*traced))
 
     def host(self, x: Any) -> np.ndarray:
         return np.asarray(x.astype("float32") if str(x.dtype) == "bfloat16" else x)
