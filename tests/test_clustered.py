@@ -332,6 +332,25 @@ def test_queries_shape_the_clusters() -> None:
     others = np.concatenate([q, 1e3 * rng.standard_normal((256, D))])  # rows whose queries spread the other way
     good, bad = attend(q, k, v, **options), attend(others, np.concatenate([k, k]), np.concatenate([v, v]), **options)
     assert relative_error(good, exact) < 0.2 * relative_error(bad[:256], exact)
+    errors = [relative_error(attend(q, k, v, power=power, **options), exact) for power in (0.0, 0.25, 0.5)]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+
+
+@both_forms
+def test_powers_of_the_second_moment(causal: bool) -> None:
+    """0.25 is the default; where Σ is a multiple of I, all powers make the clusters that 0 makes, but no others."""
+    q, k, v = drawn()
+    assert np.array_equal(attend(q, k, v, causal=causal, power=0.25), attend(q, k, v, causal=causal))
+    even = np.concatenate([np.eye(D), -np.eye(D)])
+    for queries, same in ((even, True), (even * np.arange(1, D + 1), False)):
+        outs = [attend(queries, k, v, power=power) for power in (0.0, 0.1, 0.5)]
+        assert all((relative_error(out, outs[0]) < 1e-12) == same for out in outs[1:])
+
+
+@pytest.mark.parametrize("power", ["0.3", None, True])
+def test_powers_of_another_type(power: Any) -> None:
+    with pytest.raises(TypeError, match="power"):
+        subquad.Clustered(power=power)
 
 
 @pytest.mark.parametrize("garbage", [1e3, np.nan])
@@ -584,7 +603,7 @@ def test_a_state_holds_full_chunks_in_clusters_and_the_open_one_as_it_is() -> No
         SMALL | {"sinks": 0},
         SMALL | {"cluster_size": 5, "opened": 0},
         GROUPED,
-        GROUPED | {"cluster_size": 3, "sinks": 7},
+        GROUPED | {"cluster_size": 3, "sinks": 7, "power": 0.4},
     ],
 )  # groups that reach into a second chunk
 def test_long_streams_are_the_causal_method(options: dict[str, Any]) -> None:
@@ -713,6 +732,8 @@ def test_states_elsewhere(eager: Library) -> None:
         ({"window": -1}, "window must be at least 0, got -1"),
         ({"spans": 0}, "spans must be at least 1, got 0"),
         ({"expanded": -1}, "expanded must be at least 0, got -1"),
+        ({"power": 0.6}, "power must lie in 0 … 0.5, got 0.6"),
+        ({"power": -0.1}, "power must lie in 0 … 0.5, got -0.1"),
         ({"sinks": 5, "chunk": 4}, "sinks=5 are more keys than a chunk has, 4; pass a larger chunk or fewer sinks"),
         ({"implementation": "fast"}, "fast"),
     ],

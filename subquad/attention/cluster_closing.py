@@ -14,6 +14,7 @@ from subquad.attention.query_metric import (
     mean_squares_of,
     pooled,
     query_metric,
+    raised,
     second_moment,
 )
 from subquad.backend import Array
@@ -34,7 +35,7 @@ def close_chunks(method: Clustered, call: AttentionCall, metrics: ChunkMetrics, 
     seen = seen_keys(call)[..., : chunks * chunk]
     sinks = method.sinks if begins else 0
     clustered = seen & (xp.arange(chunks * chunk, device=place_of(k)) >= sinks)
-    rows = metrics.apply(xp, xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])))
+    rows = metrics.apply(xp, xp.reshape(k, (*k.shape[:-2], chunks, chunk, k.shape[-1])), method.power)
     held = xp.reshape(clustered, (*clustered.shape[:-1], chunks, chunk))
     order = find_order(xp, rows, held, method.cluster_size, method.seed, method.implementation)
     order = order + xp.arange(chunks, dtype=xp.int32, device=place_of(k))[:, None] * chunk
@@ -56,7 +57,7 @@ def close_keys(
     size, n = method.cluster_size, k.shape[-2]
     sinks = min(method.sinks, n) if begins else 0
     clustered = seen & (xp.arange(n, device=place_of(k)) >= sinks)
-    rows = in_metric(xp, k, metric)
+    rows = in_metric(xp, k, raised(xp, metric, method.power))
     order = find_order(xp, rows, clustered, size, method.seed, method.implementation)
     counts, sight = counts_of(xp, clustered, size), mean_squares_of(xp, metric)[..., None, :]
     sight = xp.broadcast_to(sight, (*sight.shape[:-2], counts.shape[-1], k.shape[-1]))

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from subquad.attention.key_clusters import KeyClusters, counts_of, find_order, groups_between
-from subquad.attention.query_metric import ChunkMetrics, mean_squares_of
+from subquad.attention.query_metric import ChunkMetrics, mean_squares_of, raised
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.kernels.cluster_summaries import cluster_members, cluster_spread
@@ -133,7 +133,7 @@ def _put_others(
     counts = found.counts[..., these]
     holds = xp.arange(size, dtype=xp.int32, device=place_of(counts)) < counts[..., None]
     holds = xp.reshape(holds, (*counts.shape[:-1], count * size))
-    rows = keys() @ metric
+    rows = keys() @ raised(xp, metric, method.power)
     order = find_order(xp, rows, holds, size, method.seed, method.implementation)
     k, counts = keys(), counts_of(xp, holds, size)
     sight = xp.broadcast_to(mean_squares_of(xp, metric)[..., None, :], found.means[..., these, :].shape)

@@ -1,7 +1,7 @@
 """The metric in which queries tell keys apart: Σ^¼, with Σ the second moment of the queries.
 
 The mean of (q·(k − μ))² over queries is the squared length of (k − μ) Σ^½; the quarter power is between that and the
-plain length.
+plain length. Other powers are made of it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ChunkMetrics(NamedTuple):
         each = (i for i, count in enumerate(self.chunks_of) for _ in range(count))
         return self.metrics[..., next(itertools.islice(each, chunk, None)), :, :]
 
-    def apply(self, xp: ModuleType, k: Array) -> Array:
-        """The rows of keys (..., chunks, chunk, d), each chunk in its metric."""
-        first, parts = 0, []
+    def apply(self, xp: ModuleType, k: Array, power: float) -> Array:
+        """The rows of keys (..., chunks, chunk, d), times the power of the Σ of their chunk."""
+        first, parts, metrics = 0, [], raised(xp, self.metrics, power)
         for i, count in enumerate(self.chunks_of):
-            parts.append(in_metric(xp, k[..., first : first + count, :, :], self.metrics[..., i : i + 1, :, :]))
+            parts.append(in_metric(xp, k[..., first : first + count, :, :], metrics[..., i : i + 1, :, :]))
             first += count
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-3)
 
@@ -61,6 +61,15 @@ def mean_squares_of(xp: ModuleType, metric: Array) -> Array:
     """The mean squares (..., d) of the channels of queries by their metric Σ^¼ (..., d, d), up to a factor."""
     root = metric @ metric
     return xp.sum(root * root, axis=-1)
+
+
+def raised(xp: ModuleType, metric: Array, power: float) -> Array:
+    """The matrices Σ^power (..., d, d) of metrics Σ^¼ (..., d, d), up to a factor."""
+    if power == POWER:
+        return metric
+    values, vectors = decomposition(xp, "eigh", metric, "take another method than clustered")(metric)
+    root = xp.where(values > 0, values, 0.0) ** (power / POWER)
+    return (vectors * root[..., None, :]) @ xp.matrix_transpose(vectors)
 
 
 def query_metric(xp: ModuleType, moment: Array) -> Array:
