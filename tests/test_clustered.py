@@ -112,7 +112,9 @@ def test_threads_that_share_a_tree_find_the_same_clusters(library: str, monkeypa
     given = [xp.asarray(y) for y in (x.astype(np.float32), sketch.astype(np.float32), mask)]
     for threads in ("1", "2", "4"):
         for module in (calls, launch):
-            monkeypatch.setattr(module, "thread_count" if module is calls else "threads_for", lambda _, x=threads: int(x))
+            monkeypatch.setattr(
+                module, "thread_count" if module is calls else "threads_for", lambda _, x=threads: int(x)
+            )
         order = balanced_tree(*given[:2], size=16, key_mask=given[2], implementation="compiled")
         found.append(np.asarray(order))
         assert np.array_equal(np.sort(found[-1]), np.arange(2**14))

@@ -84,16 +84,16 @@ class Clustered(Method):
     all of them, so an output is a convex combination of values; with every cluster opened it is exact attention. A key
     counts once: those read exactly because they are near are left out of their cluster.
 
-    Clusters come from splitting rows k Σ^power in halves of equal size, and u is found among them, with Σ the second moment
-    of the queries (of all heads that share the keys, without those that are not finite, or hidden by `key_mask`). In
-    causal calls, Σ of a chunk sums up the queries up to its end, or up to the end of an earlier chunk, at least two
-    thirds of them, so that no later token changes an earlier row. Which keys lie together and which clusters are opened
-    is constant for gradients. The place of query i is i + n_kv − n. A program that is traced serves one length. The
-    state of `step` holds the clusters of the chunks that are full and the keys of the open one. It grows by k, v and a
-    part of a cluster for each token, and is read sparsely. Steps are the causal call, however they are cut. `summarize`
-    puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those that are open.
-    States merge in any order, to the keys of both, in clusters that depend on the order. Kernels: `balanced_tree`,
-    `block_attention`, `cluster_members`, `cluster_spread`, `clustered_attention`.
+    Clusters come from splitting rows k Σ^power in halves of equal size, and u is found among them, with Σ the second
+    moment of the queries (of all heads that share the keys, without those that are not finite, or hidden by
+    `key_mask`). In causal calls, Σ of a chunk sums up the queries up to its end, or up to the end of an earlier chunk,
+    at least two thirds of them, so that no later token changes an earlier row. Which keys lie together and which
+    clusters are opened is constant for gradients. The place of query i is i + n_kv − n. A program that is traced serves
+    one length. The state of `step` holds the clusters of the chunks that are full and the keys of the open one. It
+    grows by k, v and a part of a cluster for each token, and is read sparsely. Steps are the causal call, however they
+    are cut. `summarize` puts all keys of a chunk into clusters; a row that `attend` computes has no near keys but those
+    that are open. States merge in any order, to the keys of both, in clusters that depend on the order. Kernels:
+    `balanced_tree`, `block_attention`, `cluster_members`, `cluster_spread`, `clustered_attention`.
 
     References
     ----------

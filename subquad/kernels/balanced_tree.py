@@ -31,10 +31,10 @@ def outputs(x: Array, sketch: Array, /, *, size: int, key_mask: Array | None = N
 def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | None = None) -> Array:
     """The rows of x (..., n, d) in clusters of `size`: int32 (..., ⌈n / size⌉ · size), the numbers of rows in order.
 
-    Cluster c has the rows at the places c · size … (c + 1) · size − 1 of the result. `key_mask` (..., n), of the batch
-    of x, hides rows: they come after all visible ones. Places behind the last row have the number n − 1. The row
-    farthest from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d, columns).
-    Equal projections keep the order of rows.
+    Cluster c has the rows at the places c · size … (c + 1) · size − 1 of the result, in their order. `key_mask` (...,
+    n), of the batch of x, hides rows: they come after all visible ones. Places behind the last row have the number n −
+    1. The row farthest from the mean is that of the largest |(x − mean) sketch|, for random directions `sketch` (d,
+    columns). Equal projections keep the order of rows.
     """
     xp, n = namespace_of(x), x.shape[-2]
     where, outer = place_of(x), x.shape[:-2]
@@ -58,7 +58,11 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
         order = xp.reshape(order, (batch[0] * slots // width, width))
         order = xp.reshape(xp.take_along_axis(order, found, axis=-1), (*batch, slots))
         width //= 2
-    order = xp.reshape(order[..., : count * size], (*outer, count * size))
+    order = order[..., : count * size]
+    hidden = ~xp.take_along_axis(seen, order, axis=-1)  # which come last in a cluster, too
+    order = xp.reshape(order + xp.astype(hidden, xp.int32) * slots, (*outer, count, size))
+    order = xp.reshape(xp.sort(order, axis=-1), (*outer, count * size))
+    order = xp.where(order < slots, order, order - slots)
     return xp.where(order < n, order, n - 1)
 
 

@@ -143,7 +143,7 @@ def _plan_tree(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     n, batch, runs = arrays[0].shape[-2], like.shape[:-1], dict[tuple[int, int], Callable[..., Any]]()
 
     def tree(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, ...], None]:
-        found: tuple[Array | None, ...] = (None,)
+        found: tuple[Any, ...] = (None,)
         for sets, size in tree_runs(n, static["size"], math.prod(batch), thread_count(threads)):
             given = (*arrays, *found)
             planned = runs.get((sets, size))

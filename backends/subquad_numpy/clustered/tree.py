@@ -176,21 +176,31 @@ def split(
                 sum_rows(y, names, 0, 0, half, wide, lanes, v)
             for p in range(0, wide, lanes):  # the mean of all is 0: that of the upper half lies opposite
                 store(u, p, load(v, p) * -1.0)
-        elif step == MEANS_STEPS and bound == bound:
-            halve(values, names, many, half, bound)
-        elif step == MEANS_STEPS:
-            sort(values, names, many, merged, other, here, lanes)
-    turn_round(rows, begin, many, names, other)
-    turn_round(order, begin, many, names, other)
+        elif step == MEANS_STEPS and half < many:
+            for i in range(many):
+                other[i] = 1 if values[i] < bound else 0
+            if bound != bound:
+                sort(values, names, many, merged, other, here, lanes)
+                for i in range(many):
+                    other[names[i]] = 1 if i < half else 0
+    if half < many:
+        put_low_first(rows, begin, many, half, other, names)
+        put_low_first(order, begin, many, half, other, names)
 
 
 @inline
-def turn_round(numbers: Any, begin: int, many: int, names: Any, other: Any) -> None:
-    """Put the numbers at the places names[0], … from `begin` on in this order."""
+def put_low_first(numbers: Any, begin: int, many: int, half: int, is_low: Any, copied: Any) -> None:
+    """Put the `half` of the numbers from `begin` on that are low first; both parts keep their order."""
+    low, high = begin, begin + half
     for i in range(many):
-        other[i] = numbers[begin + names[i]]
+        copied[i] = numbers[begin + i]
     for i in range(many):
-        numbers[begin + i] = other[i]
+        if is_low[i] != 0:
+            numbers[low] = copied[i]
+            low += 1
+        else:
+            numbers[high] = copied[i]
+            high += 1
 
 
 @inline
@@ -236,7 +246,7 @@ def add_weighted(weights: Any, x: Any, first: int, count: int, width: int, lanes
 
 @inline
 def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, lanes: int, sums: Any) -> None:
-    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x, in sums that do not wait for others."""
+    """The sum of the rows names[begin + first], …, names[begin + last − 1] of x."""
     whole = first + (last - first) // AT_ONCE * AT_ONCE
     for p in range(0, width, lanes):
         one, two, three, four = zeros(x), zeros(x), zeros(x), zeros(x)
@@ -248,17 +258,6 @@ def sum_rows(x: Any, names: Any, begin: int, first: int, last: int, width: int, 
         for i in range(begin + whole, begin + last):
             one = one + load(x, names[i] * width + p)
         store(sums, p, (one + two) + (three + four))
-
-
-@inline
-def halve(values: Any, names: Any, count: int, half: int, bound: Any) -> None:
-    """The places of the `half` values below a bound, in order, and then those of the others."""
-    low, high = 0, half
-    for i in range(count):
-        below = 1 if values[i] < bound else 0
-        place = low if below != 0 else high
-        names[place] = i
-        low, high = low + below, high + 1 - below
 
 
 @inline
