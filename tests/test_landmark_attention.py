@@ -1,4 +1,4 @@
-"""One kernel for short Nyström attention: the numbers of the kernels that it stands for, and who is chosen."""
+"""One kernel for Nyström attention: the numbers of the kernels that it stands for, and who is chosen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from subquad.kernels import landmark_attention
 pytest.importorskip("llvmlite")
 PARTS = ["softmax_attention", "iterative_pinv"]
 SIZES = [(64, 64, 32, 32, 16), (70, 133, 19, 37, 7), (17, 20, 8, 5, 16), (3, 3, 2, 80, 1), (90, 40, 16, 16, 24)]
+# (n, n_kv, d, d_v, m) of calls that are several runs: keys in chunks and in one; segments of two lengths, that end within
+# tiles of keys; more rows of landmarks than a tile has; fewer queries than a tile; rows of whole vectors and of parts
+LONG = [(1000, 9001, 32, 37, 65), (517, 12345, 19, 64, 17), (3000, 133, 64, 16, 100), (16, 20000, 8, 5, 16)]
 
 
 def _rows(n: int, n_kv: int, d: int, d_v: int, dtype: Any = np.float32) -> list[Any]:
@@ -29,7 +32,7 @@ def _both(q: Any, k: Any, v: Any, m: int) -> tuple[Any, Any]:
         return found, landmark_attention.parts(q, k, v, **static)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SIZES + LONG)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numbers_are_those_of_the_kernels_that_it_stands_for(sizes: tuple[int, ...], dtype: Any) -> None:
     q, k, v = _rows(*sizes[:4], dtype)
@@ -39,23 +42,25 @@ def test_numbers_are_those_of_the_kernels_that_it_stands_for(sizes: tuple[int, .
     assert relative_error(found, expected) < (1e-5 if dtype == np.float32 else 1e-13)
 
 
+@pytest.mark.parametrize("n_kv", [64, 9001])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", range(3))
-def test_numbers_that_are_not_finite_reach_the_same_rows(number: float, place: int) -> None:
+def test_numbers_that_are_not_finite_reach_the_same_rows(number: float, place: int, n_kv: int) -> None:
     """A query spoils its own row; a key or a value all rows of its item."""
-    arrays = _rows(64, 64, 32, 32)
+    arrays = _rows(64, n_kv, 32, 32)
     arrays[place][(0, 0, 10, 3)[-arrays[place].ndim :]] = number
     found, expected = _both(*arrays, 16)
     assert not np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "m"), [(8, 2), (8192, 16)])
 @pytest.mark.parametrize("d", [1, 32])
-def test_means_of_large_keys_are_finite(d: int) -> None:
-    q, k, v = _rows(8, 8, d, 5)
+def test_means_of_large_keys_are_finite(d: int, n: int, m: int) -> None:
+    q, k, v = _rows(n, n, d, 5)
     k *= np.float32(1e38 / np.abs(k).max())
-    k[..., :4, 0] = 2e38  # whose sum overflows
-    found, expected = _both(q * np.float32(1e-38), k, v, 2)
+    k[..., : n // 2, 0] = 2e38  # whose sum overflows
+    found, expected = _both(q * np.float32(1e-38), k, v, m)
     assert np.isfinite(expected).all()
     assert relative_error(found, expected) < 1e-5
 
@@ -65,10 +70,12 @@ def _chosen(q: Any, k: Any, **options: Any) -> list[str]:
     return [choice.kernel for choice in subquad.explain(subquad.attention, q, k, k, "nystrom", **given).choices]
 
 
-def test_short_calls_take_it_and_others_the_kernels_it_is_made_of() -> None:
+def test_plain_calls_take_it_and_others_the_kernels_it_is_made_of() -> None:
     q, k = np.zeros((2, 40, 8)), np.zeros((2, 50, 8))
     assert _chosen(q, k) == ["landmark_attention"]
-    assert _chosen(np.zeros((200, 400, 8)), k[0]) == PARTS
+    long = np.zeros((200, 400, 8))
+    assert _chosen(long, k[0], num_landmarks=16) == ["landmark_attention"]
+    assert _chosen(long, k[0], num_landmarks=15) == PARTS
     assert _chosen(q, k, key_mask=np.arange(50) < 45) == PARTS
     for options in ({"landmarks": "uniform"}, {"landmarks": (q[:, :8], k[:, :8])}, {"query_mask": np.arange(40) < 30}):
         assert _chosen(q, k, **options) == PARTS
@@ -89,9 +96,30 @@ def test_recorded_calls_of_pytorch_take_the_kernels_it_is_made_of() -> None:
     torch.testing.assert_close(learned.detach(), plain)
 
 
-def test_half_precision_is_read_as_it_is_and_rounded_once() -> None:
-    q, k, v = _rows(70, 133, 19, 37, np.float16)
-    found, _ = _both(q, k, v, 7)
-    expected, _ = _both(*(x.astype(np.float32) for x in (q, k, v)), 7)
+@pytest.mark.parametrize("sizes", [(70, 133, 19, 37, 7), *LONG])
+def test_half_precision_is_read_as_it_is_and_rounded_once(sizes: tuple[int, ...]) -> None:
+    q, k, v = _rows(*sizes[:4], np.float16)
+    found, _ = _both(q, k, v, sizes[4])
+    expected, _ = _both(*(x.astype(np.float32) for x in (q, k, v)), sizes[4])
     assert found.dtype == np.float16
     assert (found == expected.astype(np.float16)).all()
+
+
+def test_rows_that_are_read_from_other_layouts_give_the_same_numbers() -> None:
+    """Rows apart from each other are read where they lie; numbers apart from each other are copied."""
+    q, k, v = _rows(1000, 9001, 32, 37)
+    expected, _ = _both(q, k, v, 17)
+    apart = [np.repeat(x, 2, axis=-2)[..., ::2, :] for x in (q, k, v)]
+    for arrays in (apart, [np.repeat(x, 2, axis=-1)[..., ::2] for x in apart]):
+        found, _ = _both(*arrays, 17)
+        assert (found == expected).all()
+
+
+def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = _rows(1000, 9001, 32, 37)
+    expected, _ = _both(q, k, v, 17)
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        for _ in range(3):
+            found, _ = _both(q, k, v, 17)
+            assert (found == expected).all()

@@ -47,6 +47,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.iterative_pinv.gradient import pinv_gradient_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.landmark_attention.kernel import landmark_attention_kernel
+    from subquad_numpy.landmark_attention.values import values_kernel
     from subquad_numpy.linear_scan.kernel import linear_scan_gradient_kernel, linear_scan_kernel
     from subquad_numpy.lti_scan.backward import backward_kernel as lti_gradient_kernel
     from subquad_numpy.lti_scan.forward import forward_kernel as lti_kernel
@@ -56,6 +57,7 @@ def kernels() -> list[Callable[[], Any]]:
     from subquad_numpy.outer_scan.forward import forward_kernel as outer_forward_kernel
     from subquad_numpy.project.kernel import project_kernel
     from subquad_numpy.sampled_errors.kernel import errors_kernel
+    from subquad_numpy.segment_means.kernel import means_kernel
     from subquad_numpy.selective_scan.backward import backward_kernel
     from subquad_numpy.selective_scan.forward import forward_kernel
 
@@ -82,6 +84,7 @@ def kernels() -> list[Callable[[], Any]]:
               for stored in ("float32", "bfloat16")]  # fmt: skip
     found += [partial(make, np.dtype(dtype)) for make in (
         block_attention_gradient_kernel, block_attention_kernel, clustered_attention_kernel, balanced_tree_kernel,
-        cluster_members_kernel, cluster_spread_kernel, pinv_gradient_kernel, pinv_kernel, landmark_attention_kernel, nearest_kernel, order_kernel,
+        cluster_members_kernel, cluster_spread_kernel, pinv_gradient_kernel, pinv_kernel, landmark_attention_kernel, values_kernel,
+        means_kernel, nearest_kernel, order_kernel,
         errors_kernel) for dtype in dtypes]  # fmt: skip
     return found

@@ -13,8 +13,9 @@ from subquad.backend import Backend, Override
 from subquad.core.checks import WITH_UNITS
 from subquad_numpy import array_api
 from subquad_numpy.compiled import as_override
-from subquad_numpy.half.calls import LEAST, means
+from subquad_numpy.half.calls import LEAST
 from subquad_numpy.plain import attention
+from subquad_numpy.segment_means.calls import means
 from subquad_numpy.table import COMPILED
 
 __all__ = ["BACKEND", "NumpyBackend"]

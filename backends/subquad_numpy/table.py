@@ -43,8 +43,7 @@ from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
-from subquad_numpy.landmark_attention.calls import landmark_attention
-from subquad_numpy.landmark_attention.calls import of_one_task as short_by_landmarks
+from subquad_numpy.landmark_attention.calls import landmark_attention, segments_of_rows
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
 from subquad_numpy.lti_scan import calls as lti_scan
@@ -140,7 +139,7 @@ COMPILED: dict[str, Compiled] = {
         ),
         Compiled(
             "landmark_attention",
-            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=short_by_landmarks),
+            Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=segments_of_rows),
             landmark_attention,
             as_stored=_first(3),
         ),

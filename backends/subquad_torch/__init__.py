@@ -13,7 +13,8 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from subquad.backend import NO_CONTEXT, Array, Backend, Conditions
 from subquad.core.block_loop import loop_blocks, row_count
-from subquad_numpy.half.calls import LEAST, means
+from subquad_numpy.half.calls import LEAST
+from subquad_numpy.segment_means.calls import means
 from subquad_numpy.table import COMPILED
 from subquad_torch import array_api, cuda, sdpa
 from subquad_torch.conditions import (

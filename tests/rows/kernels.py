@@ -567,6 +567,7 @@ for example in [
     landmark_attention("plain", (2, 63), (2, 70), 5),
     landmark_attention("equal segments, shared keys", (2, 3, 64), (3, 96), 16, d_v=37),
     landmark_attention("as many as rows", (2, 7), (2, 7), 7),
+    landmark_attention("many rows", (2, 1000), (2, 12300), 16),
     *(features("feature_step", phi, 3 * ((2, 63),), None) for phi in PHI),
     *(features("feature_step", phi, ((2, 3, 70), (2, 1, 70), (2, 1, 70)), (2, 1), f"{phi} goes on")
       for phi in ("exponential", "elu")),

@@ -52,15 +52,18 @@ from subquad_numpy.codegen.matmul import (
     rows_at,
     turned,
 )
+from subquad_numpy.codegen.segments import add_means
 from subquad_numpy.codegen.split_halves import add_halves, keep_halves
 from subquad_numpy.codegen.stored import round_row, stored_as
 from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 from subquad_numpy.runtime.arguments import Fields, fields
+from subquad_numpy.runtime.stored import AS_COMPUTED
 
 # halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone. For
-# rows that read all keys of an interval: `effective`, (Σ exp x)² / Σ exp(2 x), and the mean of the values they see
+# rows that read all keys of an interval: `effective`, (Σ exp x)² / Σ exp(2 x), and the mean of the values they see. For
+# rows that read the same whole segments of keys: `key_means`, zero at first, of the segments of all keys
 RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "effective": 1, "mean": 2}
-FORWARD_RECORD = fields(SIZES, {"keeps": None}, ARRAYS, RESULTS)
+FORWARD_RECORD = fields(SIZES, {"keeps": None, "segments": None}, ARRAYS, RESULTS, {"key_means": 2})
 
 
 @cache
@@ -149,6 +152,12 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     is_whole = is_plain and j >= inner_low and j + many <= inner_high
                     has_order = f.order_k != 0
                     a = whole_tile(k, k_as, f.k_row, order_k, has_order, j, many, d, n_kv, False, lanes, own_k)
+                    if f.key_means != 0 and tile == 0:
+                        here, until = max(j, low), min(j + many, high)
+                        add_means(
+                            shifted(a.data, -j * a.row), AS_COMPUTED, a.row, n_kv, d, f.segments, here, until,
+                            pointer(f.key_means, zero), lanes, edge,
+                        )  # fmt: skip
                     b = whole_tile(v, v_as, f.v_row, order_k, has_order, j, many, d_v, n_kv, True, lanes, own_v)
                     is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
                     if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`

@@ -93,20 +93,21 @@ def chunks_of(arrays: Sequence[Any]) -> int:
 
 
 def as_intervals(
-    arrays: Sequence[Any], static: Mapping[str, Any], chunks: int
+    arrays: Sequence[Any], static: Mapping[str, Any], chunks: int, edges: Any = None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arrays, with the mask last, and the options of the kernel `block_attention`, for those of this kernel.
 
-    With chunks, the intervals have a first batch axis for these.
+    With chunks, the intervals have a first batch axis for these. `edges` are the keys at which chunks begin, and then
+    n_kv; by default chunks have one length.
     """
     q, k, v, key_mask = arrays
     n_kv, right, xp = k.shape[-2], None if static.get("visible") is None else 0, namespace_of(q)
     _, start, stop = plain_sight(xp, q, q.shape[-2], n_kv, right=right)
     if chunks > 1:
         axes = max(*(x.ndim - 2 for x in (q, k, v)), 0 if key_mask is None else key_mask.ndim - 1)
-        length = -(-n_kv // chunks)
-        begin = xp.reshape(xp.arange(chunks, dtype=xp.int32) * length, (chunks, *(1,) * axes, 1))
-        start, stop = xp.maximum(start, begin), xp.minimum(stop, begin + length)
+        edges = xp.arange(chunks + 1, dtype=xp.int32) * -(-n_kv // chunks) if edges is None else edges
+        begin, end = (xp.reshape(x, (chunks, *(1,) * axes, 1)) for x in (edges[:-1], edges[1:]))
+        start, stop = xp.maximum(start, begin), xp.minimum(stop, end)
     options = {"scale": static["scale"], "size": 1, "from_first": chunks == 1}
     return (q, k, v, start, stop, *calls.NO_LIST, key_mask), options
 

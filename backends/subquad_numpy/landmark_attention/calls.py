@@ -1,4 +1,4 @@
-"""Nyström attention of short sequences in one run of a kernel, on NumPy arrays and tensors."""
+"""Nyström attention in one call, on NumPy arrays and tensors: of short sequences in one run of a kernel."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ import numpy as np
 from subquad.backend import Call
 from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch
-from subquad_numpy.block_attention import calls as block_attention
-from subquad_numpy.block_attention.whole import as_intervals
 from subquad_numpy.conditions import small_inverse, stored
+from subquad_numpy.landmark_attention import long
+from subquad_numpy.landmark_attention.long import attention_record
 from subquad_numpy.runtime.addresses import address_of
 from subquad_numpy.runtime.arguments import SMALL, Constant, Forms, Run, fix_rows, fixed, row_step, straight
 from subquad_numpy.runtime.stored import stored_word, widest
 
 Array = np.ndarray[Any, Any]
+LEAST = 16  # landmarks of long calls: fewer of them fill no tile of rows
 
 
-def of_one_task(call: Call) -> str | None:
+def segments_of_rows(call: Call) -> str | None:
     """The reason to leave a call to the kernels `softmax_attention` and `iterative_pinv`, or None."""
-    reason = stored(call) or small_inverse(call.static["m"])
+    m = call.static["m"]
+    reason = stored(call) or small_inverse(m)
     if reason is not None:
         return reason
     if call.conditions != PLAIN:
         return "calls that are recorded, traced or transformed go by the kernels that it is made of"
-    q, k, v = call.arrays
-    if 0 in (*q.shape, *k.shape, *v.shape):
+    if 0 in [length for x in call.arrays for length in x.shape]:
         return "an axis is empty"
-    items = math.prod(broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2]))
-    if items * _products(call.arrays, call.static) >= SMALL:
-        return f"it is for calls of fewer than {SMALL} multiply-adds, which one thread computes"
+    if m < LEAST and not _is_short(call.arrays, call.static):
+        return f"long calls with fewer than {LEAST} landmarks go by the kernels that it is made of"
     return None
+
+
+def _is_short(arrays: Sequence[Any], static: Mapping[str, Any]) -> bool:
+    """Whether one thread computes the call, in one run."""
+    items = math.prod(broadcast_batch(**{name: x.shape[:-2] for name, x in zip("qkv", arrays, strict=True)}))
+    return items * _products(arrays, static) < SMALL
 
 
 def _products(arrays: Sequence[Any], static: Mapping[str, Any]) -> float:
@@ -46,6 +52,8 @@ def _products(arrays: Sequence[Any], static: Mapping[str, Any]) -> float:
 
 def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
     """`landmark_attention`: the output."""
+    if not _is_short(arrays, static):
+        return long.plan(arrays, static)
     from subquad_numpy.block_attention.forward import block_attention_kernel
     from subquad_numpy.iterative_pinv.kernel import pinv_kernel
     from subquad_numpy.landmark_attention.kernel import LANDMARK_RECORD, landmark_attention_kernel
@@ -60,9 +68,9 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     q_land, values = np.empty((m, d), dtype), np.empty((m, d_v), dtype)
     item_q, item_k, item_v = (np.empty(x.shape[-2:], x.dtype) for x in (q, k, v))
     parts = {
-        "among": _record((q_land, q_land, np.empty((m, m), dtype)), dtype, scale),
-        "of_keys": _record((q_land, item_k, item_v), dtype, scale, **steps[1]),
-        "of_queries": _record((item_q, q_land, values), out_dtype, scale, **steps[0]),
+        "among": attention_record((q_land, q_land, np.empty((m, m), dtype)), dtype, scale),
+        "of_keys": attention_record((q_land, item_k, item_v), dtype, scale, **steps[1]),
+        "of_queries": attention_record((item_q, q_land, values), out_dtype, scale, **steps[0]),
     }
     run = Run(
         landmark_attention_kernel(dtype), LANDMARK_RECORD, batch, 1, _products(arrays, static),
@@ -86,17 +94,6 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     attend.parts = parts  # type: ignore[attr-defined]  # whose memory the run reads
     return attend_fixed if any(fixes) else straight(attend)
-
-
-def _record(arrays: Sequence[Array], out_dtype: Any, scale: float, **steps: int) -> Run:
-    """The record of an attention of arrays like these, without their addresses; `steps` are strides of rows."""
-    from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
-
-    values, batch, tasks, products = block_attention.record(*as_intervals((*arrays, None), {"scale": scale}, 1))
-    values |= {name: Constant(values[name]) for name in ("start", "stop")} | steps
-    out = np.empty((arrays[0].shape[0], arrays[2].shape[1]), out_dtype)
-    values |= {"out": out, "stored": stored_word((*arrays, out))}
-    return Run(block_attention_kernel(widest(*arrays)), FORWARD_RECORD, batch, tasks, products, values)
 
 
 landmark_attention = Forms(_plan)

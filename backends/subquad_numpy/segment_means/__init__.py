@@ -1,0 +1,1 @@
+"""Means of segments of rows, compiled."""
