@@ -176,9 +176,12 @@ class Forms:
         return run
 
 
-def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
-    """Say of a planned function that it does nothing with arrays but pass them on to runs of kernels."""
-    planned.is_straight = True  # type: ignore[attr-defined]
+def straight(planned: Callable[..., Any], *, short: bool = False) -> Callable[..., Any]:
+    """Say of a planned function that it does nothing with arrays but pass them on to runs of kernels.
+
+    One that is `short` runs on the caller's thread, and need not be given any number of threads.
+    """
+    planned.is_straight, planned.is_short = True, short  # type: ignore[attr-defined]
     return planned
 
 
