@@ -113,7 +113,7 @@ def _bind(
     all_plain = all(layout is None or layout == PLAIN_LAYOUT for layout in layouts)
     team = None if getattr(planned, "is_short", False) else threads
 
-    def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
+    def run(*arrays: Any, key_mask: Tensor | None = None) -> Any:
         given = (*arrays, key_mask) if masked else arrays
         if _are_plain(given) if all_plain else _have_layouts(given, layouts):
             like = arrays[0]
@@ -128,9 +128,7 @@ def _bind(
             if found is not None:
                 outputs = found[0]
                 return outputs if len(outputs) > 1 else outputs[0]
-        if masked:
-            keywords["key_mask"] = key_mask
-        return general(*arrays, **keywords)
+        return general(*arrays, **static, key_mask=key_mask) if masked else general(*arrays, **static)
 
     return run
 

@@ -168,7 +168,7 @@ class Forms:
         planned, new, static = self.planned(arrays, static, save=False), np.empty, dict(static)
         layouts = [None if x is None or x.flags.carray else x.strides for x in arrays]
 
-        def run(*arrays: Array | None, key_mask: Array | None = None, **_static: Any) -> Any:
+        def run(*arrays: Array | None, key_mask: Array | None = None) -> Any:
             given = (*arrays, key_mask) if masked else arrays
             outputs, _ = planned(given, new, None) if have_layouts(given, layouts) else self(given, static)
             return outputs if len(outputs) > 1 else outputs[0]
