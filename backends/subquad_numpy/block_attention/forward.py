@@ -52,9 +52,10 @@ from subquad_numpy.codegen.matmul import (
     rows_at,
     turned,
 )
+from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.split_halves import add_halves, keep_halves
 from subquad_numpy.codegen.stored import round_row, stored_as
-from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.codegen.vector_math import LEAST
 from subquad_numpy.runtime.arguments import Fields, fields
 
 # halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone. For
@@ -213,7 +214,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 new = at_least(new, at_least(one, other))
                             if many % 2 != 0:
                                 new = at_least(new, load(x, (many - 1) * columns + column))
-                            fade = exp_negative(old - new)
+                            (fade,) = exp_negative((old - new,))
                             store(top, i, new)
                             store(faded, column, fade)
                             if asks:
@@ -227,7 +228,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 continue
                             along = load(seen, i) * fade
                             for t in range(many):
-                                e = exp_negative(load(x, t * columns + column) - new)
+                                (e,) = exp_negative((load(x, t * columns + column) - new,))
                                 store(x, t * columns + column, e)
                                 along = along + e
                             store(seen, i, along)
