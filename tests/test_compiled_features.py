@@ -229,6 +229,17 @@ def test_nan_stays_in_its_row() -> None:
     assert np.isnan(softmax(q, k, v, scale=0.3)).all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width", [8, 16, 32, 33])
+def test_values_that_are_read_where_they_lie(width: int, dtype: str) -> None:
+    """Those of one panel with nothing between their rows: not every other row, nor a part of each row, nor one row."""
+    q, k, wide = draw(2, 20, 70, 16, 2 * width, dtype)
+    v = np.ascontiguousarray(wide[..., :width])
+    for values in (v, np.repeat(v, 2, axis=-2)[:, ::2], wide[..., :width], np.broadcast_to(v[:, :1], v.shape)):
+        got = softmax(q, k, values, scale=0.3)
+        assert error(got, softmax_by_definition(q, k, values, 0.3, None)) <= TOLERANCE[dtype]
+
+
 def test_rows_between_other_numbers() -> None:
     """A field of a structure: its strides are no multiple of its size."""
     table = np.zeros((2, 600, 16), [("x", np.float32), ("other", np.float16)])

@@ -250,3 +250,24 @@ def test_short_calls_to_a_few_keys_are_compiled_on_pytorch() -> None:
         for keys in (15, 16)
     }
     assert chosen == {15: "sdpa", 16: "compiled"}
+
+
+def test_long_calls_alone_ask_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from subquad_torch import host
+
+    asked: list[int] = []
+
+    def threads() -> int:
+        asked.append(1)
+        return 1
+
+    monkeypatch.setattr(host, "threads", threads)
+    method = subquad.Exact(implementation="compiled")
+    for n in (40, 508):
+        q, k, v = torch.from_numpy(np.stack(rows(n, 24, np.float32)))[:, None].unbind()
+        found = [subquad.attention(q, k, v, method) for _ in range(3)]
+        asked.clear()
+        found.append(subquad.attention(q, k, v, method))
+        assert bool(asked) == (n > 40)
+        assert all(torch.equal(x, found[0]) for x in found)

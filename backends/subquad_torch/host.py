@@ -110,10 +110,12 @@ def _bind(
     if not getattr(planned, "is_straight", False):
         return None
     makers: dict[Any, Callable[[Tensor], Tensor]] = {}  # of outputs, by shape and dtype
+    all_plain = all(layout is None or layout == PLAIN_LAYOUT for layout in layouts)
+    team = None if getattr(planned, "is_short", False) else threads
 
-    def run(*arrays: Any, key_mask: Tensor | None = None, **keywords: Any) -> Any:
+    def run(*arrays: Any, key_mask: Tensor | None = None) -> Any:
         given = (*arrays, key_mask) if masked else arrays
-        if _have_layouts(given, layouts):
+        if _are_plain(given) if all_plain else _have_layouts(given, layouts):
             like = arrays[0]
 
             def new(shape: tuple[int, ...], dtype: Any) -> Tensor:
@@ -122,13 +124,11 @@ def _bind(
                     make = makers[shape, dtype] = _maker(like, shape, dtype)
                 return make(like)
 
-            found = planned(given, new, threads())
+            found = planned(given, new, None if team is None else team())
             if found is not None:
                 outputs = found[0]
                 return outputs if len(outputs) > 1 else outputs[0]
-        if masked:
-            keywords["key_mask"] = key_mask
-        return general(*arrays, **keywords)
+        return general(*arrays, **static, key_mask=key_mask) if masked else general(*arrays, **static)
 
     return run
 
@@ -148,6 +148,17 @@ class Layout(NamedTuple):
     def of(cls, x: Tensor | None) -> Layout | None:
         """The layout of a tensor."""
         return None if x is None else cls(None if x.is_contiguous() else x.stride(), x.is_complex())
+
+
+PLAIN_LAYOUT = Layout(None, may_be_conjugate=False)
+
+
+def _are_plain(arrays: Arrays) -> bool:
+    """`_have_layouts` for real tensors that are contiguous, in half the time."""
+    for x in arrays:  # noqa: SIM110  # a generator takes twice the time
+        if x is not None and (not x.is_contiguous() or x.is_neg()):
+            return False
+    return True
 
 
 def _have_layouts(arrays: Arrays, layouts: Sequence[Layout | None]) -> bool:

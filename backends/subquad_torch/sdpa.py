@@ -138,7 +138,7 @@ def _bind(arrays: Sequence[Any], keywords: Mapping[str, Any]) -> Callable[..., T
     if on_cpu and n_kv < VECTOR:
         return None
 
-    def run(q: Tensor, k: Tensor, v: Tensor, **keywords: Any) -> Tensor:
+    def run(q: Tensor, k: Tensor, v: Tensor, *, key_mask: None = None) -> Tensor:
         if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():
             return scaled_dot_product_attention(q, k, v, scale=scale)
         return attend(q, k, v, **keywords)

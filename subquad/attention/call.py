@@ -27,7 +27,7 @@ from subquad.core.states import State, StateSpec
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
 KEPT: dict[Any, Arrangement] = {}
-AGAIN = "again"  # in `Arrangement.made`: what `AttentionCall.by_one_kernel` calls
+AGAIN = "again"  # in `Arrangement.made`: what computes the call, left by `AttentionCall.by_one_kernel`
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,10 @@ class Made(NamedTuple):
     before: Array = None
     signature: Any = None
     is_same: Callable[[Array, Array], bool] = lambda x, y: False
+
+
+Recalled = tuple[Any, Arrangement | None]  # see `recall`
+NOTHING: Recalled = (None, None)
 
 
 class OneKernel(NamedTuple):
@@ -118,21 +122,15 @@ class AttentionCall:
     def by_one_kernel(self, method: Any) -> Array | None:
         """What the caller of `method` gets in a remembered call, if one kernel computes it, else None.
 
-        What calls the kernel is remembered with the call, and then is all that runs.
+        What calls the kernel is remembered with the call, and then is all that runs: see `again`.
         """
-        made = self.arrangement.made
-        again = made.get(AGAIN)
-        if again is not None:
-            out = again(self.q, self.k, self.v, key_mask=self.key_mask)
-            if out is not None:
-                return out
         one = method._kernel(self)
         if one is None:
             return None
         found = self.run_one(method, one)
         out = self.leave(found)
         if out is found:
-            made[AGAIN] = one.kernel.again(self.arrangement, one.implementation, one.keywords)
+            self.arrangement.made[AGAIN] = one.kernel.again(self.arrangement, one.implementation, one.keywords)
         return out
 
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
@@ -287,6 +285,7 @@ def enter(
     owner: Any = None,
     as_stored: bool = False,
     given_options: ArrayOptions | None = None,
+    recalled: Recalled | None = None,
 ) -> AttentionCall:
     """Check the arguments of a call and return them arranged, as an `AttentionCall`.
 
@@ -294,16 +293,18 @@ def enter(
 
     `rows` has those of "q", "k" and "v" that this kind of call takes. `array_options(xp, like)` returns the method's
     options that are arrays (..., rows, d), checked; None if the method has none. Then, or with `given_options`, these
-    arrays as they are before that, the arrangement can be remembered, for the method `owner`.
+    arrays as they are before that, the arrangement can be remembered, for the method `owner`. `recalled` is what
+    `recall` has found for these arguments, if it was asked before.
     """
-    key = None
-    if array_options is None or given_options is not None:
-        key = _key(owner, spec, rows, key_mask, state, causal, scale, as_stored, given_options)
-        arrangement = None if key is None else KEPT.get(key)
-        if arrangement is not None and arrangement.as_given and arrangement.owner() is owner:
-            call = AttentionCall(arrangement, rows, key_mask, state, causal, given_options or {})
-            call.is_whole = True
-            return call
+    if recalled is None:
+        recalled = NOTHING
+        if array_options is None or given_options is not None:
+            recalled = recall(owner, spec, rows, key_mask, state, causal, scale, as_stored, given_options)
+    key, arrangement = recalled
+    if arrangement is not None:
+        call = AttentionCall(arrangement, rows, key_mask, state, causal, given_options or {})
+        call.is_whole = True
+        return call
     held = {} if state is None or spec is None else spec.check("state", state)
     xp = check_rows({"key_mask": key_mask, **held}, **rows)
     check_floating(xp, **held)
@@ -352,7 +353,7 @@ def _of_dtype(xp: ModuleType, rows: Array, dtype: Any) -> Array:
     return rows if rows.dtype == dtype else xp.zeros((1, rows.shape[-1]), dtype=dtype, device=place_of(rows))
 
 
-def _key(
+def recall(
     owner: Any,
     spec: StateSpec | None,
     rows: Mapping[str, Any],
@@ -362,18 +363,36 @@ def _key(
     scale: Any,
     as_stored: bool,
     options: ArrayOptions | None,
-) -> Any:
-    """The key under which an arrangement is remembered; None if it must be found anew at every call."""
+) -> Recalled:
+    """The key under which an arrangement is remembered, None if it must be found anew at every call; and what is there.
+
+    An arrangement is found for arrays that the call takes as they are.
+    """
     if owner is None or causal.__class__ is not bool or (scale is not None and scale.__class__ is not float):
-        return None
-    arrays = (*rows.values(), key_mask, *(() if options is None else options.values()))
+        return NOTHING
+    arrays = (*rows.values(), key_mask)
+    if options:
+        arrays += (*options.values(),)
     if state is None:
         signature, names = signature_of(arrays), None
     elif state.__class__ is dict:
         signature, names = signature_of((*arrays, *state.values())), (*state,)
     else:
-        return None
-    return None if signature is None else (signature, id(owner), id(spec), *rows, causal, scale, names, as_stored)
+        return NOTHING
+    if signature is None:
+        return NOTHING
+    key = signature, id(owner), id(spec), *rows, causal, scale, names, as_stored
+    found = KEPT.get(key)
+    if found is None or not found.as_given or found.owner() is not owner:
+        return key, None
+    return key, found
+
+
+def again(recalled: Recalled, q: Array, k: Array, v: Array, key_mask: Array | None) -> Array | None:
+    """What the caller gets in a call without restrictions that one kernel has computed before; else None."""
+    found = recalled[1]
+    run = None if found is None else found.made.get(AGAIN)
+    return None if run is None else run(q, k, v, key_mask=key_mask)
 
 
 def _find_heads(

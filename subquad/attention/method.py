@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from subquad.attention.call import ArrayOptions, AttentionCall, OneKernel, enter
+from subquad.attention.call import NOTHING, ArrayOptions, AttentionCall, OneKernel, again, enter, recall
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
@@ -111,17 +111,29 @@ class Method(Options):
         NotImplementedError
             If `causal` is True and the method has no causal form, or a restriction is given that it cannot take.
         """
+        is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
+        is_plain = is_plain and softcap is None and return_lse is False
         try:
+            rows, factor, as_stored = {"q": q, "k": k, "v": v}, self.default_scale(scale), self._reads_half()
+            holds, given_options, recalled = self._holds_arrays(), None, NOTHING
+            if holds:
+                given_options = self._given_options()
+            if not holds or given_options is not None:
+                recalled = recall(self, None, rows, key_mask, None, causal, factor, as_stored, given_options)
+                out = again(recalled, q, k, v, key_mask) if is_plain else None
+                if out is not None:
+                    return out
             call = enter(
                 None,
-                {"q": q, "k": k, "v": v},
+                rows,
                 key_mask=key_mask,
                 causal=causal,
-                scale=self.default_scale(scale),
-                array_options=self._array_options if self._holds_arrays() else None,
+                scale=factor,
+                array_options=self._array_options if holds else None,
                 owner=self,
-                as_stored=self._reads_half(),
-                given_options=self._given_options(),
+                as_stored=as_stored,
+                given_options=given_options,
+                recalled=recalled,
             )
         except TypeError as error:
             options = {
@@ -131,8 +143,6 @@ class Method(Options):
             return whole_call(error, "attention", self, {"q": q, "k": k, "v": v}, options)
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
-        is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
-        is_plain = is_plain and softcap is None and return_lse is False
         if is_plain and call.is_whole:
             out = call.by_one_kernel(self)
             if out is not None:

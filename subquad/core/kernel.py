@@ -196,7 +196,7 @@ class Kernel:
         except TypeError:  # such as a list given as `implementation`: `_choose` raises for it
             run, form = None, None
         if run is not None and _listener.choices is None:
-            return run(*arrays, **keywords)
+            return run(*arrays) if static is keywords else run(*arrays, key_mask=keywords["key_mask"])
         within = NO_CONTEXT if computing is None else computing(arrays[0])
         with within:
             chosen = self._choose(arrays, implementation, keywords)
@@ -208,28 +208,33 @@ class Kernel:
                 return self._zeros(chosen.xp, arrays, keywords)
             made = chosen.run(*arrays, **keywords)
         if form is not None:
-            bound = self._bound(chosen, computing, arrays, keywords)
+            bound = self._bound(chosen, computing, arrays, keywords, static)
             if len(self.chosen) >= MAX_KEPT:
                 self.chosen.clear()
             self.chosen[key] = bound
         return made
 
     def _bound(
-        self, chosen: _Chosen, computing: Computing | None, arrays: Sequence[Array | None], keywords: Mapping[str, Any]
-    ) -> Callable[..., Any]:
-        """The function for calls of these arrays' signature: as the override binds it, or as it is, in the context."""
+        self, chosen: _Chosen, computing: Computing | None, arrays: Sequence[Array | None],
+        keywords: Mapping[str, Any], static: Mapping[str, Any],
+    ) -> Callable[..., Any]:  # fmt: skip
+        """The function for calls of these arrays' signature: as the override binds it, or as it is, in the context.
+
+        It takes the arrays, and the key mask where calls have one: `static`, the other keywords, are known to it.
+        """
         override = chosen.override
         if override is not None and override.bind is not None:
             known = {x: y for x, y in keywords.items() if x not in self.options or x in override.accepts.options}
             bound = override.bind(arrays, known)
             if bound is not None:
                 return bound
+        run = functools.partial(chosen.run, **static)
         if computing is None:
-            return chosen.run
+            return run
 
-        def run_within(*arrays: Array | None, **keywords: Any) -> Any:
+        def run_within(*arrays: Array | None, **mask: Any) -> Any:
             with computing(arrays[0]):
-                return chosen.run(*arrays, **keywords)
+                return run(*arrays, **mask)
 
         return run_within
 
@@ -246,7 +251,7 @@ class Kernel:
         def again(*arrays: Array | None, key_mask: Array | None) -> Any:
             if self.chosen is not chosen or _listener.choices is not None:
                 return None
-            return run(*arrays, key_mask=key_mask, **keywords)
+            return run(*arrays, key_mask=key_mask)
 
         return again
 

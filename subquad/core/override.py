@@ -188,8 +188,9 @@ class Override:
         The calls that the override takes.
     bind : callable or None
         ``bind(arrays, keywords)`` is a function like `run`, for calls that share the signature of these arrays, a
-        `key_mask` among the keywords, and the other keywords, or None. It need not look at these again, but at what the
-        backend's `signature` does not tell, such as layouts; it raises no floating-point warning. Default: none.
+        `key_mask` among the keywords, and the other keywords, or None. It gets arrays and, where calls have one, the
+        `key_mask` alone, and need not look at the signature again, but at what the backend's `signature` does not tell,
+        such as layouts; it raises no floating-point warning. Default: none.
     """
 
     kernel: str

@@ -53,9 +53,10 @@ from subquad_numpy.codegen.matmul import (
     turned,
 )
 from subquad_numpy.codegen.segments import add_means
+from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.split_halves import add_halves, keep_halves
 from subquad_numpy.codegen.stored import round_row, stored_as
-from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.codegen.vector_math import LEAST
 from subquad_numpy.runtime.arguments import Fields, fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
@@ -222,7 +223,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 new = at_least(new, at_least(one, other))
                             if many % 2 != 0:
                                 new = at_least(new, load(x, (many - 1) * columns + column))
-                            fade = exp_negative(old - new)
+                            (fade,) = exp_negative((old - new,))
                             store(top, i, new)
                             store(faded, column, fade)
                             if asks:
@@ -236,7 +237,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 continue
                             along = load(seen, i) * fade
                             for t in range(many):
-                                e = exp_negative(load(x, t * columns + column) - new)
+                                (e,) = exp_negative((load(x, t * columns + column) - new,))
                                 store(x, t * columns + column, e)
                                 along = along + e
                             store(seen, i, along)

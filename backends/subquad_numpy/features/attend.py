@@ -14,7 +14,7 @@ import numpy as np
 from subquad_numpy.codegen import cut, inline, load, pointer, replace_where_zero, room, shifted, spread, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
-from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
 from subquad_numpy.codegen.stored import store_stored_part, stored_as
 from subquad_numpy.features.blocks import (
     HEAD,
@@ -122,7 +122,11 @@ def attend_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                 load_center(f, d, lanes, center, zero)
                 if phi != ELU:
                     pack(directions_of(f, zero), d, m, numbers[0], lanes, directions)
-                pack(Matrix(pointer(f.kv, zero), f.kv_row, 1), m, d_v, 1, lanes, numerator)
+                values = pointer(f.kv, zero)
+                is_panel = f.kv_row == d_v == d_out <= PANEL_VECTORS * lanes  # which is read where it lies
+                numerator = Panels(values if is_panel else kv, m)
+                if not is_panel:
+                    pack(Matrix(values, f.kv_row, 1), m, d_v, 1, lanes, numerator)
                 load_start(f, m, width, zero, start, k_sum, lanes)
             queries = Side(d, center, numbers, directions, width)
 

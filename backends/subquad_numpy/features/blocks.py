@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from subquad_numpy.codegen import at_least, inline, largest, load, pointer, spread, store, total, zeros
 from subquad_numpy.codegen.copies import load_padded_row, store_part
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, into_panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored
 from subquad_numpy.codegen.turn import maxima, totals
-from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.codegen.vector_math import LEAST
 from subquad_numpy.features.phi import ELU, log_after, times_value
 from subquad_numpy.runtime.arguments import Fields
 
@@ -198,7 +199,8 @@ def query_features(
         along = zeros(y.data)
         for i in range(0, width, lanes):
             part = load(y.data, r * y.row + i)
-            e = times_value(exp_negative(log_after(part, state.start, i, phi) - highest), part, phi)
+            (e,) = exp_negative((log_after(part, state.start, i, phi) - highest,))
+            e = times_value(e, part, phi)
             store(y.data, r * y.row + i, e)
             along = along + e * load(state.k_sum, i)
         store(parts, r * lanes, along)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,16 +102,14 @@ def _plan_attend(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plann
     shape, dtype = (*batch, q.shape[-2], numerator.shape[-1]), q.dtype
     read = _Reading(batch, q, queries, shift, numerator, denominator, is_shift=True)
 
-    run = read.run
-
     def attend_by_rows(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
-        q, shift, numerator, denominator = arrays
         out = new(shape, dtype)
-        run((q, None, None, None, shift, numerator, denominator, out), threads)
+        run((*arrays, out), threads)
         return (out,), None
 
     if not weights and read.is_straight:
-        return straight(attend_by_rows)
+        run = read.run_of(("x", "start", "kv", "k_sum", "out"))
+        return straight(attend_by_rows, short=run.small)
 
     def attend(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
         q, shift, numerator, denominator, *weights = arrays
@@ -240,10 +238,13 @@ def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Plan
         def of_rows(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
             q, k, v, _ = arrays
             out = new(shape, dtype)
-            read.run((q, k, None, None, None, v, None, out), threads)  # a transpose begins where its matrix does
+            run((q, k, v, out), threads)  # a transpose begins where its matrix does
             return (out,), None
 
-        return straight(of_rows) if read.is_straight and key_mask is None and are_wide else of_all_queries
+        if key_mask is not None or not are_wide or not read.is_straight:
+            return of_all_queries
+        run = read.run_of(("x", "W", "kv", "out"))
+        return straight(of_rows, short=run.small)
     if not save:
 
         def of_one_query(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array], None]:
@@ -372,8 +373,8 @@ class _Reading:
         self.fix_start, self.fix_k_sum = (None if x is None else fix_items(x, 2) for x in (start, k_sum))
         self.is_straight = self.rows.is_straight and self.fix_kv is self.fix_start is self.fix_k_sum is None
         kv = fixed(self.fix_kv, kv)
-        self.run = Run(
-            attend_kernel(computed(q.dtype), side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
+        self.run_of = partial(
+            Run, attend_kernel(computed(q.dtype), side.phi), ATTEND_RECORD, batch, chunks, n * d * m,
             {
                 "n": n, "d": d, "m": m, "d_v": d_v, "chunks": chunks, "chunk": READING_CHUNK,
                 **self.rows.fields(q, side),
@@ -382,6 +383,11 @@ class _Reading:
                 "out": np.empty((*batch, n, d_v), q.dtype), "stored": stored_word((None, None, q, q)),
             },
         )  # fmt: skip
+
+    @cached_property
+    def run(self) -> Run:
+        """The run that is given every array of the record."""
+        return self.run_of()
 
     def __call__(
         self, q: Array, W: Array | None, center: Array | None, start: Array | None, kv: Array, k_sum: Array | None,

@@ -16,8 +16,9 @@ from subquad_numpy.codegen import at_least, copy, cut, inline, load, pointer, ro
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, into_panels, multiply, padded, rows_at, turned
+from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.stored import load_stored_part, stored_as
-from subquad_numpy.codegen.vector_math import LEAST, exp_negative
+from subquad_numpy.codegen.vector_math import LEAST
 from subquad_numpy.features.blocks import (
     HEAD,
     KEYS,
@@ -97,7 +98,8 @@ def sum_rows(
                 ask_row(v.data, v_as, (row + r) * v.row, d_v, lanes)
             for i in range(0, width, lanes):
                 y = load(x, r * stride + i)
-                e = times_value(exp_negative(log_of(y, phi) - at_least(load(new, i), LEAST(y))), y, phi)
+                (e,) = exp_negative((log_of(y, phi) - at_least(load(new, i), LEAST(y)),))
+                e = times_value(e, y, phi)
                 store(x, r * stride + i, e)
                 store(block_sum, i, load(block_sum, i) + e)
         target = sums.block_kv if begun else sums.kv
@@ -106,7 +108,7 @@ def sum_rows(
         if begun:
             for i in range(0, width, lanes):
                 y = load(new, i)
-                fade = exp_negative(load(shift, i) - at_least(y, LEAST(y)))  # held in `shift` until the loops end
+                (fade,) = exp_negative((load(shift, i) - at_least(y, LEAST(y)),))  # held in `shift` until the loops end
                 store(k_sum, i, load(k_sum, i) * fade + load(block_sum, i))
                 store(shift, i, fade)
             for i in range(m):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     rows_k, rows_q = Rows(k, keys), Rows(q, queries)
     fix_v, fix_mask = fix_rows(v), None if key_mask is None else fix_items(key_mask, 1)
     like_v, out = fixed(fix_v, v), np.empty(shape, out_dtype)
-    run = Run(
-        whole_kernel(dtype, keys.phi), WHOLE_RECORD, batch, 1, (n + n_q) * d * m,
+    run_of = partial(
+        Run, whole_kernel(dtype, keys.phi), WHOLE_RECORD, batch, 1, (n + n_q) * d * m,
         {
             **rows_k.fields(k, keys), **rows_q.fields(q, queries, "q_"),
             "v": like_v, "v_row": row_step(like_v),
@@ -64,7 +65,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     def of_rows(arrays: Sequence[Any], new: New, threads: Any) -> tuple[tuple[Array], None]:
         out, (q, k, v, key_mask) = new(shape, out_dtype), arrays
-        run((k, None, None, None, v, key_mask, q, None, None, None, out), threads)
+        run((k, v, key_mask, q, out), threads)
         return (out,), None
 
     def whole(arrays: Sequence[Any], new: New, threads: Any) -> tuple[tuple[Array], None]:
@@ -78,7 +79,11 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
         return (out,), None
 
     is_straight = fix_v is fix_mask is None and rows_k.is_straight and rows_q.is_straight and len(weights) <= 2
-    return straight(whole if weights else of_rows) if is_straight else whole
+    if is_straight and not weights:
+        run = run_of(("x", "v", "mask", "q_x", "out"))
+        return straight(of_rows, short=run.small)
+    run = run_of()
+    return straight(whole, short=run.small) if is_straight else whole
 
 
 whole = Forms(_plan)

@@ -168,7 +168,7 @@ class Forms:
         planned, new, static = self.planned(arrays, static, save=False), np.empty, dict(static)
         layouts = [None if x is None or x.flags.carray else x.strides for x in arrays]
 
-        def run(*arrays: Array | None, key_mask: Array | None = None, **_static: Any) -> Any:
+        def run(*arrays: Array | None, key_mask: Array | None = None) -> Any:
             given = (*arrays, key_mask) if masked else arrays
             outputs, _ = planned(given, new, None) if have_layouts(given, layouts) else self(given, static)
             return outputs if len(outputs) > 1 else outputs[0]
@@ -176,9 +176,12 @@ class Forms:
         return run
 
 
-def straight(planned: Callable[..., Any]) -> Callable[..., Any]:
-    """Say of a planned function that it does nothing with arrays but pass them on to runs of kernels."""
-    planned.is_straight = True  # type: ignore[attr-defined]
+def straight(planned: Callable[..., Any], *, short: bool = False) -> Callable[..., Any]:
+    """Say of a planned function that it does nothing with arrays but pass them on to runs of kernels.
+
+    One that is `short` runs on the caller's thread, and need not be given any number of threads.
+    """
+    planned.is_straight, planned.is_short = True, short  # type: ignore[attr-defined]
     return planned
 
 
