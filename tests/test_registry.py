@@ -130,7 +130,19 @@ def passing(words: str, *files: str) -> list[str]:
     """The tests of these files, of NumPy and of PyTorch, that have one of the words in their names; all of them pass."""
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     wanted = f"({words}) and not jax and not strict and not meta and not readonly"
-    command = [sys.executable, "-m", "pytest", "-p", "rows.dummies", "-p", "no:cacheprovider", "-q", "-rp", "-k", wanted]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "rows.dummies",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-rp",
+        "-k",
+        wanted,
+    ]
     done = subprocess.run(
         [*command, *(str(ROOT / "tests" / file) for file in files)], cwd=ROOT, env=os.environ | {"PYTHONPATH": path},
         capture_output=True, text=True, check=False, timeout=PATIENCE,
