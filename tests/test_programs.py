@@ -178,13 +178,14 @@ def test_forward_mode_of_scans_in_jax(scan: str) -> None:
             return subquad.linear_scan(x, x, implementation=implementation)
         return subquad.selective_scan(x, x, -jax.numpy.ones((3, 2)), x[:, :2], x[:, :2], implementation=implementation)
 
-    right = jax.jacfwd(lambda x: function(x, "generic"))(x)
+    # what the definition gives is one program: its operations one by one would each be compiled
+    right = jax.jit(jax.jacfwd(lambda x: function(x, "generic")))(x)
     assert np.allclose(jax.jacfwd(function)(x), right, atol=1e-6)
     assert np.allclose(jax.jacrev(function)(x), right, atol=1e-6)
     for _, tangent in (jax.jvp(function, (x,), (x,)), jax.jit(lambda x: jax.jvp(function, (x,), (x,)))(x)):
         assert np.allclose(tangent, np.einsum("abcd,cd->ab", right, x), atol=1e-6)
-    hessians = [jax.hessian(lambda x, i=i: function(x, i).sum())(x) for i in ("auto", "generic")]
-    assert np.allclose(*hessians, atol=1e-5)
+    curved, expected = (jax.hessian(lambda x, i=i: function(x, i).sum()) for i in ("auto", "generic"))
+    assert np.allclose(curved(x), jax.jit(expected)(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["narrow", "wide", "strided", "masked", "gradient", "off"])
@@ -239,7 +240,7 @@ def test_vmap_of_jax_plans_the_memory_of_a_batch(method: str, causal: bool, opti
 
 @pytest.mark.parametrize("features", ["elu", "relu"])
 def test_compiled_causal_memory_grows_with_n(features: str) -> None:
-    """The largest tensor of a compiled program grows as n, not as n²."""
+    """The largest tensor of a compiled program grows as n at most, not as n²; it may be a block of 256 rows by itself."""
     torch = pytest.importorskip("torch")
     largest = []
 
@@ -247,7 +248,7 @@ def test_compiled_causal_memory_grows_with_n(features: str) -> None:
         method = subquad.Linear() if features == "elu" else subquad.Favor(features="relu", num_features=16)
         return method(q, q, q, causal=True)
 
-    for n in (2048, 8192):
+    for n in (512, 2048):
         sizes: list[int] = []
 
         def look(graph: Any, _: Any, sizes: list[int] = sizes) -> Any:
