@@ -31,7 +31,7 @@ from subquad_numpy.block_attention.tiles import (
     task_rows,
     whole_tile,
 )
-from subquad_numpy.codegen import absolute, cut, load, pointer, room, shifted, store, where_negative, zeros
+from subquad_numpy.codegen import cut, load, pointer, room, shifted, store, where_negative, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.matmul import PANEL_VECTORS, TILE_ROWS, Panels, multiply, padded, place_in, rows_at, turned
@@ -133,10 +133,12 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                             along += by_out[p] * own_out[p]
                         drop[c] = along - (grad_lse[mine] if f.grad_lse != 0 else 0)
                         if along != along:  # noqa: PLR0124  NaN; without gradients the row must not count
-                            size_of_grad = absolute(grad_lse[mine]) if f.grad_lse != 0 else numbers[0] * 0
+                            has_grad = 0
+                            if f.grad_lse != 0:
+                                has_grad = 0 if grad_lse[mine] == 0 else 1
                             for p in range(d_v):
-                                size_of_grad += absolute(by_out[p])
-                            if size_of_grad == 0:
+                                has_grad = has_grad if by_out[p] == 0 else 1
+                            if has_grad == 0:
                                 level[c], drop[c] = INFINITY, 0
                                 place = c // panel * panel * d + c % panel
                                 for p in range(d):
