@@ -16,7 +16,7 @@ from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_map import FeatureMap, Features
-from subquad.kernels.feature_sums import Sums, add_block, exp_difference, hide, query_features, shown, sums_of
+from subquad.kernels.feature_sums import Sums, add_block, exp_difference, finite_keys, hide, query_features, shown, sums_of
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
 from subquad.kernels.not_finite import finite_rows, spoilt
 
@@ -100,12 +100,6 @@ def causal_block(
         (out,) = _if_any(xp, lost, repair, (out,))
     after = add_block(xp, sums, v, value, log), bad_sums | xp.any(bad, axis=-2, keepdims=True)
     return after, spoilt(xp, out, bad_q | bad_sums | xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True))
-
-
-def finite_keys(xp: ModuleType, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """(k, v) with 0 for keys of which k or v is not finite, and which keys (..., n, 1) these are."""
-    bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
-    return xp.where(bad, 0.0, k), xp.where(bad, 0.0, v), bad
 
 
 def _exact_block(
