@@ -32,7 +32,16 @@ from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_causal import causal_rows
 from subquad.kernels.feature_map import FeatureMap
-from subquad.kernels.feature_sums import Sums, add_block, finite_keys, hide, keys_batch, query_features, shown, sums_before
+from subquad.kernels.feature_sums import (
+    Sums,
+    add_block,
+    finite_keys,
+    hide,
+    keys_batch,
+    query_features,
+    shown,
+    sums_before,
+)
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
 from subquad.kernels.not_finite import spoilt
 

@@ -16,7 +16,16 @@ from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_map import FeatureMap, Features
-from subquad.kernels.feature_sums import Sums, add_block, exp_difference, finite_keys, hide, query_features, shown, sums_of
+from subquad.kernels.feature_sums import (
+    Sums,
+    add_block,
+    exp_difference,
+    finite_keys,
+    hide,
+    query_features,
+    shown,
+    sums_of,
+)
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
 from subquad.kernels.not_finite import finite_rows, spoilt
 

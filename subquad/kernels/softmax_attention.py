@@ -94,8 +94,8 @@ def softmax_attention(
 def no_keys(xp: ModuleType, q: Array, shape: tuple[int, ...], d_v: int) -> tuple[Array, Carry]:
     """(finite rows, carry) of rows q (batch and row axes: `shape`) before any key.
 
-    The carry is (shift, denominator, numerator, spoilt) = (−∞, 0, 0, ·). The two columns of the last say whether a query
-    or a key that the row saw is not finite, and whether a value is not.
+    The carry is (shift, denominator, numerator, spoils) = (−∞, 0, 0, ·). The two columns of the last say whether the
+    query or a key that it saw is not finite, and whether a value is not.
     """
     where = place_of(q)
     q, bad = finite_rows(xp, q)

@@ -132,7 +132,7 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                         for p in range(d_v):
                             along += by_out[p] * own_out[p]
                         drop[c] = along - (grad_lse[mine] if f.grad_lse != 0 else 0)
-                        if along != along:  # noqa: PLR0124  NaN; without gradients the row must not count
+                        if along != along:
                             has_grad = 0
                             if f.grad_lse != 0:
                                 has_grad = 0 if grad_lse[mine] == 0 else 1
