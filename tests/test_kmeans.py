@@ -127,7 +127,6 @@ def test_centres_may_have_a_sum_beyond_the_range(implementation: str) -> None:
     assert np.array_equal(index, expected)
 
 
-
 def test_sums_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     x, centres = np.random.default_rng(0).standard_normal((5000, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
     found = []
