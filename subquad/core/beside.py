@@ -16,7 +16,10 @@ from subquad.core.loading import backend_of
 
 def namespace_of(x: Array) -> ModuleType:
     """The array namespace of `x`; TypeError if it is no array."""
-    return getattr(loading, "of_" + x.__class__.__module__.partition(".")[0]).namespace(x)
+    backend = getattr(loading, "of_" + x.__class__.__module__.partition(".")[0])
+    if backend is loading.GENERIC:  # of a subclass in the user's own package, the library is known by its namespace
+        backend = backend_of(backend.namespace(x))
+    return backend.namespace(x)
 
 
 def place_of(x: Array) -> Any:
