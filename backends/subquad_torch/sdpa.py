@@ -14,7 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from subquad.backend import Accepts, Call, Conditions, Override
 from subquad.core.override import PLAIN
 from subquad.kernels import softmax_attention
-from subquad.kernels.not_finite import finite_rows, spoilt
 from subquad.kernels.visibility import CAUSAL, Visibility
 from subquad_numpy.conditions import BOTH, few_rows
 from subquad_torch.conditions import holds, is_eager, is_recorded, needs_generic, transforms
@@ -88,17 +87,18 @@ def attend(
     # rows that need a mask, see `VECTOR`; an exported program cannot ask, since it serves all lengths
     short = q.device.type == "cpu" and not exporting() and n_kv < VECTOR
     is_causal = causal and n == n_kv and key_mask is None and not short
-    mask = seen = spoils = None
+    mask = seen = poison = None
     if key_mask is not None:
         keep = key_mask[..., None]
         k, v = torch.where(keep, k, 0.0), torch.where(keep, v, 0.0)  # 0 · NaN is NaN: hide the values as well
         mask = key_mask[..., None, :]
     if causal:
-        # The fused kernels multiply hidden values by 0, and 0 · NaN is NaN. Rows that are not finite are set to 0 here;
-        # queries that see one are set to NaN at the end.
-        if not (_can_read([k, v]) and _surely_finite(*((q, k, v) if q.requires_grad else (k, v)))):
-            (q, bad), (k, bad_k), (v, bad_v) = (finite_rows(torch, x) for x in (q, k, v))
-            spoils = bad | _reached(bad_k | bad_v, n)
+        # The fused kernels multiply hidden values by 0, and 0 · NaN is NaN. Keys and values that are not finite are set
+        # to 0 here; rows that see one are set to NaN at the end.
+        if not (_can_read([k, v]) and _surely_finite(k, v)):
+            bad = ~(torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(v).all(-1, keepdim=True))
+            k, v = torch.where(bad, 0.0, k), torch.where(bad, 0.0, v)
+            poison = _reached(bad, n)
         if not is_causal:
             position = torch.arange(n_kv, device=q.device)
             sees = position <= torch.arange(n, device=q.device)[:, None] + (n_kv - n)
@@ -124,7 +124,7 @@ def attend(
         out = DifferentiableAgain.apply(out, {"scale": scale, "visible": visible}, q, k, v, key_mask)
     if seen is not None:
         out = torch.where(seen, out, 0.0)
-    return out if spoils is None else spoilt(torch, out, spoils)
+    return out if poison is None else torch.where(poison, torch.nan, out)
 
 
 def _bind(arrays: Sequence[Any], keywords: Mapping[str, Any]) -> Callable[..., Tensor] | None:

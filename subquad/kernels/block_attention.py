@@ -10,9 +10,7 @@ disjoint sets of keys join by their log-sum-exp (`join`), so that a method may b
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from types import ModuleType
 from typing import Any
 
@@ -25,8 +23,7 @@ from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.max_shift import divide_or_zero, finite_shift
-from subquad.kernels.not_finite import finite_rows, spoilt
-from subquad.kernels.softmax_attention import MANY_KEYS, Carry, absorb_keys, no_keys, output_of
+from subquad.kernels.softmax_attention import MANY_KEYS, Carry, absorb_keys, no_keys
 
 
 def batch_of(
@@ -106,19 +103,19 @@ def _over_intervals(
     size = rows_per_block(heads * (max(n_kv, 1) if backend.holds(n_kv <= MANY_KEYS) else MANY_KEYS))
 
     def attend(_: None, q: Array, start: Array, stop: Array, avoid: Any, met_q: Any, pairs: Any, bias: Any) -> Any:
-        count, seeing = q.shape[-2], (start, stop, avoid, met_q)
+        rows, count = (q * scale, start, stop, avoid, met_q), q.shape[-2]
         columns = [*keys, *(None if x is None else xp.matrix_transpose(x) for x in (pairs, bias))]
         if in_order and 0 not in start.shape and backend.is_concrete(q, k, start, stop):
             first, last = max(int(xp.min(start)), 0), min(int(xp.max(stop)), n_kv)
             columns = take_rows(columns, min(first, n_kv), max(last, min(first, n_kv)))
 
         def absorb(carry: Carry, k: Array, v: Array, mask: Any, place: Array, met_k: Any, pairs: Any, bias: Any) -> Any:
-            seen = sees(xp, *seeing, place, met_k)
+            seen = sees(xp, *rows[1:], place, met_k)
             seen = seen if pairs is None else seen & xp.matrix_transpose(pairs)
             change = changes(xp, softcap, None if bias is None else xp.matrix_transpose(bias))
-            return absorb_keys(xp, carry, q, k, v, mask, seen, change), None
+            return absorb_keys(xp, carry, rows[0], k, v, mask, seen, change), None
 
-        q, carry = no_keys(xp, q * scale, (*batch, count), d_v)
+        carry = no_keys(xp, q, (*batch, count), d_v)
         if backend.holds(columns[0].shape[-2] > 0):
             size_kv = rows_per_block(heads * (max(count, 1) if backend.holds(count <= size) else size))
             carry, _ = fold_blocks(absorb, carry, columns, size_kv, xp=xp)
@@ -153,8 +150,8 @@ def _over_lists(
 
         k, v, mask, place, met_k = (None if x is None else gather_rows(xp, x, index, axes=2) for x in keys)
         seen = sees(xp, start, stop, avoid, met_q, place, met_k) & exists[..., None, :]
-        q, carry = no_keys(xp, q * scale, (*batch, *q.shape[-3:-1]), d_v)
-        carry = absorb_keys(xp, carry, q, k, v, mask, seen, changes(xp, softcap, None))
+        carry = no_keys(xp, q, (*batch, *q.shape[-3:-1]), d_v)
+        carry = absorb_keys(xp, carry, q * scale, k, v, mask, seen, changes(xp, softcap, None))
         joined = _finish(xp, carry)
         return None, xp.reshape(joined, (*joined.shape[:-2], size * (d_v + 1)))
 
@@ -212,29 +209,22 @@ def changes(xp: ModuleType, softcap: float | None, bias: Array | None) -> Any:
 
 def _finish(xp: ModuleType, carry: Carry) -> Array:
     """(out, lse) side by side, (..., rows, d_v + 1), of the carry after the last key."""
-    shift, denominator, _, bad = carry
+    shift, denominator, numerator = carry
     none = denominator == 0
     lse = xp.where(none, -math.inf, finite_shift(xp, shift) + xp.log(xp.where(none, 1.0, denominator)))
-    return xp.concat([output_of(xp, carry), spoilt(xp, lse, bad[..., :1] & ~none)], axis=-1)
+    return xp.concat([divide_or_zero(xp, numerator, denominator), lse], axis=-1)
 
 
 def join(xp: ModuleType, *parts: tuple[Array, Array]) -> tuple[Array, Array]:
     """(out, lse) over disjoint sets of keys, from (out, lse) over each; where no part sees a key, 0 and −∞."""
-    # what is not finite in one part must not reach the gradients of another, unless the row matters
-    outs, bad_outs = zip(*(finite_rows(xp, out) for out, _ in parts), strict=True)
-    levels = [lse for _, lse in parts]
-    bad_levels = [xp.isnan(lse) | (lse == math.inf) for lse in levels]
-    levels = [xp.where(bad, -math.inf, lse) for lse, bad in zip(levels, bad_levels, strict=True)]
-    bad_level, bad_out = functools.reduce(operator.or_, bad_levels), functools.reduce(operator.or_, bad_outs)
-    level = levels[0]
-    for lse in levels[1:]:
+    level = parts[0][1]
+    for _, lse in parts[1:]:
         level = xp.maximum(level, lse)
     finite = finite_shift(xp, level)
-    weights = [xp.exp(lse - finite) for lse in levels]
+    weights = [xp.exp(lse - finite) for _, lse in parts]
     total = sum(weights[1:], start=weights[0])
-    numerator = sum((w[..., None] * out for w, out in zip(weights[1:], outs[1:], strict=True)),
-                    start=weights[0][..., None] * outs[0])  # fmt: skip
+    numerator = sum((w[..., None] * out for w, (out, _) in zip(weights[1:], parts[1:], strict=True)),
+                    start=weights[0][..., None] * parts[0][0])  # fmt: skip
     none = total == 0
     lse = xp.where(none, -math.inf, finite + xp.log(xp.where(none, 1.0, total)))
-    out = divide_or_zero(xp, numerator, total[..., None])
-    return spoilt(xp, out, bad_out | bad_level[..., None]), spoilt(xp, lse, bad_level)
+    return divide_or_zero(xp, numerator, total[..., None]), lse

@@ -23,7 +23,6 @@ from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import as_blocks, batch_of, met
 from subquad.kernels.clustered_attention import SPREAD
 from subquad.kernels.max_shift import bounded, divide_or_zero, finite_shift
-from subquad.kernels.not_finite import finite_rows, spoilt
 
 FEWEST = 16  # rows that a block is not cut below
 
@@ -84,11 +83,9 @@ def centroid_attention(
     exists = members >= 0
     total = xp.sum(xp.astype(exists, q.dtype), axis=-1)[..., None, None, :]
     of_blocks = xp.reshape(members, (*members.shape[:-2], clusters // per_block, per_block * m))
-    # 0 · NaN is NaN: what is not finite must reach the rows that see its cluster and no others, gradients too
-    (means, bad_means), (spread, bad_spread) = (finite_rows(xp, x) for x in (means, spread))
-    mean_values, bad_values = finite_rows(xp, mean_values)
-    bad_keys, bad_values = (xp.matrix_transpose(x)[..., None, :, :] for x in (bad_means | bad_spread, bad_values))
-    values = mean_values[..., None, :, :]
+    # 0 · NaN is NaN: a value that is not finite must reach the rows that see its cluster and no others
+    fine = xp.all(xp.isfinite(mean_values), axis=-1)[..., None, None, :]
+    values = xp.where(xp.isfinite(mean_values), mean_values, 0.0)[..., None, :, :]
     across, variances = (xp.matrix_transpose(x)[..., None, :, :] for x in (means, spread))
 
     def left_of(rows: tuple[Any, ...], listed: Array) -> Array:
@@ -120,7 +117,7 @@ def centroid_attention(
             for x, width in zip(given, widths, strict=True)
         ]
         q, place, *others = turned
-        q, bad = finite_rows(xp, q * scale)
+        q = q * scale
         left = left_of(tuple(others), listed)
         seen = left > 0 if place is None else (left > 0) & (ends <= place)
         variance = bounded(xp, SPREAD * (bounded(xp, q * q) @ variances))
@@ -129,15 +126,11 @@ def centroid_attention(
         shift = finite_shift(xp, xp.max(weight, axis=-1, keepdims=True))
         weight = xp.exp(weight - shift)
         denominator = xp.sum(weight, axis=-1, keepdims=True)
-        numerator = weight @ values
+        numerator = xp.where(xp.any(seen & ~fine, axis=-1, keepdims=True), math.nan, weight @ values)
         none = denominator == 0
-        bad = (bad | xp.any(seen & bad_keys, axis=-1, keepdims=True)) & ~none
         level = xp.where(none, -math.inf, shift + xp.log(xp.where(none, 1.0, denominator)))
-        level = spoilt(xp, level, bad)
         level = xp.broadcast_to(level, (*numerator.shape[:-1], 1))  # values may have more batch axes than weights
-        out = divide_or_zero(xp, numerator, denominator)
-        out = spoilt(xp, out, bad | xp.any(seen & bad_values, axis=-1, keepdims=True))
-        joined = xp.concat([out, level], axis=-1)
+        joined = xp.concat([divide_or_zero(xp, numerator, denominator), level], axis=-1)
         joined = xp.broadcast_to(joined, (*batch, *joined.shape[-3:]))
         return None, xp.reshape(joined, (*joined.shape[:-2], size * (d_v + 1)))
 

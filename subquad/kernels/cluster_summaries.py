@@ -6,9 +6,7 @@ gradients.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -22,7 +20,6 @@ from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.clustered_attention import band_sums, bands_of
 from subquad.kernels.max_shift import bounded
-from subquad.kernels.not_finite import spoilt
 
 SPREAD_STEPS = 2  # of power iteration, towards the direction in which the rows of a cluster spread most
 
@@ -86,8 +83,7 @@ def cluster_spread(
     def spread(order: Array, counts: Array, sight: Array | None = None) -> tuple[Array]:
         far, share = _around_mean(xp, x, order, counts, size)
         if seen is None or sight is None:
-            (far,), bad = _finite_clusters(xp, far)
-            return (spoilt(xp, bounded(xp, xp.sum(far * far * share, axis=-2)), bad),)
+            return (bounded(xp, xp.sum(far * far * share, axis=-2)),)
         return (spread_of(xp, far, share, _around_mean(xp, seen, order, counts, size)[0], sight),)
 
     return _by_clusters(xp, spread, order, counts, sight, x, size)[0]
@@ -101,7 +97,6 @@ def spread_of(xp: ModuleType, far: Array, share: Array, seen: Array, sight: Arra
     the same rows in the metric of the queries, and `sight` (..., d) the mean squares of their channels, by which
     channels are weighed: what no query looks at does not count.
     """
-    (far, seen), bad = _finite_clusters(xp, far, seen)
     size = backend_of(xp).constant(xp.max(xp.abs(seen), axis=(-2, -1), keepdims=True))
     x = seen / xp.where(size > 0, size, 1.0)
     square, weighted = xp.sum(x * x, axis=-1, keepdims=True), x * share
@@ -118,13 +113,7 @@ def spread_of(xp: ModuleType, far: Array, share: Array, seen: Array, sight: Arra
     rest_of_channels = bounded(xp, xp.sum(share * far * far, axis=-2)) - bounded(xp, u * u)
     left = band_sums(xp, rest_of_channels * sight) / band_sums(xp, sight)
     left = xp.clip(left, min=0.0)  # a difference of nearly equal numbers may be below
-    return spoilt(xp, xp.concat([u, left if rest is None else left + rest], axis=-1), bad)
-
-
-def _finite_clusters(xp: ModuleType, *arrays: Array) -> tuple[list[Array], Array]:
-    """Rows (..., rows, d) with 0 for clusters in which one is not finite, and which clusters (..., 1) these are."""
-    bad = functools.reduce(operator.or_, (~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True) for x in arrays))
-    return [xp.where(bad, 0.0, x) for x in arrays], bad[..., 0]
+    return xp.concat([u, left if rest is None else left + rest], axis=-1)
 
 
 def _length(xp: ModuleType, x: Array) -> Array:

@@ -28,7 +28,6 @@ from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.kernels.block_attention import batch_of, join
 from subquad.kernels.max_shift import bounded, divide_or_zero, finite_shift
-from subquad.kernels.not_finite import finite_rows, spoilt
 
 SPREAD = 0.25  # weight of the variance of s q·k in w
 BANDS = 4  # runs of channels, at most, in which what u leaves of the variance is the same for all
@@ -126,7 +125,7 @@ def clustered_attention(
     columns = xp.reshape(k, (*k.shape[:-2], clusters, d * size))
 
     def attend(_: None, q: Array, stop: Array, place: Any) -> tuple[None, Array]:
-        q, bad = finite_rows(xp, q * scale)
+        q = q * scale
         left = xp.broadcast_to(total[..., None, :], (*batch, q.shape[-2], clusters))
         if place is not None and cluster_of is not None:
             left = left - _near_keys(xp, place, reach, cluster_of, names, q.dtype)
@@ -135,14 +134,12 @@ def clustered_attention(
             members = left[..., always : always + groups * group]
             members = xp.sum(xp.reshape(members, (*members.shape[:-1], groups, group)), axis=-1)
             rest_of_groups = closed_groups.weights(xp, q, members, lasts < stop)
-            bad = bad | closed_groups.spoil(xp, rest_of_groups)
             expands = _largest(xp, rest_of_groups, names[:groups], stop, expanded, 0)
             is_expanded = _is_among(expands, names[:groups], rest_of_groups > math.inf)
             rest_of_groups = xp.where(is_expanded, -math.inf, rest_of_groups)
             shut = (lasts < stop) & ~is_expanded
             visible = visible & ~(xp.take(shut, group_of, axis=-1) & has_group)
         weight = closed.weights(xp, q, left, visible)
-        bad = bad | closed.spoil(xp, weight)
         found = _largest(xp, weight, names, stop, opened, always)
         rest = xp.where(_is_among(found, names, weight > math.inf), -math.inf, weight)
         rest = rest if rest_of_groups is None else xp.concat([rest, rest_of_groups], axis=-1)
@@ -156,9 +153,6 @@ def clustered_attention(
         if place is not None and order is not None:
             distance = gather_rows(xp, order[..., None], index, axes=2)[..., 0] - place
             member = member & ((distance > reach) | (distance < -reach))
-        fine_k = xp.all(xp.isfinite(members_k), axis=-2)  # (..., clusters, size)
-        members_k = xp.where(fine_k[..., None, :], members_k, 0.0)
-        bad = bad | xp.any(member & ~xp.reshape(fine_k, member.shape), axis=-1, keepdims=True)
         exact = xp.reshape(q[..., None, None, :] @ members_k, index.shape)
         exact = xp.where(member, exact, -math.inf)
 
@@ -168,14 +162,13 @@ def clustered_attention(
         denominator = xp.sum(both, axis=-1, keepdims=True)
         of_members, of_rest = both[..., : exact.shape[-1]], both[..., exact.shape[-1] :]
         fine = xp.all(xp.isfinite(members_v), axis=-1)
-        bad_v = xp.any(member & ~fine, axis=-1, keepdims=True)
-        bad_v = bad_v | xp.any((rest > -math.inf) & ~finite, axis=-1, keepdims=True)
+        poison = xp.any(member & ~fine, axis=-1, keepdims=True)
+        poison = poison | xp.any((rest > -math.inf) & ~finite, axis=-1, keepdims=True)
         numerator = (of_members[..., None, :] @ xp.where(fine[..., None], members_v, 0.0))[..., 0, :]
-        out = divide_or_zero(xp, numerator + of_rest @ values, denominator)
+        numerator = xp.where(poison, math.nan, numerator + of_rest @ values)
         none = denominator == 0
         lse = xp.where(none, -math.inf, shift + xp.log(xp.where(none, 1.0, denominator)))
-        bad = bad & ~none
-        return None, xp.concat([spoilt(xp, out, bad | bad_v), spoilt(xp, lse, bad)], axis=-1)
+        return None, xp.concat([divide_or_zero(xp, numerator, denominator), lse], axis=-1)
 
     heads = max(1, math.prod(batch)) * backend_of(xp).items_behind(q, k, v)
     width = heads * (2 * (clusters + groups) + (always + opened) * size * (d + d_v + 2))
@@ -208,12 +201,9 @@ class Centroids(NamedTuple):
         along, bands = (xp.matrix_transpose(x) for x in (self.spread[..., :d], self.spread[..., d:]))
         variance = (q @ along) ** 2 + bounded(xp, band_sums(xp, q * q)) @ bands
         logits = q @ xp.matrix_transpose(self.means) + bounded(xp, SPREAD * variance)
+        logits = xp.where(self.finite_keys, logits, math.nan)
         seen = (left > 0) & visible
         return xp.where(seen, logits + xp.log(xp.where(seen, left, 1.0)), -math.inf)
-
-    def spoil(self, xp: ModuleType, weights: Array) -> Array:
-        """Which rows (..., n, 1) of these weights see a cluster whose keys are not finite."""
-        return xp.any((weights > -math.inf) & ~self.finite_keys, axis=-1, keepdims=True)
 
 
 def _centroids(xp: ModuleType, means: Array, spread: Array, values: Array) -> Centroids:

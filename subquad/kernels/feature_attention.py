@@ -32,18 +32,8 @@ from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_causal import causal_rows
 from subquad.kernels.feature_map import FeatureMap
-from subquad.kernels.feature_sums import (
-    Sums,
-    add_block,
-    finite_keys,
-    hide,
-    keys_batch,
-    query_features,
-    shown,
-    sums_before,
-)
+from subquad.kernels.feature_sums import Sums, add_block, hide, keys_batch, query_features, shown, sums_before
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
-from subquad.kernels.not_finite import spoilt
 
 
 def summarize_outputs(
@@ -78,19 +68,15 @@ def summarize_pinned(
     """The outputs of `feature_summarize` with the shift held constant at `outputs[0]`; for maps that have a `log`."""
     k, v, shift, numerator, denominator, *weights = arrays
     xp = namespace_of(k)
-    # 0 · NaN is NaN: no gradient of a finite key may meet one that is not
-    k, v, bad = finite_keys(xp, *shown(xp, k, v, None if key_mask is None else key_mask[..., None]))
-    bad = xp.any(bad, axis=-2, keepdims=True)
-    held = xp.where(bad, 0.0, outputs[0])
-    level = held + 1  # above every exponent, rounding included, so that no gradient flows through the maximum
+    level = outputs[0] + 1  # above every exponent, rounding included, so that no gradient flows through the maximum
     if shift is None or numerator is None or denominator is None:
         before = xp.zeros_like(outputs[1]), xp.zeros_like(outputs[2])
     else:
         faded = rescale(xp, shift, level)
         before = numerator * faded, denominator * faded
     _, *sums = feature_summarize.generic(k, v, level, *before, *weights, phi=phi, key_mask=key_mask)
-    back = rescale(xp, level, held)
-    return outputs[0], spoilt(xp, sums[0] * back, bad), spoilt(xp, sums[1] * back, bad)
+    back = rescale(xp, level, outputs[0])
+    return outputs[0], sums[0] * back, sums[1] * back
 
 
 def step_pinned(

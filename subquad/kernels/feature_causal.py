@@ -16,20 +16,8 @@ from subquad.core.block_loop import fold_blocks, rows_per_block
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_map import FeatureMap, Features
-from subquad.kernels.feature_sums import (
-    Sums,
-    add_block,
-    exp_difference,
-    finite_keys,
-    hide,
-    query_features,
-    shown,
-    sums_of,
-)
+from subquad.kernels.feature_sums import Sums, add_block, exp_difference, hide, query_features, shown, sums_of
 from subquad.kernels.max_shift import divide_or_zero, finite_shift, rescale
-from subquad.kernels.not_finite import finite_rows, spoilt
-
-Held = tuple[Sums, Array]  # finite sums, and whether (..., 1, 1) a key or a value among them was not
 
 RUN = 16  # rows of a run of `_exact_block`, whose pairs are formed feature by feature, in O(RUN² m)
 CAUSAL_ROWS = 256  # max rows of a causal block: its rows × rows weights are formed pair by pair, in O(rows² m)
@@ -41,31 +29,20 @@ def causal_rows(
 ) -> tuple[Sums, Array]:  # fmt: skip
     """(sums after the rows, output of the rows); the mask is (..., n, 1)."""
 
-    def step(held: Held, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Held, Array]:
+    def step(sums: Sums, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Sums, Array]:
         # a program that unrolls the loop over blocks has a small number of large ones
         large = backend_of(xp).holds(q.shape[-2] > CAUSAL_ROWS)
-        return (causal_runs if large else causal_block)(xp, phi, weights, held, q, k, v, mask)
+        return (causal_runs if large else causal_block)(xp, phi, weights, sums, q, k, v, mask)
 
     batch = broadcast_batch(q=q.shape[:-2], state=sums.batch)
     width = math.prod(batch) * sums.denominator.shape[-2] * backend_of(xp).items_behind(q, k, v)
-    held = finite_sums(xp, sums)
-    (sums, bad), out = fold_blocks(step, held, [q, k, v, mask], rows_per_block(width, max_rows=CAUSAL_ROWS), xp=xp)
-    return Sums(sums.shift, spoilt(xp, sums.numerator, bad), spoilt(xp, sums.denominator, bad)), out
-
-
-def finite_sums(xp: ModuleType, sums: Sums) -> Held:
-    """Sums without what is not finite in them, and where something is."""
-    axes = (-2, -1)
-    bad = ~xp.all(xp.isfinite(sums.shift) | (sums.shift == -math.inf), axis=axes, keepdims=True)
-    for x in (sums.numerator, sums.denominator):
-        bad = bad | ~xp.all(xp.isfinite(x), axis=axes, keepdims=True)
-    return Sums(xp.where(bad, -math.inf, sums.shift), *(xp.where(bad, 0.0, x) for x in sums[1:])), bad
+    return fold_blocks(step, sums, [q, k, v, mask], rows_per_block(width, max_rows=CAUSAL_ROWS), xp=xp)
 
 
 def causal_block(
-    xp: ModuleType, phi: FeatureMap, weights: tuple[Array, ...], held: Held, q: Array, k: Array, v: Array,
+    xp: ModuleType, phi: FeatureMap, weights: tuple[Array, ...], sums: Sums, q: Array, k: Array, v: Array,
     mask: Array | None,
-) -> tuple[Held, Array]:  # fmt: skip
+) -> tuple[Sums, Array]:  # fmt: skip
     """(sums after the block, output of its rows): a row reads the state and, pair by pair, the block's keys up to it.
 
     Nothing in row i depends on a later key, not even its rounding. Exponents are taken relative to a reference ρ: the
@@ -73,11 +50,15 @@ def causal_block(
     in range, for the state is stored relative to ρ too. If the features of a key are so far below ρ that the product of
     a pair underflows, the row is computed again by `_exact_block`.
     """
-    (sums, bad_sums), (q, bad_q) = held, finite_rows(xp, q)
-    k, v, bad = finite_keys(xp, *shown(xp, k, v, mask))
+    k, v = shown(xp, k, v, mask)
     value, log = hide(xp, phi.map_keys(xp, k, *weights), mask)
     position = xp.arange(q.shape[-2], device=place_of(q))
     visible = position[:, None] >= position
+    # a key or value that is not finite reaches the rows that see it and no others, though 0 · NaN is NaN
+    bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
+    if mask is not None:
+        bad = bad & mask
+    safe_v = xp.where(bad, 0.0, v)
     seen = visible & xp.matrix_transpose(~bad)
 
     shift = sums.shift
@@ -94,7 +75,7 @@ def causal_block(
         info = xp.finfo(q.dtype)
         least = info.smallest_normal / info.eps**2  # a product below this may have lost features to underflow
         lost = xp.any((a > -math.inf) & (products < least), axis=-1, keepdims=True)
-    of_block = pairs @ v, xp.sum(pairs, axis=-1, keepdims=True)
+    of_block = pairs @ safe_v, xp.sum(pairs, axis=-1, keepdims=True)
     of_state = phi_q @ sums.numerator, phi_q @ sums.denominator
     repairs = log is not None and shift.shape[-1] > 1
     if repairs:  # sums of a lost row may be so small that the gradient, which is 0, would meet an infinite slope
@@ -104,11 +85,11 @@ def causal_block(
 
         def repair(out: Array) -> tuple[Array]:
             hidden = value, xp.where(bad, -math.inf, log)
-            return (xp.where(lost, _exact_block(xp, phi, weights, sums, q, v, hidden), out),)
+            return (xp.where(lost, _exact_block(xp, phi, weights, sums, q, safe_v, hidden), out),)
 
         (out,) = _if_any(xp, lost, repair, (out,))
-    after = add_block(xp, sums, v, value, log), bad_sums | xp.any(bad, axis=-2, keepdims=True)
-    return after, spoilt(xp, out, bad_q | bad_sums | xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True))
+    poisoned = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
+    return add_block(xp, sums, v, value, log), xp.where(poisoned, math.nan, out)
 
 
 def _exact_block(
@@ -158,9 +139,9 @@ def _exact_block(
 
 
 def causal_runs(
-    xp: ModuleType, phi: FeatureMap, weights: tuple[Array, ...], held: Held, q: Array, k: Array, v: Array,
+    xp: ModuleType, phi: FeatureMap, weights: tuple[Array, ...], sums: Sums, q: Array, k: Array, v: Array,
     mask: Array | None,
-) -> tuple[Held, Array]:  # fmt: skip
+) -> tuple[Sums, Array]:  # fmt: skip
     """`causal_block` of more than `CAUSAL_ROWS` rows, cut into runs of as many, which advance together."""
     n, count = q.shape[-2], q.shape[-2] // CAUSAL_ROWS
     whole = count * CAUSAL_ROWS
@@ -169,25 +150,21 @@ def causal_runs(
         return x if x is None else xp.reshape(x[..., :whole, :], (*x.shape[:-2], count, CAUSAL_ROWS, x.shape[-1]))
 
     runs, own = (cut(q), cut(k), cut(v), cut(mask)), _beside_runs(xp, weights)
-    seen_k, seen_v, bad = finite_keys(xp, *shown(xp, *runs[1:]))
+    seen_k, seen_v = shown(xp, *runs[1:])
     value, log = hide(xp, phi.map_keys(xp, seen_k, *own), runs[3])
     shift = xp.zeros_like(seen_k[..., :1, :1]) if log is None else xp.max(log, axis=-2, keepdims=True)
     phi_k = value if log is None else xp.exp(log - finite_shift(xp, shift))
     if log is not None and value is not None:
         phi_k = phi_k * value
-    (sums, bad_sums), bad = held, xp.any(bad, axis=-2, keepdims=True)
     before = _before_each(xp, sums, sums_of(xp, shift, phi_k, seen_v))
-    run = xp.arange(count, device=place_of(q))
-    earlier = xp.any((run[:, None] > run) & xp.matrix_transpose(bad[..., 0]), axis=-1, keepdims=True)
-    bad = xp.broadcast_to(earlier[..., None] | xp.expand_dims(bad_sums, axis=-3), (*sums.batch, count, 1, 1))
-    (after, bad), out = causal_block(xp, phi, own, (before, bad), *runs)
-    held = Sums(*(x[..., -1, :, :] for x in after)), bad[..., -1, :, :]
+    after, out = causal_block(xp, phi, own, before, *runs)
+    sums = Sums(*(x[..., -1, :, :] for x in after))
     out = xp.reshape(out, (*out.shape[:-3], whole, out.shape[-1]))
     if whole == n:
-        return held, out
+        return sums, out
     rest = [None if x is None else x[..., whole:, :] for x in (q, k, v, mask)]
-    held, late = causal_block(xp, phi, weights, held, *rest)
-    return held, xp.concat([out, late], axis=-2)
+    sums, late = causal_block(xp, phi, weights, sums, *rest)
+    return sums, xp.concat([out, late], axis=-2)
 
 
 def _beside_runs(xp: ModuleType, weights: tuple[Array, ...]) -> tuple[Array, ...]:

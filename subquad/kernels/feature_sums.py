@@ -87,12 +87,6 @@ def shown(xp: ModuleType, k: Array, v: Array, mask: Array | None) -> tuple[Array
     return (k, v) if mask is None else (xp.where(mask, k, 0.0), xp.where(mask, v, 0.0))
 
 
-def finite_keys(xp: ModuleType, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """(k, v) with 0 for keys of which k or v is not finite, and which keys (..., n, 1) these are."""
-    bad = ~(xp.all(xp.isfinite(k), axis=-1, keepdims=True) & xp.all(xp.isfinite(v), axis=-1, keepdims=True))
-    return xp.where(bad, 0.0, k), xp.where(bad, 0.0, v), bad
-
-
 def hide(xp: ModuleType, features: Features, mask: Array | None) -> Features:
     """(value, log) of keys with φ = 0 for the keys that the mask hides."""
     value, log = features

@@ -5,8 +5,6 @@
 No n × n matrix exists. The keys pass a block of rows in blocks too; between them, the rows keep, of their logits x,
 
     shift = max x,    denominator = Σ exp(x − shift),    numerator = Σ exp(x − shift) v
-
-and whether they saw a key or a value that is not finite (`subquad.kernels.not_finite`).
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from subquad.core.kernel import kernel
 from subquad.core.loading import backend_of
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.max_shift import divide_or_zero, finite_shift
-from subquad.kernels.not_finite import all_finite, finite_rows, spoilt
 from subquad.kernels.visibility import Visibility
 
-Carry = tuple[Array, Array, Array, Array]
+Carry = tuple[Array, Array, Array]
 
 MANY_KEYS = 256  # keys that a block of rows is sized for: with more keys, the keys are cut into blocks too
 TRACED_BLOCKS = 16  # max blocks of rows while tracing, where the Python loop over them is unrolled into the program
@@ -64,8 +61,9 @@ def softmax_attention(
 
     def attend(rows: Array, first: int) -> Array:
         """The output of a block of rows whose first row is number `first` of q."""
-        rows, count = rows * scale, rows.shape[-2]
-        rows, carry = no_keys(xp, rows, (*batch, count), v.shape[-1])
+        rows = rows * scale
+        count = rows.shape[-2]
+        carry = no_keys(xp, rows, (*batch, count), v.shape[-1])
         whole, parts = ((0, n_kv), ()) if visible is None else visible.spans(first, count, n, n_kv)
         size_kv = rows_per_block(heads * (max(count, 1) if backend.holds(count <= size) else size))
 
@@ -79,7 +77,8 @@ def softmax_attention(
             some_k, some_v, some_mask = take_rows([k, v, mask], *part)
             pairs = visible.pairs(xp, (first, first + count), part, n_kv - n, place_of(rows))
             carry = absorb_keys(xp, carry, rows, some_k, some_v, some_mask, pairs)
-        return output_of(xp, carry)
+        _, denominator, numerator = carry
+        return divide_or_zero(xp, numerator, denominator)
 
     if visible is None:
         _, out = fold_blocks(lambda _, rows: (None, attend(rows, 0)), None, [q], size, xp=xp)
@@ -91,27 +90,14 @@ def softmax_attention(
     return xp.concat([attend(q[..., i : min(i + size, n), :], i) for i in range(0, n, size)], axis=-2)
 
 
-def no_keys(xp: ModuleType, q: Array, shape: tuple[int, ...], d_v: int) -> tuple[Array, Carry]:
-    """(finite rows, carry) of rows q (batch and row axes: `shape`) before any key.
-
-    The carry is (shift, denominator, numerator, spoils) = (−∞, 0, 0, ·). The two columns of the last say whether the
-    query or a key that it saw is not finite, and whether a value is not.
-    """
-    where = place_of(q)
-    q, bad = finite_rows(xp, q)
-    return q, (
-        xp.full((*shape, 1), -math.inf, dtype=q.dtype, device=where),
-        xp.zeros((*shape, 1), dtype=q.dtype, device=where),
-        xp.zeros((*shape, d_v), dtype=q.dtype, device=where),
-        xp.broadcast_to(bad, (*shape, 2)),
+def no_keys(xp: ModuleType, like: Array, shape: tuple[int, ...], d_v: int) -> Carry:
+    """The carry (shift, denominator, numerator) = (−∞, 0, 0) of rows (batch and row axes: `shape`) before any key."""
+    where = place_of(like)
+    return (
+        xp.full((*shape, 1), -math.inf, dtype=like.dtype, device=where),
+        xp.zeros((*shape, 1), dtype=like.dtype, device=where),
+        xp.zeros((*shape, d_v), dtype=like.dtype, device=where),
     )
-
-
-def output_of(xp: ModuleType, carry: Carry) -> Array:
-    """The output of rows after the last key."""
-    _, denominator, numerator, bad = carry
-    bad = xp.any(bad, axis=-1, keepdims=True) & (denominator != 0)
-    return spoilt(xp, divide_or_zero(xp, numerator, denominator), bad)
 
 
 def absorb_keys(
@@ -129,15 +115,10 @@ def absorb_keys(
     `mask` (..., n_kv, 1) hides keys from all rows, `visible` (..., n, n_kv) hides keys row by row. `change` is applied
     to the logits of all pairs first.
     """
-    shift, denominator, numerator, spoils = carry
+    shift, denominator, numerator = carry
+    poison = None
     if mask is not None:  # 0 · NaN is NaN: a hidden NaN would reach products and their gradients
         k, v = xp.where(mask, k, 0.0), xp.where(mask, v, 0.0)
-    # 0 · NaN is NaN: what is not finite must reach the rows that see it and no others, gradients too
-    if visible is not None and not all_finite(xp, k, v):
-        (k, bad_k), (v, bad_v) = finite_rows(xp, k), finite_rows(xp, v)
-        seen = [xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True) for bad in (bad_k, bad_v)]
-        seen = [xp.broadcast_to(x, (*spoils.shape[:-1], 1)) for x in seen]
-        spoils = spoils | xp.concat(seen, axis=-1)
     logits = q @ xp.matrix_transpose(k)
     if change is not None:
         logits = change(logits)
@@ -145,9 +126,16 @@ def absorb_keys(
         logits = xp.where(xp.matrix_transpose(mask), logits, -math.inf)
     if visible is not None:
         logits = xp.where(visible, logits, -math.inf)
+        # 0 · NaN is NaN: a value that is not finite must reach the rows that see it and no others
+        bad = ~xp.all(xp.isfinite(v), axis=-1, keepdims=True)
+        poison = xp.any(visible & xp.matrix_transpose(bad), axis=-1, keepdims=True)
+        v = xp.where(bad, 0.0, v)
     new = xp.maximum(shift, xp.max(logits, axis=-1, keepdims=True))
     reference = finite_shift(xp, new)
     weights = xp.exp(logits - reference)
     faded = xp.exp(shift - reference)
     denominator = denominator * faded + xp.sum(weights, axis=-1, keepdims=True)
-    return new, denominator, numerator * faded + weights @ v, spoils
+    numerator = numerator * faded + weights @ v
+    if poison is not None:
+        numerator = xp.where(poison, math.nan, numerator)
+    return new, denominator, numerator

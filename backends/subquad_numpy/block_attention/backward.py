@@ -5,8 +5,7 @@ With weights P = exp(x − lse), and D[i] = dout[i]·out[i] − dlse[i],
     dv[j] = Σ_i P[i, j] dout[i],    dx[i, j] = P[i, j] (dout[i]·v[j] − D[i]),    dq = s dx k,    dk = s dxᵀ q
 
 0 · NaN is NaN: what is not finite must not reach the gradients of rows and keys that do not see it. Queries and keys
-that are not finite are therefore 0 in the products; where they are seen, dx is NaN. A row that is NaN, and whose
-gradient is 0, is left out.
+that are not finite are therefore 0 in the products; where they are seen, dx is NaN.
 
 A task takes every `parts`-th tile of rows of an item, and adds the gradients of its keys up in sums of its own.
 """
@@ -132,17 +131,6 @@ def block_attention_gradient_kernel(dtype: np.dtype[Any]) -> Any:
                         for p in range(d_v):
                             along += by_out[p] * own_out[p]
                         drop[c] = along - (grad_lse[mine] if f.grad_lse != 0 else 0)
-                        if along != along:
-                            has_grad = 0
-                            if f.grad_lse != 0:
-                                has_grad = 0 if grad_lse[mine] == 0 else 1
-                            for p in range(d_v):
-                                has_grad = has_grad if by_out[p] == 0 else 1
-                            if has_grad == 0:
-                                level[c], drop[c] = INFINITY, 0
-                                place = c // panel * panel * d + c % panel
-                                for p in range(d):
-                                    q[place + p * panel] = 0
                 clear(by_q, high * used)
                 for entry in range(max(listed, 1)):
                     begin, end = (low // KEYS * KEYS, upper) if f.place == 0 else (0, n_kv)
