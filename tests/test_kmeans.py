@@ -114,6 +114,19 @@ def test_each_row_is_in_the_sums_of_its_nearest_centre(n: int, implementation: s
     assert len(nearest(x, centres, None)) == 3
 
 
+@pytest.mark.parametrize("implementation", ["generic", "auto"])
+def test_centres_may_have_a_sum_beyond_the_range(implementation: str) -> None:
+    """All have one large number in common, from which none is far."""
+    rng = np.random.default_rng(0)
+    x, centres = rng.standard_normal((200, 4)), rng.standard_normal((8, 4))
+    x[:, 1] = centres[:, 1] = 0
+    expected, *_ = nearest(x, centres, None, implementation=implementation)
+    x[:, 1] = centres[:, 1] = 0.75 * np.finfo(np.float64).max
+    with np.errstate(over="ignore"):  # of the sums of rows
+        index, *_ = nearest(x, centres, None, implementation=implementation)
+    assert np.array_equal(index, expected)
+
+
 def test_sums_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     x, centres = np.random.default_rng(0).standard_normal((5000, 64), dtype=np.float32), np.eye(64, dtype=np.float32)
     found = []

@@ -14,7 +14,7 @@ from subquad.attention.landmarks import segment_means
 from subquad.attention.means import mean_row
 from subquad.core.beside import namespace_of
 from subquad.core.loading import backend_of
-from subquad.kernels.segment_means import _means_of_any, means_of_segments
+from subquad.kernels.segment_means import means_of_any, means_of_segments
 
 FEW = [pytest.param(x, id=str(x)) for x in (NumPy(), Strict(), Torch(), Jax())]
 
@@ -216,7 +216,7 @@ def test_means_of_numbers_near_the_largest_do_not_overflow(library: Library, d: 
         (segment_means(xp, rows, keep, 7)[0], np.stack([[x.mean(0) for x in np.array_split(p, 7)] for p in parts])),
     ]
     if not isinstance(library, Strict):  # whose `where` takes no two plain numbers; the lengths of programs are none
-        cases.append((_means_of_any(xp, rows, 7, 172, 1), cases[3][1]))
+        cases.append((means_of_any(xp, rows, 7, 172, 1), cases[3][1]))
     for found, right in cases:
         np.testing.assert_allclose(library.numpy(found), right, rtol=1205 * 2.0**-24)
 

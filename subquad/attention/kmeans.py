@@ -104,7 +104,7 @@ def _with_values(xp: ModuleType, x: Array, centres: Array, values: Array, mask: 
 
     Rows are taken relative to a point amidst them, where squares and products lose no digits.
     """
-    origin = backend_of(xp).constant(xp.mean(centres, axis=-2, keepdims=True))
+    origin = xp.expand_dims(backend_of(xp).constant(backend_of(xp).mean_rows(xp, centres)), axis=-2)
     d, d_v = x.shape[-1], values.shape[-1]
     _, like, of_rows, of_values = outputs(x, centres, values, key_mask=mask)
     batch, m = like.shape[:-1], like.shape[-1]

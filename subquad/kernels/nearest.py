@@ -41,7 +41,7 @@ def nearest(x: Array, centres: Array, values: Array | None, /, *, key_mask: Arra
     index, counts, *sums = outputs(x, centres, values, key_mask=key_mask)
     batch = index.shape[:-1]
     # distances are those of rows and centres relative to a point amidst them, where squares lose no digits
-    origin = xp.mean(centres, axis=-2, keepdims=True)
+    origin = xp.expand_dims(backend_of(xp).mean_rows(xp, centres), axis=-2)
     directions = xp.matrix_transpose(centres - origin)
     half = xp.sum(directions * directions, axis=-2, keepdims=True) / 2
     names = xp.arange(m, dtype=xp.int32, device=place_of(x))

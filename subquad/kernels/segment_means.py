@@ -20,7 +20,7 @@ def means_of_segments(xp: ModuleType, x: Array, m: int) -> Array:
     if backend.holds(longer == 0):
         return _mean_of_equal(xp, x, m, length)
     if not backend.loops_any_length and not backend.holds(longer != 0):
-        return _means_of_any(xp, x, m, length, longer)
+        return means_of_any(xp, x, m, length, longer)
     parts = [
         _mean_of_equal(xp, x[..., : longer * (length + 1), :], longer, length + 1),
         _mean_of_equal(xp, x[..., longer * (length + 1) :, :], m - longer, length),
@@ -43,7 +43,7 @@ def _mean_of_equal(xp: ModuleType, x: Array, segments: int, rows: int) -> Array:
     return xp.concat([backend.mean_rows(xp, xp.astype(part, dtype)) for part in parts], axis=-2)
 
 
-def _means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) -> Array:
+def means_of_any(xp: ModuleType, x: Array, m: int, length: int, longer: int) -> Array:
     """The means of m segments, of which `longer` have length + 1 rows, for lengths that a program leaves open."""
     segment = xp.arange(m, device=place_of(x))
     first = segment * length + xp.where(segment < longer, segment, longer)

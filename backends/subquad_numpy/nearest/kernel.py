@@ -83,9 +83,7 @@ def nearest_kernel(dtype: np.dtype[Any]) -> Any:
             clear(origin, d)
             for c in range(m):
                 for p in range(d):
-                    origin[p] += centres[c * d + p]
-            for p in range(d):
-                origin[p] /= m
+                    origin[p] += centres[c * d + p] / m
             for c in range(width):
                 half = zero
                 for p in range(d):
