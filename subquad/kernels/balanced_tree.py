@@ -59,10 +59,10 @@ def balanced_tree(x: Array, sketch: Array, /, *, size: int, key_mask: Array | No
         order = xp.reshape(xp.take_along_axis(order, found, axis=-1), (*batch, slots))
         width //= 2
     order = order[..., : count * size]
-    hidden = ~xp.take_along_axis(seen, xp.astype(order, xp.int64), axis=-1)  # which come last in a cluster, too
-    order = xp.reshape(order + xp.astype(hidden, xp.int32) * slots, (*outer, count, size))
-    order = xp.reshape(xp.sort(order, axis=-1), (*outer, count * size))
-    order = xp.where(order < slots, order, order - slots)
+    hidden = gather_rows(xp, xp.astype(~seen, xp.int32)[..., None], order)[..., 0]  # which come last in a cluster, too
+    order = xp.reshape(order + hidden * slots, (*outer, count, size))
+    order = xp.take_along_axis(order, xp.argsort(order, axis=-1), axis=-1)
+    order = xp.reshape(xp.where(order < slots, order, order - slots), (*outer, count * size))
     return xp.where(order < n, order, n - 1)
 
 
