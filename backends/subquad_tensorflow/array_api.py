@@ -54,7 +54,7 @@ from subquad.core.dtypes import FloatInfo
 from subquad_tensorflow import linalg
 
 bool = tf.bool  # noqa: A001
-isfinite, isinf, isnan = is_finite, is_inf, is_nan
+isinf, isnan = is_inf, is_nan
 inf, nan = math.inf, math.nan
 
 KINDS = {
@@ -66,6 +66,11 @@ KINDS = {
 }
 KINDS["integral"] = KINDS["signed integer"] + KINDS["unsigned integer"]
 KINDS["numeric"] = KINDS["integral"] + KINDS["real floating"] + KINDS["complex floating"]
+
+
+def isfinite(x: tf.Tensor) -> tf.Tensor:
+    """Of complex numbers, both parts: TensorFlow has it for real ones."""
+    return is_finite(real(x)) & is_finite(imag(x)) if x.dtype.is_complex else is_finite(x)
 
 
 def finfo(dtype: tf.DType) -> FloatInfo:
