@@ -29,7 +29,7 @@ from subquad_numpy.codegen import (
 )
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_part, store_part
-from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, multiply, pack, padded, rows_at
+from subquad_numpy.codegen.matmul import TILE_ROWS, Matrix, Panels, pack, rows_at
 from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.stored import load_stored_part, store_stored_part, stored_as
 from subquad_numpy.codegen.vector_math import LEAST
@@ -43,10 +43,10 @@ from subquad_numpy.features.blocks import (
     query_features,
     widths_of,
 )
+from subquad_numpy.features.few_rows import BESIDE, multiply_few
 from subquad_numpy.features.phi import ELU, MAPS, log_of, times_value
 from subquad_numpy.features.step import STEP_RECORD
 
-BESIDE = 4  # vectors of a row of the numerator that are read side by side
 AT_ONCE = 12  # items whose exponents are one product: with queries and keys, whole tiles of 6 or 8 rows
 
 
@@ -155,13 +155,11 @@ def token_kernel(dtype: np.dtype[Any], phi_name: str) -> Any:
                         if not is_shared:
                             U = Matrix(pointer(f.q_W, zero), f.q_W_row, f.q_W_column)
                             pack(U, d, m, q_numbers[0], lanes, q_directions)
-                    none, height = rows_at(nothing, 0), padded(2 * count if is_shared else count, TILE_ROWS)
-                    multiply(
-                        rows_at(rows, d_in), height, q_directions, d, width, lanes, none, rows_at(exponents, width)
-                    )
+                    height, y = 2 * count if is_shared else count, exponents
+                    multiply_few(rows, d_in, height, q_directions, d, width, lanes, nothing, y)
                     if not is_shared:
-                        keys, target = shifted(rows, count * d_in), shifted(exponents, count * width)
-                        multiply(rows_at(keys, d_in), height, directions, d, width, lanes, none, rows_at(target, width))
+                        keys, y = shifted(rows, count * d_in), shifted(exponents, count * width)
+                        multiply_few(keys, d_in, count, directions, d, width, lanes, nothing, y)
 
             f, place = frames[item], item - begin
             numbers = pointer(f.numbers, zero)
