@@ -110,9 +110,12 @@ def test_directions_that_are_changed_in_place_count() -> None:
         assert (method(q, k, v) == subquad.Favor(omega=omega.copy())(q, k, v)).all()
         state = method.summarize(k, v)
         assert (method.attend(q, state) == subquad.Favor(omega=omega.copy()).attend(q, state)).all()
+        token = q[:, :1], k[:, :1], v[:, :1], state
+        assert (method.step(*token)[0] == subquad.Favor(omega=omega.copy()).step(*token)[0]).all()
     omega[0, 0] = np.nan
-    with pytest.raises(ValueError, match="omega holds NaN"):
-        method(q, k, v)
+    for call in (lambda: method(q, k, v), lambda: method.step(*token)):
+        with pytest.raises(ValueError, match="omega holds NaN"):
+            call()
 
 
 def test_nothing_is_kept_for_a_method_that_is_gone() -> None:
@@ -169,6 +172,65 @@ def test_a_row_after_a_state_is_that_of_the_whole_sequence(method: Any, dtype: A
         out, state = method.step(q[..., at, :], k[..., at, :], v[..., at, :], state, key_mask=keep[at])
         assert relative_error(out, expected[..., at, :]) < (1e-13 if dtype is np.float64 else 2e-5)
     assert (expected[..., 0, :] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [0.3, -0.3])
+@pytest.mark.parametrize("m", [64, 21])
+@pytest.mark.parametrize("heads", [1, 2, 15])
+def test_tokens_of_many_items(scale: float, m: int, heads: int) -> None:
+    """Of which some hide their key, one has a key that is not finite, and none has what belongs to another."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, heads, 1, 7))
+    keep = np.arange(heads)[:, None] % 4 != 2
+    method = subquad.Favor(num_features=m)
+    state = method.summarize(*rng.standard_normal((2, heads, 5, 7)), scale=scale)
+    if heads > 2:
+        k[3, 0, 2] = np.inf
+    with overrides_replaced(backend_of(np), "feature_step"):
+        expected, after = method.step(q, k, v, state, key_mask=keep, scale=scale)
+    for _ in range(3):
+        out, found = method.step(q, k, v, state, key_mask=keep, scale=scale)
+        np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-13)
+        for name, x in found.items():
+            np.testing.assert_allclose(x, after[name], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["favor", "omega", "linear"])
+def test_steps_take_turns(name: str) -> None:
+    """Each step is right whatever step was before it, and equal to the one with nothing remembered."""
+    omega = np.random.default_rng(3).standard_normal((19, 8))
+    method = subquad.Favor(omega=omega) if name == "omega" else METHODS[name]
+    q, k, v = (x[:, :1].copy() for x in rows())
+    state = method.summarize(*rows(seed=2)[1:])
+    turned = dict(reversed(state.items()))
+    calls = {
+        "plain": lambda: method.step(q, k, v, state),
+        "first": lambda: method.step(q, k, v),
+        "order": lambda: method.step(q, k, v, turned),
+        "hidden": lambda: method.step(q, k, v, state, key_mask=np.asarray([False])),
+        "shown": lambda: method.step(q, k, v, state, key_mask=np.asarray([True])),
+        "scale": lambda: method.step(q, k, v, state, scale=0.25),
+        "others": lambda: method.step(k, q, v, state),
+        "by columns": lambda: method.step(q, k, v, {name: by_columns(x) for name, x in state.items()}),
+        "frozen": lambda: method.step(*map(frozen, (q, k, v)), state),
+        "two": lambda: method.step(*(x[:, :2] for x in rows()), state),
+    }
+    expected = {}
+    for key, call in calls.items():
+        KEPT.clear()
+        expected[key] = call()
+    given = {name: x.copy() for name, x in state.items()}
+    for _ in range(3):
+        for key, call in calls.items():
+            out, after = call()
+            np.testing.assert_allclose(out, expected[key][0], rtol=1e-12, err_msg=key)
+            for field, x in after.items():
+                np.testing.assert_allclose(x, expected[key][1][field], rtol=1e-12, err_msg=key)
+                assert (state[field] == given[field]).all()
+        with pytest.raises(ValueError, match="one key per query"):
+            method.step(q, *rows()[1:], state)
+    assert subquad.explain(method.step, q, k, v, state).implementation == "compiled"
+    assert subquad.explain(method, *rows()).implementation == "compiled"
 
 
 @pytest.mark.parametrize("place", ["k", "v", "q", "state"])

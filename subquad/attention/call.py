@@ -50,9 +50,15 @@ class Made(NamedTuple):
     """What `AttentionCall.made_of` has made of the numbers `before` of an option, and how others are compared."""
 
     made: Any
+    option: Array = None
     before: Array = None
     signature: Any = None
     is_same: Callable[[Array, Array], bool] = lambda x, y: False
+
+    def holds(self) -> bool:
+        """Whether the option, which may be changed in place, still has the numbers that this was made of."""
+        signature = signature_of((self.option,))
+        return signature == self.signature is not None and self.is_same(self.option, self.before)
 
 
 Recalled = tuple[Any, Arrangement | None]  # see `recall`
@@ -60,11 +66,23 @@ NOTHING: Recalled = (None, None)
 
 
 class OneKernel(NamedTuple):
-    """A kernel of (q, k, v) with a key mask, and its keywords but for that."""
+    """A kernel of (q, k, v), the arrays of a state, and arrays of the method, with a key mask.
+
+    Attributes
+    ----------
+    kernel, implementation, keywords
+        The kernel, and its keywords but for the mask.
+    weights : tuple of array
+        The arrays of the method, which has them of `AttentionCall.made_of` alone.
+    state : tuple of str
+        The fields of the state that the kernel takes, and returns after the output; empty without a state.
+    """
 
     kernel: Kernel
     implementation: str
     keywords: dict[str, Any]
+    weights: tuple[Array, ...] = ()
+    state: tuple[str, ...] = ()
 
 
 class AttentionCall:
@@ -112,26 +130,27 @@ class AttentionCall:
         with self.computing():
             return kernel(*arrays, implementation=implementation, **keywords)
 
-    def run_one(self, method: Any, one: OneKernel) -> Array:
-        """The output of a kernel of q, k, v and the mask."""
-        kernel, implementation, keywords = one
+    def run_one(self, method: Any, one: OneKernel) -> Any:
+        """What a kernel returns for the arrays of the call."""
+        held = [None if self.state is None else self.state[name] for name in one.state]
         return self.run(
-            method, kernel, self.q, self.k, self.v, implementation=implementation, key_mask=self.key_mask, **keywords
-        )
+            method, one.kernel, self.q, self.k, self.v, *held, *one.weights, implementation=one.implementation,
+            key_mask=self.key_mask, **one.keywords,
+        )  # fmt: skip
 
-    def by_one_kernel(self, method: Any) -> Array | None:
+    def by_one_kernel(self, method: Any, one: OneKernel | None) -> Any:
         """What the caller of `method` gets in a remembered call, if one kernel computes it, else None.
 
         What calls the kernel is remembered with the call, and then is all that runs: see `again`.
         """
-        one = method._kernel(self)
         if one is None:
             return None
         found = self.run_one(method, one)
-        out = self.leave(found)
-        if out is found:
-            self.arrangement.made[AGAIN] = one.kernel.again(self.arrangement, one.implementation, one.keywords)
-        return out
+        out, *after = found if one.state else (found,)
+        left = self.leave(out)
+        if left is out and self.is_whole:
+            self.arrangement.made[AGAIN] = _again(one, self.arrangement)
+        return (left, self.leave_state(dict(zip(one.state, after, strict=True)))) if one.state else left
 
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
         """What `make()` makes of the numbers of an option that is an array; with None, of the call's signature alone.
@@ -146,9 +165,7 @@ class AttentionCall:
             if found is None:
                 found = kept[name] = Made(make())
             return found.made
-        signature = signature_of((option,))
-        # an array may have been changed in place
-        if found is not None and signature == found.signature is not None and found.is_same(option, found.before):
+        if found is not None and found.holds():
             return found.made
         xp = namespace_of(option)
         backend = backend_of(xp)
@@ -159,7 +176,8 @@ class AttentionCall:
             self.is_whole = False  # other implementations may be chosen
         if not self.is_whole:
             return make()
-        kept[name] = Made(make(), xp.asarray(option, copy=True), signature, backend.same_numbers)
+        before = xp.asarray(option, copy=True)
+        kept[name] = Made(make(), option, before, signature_of((option,)), backend.same_numbers)
         return kept[name].made
 
     def restricted(self, restrictions: Any) -> AttentionCall:
@@ -388,11 +406,35 @@ def recall(
     return key, found
 
 
-def again(recalled: Recalled, q: Array, k: Array, v: Array, key_mask: Array | None) -> Array | None:
+def again(recalled: Recalled, q: Array, k: Array, v: Array, key_mask: Array | None, state: Any = None) -> Any:
     """What the caller gets in a call without restrictions that one kernel has computed before; else None."""
     found = recalled[1]
     run = None if found is None else found.made.get(AGAIN)
-    return None if run is None else run(q, k, v, key_mask=key_mask)
+    return None if run is None else run(q, k, v, key_mask, state)
+
+
+def _again(one: OneKernel, arrangement: Arrangement) -> Callable[..., Any] | None:
+    """A function of (q, k, v, key_mask, state) that does what `AttentionCall.by_one_kernel` did in a call like these.
+
+    It returns None where an option has other numbers by now, or an implementation is to be chosen anew.
+    """
+    run = one.kernel.again(arrangement, one.implementation, one.keywords)
+    if run is None or not (one.weights or one.state):
+        return None if run is None else lambda q, k, v, key_mask, state: run(q, k, v, key_mask=key_mask)
+    names, weights = one.state, one.weights
+    made = [x for x in arrangement.made.values() if isinstance(x, Made) and x.option is not None]
+
+    def again(q: Array, k: Array, v: Array, key_mask: Array | None, state: Any) -> Any:
+        for x in made:
+            if not x.holds():
+                return None
+        if not names:
+            return run(q, k, v, *weights, key_mask=key_mask)
+        held = [None if state is None else state[name] for name in names]
+        found = run(q, k, v, *held, *weights, key_mask=key_mask)
+        return None if found is None else (found[0], dict(zip(names, found[1:], strict=True)))
+
+    return again
 
 
 def _find_heads(

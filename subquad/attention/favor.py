@@ -236,6 +236,9 @@ class Favor(FeatureMethod):
     def _reads_half(self, *, streaming: bool = False) -> bool:
         return self.features in ("positive", "hyperbolic") and self.center is not True
 
+    def _keeps_map(self) -> bool:
+        return self.features != "derf" and self.center is False
+
     def _prepare(self, call: AttentionCall) -> AttentionCall:
         if self.features != "derf":
             return call

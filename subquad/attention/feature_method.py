@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from subquad.attention.call import AttentionCall
+from subquad.attention.call import AttentionCall, OneKernel
 from subquad.attention.method import Method, before_first_key
 from subquad.backend import Array
+from subquad.core.kernel import Kernel
 from subquad.core.states import State, StateSpec, merge_by_shift
 from subquad.kernels.feature_attention import feature_attend, feature_step, feature_summarize
 from subquad.kernels.feature_map import FeatureMap
@@ -33,6 +34,27 @@ class FeatureMethod(Method):
     def _map(self, call: AttentionCall) -> Mapped:
         """(feature map, its weights) for the arrays of a call."""
         raise NotImplementedError
+
+    def _keeps_map(self) -> bool:
+        """Whether calls of one arrangement have one map, whose weights `AttentionCall.made_of` keeps."""
+        return False
+
+    def _kernel(self, call: AttentionCall) -> OneKernel | None:
+        return None if call.causal else self._of_kept_map(call, feature_whole)
+
+    def _step_kernel(self, call: AttentionCall) -> OneKernel | None:
+        assert self.state is not None
+        return self._of_kept_map(call, feature_step, tuple(self.state.fields))
+
+    def _of_kept_map(self, call: AttentionCall, kernel: Kernel, state: tuple[str, ...] = ()) -> OneKernel | None:
+        """The kernel that computes a call by itself, if the map is kept."""
+        if not self._keeps_map():
+            return None
+        with call.computing():
+            phi, weights = self._map(call)
+            if call.state is not None:
+                self._state(call, phi, weights)
+        return OneKernel(kernel, "auto", {"phi": phi}, weights, state)
 
     def _evaluate(self, call: AttentionCall) -> Array:
         call = self._prepare(call)

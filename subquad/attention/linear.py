@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from subquad.attention.call import AttentionCall, OneKernel
+from subquad.attention.call import AttentionCall
 from subquad.attention.feature_method import FeatureMethod, Mapped
 from subquad.backend import Array
 from subquad.core.beside import place_of
 from subquad.kernels.feature_map import Elu, Rowwise, map_rows
-from subquad.kernels.feature_whole import feature_whole
 from subquad.registry import register
 
 
@@ -69,10 +68,8 @@ class Linear(FeatureMethod):
     def _reads_half(self, *, streaming: bool = False) -> bool:
         return not callable(self.feature_map)
 
-    def _kernel(self, call: AttentionCall) -> OneKernel | None:
-        if call.causal or callable(self.feature_map):
-            return None
-        return OneKernel(feature_whole, "auto", {"phi": self._map(call)[0]})
+    def _keeps_map(self) -> bool:
+        return not callable(self.feature_map)
 
     def _map(self, call: AttentionCall) -> Mapped:
         if not callable(self.feature_map):  # one object for all calls of a form: a kernel compares it by `is`

@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from subquad.attention.call import NOTHING, ArrayOptions, AttentionCall, OneKernel, again, enter, recall
+from subquad.attention.call import NOTHING, ArrayOptions, AttentionCall, OneKernel, Recalled, again, enter, recall
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
@@ -144,7 +144,7 @@ class Method(Options):
         if call.causal and self.causal is not True:
             raise NotImplementedError(self.causal)
         if is_plain and call.is_whole:
-            out = call.by_one_kernel(self)
+            out = call.by_one_kernel(self, self._kernel(call))
             if out is not None:
                 return out
         with call.computing():
@@ -300,10 +300,21 @@ class Method(Options):
         """
         if type(self)._step is Method._step:
             self._no_such_call("step")
-        call = self._enter({"q": q, "k": k, "v": v}, scale, key_mask=key_mask, state=state, causal=True)
+        rows, recalled = {"q": q, "k": k, "v": v}, None
+        if not self._holds_arrays(streaming=True):
+            factor, as_stored = self.default_scale(scale), self._reads_half(streaming=True)
+            recalled = recall(self, self.state, rows, key_mask, state, True, factor, as_stored, None)
+            found = again(recalled, q, k, v, key_mask, state)
+            if found is not None:
+                return found
+        call = self._enter(rows, scale, key_mask=key_mask, state=state, causal=True, recalled=recalled)
         if q.shape[-2] != k.shape[-2]:
             msg = f"step takes one key per query, got {q.shape[-2]} queries and {k.shape[-2]} keys"
             raise ValueError(msg)
+        if call.is_whole:
+            found = call.by_one_kernel(self, self._step_kernel(call))
+            if found is not None:
+                return found
         with call.computing():
             out, after = self._step(call)
         return call.leave(out), call.leave_state(after)
@@ -351,15 +362,19 @@ class Method(Options):
         """
         return None
 
+    def _step_kernel(self, call: AttentionCall) -> OneKernel | None:
+        """The kernel that computes a step by itself, of new tokens and the arrays of a state; None if none does."""
+        return None
+
     def _enter(
         self, arrays: dict[str, Array], scale: float | None, *, key_mask: Array | None = None,
-        state: Mapping[str, Any] | None = None, causal: bool = False,
+        state: Mapping[str, Any] | None = None, causal: bool = False, recalled: Recalled | None = None,
     ) -> AttentionCall:  # fmt: skip
         """`enter` for the calls that make or read a state."""
         return enter(
             self.state, arrays, key_mask=key_mask, state=state, causal=causal, scale=self.default_scale(scale),
             array_options=self._array_options if self._holds_arrays(streaming=True) else None, owner=self,
-            as_stored=self._reads_half(streaming=True),
+            as_stored=self._reads_half(streaming=True), recalled=recalled,
         )  # fmt: skip
 
     def _evaluate_restricted(self, call: AttentionCall, given: dict[str, Any], return_lse: bool) -> Any:

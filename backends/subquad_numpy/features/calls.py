@@ -158,8 +158,8 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
         likes |= {"level": np.empty((*batch, n), dtype), "shifts": np.empty((*batch, blocks, m), dtype)}
     if n == 1 and not save:
         from subquad_numpy.features.token import token_kernel as step_kernel
-    advance = Run(
-        step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
+    advance_of = partial(
+        Run, step_kernel(dtype, keys.phi), STEP_RECORD, batch, 1, 4 * n * d * m,
         {
             **rows_k.fields(k, keys), **rows_q.fields(q, queries, "q_"), **likes,
             "v": like_v, "v_row": row_step(like_v),
@@ -169,6 +169,27 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             "stored": stored_word((k, v, q, likes["out"])),
         },
     )  # fmt: skip
+    all_done = np.full(batch, n).tobytes()
+
+    def token(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None] | None:
+        outputs = new(shape, out_dtype), new(column, dtype), new(matrix, dtype), new(column, dtype)
+        undone = np.empty(batch, np.int64)
+        advance((*arrays, undone, *outputs), threads)
+        return (outputs, None) if undone.tobytes() == all_done else completed(arrays, outputs, undone)
+
+    def completed(arrays: Arrays, outputs: tuple[Array, ...], undone: Array) -> tuple[tuple[Array, ...], None] | None:
+        out, *after = outputs
+        if not isinstance(out, np.ndarray):
+            return None
+        with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
+            wide = [None if x is None else widened(x) for x in arrays[:-1]]
+            whole, *state = feature_step.generic(*wide, phi=phi, key_mask=arrays[-1])
+        mine = np.arange(n)[:, None] < undone[..., None, None]
+        out[...] = np.where(mine, out, rounded(whole, out_dtype))
+        is_right = False if no_queries else (undone[first].reshape(kept) == n)[..., None, None]
+        for x, other in zip(after, state, strict=True):
+            x[...] = np.where(is_right, x, other)
+        return outputs, None
 
     def step(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], Trace | None] | None:
         q, k, v, shift, numerator, denominator, *weights, key_mask = arrays
@@ -190,23 +211,20 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             ),
             threads,
         )  # fmt: skip
-        if (undone != n).any() or no_queries:
-            if not isinstance(out, np.ndarray):
-                return None
-            with np.errstate(all="ignore"):  # numbers that are not finite come through compiled code in silence too
-                wide = [None if x is None else widened(x) for x in arrays[:-1]]
-                whole, *state = feature_step.generic(*wide, phi=phi, key_mask=arrays[-1])
-            mine = np.arange(n)[:, None] < undone[..., None, None]
-            out[...] = np.where(mine, out, rounded(whole, out_dtype))
-            is_right = False if no_queries else (undone[first].reshape(kept) == n)[..., None, None]
-            for x, other in zip(after, state, strict=True):
-                x[...] = np.where(is_right, x, other)
+        if (undone.tobytes() != all_done or no_queries) and completed(arrays, outputs, undone) is None:
+            return None
         if level is not None and shifts is not None and not np.isnan(level).any():
             trace = Trace(level, shifts)
         return outputs, trace
 
     is_straight = fix_v is fix_mask is None and not must_fix and rows_k.is_straight and rows_q.is_straight
-    return straight(step) if is_straight and len(weights) <= 2 and not save else step
+    if not is_straight or len(weights) > 2 or save or no_queries:
+        advance = advance_of()
+        return straight(step) if is_straight and len(weights) <= 2 and not save else step
+    of_weights = ("W", "q_W") if weights else ()
+    given = ("q_x", "x", "v", "shift", "kv", "k_sum", *of_weights, "mask")
+    advance = advance_of((*given, "undone", "out", "new_shift", "new_kv", "new_k_sum"))
+    return straight(token, short=advance.small)
 
 
 def _plan_softmax(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned:

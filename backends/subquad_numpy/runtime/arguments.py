@@ -24,7 +24,7 @@ Fields = dict[str, int | None]
 DONE, FOREIGN = 1, -1  # what a direct call returns: see `codegen.compile.DONE`, `runtime.direct.FOREIGN`
 # Multiply-adds of a call, with the exponentials beside them some 300 µs of one core: below that, waking a second thread
 # costs more than it saves, and waiting for it far more where other processes keep the cores busy.
-SMALL = 3 << 20
+SMALL = 9 << 19
 LARGE = 4 << 20  # bytes of an output for which it is worth asking for huge pages, as NumPy has it
 MAX_FORMS = 512  # forms of calls that `Forms` remembers before it forgets all
 
