@@ -103,7 +103,9 @@ def _rounded_by_table(builder: Any, bits: Any, upper: Any, is_nan: Any) -> Any:
     look_up = function_of(builder.module, ir.FunctionType(numbers, [numbers, places]), "llvm.x86.avx.vpermilvar.ps.256")
     table = builder.bitcast(ir.Constant(places, [LAST_BITS, LAST_BITS + 1] * (half // 2)), numbers)
     parts = [
-        builder.call(look_up, [table, builder.shuffle_vector(upper, upper, lanes_of_vectors(tuple(range(at, at + half))))])
+        builder.call(
+            look_up, [table, builder.shuffle_vector(upper, upper, lanes_of_vectors(tuple(range(at, at + half))))]
+        )
         for at in (0, half)
     ]
     added = builder.bitcast(builder.shuffle_vector(*parts, lanes_of_vectors(tuple(range(WIDE)))), wide)
