@@ -49,7 +49,8 @@ def _advance(
         prefetch_stored(a, a_as, row + at + ahead)
         prefetch_stored(b, b_as, row + at + ahead)
         rate = load_stored_part(a, a_as, row + at, count, lanes, edge)
-        value = rate * load(state, at) + load_stored_part(b, b_as, row + at, count, lanes, edge)
+        term = load_stored_part(b, b_as, row + at, count, lanes, edge)
+        value = rate * load(state, at) + term  # behind both loads: fused, or not, for every way of storing alike
         store(state, at, value)
         store_stored_part(h, h_as, row + at, value, count, lanes, edge)
 
