@@ -115,6 +115,20 @@ def test_half_precision_is_rounded_once() -> None:
     assert state[0] == 3000
 
 
+@pytest.mark.parametrize("d", [7, 50, 64])
+@pytest.mark.parametrize("kinds", [("f2", "f2"), ("f2", "f4"), ("f4", "f2"), ("bfloat16", "bfloat16")], ids=str)
+def test_how_numbers_are_stored_changes_no_bit(kinds: tuple[str, str], d: int) -> None:
+    """Loops of their own for arrays of one kind give the numbers of float32, rounded once."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    rng = np.random.default_rng(0)
+    a, b = (0.5 * rng.standard_normal((2, 300, d)) for _ in kinds)
+    a, b = (x.astype(getattr(ml_dtypes, kind, kind)) for x, kind in zip((a, b), kinds, strict=True))
+    h = subquad.linear_scan(a, b)
+    assert h.dtype == (a.dtype if a.dtype == b.dtype else np.float32)
+    expected = subquad.linear_scan(a.astype("f4"), b.astype("f4")).astype(h.dtype)
+    assert np.array_equal(h.astype("f4"), expected.astype("f4"))
+
+
 def test_long_doubles_stay_long() -> None:
     """No kernel takes them, and none cuts them short."""
     a, b, _ = (None if x is None else x.astype(np.longdouble) for x in FORMS[0].draw(40))

@@ -85,6 +85,34 @@ def test_full_equals_chunks(reverse: bool, decay: str, implementation: str) -> N
         assert np.array_equal(given["initial_state"], last)
 
 
+@pytest.mark.parametrize("columns", [75, 96])
+@pytest.mark.parametrize("extra", ["skip", "bonus", "gate"])
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_panels_of_a_task_do_not_know_each_other(decay: str, extra: str, columns: int) -> None:
+    """A task of all panels of a head gives the bits that tasks of one panel give; a single step too."""
+    threads = (1, 8, 64)  # of eight heads
+    assert {calls.cut_work(8, columns, np.float32, count)[1] for count in threads} > {8}
+    rng, static = np.random.default_rng(3), {"scale": 0.5, "reverse": False}
+    for n in (1, 77):
+        given = drawn(n, decay)
+        given["v"] = rng.standard_normal((2, n, 4, columns))
+        given["initial_state"] = rng.standard_normal((2, 4, 9, columns))
+        if extra == "skip":
+            given["skip"] = rng.standard_normal((4, columns))
+        if extra == "bonus":
+            given["bonus"] = rng.standard_normal((1, 4, 9))
+        arrays = [None if x is None else x.astype("f4") for x in given.values()]
+        gates = [rng.standard_normal(given["v"].shape).astype("f4")] if extra == "gate" else []
+        found = [calls.scan([*arrays, *gates], static, new=np.empty, threads=count)[0] for count in threads]
+        expected = definitions.outer_scan(*(None if x is None else x.astype("f8") for x in arrays), scale=0.5)
+        if gates:
+            z = gates[0].astype("f8")
+            expected = (expected[0] * z / (1 + np.exp(-z)), expected[1])
+        for one, *others, exact in zip(*found, expected, strict=True):
+            assert relative_error(one, exact) <= tolerance("float32")
+            assert all(np.array_equal(one, other) for other in others)
+
+
 @examples
 def test_gradients_in_spans_are_those_of_the_whole(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long sequence is cut so that memory stays small; strided gradients and inputs are read in place."""

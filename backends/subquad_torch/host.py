@@ -206,7 +206,7 @@ def memory_of(x: Tensor | None) -> Any:
     if x.requires_grad:
         x = x.detach()
     if x.dtype is torch.bfloat16:
-        return x.view(torch.int16).numpy().view(np.uint16)
+        return x.view(torch.uint16).numpy()
     try:
         return x.numpy()
     except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor
@@ -218,5 +218,5 @@ def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:
     if not memory.flags.writeable or any(x is not None and np.may_share_memory(memory, x) for x in given):
         memory = memory.copy()
     if memory.dtype == np.uint16:
-        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(memory).view(torch.bfloat16)
     return torch.from_numpy(memory)

@@ -22,7 +22,10 @@ StoredRows = tuple[Any, int, int]  # (pointer to the first row, distance in elem
 
 
 def _by_kind(builder: Any, stored: Any, emit: Callable[[int], None]) -> None:
-    """The code that `emit` writes for each kind of storage, where `stored` says which one it is."""
+    """The code that `emit` writes for each kind of storage, where `stored` says which one it is, a constant of one."""
+    if isinstance(stored, ir.Constant):
+        emit(stored.constant)
+        return
 
     def is_kind(kind: int) -> Any:
         return builder.icmp_signed("==", stored, ir.Constant(stored.type, kind))

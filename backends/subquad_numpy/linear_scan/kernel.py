@@ -18,6 +18,7 @@ from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear, load_padded_row
 from subquad_numpy.codegen.stored import load_stored_part, prefetch_stored, store_stored_part, stored_as
 from subquad_numpy.runtime.arguments import Fields, fields
+from subquad_numpy.runtime.stored import BFLOAT16, FLOAT16, STORED_BITS
 
 _SIZES: Fields = dict.fromkeys(("n", "d", "block", "reverse", "stored"))
 SCAN_RECORD = fields(_SIZES, dict.fromkeys(("a", "b", "initial_state", "resets", "h"), 0))
@@ -25,6 +26,7 @@ GRADIENT_RECORD = fields(
     _SIZES, dict.fromkeys(("a", "h", "initial_state", "resets", "grad_h", "grad_a", "grad_b", "grad_initial_state"), 0)
 )
 BYTE = np.uint8(0)  # of `resets`
+ALL_FLOAT16, ALL_BFLOAT16 = (sum(kind << (STORED_BITS * i) for i in range(3)) for kind in (FLOAT16, BFLOAT16))
 ROWS_AHEAD = 8  # the rows that are prefetched are so many steps of time ahead
 
 
@@ -34,6 +36,23 @@ def _task(task: int, d: int, block: int) -> tuple[int, int, int]:
     blocks = -(-d // block)
     c0 = task % blocks * block
     return task // blocks, c0, min(block, d - c0)
+
+
+@inline
+def _advance(
+    a: Any, a_as: int, b: Any, b_as: int, h: Any, h_as: int, row: int, ahead: int, width: int, lanes: int, state: Any,
+    edge: Any,
+) -> None:  # fmt: skip
+    """One step of `width` channels; how arrays are stored may be constant, and then is not asked for each vector."""
+    for at in range(0, width, lanes):
+        count = width - at
+        prefetch_stored(a, a_as, row + at + ahead)
+        prefetch_stored(b, b_as, row + at + ahead)
+        rate = load_stored_part(a, a_as, row + at, count, lanes, edge)
+        term = load_stored_part(b, b_as, row + at, count, lanes, edge)
+        value = rate * load(state, at) + term  # behind both loads: fused, or not, for every way of storing alike
+        store(state, at, value)
+        store_stored_part(h, h_as, row + at, value, count, lanes, edge)
 
 
 @cache
@@ -69,15 +88,12 @@ def linear_scan_kernel(dtype: str) -> Any:
                     for c in range(width):
                         state[c] = a[row + c] * state[c] + b[row + c]
                         h[row + c] = state[c]
+                elif f.stored == ALL_BFLOAT16:
+                    _advance(a, BFLOAT16, b, BFLOAT16, h, BFLOAT16, row, ahead, width, lanes, state, edge)
+                elif f.stored == ALL_FLOAT16:
+                    _advance(a, FLOAT16, b, FLOAT16, h, FLOAT16, row, ahead, width, lanes, state, edge)
                 else:
-                    for at in range(0, width, lanes):
-                        count = width - at
-                        prefetch_stored(a, a_as, row + at + ahead)
-                        prefetch_stored(b, b_as, row + at + ahead)
-                        rate = load_stored_part(a, a_as, row + at, count, lanes, edge)
-                        value = rate * load(state, at) + load_stored_part(b, b_as, row + at, count, lanes, edge)
-                        store(state, at, value)
-                        store_stored_part(h, h_as, row + at, value, count, lanes, edge)
+                    _advance(a, a_as, b, b_as, h, h_as, row, ahead, width, lanes, state, edge)
         return DONE
 
     return scan

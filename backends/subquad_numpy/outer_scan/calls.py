@@ -18,6 +18,9 @@ SMALL = 1 << 18  # multiply-adds of a call, about 20 µs: below that, waking a s
 TASKS = 8  # of a gradient, if so many heads are there
 RUNNING = 2  # tasks of a gradient that run at once, as far as its memory is planned
 MOST_BYTES = 48 << 20  # of memory of a gradient, beyond its results
+OF_THREAD = (
+    2  # tasks of a thread at least, if so many panels are there: a thread that other work slows down takes fewer
+)
 OVER_TIME = ("q", "k", "v", "g", "weight")
 WHOLE_ROWS = ("q", "k", "v", "g")  # inputs whose last axis is read in vectors; time, heads and items may be strided
 WHOLE = {"bonus": 2, "initial_state": 3}  # inputs of which an item must be contiguous: so many axes
@@ -35,10 +38,9 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         fix[Inputs._fields.index("initial_state")] = fix_matrices(given.initial_state)
     fix += map(fix_rows, gates)
     must_fix = any(f is not None for f in fix)
-    tasks = batch * heads * panels_of(d_v, dtype)
     numbers = np.array([static["scale"]], dtype)
     is_small = batch * n * heads * d * d_v < SMALL
-    runs: list[Run] = []
+    runs: dict[int, Run] = {}  # by the number of threads, on which the size of a task depends
     no_gate = () if gates else (None,)
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
@@ -46,13 +48,17 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
         mine = arrays
         if must_fix:
             mine = [None if x is None else fixed(f, x) for f, x in zip(fix, arrays, strict=True)]
-        if not runs:
+        count = 1 if is_small else thread_count(threads)
+        run = runs.get(count)
+        if run is None:
             inputs, own_gates = Inputs(*mine[: len(fix) - len(gates)]), mine[len(fix) - len(gates) :]
             sizes = sizes_of(inputs, static, strides_of) | {"stored": stored_of(given, o, *gates)}
+            sizes["panels"], tasks = cut_work(batch * heads, d_v, dtype, count)
             for z in own_gates:
                 sizes |= dict(zip(("z_item", "z_step", "z_head"), strides_of(z), strict=False))
-            runs.append(Run(forward_kernel(*kind_of(given)), FORWARD_RECORD, (), tasks, math.inf, sizes))
-        runs[0]((*mine, *no_gate, numbers, o, state), 1 if is_small else thread_count(threads))
+            kernel = forward_kernel(*kind_of(given))
+            run = runs[count] = Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes)
+        run((*mine, *no_gate, numbers, o, state), count)
         return (o, state), None
 
     return scan
@@ -140,7 +146,7 @@ def _states(
     for steps in spans[:-1]:
         mine = _cut(p, steps)._replace(initial_state=states[-1])
         sizes = sizes_of(mine, static, strides_of) | {"stored": stored_of(mine, None)}
-        tasks = batch * heads * panels_of(d_v, dtype_of(p))
+        sizes["panels"], tasks = cut_work(batch * heads, d_v, dtype_of(p), thread_count(threads))
         state = np.empty((batch, heads, p.q.shape[-1], d_v), dtype_of(p))
         run = Run(forward_kernel(*kind_of(p)), FORWARD_RECORD, (), tasks, math.inf, sizes)
         run((*mine, None, numbers, None, state), threads)
@@ -204,12 +210,19 @@ def stored_of(given: Inputs, o: Any, *gradients: Any) -> int:
     return stored_word((*given[:5], o, *gradients))
 
 
-def panels_of(d_v: int, dtype: Any) -> int:
-    """The number of panels of columns of the state of one head."""
+def cut_work(heads: int, d_v: int, dtype: Any, threads: int) -> tuple[int, int]:
+    """(panels of columns that a task has, tasks) of a scan of so many heads; of a thread, at least `OF_THREAD`.
+
+    The panels of a task share its decays, and rows that are widened. What a cache line of the output holds, two panels
+    of half precision where a panel is one vector, is then seldom the work of two threads.
+    """
     from subquad_numpy.codegen import lanes_of
     from subquad_numpy.outer_scan.tile import PANEL_VECTORS
 
-    return -(-d_v // (PANEL_VECTORS * lanes_of(np.dtype(dtype))))
+    panels = -(-d_v // (PANEL_VECTORS * lanes_of(np.dtype(dtype))))
+    parts = max(1, min(panels, -(-OF_THREAD * threads // max(1, heads)) if threads > 1 else 1))
+    of_task = max(1, -(-panels // parts))
+    return of_task, heads * -(-panels // of_task)
 
 
 def panel_of_gradient(dtype: Any) -> int:

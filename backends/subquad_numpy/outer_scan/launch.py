@@ -21,9 +21,9 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     from subquad_numpy.outer_scan.calls import (
         SMALL,
         contiguous_strides,
+        cut_work,
         dtype_of,
         kind_of,
-        panels_of,
         sizes_of,
         stored_of,
     )
@@ -35,14 +35,17 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     batch, _, heads, d_v = given.v.shape
     d, dtype = given.q.shape[-1], dtype_of(given)
     results = {"o": Like(given.v.shape, common(*given[:3])), "state": Like((batch, heads, d, d_v), dtype)}
+    threads = 1 if math.prod(given.v.shape) * d < SMALL else thread_count()
+    panels, tasks = cut_work(batch * heads, d_v, dtype, threads)
+    sizes = sizes_of(given, static, contiguous_strides) | {"stored": stored_of(given, results["o"]), "panels": panels}
     made = Launch(
         forward_kernel,
         kind_of(given),
         FORWARD_RECORD,
         results,
-        sizes_of(given, static, contiguous_strides) | {"stored": stored_of(given, results["o"])},
-        tasks=batch * heads * panels_of(d_v, dtype),
-        threads=1 if math.prod(given.v.shape) * d < SMALL else thread_count(),
+        sizes,
+        tasks=tasks,
+        threads=threads,
     )
     numbers = xp.asarray(np.array([static["scale"]], dtype))
     found = run(made, given._asdict() | {"numbers": numbers})
