@@ -511,7 +511,7 @@ def test_sums_over_lanes_turn_in_two_stages(dtype: str) -> None:
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store
-    from subquad_numpy.codegen.side_by_side import decays, exp_negative, scaled_exp2
+    from subquad_numpy.codegen.side_by_side import decays, exp_negative, moderate_decays, scaled_exp2
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
@@ -528,6 +528,16 @@ def test_polynomials_keep_their_promise() -> None:
     def decay(x: Any) -> Any:
         _, power, _, rest = decays((x, x))
         return power + power * rest
+
+    @inline
+    def moderate(x: Any) -> Any:
+        _, power, _, rest = moderate_decays((x, x))
+        return power + power * rest
+
+    @inline
+    def slow(x: Any) -> Any:
+        _, _, _, rest = decays((x, x))
+        return rest
 
     @inline
     def negative(x: Any) -> Any:
@@ -551,6 +561,7 @@ def test_polynomials_keep_their_promise() -> None:
             (exp2, np.exp2, -largest, largest, 2),
             (scaled, np.exp2, -largest, largest, 2),
             (decay, np.exp2, -largest, largest, 2),
+            (moderate, np.exp2, -largest, largest, 2),
             (negative, lambda x: np.exp(-np.abs(x)), -largest * 0.69, largest * 0.69, 2),
             (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
             (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),
@@ -561,3 +572,8 @@ def test_polynomials_keep_their_promise() -> None:
             expected = exact(x.astype(wide))
             units = np.abs(y - expected) / np.spacing(expected.astype(dtype))
             assert units.max() <= bound, function
+        # a slow decay, next to 1, keeps the digits of what it is less than 1
+        x = (-np.exp2(rng.uniform(-30, -5, 1 << 15))).astype(dtype)
+        y = np.empty_like(x)
+        over(slow, x, y)
+        assert np.max(np.abs(y / np.expm1(x.astype(wide) * np.log(wide(2))) - 1)) <= 2 * np.finfo(dtype).eps

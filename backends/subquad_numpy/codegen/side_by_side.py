@@ -14,13 +14,13 @@ import numpy as np
 from llvmlite import binding, ir
 
 from subquad_numpy.codegen import processor, types
-from subquad_numpy.codegen.blocks import function_of, parts_of
+from subquad_numpy.codegen.blocks import function_of, lanes_of_vectors, parts_of
 from subquad_numpy.codegen.vector_math import EXP2, LOG2_E, register_constant
 from subquad_numpy.codegen.vector_type import FUSE, intrinsic
 
-# (2^x - 1) / x for |x| <= 1/32: see `vector_math`
+# (2^x - 1) / x for |x| <= 1/32, and for |x| <= 1/8, exact at 0: see `vector_math`
 EXP2_OF_SIXTEENTHS = (0.6931471805599453, 0.2402335515698872, 0.05550508525196963)
-SIXTEENTH_BITS = 19  # a float32 of this exponent has sixteenths as its last digits
+EXP2_OF_QUARTERS = (0.6931471805599453, 0.2402265069591007, 0.05552136359286508, 0.00962012240132137)
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
 
@@ -129,6 +129,16 @@ class _Lines:
         function = function_of(self.builder.module, ir.FunctionType(kind, [kind, self.wide]), name)
         return self.builder.call(function, [ir.Constant(kind, list(table)), places])
 
+    def looked_up_in_four(self, table: tuple[int, ...], places: Any) -> Any:
+        """The integers of a table of 4, at these places modulo 4."""
+        builder, half = self.builder, ir.VectorType(ir.FloatType(), 8)
+        kind = ir.FunctionType(half, [half, ir.VectorType(ir.IntType(32), 8)])
+        function = function_of(builder.module, kind, "llvm.x86.avx.vpermilvar.ps.256")
+        fours = builder.bitcast(ir.Constant(kind.args[1], list(table) * 2), half)
+        halves = [builder.shuffle_vector(places, places, lanes_of_vectors(tuple(range(at, at + 8)))) for at in (0, 8)]
+        found = [builder.call(function, [fours, part]) for part in halves]
+        return builder.bitcast(builder.shuffle_vector(*found, lanes_of_vectors(tuple(range(16)))), self.wide)
+
     def rounding(self) -> Any:
         """A number plus this one is rounded to a whole number, and has that plus the bias in its lowest bits."""
         return self.constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
@@ -155,32 +165,48 @@ def _by_powers(lines: _Lines, x: list[Any]) -> list[Any]:
 
 
 def _by_sixteenths(lines: _Lines, x: list[Any]) -> list[Any]:
-    builder, shift = lines.builder, ir.Constant(lines.wide, [SIXTEENTH_BITS] * lines.vector.lanes)
-    rounding = [lines.constant(1.5 * 2**SIXTEENTH_BITS + 127, 0)] * len(x)
+    _, lacks = _parts_of_octave(16)
+    return _by_parts(lines, x, 16, EXP2_OF_SIXTEENTHS, lines.looked_up, lambda at: lines.looked_up(lacks, at))
+
+
+def _by_quarters(lines: _Lines, x: list[Any]) -> list[Any]:
+    # the float32 of the table lack less than 0.3 units in the last place, which no operation is worth
+    return _by_parts(lines, x, 4, EXP2_OF_QUARTERS, lines.looked_up_in_four, None)
+
+
+def _by_parts(
+    lines: _Lines, x: list[Any], count: int, terms: tuple[float, ...], look_up: Callable[..., Any], lacking: Any
+) -> list[Any]:
+    # by a table of 2^(j / count), and what its numbers lack if that is asked for
+    builder, bits = lines.builder, lines.mantissa + 1 - count.bit_length()  # 2^bits has such parts as its last digits
+    shift = ir.Constant(lines.wide, [bits] * lines.vector.lanes)
+    rounding = [lines.constant(1.5 * 2**bits + 127, 0)] * len(x)
     shifted = lines.plain_sums(x, rounding)
     places = [builder.bitcast(w, lines.wide) for w in shifted]
     parts = lines.less(x, lines.less(shifted, rounding))
-    *terms, last = ([lines.constant(c, 0)] * len(x) for c in EXP2_OF_SIXTEENTHS)
-    values = last
-    for term in reversed(terms):
+    *others, values = ([lines.constant(c, 0)] * len(x) for c in terms)
+    for term in reversed(others):
         values = side_by_side(builder, lines.sums(lines.products(values, parts), term))
-    bits, lacks = _sixteenths()
-    rests = lines.sums(lines.products(values, parts), [lines.looked_up(lacks, at) for at in places])
-    powers = [builder.add(builder.shl(at, shift), lines.looked_up(bits, at)) for at in places]
+    rests = lines.products(values, parts)
+    if lacking is not None:
+        rests = lines.sums(rests, [lacking(at) for at in places])
+    table, _ = _parts_of_octave(count)
+    powers = [builder.add(builder.shl(at, shift), look_up(table, at)) for at in places]
     return [*(builder.bitcast(power, x[0].type) for power in powers), *rests]
 
 
 @cache
-def _sixteenths() -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """For j/16 at place j modulo 16, |j| <= 8: the float32 next to 2^(j/16), and what that lacks, relative to it.
+def _parts_of_octave(count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """For j at place j modulo `count`, |j| <= count / 2: the float32 next to 2^(j / count), and what that lacks.
 
-    The number stands as bits, less those that j itself has where a float32 has its exponent and its first digits.
+    The number stands as bits, less those that j itself has where a float32 has its exponent and its first digits. What
+    it lacks is relative to it.
     """
-    numbers = [place - 16 if place > 8 else place for place in range(16)]
-    near = [np.float32(2.0 ** (j / 16)) for j in numbers]
-    one = int(np.float32(1).view(np.int32))
-    bits = (int(x.view(np.int32)) - one - (j << SIXTEENTH_BITS) for x, j in zip(near, numbers, strict=True))
-    return tuple(bits), tuple(2.0 ** (j / 16) / float(x) - 1 for x, j in zip(near, numbers, strict=True))
+    numbers = [place - count if place > count // 2 else place for place in range(count)]
+    near = [np.float32(2.0 ** (j / count)) for j in numbers]
+    one, of_j = int(np.float32(1).view(np.int32)), (1 << 23) // count
+    bits = (int(x.view(np.int32)) - one - j * of_j for x, j in zip(near, numbers, strict=True))
+    return tuple(bits), tuple(2.0 ** (j / count) / float(x) - 1 for x, j in zip(near, numbers, strict=True))
 
 
 @intrinsic
@@ -201,7 +227,8 @@ def decays(xs: Any) -> Any:
     """`scaled_exp2`, where `power` need be no power of two: the fastest way of the machine.
 
     A register of 16 numbers makes a table of the powers of sixteenths. The rest of x then is so small that a polynomial
-    of three terms does, and `rest` has what the number in the table lacks too. `power` is 1 for |x| < 1/32.
+    of three terms does, and `rest` has what the number in the table lacks too. `power` is 1 for |x| < 1/32. A register
+    of eight makes one of the powers of quarters, for a polynomial of four terms; `power` is 1 for |x| < 1/8.
     """
     return _parted(xs, _fastest(xs), False)
 
@@ -213,8 +240,9 @@ def moderate_decays(xs: Any) -> Any:
 
 
 def _fastest(xs: Any) -> Callable[[_Lines, list[Any]], list[Any]]:
-    has_table = xs.dtype.element == types.float32 and processor.has("avx512f")
-    return _by_sixteenths if has_table else _by_powers
+    if xs.dtype.element != types.float32:
+        return _by_powers
+    return _by_sixteenths if processor.has("avx512f") else _by_quarters if processor.has("avx2") else _by_powers
 
 
 @intrinsic

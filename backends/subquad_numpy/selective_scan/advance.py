@@ -17,6 +17,7 @@ from subquad_numpy.codegen import (
     merged,
     prefetch,
     processor,
+    product,
     shifted,
     signs,
     split,
@@ -30,6 +31,7 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 from subquad_numpy.selective_scan.four import AT_ONCE, Four, along, driven, keep, loaded, mapped
 from subquad_numpy.selective_scan.recurrence import open_run, start_powers
 
+Map = tuple[Any, int, bool]  # B or C, where a step of time begins, and whether it is constant
 STEP, DRIVE, OUT, FACTOR, RATIO, MORE, KEPT = range(7)  # the notes that both passes have; OUT is C · h + D u
 GATE, NOTES = 7, 8
 MODERATE = polynomial((126.0,), (1022.0,))
@@ -185,19 +187,46 @@ def _advance_by_decays(
     constant_B: bool, C: Any, C_step: int, constant_C: bool, resets: Any, reset_step: int, has_resets: bool, asks: bool,
     asked: Rows,
 ) -> None:  # fmt: skip
-    """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one."""
+    """`advance` of a few states of one vector, or of one. Pointers are to what belongs to the first one.
+
+    Sixteen registers hold two states and what their decays are made of: a few states then stay in memory.
+    """
     a, h, nothing = loaded(Ar, 0, lanes, few), loaded(states, 0, lanes, few), zeros(notes)
+    stay = few and not HAS_MANY_REGISTERS
     for i in range(length):
         if has_resets and resets[i * reset_step] != 0:
             h = (nothing, nothing, nothing, nothing)
+            if stay:
+                keep(states, 0, h, lanes, few)
         note = shifted(notes, i * pitch)
         if asks:
             prefetch(asked[0], i * asked[1])
+        if stay:
+            b, c, out = (B, i * B_step, constant_B), (C, i * C_step, constant_C), load(note, OUT * 2 * lanes)
+            out = _take_two_on(out, note, lanes, 0, states, Ar, b, c)
+            out = _take_two_on(out, note, lanes, 2, states, Ar, b, c)
+            store(note, OUT * 2 * lanes, out)
+            continue
         p, r = decays_of(a, load(note, STEP * 2 * lanes), few)
         drive = driven(load(note, DRIVE * 2 * lanes), mapped(B, i * B_step, 0, lanes, few, constant_B))
         h = by_decays(h, p, r, drive)
         add_out(note, h, mapped(C, i * C_step, 0, lanes, few, constant_C), lanes, few)
-    keep(states, 0, h, lanes, few)
+    if not stay:
+        keep(states, 0, h, lanes, few)
+
+
+@inline
+def _take_two_on(out: Any, note: Any, lanes: int, first: int, states: Any, Ar: Any, B: Map, C: Map) -> Any:
+    """Take two of a few states a step on, in memory, as `by_decays` does; returns `out` and C · h of both."""
+    j, k, step = first * lanes, (first + 1) * lanes, load(note, STEP * 2 * lanes)
+    p, q, r, t = moderate_decays((step * load(Ar, j), step * load(Ar, k)))
+    x, y, drive = load(states, j) * p, load(states, k) * q, load(note, DRIVE * 2 * lanes)
+    b = mapped(B[0], B[1], 0, lanes, True, B[2])
+    x, y = x + (r * x + product(drive, b[first])), y + (t * y + product(drive, b[first + 1]))
+    store(states, j, x)
+    store(states, k, y)
+    c = mapped(C[0], C[1], 0, lanes, True, C[2])
+    return out + x * c[first] + y * c[first + 1]
 
 
 @split
