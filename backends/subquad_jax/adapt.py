@@ -113,7 +113,8 @@ def _transformable(compiled: Compiled, static: Static) -> Function:
     """A function of the arrays that runs the kernel, and that JAX may transform."""
     if compiled.launch_backward is not None:
         return with_gradient(compiled, static)
-    return _by_generic(compiled, static) if kernel_of(compiled).parts is None else with_gradient_of_parts(compiled, static)
+    has_parts = kernel_of(compiled).parts is not None
+    return (with_gradient_of_parts if has_parts else _by_generic)(compiled, static)
 
 
 def _has_reverse_mode_alone(compiled: Compiled) -> bool:

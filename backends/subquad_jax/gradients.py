@@ -18,7 +18,17 @@ from jax.custom_derivatives import SymbolicZero
 
 from subquad_jax import branches, shard_types
 from subquad_jax.batch_axes import Arrays, Function, gradient_with_batch_axes
-from subquad_jax.programs import MOST_KEPT, PRECISE, InProgram, Static, generic, has_key_mask, kernel_of, mapped, program
+from subquad_jax.programs import (
+    MOST_KEPT,
+    PRECISE,
+    InProgram,
+    Static,
+    generic,
+    has_key_mask,
+    kernel_of,
+    mapped,
+    program,
+)
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime.launch import to_shape
 

@@ -58,7 +58,8 @@ def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like,
     sizes, tasks = with_many_rows(sizes, tasks, batch, static)
     sizes["items"] = math.prod(batch) if static.get("sampled", False) else 0
     if "segments" in static:
-        sizes["segments"], own = static["segments"], broadcast_batch(**{x: y.shape[:-2] for x, y in zip("qkv", arrays, strict=False)})
+        sizes["segments"] = static["segments"]
+        own = broadcast_batch(**{name: x.shape[:-2] for name, x in zip("qkv", arrays[:3], strict=True)})
         results["key_means"] = Like((*own, sizes["segments"], sizes["d"]), lse.dtype)
     made = Launch(
         block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, results, sizes, batch, tasks,

@@ -61,7 +61,7 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any]) -> Callable[..., Any]
 def _reading_of_keys(
     q_land: Array, k: Array, v: Array, k_land: Array, batch: tuple[int, ...], scale: float
 ) -> tuple[Run, tuple[Array, Array], tuple[int, ...]]:
-    """(the run of the landmarks of queries over all keys, the intervals of chunks, the shape of outputs over chunks)."""
+    """(the run of landmarks of queries over all keys, the intervals of chunks, the shape of outputs over chunks)."""
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
     m, dtype = q_land.shape[-2], q_land.dtype
