@@ -12,6 +12,11 @@ import subquad
 from subquad.kernels import landmark_attention
 
 pytest.importorskip("llvmlite")
+
+from subquad_numpy.block_attention.whole import launch_joined
+from subquad_numpy.runtime.arguments import run
+from subquad_numpy.runtime.launch import Launch
+
 PARTS = ["softmax_attention", "iterative_pinv"]
 SIZES = [(64, 64, 32, 32, 16), (70, 133, 19, 37, 7), (17, 20, 8, 5, 16), (3, 3, 2, 80, 1), (90, 40, 16, 16, 24)]
 # (n, n_kv, d, d_v, m) of calls that are several runs: keys in chunks and in one; segments of two lengths, that end within
@@ -123,3 +128,29 @@ def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             found, _ = _both(q, k, v, 17)
             assert (found == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_outputs_over_chunks_of_keys_join(dtype: Any) -> None:
+    """Also where a chunk, or all of them, have no key for a row, and where a row is NaN."""
+    rng = np.random.default_rng(0)
+    parts, levels = rng.standard_normal((3, 2, 2, 5, 19)).astype(dtype), rng.standard_normal((3, 2, 2, 5)).astype(dtype)
+    levels[0] += 100
+    levels[:2, 0, 1, 3], levels[:, 1, 0, 2], levels[1, 1, 1, 4] = -np.inf, -np.inf, np.nan
+    parts[:, 1, 0, 2] = 0
+
+    def run_by_numpy(launch: Launch, operands: Any) -> dict[str, Any]:
+        made = {name: np.full(x.shape, np.nan, x.dtype) for name, x in launch.results.items()}
+        given = {**launch.sizes, **operands, **made}
+        run(launch.compile(*launch.kind), dict(launch.record), launch.batch, launch.tasks, 1.0, 1, **given)
+        return made
+
+    out, lse = launch_joined(parts, levels, run_by_numpy)  # type: ignore[arg-type]
+    with np.errstate(all="ignore"):
+        expected_lse = np.logaddexp.reduce(levels.astype(np.float64), axis=0)
+        shares = np.exp(levels - np.where(expected_lse == -np.inf, 0, expected_lse))
+        expected = (parts * shares[..., None]).sum(axis=0)
+    assert np.isnan(expected[1, 1, 4]).all()
+    rtol, atol = (1e-5, 1e-6) if dtype == np.float32 else (1e-13, 1e-14)
+    np.testing.assert_allclose(out, expected, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(lse, expected_lse, rtol=rtol, atol=atol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -216,14 +217,16 @@ def test_little_work_of_a_gradient_is_done_by_one_thread(name: str, runs: list[t
 
 
 class Noted:
-    """Runs no launch, and keeps the threads that each asks for."""
+    """Runs no launch, and keeps the threads that each asks for, and its tasks."""
 
     def __init__(self, need: list[bool]) -> None:
         self.asked: list[int] = []
+        self.tasks: list[int] = []
         self.need = need
 
     def __call__(self, launch: Any, operands: Any) -> dict[str, Any]:
         self.asked.append(launch.threads)
+        self.tasks.append(math.prod(launch.batch) * launch.tasks)
         return {key: np.zeros(like.shape, like.dtype) for key, like in launch.results.items()}
 
     def where_any(self, condition: Any, change: Any, given: Any) -> Any:
@@ -266,7 +269,8 @@ def test_launches_of_gradients_ask_for_the_same_threads(name: str, threads: None
         assert run.asked == [expected]
 
 
-LAUNCHED = [name for name, (example, *_) in PRODUCTS.items() if COMPILED[example.kernel].launch is not None]
+# launches of landmarks are the runs of long calls
+LAUNCHED = [name for name, (x, *_) in PRODUCTS.items() if COMPILED[x.kernel].launch is not None and name != "landmarks"]
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -282,6 +286,23 @@ def test_launches_count_the_same_work(name: str, threads: None, monkeypatch: pyt
         run = Noted([])
         launch(arrays, static, run)
         assert run.asked == len(products) * [expected]
+
+
+def test_launches_of_landmarks_count_their_work(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of queries, landmarks to two chunks of keys, chunks that join, inverses, queries to landmarks."""
+    example = kernels.landmark_attention("rows", (2, 3000), (2, 9000), 16, d_v=5)
+    products = [3000 * 8, 2 * 16 * 9000 * 13, 2 * 16 * 5, 4 * 6 * 16**3, 3000 * 16 * 8]
+    arrays, static = given(example)
+    launch = COMPILED["landmark_attention"].launch
+    assert launch is not None
+    for place, own in enumerate(products):
+        for small, expected in ((2 * own, THREADS), (2 * own + 1, 1)):
+            monkeypatch.setattr(arguments, "SMALL", small)
+            run = Noted([])
+            with np.errstate(all="ignore"):  # of memory that no run has written
+                launch(arrays, static, run)
+            assert run.asked[place] == expected
+            assert run.tasks == [2 * 1, 2 * 2 * 1, 2, 2, 2 * 6]
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -29,6 +29,7 @@ def kernels() -> list[Callable[[], Any]]:
     """Functions that compile one kernel each, those that take longest first."""
     from subquad_numpy.block_attention.backward import block_attention_gradient_kernel
     from subquad_numpy.block_attention.forward import block_attention_kernel
+    from subquad_numpy.block_attention.join import join_kernel
     from subquad_numpy.causal_conv1d.backward import backward_kernel as conv_gradient_kernel
     from subquad_numpy.causal_conv1d.forward import forward_kernel as conv_kernel
     from subquad_numpy.clustered.forward import clustered_attention_kernel
@@ -85,6 +86,6 @@ def kernels() -> list[Callable[[], Any]]:
     found += [partial(make, np.dtype(dtype)) for make in (
         block_attention_gradient_kernel, block_attention_kernel, clustered_attention_kernel, balanced_tree_kernel,
         cluster_members_kernel, cluster_spread_kernel, pinv_gradient_kernel, pinv_kernel, landmark_attention_kernel, values_kernel,
-        means_kernel, nearest_kernel, order_kernel,
+        join_kernel, means_kernel, nearest_kernel, order_kernel,
         errors_kernel) for dtype in dtypes]  # fmt: skip
     return found

@@ -2,6 +2,7 @@
 
                               first gradient                          further derivatives
     gradient compiled         compiled, by `jax.custom_vjp`           of the kernel's `gradient`, else the generic form
+    made of other kernels     of these, by `jax.custom_vjp`           of these
     gradient not compiled     of the generic form                     of the generic form
     outputs constant          none                                    none
 
@@ -20,11 +21,11 @@ import numpy as np
 from jax import Array
 
 from subquad.backend import Call, Override
-from subquad.core.override import UNLESS_UNDER
+from subquad.core.override import PLAIN, UNLESS_UNDER
 from subquad_jax import conditions
 from subquad_jax.batch_axes import Arrays, Function
-from subquad_jax.gradients import with_gradient
-from subquad_jax.programs import MOST_KEPT, InProgram, Static, generic, has_key_mask, mapped, program
+from subquad_jax.gradients import with_gradient, with_gradient_of_parts
+from subquad_jax.programs import MOST_KEPT, InProgram, Static, generic, has_key_mask, kernel_of, mapped, program
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.table import HALF
 
@@ -34,11 +35,12 @@ def as_override(compiled: Compiled) -> Override:
     also = compiled.accepts.also
 
     def declines(call: Call) -> str | None:
-        reason = None if also is None else also(call)
+        # what is traced runs as a plain call does
+        reason = None if also is None else also(replace(call, conditions=PLAIN))
         return reason or conditions.declines(call, _round_trip_is_right)
 
-    # a compiled gradient is one of reverse mode; `jax.custom_vjp` has no forward mode
-    under = frozenset(UNLESS_UNDER) - (frozenset() if compiled.launch_backward is None else {"tangents"})
+    # `jax.custom_vjp` has no forward mode
+    under = frozenset(UNLESS_UNDER) - ({"tangents"} if _has_reverse_mode_alone(compiled) else frozenset())
     dtypes = (
         compiled.accepts.dtypes
         if compiled.launches_half
@@ -109,7 +111,15 @@ def _eager(compiled: Compiled, static: Static) -> Function:
 @lru_cache(MOST_KEPT)
 def _transformable(compiled: Compiled, static: Static) -> Function:
     """A function of the arrays that runs the kernel, and that JAX may transform."""
-    return _by_generic(compiled, static) if compiled.launch_backward is None else with_gradient(compiled, static)
+    if compiled.launch_backward is not None:
+        return with_gradient(compiled, static)
+    has_parts = kernel_of(compiled).parts is not None
+    return (with_gradient_of_parts if has_parts else _by_generic)(compiled, static)
+
+
+def _has_reverse_mode_alone(compiled: Compiled) -> bool:
+    """Whether the gradient is one of `jax.custom_vjp`."""
+    return compiled.launch_backward is not None or kernel_of(compiled).parts is not None
 
 
 def _by_generic(compiled: Compiled, static: Static) -> Function:

@@ -18,7 +18,17 @@ from jax.custom_derivatives import SymbolicZero
 
 from subquad_jax import branches, shard_types
 from subquad_jax.batch_axes import Arrays, Function, gradient_with_batch_axes
-from subquad_jax.programs import MOST_KEPT, InProgram, Static, generic, has_key_mask, kernel_of, mapped, program
+from subquad_jax.programs import (
+    MOST_KEPT,
+    PRECISE,
+    InProgram,
+    Static,
+    generic,
+    has_key_mask,
+    kernel_of,
+    mapped,
+    program,
+)
 from subquad_numpy.compiled import Compiled
 from subquad_numpy.runtime.launch import to_shape
 
@@ -86,6 +96,37 @@ def with_gradient(compiled: Compiled, static: Static) -> Function:
         return function(*shard_types.vary(arrays, shard_types.axes_of(arrays)))
 
     return typed
+
+
+def with_gradient_of_parts(compiled: Compiled, static: Static) -> Function:
+    """A function that runs the kernel, and where a gradient is taken, the kernels that it is made of."""
+    run, parts = mapped(compiled, static), kernel_of(compiled).parts
+    assert parts is not None
+
+    @jax.custom_vjp
+    def function(*arrays: Array) -> tuple[Array, ...]:
+        return run(*arrays)
+
+    def forward(*primals: Any) -> tuple[Arrays, Any]:
+        wanted = [i for i, x in enumerate(primals) if x.perturbed]
+
+        def composed(*some: Array) -> tuple[Array, ...]:
+            arrays = [x.value for x in primals]
+            for i, x in zip(wanted, some, strict=True):
+                arrays[i] = x
+            return (parts(*arrays, **dict(static)),)
+
+        with PRECISE():  # it may be traced after the call that it belongs to
+            found, pull = jax.vjp(composed, *(primals[i].value for i in wanted))
+        return found, (pull, tuple(() if x.perturbed else None for x in primals))
+
+    def backward(kept: Any, grads: Sequence[Any]) -> Arrays:
+        pull, need = kept
+        found = iter(pull(tuple(map(_filled, grads))))
+        return tuple(None if x is None else next(found) for x in need)
+
+    function.defvjp(forward, backward, symbolic_zeros=True)
+    return function
 
 
 @lru_cache(MOST_KEPT)

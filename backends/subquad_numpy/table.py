@@ -43,6 +43,7 @@ from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
 from subquad_numpy.iterative_pinv import calls as iterative_pinv
 from subquad_numpy.iterative_pinv import launch as of_pinv
+from subquad_numpy.landmark_attention import launch as of_landmarks
 from subquad_numpy.landmark_attention.calls import landmark_attention, segments_of_rows
 from subquad_numpy.linear_scan import calls as linear_scan
 from subquad_numpy.linear_scan import launch as of_linear_scan
@@ -141,7 +142,10 @@ COMPILED: dict[str, Compiled] = {
             "landmark_attention",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=segments_of_rows),
             landmark_attention,
+            launch=of_landmarks.launch,
+            broadcasts=True,
             as_stored=_first(3),
+            launches_half=False,
         ),
         Compiled(
             "block_attention",

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 
 from subquad.backend import Array, Like
 from subquad.core.dtypes import cast
+from subquad.core.shapes import broadcast_batch
 from subquad.kernels.block_attention import outputs as outputs_of
 from subquad.kernels.hashed_attention import key_chunks, key_chunks_met
 from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
@@ -31,7 +32,11 @@ from subquad_numpy.runtime.stored import stored_word, widest
 
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
-    """The outputs of the kernel `block_attention`, by one launch."""
+    """The outputs of the kernel `block_attention`, by one launch.
+
+    With `segments`, an option of `landmark_attention`, also the means of so many segments of the keys, of which each
+    interval has whole ones.
+    """
     options = {name: static[name] for name in ("scale", "size", "wide") if name in static}
     return _launch(arrays, static, outputs_of(*arrays[:-1], key_mask=arrays[-1], **options), run)
 
@@ -52,9 +57,13 @@ def _launch(arrays: Sequence[Any], static: Mapping[str, Any], likes: tuple[Like,
     batch, results = tuple(lse.shape[:-1]), dict(zip(WRITTEN, likes, strict=False))
     sizes, tasks = with_many_rows(sizes, tasks, batch, static)
     sizes["items"] = math.prod(batch) if static.get("sampled", False) else 0
+    if "segments" in static:
+        sizes["segments"] = static["segments"]
+        own = broadcast_batch(**{name: x.shape[:-2] for name, x in zip("qkv", arrays[:3], strict=True)})
+        results["key_means"] = Like((*own, sizes["segments"], sizes["d"]), lse.dtype)
     made = Launch(
         block_attention_kernel, (np.dtype(lse.dtype),), FORWARD_RECORD, results, sizes, batch, tasks,
-        threads_for(int(math.prod(batch) * products)),
+        threads_for(int(math.prod(batch) * products)), zeros=frozenset({"key_means"}),
     )  # fmt: skip
     found = run(made, _operands(array_namespace(arrays[0]), arrays, static))
     return tuple(found[name] for name in results)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from subquad.backend import Array as AnyArray
+from subquad.backend import Like
 from subquad.core.beside import namespace_of
 from subquad.kernels.max_shift import finite_shift
 from subquad.kernels.visibility import plain_sight
 from subquad_numpy.block_attention import calls
 from subquad_numpy.block_attention import launch as launches
 from subquad_numpy.runtime.arguments import straight
-from subquad_numpy.runtime.launch import Run
+from subquad_numpy.runtime.launch import Launch, Run, threads_for
 from subquad_numpy.runtime.stored import rounded, widest
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +46,7 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callab
         if chunks > 1:
             parts, levels = out, lse
             out = new(parts.shape[1:], dtype)
-            whole, lse = joined(np, parts, levels)
+            whole, lse = _joined(parts, levels)
             out[...] = rounded(whole, dtype)
         return (out,), lse if save else None
 
@@ -71,7 +71,7 @@ def launch_whole(
     chunks = chunks_of(arrays)
     out, lse = launches.launch(*as_intervals(arrays, static, chunks), run)
     if chunks > 1:
-        out, lse = joined(namespace_of(out), out, lse)
+        out, lse = launch_joined(out, lse, run)
     return (out, lse[..., None]) if save else (out,)
 
 
@@ -112,11 +112,30 @@ def as_intervals(
     return (q, k, v, start, stop, *calls.NO_LIST, key_mask), options
 
 
-def joined(xp: ModuleType, parts: Any, levels: Any) -> tuple[Any, Any]:
-    """(out, lse) over all keys, of outputs (chunks, …, n, d_v) and log-sum-exps (chunks, …, n) over chunks of them."""
-    top = finite_shift(xp, xp.max(levels, axis=0))
-    shares = xp.exp(levels - top)
-    total = xp.sum(shares, axis=0)
-    divisor = xp.where(total == 0, 1.0, total)
-    out = xp.sum(parts * shares[..., None], axis=0) / divisor[..., None]
-    return out, xp.where(total == 0, -math.inf, top + xp.log(divisor))
+def launch_joined(parts: AnyArray, levels: AnyArray, run: Run) -> tuple[AnyArray, AnyArray]:
+    """(out, lse) over all keys, of outputs (chunks, …, n, d_v) and log-sum-exps (chunks, …, n) over chunks of them.
+
+    By one launch: a compiler of programs would compute exponentials anew for each number of a row.
+    """
+    from subquad_numpy.block_attention.join import JOIN_RECORD, join_kernel
+
+    chunks, *batch, n, d = parts.shape
+    items, dtype = math.prod(batch), parts.dtype
+    results = {"out": Like((*batch, n, d), dtype), "lse": Like((*batch, n), dtype)}
+    sizes = {"n": n, "d": d, "chunks": chunks, "part_step": items * n * d, "level_step": items * n}
+    made = Launch(
+        join_kernel, (np.dtype(dtype),), JOIN_RECORD, results, sizes, tuple(batch),
+        threads=threads_for(math.prod(parts.shape)),
+    )  # fmt: skip
+    found = run(made, {"parts": parts, "levels": levels})
+    return found["out"], found["lse"]
+
+
+def _joined(parts: Array, levels: Array) -> tuple[Array, Array]:
+    """`launch_joined` on NumPy arrays."""
+    top = finite_shift(np, np.max(levels, axis=0))
+    shares = np.exp(levels - top)
+    total = np.sum(shares, axis=0)
+    divisor = np.where(total == 0, 1.0, total)
+    out = np.sum(parts * shares[..., None], axis=0) / divisor[..., None]
+    return out, np.where(total == 0, -math.inf, top + np.log(divisor))

@@ -61,17 +61,11 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any]) -> Callable[..., Any]
 def _reading_of_keys(
     q_land: Array, k: Array, v: Array, k_land: Array, batch: tuple[int, ...], scale: float
 ) -> tuple[Run, tuple[Array, Array], tuple[int, ...]]:
-    """(the run of the landmarks of queries over all keys, the intervals of chunks, the shape of outputs over chunks).
-
-    Chunks consist of whole segments.
-    """
+    """(the run of landmarks of queries over all keys, the intervals of chunks, the shape of outputs over chunks)."""
     from subquad_numpy.block_attention.forward import FORWARD_RECORD, block_attention_kernel
 
-    m, n_kv, dtype = q_land.shape[-2], k.shape[-2], q_land.dtype
-    chunks = min(chunks_of((q_land, k)), m)
-    first = np.arange(chunks + 1) * m // chunks  # segments of chunks
-    edges = first * (n_kv // m) + np.minimum(first, n_kv % m)
-    given, options = as_intervals((q_land, k, v, None), {"scale": scale}, chunks, edges.astype(np.int32))
+    m, dtype = q_land.shape[-2], q_land.dtype
+    given, options, chunks = by_segments(q_land, k, v, scale)
     record, of_record, tasks, products = block_attention.record(given, options)
     record, tasks = block_attention.with_many_rows(record, tasks, of_record, options)
     shape = *((chunks,) if chunks > 1 else ()), *batch, m, v.shape[-1]
@@ -81,6 +75,19 @@ def _reading_of_keys(
     names = "q", "k", "v", "start", "stop", "out", "lse", "key_means"
     run = Run(block_attention_kernel(dtype), FORWARD_RECORD, of_record, tasks, products, record, names)
     return run, (record["start"], record["stop"]), shape
+
+
+def by_segments(q_land: Any, k: Any, v: Any, scale: float) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """(arrays and options of the kernel `block_attention`, chunks) of the landmarks of queries over all keys.
+
+    Chunks consist of whole segments.
+    """
+    m, n_kv = q_land.shape[-2], k.shape[-2]
+    chunks = min(chunks_of((q_land, k)), m)
+    first = np.arange(chunks + 1) * m // chunks  # segments of chunks
+    edges = first * (n_kv // m) + np.minimum(first, n_kv % m)
+    given, options = as_intervals((q_land, k, v, None), {"scale": scale}, chunks, edges.astype(np.int32))
+    return given, options | {"segments": m}, chunks
 
 
 def _values(

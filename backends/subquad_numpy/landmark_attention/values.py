@@ -6,13 +6,13 @@ B v comes as outputs over chunks of keys, which join by their log-sum-exp. Rows 
 too.
 """
 
-import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from subquad_numpy.block_attention.forward import FORWARD_RECORD
+from subquad_numpy.block_attention.join import join
 from subquad_numpy.codegen import inline, load, pointer, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.iterative_pinv.kernel import PINV_RECORD
@@ -30,7 +30,6 @@ VALUES_RECORD = fields(
 _PLACES = {name: place for place, name in enumerate(FORWARD_RECORD)}
 WORDS, TILES, Q, K, V, OUT = len(_PLACES), *(_PLACES[name] for name in ("tiles", "q", "k", "v", "out"))
 WORDS_OF_INVERSE = len(PINV_RECORD)
-INFINITY = math.inf
 LINE = 64  # bytes of a cache line, from which on each matrix begins
 TOGETHER = 4  # vectors of a row of a product that are computed at once
 
@@ -94,27 +93,6 @@ def values_of_landmarks(
     return done
 
 
-@inline
-def _join(
-    parts: Any, part_step: int, levels: Any, level_step: int, chunks: int, m: int, d: int, zero: Any, whole: Any
-) -> None:  # fmt: skip
-    """The output (m, d) over all keys, of outputs and log-sum-exps over chunks of them; 0 for rows that see none."""
-    for i in range(m):
-        top = levels[i]
-        for c in range(1, chunks):
-            top = max(top, levels[c * level_step + i])
-        if not top > -INFINITY:  # no key, or NaN, which comes by its own level
-            top = zero
-        total = zero
-        for c in range(chunks):
-            total += math.exp(levels[c * level_step + i] - top)
-        factor = 1 / total if total != 0 else total
-        for c in range(chunks):
-            share, at = math.exp(levels[c * level_step + i] - top) * factor, c * part_step + i * d
-            for p in range(d):
-                whole[i * d + p] = parts[at + p] * share + (whole[i * d + p] if c > 0 else 0)
-
-
 @cache
 def values_kernel(dtype: np.dtype[Any]) -> Any:
     """Compile the values of landmark keys; a task is one item."""
@@ -131,10 +109,10 @@ def values_kernel(dtype: np.dtype[Any]) -> Any:
         among = pointer(f.among, word)
         for item in range(first, last):
             f = records[item]
-            parts = pointer(f.parts, zero)
+            parts, levels = pointer(f.parts, zero), pointer(f.levels, zero)
             at_landmarks = parts
             if f.chunks > 1:
-                _join(parts, f.part_step, pointer(f.levels, zero), f.level_step, f.chunks, m, d_v, zero, whole)
+                join(parts, f.part_step, levels, f.level_step, f.chunks, m, d_v, zero, whole, False, levels)
                 at_landmarks = whole
             done = values_of_landmarks(
                 f, m, d_v, among, f.q, f.k, a, at_landmarks, pointer(f.values, zero), words, lanes, size

@@ -38,15 +38,20 @@ def means_run(x: Array, m: int, out: Array, *, finite: bool = False) -> Run:
     """
     from subquad_numpy.segment_means.kernel import MEANS_RECORD, means_kernel
 
+    numbers = cut_work(x, m, finite=finite)
+    values, products = numbers | {"row": row_step(x), "x": x, "out": out}, math.prod(x.shape[-2:])
+    kernel = means_kernel(computed(x.dtype))
+    return Run(kernel, MEANS_RECORD, x.shape[:-2], numbers["tasks"], products, values, ("x", "out"))
+
+
+def cut_work(x: Any, m: int, *, finite: bool) -> dict[str, int]:
+    """The numbers of the argument record for contiguous rows."""
     n, d = x.shape[-2:]
     some = max(1, PART * m // max(1, n * d))
-    tasks = -(-m // some)
-    numbers = {
-        "m": m, "some": some, "tasks": tasks, "n": n, "d": d, "row": row_step(x), "stored": stored_word((x,)),
+    return {
+        "m": m, "some": some, "tasks": -(-m // some), "n": n, "d": d, "row": d, "stored": stored_word((x,)),
         "finite": int(finite),
     }  # fmt: skip
-    kernel = means_kernel(computed(x.dtype))
-    return Run(kernel, MEANS_RECORD, x.shape[:-2], tasks, n * d, {**numbers, "x": x, "out": out}, ("x", "out"))
 
 
 def _plan_means(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Callable[..., Any]:
