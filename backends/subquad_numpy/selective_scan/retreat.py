@@ -7,7 +7,7 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, prefetch_far, shifted, split, store, zeros
+from subquad_numpy.codegen import halved, inline, load, masked, merged, prefetch_far, shifted, split, store, zeros
 from subquad_numpy.codegen.stored import Rows
 from subquad_numpy.selective_scan.advance import (
     DRIVE,
@@ -36,6 +36,9 @@ from subquad_numpy.selective_scan.four import (
 from subquad_numpy.selective_scan.notes import ALONG_A, ALONG_B, NOTES, G
 
 TOGETHER = 2 if HAS_MANY_REGISTERS else 1  # vectors that share B, C and sums: others have half the registers
+# Parts of a vector that go through the tile one after the other: others have registers of half a vector, and four
+# states of whole ones would take eight of them, as many their gradients, and as many the sums over time.
+PARTS = 1 if HAS_MANY_REGISTERS else 2
 LEFT = 3 * AT_ONCE  # vectors that states leave behind at each step: themselves, and the two parts of decays
 
 
@@ -107,16 +110,30 @@ def _of_kind(
     b, to_B = shifted(B, j if constant_B else s), shifted(by_B, j if constant_B else of_sums)
     c, to_C = shifted(C, j if constant_C else s), shifted(by_C, j if constant_C else of_sums)
     there, back = (shifted(there[0], v * lanes), there[1]), (shifted(back[0], v * lanes), back[1])
-    if even[v * lanes] != 0:
-        _there_and_back(
-            now, left, length, lanes, few, two, apart, True, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
-        )  # fmt: skip
-    else:
-        _there_and_back(
-            now, left, length, lanes, few, two, apart, False, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
-        )  # fmt: skip
+    for k in range(0, lanes, lanes // PARTS):
+        of_B, of_C = k if constant_B else 0, k if constant_C else 0
+        if k > 0:
+            there = back
+        if even[v * lanes] != 0:
+            _there_and_back(
+                _part(now, k), _part(left, k), length, lanes, few, two, apart, True, has_z, _part(h, k), _part(G, k),
+                _part(a, k), shifted(to_A, k), _part(b, of_B), B_step, constant_B, _part(to_B, k), by_B_step,
+                _part(c, of_C), C_step, constant_C, _part(to_C, k), by_C_step, resets, reset_step, has_resets, there,
+                back,
+            )  # fmt: skip
+        else:
+            _there_and_back(
+                _part(now, k), _part(left, k), length, lanes, few, two, apart, False, has_z, _part(h, k), _part(G, k),
+                _part(a, k), shifted(to_A, k), _part(b, of_B), B_step, constant_B, _part(to_B, k), by_B_step,
+                _part(c, of_C), C_step, constant_C, _part(to_C, k), by_C_step, resets, reset_step, has_resets, there,
+                back,
+            )  # fmt: skip
+
+
+@inline
+def _part(memory: Any, at: int) -> Any:
+    """A pointer to what belongs to the part of a vector that begins with channel `at`, by such parts."""
+    return shifted(memory, at) if PARTS == 1 else halved(shifted(memory, at))
 
 
 @split
@@ -173,7 +190,8 @@ def _there_and_back(
             i * C_step,
         )
         b, c = mapped(B, of_B, 0, lanes, few, constant_B), mapped(C, of_C, 0, lanes, few, constant_C)
-        _ask(back, i, lanes, few, two)
+        if PARTS == 1:
+            _ask(back, i, lanes, few, two)
         w, by_A, to_B = _back(w, by_A, a, note, now, b, c, lanes, few, is_even)
         if two:
             b, c = mapped(B, of_B, to, lanes, few, constant_B), mapped(C, of_C, to, lanes, few, constant_C)
