@@ -2,7 +2,8 @@
 
 A ratio is that of the medians. Without options it is JAX beside NumPy: no other library is loaded, since PyTorch's
 threads spin on for a while after a call. With `--gradients` JAX beside PyTorch, each with the gradients of all
-arguments, and PyTorch's own forward pass. With `--fused` exact attention of NumPy beside PyTorch's fused attention.
+arguments, and PyTorch's own forward pass; each call then waits until the threads of the one before sleep, or JAX would
+pay for those of PyTorch. With `--fused` exact attention of NumPy beside PyTorch's fused attention.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def fused() -> dict[str, harness.Run]:
     return found
 
 
-def measure(calls: dict[str, harness.Run], repeat: int) -> dict[str, float]:
-    """Median milliseconds of each call."""
-    return {name: 1e3 * statistics.median(times) for name, times in harness.interleave(calls, repeat).items()}
+def measure(calls: dict[str, harness.Run], repeat: int, *, alone: bool = False) -> dict[str, float]:
+    """Median milliseconds of each call; `alone` is that of `harness.interleave`."""
+    found = harness.interleave(calls, repeat, alone=alone)
+    return {name: 1e3 * statistics.median(times) for name, times in found.items()}
 
 
 def rows(repeat: int, *, gradients: bool, only: str) -> list[list[str]]:
@@ -79,7 +81,7 @@ def rows(repeat: int, *, gradients: bool, only: str) -> list[list[str]]:
             ("numpy", False), ("jax", False),
         ):  # fmt: skip
             sides[f"{library}{' gradient' if gradient else ''}"] = harness.prepare(library, call, gradient=gradient).run
-        times = list(measure(sides, repeat).values())
+        times = list(measure(sides, repeat, alone=gradients).values())
         ratios = [f"{times[-1] / times[-2]:.2f}", *([f"{times[1] / times[0]:.2f}"] if gradients else [])]
         found.append([name, *(f"{x:.2f}" for x in times), *ratios])
     return found

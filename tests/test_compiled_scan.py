@@ -508,6 +508,59 @@ def test_sums_over_lanes_turn_in_two_stages(dtype: str) -> None:
     assert np.array_equal(between.reshape(lanes // 4, lanes // 4, 4).sum(axis=1).ravel(), x.sum(axis=1))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_halves_of_vectors_are_loaded_spread_turned_and_added_up(dtype: str) -> None:
+    from subquad_numpy.codegen import add_up, halved, load, pointer, shifted, split, spread, store, zeros
+    from subquad_numpy.codegen.turn import quarters
+
+    zero, zero64, half = np.dtype(dtype).type(0), np.float64(0), 32 // np.dtype(dtype).itemsize
+
+    @split
+    def by_halves(x: Any, y: Any, total: Any) -> None:  # a pointer is by halves in what it is given to, too
+        four = load(x, 0), load(x, half), load(x, 2 * half), load(x, 3 * half)
+        store(y, 0, quarters(four[0], four[1], four[2], four[3]))
+        store(y, half, load(x, half) * spread(x, 1) + 1.0)
+        store(shifted(y, half), half, zeros(y))
+        add_up(total, 0, load(x, 0))
+
+    def run(source: int, target: int, total: int) -> int:
+        by_halves(halved(pointer(source, zero)), halved(pointer(target, zero)), pointer(total, zero64))
+        return 0
+
+    x = np.random.default_rng(0).integers(-100, 100, (4, half)).astype(dtype)
+    y, total = np.full((4, half), 7, dtype), np.full(2 * half, 5.0)
+    piece(run)(x.ctypes.data, y.ctypes.data, total.ctypes.data)
+    assert np.array_equal(y[0].reshape(half // 4, 4).sum(axis=0), x.sum(axis=1))
+    assert np.array_equal(y[1], x[1] * x[0, 1] + 1)
+    assert np.array_equal(y[2:], [np.zeros(half), np.full(half, 7)])  # no number beyond a half is written
+    assert np.array_equal(total, [*(5 + x[0]), *np.full(half, 5)])
+
+
+def test_the_stack_of_functions_lies_on_a_boundary_of_the_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from subquad_numpy.codegen import apart, merged, processor
+    from subquad_numpy.codegen.translate import translated
+
+    @merged
+    def part_of_its_caller(x: int) -> int:
+        return x + 1
+
+    @apart
+    def called(x: int) -> int:
+        return part_of_its_caller(x) * 2
+
+    def run(x: int) -> int:
+        return called(x)
+
+    for size, expected in ((64, "alignstack(64)"), (32, "alignstack(32)"), (16, ""), (0, "")):
+        monkeypatch.setattr(processor, "register_bytes", lambda size=size: size)
+        functions = translated(run, "run", [types.int64]).functions
+        of_merged = [x for x in functions if "alwaysinline" in x.attributes]
+        others = [x for x in functions if x not in of_merged]
+        assert (len(of_merged), len(others)) == (1, 2)
+        assert all("alignstack" not in str(x) for x in of_merged)
+        assert all(expected in str(x) and ("alignstack" in str(x)) == bool(expected) for x in others)
+
+
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store

@@ -13,6 +13,7 @@ from subquad_numpy.codegen.pointers import (
     aligned,
     copy,
     cut,
+    halved,
     load,
     pointer,
     prefetch,
@@ -55,7 +56,8 @@ from subquad_numpy.codegen.vector_type import (
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
-    "bits_where_zero", "copy", "cut", "fma", "inline", "intrinsic", "lanes_of", "largest", "load", "lowest_bit",
-    "masked", "merged", "pointer", "prefetch", "prefetch_far", "product", "replace_where_zero", "rint", "room",
-    "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative", "zeros",
+    "bits_where_zero", "copy", "cut", "fma", "halved", "inline", "intrinsic", "lanes_of", "largest", "load",
+    "lowest_bit", "masked", "merged", "pointer", "prefetch", "prefetch_far", "product", "replace_where_zero", "rint",
+    "room", "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative",
+    "zeros",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ def _address(context: Any, builder: Any, memory_type: Any, memory: Any, index: A
 @intrinsic
 def load(memory: Any, index: Any) -> Any:
     """The vector at memory[index], memory[index + 1], …"""
-    vector = Vector(memory.dtype)
+    vector = Vector(memory.dtype, memory.parts)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         address = _address(context, builder, sig.args[0], *args)
@@ -50,7 +50,7 @@ def store(memory: Any, index: Any, value: Vector) -> Any:
 @intrinsic
 def spread(memory: Any, index: Any) -> Any:
     """A vector with memory[index] in every lane."""
-    vector = Vector(memory.dtype)
+    vector = Vector(memory.dtype, memory.parts)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         scalar = builder.load(_address(context, builder, sig.args[0], *args))
@@ -62,7 +62,7 @@ def spread(memory: Any, index: Any) -> Any:
 @intrinsic
 def zeros(memory: Any) -> Any:
     """A vector of zeros, of the element type of `memory`."""
-    vector = Vector(memory.dtype)
+    vector = Vector(memory.dtype, memory.parts)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return ir.Constant(context.get_value_type(vector), None)
@@ -89,6 +89,12 @@ def shifted(memory: Any, count: Any) -> Any:
         return builder.gep(args[0], [args[1]])
 
     return memory(memory, types.intp), codegen
+
+
+@intrinsic
+def halved(memory: Any) -> Any:
+    """The same pointer, from which vectors are loaded that are half as long: of AVX2, they take one register."""
+    return types.CPointer(memory.dtype, 2 * memory.parts)(memory), lambda context, builder, sig, args: args[0]
 
 
 @intrinsic

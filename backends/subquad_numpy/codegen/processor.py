@@ -25,6 +25,14 @@ def features() -> str:
 
 
 @cache
+def register_bytes() -> int:
+    """The bytes of a vector register, or 0 where we do not know it."""
+    if not binding.get_process_triple().startswith("x86_64"):
+        return 0
+    return 64 if has("avx512f") else 32 if has("avx") else 16
+
+
+@cache
 def has(feature: str) -> bool:
     """Whether the processor has a feature."""
     return f"+{feature}" in features().split(",")

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 
 from subquad_numpy.codegen import processor, types
 from subquad_numpy.codegen.blocks import function_of, lanes_of_vectors, parts_of
@@ -24,20 +24,13 @@ EXP2_OF_QUARTERS = (0.6931471805599453, 0.2402265069591007, 0.05552136359286508,
 MOST_REGISTERS = 8  # of sixteen or more, which a machine without AVX would need for four vectors
 
 
-@cache
-def _registers() -> tuple[int, str]:
-    # (bytes of a vector register of this machine, its letter in assembly); (0, "") where we do not know it
-    if not binding.get_process_triple().startswith("x86_64"):
-        return 0, ""
-    return (64, "v") if processor.has("avx512f") else (32, "x") if processor.has("avx") else (16, "x")
-
-
 def side_by_side(builder: Any, values: list[Any]) -> list[Any]:
     """The same vectors, each of which now depends on all of them: LLVM keeps what is before and after apart.
 
     The point that they pass together is empty assembly, and costs nothing.
     """
-    size, letter = _registers()
+    size = processor.register_bytes()
+    letter = "v" if processor.has("avx512f") else "x"  # of a register in assembly
     wide = values[0].type
     lanes = size * 8 // (32 if wide.element == ir.FloatType() else 64) if size else wide.count
     numbers = len(values) * wide.count

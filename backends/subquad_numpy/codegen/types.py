@@ -70,15 +70,17 @@ class Boolean(Type):
 
 
 class CPointer(Type):
-    """The address of elements of a type."""
+    """The address of elements of a type, which are loaded by vectors, or by such a part of vectors."""
 
-    def __init__(self, dtype: Any) -> None:
-        super().__init__(f"{dtype}*")
-        self.dtype = dtype
+    def __init__(self, dtype: Any, parts: int = 1) -> None:
+        super().__init__(f"{dtype}*" if parts == 1 else f"{dtype}*/{parts}")
+        self.dtype, self.parts = dtype, parts
 
 
 class Array(Type):
     """Memory of elements of a type that a kernel itself has made."""
+
+    parts = 1
 
     def __init__(self, dtype: Any) -> None:
         super().__init__(f"array({dtype})")

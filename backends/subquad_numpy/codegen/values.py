@@ -185,9 +185,9 @@ def unified(a: Any, b: Any) -> Any:
     if (
         isinstance(a, (types.CPointer, types.Array))
         and isinstance(b, (types.CPointer, types.Array))
-        and a.dtype == b.dtype
+        and (a.dtype, a.parts) == (b.dtype, b.parts)
     ):
-        return types.CPointer(a.dtype)
+        return types.CPointer(a.dtype, a.parts)
     msg = f"a variable cannot be both {a} and {b}"
     raise TypeError(msg)
 

@@ -16,11 +16,11 @@ FUSE = ("contract",)
 
 
 class Vector(types.Type):
-    """The type of `BYTES` bytes of `element`s held as one value."""
+    """The type of `BYTES` bytes of `element`s held as one value, or of one of so many equal parts of them."""
 
-    def __init__(self, element: Any) -> None:
+    def __init__(self, element: Any, parts: int = 1) -> None:
         self.element = element
-        self.lanes = BYTES * 8 // element.bitwidth
+        self.lanes = BYTES * 8 // element.bitwidth // parts
         super().__init__(f"vector({element} x {self.lanes})")
 
 

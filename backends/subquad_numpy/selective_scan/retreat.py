@@ -7,7 +7,7 @@ registers, and what they leave behind on the way fits into a first-level cache.
 
 from typing import Any
 
-from subquad_numpy.codegen import inline, load, masked, merged, prefetch_far, shifted, split, store, zeros
+from subquad_numpy.codegen import halved, inline, load, masked, merged, prefetch_far, shifted, split, store, zeros
 from subquad_numpy.codegen.stored import Rows
 from subquad_numpy.selective_scan.advance import (
     DRIVE,
@@ -109,14 +109,25 @@ def _of_kind(
     there, back = (shifted(there[0], v * lanes), there[1]), (shifted(back[0], v * lanes), back[1])
     if even[v * lanes] != 0:
         _there_and_back(
-            now, left, length, lanes, few, two, apart, True, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
-            by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
+            _cut(now), _cut(left), length, lanes, few, two, apart, True, has_z, _cut(h), _cut(G), _cut(a), to_A,
+            _cut(b), B_step, constant_B, _cut(to_B), by_B_step, _cut(c), C_step, constant_C, _cut(to_C), by_C_step,
+            resets, reset_step, has_resets, there, back,
         )  # fmt: skip
     else:
         _there_and_back(
             now, left, length, lanes, few, two, apart, False, has_z, h, G, a, to_A, b, B_step, constant_B, to_B,
             by_B_step, c, C_step, constant_C, to_C, by_C_step, resets, reset_step, has_resets, there, back,
         )  # fmt: skip
+
+
+@inline
+def _cut(memory: Any) -> Any:
+    """The same pointer, by halves of vectors on machines of few registers.
+
+    Four states by powers, their gradients and the sums over time then stay in registers. With decays of their own there
+    are so many other numbers that it gains nothing.
+    """
+    return memory if HAS_MANY_REGISTERS else halved(memory)
 
 
 @split
@@ -128,9 +139,13 @@ def _there_and_back(
 ) -> None:  # fmt: skip
     """`through_tile` of a few states, or of one, of one or `two` vectors, whose matrices lie `apart`.
 
-    Pointers are to what belongs to the first of the states.
+    Pointers are to what belongs to the first of the states. Halves of a vector go there side by side, as two vectors
+    do, and back one after the other.
     """
-    to, more = (apart, lanes) if two else (0, 0)  # where the second vector lies in matrices, and in notes
+    halves = is_even and not HAS_MANY_REGISTERS
+    part = lanes // 2 if halves else lanes
+    # where the second vector or half lies in matrices, in notes, and in what is left
+    to, more, beyond = (apart, lanes, LEFT * lanes) if two else (part, part, part) if halves else (0, 0, 0)
     none = (zeros(left), zeros(left), zeros(left), zeros(left))
     a, a_to = loaded(Ar, 0, lanes, few), loaded(Ar, to, lanes, few)
     h, h_to = loaded(states, 0, lanes, few), loaded(states, to, lanes, few)
@@ -144,12 +159,14 @@ def _there_and_back(
             i * C_step,
         )
         _ask(there, i, lanes, few, two)
+        if halves:
+            _ask(back, i, lanes, few, two)
         h = _there(h, a, note, now, mapped(B, of_B, 0, lanes, few, constant_B), lanes, few, is_even)
         to_C = times(load(note, G * 2 * lanes), h)
         if has_z:
             add_out(note, h, mapped(C, of_C, 0, lanes, few, constant_C), lanes, few)
-        if two:
-            note, now = shifted(note, more), shifted(now, LEFT * lanes)
+        if two or halves:
+            note, now = shifted(note, more), shifted(now, beyond)
             h_to = _there(h_to, a_to, note, now, mapped(B, of_B, to, lanes, few, constant_B), lanes, few, is_even)
             if has_z:
                 add_out(note, h_to, mapped(C, of_C, to, lanes, few, constant_C), lanes, few)
@@ -163,37 +180,40 @@ def _there_and_back(
         else:
             add_over_channels(by_C, i * by_C_step, to_C, few)
 
-    w, w_to = loaded(Gr, 0, lanes, few), loaded(Gr, to, lanes, few)
-    by_A, by_A_to = none, none
-    for i in range(length - 1, -1, -1):
-        now, note, of_B, of_C = (
-            shifted(left, 2 * i * LEFT * lanes),
-            shifted(notes, i * NOTES * 2 * lanes),
-            i * B_step,
-            i * C_step,
-        )
-        b, c = mapped(B, of_B, 0, lanes, few, constant_B), mapped(C, of_C, 0, lanes, few, constant_C)
-        _ask(back, i, lanes, few, two)
-        w, by_A, to_B = _back(w, by_A, a, note, now, b, c, lanes, few, is_even)
-        if two:
-            b, c = mapped(B, of_B, to, lanes, few, constant_B), mapped(C, of_C, to, lanes, few, constant_C)
-            note, now = shifted(note, more), shifted(now, LEFT * lanes)
-            w_to, by_A_to, to_B_to = _back(w_to, by_A_to, a_to, note, now, b, c, lanes, few, is_even)
+    for k in range(0, lanes, part):
+        a = loaded(Ar, k, lanes, few)
+        w, w_to = loaded(Gr, k, lanes, few), loaded(Gr, k + to, lanes, few)
+        by_A, by_A_to = none, none
+        for i in range(length - 1, -1, -1):
+            now, note, of_B, of_C = (
+                shifted(left, 2 * i * LEFT * lanes + k),
+                shifted(notes, i * NOTES * 2 * lanes + k),
+                i * B_step,
+                i * C_step,
+            )
+            b, c = mapped(B, of_B, k, lanes, few, constant_B), mapped(C, of_C, k, lanes, few, constant_C)
+            if not halves:
+                _ask(back, i, lanes, few, two)
+            w, by_A, to_B = _back(w, by_A, a, note, now, b, c, lanes, few, is_even)
+            if two:
+                b, c = mapped(B, of_B, to, lanes, few, constant_B), mapped(C, of_C, to, lanes, few, constant_C)
+                note, now = shifted(note, more), shifted(now, beyond)
+                w_to, by_A_to, to_B_to = _back(w_to, by_A_to, a_to, note, now, b, c, lanes, few, is_even)
+                if constant_B:
+                    add(by_B, to, to_B_to, lanes, few)
+                else:
+                    to_B = plus(to_B, to_B_to)
             if constant_B:
-                add(by_B, to, to_B_to, lanes, few)
+                add(by_B, k, to_B, lanes, few)
             else:
-                to_B = plus(to_B, to_B_to)
-        if constant_B:
-            add(by_B, 0, to_B, lanes, few)
-        else:
-            add_over_channels(by_B, i * by_B_step, to_B, few)
-        if has_resets and resets[i * reset_step] != 0:  # no step before sees what comes after
-            w, w_to = none, none
-    keep(Gr, 0, w, lanes, few)
-    add_up_four(sum_A, 0, by_A, lanes, few)
-    if two:
-        keep(Gr, to, w_to, lanes, few)
-        add_up_four(sum_A, to, by_A_to, lanes, few)
+                add_over_channels(by_B, i * by_B_step + k, to_B, few)
+            if has_resets and resets[i * reset_step] != 0:  # no step before sees what comes after
+                w, w_to = none, none
+        keep(Gr, k, w, lanes, few)
+        add_up_four(sum_A, k, by_A, lanes, few)
+        if two:
+            keep(Gr, to, w_to, lanes, few)
+            add_up_four(sum_A, to, by_A_to, lanes, few)
 
 
 @inline
