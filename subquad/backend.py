@@ -302,6 +302,23 @@ class Backend:
         """
         return self.fills_in_place
 
+    def empty_like(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """Return an array to be filled, of another shape.
+
+        Parameters
+        ----------
+        x : array
+            An array that `may_fill` takes, of the dtype and on the device of the new one.
+        shape : tuple of int
+            The shape.
+
+        Returns
+        -------
+        array
+            The array; its numbers are any. That of ``xp.empty`` by default.
+        """
+        return self.namespace(x).empty(shape, dtype=x.dtype, device=x.device)
+
     def items_behind(self, *arrays: Array | None) -> int:
         """Return how many items a transform such as ``vmap`` computes at once for one item of these arrays.
 

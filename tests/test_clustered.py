@@ -213,10 +213,15 @@ def test_groups_are_read_as_centroids_or_expanded(causal: bool) -> None:
     assert errors[0] < 0.5
 
 
-def test_kernel_follows_its_definition() -> None:
-    """Row by row: groups of the largest weight are expanded, clusters of the largest weight are opened."""
+@pytest.mark.parametrize("implementation", ["generic", "compiled"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
+def test_kernel_follows_its_definition(share: float, implementation: str) -> None:
+    """Row by row: groups of the largest weight are expanded, clusters of the largest weight are opened.
+
+    With a share, those that have it of the weight of all but the first cluster, and of other keys.
+    """
     rng = np.random.default_rng(0)
-    n, clusters, size, group, opened, expanded, scale = 9, 14, 3, 4, 2, 1, 0.7
+    n, clusters, size, group, opened, expanded, scale = 40, 14, 3, 4, 3, 1, 0.7
     k, v = rng.standard_normal((2, clusters, size, D))
     q, stop = rng.standard_normal((n, D)), rng.integers(0, clusters + 1, n)
     means, values = k.mean(axis=1), v.mean(axis=1)
@@ -225,10 +230,13 @@ def test_kernel_follows_its_definition() -> None:
     of_groups = members[0].mean(axis=1), of_spread, members[1].mean(axis=1)
     columns = np.swapaxes(k, 1, 2).reshape(clusters * D, size)
     counts = np.full(clusters, size, dtype=np.int32)
+    other, of_other = rng.standard_normal((n, D)), rng.standard_normal(n) + 2
     out, lse = clustered_attention(
-        q, columns, v.reshape(-1, D), None, means, spread, values, counts, *of_groups, stop.astype(np.int32), *[None] * 4,
-        scale=scale, opened=opened, always=1, group=group, expanded=expanded,
+        q, columns, v.reshape(-1, D), None, means, spread, values, counts, *of_groups, stop.astype(np.int32), None, None,
+        other, of_other, scale=scale, opened=opened, always=1, group=group, expanded=expanded, share=share,
+        implementation=implementation,
     )  # fmt: skip
+    numbers = set()
 
     def weight(x: np.ndarray, mean: np.ndarray, spread: np.ndarray, count: int) -> float:
         width = -(-D // bands_of(D))
@@ -243,14 +251,35 @@ def test_kernel_follows_its_definition() -> None:
         shown = [c for c in range(seen) if not (1 <= c < 13 and (c - 1) // group in closed_groups)]
         of = {c: weight(x, means[c], spread[c], size) for c in shown}
         far = sorted((c for c in shown if c > 0), key=lambda c: -of[c])
-        read = [c for c in shown if c == 0 or c in far[:opened]]
+        of_closed = [weight(x, *(y[g] for y in of_groups[:2]), group * size) for g in closed_groups]
+        least = share * np.exp([*(of[c] for c in far), *of_closed, of_other[i]]).sum()
+        chosen = [c for c in far[:opened] if np.exp(of[c]) >= least]
+        numbers.add(len(chosen))
+        read = [c for c in shown if c == 0 or c in chosen]
         terms = [(float(x @ k[c, j]), v[c, j]) for c in read for j in range(size)]
         terms += [(of[c], values[c]) for c in shown if c not in read]
-        terms += [(weight(x, *(y[g] for y in of_groups[:2]), group * size), of_groups[2][g]) for g in closed_groups]
+        terms += [(w, of_groups[2][g]) for w, g in zip(of_closed, closed_groups, strict=True)]
+        terms += [(of_other[i], other[i])]
         total = sum(np.exp(w) for w, _ in terms)
-        expected = sum((np.exp(w) * y for w, y in terms), np.zeros(D)) / (total or 1)
+        expected = sum((np.exp(w) * y for w, y in terms), np.zeros(D)) / total
         assert np.allclose(out[i], expected, rtol=0, atol=1e-13)
-        assert np.isclose(lse[i], np.log(total) if terms else -np.inf)
+        assert np.isclose(lse[i], np.log(total))
+    assert len(numbers) > 2
+
+
+@both_forms
+def test_a_larger_share_opens_fewer_clusters(causal: bool) -> None:
+    q, k, v = sample()
+    exact = subquad.attention(q, k, v, "exact", causal=causal)
+
+    def error(**options: Any) -> float:
+        out = subquad.attention(q, k, v, "clustered", chunk=64, causal=causal, **options)
+        return float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+
+    errors = [error(opened=48, share=share) for share in (0.0, 0.003, 0.02, 0.99)]
+    assert all(earlier < later for earlier, later in itertools.pairwise(errors))
+    assert errors[0] == error(opened=48)
+    assert errors[-1] == error(opened=0)
 
 
 @pytest.mark.parametrize("opened", [2, 16, 60])
@@ -349,10 +378,11 @@ def test_powers_of_the_second_moment(causal: bool) -> None:
         assert all((relative_error(out, outs[0]) < 1e-12) == same for out in outs[1:])
 
 
-@pytest.mark.parametrize("power", ["0.3", None, True])
-def test_powers_of_another_type(power: Any) -> None:
-    with pytest.raises(TypeError, match="power"):
-        subquad.Clustered(power=power)
+@pytest.mark.parametrize("name", ["power", "share"])
+@pytest.mark.parametrize("value", ["0.3", None, True])
+def test_numbers_of_another_type(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        subquad.Clustered(**{name: value})
 
 
 @pytest.mark.parametrize("garbage", [1e3, np.nan])
@@ -606,6 +636,7 @@ def test_a_state_holds_full_chunks_in_clusters_and_the_open_one_as_it_is() -> No
         SMALL | {"cluster_size": 5, "opened": 0},
         GROUPED,
         GROUPED | {"cluster_size": 3, "sinks": 7, "power": 0.4},
+        GROUPED | {"opened": 5, "share": 0.05},
     ],
 )  # groups that reach into a second chunk
 def test_long_streams_are_the_causal_method(options: dict[str, Any]) -> None:
@@ -734,6 +765,8 @@ def test_states_elsewhere(eager: Library) -> None:
         ({"window": -1}, "window must be at least 0, got -1"),
         ({"spans": 0}, "spans must be at least 1, got 0"),
         ({"expanded": -1}, "expanded must be at least 0, got -1"),
+        ({"share": 1}, "share must be at least 0 and less than 1, got 1"),
+        ({"share": -0.1}, "share must be at least 0 and less than 1, got -0.1"),
         ({"power": 0.6}, "power must lie in 0 … 0.5, got 0.6"),
         ({"power": -0.1}, "power must lie in 0 … 0.5, got -0.1"),
         ({"sinks": 5, "chunk": 4}, "sinks=5 are more keys than a chunk has, 4; pass a larger chunk or fewer sinks"),

@@ -43,7 +43,10 @@ SHARES["window"] = window
 
 
 def clustered(method: Any, q: Any, k: Any, v: Any, *, causal: bool) -> float:
-    """Of self-attention to clusters: keys that are near, sinks, keys of opened clusters, and centroids."""
+    """Of self-attention to clusters: keys that are near, sinks, keys of opened clusters, and centroids.
+
+    A row of a method with a `share` counts as if it opened as many clusters as it may.
+    """
     n = q.shape[-2]
     row = np.arange(n)
     if causal:

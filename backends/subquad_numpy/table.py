@@ -223,7 +223,7 @@ COMPILED: dict[str, Compiled] = {
             Accepts(
                 dtypes=(*HALF, *REAL),
                 one_dtype=False,
-                options=frozenset({"always", "reach", "group", "expanded"}),
+                options=frozenset({"always", "reach", "group", "expanded", "share"}),
                 needs=NEEDS,
                 also=some_cluster,
             ),

@@ -29,7 +29,7 @@ from subquad_torch.conditions import (
     signature,
     why_missing,
 )
-from subquad_torch.host import as_override, memory_of
+from subquad_torch.host import as_override, in_huge_pages, memory_of
 from subquad_torch.keywords import NUMBERS, SYMBOLS
 from subquad_torch.openmp import threads
 
@@ -99,6 +99,11 @@ class TorchBackend(Backend):
     def may_fill(self, *arrays: Array) -> bool:
         """Whether nothing is recorded, traced or transformed."""
         return is_eager(arrays) and not (is_watched() or is_recorded(arrays))
+
+    def empty_like(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """In huge pages if it is large and in memory of the host."""
+        made = x.new_empty(shape)
+        return in_huge_pages(made) if x.device.type == "cpu" else made
 
     def same_numbers(self, x: Array, y: Array) -> bool:
         """Without the array of comparisons, which takes twice the time."""

@@ -82,14 +82,15 @@ def _maker(like: Tensor, shape: tuple[int, ...], dtype: Any) -> Callable[[Tensor
     if math.prod(shape) * kind.itemsize < LARGE:
         return make
 
-    def make_large(like: Tensor) -> Tensor:
-        from subquad_numpy.runtime.huge_pages import ask
+    return lambda like: in_huge_pages(make(like))
 
-        made = make(like)
-        ask(made.data_ptr(), made.nbytes)
-        return made
 
-    return make_large
+def in_huge_pages(made: Tensor) -> Tensor:
+    """A tensor of the host that nobody has written, in huge pages if it is large."""
+    from subquad_numpy.runtime.huge_pages import ask
+
+    ask(made.data_ptr(), made.nbytes)
+    return made
 
 
 def _bind(

@@ -62,6 +62,9 @@ class Clustered(Method):
     expanded : int or None, default None
         Groups of clusters that a query reads cluster by cluster, where there are more; it reads the others as one
         centroid each. A group is a quarter of the clusters of a chunk, also in calls that are not causal. None: all.
+    share : float, default 0
+        A query opens a cluster only if it expects there this share, or more, of the weight of all keys but the sinks.
+        So it reads many clusters where many matter, at most `opened`, and few elsewhere. 0: always `opened` of them.
     power : float, default 0.25
         How much the queries decide which keys are alike, 0 to 0.5: keys are clustered as rows k Σ^power, with Σ the
         second moment of the queries. 0: as they lie, 0.5: by the mean square of q·(k − k'). Long sequences in large
@@ -80,9 +83,9 @@ class Clustered(Method):
 
     (q·u)² is the variance of q·k along the direction in which the keys of the cluster spread most, and τ what is left
     of the variance of a channel, on average over each of four bands b of channels, which count as much as the squares
-    of queries in them. The clusters of the largest w are opened. All weights are positive and there is one softmax over
-    all of them, so an output is a convex combination of values; with every cluster opened it is exact attention. A key
-    counts once: those read exactly because they are near are left out of their cluster.
+    of queries in them. The clusters of the largest w are opened, those that have the `share`. All weights are positive
+    and there is one softmax over all of them, so an output is a convex combination of values; with every cluster opened
+    it is exact attention. A key counts once: those read exactly because they are near are left out of their cluster.
 
     Clusters come from splitting rows k Σ^power in halves of equal size, and u is found among them, with Σ the second
     moment of the queries (of all heads that share the keys, without those that are not finite, or hidden by
@@ -122,6 +125,7 @@ class Clustered(Method):
     window: int = 8
     spans: int = 8
     expanded: int | None = None
+    share: float = 0.0
     power: float = 0.25
     seed: int = 0
     implementation: str = "auto"
@@ -132,6 +136,9 @@ class Clustered(Method):
             check_count(name, getattr(self, name), least=1 if name in ("cluster_size", "chunk", "spans") else 0)
         if self.expanded is not None:
             check_count("expanded", self.expanded, least=0)
+        if not 0 <= check_number("share", self.share) < 1:
+            msg = f"share must be at least 0 and less than 1, got {self.share}; 0 opens as many clusters in every row"
+            raise ValueError(msg)
         if not 0 <= check_number("power", self.power) <= LARGEST_POWER:
             msg = f"power must lie in 0 … {LARGEST_POWER}, got {self.power}; 0.25 is the default"
             raise ValueError(msg)
@@ -295,7 +302,7 @@ class Clustered(Method):
             q, found.k, found.v, order, found.means, found.spread, found.mean_values, found.counts,
             *(groups or (None, None, None)), stop, place, cluster_of, *near, scale=call.scale,
             opened=min(self.opened, clusters - always), always=always, reach=0 if order is None else self.window,
-            group=self.group if groups else 1, expanded=(expanded or 0) if groups else 0,
+            group=self.group if groups else 1, expanded=(expanded or 0) if groups else 0, share=self.share,
             implementation=self.implementation,
         )  # fmt: skip
 

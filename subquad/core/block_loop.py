@@ -67,8 +67,7 @@ def loop_blocks(step: Step, carry: Any, arrays: Sequence[Array | None], size: in
             outs.append(out)
             continue
         if joined is None:
-            shape = (*out.shape[:-2], n, out.shape[-1])
-            joined = namespace_of(out).empty(shape, dtype=out.dtype, device=out.device)
+            joined = backend_of(namespace_of(out)).empty_like(out, (*out.shape[:-2], n, out.shape[-1]))
         joined[..., start:stop, :] = out
     if outs:
         joined = namespace_of(outs[0]).concat(outs, axis=-2)
@@ -84,9 +83,10 @@ def join_rows(xp: ModuleType, n: int, parts: Iterator[tuple[Array, ...]]) -> tup
     assert part is not None
     if part[0].shape[-2] == n:
         return part
-    if not backend_of(xp).may_fill(*part):
+    backend = backend_of(xp)
+    if not backend.may_fill(*part):
         return tuple(xp.concat(list(arrays), axis=-2) for arrays in zip(part, *parts, strict=True))
-    joined = tuple(xp.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device=x.device) for x in part)
+    joined = tuple(backend.empty_like(x, (*x.shape[:-2], n, x.shape[-1])) for x in part)
     start = 0
     while part is not None:
         start = _put_rows(joined, start, part)

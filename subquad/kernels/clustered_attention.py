@@ -3,7 +3,8 @@
     out[i] = Σ_j e^{x[i, j]} v[j] + Σ_c e^{w[i, c]} v̄[c]   over their sum of weights,    x[i, j] = s q[i]·k[j]
     w[i, c] = s q[i]·μ[c] + s² ((q[i]·u[c])² + Σ_b τ[c, b] Σ_{l in b} q[i, l]²) / 4 + log n[c]
 
-j runs over the keys of the clusters that row i opens, those of the largest w, and c over the others. μ and v̄ are means
+j runs over the keys of the clusters that row i opens, those of the largest w, and c over the others. With a `share`, a
+row opens those of them alone whose e^{w} is at least that share of the sum of its weights. μ and v̄ are means
 of the n keys of a cluster and of their values. What s² / 4 stands before is the variance of q·k over the cluster if its
 covariance is u uᵀ and, beside that, the same for all channels of a band b. The term is half of what the mean of e^{x}
 asks for if keys are Gaussian: less, because the v̄ of a cluster fits its heavy keys less. All weights are positive, so
@@ -52,7 +53,7 @@ def outputs(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
     group_means: Array | None, group_spread: Array | None, group_values: Array | None, stop: Array,
     place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
-    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0, share: float = 0,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `clustered_attention`."""
     matrices = {"q": q, "k": k, "v": v, "means": means, "spread": spread, "mean_values": mean_values,
@@ -65,12 +66,12 @@ def outputs(
     return Like((*batch, q.shape[-2], v.shape[-1]), q.dtype), lse
 
 
-@kernel(outputs=outputs, options={"always": 0, "reach": 0, "group": 1, "expanded": 0}, reads_half=True)
+@kernel(outputs=outputs, options={"always": 0, "reach": 0, "group": 1, "expanded": 0, "share": 0.0}, reads_half=True)
 def clustered_attention(
     q: Array, k: Array, v: Array, order: Array | None, means: Array, spread: Array, mean_values: Array, counts: Array,
     group_means: Array | None, group_spread: Array | None, group_values: Array | None, stop: Array,
     place: Array | None, cluster_of: Array | None, before_out: Array | None, before_lse: Array | None, /,
-    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0,
+    *, scale: float, opened: int, always: int = 0, reach: int = 0, group: int = 1, expanded: int = 0, share: float = 0,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Softmax attention (..., n, d_v) to opened clusters and to the centroids of others, and its log-sum-exp (..., n).
 
@@ -82,6 +83,8 @@ def clustered_attention(
                                                       int32: the first ones
         stop                     (..., n)             row i sees the clusters 0 … stop[i] − 1; it opens the first
                                                       `always` of them, and the `opened` others of the largest w
+        share                                         of these others, only those with at least this share of the
+                                                      weight of all clusters but the first ones, and of other keys
         group_means, group_spread, group_values   (..., G, d), (..., G, d + bands), (..., G, d_v)   the same of the
                                                       keys of `group` clusters, one group after the other, from
                                                       cluster `always` on. A row expands the `expanded` groups of the
@@ -99,7 +102,7 @@ def clustered_attention(
     n, d, d_v, clusters = q.shape[-2], q.shape[-1], v.shape[-1], means.shape[-2]
     out, lse = outputs(
         q, k, v, order, means, spread, mean_values, counts, group_means, group_spread, group_values, stop, place,
-        cluster_of, before_out, before_lse, scale=scale, opened=opened, always=always,
+        cluster_of, before_out, before_lse, scale=scale, opened=opened,
     )  # fmt: skip
     batch, size = out.shape[:-2], k.shape[-1]
     if clusters == 0 or n == 0 or 0 in batch:
@@ -124,7 +127,7 @@ def clustered_attention(
         finite = xp.concat([finite, closed_groups.finite], axis=-1)
     columns = xp.reshape(k, (*k.shape[:-2], clusters, d * size))
 
-    def attend(_: None, q: Array, stop: Array, place: Any) -> tuple[None, Array]:
+    def attend(_: None, q: Array, stop: Array, place: Any, before: Any) -> tuple[None, Array]:
         q = q * scale
         left = xp.broadcast_to(total[..., None, :], (*batch, q.shape[-2], clusters))
         if place is not None and cluster_of is not None:
@@ -140,7 +143,12 @@ def clustered_attention(
             shut = (lasts < stop) & ~is_expanded
             visible = visible & ~(xp.take(shut, group_of, axis=-1) & has_group)
         weight = closed.weights(xp, q, left, visible)
-        found = _largest(xp, weight, names, stop, opened, always)
+        bound = None
+        if share > 0:
+            others = None if before is None else xp.broadcast_to(before, (*weight.shape[:-1], 1))
+            parts = [x for x in (weight[..., always:], rest_of_groups, others) if x is not None]
+            bound = math.log(share) + _log_sum_exp(xp, xp.concat(parts, axis=-1))
+        found = _largest(xp, weight, names, stop, opened, always, bound)
         rest = xp.where(_is_among(found, names, weight > math.inf), -math.inf, weight)
         rest = rest if rest_of_groups is None else xp.concat([rest, rest_of_groups], axis=-1)
 
@@ -175,7 +183,7 @@ def clustered_attention(
     _, joined = fold_blocks(
         attend,
         None,
-        [q, stop[..., None], None if place is None else place[..., None]],
+        [q, *(None if x is None else x[..., None] for x in (stop, place, before_lse if share > 0 else None))],
         max(1, BLOCK_ELEMENTS // width),
         xp=xp,
     )
@@ -223,13 +231,27 @@ def _is_among(found: Array, names: Array, none: Array) -> Array:
     return none
 
 
-def _largest(xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int) -> Array:
-    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then the heaviest ones."""
+def _log_sum_exp(xp: ModuleType, x: Array) -> Array:
+    """The logarithm of the sum of exp(x) over the last axis, which stays; −∞ where all x are."""
+    shift = finite_shift(xp, xp.max(x, axis=-1, keepdims=True))
+    total = xp.sum(xp.exp(x - shift), axis=-1, keepdims=True)
+    return xp.where(total == 0, -math.inf, shift + xp.log(xp.where(total == 0, 1.0, total)))
+
+
+def _largest(
+    xp: ModuleType, weight: Array, names: Array, stop: Array, opened: int, always: int, bound: Array | None = None
+) -> Array:
+    """The clusters that rows open, int32 (..., n, ≤ always + opened): the first ones, then the heaviest ones.
+
+    Of the heaviest ones, those whose weight reaches the bound (..., n, 1) of the row.
+    """
     first = xp.where(names[:always] < stop, names[:always], -1)
     first = xp.broadcast_to(first, (*weight.shape[:-1], always)) if always else None
     ranked = weight[..., always:]
     order = xp.argsort(ranked, axis=-1, descending=True, stable=True)[..., : min(opened, ranked.shape[-1])]
-    found = xp.where(xp.take_along_axis(ranked, order, axis=-1) > -math.inf, xp.astype(order, xp.int32) + always, -1)
+    heaviest = xp.take_along_axis(ranked, order, axis=-1)
+    opens = heaviest > -math.inf if bound is None else (heaviest > -math.inf) & (heaviest >= bound)
+    found = xp.where(opens, xp.astype(order, xp.int32) + always, -1)
     return found if first is None else xp.concat([first, found], axis=-1)
 
 

@@ -249,7 +249,7 @@ def clustered_attention(
     cluster_of = np.take_along_axis(cluster_of, np.argsort(order, axis=-1), axis=-1)
     near = [order, np.arange(n) + kv[-1] - n, cluster_of] if "near" in name else [None] * 3
     near = [None if x is None else x.astype(np.int32) for x in near]
-    groups, options = (count - 1) // 3, {"always": 1, "reach": 2, "group": 3, "expanded": 2}
+    groups, options = (count - 1) // 3, {"always": 1, "reach": 2, "group": 3, "expanded": 2, "share": 0.1}
 
     def draw() -> Arrays:
         rows, k, v, *before = normal((*q, D), (*kv, D), (*kv, d_v), (*q, d_v), q)

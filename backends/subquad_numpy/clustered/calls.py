@@ -60,6 +60,12 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     return sizes, tasks, float(n * keys)
 
 
+def numbers_of(static: Mapping[str, Any]) -> tuple[float, float]:
+    """The scale, and the logarithm of the share: what `numbers` holds."""
+    share = static.get("share", 0.0)
+    return static["scale"], math.log(share) if share > 0 else -math.inf
+
+
 def _fix(name: str, x: Array) -> Fix:
     if name in INTEGERS and x.dtype != np.int32:
         return partial(np.ascontiguousarray, dtype=np.int32)
@@ -99,9 +105,9 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     likes, dtype = dict(zip(("out", "lse"), outputs(*arrays, **static), strict=True)), computed(arrays[0].dtype)
     likes["lse"] = Like(likes["lse"].shape, dtype)
-    compiled, scale = (clustered_attention_kernel(dtype), FORWARD_RECORD), np.array([static["scale"]], dtype)
+    compiled, numbers = (clustered_attention_kernel(dtype), FORWARD_RECORD), np.array(numbers_of(static), dtype)
     work, batch = cut_work(arrays, static), likes["lse"].shape[:-1]
-    return _planned(compiled, work, batch, NAMES, arrays, likes, {"numbers": scale})
+    return _planned(compiled, work, batch, NAMES, arrays, likes, {"numbers": numbers})
 
 
 clustered_attention = Forms(_plan)

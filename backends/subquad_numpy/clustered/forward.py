@@ -11,7 +11,7 @@ import numpy as np
 from subquad_numpy.block_attention.tiles import INFINITY, is_finite, whole_tile
 from subquad_numpy.clustered.members import add_values, ask_for_part, has_bad, weigh_members
 from subquad_numpy.clustered.runs import append_run, list_clusters
-from subquad_numpy.clustered.selection import choose, collect, find_bound, room_for, search
+from subquad_numpy.clustered.selection import choose, collect, find_bound, find_bound_of_share, room_for, search
 from subquad_numpy.clustered.tiles import ARRAYS, ROWS, SIZES, TILE, last_cluster, leave_near, pack_queries, weigh
 from subquad_numpy.codegen import (
     at_least,
@@ -63,12 +63,12 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
             max(high_v, wide_v) * panel,
             *(ROWS * wide_v, ROWS, ROWS, wide_s, TILE_ROWS * wide_s, wide_s, d * size + lanes, size * d_v + wide_v),
             panel * room_for(widest, lanes),
-            *(whole_keys, panel, ROWS * lanes, ROWS * d),
+            *(whole_keys, panel, panel, ROWS * lanes, ROWS * d),
         )
         buffer = np.empty(room(sizes), kind)
         (
             packed, squares, x, bounds, shut, logs, stops, nothing, own, sums, acc, top, seen, here, e, apart, own_k,
-            own_v, values, fine, poison, of_members, own_q,
+            own_v, values, fine, poison, totals, of_members, own_q,
         ) = cut(buffer, sizes)  # fmt: skip
         left, starts, names = (
             np.zeros(entries, np.int32),
@@ -98,7 +98,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
             counts, stop = pointer(f.counts, word), pointer(f.stop, word)
             order, place = pointer(f.order, word), pointer(f.place, word)
             before_out, before_lse = pointer(f.before_out, zero), pointer(f.before_lse, zero)
-            scale = numbers[0]
+            scale, share = numbers[0], numbers[1]
             for c in range(clusters):
                 keys_of[c], starts[c] = counts[c], 0
             for g in range(groups):
@@ -141,7 +141,13 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                     wanted = f.expanded if is_group else f.opened
                     mine = shifted(x, begin * panel)
                     if wanted > 0:
-                        find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
+                        if is_group or share == -INFINITY:
+                            find_bound(kept, length - begin, wanted, panel, lanes, mine, bounds)
+                        else:
+                            find_bound_of_share(
+                                share, begin, begin + kept, length, panel, lanes, x, shifted(before_lse, row + base),
+                                many_rows if f.before_lse != 0 else 0, totals, bounds,
+                            )  # fmt: skip
                         collect(kept, length - begin, wanted, panel, lanes, mine, bounds, collected, values, numbers_of)
                     if is_group:
                         for g in range(whole):
@@ -157,7 +163,7 @@ def clustered_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         if wanted > 0 and collected[c] <= room_for(wanted, lanes):
                             many += choose(c, collected[c], wanted, lanes, here, values, numbers_of, names, many)
                         elif wanted > 0:
-                            many += search(c, kept, length - begin, wanted, panel, mine, values, names, many)
+                            many += search(c, kept, length - begin, wanted, panel, mine, bounds, values, names, many)
                         if is_group:
                             sees = max(0, (limit - f.always) // f.group)
                             for g in range(sees, whole):

@@ -20,6 +20,7 @@ from subquad_numpy.clustered.calls import (
     TREE_ARRAYS,
     cut_work,
     kernel_of_summary,
+    numbers_of,
     outputs_of_summary,
     summary_work,
     tree_runs,
@@ -43,7 +44,7 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
         name: cast(xp, x, xp.int32) if name in INTEGERS and x is not None else x
         for name, x in zip(NAMES, arrays, strict=True)
     }
-    numbers = xp.asarray(np.array([static["scale"]]), dtype=out.dtype)
+    numbers = xp.asarray(np.array(numbers_of(static)), dtype=out.dtype)
     found = run(made, {"numbers": numbers, **given})
     return found["out"], found["lse"]
 

@@ -1,17 +1,19 @@
 """Which clusters each row opens: those of the largest weights, of all clusters that the row sees.
 
-For all rows of a panel at once, a bound is found that at least as many weights reach as clusters are to be opened, and
-few more, by bisection. The weights that reach it are collected for each row and, where they are too many, ranked.
+For all rows of a panel at once, a bound is found: a share of the weight of the row, or, by bisection, what at least as
+many weights reach as clusters are to be opened, and few more. The weights that reach it are collected for each row and,
+where they are too many, ranked.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from subquad_numpy.block_attention.tiles import INFINITY
 from subquad_numpy.clustered.ranks import ranks
 from subquad_numpy.codegen import at_least, inline, load, lowest_bit, signs, store, where_negative, zeros
-from subquad_numpy.codegen.vector_math import LEAST
+from subquad_numpy.codegen.vector_math import LEAST, exp_negative
 
 ROOM = 4  # weights that are collected, at most, for each cluster to be opened
 STEP, GROWTH, GROWTHS = 8.0, 4.0, 8  # of steps down from the largest weight to a bound that enough weights reach
@@ -51,6 +53,36 @@ def find_bound(first: int, most: int, opened: int, panel: int, lanes: int, x: An
             lacks = _reach(first, most, panel, column, x, middle, one) - wanted
             high, low = where_negative(lacks, middle, high), where_negative(lacks, low, middle)
         store(bounds, column, low)
+
+
+@inline
+def find_bound_of_share(
+    share: Any, first: int, begin: int, most: int, panel: int, lanes: int, x: Any, others: Any, count: int,
+    totals: Any, bounds: Any,
+) -> None:  # fmt: skip
+    """A share of the weight of each row, of its clusters and of other keys; (panel,), as are the `totals`, for scratch.
+
+    The clusters are those before the number `first` and from `begin` on. All weights, the share and what the first
+    `count` rows have in `others` are logarithms.
+    """
+    for c in range(panel):
+        bounds[c] = others[c] if c < count else -INFINITY
+    for column in range(0, panel, lanes):
+        other = at_least(load(bounds, column), LEAST(zeros(x)))
+        best = other
+        for t in range(first):
+            best = at_least(best, load(x, t * panel + column))
+        for t in range(begin, most):
+            best = at_least(best, load(x, t * panel + column))
+        total = exp_negative(other - best)
+        for t in range(first):
+            total = total + exp_negative(load(x, t * panel + column) - best)
+        for t in range(begin, most):
+            total = total + exp_negative(load(x, t * panel + column) - best)
+        store(bounds, column, best)
+        store(totals, column, total)
+    for c in range(panel):
+        bounds[c] += math.log(totals[c]) + share
 
 
 @inline
@@ -111,12 +143,14 @@ def choose(
 
 
 @inline
-def search(c: int, first: int, most: int, opened: int, panel: int, x: Any, values: Any, chosen: Any, begin: int) -> int:
-    """What `choose` finds, from all weights of row c of a panel, one by one."""
+def search(
+    c: int, first: int, most: int, opened: int, panel: int, x: Any, bounds: Any, values: Any, chosen: Any, begin: int
+) -> int:
+    """What `choose` finds, from all weights of row c of a panel that reach its bound, one by one."""
     found = 0
     for t in range(first, most):
         own = x[t * panel + c]
-        if not own > -INFINITY or (found == opened and not own > values[opened - 1]):
+        if not own > -INFINITY or own < bounds[c] or (found == opened and not own > values[opened - 1]):
             continue
         at = min(found, opened - 1)
         while at > 0 and values[at - 1] < own:

@@ -35,7 +35,7 @@ ARRAYS: Fields = {
     "group_means": 2, "group_spread": 2, "group_values": 2, "stop": 1, "place": 1, "cluster_of": 1, "before_out": 2,
     "before_lse": 1,
 }  # fmt: skip
-"""Addresses; 0 where an array is not given. `numbers` holds the scale."""
+"""Addresses; 0 where an array is not given. `numbers` holds the scale and the logarithm of the share."""
 
 
 @inline
