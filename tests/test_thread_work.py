@@ -66,7 +66,7 @@ TASKS: dict[str, tuple[Example, list[int]]] = {
     "whole": (kernels.features("feature_whole", "exponential", 3 * ((2, 1024),), None), [2]),
     "landmarks": (kernels.landmark_attention("plain", (2, 200), (2, 300), 5), [2]),
     # means of queries, landmarks to two chunks of keys, values, queries to landmarks
-    "many landmarks": (kernels.landmark_attention("rows", (2, 3000), (2, 9000), 16), [2, 2 * 2, 2, 2 * 6]),
+    "many landmarks": (kernels.landmark_attention("rows", (2, 6000), (2, 9000), 16), [2 * 2, 2 * 2, 2, 2 * 12]),
     "landmarks of many queries": (kernels.landmark_attention("rows", (2, 9000), (2, 4000), 16), [2 * 3, 2, 2, 2 * 18]),
     "rows by few keys": (kernels.softmax_attention("rows", (2, 3000), (2, 50)), [2 * 6]),
     "samples": (kernels.sampled_attention("rows", (2, 129), (2, 50)), [2 * 3]),

@@ -22,9 +22,12 @@ StoredRows = tuple[Any, int, int]  # (pointer to the first row, distance in elem
 
 
 def _by_kind(builder: Any, stored: Any, emit: Callable[[int], None]) -> None:
-    """The code that `emit` writes for each kind of storage, where `stored` says which one it is, a constant of one."""
+    """The code that `emit` writes for each kind of storage, where `stored` says which one it is, a constant of one.
+
+    No call has float16 where the machine does not convert it, and LLVM's code for it would be a call to nowhere.
+    """
     if isinstance(stored, ir.Constant):
-        emit(stored.constant)
+        emit(BFLOAT16 if stored.constant == FLOAT16 and not WIDENS_HALF else stored.constant)
         return
 
     def is_kind(kind: int) -> Any:
