@@ -145,7 +145,6 @@ COMPILED: dict[str, Compiled] = {
             launch=of_landmarks.launch,
             broadcasts=True,
             as_stored=_first(3),
-            launches_half=False,
         ),
         Compiled(
             "block_attention",

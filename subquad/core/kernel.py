@@ -315,12 +315,11 @@ class Kernel:
                     f"Use 'auto' or 'generic'"
                 )
                 raise ValueError(msg)
-        if is_half_call:
+        if is_half_call and (self.parts is None or implementation != "auto"):  # else the parts read it
             chosen = self._choose(_widened(xp, arrays), implementation, keywords)
-            if chosen.override is not None:
-                return chosen._replace(run=functools.partial(self._in_float32, chosen.run), override=None)
-            if self.parts is None or implementation != "auto":  # else the parts read it
+            if chosen.override is None:
                 return chosen
+            return chosen._replace(run=functools.partial(self._in_float32, chosen.run), override=None)
         run = self.generic if self.parts is None or implementation == "generic" else self.parts
         return _Chosen("generic", run, None, declined, xp)
 
