@@ -625,6 +625,15 @@ def test_polynomials_keep_their_promise() -> None:
             expected = exact(x.astype(wide))
             units = np.abs(y - expected) / np.spacing(expected.astype(dtype))
             assert units.max() <= bound, function
+        # below the normal numbers a decay is 0, and no other number
+        least = np.finfo(dtype).tiny
+        x = np.linspace(-largest - 2, -largest, 1 << 15).astype(dtype)
+        y = np.empty_like(x)
+        over(decay, x, y)
+        units = np.abs(y - np.exp2(x.astype(wide))) / np.spacing(least)
+        assert np.all((y == 0) | (units <= 2))
+        assert np.all(y[x < -largest - 1] == 0)
+        assert y[-1] == least
         # a slow decay, next to 1, keeps the digits of what it is less than 1
         x = (-np.exp2(rng.uniform(-30, -5, 1 << 15))).astype(dtype)
         y = np.empty_like(x)

@@ -327,6 +327,20 @@ def test_arrays_of_numpy_are_converted_as_numpy_does(view: Callable[..., Any]) -
             np.testing.assert_array_equal(out.astype(np.float32), expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensors_that_are_negated_late(dtype: str) -> None:
+    """Their memory holds other numbers than they have."""
+    pytest.importorskip("llvmlite")
+    torch = pytest.importorskip("torch")
+    q, k, v = torch.randn(3, 2, 64, 8).to(getattr(torch, dtype))
+    late = torch._neg_view(-k)
+    assert late.is_neg()
+    for method in ("exact", "linear", "favor"):
+        expected = subquad.attention(q, k, v, method)
+        for _ in range(3):
+            assert torch.equal(subquad.attention(q, late, v, method), expected)
+
+
 @pytest.mark.parametrize("dtype", [">f2", "<f2"])
 def test_only_native_numbers_are_converted_by_a_kernel(dtype: str) -> None:
     x = np.arange(1 << 15).astype(np.float16).astype(dtype)

@@ -206,12 +206,14 @@ def memory_of(x: Tensor | None) -> Any:
         return None
     if x.requires_grad:
         x = x.detach()
-    if x.dtype is torch.bfloat16:
-        return x.view(torch.uint16).numpy()
     try:
-        return x.numpy()
+        return _array(x)
     except RuntimeError:  # lazy conjugation or negation: memory holds other values than the tensor
-        return x.resolve_conj().resolve_neg().numpy()
+        return _array(x.resolve_conj().resolve_neg())
+
+
+def _array(x: Tensor) -> Any:
+    return (x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy()
 
 
 def _tensor(memory: Any, given: Sequence[Any] = ()) -> Tensor:

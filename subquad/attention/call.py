@@ -422,7 +422,8 @@ def _again(one: OneKernel, arrangement: Arrangement) -> Callable[..., Any] | Non
     if run is None or not (one.weights or one.state):
         return None if run is None else lambda q, k, v, key_mask, state: run(q, k, v, key_mask=key_mask)
     names, weights = one.state, one.weights
-    made = [x for x in arrangement.made.values() if isinstance(x, Made) and x.option is not None]
+    kept = tuple(arrangement.made.values())  # at once: another thread may add to them
+    made = [x for x in kept if isinstance(x, Made) and x.option is not None]
 
     def again(q: Array, k: Array, v: Array, key_mask: Array | None, state: Any) -> Any:
         for x in made:

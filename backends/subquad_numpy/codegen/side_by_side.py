@@ -71,11 +71,11 @@ class _Lines:
     def constant(self, single: float, double: float) -> Any:
         return register_constant(self.context, self.builder, self.vector, single if self.single else double)
 
-    def bounded(self, xs: list[Any], low: Any, high: Any = None) -> list[Any]:
-        """The vectors within bounds; NaN stays NaN."""
-        for predicate, bound in (("<", low), (">", high)):
+    def bounded(self, xs: list[Any], low: Any, high: Any = None, edge: Any = None) -> list[Any]:
+        """The vectors within bounds, `low` also for what is less than `edge`; NaN stays NaN."""
+        for predicate, limit, bound in (("<", edge or low, low), (">", high, high)):
             if bound is not None:
-                beyond = [self.builder.fcmp_ordered(predicate, x, bound) for x in xs]
+                beyond = [self.builder.fcmp_ordered(predicate, x, limit) for x in xs]
                 xs = [self.builder.select(far, bound, x) for far, x in zip(beyond, xs, strict=True)]
         return xs
 
@@ -144,7 +144,9 @@ def _parted(xs: Any, by: Callable[[_Lines, list[Any]], list[Any]], is_moderate: 
         lines = _Lines(context, builder, xs.dtype)
         x = parts_of(builder, args[0])
         if not is_moderate:
-            x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0))
+            # a table makes no numbers below the normal ones: there, all are taken for the bound, whose power is 0
+            edge = None if by is _by_powers else lines.constant(-126.0, -1022.0)
+            x = lines.bounded(x, lines.constant(-127.0, -1023.0), lines.constant(128.0, 1024.0), edge)
         return context.make_tuple(builder, sig.return_type, by(lines, x))
 
     return types.Tuple([xs.dtype] * (2 * xs.count))(xs), codegen

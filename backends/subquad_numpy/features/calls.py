@@ -169,7 +169,7 @@ def _plan_step(arrays: Arrays, static: Mapping[str, Any], save: bool) -> Planned
             "stored": stored_word((k, v, q, likes["out"])),
         },
     )  # fmt: skip
-    all_done = np.full(batch, n).tobytes()
+    all_done = np.full(batch, n, np.int64).tobytes()
 
     def token(arrays: Arrays, new: New, threads: Any) -> tuple[tuple[Array, ...], None] | None:
         outputs = new(shape, out_dtype), new(column, dtype), new(matrix, dtype), new(column, dtype)
