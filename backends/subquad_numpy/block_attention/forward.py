@@ -11,6 +11,7 @@ from subquad_numpy.block_attention.tiles import (
     ARRAYS,
     INFINITY,
     KEYS,
+    REACHES,
     ROWS,
     SIZES,
     Limits,
@@ -18,10 +19,11 @@ from subquad_numpy.block_attention.tiles import (
     hide,
     is_finite,
     load_limits,
+    load_reach,
     pack_rows,
-    seeing_columns,
-    sees_tile,
-    sees_whole_tile,
+    seen_by_all,
+    seen_keys,
+    seen_part,
     task_rows,
     visible_keys,
     whole_tile,
@@ -86,21 +88,15 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
             *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
             *(width, width, width * d, lanes * wide_v),
-            *(
-                width,
-                averaged * (keys + 1) * wide_v,
-                averaged * (keys + 1),
-                averaged * (width + 1) * wide_v,
-                width + 1,
-                lanes,
-            ),
+            *(width, averaged * (keys + 1) * wide_v, averaged * (keys + 1)),
+            *(averaged * (width + width // lanes) * wide_v, width + width // lanes, lanes, width // lanes * REACHES),
         )
         buffer = np.empty(room(sizes), kind)
         cuts = cut(buffer, sizes)
         before, stop, avoid, met, q, x, total, part = cuts[:8]
         top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:16]
         factors, shares, wide, rows = cuts[16:20]
-        twice, upto, shown_upto, sums_seen, counts, edge = cuts[20:]
+        twice, upto, shown_upto, sums_seen, counts, edge, reach = cuts[20:]
         q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
@@ -121,6 +117,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             halves = pointer(f.halves, zero)
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
+            load_reach(limits, n_kv, used, lanes, reach)
             pack_rows(
                 pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, numbers[0], q, lanes,
                 wide,
@@ -131,8 +128,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                 store(seen, i, zeros(seen))
                 store(poison, i, zeros(poison))
                 store(twice, i, zeros(twice))
-            clear(sums_seen, averaged * (width + 1) * wide_v)
-            clear(counts, width + 1)
+            clear(sums_seen, averaged * (width + width // lanes) * wide_v)
+            clear(counts, width + width // lanes)
             is_alone = f.tiles == 1 and listed == 0 and f.place == 0 and f.order_k == 0
             every = f.place == 0 and f.order_k == 0 and f.avoid == 0 and f.rounds == 0
             for entry in range(max(listed, 1)):
@@ -169,81 +166,78 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         b = rows_at(own_v, high_v)
                     if f.mean != 0:
                         add_visible(
-                            f,
-                            b,
-                            j,
-                            many,
-                            is_whole,
-                            limits,
-                            count,
-                            lanes,
-                            byte,
-                            upto,
-                            shown_upto,
-                            sums_seen,
-                            counts,
-                            edge,
-                        )
+                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, sums_seen,
+                            counts, edge,
+                        )  # fmt: skip
                     # few rows read all keys from memory; more rows find them in a cache
                     asks = f.effective != 0 or (is_alone and j + KEYS < end)
                     active, done = 0, 0  # vectors of rows that see a key of the tile
                     for i in range(0, used if asks else 0, lanes):
-                        active += 1 if is_whole or sees_tile(f, limits, i, lanes, j, many) else 0
+                        _, until = seen_keys(f, reach, i, lanes, j, many)
+                        active += 1 if until > 0 else 0
                     for start in range(0, used, panel):
                         step = min(panel, used - start)
-                        base, columns = start, step
+                        base, columns, near, seeing = start, step, 0, many
                         if not is_whole:
-                            base, columns = seeing_columns(f, limits, start, step, lanes, j, many)
+                            base, columns, near, seeing = seen_part(f, reach, start, step, lanes, j, many)
                             if columns == 0:
                                 continue
+                        keys_part = rows_at(shifted(a.data, near * a.row), a.row)
+                        values_part = rows_at(shifted(b.data, near * b.row), b.row)
                         if columns == step:  # else one vector of two
                             multiply(
-                                a, padded(many, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns, lanes,
-                                rows_at(nothing, 0), rows_at(x, columns),
+                                keys_part, padded(seeing, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns,
+                                lanes, rows_at(nothing, 0), rows_at(x, columns),
                             )  # fmt: skip
                         else:
                             multiply_vector(
-                                a, padded(many, TILE_ROWS), shifted(q, start * d + base - start), step, d,
+                                keys_part, padded(seeing, TILE_ROWS), shifted(q, start * d + base - start), step, d,
                                 rows_at(nothing, 0), rows_at(x, columns),
                             )  # fmt: skip
                         for column in range(0, columns, lanes):
                             i = base + column
-                            if not is_whole and not (is_plain and sees_whole_tile(limits, i, lanes, j, many)):
-                                hide(f, j, many, i, width, limits, word, byte, column, x, columns)
+                            whole = seeing if is_whole else 0  # keys that all rows of the vector see
+                            if is_plain and not is_whole:
+                                whole = seen_by_all(reach, i, lanes, j + near, seeing)
+                            if whole < seeing:
+                                hide(
+                                    f, j + near + whole, seeing - whole, i, width, limits, word, byte, column,
+                                    shifted(x, whole * columns), columns,
+                                )  # fmt: skip
                             if is_bad:
-                                for t in range(many):
-                                    if fine[t] == 0:
+                                for t in range(seeing):
+                                    if fine[near + t] == 0:
                                         logit = load(x, t * columns + column)
                                         gone = where_negative(logit - LEAST(logit), zeros(x), zeros(x) + math.nan)
                                         store(poison, i, load(poison, i) + gone)
                             old = load(top, i)
                             new = old
-                            for t in range(0, many - 1, 2):  # a maximum waits for the one before: two in one step
+                            for t in range(0, seeing - 1, 2):  # a maximum waits for the one before: two in one step
                                 one, other = load(x, t * columns + column), load(x, (t + 1) * columns + column)
                                 new = at_least(new, at_least(one, other))
-                            if many % 2 != 0:
-                                new = at_least(new, load(x, (many - 1) * columns + column))
+                            if seeing % 2 != 0:
+                                new = at_least(new, load(x, (seeing - 1) * columns + column))
                             (fade,) = exp_negative((old - new,))
                             store(top, i, new)
                             store(faded, column, fade)
                             if asks:
                                 here = j + KEYS + done * -(-KEYS // active)
                                 weigh(
-                                    shifted(x, column), columns, many, new, fade, shifted(seen, i), shifted(twice, i),
+                                    shifted(x, column), columns, seeing, new, fade, shifted(seen, i), shifted(twice, i),
                                     active, Ahead(k, k_as, here * f.k_row, f.k_row, d),
                                     Ahead(v, v_as, here * f.v_row, f.v_row, d_v), line,
                                 )  # fmt: skip
                                 done += 1
                                 continue
                             along = load(seen, i) * fade
-                            for t in range(many):
+                            for t in range(seeing):
                                 (e,) = exp_negative((load(x, t * columns + column) - new,))
                                 store(x, t * columns + column, e)
                                 along = along + e
                             store(seen, i, along)
                         multiply(
-                            turned(b), high_v, Panels(x, many), many, columns, lanes, rows_at(nothing, 0),
-                            rows_at(part, columns),
+                            turned(values_part), high_v, Panels(x, seeing), seeing, columns, lanes,
+                            rows_at(nothing, 0), rows_at(part, columns),
                         )  # fmt: skip
                         sums = shifted(total, start * tall_v + base - start)
                         for column in range(0, columns, lanes):

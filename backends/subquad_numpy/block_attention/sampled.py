@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from subquad_numpy.block_attention.tiles import KEYS
 from subquad_numpy.codegen import apart, load, store
 from subquad_numpy.codegen.stored import prefetch_stored
 from subquad_numpy.codegen.vector_math import exp_negative
@@ -25,10 +26,10 @@ def weigh(
 
     Few rows read all keys and values from memory. Each step asks for lines of the next ones, which so come while the
     processor computes; asked for all at once, they would be waited for. Of `parts` vectors of rows, each asks for
-    its share of the rows. `line` is the numbers of a cache line.
+    its share of the rows, however `many` keys it sees. `line` is the numbers of a cache line.
     """
     along, squares = load(seen, 0) * fade, load(twice, 0) * (fade * fade)
-    for row in range(-(-many // parts)):
+    for row in range(-(-KEYS // parts)):
         for p in range(0, k.width, line):
             prefetch_stored(k.data, k.stored, k.first + row * k.step + p)
         for p in range(0, v.width, line):

@@ -16,6 +16,7 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel of rows take 8 kB of float32
 MANY_ROWS = 2 * ROWS  # rows of a tile of the forward pass where many tiles remain
+REACHES = 4  # numbers of each vector of rows that `load_reach` fills
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block, rows of a tile, and blocks listed for each
@@ -147,31 +148,55 @@ def visible_keys(f: Any, first: int, count: int, byte: Any) -> int:
 
 
 @inline
-def sees_tile(f: Any, limits: Any, begin: int, count: int, first: int, many: int) -> bool:
-    """Whether one of `count` rows may see one of the keys first … first + many − 1: any, if keys have places."""
-    seeing = 1 if f.place != 0 or f.order_k != 0 else 0
-    for c in range(begin, begin + count):
-        seeing += 1 if -limits.before[c] < first + many and limits.stop[c] > first else 0
-    return seeing > 0
+def load_reach(limits: Any, n_kv: int, used: int, lanes: int, reach: Any) -> None:
+    """Fill, for each vector of `used` rows, with what `load_limits` returns for a tile; rows beyond the last count."""
+    for i in range(0, used, lanes):
+        low, high, inner_low, inner_high = n_kv, 0, 0, n_kv
+        for c in range(i, i + lanes):
+            begin, end = int(-limits.before[c]), int(limits.stop[c])
+            inner_low, inner_high = max(inner_low, begin), min(inner_high, end)
+            if end > begin:
+                low, high = min(low, begin), max(high, end)
+        own = shifted(reach, i // lanes * REACHES)
+        own[0], own[1], own[2], own[3] = low, high, inner_low, inner_high
 
 
 @inline
-def seeing_columns(f: Any, limits: Any, begin: int, count: int, lanes: int, first: int, many: int) -> tuple[int, int]:
-    """(first column, columns) of a panel without the vectors at its ends of which no row sees the tile."""
-    low, high = begin + count, begin
+def seen_keys(f: Any, reach: Any, i: int, lanes: int, first: int, many: int) -> tuple[int, int]:
+    """(first, end) of the keys 0 … many − 1 of a tile from `first` on that a vector of rows may see; end is 0 of none.
+
+    All, if keys have places or an order.
+    """
+    own = shifted(reach, i // lanes * REACHES)
+    low, high = max(int(own[0]) - first, 0), min(int(own[1]) - first, many)
+    if f.place != 0 or f.order_k != 0:
+        low, high = 0, many
+    return low, high if low < high else 0
+
+
+@inline
+def seen_part(
+    f: Any, reach: Any, begin: int, count: int, lanes: int, first: int, many: int
+) -> tuple[int, int, int, int]:
+    """(first column, columns, first key, keys) of what the rows of a panel see of a tile; no columns if nothing.
+
+    Vectors at the ends of the panel and keys at the ends of the tile that no row sees are left out. The first key is
+    the first one of a tile of a product.
+    """
+    left, right, low, high = begin + count, begin, many, 0
     for i in range(begin, begin + count, lanes):
-        if sees_tile(f, limits, i, lanes, first, many):
-            low, high = min(low, i), i + lanes
-    return low, max(high - low, 0)
+        near, far = seen_keys(f, reach, i, lanes, first, many)
+        if far > 0:
+            left, right, low, high = min(left, i), i + lanes, min(low, near), max(high, far)
+    low = low // TILE_ROWS * TILE_ROWS
+    return left, max(right - left, 0), low, max(high - low, 0)
 
 
 @inline
-def sees_whole_tile(limits: Any, begin: int, lanes: int, first: int, many: int) -> bool:
-    """Whether each row of a vector has all keys first … first + many − 1 in its interval."""
-    missing = 0
-    for c in range(begin, begin + lanes):
-        missing += 1 if -limits.before[c] > first or limits.stop[c] < first + many else 0
-    return missing == 0
+def seen_by_all(reach: Any, i: int, lanes: int, first: int, many: int) -> int:
+    """How many of the keys first … first + many − 1, from the first on, each row of a vector has in its interval."""
+    own = shifted(reach, i // lanes * REACHES)
+    return max(min(int(own[3]) - first, many), 0) if own[2] <= first else 0
 
 
 @inline
@@ -204,11 +229,16 @@ def hide(
 @inline
 def is_finite(rows: Any, first: int, count: int, d: int, lanes: int) -> bool:
     """Whether no number of these rows of a matrix with adjacent columns is infinite or NaN."""
-    whole = d // lanes * lanes
-    sums, rest = zeros(rows.data), rows.data[first * rows.row] * 0
-    for t in range(first, first + count):
+    whole, last = d // lanes * lanes, first + count - 1
+    one, other, third, fourth = zeros(rows.data), zeros(rows.data), zeros(rows.data), zeros(rows.data)
+    rest = rows.data[first * rows.row] * 0
+    for t in range(first, first + count, 4):  # a sum waits for the one before: four side by side
         for p in range(0, whole, lanes):
-            sums = sums + load(rows.data, t * rows.row + p) * 0.0
+            one = one + load(rows.data, t * rows.row + p) * 0.0
+            other = other + load(rows.data, min(t + 1, last) * rows.row + p) * 0.0
+            third = third + load(rows.data, min(t + 2, last) * rows.row + p) * 0.0
+            fourth = fourth + load(rows.data, min(t + 3, last) * rows.row + p) * 0.0
+    for t in range(first, first + count):
         for p in range(whole, d):
             rest += rows.data[t * rows.row + p] * 0
-    return total(sums) + rest == 0
+    return total(one + other + (third + fourth)) + rest == 0
