@@ -564,7 +564,14 @@ def test_the_stack_of_functions_lies_on_a_boundary_of_the_registers(monkeypatch:
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store
-    from subquad_numpy.codegen.side_by_side import decays, exp_negative, moderate_decays, scaled_exp2
+    from subquad_numpy.codegen.side_by_side import (
+        decays,
+        exp_negative,
+        log1p_to_1,
+        moderate_decays,
+        moderate_exp,
+        scaled_exp2,
+    )
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
@@ -596,6 +603,14 @@ def test_polynomials_keep_their_promise() -> None:
     def negative(x: Any) -> Any:
         return exp_negative((-absolute(x), -absolute(x)))[1]
 
+    @inline
+    def exp(x: Any) -> Any:
+        return moderate_exp((x, x))[1]
+
+    @inline
+    def log1p(x: Any) -> Any:
+        return log1p_to_1((absolute(x), absolute(x)))[1]
+
     def over(function: Any, x: Any, y: Any) -> None:
         zero, lanes = x.dtype.type(0), 64 // x.itemsize
 
@@ -616,6 +631,8 @@ def test_polynomials_keep_their_promise() -> None:
             (decay, np.exp2, -largest, largest, 2),
             (moderate, np.exp2, -largest, largest, 2),
             (negative, lambda x: np.exp(-np.abs(x)), -largest * 0.69, largest * 0.69, 2),
+            (exp, np.exp, -largest * 0.69, 88.3 if dtype == "float32" else 709, 2),
+            (log1p, lambda x: np.log1p(np.abs(x)), -1, 1, 1),
             (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
             (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),
         ):
