@@ -647,3 +647,36 @@ def test_polynomials_keep_their_promise() -> None:
         y = np.empty_like(x)
         over(slow, x, y)
         assert np.max(np.abs(y / np.expm1(x.astype(wide) * np.log(wide(2))) - 1)) <= 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steps_and_gates_of_any_size(dtype: str) -> None:
+    """Softplus, silu and their slopes, by one step whose state is Δ, and by one whose output is silu(z).
+
+    A gate below the normal numbers may be any of these. The slope of silu has a root, near which digits are lost.
+    """
+    rng, top = np.random.default_rng(0), np.log(np.finfo(dtype).max)
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny)
+    edges = [top, top - 0.3, top - 1.5, 2 * top, 0.0, np.finfo(dtype).max, np.inf]
+    x = np.array([*edges, *(-x for x in edges), *rng.uniform(-20, 20, 50), np.nan]).astype(dtype)
+    one, none, wide = np.ones((1, 1, x.size), dtype), np.zeros((1, 1, x.size), dtype), x.astype(np.longdouble)
+    given = {
+        "u": one, "A": -np.ones((x.size, 1), dtype), "B": np.ones((1, 1, 1, 1), dtype),
+        "C": np.zeros((1, 1, 1, 1), dtype), "D": one[0, 0], "delta_bias": None, "initial_state": None,
+    }  # fmt: skip
+    gated, stepped = given | {"delta": none, "z": x[None, None]}, given | {"delta": x[None, None], "z": None}
+    options = {"delta_softplus": True, "reverse": False}
+    gate, _ = scan_forward(**gated, delta_softplus=True)
+    _, step = scan_forward(**stepped, delta_softplus=True)
+    gate_slope = scan_backward(**gated, **options, grad_y=one).z
+    slope = scan_backward(**stepped, **options, grad_y=none, grad_state=np.ones((1, x.size, 1), dtype)).delta
+    with np.errstate(all="ignore"):
+        opened, closed = 1 / (1 + np.exp(-wide)), 1 / (1 + np.exp(wide))
+        bend = opened * (1 + wide * closed)
+        for got, expected, least in (
+            (gate, np.where(wide == -np.inf, 0, wide * opened), 1000 * tiny),
+            (step, np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide))), tiny),
+            (gate_slope, np.where(np.isinf(wide), opened, bend), eps),
+            (slope, opened, tiny),
+        ):
+            np.testing.assert_allclose(got.ravel(), expected.astype(dtype), rtol=4 * eps, atol=least)

@@ -29,7 +29,6 @@ from subquad_numpy.codegen.vector_ops import (
     add_where_zero,
     at_least,
     at_most,
-    bits_at_most,
     bits_where_zero,
     fma,
     largest,
@@ -59,7 +58,7 @@ from subquad_numpy.codegen.vector_type import (
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
-    "bits_at_most", "bits_where_zero", "copy", "cut", "fma", "halved", "inline", "intrinsic", "lanes_of", "largest",
+    "bits_where_zero", "copy", "cut", "fma", "halved", "inline", "intrinsic", "lanes_of", "largest",
     "load", "lowest_bit", "masked", "merged", "pointer", "positive_part", "prefetch", "prefetch_far", "product",
     "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "split", "spread", "store", "total",
     "types", "where_negative", "where_signed", "zeros",

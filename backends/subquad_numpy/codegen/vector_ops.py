@@ -99,12 +99,6 @@ def positive_part(x: Vector) -> Any:
 
 
 @intrinsic
-def bits_at_most(x: Vector, bound: Vector) -> Any:
-    """min(x, bound) for bound > 0, `bound` for a NaN without a sign: see `positive_part`."""
-    return x(x, x), _by_bits("<", lambda x, bound, zero: (x, bound, x, bound))
-
-
-@intrinsic
 def where_signed(x: Vector, yes: Vector, no: Vector) -> Any:
     """`yes` where the sign of x is set, be x -0 or NaN, else `no`: one operation less than `where_negative`."""
     return x(x, x, x), _by_bits("<", lambda x, yes, no, zero: (x, zero, yes, no))

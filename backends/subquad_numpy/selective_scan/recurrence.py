@@ -11,7 +11,7 @@ from typing import Any
 from subquad_numpy.codegen import (
     absolute,
     at_least,
-    bits_at_most,
+    at_most,
     bits_where_zero,
     inline,
     load,
@@ -33,8 +33,10 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
 EQUAL = polynomial((2.0**-22,), (2.0**-51,))
 TINY = polynomial((1e-36,), (1e-300,))
-LOWEST_STEP, HIGHEST_GATE = polynomial(*LEAST_EXPONENT), polynomial(*MOST_EXPONENT)
+# Bounds of what steps and gates take the exponential of, and of z
+LOWEST_STEP = polynomial(*LEAST_EXPONENT)
 LOWEST_GATE = polynomial(*((-most,) for (most,) in MOST_EXPONENT))
+HIGHEST_GATE = polynomial(*((-least,) for (least,) in LEAST_EXPONENT))
 FEW_STATES = 4  # for fewer states, powers gain nothing
 
 
@@ -99,7 +101,7 @@ def open_run(
             if not has_z:
                 g, k = x, y
             g, k = at_least(g, LOWEST_GATE(g)), at_least(k, LOWEST_GATE(k))
-            near, near_to = bits_at_most(g, HIGHEST_GATE(g)), bits_at_most(k, HIGHEST_GATE(k))
+            near, near_to = at_most(g, HIGHEST_GATE(g)), at_most(k, HIGHEST_GATE(k))
             low, low_to = at_least(-absolute(x), LOWEST_STEP(x)), at_least(-absolute(y), LOWEST_STEP(y))
             e, e_to, f, f_to = moderate_exp((low, low_to, -near, -near_to))
             if softplus:
