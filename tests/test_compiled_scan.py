@@ -564,7 +564,14 @@ def test_the_stack_of_functions_lies_on_a_boundary_of_the_registers(monkeypatch:
 def test_polynomials_keep_their_promise() -> None:
     """Units in the last place, against float64 or extended precision."""
     from subquad_numpy.codegen import absolute, add_where_zero, inline, load, pointer, store
-    from subquad_numpy.codegen.side_by_side import decays, exp_negative, moderate_decays, scaled_exp2
+    from subquad_numpy.codegen.side_by_side import (
+        decays,
+        exp_negative,
+        log1p_to_1,
+        moderate_decays,
+        moderate_exp,
+        scaled_exp2,
+    )
     from subquad_numpy.codegen.vector_math import ONE, sigmoid, softplus, split_exp2
 
     @inline
@@ -596,6 +603,14 @@ def test_polynomials_keep_their_promise() -> None:
     def negative(x: Any) -> Any:
         return exp_negative((-absolute(x), -absolute(x)))[1]
 
+    @inline
+    def exp(x: Any) -> Any:
+        return moderate_exp((x, x))[1]
+
+    @inline
+    def log1p(x: Any) -> Any:
+        return log1p_to_1((absolute(x), absolute(x)))[1]
+
     def over(function: Any, x: Any, y: Any) -> None:
         zero, lanes = x.dtype.type(0), 64 // x.itemsize
 
@@ -616,6 +631,8 @@ def test_polynomials_keep_their_promise() -> None:
             (decay, np.exp2, -largest, largest, 2),
             (moderate, np.exp2, -largest, largest, 2),
             (negative, lambda x: np.exp(-np.abs(x)), -largest * 0.69, largest * 0.69, 2),
+            (exp, np.exp, -largest * 0.69, 88.3 if dtype == "float32" else 709, 2),
+            (log1p, lambda x: np.log1p(np.abs(x)), -1, 1, 1),
             (softplus, lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -80, 80, 2),
             (sigmoid, lambda x: 1 / (1 + np.exp(-x)), -80, 80, 3),
         ):
@@ -639,3 +656,36 @@ def test_polynomials_keep_their_promise() -> None:
         y = np.empty_like(x)
         over(slow, x, y)
         assert np.max(np.abs(y / np.expm1(x.astype(wide) * np.log(wide(2))) - 1)) <= 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steps_and_gates_of_any_size(dtype: str) -> None:
+    """Softplus, silu and their slopes, by one step whose state is Δ, and by one whose output is silu(z).
+
+    A gate below the normal numbers may be any of these. The slope of silu has a root, near which digits are lost.
+    """
+    rng, top = np.random.default_rng(0), np.log(np.finfo(dtype).max)
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny)
+    edges = [top, top - 0.3, top - 1.5, 2 * top, 0.0, np.finfo(dtype).max, np.inf]
+    x = np.array([*edges, *(-x for x in edges), *rng.uniform(-20, 20, 50), np.nan]).astype(dtype)
+    one, none, wide = np.ones((1, 1, x.size), dtype), np.zeros((1, 1, x.size), dtype), x.astype(np.longdouble)
+    given = {
+        "u": one, "A": -np.ones((x.size, 1), dtype), "B": np.ones((1, 1, 1, 1), dtype),
+        "C": np.zeros((1, 1, 1, 1), dtype), "D": one[0, 0], "delta_bias": None, "initial_state": None,
+    }  # fmt: skip
+    gated, stepped = given | {"delta": none, "z": x[None, None]}, given | {"delta": x[None, None], "z": None}
+    options = {"delta_softplus": True, "reverse": False}
+    gate, _ = scan_forward(**gated, delta_softplus=True)
+    _, step = scan_forward(**stepped, delta_softplus=True)
+    gate_slope = scan_backward(**gated, **options, grad_y=one).z
+    slope = scan_backward(**stepped, **options, grad_y=none, grad_state=np.ones((1, x.size, 1), dtype)).delta
+    with np.errstate(all="ignore"):
+        opened, closed = 1 / (1 + np.exp(-wide)), 1 / (1 + np.exp(wide))
+        bend = opened * (1 + wide * closed)
+        for got, expected, least in (
+            (gate, np.where(wide == -np.inf, 0, wide * opened), 1000 * tiny),
+            (step, np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide))), tiny),
+            (gate_slope, np.where(np.isinf(wide), opened, bend), eps),
+            (slope, opened, tiny),
+        ):
+            np.testing.assert_allclose(got.ravel(), expected.astype(dtype), rtol=4 * eps, atol=least)

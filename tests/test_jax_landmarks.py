@@ -91,7 +91,7 @@ def test_calls_that_go_by_parts() -> None:
     assert chosen(q, k, v) == ["landmark_attention compiled"]
     parts = ["softmax_attention compiled", "iterative_pinv compiled", "softmax_attention dot_product_attention"]
     assert chosen(q, k, v, key_mask=jax.numpy.arange(400) < 300) == parts
-    assert chosen(*(x.astype("bfloat16") for x in (q, k, v))) == parts
+    assert chosen(*(x.astype("bfloat16") for x in (q, k, v))) == ["landmark_attention compiled"]
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)])

@@ -34,6 +34,7 @@ from subquad_numpy.codegen.vector_ops import (
     largest,
     lowest_bit,
     masked,
+    positive_part,
     product,
     replace_where_zero,
     rint,
@@ -41,6 +42,7 @@ from subquad_numpy.codegen.vector_ops import (
     signs,
     total,
     where_negative,
+    where_signed,
 )
 from subquad_numpy.codegen.vector_type import (
     BYTES,
@@ -56,8 +58,8 @@ from subquad_numpy.codegen.vector_type import (
 
 __all__ = [
     "BYTES", "FUSE", "Vector", "absolute", "add_up", "add_where_zero", "aligned", "apart", "at_least", "at_most",
-    "bits_where_zero", "copy", "cut", "fma", "halved", "inline", "intrinsic", "lanes_of", "largest", "load",
-    "lowest_bit", "masked", "merged", "pointer", "prefetch", "prefetch_far", "product", "replace_where_zero", "rint",
-    "room", "scale_by_power", "shifted", "signs", "split", "spread", "store", "total", "types", "where_negative",
-    "zeros",
+    "bits_where_zero", "copy", "cut", "fma", "halved", "inline", "intrinsic", "lanes_of", "largest",
+    "load", "lowest_bit", "masked", "merged", "pointer", "positive_part", "prefetch", "prefetch_far", "product",
+    "replace_where_zero", "rint", "room", "scale_by_power", "shifted", "signs", "split", "spread", "store", "total",
+    "types", "where_negative", "where_signed", "zeros",
 ]  # fmt: skip

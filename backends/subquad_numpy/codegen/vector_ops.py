@@ -80,6 +80,30 @@ def where_negative(x: Vector, yes: Vector, no: Vector) -> Any:
     return x(x, x, x), codegen
 
 
+def _by_bits(predicate: str, chosen: Callable[..., Any]) -> Callable[..., Any]:
+    # code generator of: compare the first two of `chosen` as whole numbers, take the third or, where false, the fourth
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(sig.return_type.element.bitwidth), sig.return_type.lanes)
+        bits = [builder.bitcast(x, wide) for x in args]
+        left, right, yes, no = chosen(*bits, ir.Constant(wide, None))
+        return builder.bitcast(builder.select(builder.icmp_signed(predicate, left, right), yes, no), args[0].type)
+
+    return codegen
+
+
+@intrinsic
+def positive_part(x: Vector) -> Any:
+    """max(x, 0), but 0 for a NaN with a sign. Whole numbers are compared, by other units than those of products."""
+    return x(x), _by_bits(">", lambda x, zero: (x, zero, x, zero))
+
+
+@intrinsic
+def where_signed(x: Vector, yes: Vector, no: Vector) -> Any:
+    """`yes` where the sign of x is set, be x -0 or NaN, else `no`: one operation less than `where_negative`."""
+    return x(x, x, x), _by_bits("<", lambda x, yes, no, zero: (x, zero, yes, no))
+
+
 @intrinsic
 def signs(x: Vector) -> Any:
     """An integer with bit i set where lane i is negative."""

@@ -10,26 +10,33 @@ from typing import Any
 
 from subquad_numpy.codegen import (
     absolute,
+    at_least,
+    at_most,
     bits_where_zero,
     inline,
     load,
     masked,
     merged,
+    positive_part,
     prefetch,
     replace_where_zero,
     shifted,
     signs,
     store,
-    where_negative,
+    where_signed,
 )
-from subquad_numpy.codegen.side_by_side import exp_negative, scaled_exp2
+from subquad_numpy.codegen.side_by_side import LEAST_EXPONENT, MOST_EXPONENT, log1p_to_1, moderate_exp, scaled_exp2
 from subquad_numpy.codegen.stored import Rows, StoredRows, load_stored
-from subquad_numpy.codegen.vector_math import ONE, polynomial, sigmoid_from, softplus_from
+from subquad_numpy.codegen.vector_math import ONE, polynomial
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
 # Rates at equal distances are so but for rounding: they differ by less than this, relative to their size.
 EQUAL = polynomial((2.0**-22,), (2.0**-51,))
 TINY = polynomial((1e-36,), (1e-300,))
+# Bounds of what steps and gates take the exponential of, and of z
+LOWEST_STEP = polynomial(*LEAST_EXPONENT)
+LOWEST_GATE = polynomial(*((-most,) for (most,) in MOST_EXPONENT))
+HIGHEST_GATE = polynomial(*((-least,) for (least,) in LEAST_EXPONENT))
 FEW_STATES = 4  # for fewer states, powers gain nothing
 
 
@@ -93,15 +100,19 @@ def open_run(
         if softplus or has_z:
             if not has_z:
                 g, k = x, y
-            e, e_to, f, f_to = exp_negative((-absolute(x), -absolute(y), -absolute(g), -absolute(k)))
+            g, k = at_least(g, LOWEST_GATE(g)), at_least(k, LOWEST_GATE(k))
+            near, near_to = at_most(g, HIGHEST_GATE(g)), at_most(k, HIGHEST_GATE(k))
+            low, low_to = at_least(-absolute(x), LOWEST_STEP(x)), at_least(-absolute(y), LOWEST_STEP(y))
+            e, e_to, f, f_to = moderate_exp((low, low_to, -near, -near_to))
             if softplus:
                 if slopes_too:
-                    store(slopes, at, sigmoid_from(x, e))
-                    store(slopes, to, sigmoid_from(y, e_to))
-                x, y = softplus_from(x, e), softplus_from(y, e_to)
+                    store(slopes, at, where_signed(x, e, ONE(x)) / (e + 1.0))
+                    store(slopes, to, where_signed(y, e_to, ONE(y)) / (e_to + 1.0))
+                grown, grown_to = log1p_to_1((e, e_to))
+                x, y = positive_part(x) + grown, positive_part(y) + grown_to
             if has_z:
-                _open_gate(g, f, slopes_too, gates, gate_slopes, at)
-                _open_gate(k, f_to, slopes_too, gates, gate_slopes, to)
+                _open_gate(g, near, f, slopes_too, gates, gate_slopes, at)
+                _open_gate(k, near_to, f_to, slopes_too, gates, gate_slopes, to)
         store(steps, at, x)
         store(steps, to, y)
         if drives_too:
@@ -113,16 +124,17 @@ def open_run(
 
 
 @inline
-def _open_gate(z: Any, far: Any, slopes_too: bool, gates: Any, gate_slopes: Any, at: int) -> None:
-    """Write silu(z) and, if asked, its slope, for far = exp(-|z|)."""
+def _open_gate(z: Any, near: Any, far: Any, slopes_too: bool, gates: Any, gate_slopes: Any, at: int) -> None:
+    """Write silu(z) and, if asked, its slope, for far = exp(-near), where z is `near` or opens the gate wholly.
+
+    No z is so low that `far` overflows. A gate below the normal numbers then is closed but for a number as small.
+    """
     if slopes_too:
-        large = ONE(z) / (far + 1.0)
-        small = far * large
-        opened = where_negative(z, small, large)
+        opened = ONE(z) / (far + 1.0)
         store(gates, at, z * opened)
-        store(gate_slopes, at, opened * (z * where_negative(z, large, small) + 1.0))
+        store(gate_slopes, at, opened * (near * (far * opened) + 1.0))
     else:
-        store(gates, at, z * sigmoid_from(z, far))
+        store(gates, at, z / (far + 1.0))
 
 
 @merged
