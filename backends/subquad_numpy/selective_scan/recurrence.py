@@ -23,6 +23,7 @@ from subquad_numpy.codegen import (
     shifted,
     signs,
     store,
+    where_negative,
     where_signed,
 )
 from subquad_numpy.codegen.side_by_side import LEAST_EXPONENT, MOST_EXPONENT, log1p_to_1, moderate_exp, scaled_exp2
@@ -100,7 +101,9 @@ def open_run(
         if softplus or has_z:
             if not has_z:
                 g, k = x, y
-            g, k = at_least(g, LOWEST_GATE(g)), at_least(k, LOWEST_GATE(k))
+            # that of -inf is NaN, as -inf times 0 is
+            g = where_negative(g - LOWEST_GATE(g), LOWEST_GATE(g) + (g - g), g)
+            k = where_negative(k - LOWEST_GATE(k), LOWEST_GATE(k) + (k - k), k)
             near, near_to = at_most(g, HIGHEST_GATE(g)), at_most(k, HIGHEST_GATE(k))
             low, low_to = at_least(-absolute(x), LOWEST_STEP(x)), at_least(-absolute(y), LOWEST_STEP(y))
             e, e_to, f, f_to = moderate_exp((low, low_to, -near, -near_to))
