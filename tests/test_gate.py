@@ -133,3 +133,11 @@ def test_calls_measured_alone_run_once_untimed(monkeypatch: pytest.MonkeyPatch) 
     times = harness.interleave(calls, 2, alone=True)
     assert done == [*"ab", "pause", *(2 * ["pause", "a", "a", "pause", "b", "b"])]
     assert {name: len(found) for name, found in times.items()} == {"a": 2, "b": 2}
+
+
+def test_a_shorter_call_may_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(clock.time, "sleep", lambda _: None)
+    calls = {name: lambda name=name: done.append(name) for name in "ab"}
+    harness.interleave(calls, 2, first={"a": lambda: done.append("few")})
+    assert done == ["few", "b", *(2 * ["a", "b"])]

@@ -20,9 +20,11 @@ def seconds(call: Callable[[], Any], count: int = 1) -> float:
 
 def interleave(
     calls: Mapping[str, Callable[[], Any]], rounds: int, *, enough: float = math.inf, least: int = LEAST,
-    alone: bool = False,
+    alone: bool = False, first: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The times of each call in seconds, one for each round, after one call of each that is not timed.
+
+    A call of minutes may have a shorter one in `first`, by its name, that is called in place of it before all rounds.
 
     The calls take turns, A B C A B C …, so that the drift of a shared machine reaches all of them. There are `rounds`
     rounds. After `enough` seconds the rounds stop earlier, but not before `least` rounds.
@@ -30,8 +32,8 @@ def interleave(
     Calls that are measured `alone` find neither threads of the call before, which spin on the cores that the next one
     needs, nor its numbers in the caches: each waits until these threads sleep, and runs once before it is timed.
     """
-    for call in calls.values():
-        call()
+    for name, call in calls.items():
+        (first or {}).get(name, call)()
     time.sleep(PAUSE)
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + enough
