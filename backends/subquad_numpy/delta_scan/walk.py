@@ -106,7 +106,7 @@ def walk(
                     u0, u1 = zeros(edge), zeros(edge)
                 ahead = row + steps_ahead * forth
                 prefetch_stored(x.v, kinds.v, ahead * d_v + c)
-                if tile == 0:
+                if tile == 0 or kinds.k == AS_COMPUTED:
                     for i in range(0, d, lanes):
                         prefetch_stored(x.k, kinds.k, ahead * d + i)
                         if reads:
