@@ -297,7 +297,9 @@ def test_tiles_of_a_task_do_not_know_each_other(
     computed = "float64" if dtype == "float64" else "float32"
     assert {calls.cut_work(6, columns, computed, count)[1] for count in threads} > {6}
     for n in (1, 32, 77):
-        given = {name: np.moveaxis(x, 2, 1) for name, x in draw(n, gate, d_v=columns).items() if name != "initial_state"}
+        given = {
+            name: np.moveaxis(x, 2, 1) for name, x in draw(n, gate, d_v=columns).items() if name != "initial_state"
+        }
         resets = np.zeros((2, n), bool)
         resets[:, n // 2] = True
         a, b = (-given["k"], given["k"]) if general else (None, None)
@@ -307,7 +309,7 @@ def test_tiles_of_a_task_do_not_know_each_other(
         rounded = [None if x is None else x.astype(dtype) for x in arrays]
         found = [calls.scan([*rounded, state, resets], static, new=np.empty, threads=count)[0] for count in threads]
         wide = [None if x is None else x.astype("f8") for x in (*rounded, state)]
-        expected = definitions.delta_scan(*wide, resets=resets, scale=0.5)
+        expected = definitions.delta_scan(*wide, resets, scale=0.5)
         for x, *others, exact in zip(*found, expected, strict=True):
             assert all(np.array_equal(x, other) for other in others)
             assert relative_error(x, exact) <= tolerance(x.dtype.name)
