@@ -284,6 +284,37 @@ def test_torch_gradcheck(gate: str, implementation: str) -> None:
         assert torch.autograd.gradgradcheck(function, tuple(given.values()), fast_mode=True)
 
 
+@gates
+@pytest.mark.parametrize("general", [False, True], ids=["delta", "general"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_tiles_of_a_task_do_not_know_each_other(
+    dtype: str, general: bool, gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of all tiles of a head gives the bits that tasks of one tile give, over blocks of time and resets."""
+    calls = pytest.importorskip("subquad_numpy.delta_scan.calls")
+    monkeypatch.setattr(calls, "SMALL", 0)
+    columns, threads, static = 75, (1, 8, 64), {"scale": 0.5, "reverse": False}
+    computed = "float64" if dtype == "float64" else "float32"
+    assert {calls.cut_work(6, columns, computed, count)[1] for count in threads} > {6}
+    for n in (1, 32, 77):
+        given = {
+            name: np.moveaxis(x, 2, 1) for name, x in draw(n, gate, d_v=columns).items() if name != "initial_state"
+        }
+        resets = np.zeros((2, n), bool)
+        resets[:, n // 2] = True
+        a, b = (-given["k"], given["k"]) if general else (None, None)
+        beta = None if general else given["beta"]
+        state = draw(n, gate, d_v=columns)["initial_state"].astype(computed)
+        arrays = [given["q"], given["k"], given["v"], given.get("g"), beta, a, b]
+        rounded = [None if x is None else x.astype(dtype) for x in arrays]
+        found = [calls.scan([*rounded, state, resets], static, new=np.empty, threads=count)[0] for count in threads]
+        wide = [None if x is None else x.astype("f8") for x in (*rounded, state)]
+        expected = definitions.delta_scan(*wide, resets, scale=0.5)
+        for x, *others, exact in zip(*found, expected, strict=True):
+            assert all(np.array_equal(x, other) for other in others)
+            assert relative_error(x, exact) <= tolerance(x.dtype.name)
+
+
 @pytest.mark.parametrize(("steps", "checkpoints"), [(4, 0), (7, 0), (7, 1 << 30)])
 def test_gradient_from_checkpoints_of_one_and_two_levels(
     steps: int, checkpoints: int, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, copy, load, merged, pointer, shifted, spread, store, total, zeros
+from subquad_numpy.codegen import copy, cut, load, merged, pointer, room, shifted, spread, store, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import clear
 from subquad_numpy.codegen.stored import (
@@ -40,8 +40,8 @@ from subquad_numpy.delta_scan.decays import (
     load_gates,
 )
 from subquad_numpy.delta_scan.forward import GATES, load_tile, store_tile
-from subquad_numpy.delta_scan.layout import HEAD, Kinds, arrays_of, kinds_of, task_of
-from subquad_numpy.delta_scan.walk import walk
+from subquad_numpy.delta_scan.layout import BLOCK, HEAD, Kinds, arrays_of, kinds_of, task_of
+from subquad_numpy.delta_scan.walk import scratch_sizes, walk
 from subquad_numpy.runtime.arguments import fields
 from subquad_numpy.runtime.stored import STORED_BITS
 
@@ -84,11 +84,16 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
         pairs = -(-d_v // width)  # a state lies as (pairs of vectors, d, pair)
         block, size, wide = d * width, -(-d // lanes) * lanes, pairs * width
         whole = pairs * block
-        buffer = np.empty(
-            (segments + in_segment + steps + 1) * whole + (steps + 6) * wide + 19 * size + 2 * lanes, kind
+        sizes = (
+            lanes,
+            (segments + in_segment + steps + 1) * whole + (steps + 6) * wide + 19 * size,
+            *scratch_sizes(which, general, pairs, d, lanes, f.stored),
         )
-        edge = aligned(buffer)
-        of_segments = shifted(edge, lanes)  # the state before each segment
+        buffer, modes = np.empty(room(sizes), kind), np.empty(room((BLOCK + 1,)), np.int64)
+        # the state before each segment stands first in what follows
+        edge, of_segments, products, decays, rows_k, rows_q, rows_a, rows_b = cut(buffer, sizes)
+        (of_steps,) = cut(modes, (BLOCK + 1,))
+        scratch = products, decays, rows_k, rows_q, rows_a, rows_b, of_steps
         of_tiles = shifted(of_segments, segments * whole)  # the state before each tile of a segment
         states = shifted(of_tiles, in_segment * whole)  # the state after each step of a tile
         G = shifted(states, steps * whole)
@@ -136,12 +141,10 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                     if not goes_back:
                         before = shifted(of_segments, segment * whole)
                         after, end = shifted(before, whole), begin + in_segment * steps
-                    for p in range(pairs):
-                        walk(
-                            which, general, False, x, kinds, has_resets, task, begin, end, n, d, d_v, p * width, lanes,
-                            shifted(before, p * block), shifted(after, p * block), whole if in_tile else 0, x.v, zero,
-                            shifted(found, p * width), wide if in_tile else 0, gates, rows_wide, edge,
-                        )  # fmt: skip
+                    walk(
+                        which, general, False, x, kinds, has_resets, task, begin, end, n, d, d_v, 0, pairs, lanes,
+                        before, after, whole if in_tile else 0, x.v, zero, found, wide if in_tile else 0, scratch, edge,
+                    )  # fmt: skip
                     if not in_tile:
                         continue
 
@@ -255,6 +258,7 @@ def backward_kernel(dtype: str, gate: str, general: bool) -> Any:
                 for p in range(pairs):
                     count, index = d_v - p * width, number * d * d_v + p * width
                     store_tile(grad_initial_state, index, d, d_v, count, lanes, shifted(G, p * block), edge)
+        modes[0] = 0
         return DONE
 
     return backward

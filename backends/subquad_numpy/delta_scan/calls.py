@@ -14,6 +14,7 @@ from subquad_numpy.runtime.threads import thread_count
 
 Array = np.ndarray[Any, Any]
 SMALL = 1 << 18  # numbers of states of a call, about 30 µs: below that, waking a second thread costs more than it saves
+SHARED = 0.1  # what the tiles of a task share, of the time of a tile
 STATES = 512 << 10  # bytes of the states of a tile of time, half of a second-level cache
 CHECKPOINTS = 32 << 20  # bytes of checkpoints of all threads up to which one level of them is enough
 
@@ -27,18 +28,20 @@ def _plan_scan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> 
     numbers = np.asarray([static["scale"]], dtype)
     sizes = sizes_of(q.shape, v.shape, static)
     is_small = math.prod(shape) * d < SMALL
-    made: list[Run] = []  # at the first call, which loads LLVM
+    runs: dict[int, Run] = {}  # by the number of threads, on which the size of a task depends
 
     def scan(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> tuple[tuple[Array, Array], None]:
         o, state = new(shape, out_dtype), new(shape_of_state, dtype)
-        if not made:
+        count = 1 if is_small else thread_count(threads)
+        run = runs.get(count)
+        if run is None:  # the first call loads LLVM
             from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
 
-            tasks, kernel = tasks_of(q.shape, shape[-1], dtype), forward_kernel(*kind_of(arrays))
-            stored = {"stored": stored_word((*arrays[:7], o))}
-            made.append(Run(kernel, FORWARD_RECORD, (), tasks, math.inf, sizes | stored))
+            tiles, tasks = cut_work(batch * heads, shape[-1], dtype, count)
+            own = {"stored": stored_word((*arrays[:7], o)), "tiles": tiles}
+            run = runs[count] = Run(forward_kernel(*kind_of(arrays)), FORWARD_RECORD, (), tasks, math.inf, sizes | own)
         given = [*map(fixed_or_none, fix, arrays[:8]), as_bytes(arrays[8])]
-        made[0]((numbers, *given, o, state), 1 if is_small else thread_count(threads))
+        run((numbers, *given, o, state), count)
         return (o, state), None
 
     return scan
@@ -75,12 +78,20 @@ def sizes_of(q: tuple[int, ...], v: tuple[int, ...], static: Mapping[str, Any]) 
     return {"n": n, "heads": heads, "d": d, "d_v": v[-1], "reverse": int(static["reverse"])}
 
 
-def tasks_of(q: tuple[int, ...], d_v: int, dtype: Any) -> int:
-    """The number of tasks of the scan: a task is a tile of two vectors of columns of one head."""
+def cut_work(heads: int, d_v: int, dtype: Any, threads: int) -> tuple[int, int]:
+    """(tiles of columns that a task has, tasks) of a scan of so many heads: what takes the threads least time.
+
+    The tiles of a task share its decays, and rows that are widened.
+    """
     from subquad_numpy.codegen import lanes_of
 
-    batch, _, heads, _ = q
-    return batch * heads * -(-d_v // (2 * lanes_of(dtype)))
+    tiles = -(-d_v // (2 * lanes_of(np.dtype(dtype))))
+
+    def time_of(of_task: int) -> float:
+        return -(-heads * -(-tiles // of_task) // threads) * (of_task + SHARED)
+
+    of_task = min(range(max(tiles, 1), 0, -1), key=time_of)
+    return of_task, heads * -(-tiles // of_task)
 
 
 def scan_backward(

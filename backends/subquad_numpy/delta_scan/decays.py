@@ -17,6 +17,7 @@ from subquad_numpy.codegen import (
 from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.codegen.stored import load_stored_part, number_at
 from subquad_numpy.codegen.vector_math import LOG2_E, ONE, ZERO, split_exp2
+from subquad_numpy.delta_scan.layout import BLOCK
 
 # How a row s of the state decays: by nothing; by one number near 1, f s + s with f = w − 1; by one number, f s; by a
 # number for each channel, all near 1, f s + s; by f s + keep s, where `keep` is 1 for channels whose f is w − 1,
@@ -56,6 +57,30 @@ def load_gate(g: Any, stored: int, index: int) -> Any:
         mode = HEAD_NEAR
         factor = factor - (ONE(factor) - keep)
     return factor, w, mode
+
+
+@inline
+def load_gates_of_head(
+    g: Any, stored: int, index: int, step: int, count: int, lanes: int, gates: Any, modes: Any
+) -> None:
+    """Write factor and mode of `count` steps, at most `BLOCK`, and w `BLOCK` numbers behind the factor.
+
+    `gates` has room for 4 · `BLOCK` numbers.
+    """
+    w, near, distances = shifted(gates, BLOCK), shifted(gates, 2 * BLOCK), shifted(gates, 3 * BLOCK)
+    for i in range(0, count, lanes):
+        for lane in range(lanes):
+            gates[i + lane] = number_at(g, stored, index + (i + lane) * step) if i + lane < count else 0
+        factor, keep, distance = split_decay(load(gates, i) * LOG2_E)
+        store(gates, i, factor)
+        store(w, i, factor + keep)
+        store(near, i, factor - (ONE(factor) - keep))
+        store(distances, i, distance)
+    for i in range(count):
+        modes[i] = HEAD_FAR
+        if distances[i] < 1.5:
+            modes[i] = HEAD_NEAR
+            gates[i] = near[i]
 
 
 @merged

@@ -1,18 +1,19 @@
-"""The scan of the delta rule; a task is a tile of columns (channels of values) of one head of one batch item."""
+"""The scan of the delta rule; a task is some tiles of columns (channels of values) of one head of one batch item."""
 
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from subquad_numpy.codegen import aligned, load, merged, pointer, shifted, store, zeros
+from subquad_numpy.codegen import cut, load, merged, pointer, room, shifted, store, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part, store_part
-from subquad_numpy.delta_scan.layout import HEAD, arrays_of, kinds_of, task_of
-from subquad_numpy.delta_scan.walk import walk
+from subquad_numpy.delta_scan.layout import BLOCK, HEAD, arrays_of, kinds_of, task_of
+from subquad_numpy.delta_scan.walk import scratch_sizes, walk
 from subquad_numpy.runtime.arguments import fields
 
-FORWARD_RECORD = fields(HEAD, dict.fromkeys(("o", "state"), 0))
+FORWARD_RECORD = fields(HEAD, {"tiles": None}, dict.fromkeys(("o", "state"), 0))
+"""The argument record; `tiles` is how many a task has."""
 GATES = ("none", "head", "channel")
 
 
@@ -31,24 +32,29 @@ def forward_kernel(dtype: str, gate: str, general: bool) -> Any:
         initial_state, has_state, has_resets = pointer(f.initial_state, zero), f.initial_state != 0, f.resets != 0
         o, state, numbers = pointer(f.o, zero), pointer(f.state, zero), pointer(f.numbers, zero)
 
-        tiles = -(-d_v // width)
-        size = -(-d // lanes) * lanes
-        buffer = np.empty(d * width + 13 * size + 2 * lanes, kind)
-        edge = aligned(buffer)
-        S = shifted(edge, lanes)
-        gates = shifted(S, d * width)
-        wide = shifted(gates, 8 * size)
+        parts = -(-d_v // (f.tiles * width))
+        sizes = lanes, f.tiles * d * width, *scratch_sizes(which, general, f.tiles, d, lanes, f.stored)
+        buffer, modes = np.empty(room(sizes), kind), np.empty(room((BLOCK + 1,)), np.int64)
+        edge, S, products, decays, wide_k, wide_q, wide_a, wide_b = cut(buffer, sizes)
+        (mode,) = cut(modes, (BLOCK + 1,))
+        scratch = products, decays, wide_k, wide_q, wide_a, wide_b, mode
 
         for number in range(first, last):
-            place, c0 = number // tiles, number % tiles * width
-            item, head = place // heads, place % heads
-            load_tile(initial_state, has_state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
+            place, c0 = number // parts, number % parts * f.tiles * width
+            item, head, tiles = place // heads, place % heads, min(f.tiles, -(-(d_v - c0) // width))
+            index = place * d * d_v + c0
+            for i in range(tiles):
+                c, tile = i * width, shifted(S, i * d * width)
+                load_tile(initial_state, has_state, index + c, d, d_v, d_v - c0 - c, lanes, tile, edge)
             task = task_of(item, head, n, heads, reverse)
             walk(
-                which, general, True, x, kinds_of(f.stored), has_resets, task, 0, n, n, d, d_v, c0, lanes, S, S, 0, o,
-                numbers[0], S, 0, gates, wide, edge,
+                which, general, True, x, kinds_of(f.stored), has_resets, task, 0, n, n, d, d_v, c0, tiles, lanes, S, S,
+                0, o, numbers[0], S, 0, scratch, edge,
             )  # fmt: skip
-            store_tile(state, place * d * d_v + c0, d, d_v, d_v - c0, lanes, S, edge)
+            for i in range(tiles):
+                c, tile = i * width, shifted(S, i * d * width)
+                store_tile(state, index + c, d, d_v, d_v - c0 - c, lanes, tile, edge)
+        modes[0] = 0
         return DONE
 
     return forward

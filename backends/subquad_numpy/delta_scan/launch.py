@@ -19,7 +19,7 @@ from subquad_numpy.runtime.stored import stored_word
 
 def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[Array, ...]:
     """The outputs of the kernel `delta_scan`, by one launch."""
-    from subquad_numpy.delta_scan.calls import SMALL, dtype_of, kind_of, sizes_of, tasks_of
+    from subquad_numpy.delta_scan.calls import SMALL, cut_work, dtype_of, kind_of, sizes_of
     from subquad_numpy.delta_scan.forward import FORWARD_RECORD, forward_kernel
     from subquad_numpy.runtime.threads import thread_count
 
@@ -27,13 +27,15 @@ def launch(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) -> tuple[
     xp = array_namespace(q)
     o, state = outputs_of(*arrays, **static)
     threads = 1 if math.prod(v.shape) * q.shape[-1] < SMALL else thread_count()
+    tiles, tasks = cut_work(q.shape[0] * q.shape[2], v.shape[-1], dtype_of(arrays), threads)
+    own = {"stored": stored_word((*arrays[:7], o)), "tiles": tiles}
     made = Launch(
         forward_kernel,
         kind_of(arrays),
         FORWARD_RECORD,
         {"o": o, "state": state},
-        sizes_of(tuple(q.shape), tuple(v.shape), static) | {"stored": stored_word((*arrays[:7], o))},
-        tasks=tasks_of(tuple(q.shape), v.shape[-1], dtype_of(arrays)),
+        sizes_of(tuple(q.shape), tuple(v.shape), static) | own,
+        tasks=tasks,
         threads=threads,
     )
     found = run(made, operands_of(xp, arrays, static))

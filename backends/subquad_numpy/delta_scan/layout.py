@@ -14,6 +14,8 @@ HEAD: Fields = dict.fromkeys(SIZES) | dict.fromkeys(("numbers", *INPUTS), 0)
 """The fields that both kernels read; `numbers` holds the scale. `stored` tells how inputs and output are stored, in the
 order of `Kinds`; behind them, to the gradient, how the gradients by the inputs are."""
 
+BLOCK = 32  # steps of time whose decays and widened rows are in scratch; no vector has more lanes
+
 
 class Arrays(NamedTuple):
     """Pointers to the inputs; those that are not given are never followed."""
