@@ -88,7 +88,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
             *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
             *(width, width, width * d, lanes * wide_v),
-            *(width, averaged * (keys + 1) * wide_v, averaged * (keys + 1)),
+            *(width, averaged * (keys + 1) * wide_v, averaged * (keys + 1), averaged * (keys + 1)),
             *(averaged * (width + width // lanes) * wide_v, width + width // lanes, lanes, width // lanes * REACHES),
         )
         buffer = np.empty(room(sizes), kind)
@@ -96,7 +96,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         before, stop, avoid, met, q, x, total, part = cuts[:8]
         top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:16]
         factors, shares, wide, rows = cuts[16:20]
-        twice, upto, shown_upto, sums_seen, counts, edge, reach = cuts[20:]
+        twice, upto, shown_upto, cut_keys, sums_seen, counts, edge, reach = cuts[20:]
         q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
@@ -166,8 +166,8 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                         b = rows_at(own_v, high_v)
                     if f.mean != 0:
                         add_visible(
-                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, sums_seen,
-                            counts, edge,
+                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys,
+                            sums_seen, counts, edge,
                         )  # fmt: skip
                     # few rows read all keys from memory; more rows find them in a cache
                     asks = f.effective != 0 or (is_alone and j + KEYS < end)
