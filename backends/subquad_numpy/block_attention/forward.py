@@ -65,8 +65,9 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 # halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone. For
 # rows that read all keys of an interval: `effective`, (Σ exp x)² / Σ exp(2 x), and the mean of the values they see. For
 # rows that read the same whole segments of keys: `key_means`, zero at first, of the segments of all keys
+# `picks`: which rows of q are the n rows of the call, if they are not all
 RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "effective": 1, "mean": 2}
-FORWARD_RECORD = fields(SIZES, {"keeps": None, "segments": None}, ARRAYS, RESULTS, {"key_means": 2})
+FORWARD_RECORD = fields(SIZES, {"keeps": None, "segments": None}, ARRAYS, RESULTS, {"key_means": 2, "picks": 1})
 
 
 @cache
@@ -118,9 +119,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
             load_reach(limits, n_kv, used, lanes, reach)
+            picks = f.picks if f.picks != 0 else f.order_q
             pack_rows(
-                pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, numbers[0], q, lanes,
-                wide,
+                pointer(f.q, zero), q_as, f.q_row, pointer(picks, word), picks != 0, row, count, d, used, numbers[0], q,
+                lanes, wide,
             )  # fmt: skip
             clear(total, tall_v * used)
             for i in range(0, used, lanes):

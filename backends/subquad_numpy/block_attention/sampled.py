@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from subquad_numpy.block_attention.tiles import KEYS
 from subquad_numpy.codegen import apart, load, store
-from subquad_numpy.codegen.stored import prefetch_stored
 from subquad_numpy.codegen.side_by_side import exp_negative
+from subquad_numpy.codegen.stored import prefetch_stored
 
 
 class Ahead(NamedTuple):

@@ -25,9 +25,9 @@ def add_visible(
     """Add to `sums` (rows + vectors of rows, whole vectors) and `counts` what rows see of the keys of a tile.
 
     `b` are the values of the keys first … first + many − 1, of which the mask shows all if `is_plain`. What all rows of
-    a vector of rows see goes to one row of `sums` behind those of the rows. `shown` (keys + 1) takes how many keys before
-    each key the mask shows, `cuts` (keys + 1) at which keys rows begin or end, and `upto` (keys + 1, whole vectors) sums
-    of the values before these keys.
+    a vector of rows see goes to one row of `sums` behind those of the rows. `cuts` (keys + 1) takes at which keys rows
+    begin or end, `upto` (keys + 1, whole vectors) sums of the values before these keys, and `shown` (keys + 1) how many
+    keys before each key the mask shows.
     """
     d_v, mask = f.d_v, pointer(f.mask, byte)
     wide = -(-d_v // lanes) * lanes
