@@ -28,7 +28,7 @@ from subquad_numpy.block_attention.tiles import (
     visible_keys,
     whole_tile,
 )
-from subquad_numpy.block_attention.visible_sums import add_visible, write_means
+from subquad_numpy.block_attention.visible_sums import add_visible, sum_values, write_means
 from subquad_numpy.codegen import (
     at_least,
     cut,
@@ -159,17 +159,28 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             pointer(f.key_means, zero), lanes, edge,
                         )  # fmt: skip
                     b = whole_tile(v, v_as, f.v_row, order_k, has_order, j, many, d_v, n_kv, True, lanes, own_v)
-                    is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
+                    # a sum that is finite has no values that are not, and is at hand
+                    is_bad = not is_whole
+                    if f.mean != 0:
+                        sum_values(
+                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys, edge
+                        )  # fmt: skip
+                        is_bad = is_bad and not is_finite(rows_at(upto, wide_v), many, 1, wide_v, lanes)
+                    is_bad = is_bad and not is_finite(b, 0, many, d_v, lanes)
                     if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
                             fine[t] = 1 if is_finite(b, t, 1, d_v, lanes) else 0
                             for p in range(high_v):
                                 own_v[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                         b = rows_at(own_v, high_v)
+                        if f.mean != 0:
+                            sum_values(
+                                f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys,
+                                edge,
+                            )  # fmt: skip
                     if f.mean != 0:
                         add_visible(
-                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys,
-                            sums_seen, counts, edge,
+                            f, j, many, limits, reach, count, lanes, upto, shown_upto, sums_seen, counts
                         )  # fmt: skip
                     # few rows read all keys from memory; more rows find them in a cache
                     asks = f.effective != 0 or (is_alone and j + KEYS < end)

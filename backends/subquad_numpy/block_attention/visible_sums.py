@@ -18,16 +18,14 @@ def _place(key: Any, first: int, many: int) -> int:
 
 
 @apart
-def add_visible(
+def sum_values(
     f: Any, b: Any, first: int, many: int, is_plain: bool, limits: Any, reach: Any, count: int, lanes: int, byte: Any,
-    upto: Any, shown: Any, cuts: Any, sums: Any, counts: Any, edge: Any,
+    upto: Any, shown: Any, cuts: Any, edge: Any,
 ) -> None:  # fmt: skip
-    """Add to `sums` (rows + vectors of rows, whole vectors) and `counts` what rows see of the keys of a tile.
+    """Sum up values `b` of the keys first … first + many − 1 of a tile, of which the mask shows all if `is_plain`.
 
-    `b` are the values of the keys first … first + many − 1, of which the mask shows all if `is_plain`. What all rows of
-    a vector of rows see goes to one row of `sums` behind those of the rows. `cuts` (keys + 1) takes at which keys rows
-    begin or end, `upto` (keys + 1, whole vectors) sums of the values before these keys, and `shown` (keys + 1) how many
-    keys before each key the mask shows.
+    `cuts` (keys + 1) takes at which keys rows begin or end, and the end of the tile; `upto` (keys + 1, whole vectors)
+    sums of the values before these keys, and `shown` (keys + 1) how many keys before each key the mask shows.
     """
     d_v, mask = f.d_v, pointer(f.mask, byte)
     wide = -(-d_v // lanes) * lanes
@@ -45,7 +43,7 @@ def add_visible(
         shown[t + 1] = shown[t] + (1 if is_plain or mask[first + t] != 0 else 0)
     for p in range(0, wide, 4 * lanes):  # a sum waits for the one before: four vectors side by side, the last ones anew
         second, third, fourth = min(p + lanes, last), min(p + 2 * lanes, last), min(p + 3 * lanes, last)
-        one, two, three, four = zeros(sums), zeros(sums), zeros(sums), zeros(sums)
+        one, two, three, four = zeros(upto), zeros(upto), zeros(upto), zeros(upto)
         begin = 0
         for end in range(many + 1):
             if cuts[end] != 0:
@@ -60,6 +58,18 @@ def add_visible(
                 store(upto, end * wide + third, three)
                 store(upto, end * wide + fourth, four)
                 begin = end
+
+
+@apart
+def add_visible(
+    f: Any, first: int, many: int, limits: Any, reach: Any, count: int, lanes: int, upto: Any, shown: Any, sums: Any,
+    counts: Any,
+) -> None:  # fmt: skip
+    """Add to `sums` (rows + vectors of rows, whole vectors) and `counts` what rows see of a tile, by `sum_values`.
+
+    What all rows of a vector of rows see goes to one row of `sums` behind those of the rows.
+    """
+    wide = -(-f.d_v // lanes) * lanes
     for i in range(0, count, lanes):
         if seen_by_all(reach, i, lanes, first, many) == many:
             common = f.rows + i // lanes

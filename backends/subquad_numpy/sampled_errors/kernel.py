@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import absolute, at_least, cut, largest, pointer, room, total, zeros
+from subquad_numpy.codegen import absolute, at_least, cut, largest, pointer, prefetch, room, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.runtime.arguments import fields
@@ -46,7 +46,9 @@ def errors_kernel(dtype: np.dtype[Any]) -> Any:
             effective, picks = pointer(f.effective, zero), pointer(f.picks, word)
             top = zeros(exact)
             for c in range(r):
+                row = (picks[c] if f.picks != 0 else c) * f.out_row
                 for p in range(0, d_v, lanes):
+                    prefetch(out, row + p)  # picked rows lie apart from each other
                     x = load_part(exact, c * d_v + p, d_v - p, lanes, edge)
                     top = at_least(top, absolute(x) + x * 0.0)  # what is not finite is NaN, and left out
             unit = largest(top)
