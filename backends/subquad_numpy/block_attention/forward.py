@@ -20,7 +20,9 @@ from subquad_numpy.block_attention.tiles import (
     is_finite,
     load_limits,
     load_reach,
+    multiply_seen,
     pack_rows,
+    seeing_half,
     seen_by_all,
     seen_keys,
     seen_part,
@@ -46,9 +48,6 @@ from subquad_numpy.codegen.copies import clear, turn
 from subquad_numpy.codegen.matmul import (
     PANEL_VECTORS,
     TILE_ROWS,
-    Panels,
-    multiply,
-    multiply_vector,
     padded,
     panel_at,
     rows_at,
@@ -197,16 +196,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 continue
                         keys_part = rows_at(shifted(a.data, near * a.row), a.row)
                         values_part = rows_at(shifted(b.data, near * b.row), b.row)
-                        if columns == step:  # else one vector of two
-                            multiply(
-                                keys_part, padded(seeing, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns,
-                                lanes, rows_at(nothing, 0), rows_at(x, columns),
-                            )  # fmt: skip
-                        else:
-                            multiply_vector(
-                                keys_part, padded(seeing, TILE_ROWS), shifted(q, start * d + base - start), step, d,
-                                rows_at(nothing, 0), rows_at(x, columns),
-                            )  # fmt: skip
+                        half = -1 if is_whole else seeing_half(f, reach, base, lanes, j + near, seeing)
+                        multiply_seen(
+                            keys_part, padded(seeing, TILE_ROWS), shifted(q, start * d + base - start), step, d,
+                            columns, half, lanes, nothing, x,
+                        )  # fmt: skip
                         for column in range(0, columns, lanes):
                             i = base + column
                             whole = seeing if is_whole else 0  # keys that all rows of the vector see
@@ -248,9 +242,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 store(x, t * columns + column, e)
                                 along = along + e
                             store(seen, i, along)
-                        multiply(
-                            turned(values_part), high_v, Panels(x, seeing), seeing, columns, lanes,
-                            rows_at(nothing, 0), rows_at(part, columns),
+                        if half >= 0:
+                            clear(part, high_v * columns)
+                        multiply_seen(
+                            turned(values_part), high_v, x, columns, seeing, columns, half, lanes, nothing, part
                         )  # fmt: skip
                         sums = shifted(total, start * tall_v + base - start)
                         for column in range(0, columns, lanes):
