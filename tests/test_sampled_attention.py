@@ -12,7 +12,8 @@ from rows.libraries import Library, tolerance
 
 def definition(example: Example, mask: Any, v: Any) -> list[Any]:
     """The outputs in float64, from all logits."""
-    q, k, _, start, stop = example.arrays
+    q, k, _, start, stop, numbers = example.arrays
+    q = q if numbers is None else q[..., numbers, :]
     place, every = np.arange(k.shape[-2]), example.static["every"]
     seen = (place >= start[..., None]) & (place < stop[..., None]) & (True if mask is None else mask[..., None, :])
     x = np.where(seen, example.static["scale"] * q @ np.swapaxes(k, -1, -2), -np.inf)
@@ -31,7 +32,7 @@ def definition(example: Example, mask: Any, v: Any) -> list[Any]:
 @pytest.mark.parametrize("fine", [False, True])
 def test_equals_its_definition(example: Example, masked: bool, fine: bool, eager: Library) -> None:
     """With numbers that are not finite, too: rows that see them are not finite somewhere, and no others are."""
-    q, k, v, start, stop = example.arrays
+    q, k, v, start, stop, numbers = example.arrays
     mask = example.options["key_mask"] if masked else None
     if not fine:
         v = v.copy()
@@ -40,7 +41,7 @@ def test_equals_its_definition(example: Example, masked: bool, fine: bool, eager
     for dtype in eager.dtypes:
         found = eager.call(
             lambda *x: KERNELS["sampled_attention"](*x[:-1], **example.static, key_mask=x[-1]),
-            q, k, v, start, stop, mask, dtype=dtype,
+            q, k, v, start, stop, numbers, mask, dtype=dtype,
         )  # fmt: skip
         if eager.has_values:
             for got, value in zip(found, expected, strict=True):
@@ -68,7 +69,7 @@ def test_vectors_of_rows_see_other_keys(turned: bool, count: int, spoilt: int | 
     q, k, v = np.split(drawn, [count, count + n_kv])
     if spoilt is not None:
         v[spoilt, 3] = np.nan
-    example = Example("sampled_attention", "", lambda: (q, k, v, start, last), {"scale": 0.3, "every": 3})
+    example = Example("sampled_attention", "", lambda: (q, k, v, start, last, None), {"scale": 0.3, "every": 3})
     expected = definition(example, None, v)
     for dtype in eager.dtypes:
         found = eager.call(

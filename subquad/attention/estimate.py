@@ -222,29 +222,21 @@ def estimate_error(
     out = made(q, k, v, causal=causal, key_mask=key_mask, scale=scale, segments=segments, visible=visible)
     with call.computing():
         known = sample(call, rows, seed)
-        found = errors_of(known, call.xp.take(out, known.numbers, axis=-2), tolerance)
+        found = errors_of(known, out, tolerance, known.numbers)
     warn_if_poor(made, found, stacklevel=3)
     return found
 
 
-def errors_of(known: Sample, out: Array, tolerance: float) -> ErrorEstimate:
-    """The estimate of an output (..., heads, r, d_v) at the rows of a sample."""
+def errors_of(known: Sample, out: Array, tolerance: float, numbers: Array | None = None) -> ErrorEstimate:
+    """The estimate of an output (..., heads, r, d_v) at the rows of a sample, or of all rows and their `numbers`."""
     exact = known.exact
     xp = namespace_of(exact)
-    out = cast(xp, out, exact.dtype)
-    error, spread, of_mean, norm, rows, above = sampled_errors(
-        exact, known.mean, out, known.seeing, tolerance=float(tolerance), out_of=known.out_of
+    if out.dtype != exact.dtype:
+        out = cast(xp, out if numbers is None else xp.take(out, numbers, axis=-2), exact.dtype)
+        numbers = None
+    error, spread, of_mean, norm, share, effective, rows, above = sampled_errors(
+        exact, known.mean, out, known.seeing, known.effective, numbers, tolerance=float(tolerance), out_of=known.out_of
     )
-    share, r = xp.astype(above, exact.dtype), exact.shape[-2]
-    effective = xp.sum(known.effective, axis=-1)
-    if known.all_see and r > 0:
-        share, effective = share / r, effective / known.effective.shape[-1]
-    else:
-        looked = xp.sum(xp.astype(known.effective > 0, exact.dtype), axis=-1)
-        share = share / xp.where(rows == 0, math.nan, xp.astype(rows, exact.dtype))
-        effective = effective / xp.where(looked == 0, math.nan, looked)
-    shape = error.shape  # an option of the method may have more batch axes than q, k and v
-    effective = effective if effective.shape == shape else xp.broadcast_to(effective, shape)
     bound = _bound(xp, above, rows, share, known)
     return _made(xp, [error, spread, share, bound, effective, of_mean, rows, norm], tolerance)
 

@@ -61,25 +61,27 @@ def sample(call: AttentionCall, rows: int, seed: int, drawn: Any = None) -> Samp
     else:
         found = of_rows(drawn)
     numbers, start, stop = found
-    q = xp.take(call.q, numbers, axis=-2)
     every = max(1, numbers.shape[0] // SPREAD_ROWS)
     out, lse, effective, mean = sampled_attention(
-        q, call.k, call.v, start, stop, scale=call.scale, every=every, key_mask=call.key_mask
+        call.q, call.k, call.v, start, stop, numbers, scale=call.scale, every=every, key_mask=call.key_mask
     )
     seeing = lse != -math.inf
-    batch = call.batch(out=out.shape[:-2])
+    batch, is_folded = call.batch(out=out.shape[:-2]), call.arrangement.heads.groups != 1
 
     def whole(x: Array) -> Array:
         return call.arrangement.heads.unfold(
             x if x.shape[:-2] == batch else xp.broadcast_to(x, (*batch, *x.shape[-2:]))
         )
 
+    def whole_rows(x: Array) -> Array:
+        return whole(x[..., None])[..., 0] if is_folded or x.shape[:-1] != batch else x
+
     return Sample(
         numbers,
         whole(out),
         whole(mean),
-        whole(seeing[..., None])[..., 0],
-        whole(effective[..., None])[..., 0],
+        whole_rows(seeing),
+        whole_rows(effective),
         n - early,
         n_kv > 0 and call.key_mask is None and call.restrictions is None,
     )

@@ -26,28 +26,31 @@ NO_LIST = (None,) * 7  # of blocks, places, meetings and masks
 
 
 def outputs(
-    q: Array, k: Array, v: Array, start: Array, stop: Array, /, *, scale: float, every: int,
-    key_mask: Array | None = None,
+    q: Array, k: Array, v: Array, start: Array, stop: Array, numbers: Array | None, /, *, scale: float,
+    every: int, key_mask: Array | None = None,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `sampled_attention`."""
     batch = batch_of({"q": q, "k": k, "v": v}, {"start": start, "stop": stop}, key_mask)
-    rows, dtype = q.shape[-2], compute_dtype(namespace_of(q), q, k, v)
+    rows = q.shape[-2] if numbers is None else numbers.shape[-1]
+    dtype = compute_dtype(namespace_of(q), q, k, v)
     wide = Like((*batch, rows, v.shape[-1]), dtype)
     return wide, Like((*batch, rows), dtype), Like((*batch, -(-rows // every)), dtype), wide
 
 
 @kernel(outputs=outputs, options={"key_mask": None}, reads_half=True)
 def sampled_attention(
-    q: Array, k: Array, v: Array, start: Array, stop: Array, /, *, scale: float, every: int,
-    key_mask: Array | None = None,
+    q: Array, k: Array, v: Array, start: Array, stop: Array, numbers: Array | None, /, *, scale: float,
+    every: int, key_mask: Array | None = None,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
     """(out (..., r, d_v), lse (..., r), effective (..., ⌈r / every⌉), mean (..., r, d_v)) of rows q (..., r, d).
 
-    Row i sees the keys start[i] … stop[i] − 1, arrays (..., r), that the mask shows. One that sees none gives 0, −∞, 0
-    and 0. `effective` is that of the rows 0, every, 2 every …: here, that of all would cost half as much as the rest.
+    With `numbers`, int32 (r,), of these rows of q (..., n, d). Row i sees the keys start[i] … stop[i] − 1, arrays
+    (..., r), that the mask shows. One that sees none gives 0, −∞, 0 and 0. `effective` is that of the rows 0, every,
+    2 every …: here, that of all would cost half as much as the rest.
     q, k and v may have half precision in place of float32, which the outputs have.
     """
     xp, few, first = namespace_of(q), slice(None, None, every), slice(0, min(1, v.shape[-1]))
+    q = q if numbers is None else xp.take(q, numbers, axis=-2)
     options: dict[str, Any] = {"size": 1, "key_mask": key_mask}
     out, lse = block_attention(q, k, v, start, stop, *NO_LIST, scale=scale, **options)
     _, twice = block_attention(
@@ -57,7 +60,7 @@ def sampled_attention(
     once, twice = (xp.where(some, x, 0.0) for x in (lse[..., few], twice))  # −∞ − −∞ is NaN
     effective = xp.where(some, xp.exp(2 * once - twice), 0.0)
     found = out, lse, effective, visible_means(xp, v, key_mask, start, stop)
-    likes = outputs(q, k, v, start, stop, scale=scale, every=every, key_mask=key_mask)
+    likes = outputs(q, k, v, start, stop, None, scale=scale, every=every, key_mask=key_mask)
     wide = (xp.broadcast_to(cast(xp, x, like.dtype), like.shape) for x, like in zip(found, likes, strict=True))
     return tuple(wide)
 

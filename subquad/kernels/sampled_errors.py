@@ -17,27 +17,33 @@ from subquad.core.shapes import broadcast_batch
 
 
 def outputs(
-    exact: Array, mean: Array, out: Array, seeing: Array, /, *, tolerance: float, out_of: int
+    exact: Array, mean: Array, out: Array, seeing: Array, effective: Array, numbers: Array | None, /, *,
+    tolerance: float, out_of: int,
 ) -> tuple[Like, ...]:  # fmt: skip
     """Shape and dtype of the outputs of `sampled_errors`."""
     rows = {"exact": exact, "mean": mean, "out": out}
-    batch = broadcast_batch(**{name: x.shape[:-2] for name, x in rows.items()}, seeing=seeing.shape[:-1])
+    own = {"seeing": seeing.shape[:-1], "effective": effective.shape[:-1]}
+    batch = broadcast_batch(**{name: x.shape[:-2] for name, x in rows.items()}, **own)
     number, count = Like(batch, exact.dtype), Like(batch, namespace_of(exact).int32)
-    return number, number, number, number, count, count
+    return *[number] * 6, count, count
 
 
 @kernel(outputs=outputs)
 def sampled_errors(
-    exact: Array, mean: Array, out: Array, seeing: Array, /, *, tolerance: float, out_of: int
+    exact: Array, mean: Array, out: Array, seeing: Array, effective: Array, numbers: Array | None, /, *,
+    tolerance: float, out_of: int,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """(error, spread, error of the mean, norm, rows that count, those off by more than `tolerance`), all (...).
+    """(error, spread, error of the mean, norm, share, effective keys, rows, rows above), all (...).
 
-    For rows exact, mean, out (..., r, d_v) of one dtype. Those that are `seeing`, bool (..., r), count. The rows
-    are a sample of `out_of`, and all of them if they are as many; then the spread is 0. NaN where no row counts, and
-    ∞ where an exact output of 0 is missed. The counts are int32.
+    For rows exact, mean, out (..., r, d_v) of one dtype, or for `out` (..., n, d_v) of which `numbers`, int32 (r,), are
+    the rows. Those that are `seeing`, bool (..., r), count. The rows are a sample of `out_of`, and all of them if they
+    are as many; then the spread is 0. `share` is that of the rows that are off by more than `tolerance`, the rows
+    above. Effective keys are the mean of `effective` (..., s) where that is above 0. NaN where no row counts, and ∞
+    where an exact output of 0 is missed. The counts are int32.
     """
     xp = namespace_of(exact)
     unit = unit_of(xp, exact)  # squares of what is left stay within the range of float32
+    out = out if numbers is None else xp.take(out, numbers, axis=-2)
     size = row_squares(xp, exact / unit, seeing)
     off = row_squares(xp, (out - exact) / unit, seeing)
     off_of_mean = row_squares(xp, (mean - exact) / unit, seeing)
@@ -45,15 +51,19 @@ def sampled_errors(
     count, total, none = xp.astype(rows, exact.dtype), xp.sum(size, axis=-1), rows == 0
     error = _share(xp, xp.sum(off, axis=-1), total, none) ** 0.5
     above = seeing & ~((off <= tolerance**2 * size) & xp.isfinite(off))  # ∞ ≤ ∞ says nothing
+    above_tolerance = xp.sum(xp.astype(above, xp.int32), axis=-1, dtype=xp.int32)
+    looked = xp.sum(xp.astype(effective > 0, exact.dtype), axis=-1)
     found = (
         error,
         _spread(xp, off, size, error, count, out_of),
         _share(xp, xp.sum(off_of_mean, axis=-1), total, none) ** 0.5,
         unit[..., 0, 0] * total**0.5,
+        xp.astype(above_tolerance, exact.dtype) / xp.where(none, math.nan, count),
+        xp.sum(effective, axis=-1) / xp.where(looked == 0, math.nan, looked),
         rows,
-        xp.sum(xp.astype(above, xp.int32), axis=-1, dtype=xp.int32),
+        above_tolerance,
     )
-    shape = outputs(exact, mean, out, seeing, tolerance=tolerance, out_of=out_of)[0].shape
+    shape = outputs(exact, mean, out, seeing, effective, None, tolerance=tolerance, out_of=out_of)[0].shape
     return tuple(xp.broadcast_to(x, shape) for x in found)
 
 

@@ -124,14 +124,17 @@ def block_attention(
 
 
 def sampled_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v: int = D_V, every: int = 1) -> Example:
-    """Rows that see all keys or, with the words, intervals of each item, some of them empty."""
+    """Rows that see all keys or, with the words, intervals of each item, some of them empty; or picked among others."""
     n, n_kv, rng = q[-1], kv[-1], np.random.default_rng(2)
     sight = np.stack([np.zeros(n), np.full(n, n_kv)])
     if "items" in name:
         sight = np.sort(rng.integers(0, n_kv + 1, (2, *q[:-1], n)), axis=0)
     start, stop = sight.astype(np.int32)
+    numbers = (3 * np.arange(n) + rng.integers(0, 3, n)).astype(np.int32) if "picked" in name else None
+    rows = n if numbers is None else 3 * n
     return Example(
-        "sampled_attention", name, lambda: (*normal((*q, D), (*kv, D), (*kv, d_v)), start, stop),
+        "sampled_attention", name,
+        lambda: (*normal((*q[:-1], rows, D), (*kv, D), (*kv, d_v)), start, stop, numbers),
         {"scale": 0.3, "every": every}, {"key_mask": some_hidden(*kv)},
     )  # fmt: skip
 
@@ -139,11 +142,18 @@ def sampled_attention(name: str, q: tuple[int, ...], kv: tuple[int, ...], *, d_v
 def sampled_errors(
     name: str, rows: tuple[int, ...], outs: tuple[int, ...], *, d_v: int = D_V, out_of: int = 999
 ) -> Example:
-    """Rows of an output with some batch axes, about half of which count."""
+    """Rows of an output with some batch axes, about half of which count; with the word "picked", among other rows."""
 
     def draw() -> Arrays:
+        rng = np.random.default_rng(3)
         exact, mean, off = normal((*rows, d_v), (*rows, d_v), (*outs, d_v))
-        return exact, mean, exact + off / 5, np.random.default_rng(3).random(rows) < 0.5
+        seeing, out, numbers = rng.random(rows) < 0.5, exact + off / 5, None
+        if "picked" in name:
+            whole, numbers = rng.standard_normal((*outs[:-1], 3 * outs[-1], d_v)), np.arange(outs[-1], dtype=np.int32)
+            numbers = 3 * numbers + rng.integers(0, 3, outs[-1], dtype=np.int32)
+            whole[..., numbers, :] = out
+            out = whole
+        return exact, mean, out, seeing, np.where(seeing, 1 + 9 * rng.random(rows), 0)[..., ::3], numbers
 
     return Example("sampled_errors", name, draw, {"tolerance": 0.2, "out_of": out_of})
 
@@ -521,9 +531,11 @@ for example in [
     sampled_attention("items", (2, 3, 40), (2, 1, 300), every=3),
     sampled_attention("items, wide values", (2, 100), (2, 150), d_v=37, every=7),
     sampled_attention("one row", (1,), (2, 70), every=4),
+    sampled_attention("items, picked", (2, 90), (2, 300), every=4),
     sampled_errors("rows", (2, 40), (2, 40)),
     sampled_errors("more outputs, all rows", (2, 1, 33), (2, 3, 33), d_v=37, out_of=33),
     sampled_errors("one item", (40,), (40,), d_v=D),
+    sampled_errors("picked", (2, 1, 40), (2, 3, 40), d_v=17),
     hashed_attention("rounds", (2, 70), (2, 70)),
     hashed_attention("one round", (2, 3, 40), (2, 3, 40), rounds=1, size=8),
     hashed_attention("causal rounds, avoid", (2, 150), (1, 150), size=70, d_v=D),

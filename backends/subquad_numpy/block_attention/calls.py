@@ -28,7 +28,7 @@ from subquad_numpy.runtime.threads import thread_count
 Array = np.ndarray[Any, Any]
 NAMES = "q", "k", "v", "start", "stop", "blocks", "place", "avoid", "met_q", "met_k", "pairs", "bias", "mask"
 INTEGERS = {"start": 1, "stop": 1, "blocks": 2, "place": 1, "avoid": 1, "met_q": 2, "met_k": 2}
-INTEGERS |= {"order_q": 1, "order_k": 1}  # of the rounds of `hashed_attention`
+INTEGERS |= {"order_q": 1, "order_k": 1, "picks": 1}  # of the rounds of `hashed_attention`, and of sampled rows
 # fields of the argument record, batch, tiles of rows of an item, multiply-adds of an item
 Record = tuple[dict[str, Any], tuple[int, ...], int, float]
 WRITTEN = "out", "lse", "effective", "mean"  # the last fields of the record
@@ -47,8 +47,7 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
 
     values, batch, tasks, products = record(arrays, static)
     values, tasks = with_many_rows(values, tasks, batch, static)
-    q, v = values["q"], values["v"]
-    shape, dtype = (*batch, q.shape[-2], v.shape[-1]), widest(*arrays[:3])
+    shape, dtype = (*batch, values["n"], values["d_v"]), widest(*arrays[:3])
     of_rows = dtype if static.get("wide", False) else static.get("out_dtype", common(*arrays[:3]))
     kinds: list[Any] = [(shape, of_rows), (shape[:-1], dtype)]
     kinds[1] = kinds[1] if static.get("needs_lse", True) else None
@@ -57,10 +56,11 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     values |= {name: np.empty(*kind) for name, kind in written.items()}
     values["stored"] = stored_word((*arrays[:3], values["out"]))
     values["items"] = math.prod(batch) if static.get("sampled", False) else 0
-    given = [name for name, x in zip(NAMES, arrays, strict=True) if x is not None and name in FORWARD_RECORD]
-    chosen = itemgetter(*map(NAMES.index, given))
+    names = names_of(arrays)
+    given = [name for name, x in zip(names, arrays, strict=True) if x is not None and name in FORWARD_RECORD]
+    chosen = itemgetter(*map(names.index, given))
     planned = Run(block_attention_kernel(dtype), FORWARD_RECORD, batch, tasks, products, values, (*given, *written))
-    fixes = [None if x is None else fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
+    fixes = [None if x is None else fix_of(name, x) for name, x in zip(names, arrays, strict=True)]
     must_fix, has_lse = any(fix is not None for fix in fixes), "lse" in written
 
     def block_attention(
@@ -85,8 +85,8 @@ def _plan_sampled(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) 
     def sampled_attention(
         arrays: Sequence[Any], new: Callable[..., Array], threads: Any
     ) -> tuple[tuple[Array, ...], None]:
-        *rows, key_mask = arrays
-        (out, lse, effective, mean), _ = planned((*rows, *NO_LIST, key_mask), new, threads)
+        *rows, numbers, key_mask = arrays
+        (out, lse, effective, mean), _ = planned((*rows, *NO_LIST, key_mask, numbers), new, threads)
         return (out, lse, effective[..., ::every], mean), None
 
     return straight(sampled_attention) if getattr(planned, "is_straight", False) else sampled_attention
@@ -96,10 +96,15 @@ sampled_attention = Forms(_plan_sampled)
 
 
 def as_block_attention(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arrays, with the mask last, and options of `block_attention` for those of `sampled_attention`."""
-    *rows, key_mask = arrays
+    """The arrays `names_of` and options of `block_attention` for those of `sampled_attention`, with the mask last."""
+    *rows, numbers, key_mask = arrays
     options = {"scale": static["scale"], "size": 1, "sampled": True, "wide": True}
-    return (*rows, *NO_LIST, key_mask), options
+    return (*rows, *NO_LIST, key_mask, numbers), options
+
+
+def names_of(arrays: Sequence[Any]) -> tuple[str, ...]:
+    """The fields of arrays: `NAMES`, and for sampled rows which ones of q they are."""
+    return (*NAMES, "picks")[: len(arrays)]
 
 
 def block_attention_backward(
@@ -151,9 +156,10 @@ def cut_work(arrays: Sequence[Any], static: Mapping[str, Any]) -> tuple[dict[str
     """(numbers of the argument record for contiguous rows, tasks of an item, multiply-adds of an item)."""
     from subquad_numpy.block_attention.tiles import ROWS
 
-    given = dict(zip(NAMES, arrays, strict=True))
+    given = dict(zip(names_of(arrays), arrays, strict=True))
     (n, d), (n_kv, d_v), size = given["q"].shape[-2:], given["v"].shape[-2:], static["size"]
-    blocks, met = given["blocks"], given["met_q"]
+    blocks, met, picks = given["blocks"], given["met_q"], given.get("picks")
+    n = n if picks is None else picks.shape[-1]
     listed = 0 if blocks is None else blocks.shape[-1]
     tasks = -(-n // ROWS) if blocks is None else blocks.shape[-2] * -(-size // ROWS)
     sizes = {
@@ -195,7 +201,7 @@ def fix_of(name: str, x: Array) -> Fix:
 def record(arrays: Sequence[Any], static: Mapping[str, Any], orders: Mapping[str, Array] = NO_ORDERS) -> Record:
     """The record of a run on these arrays."""
     sizes, tasks, products = cut_work(arrays, static)
-    given = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None} | dict(orders)
+    given = {name: x for name, x in zip(names_of(arrays), arrays, strict=True) if x is not None} | dict(orders)
     values: dict[str, Any] = {**sizes, **{name: fixed(fix_of(name, x), x) for name, x in given.items()}}
     values |= {f"{name}_row": row_step(values[name]) for name in ("q", "k", "v")}
     values["numbers"] = Constant(np.array([static["scale"]], widest(*arrays[:3])))

@@ -20,7 +20,9 @@ from subquad_numpy.block_attention.tiles import (
     is_finite,
     load_limits,
     load_reach,
+    multiply_seen,
     pack_rows,
+    seeing_half,
     seen_by_all,
     seen_keys,
     seen_part,
@@ -28,7 +30,7 @@ from subquad_numpy.block_attention.tiles import (
     visible_keys,
     whole_tile,
 )
-from subquad_numpy.block_attention.visible_sums import add_visible, write_means
+from subquad_numpy.block_attention.visible_sums import add_visible, sum_values, write_means
 from subquad_numpy.codegen import (
     at_least,
     cut,
@@ -46,9 +48,6 @@ from subquad_numpy.codegen.copies import clear, turn
 from subquad_numpy.codegen.matmul import (
     PANEL_VECTORS,
     TILE_ROWS,
-    Panels,
-    multiply,
-    multiply_vector,
     padded,
     panel_at,
     rows_at,
@@ -65,8 +64,9 @@ from subquad_numpy.runtime.stored import AS_COMPUTED
 # halves: the lower halves of `out` and of the output before, where `keeps` says that out takes upper halves alone. For
 # rows that read all keys of an interval: `effective`, (Σ exp x)² / Σ exp(2 x), and the mean of the values they see. For
 # rows that read the same whole segments of keys: `key_means`, zero at first, of the segments of all keys
+# `picks`: which rows of q are the n rows of the call, if they are not all
 RESULTS: Fields = {"before_out": 2, "before_lse": 1, "out": 2, "halves": 2, "lse": 1, "effective": 1, "mean": 2}
-FORWARD_RECORD = fields(SIZES, {"keeps": None, "segments": None}, ARRAYS, RESULTS, {"key_means": 2})
+FORWARD_RECORD = fields(SIZES, {"keeps": None, "segments": None}, ARRAYS, RESULTS, {"key_means": 2, "picks": 1})
 
 
 @cache
@@ -88,7 +88,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             *(width, width, width, f.rounds * width, d * width, keys * panel, tall_v * width, high_v * panel),
             *(width, width, width, panel, panel, keys, keys * padded(d, TILE_ROWS), keys * high_v),
             *(width, width, width * d, lanes * wide_v),
-            *(width, averaged * (keys + 1) * wide_v, averaged * (keys + 1)),
+            *(width, averaged * (keys + 1) * wide_v, averaged * (keys + 1), averaged * (keys + 1)),
             *(averaged * (width + width // lanes) * wide_v, width + width // lanes, lanes, width // lanes * REACHES),
         )
         buffer = np.empty(room(sizes), kind)
@@ -96,7 +96,7 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
         before, stop, avoid, met, q, x, total, part = cuts[:8]
         top, seen, poison, nothing, faded, fine, own_k, own_v = cuts[8:16]
         factors, shares, wide, rows = cuts[16:20]
-        twice, upto, shown_upto, sums_seen, counts, edge, reach = cuts[20:]
+        twice, upto, shown_upto, cut_keys, sums_seen, counts, edge, reach = cuts[20:]
         q_as, k_as = stored_as(f.stored, 0), stored_as(f.stored, 1)
         v_as, out_as = stored_as(f.stored, 2), stored_as(f.stored, 3)
         limits = Limits(before, stop, avoid, met)
@@ -118,9 +118,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
             used = padded(count, lanes)
             low, high, inner_low, inner_high = load_limits(f, row, count, width, word, limits)
             load_reach(limits, n_kv, used, lanes, reach)
+            picks = f.picks if f.picks != 0 else f.order_q
             pack_rows(
-                pointer(f.q, zero), q_as, f.q_row, order_q, f.order_q != 0, row, count, d, used, numbers[0], q, lanes,
-                wide,
+                pointer(f.q, zero), q_as, f.q_row, pointer(picks, word), picks != 0, row, count, d, used, numbers[0], q,
+                lanes, wide,
             )  # fmt: skip
             clear(total, tall_v * used)
             for i in range(0, used, lanes):
@@ -157,17 +158,28 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                             pointer(f.key_means, zero), lanes, edge,
                         )  # fmt: skip
                     b = whole_tile(v, v_as, f.v_row, order_k, has_order, j, many, d_v, n_kv, True, lanes, own_v)
-                    is_bad = not is_whole and not is_finite(b, 0, many, d_v, lanes)
+                    # a sum that is finite has no values that are not, and is at hand
+                    is_bad = not is_whole
+                    if f.mean != 0:
+                        sum_values(
+                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys, edge
+                        )  # fmt: skip
+                        is_bad = is_bad and not is_finite(rows_at(upto, wide_v), many, 1, wide_v, lanes)
+                    is_bad = is_bad and not is_finite(b, 0, many, d_v, lanes)
                     if is_bad:  # 0 · NaN is NaN: values that are not finite are 0 here, and reach rows by `poison`
                         for t in range(many):
                             fine[t] = 1 if is_finite(b, t, 1, d_v, lanes) else 0
                             for p in range(high_v):
                                 own_v[t * high_v + p] = b.data[t * b.row + p] if fine[t] != 0 and p < d_v else 0
                         b = rows_at(own_v, high_v)
+                        if f.mean != 0:
+                            sum_values(
+                                f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, cut_keys,
+                                edge,
+                            )  # fmt: skip
                     if f.mean != 0:
                         add_visible(
-                            f, b, j, many, is_plain, limits, reach, count, lanes, byte, upto, shown_upto, sums_seen,
-                            counts, edge,
+                            f, j, many, limits, reach, count, lanes, upto, shown_upto, sums_seen, counts
                         )  # fmt: skip
                     # few rows read all keys from memory; more rows find them in a cache
                     asks = f.effective != 0 or (is_alone and j + KEYS < end)
@@ -184,16 +196,11 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 continue
                         keys_part = rows_at(shifted(a.data, near * a.row), a.row)
                         values_part = rows_at(shifted(b.data, near * b.row), b.row)
-                        if columns == step:  # else one vector of two
-                            multiply(
-                                keys_part, padded(seeing, TILE_ROWS), Panels(shifted(q, base * d), d), d, columns,
-                                lanes, rows_at(nothing, 0), rows_at(x, columns),
-                            )  # fmt: skip
-                        else:
-                            multiply_vector(
-                                keys_part, padded(seeing, TILE_ROWS), shifted(q, start * d + base - start), step, d,
-                                rows_at(nothing, 0), rows_at(x, columns),
-                            )  # fmt: skip
+                        half = -1 if is_whole else seeing_half(f, reach, base, lanes, j + near, seeing)
+                        multiply_seen(
+                            keys_part, padded(seeing, TILE_ROWS), shifted(q, start * d + base - start), step, d,
+                            columns, half, lanes, nothing, x,
+                        )  # fmt: skip
                         for column in range(0, columns, lanes):
                             i = base + column
                             whole = seeing if is_whole else 0  # keys that all rows of the vector see
@@ -235,9 +242,10 @@ def block_attention_kernel(dtype: np.dtype[Any]) -> Any:
                                 store(x, t * columns + column, e)
                                 along = along + e
                             store(seen, i, along)
-                        multiply(
-                            turned(values_part), high_v, Panels(x, seeing), seeing, columns, lanes,
-                            rows_at(nothing, 0), rows_at(part, columns),
+                        if half >= 0:
+                            clear(part, high_v * columns)
+                        multiply_seen(
+                            turned(values_part), high_v, x, columns, seeing, columns, half, lanes, nothing, part
                         )  # fmt: skip
                         sums = shifted(total, start * tall_v + base - start)
                         for column in range(0, columns, lanes):

@@ -19,11 +19,11 @@ from subquad.kernels.hashed_attention import outputs as hashed_outputs_of
 from subquad.kernels.sampled_attention import outputs as sampled_outputs_of
 from subquad_numpy.block_attention.calls import (
     INTEGERS,
-    NAMES,
     NO_ORDERS,
     WRITTEN,
     as_block_attention,
     cut_work,
+    names_of,
     parts_of,
     with_many_rows,
 )
@@ -104,7 +104,7 @@ def launch_backward(
 
 
 def _operands(xp: ModuleType, arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, Array | None]:
-    given = dict(zip(NAMES, arrays, strict=True))
+    given = dict(zip(names_of(arrays), arrays, strict=True))
     numbers = xp.asarray(np.array([static["scale"]], widest(*arrays[:3])))
     return {
         "numbers": numbers,

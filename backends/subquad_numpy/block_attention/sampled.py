@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from subquad_numpy.block_attention.tiles import KEYS
 from subquad_numpy.codegen import apart, load, store
+from subquad_numpy.codegen.side_by_side import exp_negative
 from subquad_numpy.codegen.stored import prefetch_stored
-from subquad_numpy.codegen.vector_math import exp_negative
 
 
 class Ahead(NamedTuple):
@@ -34,9 +34,15 @@ def weigh(
             prefetch_stored(k.data, k.stored, k.first + row * k.step + p)
         for p in range(0, v.width, line):
             prefetch_stored(v.data, v.stored, v.first + row * v.step + p)
-        for t in range(row * parts, min((row + 1) * parts, many)):
-            e = exp_negative(load(x, t * columns) - top)
-            store(x, t * columns, e)
-            along, squares = along + e, squares + e * e
+        begin, end = row * parts, min((row + 1) * parts, many)
+        for t in range(begin, end - 1, 2):
+            one, other = exp_negative((load(x, t * columns) - top, load(x, (t + 1) * columns) - top))
+            store(x, t * columns, one)
+            store(x, (t + 1) * columns, other)
+            along, squares = along + (one + other), squares + (one * one + other * other)
+        if begin < end and (end - begin) % 2 != 0:
+            (one,) = exp_negative((load(x, (end - 1) * columns) - top,))
+            store(x, (end - 1) * columns, one)
+            along, squares = along + one, squares + one * one
     store(seen, 0, along)
     store(twice, 0, squares)

@@ -9,14 +9,25 @@ Rows come in panels, as many as a tile of a product has lanes, and a panel's mat
 from typing import Any, NamedTuple
 
 from subquad_numpy.codegen import absolute, inline, load, pointer, shifted, store, total, where_negative, zeros
-from subquad_numpy.codegen.matmul import TILE_ROWS, Panels, pack_up_to, padded, rows_at, turned
+from subquad_numpy.codegen.matmul import (
+    HAS_HALVES,
+    TILE_ROWS,
+    Panels,
+    multiply,
+    multiply_half,
+    multiply_vector,
+    pack_up_to,
+    padded,
+    rows_at,
+    turned,
+)
 from subquad_numpy.codegen.stored import rows_of, widen_rows
 from subquad_numpy.runtime.arguments import Fields
 from subquad_numpy.runtime.stored import AS_COMPUTED
 
 ROWS, KEYS = 64, 128  # rows and keys of a tile at most: the logits of a panel of rows take 8 kB of float32
 MANY_ROWS = 2 * ROWS  # rows of a tile of the forward pass where many tiles remain
-REACHES = 4  # numbers of each vector of rows that `load_reach` fills
+REACHES = 8  # numbers of each vector of rows that `load_reach` fills
 INFINITY = float("inf")
 
 # Sizes: rows, keys, numbers of a row and of a value; rows of a listed block, rows of a tile, and blocks listed for each
@@ -149,16 +160,23 @@ def visible_keys(f: Any, first: int, count: int, byte: Any) -> int:
 
 @inline
 def load_reach(limits: Any, n_kv: int, used: int, lanes: int, reach: Any) -> None:
-    """Fill, for each vector of `used` rows, with what `load_limits` returns for a tile; rows beyond the last count."""
+    """Fill, for each vector of `used` rows, with what `load_limits` returns for a tile; rows beyond the last count.
+
+    Then follow the least start and the largest stop of the rows of each half.
+    """
     for i in range(0, used, lanes):
-        low, high, inner_low, inner_high = n_kv, 0, 0, n_kv
-        for c in range(i, i + lanes):
-            begin, end = int(-limits.before[c]), int(limits.stop[c])
-            inner_low, inner_high = max(inner_low, begin), min(inner_high, end)
-            if end > begin:
-                low, high = min(low, begin), max(high, end)
         own = shifted(reach, i // lanes * REACHES)
-        own[0], own[1], own[2], own[3] = low, high, inner_low, inner_high
+        inner_low, inner_high = 0, n_kv
+        for half in range(2):
+            low, high = n_kv, 0
+            for c in range(i + half * lanes // 2, i + (half + 1) * lanes // 2):
+                begin, end = int(-limits.before[c]), int(limits.stop[c])
+                inner_low, inner_high = max(inner_low, begin), min(inner_high, end)
+                if end > begin:
+                    low, high = min(low, begin), max(high, end)
+            own[4 + 2 * half], own[5 + 2 * half] = low, high
+        own[0], own[1] = min(int(own[4]), int(own[6])), max(int(own[5]), int(own[7]))
+        own[2], own[3] = inner_low, inner_high
 
 
 @inline
@@ -190,6 +208,35 @@ def seen_part(
             left, right, low, high = min(left, i), i + lanes, min(low, near), max(high, far)
     low = low // TILE_ROWS * TILE_ROWS
     return left, max(right - left, 0), low, max(high - low, 0)
+
+
+@inline
+def seeing_half(f: Any, reach: Any, i: int, lanes: int, first: int, many: int) -> int:
+    """The first column of the half of a vector whose rows alone may see keys first … first + many − 1; else −1.
+
+    −1 also where half of a vector saves nothing.
+    """
+    own = shifted(reach, i // lanes * REACHES)
+    one, other = own[4] < first + many and own[5] > first, own[6] < first + many and own[7] > first
+    if not HAS_HALVES or f.place != 0 or f.order_k != 0 or one == other:
+        return -1
+    return 0 if one else lanes // 2
+
+
+@inline
+def multiply_seen(
+    a: Any, rows: int, b: Any, step: int, depth: int, columns: int, half: int, lanes: int, nothing: Any, c: Any
+) -> None:  # fmt: skip
+    """C = A B for a panel B of `step` columns, or for one vector of two, or for the half of a vector from `half` on.
+
+    C has `columns` columns; those of the other half are left as they are, or hold their products too.
+    """
+    if half >= 0:
+        multiply_half(a, rows, b, step, depth, half, rows_at(nothing, 0), rows_at(c, columns))
+    elif columns == step:
+        multiply(a, rows, Panels(b, depth), depth, columns, lanes, rows_at(nothing, 0), rows_at(c, columns))
+    else:
+        multiply_vector(a, rows, b, step, depth, rows_at(nothing, 0), rows_at(c, columns))
 
 
 @inline

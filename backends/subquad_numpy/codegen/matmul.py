@@ -22,6 +22,7 @@ def _tile_shape() -> tuple[int, int]:
 
 
 TILE_ROWS, PANEL_VECTORS = _tile_shape()
+HAS_HALVES = PANEL_VECTORS == 1  # a vector takes several registers, so that half of one saves half of the work
 
 
 def number(value: int) -> Any:
@@ -66,8 +67,10 @@ def emit_tile(
         builder.store(builder.load(sums[r, v]), place(c[r], number(v * vector.lanes)), align=align)
 
 
-def _tile(vectors: int) -> Callable[..., Any]:
+def _tile(vectors: int, parts: int = 1) -> Callable[..., Any]:
     """The intrinsic C[r, :] = C₀[r, :] + Σ_p A[r, p] B[p, :] for the rows of one tile and `vectors` vectors of columns.
+
+    With `parts`, for one of so many equal parts of a vector, and as many times the rows.
 
     `a_row`, `b_row`, `c_0_row` and `c_row` are strides from row to row in elements, `a_step` is A's from column to
     column.
@@ -77,13 +80,13 @@ def _tile(vectors: int) -> Callable[..., Any]:
     def tile(
         a: Any, a_row: Any, a_step: Any, b: Any, b_row: Any, depth: Any, c_0: Any, c_0_row: Any, c: Any, c_row: Any
     ) -> Any:
-        vector = Vector(a.dtype)
+        vector = Vector(a.dtype, parts)
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             a, a_row, a_step, b, b_row, depth, c_0, c_0_row, c, c_row = args
 
             def rows_of(memory: Any, stride: Any) -> list[Any]:
-                return [builder.gep(memory, [builder.mul(stride, number(r))]) for r in range(TILE_ROWS)]
+                return [builder.gep(memory, [builder.mul(stride, number(r))]) for r in range(TILE_ROWS * parts)]
 
             emit_tile(
                 context, builder, vector, vectors, a_step, b, b_row, depth,
@@ -97,7 +100,7 @@ def _tile(vectors: int) -> Callable[..., Any]:
     return tile
 
 
-_panel_tile, _last_tile = _tile(PANEL_VECTORS), _tile(1)
+_panel_tile, _last_tile, _half_tile = _tile(PANEL_VECTORS), _tile(1), _tile(1, 2)
 
 
 class Matrix(NamedTuple):
@@ -207,3 +210,15 @@ def multiply_vector(a: Any, rows: int, b: Any, b_row: int, depth: int, start: An
     for r in range(0, rows, TILE_ROWS):
         left, first = shifted(a.data, r * a.row), shifted(start.data, r * start.row)
         _last_tile(left, a.row, a.column, b, b_row, depth, first, start.row, shifted(c.data, r * c.row), c.row)
+
+
+@apart
+def multiply_half(a: Any, rows: int, b: Any, b_row: int, depth: int, half: int, start: Any, c: Any) -> None:
+    """`multiply_vector` for the half of a vector from column `half` on; some rows may have the other half too."""
+    for r in range(0, rows, 2 * TILE_ROWS):
+        left, first, target = shifted(a.data, r * a.row), shifted(start.data, r * start.row), shifted(c.data, r * c.row)
+        if r + TILE_ROWS < rows:
+            first, target = shifted(first, half), shifted(target, half)
+            _half_tile(left, a.row, a.column, shifted(b, half), b_row, depth, first, start.row, target, c.row)
+        else:
+            _last_tile(left, a.row, a.column, b, b_row, depth, first, start.row, target, c.row)

@@ -8,16 +8,27 @@ from typing import Any
 import numpy as np
 
 from subquad.kernels.sampled_errors import outputs
-from subquad_numpy.runtime.arguments import Constant, Forms, Run, fix_items, fixed, straight
+from subquad_numpy.runtime.arguments import (
+    Constant,
+    Fix,
+    Forms,
+    Run,
+    fix_elements,
+    fix_items,
+    fix_rows,
+    fixed,
+    row_step,
+    straight,
+)
 
 Array = np.ndarray[Any, Any]
-NAMES = "exact", "mean", "out", "seeing"
+NAMES = "exact", "mean", "out", "seeing", "effective", "picks"
 
 
 def numbers_of(arrays: Sequence[Any], static: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of the argument record."""
-    r, d_v = arrays[0].shape[-2:]
-    return {"r": r, "d_v": d_v, "out_of": static["out_of"]}
+    """The numbers of the argument record, for contiguous arrays."""
+    (r, d_v), looked = arrays[0].shape[-2:], arrays[4].shape[-1]
+    return {"r": r, "d_v": d_v, "out_of": static["out_of"], "looked": looked, "out_row": d_v, "effective_step": 1}
 
 
 def products_of(numbers: Mapping[str, int]) -> float:
@@ -30,13 +41,15 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     from subquad_numpy.sampled_errors.kernel import ERRORS_RECORD, RESULTS, errors_kernel
 
     kinds = [(like.shape, np.dtype(like.dtype)) for like in outputs(*arrays, **static)]
-    fixes = [fix_items(x, 1 if name == "seeing" else 2) for name, x in zip(NAMES, arrays, strict=True)]
+    fixes = [None if x is None else _fix_of(name, x) for name, x in zip(NAMES, arrays, strict=True)]
     must_fix = any(fix is not None for fix in fixes)
-    numbers = numbers_of(arrays, static)
+    given = {name: fixed(fix, x) for name, fix, x in zip(NAMES, fixes, arrays, strict=True) if x is not None}
+    steps = {"out_row": row_step(given["out"]), "effective_step": given["effective"].strides[-1] // arrays[4].itemsize}
+    numbers = numbers_of(arrays, static) | steps
     values: dict[str, Any] = {
         **numbers,
         "numbers": Constant(np.array([static["tolerance"] ** 2], arrays[0].dtype)),
-        **{name: fixed(fix, x) for name, fix, x in zip(NAMES, fixes, arrays, strict=True)},
+        **given,
         **{name: np.empty(*kind) for name, kind in zip(RESULTS, kinds, strict=True)},
     }
     run = Run(errors_kernel(arrays[0].dtype), ERRORS_RECORD, kinds[0][0], 1, products_of(numbers), values)
@@ -46,11 +59,18 @@ def _plan(arrays: Sequence[Any], static: Mapping[str, Any], save: bool) -> Calla
     ) -> tuple[tuple[Array, ...], None]:
         outs = tuple(new(*kind) for kind in kinds)
         if must_fix:
-            arrays = [fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
+            arrays = [x if x is None else fixed(fix, x) for fix, x in zip(fixes, arrays, strict=True)]
         run((None, *arrays, *outs), threads)
         return outs, None
 
     return sampled_errors if must_fix else straight(sampled_errors)
+
+
+def _fix_of(name: str, x: Array) -> Fix:
+    """The copy after which the kernel can read arrays like x; None if none is needed."""
+    if name == "effective":
+        return fix_elements(x)
+    return fix_rows(x) if name == "out" else fix_items(x, 2 if name in ("exact", "mean") else 1)
 
 
 sampled_errors = Forms(_plan)

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 from subquad_numpy.block_attention.tiles import INFINITY
-from subquad_numpy.codegen import absolute, at_least, cut, largest, pointer, room, total, zeros
+from subquad_numpy.codegen import absolute, at_least, cut, largest, pointer, prefetch, room, total, zeros
 from subquad_numpy.codegen.compile import DONE, compiled, element
 from subquad_numpy.codegen.copies import load_part
 from subquad_numpy.runtime.arguments import fields
 
-RESULTS = "error", "spread", "of_mean", "norm", "count", "above"
-# Rows, numbers of a row, and of how many the rows are a sample; `numbers` holds the square of the tolerance.
+RESULTS = "error", "spread", "of_mean", "norm", "share", "keys", "count", "above"
+# Rows, numbers of a row, of how many the rows are a sample, and how many have a number of effective keys; strides of
+# the output from row to row, and of effective keys. `numbers` holds the square of the tolerance; `picks`, if given,
+# tells which rows of the output are the sampled ones.
 ERRORS_RECORD = fields(
-    dict.fromkeys(("r", "d_v", "out_of")),
-    {"numbers": 1, "exact": 2, "mean": 2, "out": 2, "seeing": 1} | dict.fromkeys(RESULTS, 0),
+    dict.fromkeys(("r", "d_v", "out_of", "looked", "out_row", "effective_step")),
+    {"numbers": 1, "exact": 2, "mean": 2, "out": 2, "seeing": 1, "effective": 1, "picks": 1},
+    dict.fromkeys(RESULTS, 0),
 )
 
 
@@ -40,9 +43,12 @@ def errors_kernel(dtype: np.dtype[Any]) -> Any:
             f = records[task]
             numbers, seeing = pointer(f.numbers, zero), pointer(f.seeing, byte)
             exact, mean, out = pointer(f.exact, zero), pointer(f.mean, zero), pointer(f.out, zero)
+            effective, picks = pointer(f.effective, zero), pointer(f.picks, word)
             top = zeros(exact)
             for c in range(r):
+                row = (picks[c] if f.picks != 0 else c) * f.out_row
                 for p in range(0, d_v, lanes):
+                    prefetch(out, row + p)  # picked rows lie apart from each other
                     x = load_part(exact, c * d_v + p, d_v - p, lanes, edge)
                     top = at_least(top, absolute(x) + x * 0.0)  # what is not finite is NaN, and left out
             unit = largest(top)
@@ -56,10 +62,11 @@ def errors_kernel(dtype: np.dtype[Any]) -> Any:
                 size[c], off[c] = 0, 0
                 if seeing[c] != 0:
                     squares, offs, of_means = zeros(exact), zeros(exact), zeros(exact)
+                    row = (picks[c] if f.picks != 0 else c) * f.out_row
                     for p in range(0, d_v, lanes):
                         at = c * d_v + p
                         own = load_part(exact, at, d_v - p, lanes, edge)
-                        x = load_part(out, at, d_v - p, lanes, edge) - own
+                        x = load_part(out, row + p, d_v - p, lanes, edge) - own
                         y = load_part(mean, at, d_v - p, lanes, edge) - own
                         own = own * factors[0] * factors[1]
                         x, y = x * factors[0] * factors[1], y * factors[0] * factors[1]
@@ -88,6 +95,12 @@ def errors_kernel(dtype: np.dtype[Any]) -> Any:
             pointer(f.error, zero)[0], pointer(f.spread, zero)[0] = error, spread
             pointer(f.of_mean, zero)[0] = math.sqrt(share_of_mean) if count > 0 else math.nan
             pointer(f.norm, zero)[0] = unit * math.sqrt(whole)
+            looked, keys = 0, 0.0
+            for c in range(f.looked):
+                own_keys = effective[c * f.effective_step]
+                looked, keys = looked + (1 if own_keys > 0 else 0), keys + own_keys
+            pointer(f.share, zero)[0] = above / count if count > 0 else math.nan
+            pointer(f.keys, zero)[0] = keys / looked if looked > 0 else math.nan
             pointer(f.count, word)[0], pointer(f.above, word)[0] = count, above
         return DONE
 
