@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rows.libraries import EAGER, Library, NumPy, Torch
-from rows.times import Arrays, drawn, out_axis, time_axes
+from rows.times import Arrays, cut, drawn, out_axis, time_axes
 
 from subquad.registry import SCANS
 
@@ -104,6 +104,35 @@ def test_reaches_what_its_definition_lets_it_reach(name: str, key: str, value: f
     assert np.array_equal(np.isfinite(out), expected)
     assert np.array_equal(np.isfinite(generic), expected)
     assert np.array_equal(np.isfinite(state), np.isfinite(other))
+
+
+FORGETS = {"linear_scan": ("a", 0.0), "selective_scan": ("delta", 1e9), "ssd": ("delta", 1e9), "delta_rule": ("g", -np.inf),
+           "gated_linear_attention": ("g", -np.inf), "wkv": ("w", -np.inf)}  # fmt: skip
+
+
+@implementations
+@pytest.mark.parametrize("n", [1, 6, N])
+@pytest.mark.parametrize(("library", "name"), [
+    pytest.param(*library.values, name, id=f"{library.id}-{name}", marks=library.marks)
+    for library in EAGER if type(library.values[0]) in (NumPy, Torch) for name in FORGETS
+])  # fmt: skip
+def test_a_decay_of_0_does_not_forget_an_infinite_state(
+    library: Library, name: str, n: int, implementation: str
+) -> None:
+    """0 · ∞ is NaN by the definition; a reset forgets, by selection."""
+    _, arrays, options, axes = inputs(name)
+    arrays = cut(name, arrays, slice(n))
+    key, value = FORGETS[name]
+    decays = np.moveaxis(arrays[key].copy(), axes[key], 0)
+    decays[min(n - 1, 3)] = value
+    _, state = SCANS[name].call(arrays, options | {"return_state": True})
+    given = arrays | {key: np.moveaxis(decays, 0, axes[key]), "initial_state": np.full_like(state, np.inf)}
+    how = options | {"implementation": implementation, "return_state": True}
+    with np.errstate(all="ignore"):
+        expected = np.isfinite(SCANS[name].reference(given, options))
+        out, last = library.call(lambda given: SCANS[name].call(given, how), given, dtype="float32")
+    assert np.array_equal(np.isfinite(library.numpy(out)), expected)
+    assert np.all(np.isnan(library.numpy(last)))
 
 
 @implementations

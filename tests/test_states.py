@@ -260,6 +260,27 @@ def test_prefill_then_decode(row: Row) -> None:
         assert relative_error(out[:, 0], full[:, t]) < 1e-12
 
 
+@rows(named("favor-seed", "favor-trigonometric", "favor-relu", "linear"))
+@pytest.mark.parametrize("n", [1, 9])
+def test_an_infinite_denominator_gives_0(eager: Library, row: Row, n: int) -> None:
+    """A finite sum divided by it, on every library; other items of the batch keep their rows."""
+    drawn = Case((2, n, D), (2, n, D), (2, n, 5)).draw()
+    method = row.object()
+    state = method.summarize(drawn["k"], drawn["v"])
+    expected, _ = method.step(drawn["q"], drawn["k"], drawn["v"], state)
+    state["denominator"][0, 2] = np.inf
+
+    def both(q: Any, k: Any, v: Any, state: Any) -> Any:
+        return method.step(q, k, v, state)[0], method.attend(q, state)
+
+    with np.errstate(all="ignore"):
+        found = eager.call(both, drawn["q"], drawn["k"], drawn["v"], state, dtype="float64")
+    step, attend = map(eager.numpy, found)
+    assert np.all(step[0] == 0)
+    assert np.all(attend[0] == 0)
+    assert relative_error(step[1], expected[1]) < 1e-12
+
+
 def test_features_of_either_sign_may_cancel(eager: Library) -> None:
     """In one of two chunks alone, where the row goes on without loss; in all that it sees, where it is 0."""
     k = np.array([[2.0], [1.0], [-1.0], [-2.0], [3.0]])

@@ -212,7 +212,8 @@ def _if_any(xp: ModuleType, condition: Array, change: Callable[..., Any], given:
 def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
     """Σ exp(level) numerator / Σ exp(level) denominator over parts (numerator, denominator, level).
 
-    Levels may be far apart and denominators far from 1: each part is first divided by its own size.
+    Levels may be far apart and denominators far from 1: each part is first divided by its own size. Over a denominator
+    that is infinite, a finite numerator gives 0.
     """
     # features that are not positive may cancel to a denominator of 0 in one part; its numerator must still count
     sizes = [
@@ -222,9 +223,10 @@ def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
     highest = finite_shift(xp, xp.maximum(*heights))
     numerator, denominator = 0.0, 0.0
     for size, height, (above, below, _) in zip(sizes, heights, parts, strict=True):
-        weight = xp.exp(height - highest)
+        weight = xp.exp(xp.where(height == math.inf, 0.0, height - highest))  # ∞ − ∞ and ∞ / ∞ are NaN
         numerator = numerator + divide_or_zero(xp, above, size) * weight
-        denominator = denominator + divide_or_zero(xp, below, size) * weight
+        part = xp.where(xp.isinf(below), xp.sign(below), divide_or_zero(xp, below, size))
+        denominator = denominator + part * weight
     return divide_or_zero(xp, numerator, denominator)
 
 
