@@ -13,9 +13,10 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from subquad.attention.call import NOTHING, ArrayOptions, AttentionCall, OneKernel, Recalled, again, enter, recall
+from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
+from subquad.attention.remembered import NOTHING, OneKernel, Recalled, again, recall
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
 from subquad.backend import Array
 from subquad.core.beside import place_of
