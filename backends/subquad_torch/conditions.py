@@ -6,12 +6,13 @@ a dispatch mode or `torch.jit.trace` sees each operation.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _get_flash_sdp_enabled, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -25,11 +26,16 @@ transforms_active = torch._C._are_functorch_transforms_active
 is_compiling = torch.compiler.is_compiling  # names of this module, since a signature is found at every call
 
 
+def recognises() -> bool:
+    """Whether tensors alone decide how calls go: nothing is compiled, transformed, watched or differentiated ahead."""
+    if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return not _len_torch_dispatch_stack() and _get_tracing_state() is None  # as `is_watched`, without the call
+
+
 def signature(arrays: Sequence[Any]) -> Hashable | None:
     """What decides how a call with these tensors goes; None where more than they decides, or they are not plain."""
-    if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
-        return None
-    if _len_torch_dispatch_stack() or _get_tracing_state() is not None:  # as `is_watched`, without the call
+    if not recognises():
         return None
     found: list[Any] = [is_grad_enabled(), _get_flash_sdp_enabled()]
     try:
@@ -43,6 +49,21 @@ def signature(arrays: Sequence[Any]) -> Hashable | None:
     except RuntimeError:  # a nested tensor has no shape
         return None
     return tuple(found)
+
+
+def likeness(arrays: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether other tensors have the signature and strides of these, by the check of PyTorch's compiled programs.
+
+    It compares classes, shapes, strides, dtypes, devices, whether gradients are required, and dispatch keys, to which
+    lazy negation, wrappers of transforms and autocast belong. It takes no tensor twice.
+    """
+    check = TensorGuards(*arrays, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    is_recording, has_flash = is_grad_enabled(), _get_flash_sdp_enabled()
+
+    def is_like(*arrays: Any) -> bool:
+        return check(*arrays) and is_grad_enabled() is is_recording and _get_flash_sdp_enabled() is has_flash
+
+    return is_like
 
 
 def conditions(arrays: Sequence[Tensor]) -> Conditions:

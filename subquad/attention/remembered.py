@@ -7,21 +7,22 @@ one kernel computes the call, the function that does: then no more than that run
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from subquad.attention.grouped_heads import Heads
 from subquad.backend import Array, Backend
-from subquad.core.beside import namespace_of
-from subquad.core.kernel import Kernel, signature_of
+from subquad.core.beside import backend_for, namespace_of
+from subquad.core.kernel import Again, Kernel, signature_of
 from subquad.core.loading import backend_of
 from subquad.core.override import PLAIN
 
 MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 KEPT: dict[Any, Arrangement] = {}
-AGAIN = "again"  # in `Arrangement.made`: what computes the call, left by `keep_kernel`
+LASTS: dict[int, Last] = {}  # by the id of the method, of those that live
+AGAIN, LAST = "again", "last"  # in `Arrangement.made`: what computes the call, of `keep_kernel`; a `Last`
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,13 @@ def remember(key: Any, owner: Any, arrangement: Arrangement) -> None:
     """Keep an arrangement of the method `owner` under a key of `recall`."""
     if len(KEPT) >= MAX_KEPT:
         KEPT.clear()
-    made = arrangement.made
-    KEPT[key] = replace(arrangement, owner=weakref.ref(owner, lambda _: made.clear()))
+    made, method = arrangement.made, id(owner)
+
+    def forget(_: Any) -> None:
+        made.clear()
+        LASTS.pop(method, None)
+
+    KEPT[key] = replace(arrangement, owner=weakref.ref(owner, forget))
 
 
 # What a method makes of its options -----------------------------------------------------------------------------------
@@ -152,11 +158,18 @@ class OneKernel(NamedTuple):
     state: tuple[str, ...] = ()
 
 
-def again(recalled: Recalled, q: Array, k: Array, v: Array, key_mask: Array | None, state: Any = None) -> Any:
-    """What the caller gets in a call without restrictions that one kernel has computed before; else None."""
+def again(recalled: Recalled, arrays: Sequence[Any], key_mask: Array | None) -> Any:
+    """What the caller gets in a call without restrictions that one kernel has computed before; else None.
+
+    The arrays are q, k and v; in a step, then the state.
+    """
     found = recalled[1]
-    run = None if found is None else found.made.get(AGAIN)
-    return None if run is None else run(q, k, v, key_mask, state)
+    if found is None:
+        return None
+    run, last = found.made.get(AGAIN), found.made.get(LAST)
+    if last is not None:
+        LASTS[last.method] = last
+    return None if run is None else run(arrays, key_mask)
 
 
 def keep_kernel(one: OneKernel, arrangement: Arrangement) -> None:
@@ -164,26 +177,63 @@ def keep_kernel(one: OneKernel, arrangement: Arrangement) -> None:
     arrangement.made[AGAIN] = _runner(one, arrangement)
 
 
-def _runner(one: OneKernel, arrangement: Arrangement) -> Callable[..., Any] | None:
-    """A function of (q, k, v, key_mask, state) that does what `AttentionCall.by_one_kernel` did in a call like these.
+def _runner(one: OneKernel, arrangement: Arrangement) -> Again | None:
+    """A function of the arrays of `again` that does what `AttentionCall.by_one_kernel` did in a call like these.
 
     It returns None where an option has other numbers by now, or an implementation is to be chosen anew.
     """
     run = one.kernel.again(arrangement, one.implementation, one.keywords)
     if run is None or not (one.weights or one.state):
-        return None if run is None else lambda q, k, v, key_mask, state: run(q, k, v, key_mask=key_mask)
+        return run
     names, weights = one.state, one.weights
     kept = tuple(arrangement.made.values())  # at once: another thread may add to them
     made = [x for x in kept if isinstance(x, Made) and x.option is not None]
 
-    def again(q: Array, k: Array, v: Array, key_mask: Array | None, state: Any) -> Any:
+    def of_rows(arrays: Sequence[Any], key_mask: Array | None) -> Any:
         for x in made:
             if not x.holds():
                 return None
-        if not names:
-            return run(q, k, v, *weights, key_mask=key_mask)
+        return run((*arrays, *weights), key_mask)
+
+    def after_state(arrays: Sequence[Any], key_mask: Array | None) -> Any:
+        for x in made:
+            if not x.holds():
+                return None
+        *rows, state = arrays
         held = [None if state is None else state[name] for name in names]
-        found = run(q, k, v, *held, *weights, key_mask=key_mask)
+        found = run((*rows, *held, *weights), key_mask)
         return None if found is None else (found[0], dict(zip(names, found[1:], strict=True)))
 
-    return again
+    return after_state if names else of_rows
+
+
+# The last call of a method --------------------------------------------------------------------------------------------
+
+
+class Last(NamedTuple):
+    """A call of q, k and v alone that one kernel computes, and what tells whether others are like it."""
+
+    method: int  # its id
+    is_like: Callable[..., bool]
+    causal: Any
+    scale: Any
+    arrangement: Arrangement
+
+
+def keep_likeness(arrangement: Arrangement, arrays: Sequence[Array], causal: Any, scale: Any) -> None:
+    """Keep with the arrangement of a call what tells whether others are like it, for `once_more`."""
+    is_like = arrangement.backend.likeness(arrays)
+    if is_like is not None:
+        arrangement.made[LAST] = Last(id(arrangement.owner()), is_like, causal, scale, arrangement)
+
+
+def once_more(owner: Any, arrays: Sequence[Array], causal: Any, scale: Any) -> Any:
+    """What the caller gets if the call, without a mask and without restrictions, is like the last one; else None."""
+    if not backend_for(arrays[0]).recognises():
+        return None
+    last = LASTS.get(id(owner))
+    if last is None or last.causal is not causal or last.scale is not scale or not last.is_like(*arrays):
+        return None
+    found = last.arrangement
+    run = found.made.get(AGAIN) if found.owner() is owner else None
+    return None if run is None else run(arrays, None)
