@@ -1,4 +1,4 @@
-"""The last call of a method is computed once more for tensors that PyTorch's own check takes, and under its modes alone."""
+"""The last call of a method is computed once more for tensors like its own alone, under the same modes."""
 
 from __future__ import annotations
 
@@ -213,6 +213,22 @@ def test_other_arguments_are_seen(name: str) -> None:
         for _ in range(4):
             found = method(q, k, v, scale=float(str(scale)))
         assert close(found, METHODS[name]()(q, k, v, scale=scale))
+
+
+def test_tensors_without_plain_memory_are_refused() -> None:
+    method, (q, k, v), out = warm("exact")
+    nested = torch.nested.nested_tensor([torch.randn(2, 24, 8).double()])
+    ragged = torch.nested.nested_tensor([q[0, 0], k[0, 0, :9]], layout=torch.jagged)
+    for x, why in (
+        (nested, "nested"),
+        (ragged, "nested"),
+        (q.to_sparse(), "layout"),
+        (q.float().to_mkldnn(), "layout"),
+    ):
+        for given in ((x, k, v), (q, x, v), (q, k, x)):
+            with pytest.raises(TypeError, match=why):
+                method(*given)
+    assert close(method(q, k, v), out)
 
 
 def test_a_subclass_computes_by_itself() -> None:

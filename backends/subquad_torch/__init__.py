@@ -66,7 +66,7 @@ class TorchBackend(Backend):
     def recognises(self) -> bool:
         return recognises()
 
-    def likeness(self, arrays: Sequence[Array]) -> Callable[..., bool]:
+    def likeness(self, arrays: Sequence[Array]) -> Callable[..., bool] | None:
         return likeness(arrays)
 
     def conditions(self, arrays: Sequence[Array | None]) -> Conditions:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _get_flash_sdp_enabled, _get_tracing_state, _len_torch_dispatch_stack
-from torch._C._dynamo.guards import TensorGuards
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -51,17 +50,28 @@ def signature(arrays: Sequence[Any]) -> Hashable | None:
     return tuple(found)
 
 
-def likeness(arrays: Sequence[Tensor]) -> Callable[..., bool]:
-    """Whether other tensors have the signature and strides of these, by the check of PyTorch's compiled programs.
+def likeness(arrays: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """A function that tells whether other tensors have the signature of these, which so is neither made nor looked up.
 
-    It compares classes, shapes, strides, dtypes, devices, whether gradients are required, and dispatch keys, to which
-    lazy negation, wrappers of transforms and autocast belong. It takes no tensor twice.
+    PyTorch's own compiled check, `TensorGuards`, takes half the time, but ends the process for a nested tensor.
     """
-    check = TensorGuards(*arrays, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    if signature(arrays) is None:
+        return None
     is_recording, has_flash = is_grad_enabled(), _get_flash_sdp_enabled()
+    known = [(x.shape, x.dtype, x.device, x.requires_grad) for x in arrays]
 
     def is_like(*arrays: Any) -> bool:
-        return check(*arrays) and is_grad_enabled() is is_recording and _get_flash_sdp_enabled() is has_flash
+        if is_grad_enabled() is not is_recording or _get_flash_sdp_enabled() is not has_flash:
+            return False
+        try:
+            for x, (shape, dtype, device, learned) in zip(arrays, known):  # noqa: B905  # as in `host`
+                if x.__class__ not in PLAIN or x.layout is not STRIDED or x.shape != shape or x.dtype is not dtype:
+                    return False
+                if x.device != device or x.requires_grad is not learned or is_wrapped(x):
+                    return False
+        except RuntimeError:  # a nested tensor has no shape
+            return False
+        return True
 
     return is_like
 
