@@ -148,6 +148,32 @@ class Backend:
         """
         return None
 
+    def recognises(self) -> bool:
+        """Return whether `likeness` may be used now: not while the library traces, transforms or watches operations.
+
+        Returns
+        -------
+        bool
+            False by default: `signature` is as good.
+        """
+        return False
+
+    def likeness(self, arrays: Sequence[Array]) -> Callable[..., bool] | None:
+        """Return a function of arrays that tells at once whether others are like these, in less time than `signature`.
+
+        Parameters
+        ----------
+        arrays : sequence of array
+            The arrays of a call.
+
+        Returns
+        -------
+        callable or None
+            Whether as many arrays have the signature of these, under modes of the library that are those of now. It may
+            be false for some that do. None, the default: there is no such function.
+        """
+        return None
+
     def conditions(self, arrays: Sequence[Array | None]) -> Conditions:
         """Return the state of the library around a call with these arrays.
 

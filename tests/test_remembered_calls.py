@@ -11,7 +11,7 @@ from rows.kernels import overrides_replaced
 from rows.libraries import relative_error
 
 import subquad
-from subquad.attention.call import KEPT
+from subquad.attention.remembered import KEPT
 from subquad.backend import Accepts, Override
 from subquad.core.loading import backend_of
 

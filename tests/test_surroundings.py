@@ -173,7 +173,7 @@ def test_a_fork_after_torch_has_started_its_threads(before: str) -> None:
 
 def test_tables_of_what_is_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full table is cleared. Its size is above 256: equal integers up to there are one object in Python."""
-    from subquad.attention import call as of_attention
+    from subquad.attention import remembered as of_attention
     from subquad.core import kernel
     from subquad.kernels import linear_scan, softmax_attention
     from subquad.scans import call as of_scans

@@ -34,10 +34,10 @@ from subquad_numpy.conditions import (
 )
 from subquad_numpy.delta_scan import calls as delta_scan
 from subquad_numpy.delta_scan import launch as of_delta_scan
-from subquad_numpy.features import calls as features
 from subquad_numpy.features import gradient_launches as launches
 from subquad_numpy.features import gradient_runs as gradients
 from subquad_numpy.features import launch as of_features
+from subquad_numpy.features import softmax_calls, state_calls, step_calls
 from subquad_numpy.features.whole_calls import of_one_task, whole
 from subquad_numpy.hashed_order import calls as hashed_order
 from subquad_numpy.hashed_order import launch as of_hashed_order
@@ -81,7 +81,7 @@ COMPILED: dict[str, Compiled] = {
         Compiled(
             "feature_summarize",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=fused_features),
-            features.summarize,
+            state_calls.summarize,
             in_float32(gradients.summarize_backward),
             of_features.launch_summarize,
             launches.launch_summarize_backward,
@@ -93,7 +93,7 @@ COMPILED: dict[str, Compiled] = {
         Compiled(
             "feature_attend",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, needs=NEEDS, also=fused_features),
-            features.attend,
+            state_calls.attend,
             in_float32(gradients.attend_backward),
             of_features.launch_attend,
             launches.launch_attend_backward,
@@ -104,7 +104,7 @@ COMPILED: dict[str, Compiled] = {
         Compiled(
             "feature_step",
             Accepts(dtypes=(*HALF, *REAL), one_dtype=False, options=_MASK, needs=NEEDS, also=fused_features),
-            features.step,
+            step_calls.step,
             in_float32(gradients.step_backward),
             of_features.launch_step,
             launches.launch_step_backward,
@@ -129,7 +129,7 @@ COMPILED: dict[str, Compiled] = {
                 needs=NEEDS,
                 also=some_key,
             ),
-            features.softmax,
+            softmax_calls.softmax,
             gradients.softmax_backward,
             of_features.launch_softmax,
             launches.launch_softmax_backward,

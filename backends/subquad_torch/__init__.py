@@ -25,6 +25,8 @@ from subquad_torch.conditions import (
     is_recorded,
     is_watched,
     is_wrapped,
+    likeness,
+    recognises,
     refuses,
     signature,
     why_missing,
@@ -60,6 +62,12 @@ class TorchBackend(Backend):
 
     def signature(self, arrays: Sequence[Array | None]) -> Hashable | None:
         return signature(arrays)
+
+    def recognises(self) -> bool:
+        return recognises()
+
+    def likeness(self, arrays: Sequence[Array]) -> Callable[..., bool] | None:
+        return likeness(arrays)
 
     def conditions(self, arrays: Sequence[Array | None]) -> Conditions:
         return conditions([x for x in arrays if x is not None])

@@ -1,88 +1,40 @@
 """The one door of attention: `enter` checks and arranges the arrays of a call, `AttentionCall.leave` undoes it.
 
 An `Arrangement` holds everything that follows from the shapes and dtypes of a call: scale, grouping of heads, dtypes.
-Arrangements are found once for each signature and remembered.
+It is found once for each signature, and `remembered`.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
+from subquad.attention.checks import check_keys, check_rows, check_scale
 from subquad.attention.grouped_heads import Heads, find_heads, head_counts
-from subquad.backend import Array, Backend
-from subquad.core.beside import namespace_of, place_of
-from subquad.core.checks import check_arrays, check_flag, check_floating, check_given, check_number
-from subquad.core.dtypes import cast, common_dtype, compute_dtype, is_dtype, stored_dtype
-from subquad.core.kernel import Kernel, signature_of
+from subquad.attention.remembered import (
+    NOTHING,
+    Arrangement,
+    OneKernel,
+    Recalled,
+    keep_kernel,
+    kept_with,
+    may_keep,
+    recall,
+    remember,
+)
+from subquad.backend import Array
+from subquad.core.beside import place_of
+from subquad.core.checks import check_flag, check_floating
+from subquad.core.dtypes import cast, common_dtype, compute_dtype, stored_dtype
+from subquad.core.kernel import Kernel
 from subquad.core.loading import backend_of
-from subquad.core.override import PLAIN
-from subquad.core.shapes import broadcast_batch, check_mask_axes
+from subquad.core.shapes import broadcast_batch
 from subquad.core.states import State, StateSpec
 
-MAX_KEPT = 1024  # arrangements remembered; a full table is cleared
 ArrayOptions = Mapping[str, Array]
-KEPT: dict[Any, Arrangement] = {}
-AGAIN = "again"  # in `Arrangement.made`: what computes the call, left by `AttentionCall.by_one_kernel`
-
-
-@dataclass(frozen=True, eq=False)
-class Arrangement:
-    """All that follows from the method, and from the shapes and dtypes of a call."""
-
-    xp: ModuleType
-    backend: Backend
-    scale: float
-    heads: Heads
-    compute: Any  # the dtype to compute in
-    out_dtype: Any
-    out_shape: tuple[int, ...] | None  # with grouped heads folded; None if it is not known
-    as_given: bool  # no array needs a cast or a fold, and a mask has one entry for each key
-    owner: Callable[[], Any] = lambda: None  # a weak reference to the method, if the arrangement is remembered
-    made: dict[str, Any] = field(default_factory=dict)  # of `AttentionCall.made_of`; empty once the method is gone
-
-
-class Made(NamedTuple):
-    """What `AttentionCall.made_of` has made of the numbers `before` of an option, and how others are compared."""
-
-    made: Any
-    option: Array = None
-    before: Array = None
-    signature: Any = None
-    is_same: Callable[[Array, Array], bool] = lambda x, y: False
-
-    def holds(self) -> bool:
-        """Whether the option, which may be changed in place, still has the numbers that this was made of."""
-        signature = signature_of((self.option,))
-        return signature == self.signature is not None and self.is_same(self.option, self.before)
-
-
-Recalled = tuple[Any, Arrangement | None]  # see `recall`
-NOTHING: Recalled = (None, None)
-
-
-class OneKernel(NamedTuple):
-    """A kernel of (q, k, v), the arrays of a state, and arrays of the method, with a key mask.
-
-    Attributes
-    ----------
-    kernel, implementation, keywords
-        The kernel, and its keywords but for the mask.
-    weights : tuple of array
-        The arrays of the method, which has them of `AttentionCall.made_of` alone.
-    state : tuple of str
-        The fields of the state that the kernel takes, and returns after the output; empty without a state.
-    """
-
-    kernel: Kernel
-    implementation: str
-    keywords: dict[str, Any]
-    weights: tuple[Array, ...] = ()
-    state: tuple[str, ...] = ()
 
 
 class AttentionCall:
@@ -149,7 +101,7 @@ class AttentionCall:
         out, *after = found if one.state else (found,)
         left = self.leave(out)
         if left is out and self.is_whole:
-            self.arrangement.made[AGAIN] = _again(one, self.arrangement)
+            keep_kernel(one, self.arrangement)
         return (left, self.leave_state(dict(zip(one.state, after, strict=True)))) if one.state else left
 
     def made_of(self, method: Any, name: str, option: Array | None, make: Callable[[], Any]) -> Any:
@@ -161,24 +113,12 @@ class AttentionCall:
             return make()
         kept = self.arrangement.made
         found = kept.get(name)
-        if option is None:
-            if found is None:
-                found = kept[name] = Made(make())
-            return found.made
-        if found is not None and found.holds():
-            return found.made
-        xp = namespace_of(option)
-        backend = backend_of(xp)
-        if found is not None:
-            before = found.before
-            self.is_whole = option.shape == before.shape and option.dtype == before.dtype
-        if backend.conditions([option]) != PLAIN or not backend.is_concrete(option):
-            self.is_whole = False  # other implementations may be chosen
-        if not self.is_whole:
-            return make()
-        before = xp.asarray(option, copy=True)
-        kept[name] = Made(make(), option, before, signature_of((option,)), backend.same_numbers)
-        return kept[name].made
+        if found is None or not found.holds():
+            self.is_whole = may_keep(option, found)
+            if not self.is_whole:
+                return make()
+            found = kept[name] = kept_with(option, make)
+        return found.made
 
     def restricted(self, restrictions: Any) -> AttentionCall:
         """The call with these restrictions."""
@@ -356,86 +296,16 @@ def enter(
     )
     batch = call.batch(**{name: x.shape[:-2] for name, x in call.options.items()})
     if key is not None:
-        if len(KEPT) >= MAX_KEPT:
-            KEPT.clear()
         values = call.v if state is None or call.v is not None else state.get("numerator")
         if call.q is not None and values is not None:
             arrangement = replace(arrangement, out_shape=(*batch, call.q.shape[-2], values.shape[-1]))
-        made = arrangement.made
-        KEPT[key] = replace(arrangement, owner=weakref.ref(owner, lambda _: made.clear()))
+        remember(key, owner, arrangement)
     return call
 
 
 def _of_dtype(xp: ModuleType, rows: Array, dtype: Any) -> Array:
     """The rows, or one row of zeros in their place if they have another dtype."""
     return rows if rows.dtype == dtype else xp.zeros((1, rows.shape[-1]), dtype=dtype, device=place_of(rows))
-
-
-def recall(
-    owner: Any,
-    spec: StateSpec | None,
-    rows: Mapping[str, Any],
-    key_mask: Array | None,
-    state: Mapping[str, Array] | None,
-    causal: Any,
-    scale: Any,
-    as_stored: bool,
-    options: ArrayOptions | None,
-) -> Recalled:
-    """The key under which an arrangement is remembered, None if it must be found anew at every call; and what is there.
-
-    An arrangement is found for arrays that the call takes as they are.
-    """
-    if owner is None or causal.__class__ is not bool or (scale is not None and scale.__class__ is not float):
-        return NOTHING
-    arrays = (*rows.values(), key_mask)
-    if options:
-        arrays += (*options.values(),)
-    if state is None:
-        signature, names = signature_of(arrays), None
-    elif state.__class__ is dict:
-        signature, names = signature_of((*arrays, *state.values())), (*state,)
-    else:
-        return NOTHING
-    if signature is None:
-        return NOTHING
-    key = signature, id(owner), id(spec), *rows, causal, scale, names, as_stored
-    found = KEPT.get(key)
-    if found is None or not found.as_given or found.owner() is not owner:
-        return key, None
-    return key, found
-
-
-def again(recalled: Recalled, q: Array, k: Array, v: Array, key_mask: Array | None, state: Any = None) -> Any:
-    """What the caller gets in a call without restrictions that one kernel has computed before; else None."""
-    found = recalled[1]
-    run = None if found is None else found.made.get(AGAIN)
-    return None if run is None else run(q, k, v, key_mask, state)
-
-
-def _again(one: OneKernel, arrangement: Arrangement) -> Callable[..., Any] | None:
-    """A function of (q, k, v, key_mask, state) that does what `AttentionCall.by_one_kernel` did in a call like these.
-
-    It returns None where an option has other numbers by now, or an implementation is to be chosen anew.
-    """
-    run = one.kernel.again(arrangement, one.implementation, one.keywords)
-    if run is None or not (one.weights or one.state):
-        return None if run is None else lambda q, k, v, key_mask, state: run(q, k, v, key_mask=key_mask)
-    names, weights = one.state, one.weights
-    kept = tuple(arrangement.made.values())  # at once: another thread may add to them
-    made = [x for x in kept if isinstance(x, Made) and x.option is not None]
-
-    def again(q: Array, k: Array, v: Array, key_mask: Array | None, state: Any) -> Any:
-        for x in made:
-            if not x.holds():
-                return None
-        if not names:
-            return run(q, k, v, *weights, key_mask=key_mask)
-        held = [None if state is None else state[name] for name in names]
-        found = run(q, k, v, *held, *weights, key_mask=key_mask)
-        return None if found is None else (found[0], dict(zip(names, found[1:], strict=True)))
-
-    return again
 
 
 def _find_heads(
@@ -455,67 +325,3 @@ def _find_heads(
     held = head_counts(*(state or {}).values(), *options.values())
     few, many = "the state and its options", "q, the state or an option"
     return find_heads(xp, [min(held)] if held else [], held + head_counts(rows["q"]), few=few, many=many)
-
-
-def check_rows(others: Mapping[str, Array | None], **rows: Array) -> ModuleType:
-    """The array namespace of q, k and v (as far as given) and of `others`.
-
-    Raises TypeError for libraries and dtypes that do not fit, ValueError for devices, ranks and widths.
-    """
-    check_given(**rows)
-    xp = check_arrays(**rows, **others)
-    check_floating(xp, **rows)
-    for name, x in rows.items():
-        if x.ndim < 2:
-            msg = f"{name} has shape {tuple(x.shape)}, expected (..., n, d) with at least two axes"
-            raise ValueError(msg)
-        if x.shape[-1] == 0 and name != "v":
-            msg = f"{name} has no channels: shape {tuple(x.shape)}, expected (..., n, d) with d ≥ 1"
-            raise ValueError(msg)
-    q, k = rows.get("q"), rows.get("k")
-    if q is not None and k is not None and q.shape[-1] != k.shape[-1]:
-        msg = f"q has {q.shape[-1]} channels (last axis of {tuple(q.shape)}) but k has {k.shape[-1]} ({tuple(k.shape)})"
-        raise ValueError(msg)
-    return xp
-
-
-def check_scale(scale: Any) -> float:
-    """The scale as a finite float; TypeError for other types, ValueError for NaN and infinities."""
-    return check_number(
-        "scale", scale, why="; to scale by an array, multiply q and k by its square root, and pass scale=1"
-    )
-
-
-def check_keys(q: Array | None, k: Array, v: Array, key_mask: Array | None, xp: ModuleType) -> Array | None:
-    """The mask broadcast to (..., n_kv), or None; ValueError unless k and v have the same number of rows."""
-    if v.shape[-2] != k.shape[-2]:
-        msg = (
-            f"k has {k.shape[-2]} rows (axis −2 of {tuple(k.shape)}) but v has {v.shape[-2]} "
-            f"({tuple(v.shape)}); every key needs one value"
-        )
-        raise ValueError(msg)
-    if key_mask is None:
-        return None
-    mask = check_mask(xp, "key_mask", key_mask, k.shape[-2], "keys")
-    check_mask_axes("key_mask", mask, k.shape[:-2], v.shape[:-2], *(() if q is None else (q.shape[:-2],)))
-    return mask
-
-
-def check_mask(xp: ModuleType, name: str, mask: Array, n: int, rows: str) -> Array:
-    """The mask broadcast to (..., n); TypeError unless it is bool, ValueError unless it fits.
-
-    `name` and `rows` ("keys" or "queries") are the words of the errors.
-    """
-    if not is_dtype(xp, mask.dtype, "bool"):
-        msg = (
-            f"{name} has dtype {mask.dtype}, expected bool with True = keep; "
-            f"an additive mask becomes one by `mask == 0`, a 0/1 mask by `mask == 1`"
-        )
-        raise TypeError(msg)
-    if mask.ndim == 0 or mask.shape[-1] not in (1, n):
-        msg = (
-            f"{name} has shape {tuple(mask.shape)}, expected (..., {n}): "
-            f"its last axis runs over the {rows} (a mask over queries × keys is not supported)"
-        )
-        raise ValueError(msg)
-    return mask if mask.shape[-1] == n else xp.broadcast_to(mask, (*mask.shape[:-1], n))

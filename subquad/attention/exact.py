@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from subquad.attention.call import AttentionCall, OneKernel
+from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method
+from subquad.attention.remembered import OneKernel
 from subquad.attention.restrictions import NAMES, sight_of
 from subquad.backend import Array
 from subquad.core.block_loop import BLOCK_ELEMENTS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from subquad.attention.call import AttentionCall, OneKernel
+from subquad.attention.call import AttentionCall
 from subquad.attention.method import Method, before_first_key
+from subquad.attention.remembered import OneKernel
 from subquad.backend import Array
 from subquad.core.kernel import Kernel
 from subquad.core.states import State, StateSpec, merge_by_shift

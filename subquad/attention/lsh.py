@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import AttentionCall, check_rows
+from subquad.attention.call import AttentionCall
+from subquad.attention.checks import check_rows
 from subquad.attention.method import Method
 from subquad.attention.rest import centroids, check_rest
 from subquad.attention.restrictions import NONE, sight_of

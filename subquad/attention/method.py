@@ -13,9 +13,12 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from subquad.attention.call import NOTHING, ArrayOptions, AttentionCall, OneKernel, Recalled, again, enter, recall
+import numpy as np
+
+from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
+from subquad.attention.remembered import NOTHING, OneKernel, Recalled, again, keep_likeness, once_more, recall
 from subquad.attention.restrictions import by_documents, by_frontiers, restrict
 from subquad.backend import Array
 from subquad.core.beside import place_of
@@ -113,6 +116,10 @@ class Method(Options):
         """
         is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
         is_plain = is_plain and softcap is None and return_lse is False
+        if is_plain and key_mask is None and q.__class__ is not np.ndarray:  # whose signature takes less time
+            out = once_more(self, (q, k, v), causal, scale)
+            if out is not None:
+                return out
         try:
             rows, factor, as_stored = {"q": q, "k": k, "v": v}, self.default_scale(scale), self._reads_half()
             holds, given_options, recalled = self._holds_arrays(), None, NOTHING
@@ -120,7 +127,7 @@ class Method(Options):
                 given_options = self._given_options()
             if not holds or given_options is not None:
                 recalled = recall(self, None, rows, key_mask, None, causal, factor, as_stored, given_options)
-                out = again(recalled, q, k, v, key_mask) if is_plain else None
+                out = again(recalled, (q, k, v), key_mask) if is_plain else None
                 if out is not None:
                     return out
             call = enter(
@@ -146,6 +153,8 @@ class Method(Options):
         if is_plain and call.is_whole:
             out = call.by_one_kernel(self, self._kernel(call))
             if out is not None:
+                if key_mask is None:
+                    keep_likeness(call.arrangement, (q, k, v), causal, scale)
                 return out
         with call.computing():
             if is_plain:
@@ -304,7 +313,7 @@ class Method(Options):
         if not self._holds_arrays(streaming=True):
             factor, as_stored = self.default_scale(scale), self._reads_half(streaming=True)
             recalled = recall(self, self.state, rows, key_mask, state, True, factor, as_stored, None)
-            found = again(recalled, q, k, v, key_mask, state)
+            found = again(recalled, (q, k, v, state), key_mask)
             if found is not None:
                 return found
         call = self._enter(rows, scale, key_mask=key_mask, state=state, causal=True, recalled=recalled)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from subquad.attention.call import ArrayOptions, AttentionCall, check_mask, enter
+from subquad.attention.call import ArrayOptions, AttentionCall, enter
+from subquad.attention.checks import check_mask
 from subquad.attention.convolution import add_convolution
 from subquad.attention.kmeans import MOST, Clusters, find_clusters
 from subquad.attention.landmarks import count_visible, segment_means, uniform_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import check_rows
+from subquad.attention.checks import check_rows
 from subquad.attention.exact import Exact
 from subquad.attention.find import find_method
 from subquad.attention.method import Method

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from subquad.attention.call import ArrayOptions, AttentionCall, check_mask
+from subquad.attention.call import ArrayOptions, AttentionCall
+from subquad.attention.checks import check_mask
 from subquad.attention.method import Method
 from subquad.attention.rest import check_rest
 from subquad.attention.restrictions import NONE, by_documents, on_host, sight_of

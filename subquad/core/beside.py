@@ -9,14 +9,19 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from subquad.backend import Array
+from subquad.backend import Array, Backend
 from subquad.core import loading
 from subquad.core.loading import backend_of
 
 
+def backend_for(x: Any) -> Backend:
+    """The backend that the package of an array's class names, as a tracer can follow; the generic one without."""
+    return getattr(loading, "of_" + x.__class__.__module__.partition(".")[0])
+
+
 def namespace_of(x: Array) -> ModuleType:
     """The array namespace of `x`; TypeError if it is no array."""
-    backend = getattr(loading, "of_" + x.__class__.__module__.partition(".")[0])
+    backend = backend_for(x)
     if backend is loading.GENERIC:  # of a subclass in the user's own package, the library is known by its namespace
         backend = backend_of(backend.namespace(x))
     return backend.namespace(x)

@@ -25,6 +25,7 @@ from subquad.core.loading import backend_of, library_of
 # length of its cache: a full table is cleared and filled anew.
 MAX_KEPT = 1024
 HALF = frozenset({"float16", "bfloat16"})
+Again = Callable[[Sequence[Any], Array | None], Any]  # see `Kernel.again`
 Computing = Callable[[Any], AbstractContextManager[Any]]  # `Backend.computing`
 
 
@@ -238,7 +239,7 @@ class Kernel:
 
         return run_within
 
-    def again(self, form: Hashable, implementation: str, keywords: Mapping[str, Any]) -> Callable[..., Any] | None:
+    def again(self, form: Hashable, implementation: str, keywords: Mapping[str, Any]) -> Again | None:
         """What computes a call that `call_in` remembers again, without a look at its form; None if none is remembered.
 
         It takes the arrays and the key mask, and returns None where the choice is to be made anew or to be told.
@@ -248,7 +249,7 @@ class Kernel:
         if run is None:
             return None
 
-        def again(*arrays: Array | None, key_mask: Array | None) -> Any:
+        def again(arrays: Sequence[Array | None], key_mask: Array | None) -> Any:
             if self.chosen is not chosen or _listener.choices is not None:
                 return None
             return run(*arrays, key_mask=key_mask)

@@ -11,9 +11,11 @@ import numpy as np
 from subquad_numpy import array_api as xp
 from subquad_numpy.block_attention import whole
 from subquad_numpy.features import gradients
-from subquad_numpy.features.calls import MAX_CHUNKS, Array, Arrays, RowSums, Trace
 from subquad_numpy.features.gradients import ByKeys, ByQueries, ByStep
 from subquad_numpy.features.operand import Operand, Rows, keys_of, queries_of
+from subquad_numpy.features.runs import MAX_CHUNKS, Array, Arrays
+from subquad_numpy.features.softmax_calls import RowSums
+from subquad_numpy.features.step_calls import Trace
 from subquad_numpy.runtime.arguments import row_step, run, with_whole_items, with_whole_rows
 from subquad_numpy.runtime.stored import in_float32
 

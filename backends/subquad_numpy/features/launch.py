@@ -92,7 +92,7 @@ def launch_attend(arrays: Sequence[Any], static: Mapping[str, Any], run: Run) ->
 def launch_step(arrays: Sequence[Any], static: Mapping[str, Any], run: Run, *, save: bool = False) -> tuple[Array, ...]:
     """The outputs of the kernel `feature_step`; rows beyond the range of compiled code are left to the generic form.
 
-    What is saved is `calls.Trace`, as (…, n, 1) and (…, blocks, m). Items with such a row have levels of NaN.
+    What is saved is `step_calls.Trace`, as (…, n, 1) and (…, blocks, m). Items with such a row have levels of NaN.
     """
     from subquad_numpy.features.step import STEP_RECORD, block_rows, step_kernel
 
@@ -161,9 +161,9 @@ def launch_softmax(
 ) -> tuple[Array, ...]:
     """The output of the kernel `softmax_attention`.
 
-    What is saved is `calls.RowSums`, or nothing for a small number of keys, or the log-sum-exp if it goes by tiles.
+    What is saved is `softmax_calls.RowSums`, nothing for a small number of keys, or the log-sum-exp if it is by tiles.
     """
-    from subquad_numpy.features.calls import is_by_keys, is_by_tiles
+    from subquad_numpy.features.softmax_calls import is_by_keys, is_by_tiles
 
     q, k, v, key_mask = arrays
     xp, scale, n, n_kv = array_namespace(q), static["scale"], q.shape[-2], k.shape[-2]
@@ -198,7 +198,7 @@ def _with_keys(
 
 def _sums(k: Array, v: Array, side: Side, key_mask: Array | None, run: Run) -> State:
     """The state of the keys k alone; the shift is −∞ where the mask shows no key."""
-    from subquad_numpy.features.calls import MAX_CHUNKS, QUERIES, SMALL_KEYS, SUMMARY_CHUNK
+    from subquad_numpy.features.runs import MAX_CHUNKS, QUERIES, SMALL_KEYS, SUMMARY_CHUNK
     from subquad_numpy.features.summarize import SUMMARIZE_RECORD, summarize_kernel
 
     xp, (n, d), d_v, m = array_namespace(k), k.shape[-2:], v.shape[-1], side.width(k.shape[-1])
@@ -253,7 +253,7 @@ def _read(
     A denominator of None stands for 1, a start of None for 0. If `is_shift`, a start of −∞ counts as 0.
     """
     from subquad_numpy.features.attend import ATTEND_RECORD, attend_kernel
-    from subquad_numpy.features.calls import READING_CHUNK
+    from subquad_numpy.features.runs import READING_CHUNK
 
     xp, (n, d), d_v, m = array_namespace(q), q.shape[-2:], numerator.shape[-1], side.width(q.shape[-1])
     start_batch = None if start is None else start.shape[:-2]

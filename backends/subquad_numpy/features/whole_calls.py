@@ -13,12 +13,11 @@ from subquad.core.override import PLAIN
 from subquad.core.shapes import broadcast_batch
 from subquad.kernels.feature_sums import keys_batch
 from subquad_numpy.conditions import fused_features
-from subquad_numpy.features.calls import QUERIES, SUMMARY_CHUNK, New
 from subquad_numpy.features.operand import Rows, keys_of, operand_from, queries_of
+from subquad_numpy.features.runs import QUERIES, SUMMARY_CHUNK, Array, New
 from subquad_numpy.runtime.arguments import Forms, Run, fix_items, fix_rows, fixed, row_step, straight
 from subquad_numpy.runtime.stored import stored_word, widest
 
-Array = np.ndarray[Any, Any]
 MOST_QUERIES, MOST_KEYS = 1024, 2 * SUMMARY_CHUNK - 1  # more are read, or summed up, by several tasks
 
 

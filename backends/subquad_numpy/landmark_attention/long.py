@@ -16,7 +16,7 @@ import numpy as np
 from subquad.core.shapes import broadcast_batch
 from subquad_numpy.block_attention import calls as block_attention
 from subquad_numpy.block_attention.whole import as_intervals, chunks_of
-from subquad_numpy.features import calls as features
+from subquad_numpy.features.softmax_calls import softmax
 from subquad_numpy.runtime.addresses import address_of
 from subquad_numpy.runtime.arguments import Constant, Run, fix_rows, fixed, straight
 from subquad_numpy.runtime.stored import stored_word, widest
@@ -37,7 +37,7 @@ def plan(arrays: Sequence[Any], static: Mapping[str, Any]) -> Callable[..., Any]
     find_queries = means_run(q, m, q_land, finite=True)
     read_keys, intervals, of_parts = _reading_of_keys(q_land, k, v, k_land, batch, scale)
     find_values, among = _values(q_land, k_land, values, of_parts, batch, static)
-    read_landmarks = features.softmax.planned((q, k_land, values, None), {"scale": scale, "visible": None}, save=False)
+    read_landmarks = softmax.planned((q, k_land, values, None), {"scale": scale, "visible": None}, save=False)
 
     def attend(arrays: Sequence[Any], new: Callable[..., Array], threads: Any) -> Any:
         q, k, v = arrays
