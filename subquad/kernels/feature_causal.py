@@ -225,7 +225,8 @@ def _merge_rows(xp: ModuleType, *parts: tuple[Array, Array, Array]) -> Array:
     for size, height, (above, below, _) in zip(sizes, heights, parts, strict=True):
         weight = xp.exp(xp.where(height == math.inf, 0.0, height - highest))  # ∞ − ∞ and ∞ / ∞ are NaN
         numerator = numerator + divide_or_zero(xp, above, size) * weight
-        part = xp.where(xp.isinf(below), xp.sign(below), divide_or_zero(xp, below, size))
+        part = xp.where(below == -math.inf, -1.0, divide_or_zero(xp, below, size))
+        part = xp.where(below == math.inf, 1.0, part)
         denominator = denominator + part * weight
     return divide_or_zero(xp, numerator, denominator)
 
