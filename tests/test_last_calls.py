@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from rows.kernels import overrides_replaced
 
 import subquad
+from subquad.attention import remembered
 from subquad.attention.remembered import LASTS
 from subquad.backend import Accepts, Override
 from subquad.core.loading import backend_of
@@ -288,3 +290,14 @@ def test_a_method_that_is_gone_has_no_last_call() -> None:
     other = subquad.Favor(num_features=19)
     LASTS[id(other)] = LASTS[id(method)]  # as if it had the id of one that is gone
     assert not close(other(*given), out)
+
+
+def test_a_method_may_outlive_the_names_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At exit, Python sets them to None, and methods that others hold go later: their end is silent."""
+    method, *_ = warm("exact")
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    monkeypatch.setattr(remembered, "LASTS", None)
+    del method
+    gc.collect()
+    assert raised == []

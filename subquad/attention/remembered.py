@@ -84,11 +84,11 @@ def remember(key: Any, owner: Any, arrangement: Arrangement) -> None:
     """Keep an arrangement of the method `owner` under a key of `recall`."""
     if len(KEPT) >= MAX_KEPT:
         KEPT.clear()
-    made, method = arrangement.made, id(owner)
+    made, method, lasts = arrangement.made, id(owner), LASTS  # at exit, a module has lost its names
 
     def forget(_: Any) -> None:
         made.clear()
-        LASTS.pop(method, None)
+        lasts.pop(method, None)
 
     KEPT[key] = replace(arrangement, owner=weakref.ref(owner, forget))
 
