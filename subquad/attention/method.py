@@ -13,8 +13,6 @@ from functools import partial
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from subquad.attention.call import ArrayOptions, AttentionCall, enter
 from subquad.attention.grouped_heads import find_heads, head_counts
 from subquad.attention.options import Options
@@ -116,7 +114,7 @@ class Method(Options):
         """
         is_plain = segments is None and visible is None and mask is None and bias is None and sinks is None
         is_plain = is_plain and softcap is None and return_lse is False
-        if is_plain and key_mask is None and q.__class__ is not np.ndarray:  # whose signature takes less time
+        if is_plain and key_mask is None:
             out = once_more(self, (q, k, v), causal, scale)
             if out is not None:
                 return out
